@@ -1,0 +1,64 @@
+"""What a backend is: prompts in, completions out.
+
+A backend is opened for one artifact, asked batch after batch, and closed. It must give the same completions for the
+same batches: nothing it returns may depend on timing. It raises `EngineError` when it cannot go on; it never returns
+an error text as an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from quantverdict.records import Completion, Prompt
+
+Progress = Callable[[int, int], None]
+"""Called while a batch runs with (prompts finished in it, tokens generated in it) so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How text is generated. Greedy where `temperature` is 0 (the only value the llama.cpp backend takes)."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a backend uses the machine; equal for every cell of a study and part of its manifest.
+
+    Attributes:
+        parallel: sequences decoded at once.
+        threads: CPU threads; None is the number of physical cores given to this process.
+        context: tokens of context a sequence may use, prompt and answer together.
+    """
+
+    parallel: int = 16
+    threads: int | None = None
+    context: int = 2048
+
+
+class Backend(Protocol):
+    """One loaded build."""
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """Engine, version and every setting that can change an answer; goes into the manifest."""
+        ...
+
+    def complete(
+        self, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Answer one batch, in the order of `prompts`, and fill `choice_logprobs` where a prompt has `choices`.
+
+        Raises:
+            EngineError: the engine failed; nothing of the batch counts.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the model; may be called twice."""
+        ...

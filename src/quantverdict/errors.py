@@ -1,0 +1,84 @@
+"""The exception tree and the exit codes.
+
+QuantverdictError            exit 2
+├── InputError               what the user gave is wrong: file, line, field, what was expected
+│   ├── StudyError           a study, policy or sources file
+│   ├── TaskError            a task file, its template or its filters
+│   ├── ArtifactError        a model file: missing, truncated, corrupt, of another format
+│   └── DataError            responses, scored samples, a matrix
+├── BundleError              a bundle: locked, of another version, changed since it was written
+└── EngineError              a backend could not run a cell: the cell fails, the run goes on
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    """What the process returns."""
+
+    OK = 0
+    CANNOT_RUN = 2
+    REJECTED = 3
+    NOT_MEASURED = 4
+    NOT_RESOLVABLE = 5
+
+
+class QuantverdictError(Exception):
+    """Root of everything this package raises on purpose; its text is one line."""
+
+    exit_code: ExitCode = ExitCode.CANNOT_RUN
+
+
+class InputError(QuantverdictError):
+    """Bad input, said as `FILE:LINE: FIELD: what is wrong; expected ...`.
+
+    Args:
+        problem: what is wrong, without a full stop.
+        file: the file it was found in.
+        line: its line, counted from 1.
+        field: the key, column or tensor concerned.
+        expected: what would have been right.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: Path | str | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        expected: str | None = None,
+    ) -> None:
+        self.problem, self.file, self.line, self.field, self.expected = problem, file, line, field, expected
+        where = str(file) if file is not None else ""
+        if where and line is not None:
+            where += f":{line}"
+        text = ": ".join(part for part in (where, field, problem) if part)
+        super().__init__(f"{text}; expected {expected}" if expected else text)
+
+
+class StudyError(InputError):
+    """A study, policy or sources file."""
+
+
+class TaskError(InputError):
+    """A task file, its prompt template or its filters."""
+
+
+class ArtifactError(InputError):
+    """A model file."""
+
+
+class DataError(InputError):
+    """Responses, scored samples, judgements or a matrix."""
+
+
+class BundleError(QuantverdictError):
+    """A bundle that is locked, incomplete, of another version, or changed since it was written."""
+
+
+class EngineError(QuantverdictError):
+    """A backend could not load or run a build."""
