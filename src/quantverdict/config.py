@@ -5,15 +5,13 @@ Unknown keys are refused. A mistake is answered with file, line, key and what wa
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from quantverdict.errors import StudyError
+from quantverdict.yaml_file import load_yaml
 
 GGUF_LEVELS = ("FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
 """GGUF levels from most to fewest bits; the order in which builds are run and shown."""
@@ -22,8 +20,11 @@ GGUF_LEVELS = ("FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2
 def _exact(value: object) -> object:
     """A YAML number as the decimal it was written as, so that -10 pp means exactly -10."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
-        raise ValueError("a number is expected")
-    return Fraction(str(value))
+        raise ValueError("a number is expected")  # noqa: TRY004 - pydantic turns ValueErrors into its own
+    try:
+        return Fraction(str(value))
+    except ValueError:
+        raise ValueError("a number is expected") from None
 
 
 Exact = Annotated[Fraction, BeforeValidator(_exact)]
@@ -98,7 +99,9 @@ class Source(Frozen):
         return self
 
     def __str__(self) -> str:
-        place = next(f"{key}:{getattr(self, key)}" for key in ("path", "hub", "ollama", "package") if getattr(self, key))
+        place = next(
+            f"{key}:{getattr(self, key)}" for key in ("path", "hub", "ollama", "package") if getattr(self, key)
+        )
         return place + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
 
 
@@ -134,7 +137,9 @@ class Model(Frozen):
             raise ValueError(f"a baseline among the variants is expected ({', '.join(quants)})")
         for variant in self.variants:
             if variant.source is None and (self.source is None or variant.quant not in GGUF_LEVELS):
-                raise ValueError(f"variant {variant.quant}: a source, or a model source and a level of {GGUF_LEVELS}, is expected")
+                raise ValueError(
+                    f"variant {variant.quant}: a source, or a model source and a level of {GGUF_LEVELS}, is expected"
+                )
         return self
 
 
@@ -252,9 +257,6 @@ class Study(Frozen):
         return Path(self.file).parent
 
 
-Config = TypeVar("Config", bound=BaseModel)
-
-
 def load_study(path: Path) -> Study:
     """Read a study.
 
@@ -262,97 +264,3 @@ def load_study(path: Path) -> Study:
         StudyError: with file, line and key of the first mistake.
     """
     return load_yaml(path, Study).model_copy(update={"file": str(path)})
-
-
-def load_yaml(path: Path, model: type[Config]) -> Config:
-    """Read a YAML file into a strict model, saying the line of a mistake."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is not None:
-            _refuse_repeated_keys(root, path)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise StudyError(f"not valid YAML: {error.problem}", file=path, line=line) from error
-    if not isinstance(data, dict):
-        raise StudyError("is not a mapping", file=path, line=1, expected=f"the keys of a {model.__name__}")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, path, root, model) from error
-
-
-def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: type[BaseModel]) -> StudyError:
-    first = error.errors(include_url=False)[0]
-    location = first["loc"]
-    field = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        problem, expected = "unknown key", f"one of {', '.join(known)}" if known else None
-    elif first["type"] == "missing":
-        problem, expected = "missing", "this key"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        problem, expected = message.removesuffix(" is expected"), None
-        if message != problem:
-            problem, expected = f"{_shown(first['input'])} is not right", problem
-    return StudyError(problem, file=path, line=_line_of(root, location), field=field or None, expected=expected)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _keys_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    """The keys a mapping at `location` may have."""
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        if field is None:
-            return []
-        model = next((item for item in _walk_types(field.annotation) if hasattr(item, "model_fields")), None)
-        if model is None:
-            return []
-    return [name for name, field in model.model_fields.items() if not field.exclude]
-
-
-def _walk_types(annotation: Any) -> list[Any]:
-    inner = [item for argument in getattr(annotation, "__args__", ()) for item in _walk_types(argument)]
-    return [annotation, *inner]
-
-
-def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
-    """Line of the deepest node on the way to `location` that the file has."""
-    line = None if node is None else node.start_mark.line + 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
-    """PyYAML keeps the last of two equal keys in silence; a study must not."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Hashable] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise StudyError("given twice", file=path, line=key.start_mark.line + 1, field=str(key.value), expected="each key once")
-            seen.add(key.value)
-            _refuse_repeated_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, path)

@@ -1,0 +1,117 @@
+"""A YAML file into a strict pydantic model; a mistake is answered with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from quantverdict.errors import StudyError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_yaml(path: Path, model: type[Config]) -> Config:
+    """Read a YAML file into a strict model, saying the line of a mistake."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None:
+            _refuse_repeated_keys(root, path)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise StudyError(f"not valid YAML: {error.problem}", file=path, line=line) from error
+    if not isinstance(data, dict):
+        raise StudyError("is not a mapping", file=path, line=1, expected=f"the keys of a {model.__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, path, root, model) from error
+
+
+def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: type[BaseModel]) -> StudyError:
+    # A misspelt key is both unknown and missing: the unknown one is the mistake to show.
+    first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    location = first["loc"]
+    field = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        problem, expected = "unknown key", f"one of {', '.join(known)}" if known else None
+    elif first["type"] == "missing":
+        problem, expected = "missing", "this key"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        problem, expected = message.removesuffix(" is expected"), None
+        if message != problem:
+            problem, expected = f"{_shown(first['input'])} is not right", problem
+    return StudyError(problem, file=path, line=_line_of(root, location), field=field or None, expected=expected)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys a mapping at `location` may have."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        inner = [] if field is None else [item for item in _types_in(field.annotation) if _is_model(item)]
+        if not inner:
+            return []
+        model = inner[0]  # type: ignore[assignment]
+    return [name for name, field in model.model_fields.items() if not field.exclude]
+
+
+def _types_in(annotation: object) -> list[object]:
+    return [annotation, *(item for argument in get_args(annotation) for item in _types_in(argument))]
+
+
+def _is_model(item: object) -> bool:
+    return isinstance(item, type) and issubclass(item, BaseModel)
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
+    """Line of the deepest node on the way to `location` that the file has."""
+    line = None if node is None else node.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+    """PyYAML keeps the last of two equal keys in silence; a study must not."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[Hashable] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise StudyError(
+                    "given twice",
+                    file=path,
+                    line=key.start_mark.line + 1,
+                    field=str(key.value),
+                    expected="each key once",
+                )
+            seen.add(key.value)
+            _refuse_repeated_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)

@@ -1,0 +1,87 @@
+"""The shape of the package: who may import whom, how long a file may be, what a light import may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+SRC = Path(__file__).parents[1] / "src" / "quantverdict"
+# Each layer may import itself and what stands above it.
+LAYERS = [
+    {"records", "errors"},
+    {"yaml_file"},
+    {"config"},
+    {"stats", "tasks"},
+    {"artifacts"},
+    {"backends"},
+    {"collect"},
+    {"grading"},
+    {"matrix"},
+    {"protocol"},
+    {"report"},
+    {"pipeline"},
+    {"cli", "__main__"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+HEAVY = {"torch", "transformers", "pandas", "matplotlib", "polars", "scipy", "xllamacpp", "gguf", "statsmodels"}
+
+
+def modules():
+    return sorted(SRC.rglob("*.py"))
+
+
+def layer(path):
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imported_layers(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            if name == "quantverdict" and isinstance(node, ast.ImportFrom):
+                yield from (alias.name for alias in node.names if alias.name in RANK)
+            elif name.startswith("quantverdict."):
+                yield name.split(".")[1]
+
+
+def test_dependencies_point_one_way():
+    wrong = [
+        f"{path.relative_to(SRC)} imports {other}"
+        for path in modules()
+        if layer(path) in RANK
+        for other in imported_layers(path)
+        if RANK[other] > RANK[layer(path)] or (RANK[other] == RANK[layer(path)] and other != layer(path))
+    ]
+    assert not wrong
+
+
+def test_every_module_has_a_layer():
+    assert {layer(path) for path in modules()} - {"__init__"} <= set(RANK)
+
+
+def test_no_file_over_400_lines():
+    assert not [str(path) for path in modules() if path.read_text().count("\n") > 400]
+
+
+def test_two_broad_excepts_in_the_tree():
+    """Around one cell in collect/generate.py, and at the top of cli.py."""
+    broad = {
+        str(path.relative_to(SRC))
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"}))
+    }
+    assert broad <= {"collect/generate.py", "cli.py"}
+
+
+def test_import_and_help_load_nothing_heavy():
+    code = (
+        "import sys; import quantverdict, quantverdict.cli;"
+        "quantverdict.cli.main(['--help'], standalone_mode=False);"
+        "print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in result.stdout
+    assert not HEAVY & set(ast.literal_eval(result.stderr))

@@ -1,0 +1,111 @@
+"""A study is strict and frozen, and a mistake is answered with file, line, key and what was expected."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from quantverdict.config import POLICIES, Policy, load_study
+from quantverdict.errors import StudyError
+
+STUDIES = Path(__file__).parents[1] / "studies"
+GOOD = """\
+study: small
+models:
+  - name: tiny
+    family: Tiny
+    source: {path: tiny.gguf}
+    baseline: FP16
+    variants: [FP16, Q8_0]
+tasks: [starter_qa]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_good_study_is_frozen(write):
+    study = load_study(write(GOOD))
+    assert [variant.quant for variant in study.models[0].variants] == ["FP16", "Q8_0"]
+    with pytest.raises(ValidationError):
+        study.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "words"),
+    [
+        ("study: small", "studdy: small", 1, "studdy", "unknown key; expected one of study, seed, models"),
+        ("    family: Tiny", "    familly: Tiny", 4, "models.0.familly", "unknown key; expected one of name, family"),
+        ("baseline: FP16", "baseline: Q4_0", 3, "models.0", "a baseline among the variants"),
+        ("{path: tiny.gguf}", "{path: a, hub: b}", 5, "models.0.source", "exactly one of path, hub, ollama, package"),
+        ("[FP16, Q8_0]", "[FP16, FP16]", 3, "models.0", "each quant once"),
+        ("[FP16, Q8_0]", "[FP16, AWQ]", 3, "models.0", "variant AWQ: a source"),
+        ("[starter_qa]", "[]", 8, "tasks", "at least 1 item"),
+        ("[starter_qa]", "[{task: a, limit: '5'}]", 8, "tasks.0.limit", "valid integer"),
+        ("[starter_qa]", "[starter_qa]\npolicy: tr124", 9, "policy", "one of quantverdict, tr125"),
+        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift: 1}", 9, "policy.severe_drift", "unknown key"),
+        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: x}", 9, "policy.severe_drift_pp", "not right"),
+        ("[starter_qa]", "[starter_qa]\nseed: 1\nseed: 2", 10, "seed", "given twice"),
+        ("[starter_qa]", "[starter_qa", 9, "", "not valid YAML"),
+    ],
+)
+def test_a_mistake_names_file_line_key_and_expectation(write, old, new, line, field, words):
+    path = write(GOOD.replace(old, new))
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:{line}: {field}")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(StudyError, match="cannot be read"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_a_list_is_not_a_study(write):
+    with pytest.raises(StudyError, match="is not a mapping"):
+        load_study(write("- a\n"))
+
+
+def test_thresholds_are_the_decimals_that_were_written(write):
+    study = load_study(write(GOOD + "policy: {base: tr125, severe_drift_pp: 0.1}\n"))
+    assert study.policy.severe_drift_pp == Fraction(1, 10)
+    assert study.policy.joint_collapse is False
+
+
+def test_policy_tr125_differs_only_in_joint_collapse():
+    differing = {
+        key for key in Policy.model_fields if getattr(POLICIES["tr125"], key) != getattr(POLICIES["quantverdict"], key)
+    }
+    assert differing == {"name", "joint_collapse"}
+
+
+def test_the_published_study_loads():
+    study = load_study(STUDIES / "tr125.yaml")
+    assert len(study.models) == 6
+    assert sum(len(model.variants) for model in study.models) == 51
+    assert study.policy.name == "tr125"
+    assert len(study.tasks) == 11
+
+
+def test_the_demo_study_loads():
+    study = load_study(STUDIES / "demo.yaml")
+    assert [variant.quant for variant in study.models[0].variants] == [
+        "FP16",
+        "Q8_0",
+        "Q6_K",
+        "Q5_K_M",
+        "Q4_K_M",
+        "Q3_K_S",
+        "Q2_K",
+    ]
