@@ -20,7 +20,8 @@ LAYERS = [
     {"protocol"},
     {"report"},
     {"pipeline"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "polars", "scipy", "xllamacpp", "gguf", "statsmodels"}
@@ -79,7 +80,7 @@ def test_two_broad_excepts_in_the_tree():
 def test_import_and_help_load_nothing_heavy():
     code = (
         "import sys; import quantverdict, quantverdict.cli;"
-        "quantverdict.cli.main(['--help'], standalone_mode=False);"
+        "quantverdict.cli.execute(['--help']);"
         "print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,197 @@
+"""The command line: parse, call one function, print, exit.
+
+Results go to stdout (`--json`: exactly one JSON document), progress and messages to stderr. Exit codes: errors.ExitCode.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from quantverdict.errors import ExitCode, QuantverdictError
+
+Existing = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="quantverdict")
+def commands() -> None:
+    """Which quantized build of this language model can we ship?"""
+
+
+@commands.command()
+@click.argument("study", type=Existing)
+@click.option("--out", type=Existing, help="The bundle to write or to resume; bundles/STUDY if not given.")
+@click.option("--task-dir", help="Where the study's task files are, instead of its own task_dir.")
+@json_option
+def run(study: Path, out: Path | None, task_dir: str | None, as_json: bool) -> None:
+    """Run a study: the whole pipeline. Run it again to resume."""
+    from quantverdict import pipeline
+
+    bundle = pipeline.run(study, out, task_dir=task_dir)
+    show_decision(bundle, as_json)
+
+
+@commands.command()
+@click.argument("study", type=Existing)
+@click.option("--bundle", type=Existing, help="Take tokens and speed from this earlier run.")
+@click.option("--task-dir", help="Where the study's task files are, instead of its own task_dir.")
+@click.option("--measure/--no-measure", default=True, help="Time a short batch where there is no earlier run.")
+@json_option
+def plan(study: Path, bundle: Path | None, task_dir: str | None, measure: bool, as_json: bool) -> None:
+    """Say what a study would ask, take and be able to show, before it runs."""
+    from quantverdict import pipeline
+
+    planned = pipeline.plan(study, bundle, task_dir=task_dir, measure=measure)
+    show(planned.as_json(), planned.lines, as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing, required=False)
+@click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV) instead of a bundle.")
+@click.option("--out", type=Existing, help="With --matrix: the bundle to write.")
+@click.option("--policy", help="A policy by name; the bundle's own if not given.")
+@json_option
+def analyze(bundle: Path | None, matrix: Path | None, out: Path | None, policy: str | None, as_json: bool) -> None:
+    """Decide from stored scores, or from a finished matrix."""
+    from quantverdict import pipeline
+
+    if (bundle is None) == (matrix is None) or (matrix is not None and out is None):
+        raise click.UsageError("give a BUNDLE, or --matrix FILE with --out BUNDLE")
+    if matrix is not None and out is not None:
+        done = pipeline.analyze_matrix(matrix, out, policy or "quantverdict")
+    elif bundle is not None:
+        done = pipeline.analyze(bundle, policy)
+    show_decision(done, as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@json_option
+def report(bundle: Path, as_json: bool) -> None:
+    """Render a bundle's report again."""
+    from quantverdict import pipeline
+
+    paths = pipeline.report(bundle)
+    show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@json_option
+def verify(bundle: Path, as_json: bool) -> None:
+    """Recompute every hash of a bundle."""
+    from quantverdict import pipeline
+
+    problems = pipeline.verify(bundle)
+    show({"ok": not problems, "problems": problems}, lambda: problems or [f"{bundle}: every hash holds"], as_json)
+    if problems:
+        raise SystemExit(ExitCode.CANNOT_RUN)
+
+
+@commands.command()
+@click.argument("model", type=Existing)
+@click.option("--to", "levels", required=True, help="Levels to make, separated by commas: Q8_0,Q4_K_M")
+@click.option("--out", type=Existing, required=True, help="The folder to write to.")
+@json_option
+def quantize(model: Path, levels: str, out: Path, as_json: bool) -> None:
+    """Make GGUF levels from a model file."""
+    from quantverdict import pipeline
+
+    made = pipeline.quantize(model, tuple(levels.split(",")), out)
+    show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
+
+
+@commands.command()
+@click.argument("artifact", type=Existing)
+@json_option
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Show what a model file is: hash, true bits per weight, tensor types, chat template."""
+    from quantverdict.artifacts import gguf
+
+    found = gguf.inspect_gguf(artifact)
+    show(gguf.as_json(found), lambda: gguf.describe(found), as_json)
+
+
+@commands.group()
+def tasks() -> None:
+    """The task catalogue."""
+
+
+@tasks.command("list")
+@json_option
+def tasks_list(as_json: bool) -> None:
+    """List the built-in tasks."""
+    from quantverdict.tasks import catalog
+
+    rows = catalog.catalogue()
+    show([list(row) for row in rows], lambda: ["  ".join(str(part) for part in row) for row in rows], as_json)
+
+
+@tasks.command("show")
+@click.argument("task")
+@json_option
+def tasks_show(task: str, as_json: bool) -> None:
+    """Show a task, by name or file: its template and its first item as asked."""
+    from quantverdict.tasks import catalog
+
+    loaded = catalog.load_task(task)
+    first = catalog.render_prompt(loaded, loaded.items[0])
+    shown = {"name": loaded.name, "task_type": loaded.task_type, "items": len(loaded.items), "first_prompt": first}
+    show(shown, lambda: [f"{key}: {value}" for key, value in shown.items()], as_json)
+
+
+def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> None:
+    """Print a result for a program or for a person."""
+    print(json.dumps(document, ensure_ascii=False, indent=2) if as_json else "\n".join(lines()))
+
+
+def show_decision(bundle: Path, as_json: bool) -> None:
+    """Print a bundle's decision: the document, or the table and where the report is."""
+    if as_json:
+        print((bundle / "decision.json").read_text(encoding="utf-8"))
+        return
+    from quantverdict.report.terminal import print_decision
+
+    print_decision(bundle)
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code (errors.ExitCode; 130 where the user interrupted).
+    """
+    try:
+        result = commands.main(arguments, prog_name="quantverdict", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.CANNOT_RUN
+    except (KeyboardInterrupt, click.Abort):
+        return say("interrupted; the same command goes on where it stopped", 130)
+    except QuantverdictError as error:
+        return say(f"error: {error}", error.exit_code)
+    except Exception as error:
+        if os.environ.get("QUANTVERDICT_TRACEBACK"):
+            raise
+        return say(
+            f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)", ExitCode.CANNOT_RUN
+        )
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def say(message: str, code: int) -> int:
+    """Print one line to stderr and pass the exit code on."""
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point of the `quantverdict` command."""
+    sys.exit(execute(sys.argv[1:]))
