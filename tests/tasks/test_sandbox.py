@@ -1,0 +1,314 @@
+"""The sandbox renders real chat templates and refuses, in bounded work, what a hostile one tries."""
+
+import time
+
+import pytest
+
+from quantverdict.errors import TaskError
+from quantverdict.tasks.sandbox import BUDGET, CPU_SECONDS, render_template, template_fields
+
+CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are helpful.<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+
+CHATML_TOOLS = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] }}
+    {%- else %}
+        {{- 'You are helpful.' }}
+    {%- endif %}
+    {{- "\\n\\n# Tools\\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\\n</tools><|im_end|>\\n" }}
+{%- elif messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\\n<tool_call>\\n{"name": "' }}{{- tool_call.name }}{{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}{{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\\n<tool_response>\\n' ~ message.content ~ '\\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\\n' }}{%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+LLAMA3 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- elif message.tool_calls|length != 1 %}
+        {{- raise_exception("one tool-call at a time") }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- if message['role'] == 'assistant' -%}{%- set role = 'model' -%}{%- else -%}{%- set role = message['role'] -%}{%- endif -%}
+    {{ '<start_of_turn>' + role + '\\n' }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}{%- if item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
+"""
+
+THINKING = """{%- set ns = namespace(last=messages|length - 1, seen=false) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if not ns.seen and message.role == "user" and not message.content.startswith('<tool_response>') %}
+        {%- set ns.seen = true %}{%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{%- continue %}{%- endif %}
+    {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+    {%- generation %}{{- message.role ~ ':' ~ content ~ (' <last>' if loop.index0 == ns.last else '') ~ '\\n' }}{%- endgeneration %}
+{%- endfor %}
+{%- macro show(items) %}{% for key, value in items|items %}{{ key }}={{ value }}{{ ", " if not loop.last }}{% endfor %}{% endmacro %}
+{{- show({'a': 1, 'b': [2]}) }}
+{{- messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join(' & ') }}
+"""
+
+ASK = [{"role": "user", "content": " Hi <b>&'é "}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": {"zone": "UTC"}}}]}
+ANSWER = {"role": "tool", "content": "12:00"}
+
+
+def chat(template, messages, **extra):
+    variables = {"messages": messages, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>", **extra}
+    return render_template(template, variables, where="model.gguf")
+
+
+def test_chatml_adds_its_own_system_turn():
+    assert chat(CHATML, ASK) == (
+        "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n Hi <b>&'é <|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_chatml_with_tools_writes_json_without_html_escapes():
+    tool = {"type": "function", "function": {"name": "now", "description": "the <time> & 'place' é"}}
+    text = chat(CHATML_TOOLS, [SYSTEM, *ASK, CALL, ANSWER], tools=[tool])
+    assert '{"type": "function", "function": {"name": "now", "description": "the <time> & \'place\' é"}}' in text
+    assert text.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n<tools>\n{")
+    assert '<tool_call>\n{"name": "now", "arguments": {"zone": "UTC"}}\n</tool_call><|im_end|>\n' in text
+    assert text.endswith(
+        "<|im_start|>user\n<tool_response>\n12:00\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_chatml_with_tools_renders_without_any():
+    assert chat(CHATML_TOOLS, ASK).startswith("<|im_start|>user\n Hi")
+
+
+def test_llama3_has_the_fixed_date_and_trims():
+    assert chat(LLAMA3, [SYSTEM, *ASK]) == (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi <b>&'é<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_gemma_renders_text_and_parts_alike():
+    parts = [{"role": "user", "content": [{"type": "text", "text": ASK[0]["content"]}]}]
+    assert chat(GEMMA, ASK) == chat(GEMMA, parts)
+    assert chat(GEMMA, ASK) == "<s><start_of_turn>user\nHi <b>&'é<end_of_turn>\n<start_of_turn>model\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"), [([SYSTEM, *ASK], "System role not supported"), ([*ASK, *ASK], "must alternate")]
+)
+def test_what_a_template_raises_is_the_refusal(messages, reason):
+    with pytest.raises(TaskError, match=reason):
+        chat(GEMMA, messages)
+
+
+def test_namespace_slices_macros_loop_controls_and_generation_blocks():
+    messages = [
+        SYSTEM,
+        *ASK,
+        {"role": "assistant", "content": "<think>no</think>\nyes"},
+        {"role": "user", "content": "ok"},
+    ]
+    assert chat(THINKING, messages) == "user: Hi <b>&'é \nassistant:yes\nuser:ok <last>\na=1, b=[2] Hi <b>&'é  & ok"
+
+
+def test_blocks_are_trimmed_and_one_newline_at_the_end_is_dropped():
+    source = "{% if x %}\n  {% set y = 1 %}\nA: {{ x }}\n{% endif %}\nend\n\n"
+    assert render_template(source, {"x": "b"}, where="f") == "A: b\nend\n"
+
+
+def test_a_missing_variable_is_refused_when_strict_and_empty_when_not():
+    assert render_template("<{{ gone }}>", {}, where="f") == "<>"
+    with pytest.raises(TaskError, match=r"^f: template refused: 'gone' is undefined"):
+        render_template("<{{ gone }}>", {}, where="f", strict=True)
+
+
+def test_tojson_takes_an_indent():
+    assert render_template("{{ x | tojson(indent=2) }}", {"x": {"a": [1]}}, where="f") == '{\n  "a": [\n    1\n  ]\n}'
+
+
+def test_template_fields_are_the_names_from_outside():
+    source = "{% set a = b %}{{ a }} {{ c.d }} {% for e in range(2) %}{{ e }}{% endfor %}"
+    assert template_fields(source, where="f") == {"b", "c"}
+
+
+def test_a_syntax_error_names_its_line():
+    with pytest.raises(TaskError, match=r"f: template refused: .*\(template line 2\)"):
+        template_fields("a\n{% if %}", where="f")
+
+
+def test_a_long_prompt_is_not_a_bomb():
+    text = "word " * 100_000
+    assert chat(LLAMA3, [{"role": "user", "content": text}]).count("word") == 100_000
+
+
+DOUBLING = {
+    "concat": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "plus": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "lists": "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "shared lists": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    "shared dicts": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "shared tuples": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ ns.x == 1 }}",
+    "blocks": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+    "macro": "{% set ns = namespace(x='ab') %}{% macro m(t) %}{{ t }}{{ t }}{% endmacro %}"
+    "{% for i in range(99) %}{% set ns.x = m(ns.x) %}{% endfor %}",
+    "replace": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x|replace('a', ns.x) %}{% endfor %}",
+    "replace method": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
+    "join": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x]|join(ns.x) %}{% endfor %}",
+    "join method": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x.join(ns.x) %}{% endfor %}",
+    "squares": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "filter block": "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x %}"
+    "{% filter replace('a', ns.x) %}{{ ns.x }}aa{% endfilter %}{% endset %}{% endfor %}",
+}
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}X{% endfor %}{% endfor %}"
+ATTACKS = {
+    "nested loops": NESTED.replace("X", ""),
+    "nested loops with text": NESTED.replace("X", "text" * 1000),
+    "nested loops with comparing": "{% set x = range(99999)|list %}"
+    + NESTED.replace("X", "{% if -1 in x %}{% endif %}"),
+    "text in a set block": "{% set x %}" + NESTED.replace("X", "text" * 1000) + "{% endset %}",
+    "loop over filtered": NESTED.replace("range(99999) %}X", "range(99999)|map('string')|select %}X"),
+    "range": "{{ range(10**12)|list }}",
+    "many ranges": "{% for a in range(99999) %}{% set x = range(99999)|list %}{% endfor %}",
+    "string times": "{{ 'a' * 10**10 }}",
+    "times string": "{{ 10**10 * 'a' }}",
+    "list times": "{{ ([1] * 10**10)|length }}",
+    "list of long text times": "{{ (['" + "a" * 1000 + "'] * 100000)|string|length }}",
+    "power": "{{ 9**(9**9) }}",
+    "center": "{{ 'a'|center(10**9) }}",
+    "center method": "{{ 'a'.center(10**9) }}",
+    "ljust": "{{ 'a'.ljust(10**9) }}",
+    "zfill": "{{ 'a'.zfill(10**9) }}",
+    "expandtabs": "{{ '\\t'.expandtabs(10**9) }}",
+    "indent": "{{ 'a\\nb'|indent(10**9) }}",
+    "batch": "{{ [1]|batch(10**9, 0)|list }}",
+    "slice filter": "{{ [1]|slice(10**9)|list }}",
+    "format": "{{ '{:1000000000}'.format(1) }}",
+    "format filter": "{{ '%1000000000d'|format(1) }}",
+    "percent": "{{ '%1000000000d' % 1 }}",
+    "strftime": "{{ strftime_now('%1000000000d') }}",
+    "to_bytes": "{{ (1).to_bytes(10**10, 'big') }}",
+    "round": "{{ 1.5|round(10**9, 'ceil') }}",
+    "lipsum": "{{ lipsum(10**9) }}",
+    "slices": "{% set x = 'a' * 100000 %}" + "".join(f"{{% set x{i} = x[1:] %}}" for i in range(2000)),
+    "tojson": "{% set ns = namespace(x=range(9999)|list) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x|tojson(indent=16) }}",
+    "tojson indent": "{{ [1]|tojson(indent=10**9) }}",
+    "sum of lists": "{{ ([[1]] * 100000)|sum(start=[]) }}",
+    "macro recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "macro tree": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "block recursion": "{% block a %}{{ self.a() }}{% endblock %}",
+    "recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    "namespace in itself": "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns.x|tojson }}",
+    "deep parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "deep blocks": "{% for x in [1] %}" * 200 + "{% endfor %}" * 200,
+    "long sum": "{{ " + "+".join(["1"] * 20000) + " }}",
+    "long source": "a" * 100_001,
+    "huge literal": "{{ " + "9" * 6000 + " }}",
+    "class": "{{ ''.__class__ }}",
+    "class by item": "{{ ''['__class__'] }}",
+    "class by attr": "{{ ''|attr('__class__') }}",
+    "class by map": "{{ ['']|map(attribute='__class__')|list }}",
+    "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__ }}",
+    "macro function": "{% macro m() %}{% endmacro %}{{ m._func }}",
+    "context": "{{ self._TemplateReference__context }}",
+    "range class": "{{ range.__globals__ }}",
+    "namespace class": "{{ namespace.__init__.__globals__ }}",
+    "mutation": "{{ messages.append(1) }}",
+    "include": "{% include '/etc/passwd' %}",
+    "import": "{% import '/etc/passwd' as x %}",
+    "from import": "{% from '/etc/passwd' import x %}",
+    "extends": "{% extends '/etc/passwd' %}",
+    "open": "{{ open('/etc/passwd') }}",
+    "division": "{{ 1 / 0 }}",
+    "bad call": "{{ 'a'.join(1, 2, 3) }}",
+} | {f"doubling {name}": source for name, source in DOUBLING.items()}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_refused(name):
+    """CPU time, not wall time, is looked at: ten times the budget would mean that nothing bounds the attack."""
+    started = time.process_time()
+    with pytest.raises(TaskError, match=r"^task\.yaml: template refused: "):
+        render_template(ATTACKS[name], {"messages": []}, where="task.yaml")
+    assert time.process_time() - started < 10 * CPU_SECONDS
+
+
+def test_the_budget_is_for_the_whole_rendering():
+    """Just under the budget renders; the same text once more does not."""
+    half = "{{ x }}"
+    text = "a" * (BUDGET // 8)
+    assert len(render_template(half * 8, {"x": text}, where="f")) == len(text) * 8
+    with pytest.raises(TaskError):
+        render_template("{% for i in range(30) %}{{ x }}{% endfor %}", {"x": text}, where="f")
