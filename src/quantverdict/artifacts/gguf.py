@@ -1,0 +1,183 @@
+"""What a GGUF is: its identity, true bits per weight, tensor types, chat template, and how it came to be."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
+from quantverdict.artifacts.gguf_read import Gguf, Tensor, open_gguf
+from quantverdict.artifacts.kquant_mix import LEVELS, is_quantizable
+from quantverdict.errors import ArtifactError
+from quantverdict.records import Artifact
+
+DEQUANTIZED_KEY = "quantverdict.dequantized_from"
+"""Metadata key of a made level: the low-bit type its source was stored in."""
+
+_CHUNK = 1 << 22
+_LEVEL_BY_FILE_TYPE = {level.file_type: name for name, level in LEVELS.items()}
+
+
+def inspect_gguf(path: Path) -> Artifact:
+    """Read a GGUF file.
+
+    Raises:
+        ArtifactError: it is missing, no GGUF, truncated, corrupt, or one part of several.
+    """
+    model = open_model(path)
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(file_sha256, model)
+        weights = pool.submit(_weights_sha256, model)
+        sha256, weights_sha256 = whole.result(), weights.result()
+    matrices = [tensor for tensor in model.tensors if tensor.n_dims > 1]
+    return Artifact(
+        path=str(path),
+        format="gguf",
+        sha256=sha256,
+        weights_sha256=weights_sha256,
+        file_bytes=len(model.data),
+        n_params=sum(tensor.n_elements for tensor in model.tensors),
+        bpw=_bits_per_weight(model.tensors),
+        bpw_quantized=_bits_per_weight(matrices or model.tensors),
+        tensor_types=_by_count(tensor.type.name for tensor in model.tensors),
+        fallbacks=_fallbacks(model),
+        architecture=model.text("general.architecture") or "",
+        name=model.text("general.name") or "",
+        chat_template=model.text("tokenizer.chat_template"),
+        tokenizer_sha256=_tokenizer_sha256(model),
+        dequantized_from=dequantized_from(model),
+        special_tokens=_special_tokens(model),
+    )
+
+
+def open_model(path: Path) -> Gguf:
+    """`open_gguf`, for a file that must hold a whole model."""
+    model = open_gguf(path)
+    parts = model.integer("split.count")
+    if parts is not None and parts > 1:
+        number = (model.integer("split.no") or 0) + 1
+        raise ArtifactError(
+            f"is part {number} of {parts}", file=path, expected="one file, joined by llama-gguf-split --merge"
+        )
+    if not model.tensors:
+        raise ArtifactError("holds no tensors", file=path, expected="a model")
+    return model
+
+
+def read_chat_template(path: Path) -> str | None:
+    """The Jinja source of the model's chat template, None where it has none; reads the header only."""
+    return open_gguf(path).text("tokenizer.chat_template")
+
+
+def dequantized_from(model: Gguf) -> str | None:
+    """The low-bit type that the weights went through before: as recorded when it was made, else as the data show."""
+    from quantverdict.artifacts.grid import low_bit_grid
+
+    return model.text(DEQUANTIZED_KEY) or low_bit_grid(model)
+
+
+def describe(artifact: Artifact) -> list[str]:
+    """What `quantverdict inspect` prints, a line each."""
+    template = artifact.chat_template
+    rows = {
+        "file": artifact.path,
+        "model": f"{artifact.name or 'unnamed'} ({artifact.architecture or 'no architecture'})",
+        "sha256": artifact.sha256,
+        "weights sha256": artifact.weights_sha256,
+        "size": f"{artifact.file_bytes:,} bytes, {artifact.n_params:,} weights",
+        "bits per weight": f"{artifact.bpw:.3f} over all tensors, {artifact.bpw_quantized:.3f} over the matrices",
+        "tensor types": _counts(artifact.tensor_types),
+        "chat template": "none: prompts go in as plain text" if template is None else f"{len(template):,} characters",
+        "special tokens": ", ".join(f"{name} {text!r}" for name, text in artifact.special_tokens.items()) or "none",
+        "tokenizer sha256": artifact.tokenizer_sha256,
+    }
+    if artifact.fallbacks:
+        rows["fallbacks"] = (
+            f"{sum(artifact.fallbacks.values())} matrices ({_counts(artifact.fallbacks)}) are not in the type this "
+            "level is named after: their rows are not a multiple of 256, so llama.cpp stores them in another one"
+        )
+    if artifact.dequantized_from:
+        rows["dequantised"] = (
+            f"the weights went through {artifact.dequantized_from} before: this is not the original model, and "
+            "levels near that grid look better than they are"
+        )
+    return [f"{label:<16} {_one_line(text)}" for label, text in rows.items()]
+
+
+def _counts(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in types.items())
+
+
+def _one_line(text: str) -> str:
+    """Metadata are somebody else's text: no line ends, no terminal control."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _bits_per_weight(tensors: tuple[Tensor, ...] | list[Tensor]) -> float:
+    return 8 * sum(tensor.nbytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
+
+
+def _by_count(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _fallbacks(model: Gguf) -> Mapping[str, int]:
+    """Matrices of a K-quant level whose rows do not fit its blocks, by the type they have instead."""
+    file_type = model.integer("general.file_type")
+    level = _LEVEL_BY_FILE_TYPE.get(-1 if file_type is None else file_type)
+    if level is None or TYPE_BY_NAME[LEVELS[level].type].block == 1:
+        return {}
+    block = TYPE_BY_NAME[LEVELS[level].type].block
+    return _by_count(item.type.name for item in model.tensors if is_quantizable(item) and item.shape[0] % block)
+
+
+def file_sha256(model: Gguf) -> str:
+    """sha256 of the whole file."""
+    return _sha256(model, 0, len(model.data))
+
+
+def _sha256(model: Gguf, start: int, end: int) -> str:
+    digest = hashlib.sha256()
+    with memoryview(model.data) as view:
+        for at in range(start, end, _CHUNK):
+            digest.update(view[at : min(at + _CHUNK, end)])
+    return digest.hexdigest()
+
+
+def _weights_sha256(model: Gguf) -> str:
+    """Over name, shape, type and data of every tensor, in the order of their names."""
+    digest = hashlib.sha256()
+    for tensor in sorted(model.tensors):
+        data = _sha256(model, tensor.start, tensor.start + tensor.nbytes)
+        shape = ",".join(str(extent) for extent in tensor.shape)
+        digest.update(f"{len(tensor.name)}:{tensor.name} {shape} {tensor.type.name} {data}\n".encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_sha256(model: Gguf) -> str:
+    """Over every `tokenizer.ggml.*` field: vocabulary, types, scores, merges, special tokens, pre-tokeniser."""
+    digest = hashlib.sha256()
+    for key in sorted(model.fields):
+        if key.startswith("tokenizer.ggml."):
+            field = model.fields[key]
+            digest.update(key.encode() + struct.pack("<IQ", field.kind, field.end - field.start))
+            digest.update(model.data[field.start : field.end])
+    return digest.hexdigest()
+
+
+def _special_tokens(model: Gguf) -> dict[str, str]:
+    """`bos`, `eos`, `padding`, ... to their text, where their ids are in the vocabulary."""
+    tokens = model.get("tokenizer.ggml.tokens")
+    found: dict[str, str] = {}
+    if not isinstance(tokens, list):
+        return found
+    for key in model.fields:
+        name = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
+        number = model.integer(key) if key == f"tokenizer.ggml.{name}_token_id" else None
+        if number is not None and 0 <= number < len(tokens):
+            found[name] = str(tokens[number])
+    return found
