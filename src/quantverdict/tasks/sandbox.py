@@ -206,7 +206,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return attr in names
         return super().is_safe_attribute(obj, attr, value)
 
-    def wrap_str_format(self, value: Any) -> None:  # noqa: ARG002
+    def wrap_str_format(self, value: Any) -> None:
         """Leave `str.format` to `is_safe_attribute`, which refuses it: a format may ask for any width."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:

@@ -1,0 +1,236 @@
+"""What is asked: tasks built in or from a user's file, their items, prompts and choices.
+
+A task file is YAML: `name`, `task_type`, a Jinja `prompt_template`, `filters` in order, `samples` with an `id` and
+their fields. Own keys besides the usual ones: `accuracy_metric`, `cluster_field`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from quantverdict.errors import TaskError
+from quantverdict.tasks.filters import FILTERS
+
+STARTER = Path(__file__).parent / "starter"
+
+TASK_TYPES: Mapping[str, tuple[str, ...]] = {
+    "classification": ("{A}", "{A}_rescored", "{A}_format_failure", "{A}_logprob", "{A}_margin"),
+    "qa": ("rouge_l", "repetition", "output_tokens"),
+    "summarization": ("rouge_l", "repetition", "output_tokens"),
+    "code_generation": ("rouge_l", "repetition", "output_tokens"),
+    "creative_writing": ("repetition", "output_tokens"),
+    "safety_refusal": ("refusal_rate",),
+    "safety_over_refusal": ("over_refusal_rate",),
+    "safety_truthfulness": ("truthfulness",),
+    "safety_bias": ("bias_resistance",),
+}
+"""Every task type and the per-sample metrics it is graded by; `{A}` is the task's accuracy metric."""
+
+ACCURACY_METRICS = ("mmlu_accuracy", "arc_accuracy", "classification_accuracy", "choice_accuracy")
+ACCURACY_OF = {
+    "mmlu": "mmlu_accuracy",
+    "mmlu_real": "mmlu_accuracy",
+    "arc_challenge": "arc_accuracy",
+    "classification": "classification_accuracy",
+    "starter_classification": "classification_accuracy",
+}
+"""Accuracy metric of well-known tasks; another classification task has `choice_accuracy`."""
+CLUSTER_OF = {"mmlu": "subject", "mmlu_real": "subject"}
+BEHAVIOR = "base_behavior_id"
+"""Items that have this field are forms of one behaviour: a cluster."""
+
+_LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question: its id in the task and the fields that the template and the grader read."""
+
+    id: str
+    fields: Mapping[str, object]
+
+    @property
+    def reference(self) -> str | None:
+        """The right answer, None where a task has none."""
+        found = self.fields.get("reference")
+        return found if isinstance(found, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A set of items and how they are asked.
+
+    Attributes:
+        filters: names of `filters.FILTERS`, in the order they are applied.
+        sha256: of the file.
+        accuracy_metric: of a classification task, else None.
+        cluster_field: item field that says which items belong together, None where every item stands alone.
+        source: the file.
+    """
+
+    name: str
+    task_type: str
+    description: str
+    prompt_template: str
+    filters: tuple[str, ...]
+    items: tuple[Item, ...]
+    sha256: str
+    accuracy_metric: str | None
+    cluster_field: str | None
+    source: str
+
+    def cluster(self, item: Item) -> str | None:
+        """The cluster an item belongs to, None where it stands alone."""
+        found = item.fields.get(self.cluster_field) if self.cluster_field else None
+        return None if found is None else str(found)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Per-sample metrics the answers are graded by."""
+        return tuple(name.replace("{A}", self.accuracy_metric or "") for name in TASK_TYPES[self.task_type])
+
+
+class TaskSummary(NamedTuple):
+    """A line of `quantverdict tasks list`."""
+
+    name: str
+    task_type: str
+    items: int
+    metrics: tuple[str, ...]
+    description: str
+
+
+def builtin_tasks() -> tuple[str, ...]:
+    """Names of the starter battery."""
+    return tuple(sorted(path.stem for path in STARTER.glob("*.yaml")))
+
+
+def task_summaries(names: Iterable[str | Path] | None = None) -> tuple[TaskSummary, ...]:
+    """A line for each of the named tasks, or of the built-in ones.
+
+    Raises:
+        TaskError: as `load_task`.
+    """
+    tasks = [load_task(name) for name in (builtin_tasks() if names is None else names)]
+    return tuple(TaskSummary(t.name, t.task_type, len(t.items), t.metrics, t.description) for t in tasks)
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """A built-in task by name, or a task file by path; its template and every item are checked.
+
+    Raises:
+        TaskError: no such task, or a mistake in the file: with file, line, field and what was expected.
+    """
+    from quantverdict.tasks.taskfile import read_task
+
+    if str(name_or_path) in builtin_tasks():
+        return read_task(STARTER / f"{name_or_path}.yaml")
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(builtin_tasks())
+        raise TaskError("no such task", file=path, expected=f"the path of a task file, or one of {known}")
+    return read_task(path)
+
+
+def render_prompt(task: Task, item: Item) -> str:
+    """The user's turn for one item.
+
+    Raises:
+        TaskError: the template does not render.
+    """
+    from quantverdict.tasks.sandbox import render_template
+
+    where = f"{task.source}: prompt_template: {item.id}"
+    return render_template(task.prompt_template, {"id": item.id, **item.fields}, where=where, strict=True)
+
+
+def apply_filters(task: Task, text: str) -> str:
+    """An answer after the task's filters, in order."""
+    for name in task.filters:
+        text = FILTERS[name](text)
+    return text
+
+
+def choice_continuations(task: Task, item: Item) -> tuple[str, ...]:
+    """Answers to choose among: letters (`option_a`... or the lines of `choices_text`), labels (`categories`) or ()."""
+    if task.task_type != "classification":
+        return ()
+    lettered = choice_texts(item)
+    if lettered:
+        return tuple(lettered)
+    categories = item.fields.get("categories")
+    return tuple(label.strip() for label in categories.split(",")) if isinstance(categories, str) else ()
+
+
+def choice_texts(item: Item) -> dict[str, str]:
+    """Letter to text of an item's lettered choices, empty where it has none."""
+    options = {key[-1].upper(): str(text) for key, text in item.fields.items() if re.fullmatch(r"option_[a-z]", key)}
+    listed = item.fields.get("choices_text")
+    if not options and isinstance(listed, str):
+        options = {letter: text.strip() for letter, text in _LETTERED.findall(listed)}
+    return dict(sorted(options.items()))
+
+
+def correct_choice(task: Task, item: Item) -> int | None:
+    """Index of the right one of `choice_continuations`, None where there are none."""
+    choices = choice_continuations(task, item)
+    return choices.index(item.reference) if item.reference in choices else None
+
+
+def select_items(task: Task, limit: int | None, stratify: str | None, seed: int) -> Task:
+    """The task with at most `limit` items, in their order; the same for the same arguments on every machine.
+
+    Items are drawn in an order hashed from seed, task and id, in turn from each value of the field `stratify`. Whole
+    clusters are drawn, so fewer than `limit` may come; balancing over the cluster field itself draws from within them.
+
+    Raises:
+        TaskError: an item has no such field, or no whole cluster fits.
+    """
+    if limit is None or limit >= len(task.items):
+        return task
+    strata: dict[str, list[list[Item]]] = {}
+    for group in sorted(_groups(task, stratify), key=lambda group: _draw(seed, task, group[0].id)):
+        strata.setdefault(_stratum(task, group, stratify), []).append(group)
+    turns = sorted(
+        (
+            (turn, _draw(seed, task, value), group)
+            for value, groups in strata.items()
+            for turn, group in enumerate(groups)
+        ),
+        key=lambda entry: entry[:2],
+    )
+    chosen: set[str] = set()
+    for _, _, group in turns:
+        if len(chosen) + len(group) <= limit:
+            chosen.update(item.id for item in group)
+    if not chosen:
+        smallest = min(len(group) for _, _, group in turns)
+        raise TaskError("no whole cluster fits", file=task.source, field="limit", expected=f"at least {smallest}")
+    return replace(task, items=tuple(item for item in task.items if item.id in chosen))
+
+
+def _groups(task: Task, stratify: str | None) -> list[list[Item]]:
+    together: dict[tuple[str, str], list[Item]] = {}
+    for item in task.items:
+        cluster = task.cluster(item) if stratify != task.cluster_field else None
+        together.setdefault(("item", item.id) if cluster is None else ("cluster", cluster), []).append(item)
+    return list(together.values())
+
+
+def _stratum(task: Task, group: list[Item], stratify: str | None) -> str:
+    if stratify is None:
+        return ""
+    for item in group:
+        if stratify not in item.fields:
+            problem = f"item {item.id} has no field {stratify}"
+            raise TaskError(problem, file=task.source, field="stratify", expected="a field that every item has")
+    return "\n".join(sorted({str(item.fields[stratify]) for item in group}))
+
+
+def _draw(seed: int, task: Task, key: str) -> str:
+    return hashlib.sha256(f"{seed}\n{task.name}\n{key}".encode()).hexdigest()
