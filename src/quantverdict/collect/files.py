@@ -1,0 +1,204 @@
+"""Files of a bundle: written whole or not at all, with the same bytes for the same content; one writer at a time."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from quantverdict.errors import BundleError
+from quantverdict.records import Table, Value
+
+Json: TypeAlias = Any
+"""Whatever a JSON or YAML document holds; its reader knows the shape."""
+
+PARTIAL = ".partial"
+"""Suffix of a file that is being written; whatever a killed run leaves of it is nobody's."""
+
+DECIMALS = 12
+"""A fraction is written as a decimal of at most this many places."""
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what the file system says into one line.
+
+    Raises:
+        BundleError: `path` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = "the disk is full; what was collected is safe: make room and run the same command again"
+        else:
+            told = f"cannot be written ({error.strerror or error})"
+        raise BundleError(f"{path}: {told}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; when the block ends well its file is flushed to the disk and becomes `path`."""
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    with saving(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file or, on any failure, leave the one before it.
+
+    Raises:
+        BundleError: the disk is full, or the path is not writable.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_text(value: object) -> str:
+    """A JSON document with sorted keys, one entry a line."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(value: object) -> bytes:
+    """A line of a JSONL file: UTF-8, keys in their order, no number that JSON does not have."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:
+        # A pair of surrogates is the character it stands for; a lone one has no UTF-8 and is escaped.
+        paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return (re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", paired) + "\n").encode()
+
+
+def whole_lines(data: bytes) -> list[bytes]:
+    """The lines that end in LF; no other character ends a line of JSON."""
+    return data.split(b"\n")[:-1]
+
+
+def csv_bytes(table: Table) -> bytes:
+    """A table as UTF-8, LF, comma, RFC 4180 quotes; see `cell_text` for the values."""
+    rows = [
+        [quoted(name) for name in table.columns],
+        *([quoted(cell_text(value)) for value in row] for row in table.rows),
+    ]
+    return "".join(",".join(row) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows by column name; a missing value is the empty text.
+
+    Raises:
+        BundleError: no such file, or not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BundleError(f"{path}: cannot be read ({error})") from error
+
+
+def cell_text(value: Value) -> str:
+    """None and NaN are empty, booleans 1/0, fractions decimals of up to 12 places, floats the shortest exact text."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case bool():
+            return "1" if value else "0"
+        case int():
+            return str(value)
+        case float():
+            # Not `repr`, which names the type of a NumPy float.
+            return "" if math.isnan(value) else float.__repr__(value)
+        case Fraction():
+            return decimal_text(value)
+    raise TypeError(f"a table cannot hold {value!r} ({type(value).__name__})")
+
+
+def decimal_text(value: Fraction) -> str:
+    """Exact where 12 decimals are enough, else rounded to the nearest (ties to even)."""
+    scaled = round(value * 10**DECIMALS)
+    whole, part = divmod(abs(scaled), 10**DECIMALS)
+    digits = f"{part:0{DECIMALS}d}".rstrip("0")
+    return ("-" if scaled < 0 else "") + str(whole) + (f".{digits}" if digits else "")
+
+
+def quoted(text: str) -> str:
+    """RFC 4180. The csv module leaves a lone CR bare, and readers take it for the end of the row."""
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+class Lock:
+    """An exclusive lock on a folder, held by the kernel for this process: it ends with it, however it ends.
+
+    Raises:
+        BundleError: another process (named) or another lock of this one holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / ".lock"
+        with saving(path):
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._handle)
+            self._handle = -1
+            raise BundleError(f"{folder}: in use by process {owner}; wait for it, or name another bundle") from None
+        with saving(path):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+        _held.add(self)
+
+    def release(self) -> None:
+        """May be called twice."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def _forget_locks() -> None:
+    """A forked worker must not hold its parent's lock: it may outlive it."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget_locks)

@@ -1,0 +1,254 @@
+"""One cell at a time: load, ask what is missing, append, unload. A cell that cannot run is a row with its reason."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal, Protocol
+
+from quantverdict.backends.base import Backend
+from quantverdict.collect.store import FINISHES, BatchTiming, CellStore, as_response
+from quantverdict.errors import BundleError, EngineError
+from quantverdict.records import CellId, Completion, Prompt
+
+Identity = Mapping[str, str | int | bool]
+OpenBackend = Callable[[], Backend]
+
+SMOKE_PROMPTS = 8
+"""A first batch of at least this many prompts that are all answered with nothing is an engine that does not work."""
+
+
+class ProgressView(Protocol):
+    """Who is told how collecting goes."""
+
+    def start_cell(self, cell: CellId, total: int, done: int) -> None:
+        """A cell of `total` prompts begins; `done` of them were stored by an earlier run."""
+        ...
+
+    def advance(self, prompts: int, tokens: int) -> None:
+        """So many more prompts are finished, so many more tokens generated."""
+        ...
+
+    def finish_cell(self, outcome: CellOutcome) -> None:
+        """The cell ended, well or not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CellOutcome:
+    """How a cell went; a figure that was not measured is None.
+
+    Attributes:
+        failure: why it could not run, in one line; None where it ran.
+        prompts: answers that are stored.
+        identity: what the backend says it is; empty where it could not be opened.
+        tokens_per_second: generated tokens over the wall time of the batches.
+        ttft_ms: median time to first token.
+        cpu_seconds, wall_seconds: over all batches, earlier runs included.
+        peak_memory_bytes: of the engine, where it tells.
+    """
+
+    cell: CellId
+    status: Literal["ok", "failed"]
+    failure: str | None
+    prompts: int
+    identity: Identity
+    tokens_per_second: float | None
+    ttft_ms: float | None
+    cpu_seconds: float | None
+    wall_seconds: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an earlier run noted of a cell: half a cell by one engine is not completed by another."""
+
+    identity: Identity | None = None
+    peak_memory_bytes: int | None = None
+
+
+def collect_cell(
+    store: CellStore,
+    open_backend: OpenBackend,
+    view: ProgressView,
+    note_identity: Callable[[Identity], None],
+    known: Known = Known(),
+) -> CellOutcome:
+    """Ask one cell what is missing of it.
+
+    Args:
+        store: the cell's files and its plan.
+        open_backend: loads the build; not called where nothing is missing.
+        note_identity: called with the backend's identity before it is asked anything.
+        known: what an earlier run noted.
+
+    Raises:
+        BundleError: the disk is full, or the stored part was made by another engine: the run cannot go on.
+        KeyboardInterrupt: after the backend is closed; all whole batches are stored.
+    """
+    sizes = [len(batch) for batch in store.plan.batches]
+    view.start_cell(store.cell, sum(sizes), sum(sizes[: store.done]))
+    run = _CellRun(store, view, known)
+    failure = None
+    try:
+        if store.done < len(sizes):
+            run.ask(open_backend, note_identity)
+    except BundleError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever an engine does, the other cells go on
+        failure = one_line(error)
+    outcome = run.outcome(failure)
+    view.finish_cell(outcome)
+    return outcome
+
+
+class _CellRun:
+    """One cell while it is asked."""
+
+    def __init__(self, store: CellStore, view: ProgressView, known: Known) -> None:
+        self.store, self.view = store, view
+        self.known, self.identity, self.peak = known, known.identity, known.peak_memory_bytes
+
+    def ask(self, open_backend: OpenBackend, note_identity: Callable[[Identity], None]) -> None:
+        backend = open_backend()
+        try:
+            identity = dict(backend.identity)
+            if self.store.done and self.known.identity is not None:
+                refuse_other_engine(self.store.cell, self.known.identity, identity)
+            self.identity = identity
+            note_identity(identity)
+            for number in range(self.store.done, len(self.store.plan.batches)):
+                self._ask_batch(backend, number)
+            self.peak = max(filter(None, (self.peak, peak_memory(backend))), default=None)
+        finally:
+            backend.close()
+
+    def _ask_batch(self, backend: Backend, number: int) -> None:
+        plan = self.store.plan
+        prompts = [plan.prompts[index] for index in plan.batches[number]]
+        decoding = plan.decoding[prompts[0].task]
+        steps = _Steps(self.view)
+        cpu_before, start = cpu_seconds(backend), time.perf_counter()
+        completions = backend.complete(prompts, decoding, steps)
+        wall, cpu_after = time.perf_counter() - start, cpu_seconds(backend)
+        check_completions(prompts, completions, decoding.max_new_tokens)
+        if number == 0:
+            smoke_check(completions)
+        tokens = sum(completion.output_tokens for completion in completions)
+        timing = BatchTiming(
+            batch=number,
+            prompts=len(prompts),
+            prompt_tokens=sum(completion.prompt_tokens for completion in completions),
+            output_tokens=tokens,
+            wall_s=wall,
+            cpu_s=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
+            ttft_ms=tuple(completion.ttft_ms for completion in completions if completion.ttft_ms is not None),
+        )
+        answers = [
+            as_response(self.store.cell, prompt, done) for prompt, done in zip(prompts, completions, strict=True)
+        ]
+        self.store.append(answers, timing)
+        steps(len(prompts), tokens)
+
+    def outcome(self, failure: str | None) -> CellOutcome:
+        timings = self.store.timings
+        wall = sum(timing.wall_s for timing in timings)
+        cpu = [timing.cpu_s for timing in timings if timing.cpu_s is not None]
+        ttft = [value for timing in timings for value in timing.ttft_ms]
+        tokens = sum(timing.output_tokens for timing in timings)
+        return CellOutcome(
+            cell=self.store.cell,
+            status="ok" if failure is None else "failed",
+            failure=failure,
+            prompts=sum(len(batch) for batch in self.store.plan.batches[: self.store.done]),
+            identity=self.identity or {},
+            tokens_per_second=tokens / wall if tokens and wall > 0 else None,
+            ttft_ms=median(ttft) if ttft else None,
+            cpu_seconds=sum(cpu) if cpu and len(cpu) == len(timings) else None,
+            wall_seconds=wall if timings else None,
+            peak_memory_bytes=self.peak,
+        )
+
+
+class _Steps:
+    """A backend's running totals of one batch as the steps that a view wants."""
+
+    def __init__(self, view: ProgressView) -> None:
+        self.view, self.prompts, self.tokens = view, 0, 0
+
+    def __call__(self, prompts: int, tokens: int) -> None:
+        self.view.advance(prompts - self.prompts, tokens - self.tokens)
+        self.prompts, self.tokens = prompts, tokens
+
+
+def check_completions(prompts: Sequence[Prompt], completions: Sequence[Completion], max_new_tokens: int) -> None:
+    """Refuse what no engine that works returns.
+
+    Raises:
+        EngineError: naming the sample.
+    """
+    if len(completions) != len(prompts):
+        raise EngineError(f"{len(completions)} answers to {len(prompts)} prompts")
+    for prompt, completion in zip(prompts, completions, strict=True):
+        wrong = _wrong_with(prompt, completion, max_new_tokens)
+        if wrong:
+            raise EngineError(f"{prompt.task}/{prompt.sample_id}: {wrong}")
+
+
+def _wrong_with(prompt: Prompt, completion: Completion, max_new_tokens: int) -> str | None:
+    logprobs = completion.choice_logprobs
+    if completion.finish not in FINISHES:
+        return f"finished by {completion.finish!r}, expected one of {', '.join(FINISHES)}"
+    if completion.prompt_tokens < 0 or not 0 <= completion.output_tokens <= max_new_tokens:
+        return f"{completion.output_tokens} tokens generated, at most {max_new_tokens} were asked for"
+    if logprobs is not None and len(logprobs) != len(prompt.choices):
+        return f"{len(logprobs)} log-probabilities for {len(prompt.choices)} choices"
+    if logprobs is not None and not all(math.isfinite(value) for value in logprobs):
+        return f"a log-probability that is not finite ({logprobs})"
+    return None
+
+
+def smoke_check(completions: Sequence[Completion]) -> None:
+    """Refuse an engine whose whole first batch is empty: there is nothing to measure.
+
+    Raises:
+        EngineError: so it is.
+    """
+    if len(completions) >= SMOKE_PROMPTS and not any(completion.output_tokens for completion in completions):
+        raise EngineError(f"answered nothing to each of the first {len(completions)} prompts")
+
+
+def refuse_other_engine(cell: CellId, known: Identity, found: Identity) -> None:
+    """Refuse to complete a cell with another engine than it was begun with.
+
+    Raises:
+        BundleError: naming what differs.
+    """
+    for key in sorted({*known, *found}):
+        if known.get(key) != found.get(key):
+            raise BundleError(
+                f"{cell}: its first answers were collected with {key} {known.get(key)!r}, it is {found.get(key)!r} now;"
+                " restore that, or collect into another bundle"
+            )
+
+
+def cpu_seconds(backend: Backend) -> float | None:
+    """CPU seconds the engine used so far, None where the backend has no `cpu_seconds`."""
+    value = getattr(backend, "cpu_seconds", None)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def peak_memory(backend: Backend) -> int | None:
+    """Peak resident bytes of the engine, None where the backend has no `peak_memory_bytes`."""
+    value = getattr(backend, "peak_memory_bytes", None)
+    return int(value) if isinstance(value, int | float) else None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a reason: its text in one line, with its type where this package did not raise it."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, EngineError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,0 +1,277 @@
+"""The bundle a run leaves: a folder of artefacts, and `manifest.json` that holds their hashes and all that made them.
+
+Times and what follows from them are apart in the manifest's `run`; equal runs on one machine differ nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
+
+from quantverdict.collect.environment import environment
+from quantverdict.collect.files import (
+    PARTIAL,
+    Json,
+    Lock,
+    csv_bytes,
+    json_text,
+    read_csv,
+    replacing,
+    saving,
+    sha256_of,
+    write_whole,
+)
+from quantverdict.collect.meaning import as_yaml, first_difference
+from quantverdict.config import Study
+from quantverdict.errors import BundleError, StudyError
+from quantverdict.records import Table
+from quantverdict.yaml_file import load_yaml
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SCHEMA = 1
+"""Version of the bundle's layout; another one is refused."""
+
+MANIFEST = "manifest.json"
+TIMED = ("timings/", "cells.json")
+"""Artefacts that hold times and nothing else that a later stage decides on."""
+UNTRACKED = (MANIFEST, ".lock")
+
+
+class Bundle:
+    """A bundle that is open for writing: locked until it is closed."""
+
+    def __init__(self, root: Path, lock: Lock, manifest: dict[str, Any]) -> None:
+        self.root = root
+        self._lock = lock
+        self._manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path, config: BaseModel | None, *, resume: bool = True) -> Self:
+        """Create a bundle, or reopen the one at `path`.
+
+        Args:
+            config: the study or the sources it is made from, kept as `study.yaml` or `sources.yaml`; None where a
+                stage works on whatever the bundle is.
+            resume: False refuses an existing bundle.
+
+        Raises:
+            BundleError: in use, of another version or another study (which key differs), or not a bundle.
+        """
+        with saving(path):
+            path.mkdir(parents=True, exist_ok=True)
+        refuse_strangers(path)
+        with ExitStack() as undo:
+            lock = Lock(path)
+            undo.callback(lock.release)
+            if not (path / MANIFEST).exists():
+                bundle = cls(path, lock, {"schema": SCHEMA, "run": {"started": now(), "finished": None}})
+                bundle._save()
+            elif resume:
+                bundle = cls(path, lock, read_manifest(path))
+            else:
+                raise BundleError(f"{path}: is a bundle already; resume it, or name another")
+            if config is not None:
+                bundle._bind(config)
+            for left in path.rglob(f".*{PARTIAL}"):
+                left.unlink()
+            undo.pop_all()
+        return bundle
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Open an existing bundle, whatever it was made from.
+
+        Raises:
+            BundleError: not a bundle, in use, or of another version.
+        """
+        read_manifest(path)
+        return cls.open(path, None)
+
+    def close(self) -> None:
+        """Give the bundle free; may be called twice."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def path(self, name: str) -> Path:
+        """Where the artefact `name` (`matrix.csv`, `responses/x.jsonl`) is."""
+        return self.root / name
+
+    def study(self) -> Study:
+        """The study as run.
+
+        Raises:
+            BundleError: the bundle holds none.
+        """
+        if not self.path("study.yaml").exists():
+            raise BundleError(f"{self.root}: holds no study.yaml")
+        file = self.path("study.yaml")
+        return load_yaml(file, Study).model_copy(update={"file": str(file)})
+
+    def write_text(self, name: str, text: str) -> None:
+        write_whole(self.path(name), text.encode("utf-8", "backslashreplace"))
+
+    def write_json(self, name: str, value: object) -> None:
+        self.write_text(name, json_text(value))
+
+    def write_table(self, table: Table) -> None:
+        """Write `NAME.csv`."""
+        write_whole(self.path(f"{table.name}.csv"), csv_bytes(table))
+
+    def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
+        with replacing(self.path(name)) as partial, partial.open("wb") as file:
+            frame.rechunk().write_parquet(file, compression="zstd", compression_level=3)
+
+    def read_text(self, name: str) -> str:
+        try:
+            return self.path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{self.path(name)}: cannot be read ({error})") from error
+
+    def read_json(self, name: str) -> Json:
+        try:
+            return json.loads(self.read_text(name))
+        except ValueError as error:
+            raise BundleError(f"{self.path(name)}: not valid JSON ({error})") from error
+
+    def read_table(self, name: str) -> list[dict[str, str]]:
+        """Rows of `NAME.csv` by column; a missing value is the empty text."""
+        return read_csv(self.path(f"{name}.csv"))
+
+    def freeze_text(self, name: str, text: str) -> bool:
+        """Write an artefact that may never change: False where the bundle holds another text already."""
+        if self.path(name).exists():
+            return self.read_text(name) == text
+        self.write_text(name, text)
+        return True
+
+    def recorded(self, key: str) -> Json:
+        """A part of the manifest, None where there is none."""
+        return self._manifest.get(key)
+
+    def record(self, **parts: object) -> None:
+        """Put parts (`seeds`, `sources`, `batches`, `backends`) into the manifest, now and for good."""
+        self._manifest |= parts
+        self._save()
+
+    def finish(self) -> None:
+        """Hash every artefact and say that the run is complete."""
+        entries = {name: entry_of(self.path(name)) for name in artefact_names(self.root)}
+        timed = {name: entry for name, entry in entries.items() if name.startswith(TIMED)}
+        self._manifest["artefacts"] = {name: entry for name, entry in entries.items() if name not in timed}
+        self._manifest["run"] |= {"finished": now(), "artefacts": timed}
+        self._save()
+
+    def _save(self) -> None:
+        write_whole(self.root / MANIFEST, json_text(self._manifest).encode())
+
+    def _bind(self, config: BaseModel) -> None:
+        """Bind a new bundle to its study, or check that a reopened one is of the same."""
+        name = "study.yaml" if isinstance(config, Study) else "sources.yaml"
+        bound = self.recorded("config")
+        if bound not in (None, name):
+            raise BundleError(f"{self.root}: was made from a {bound}, not from a {name}")
+        if self.path(name).exists():
+            self._compare(name, config)
+        elif bound is None:
+            self.write_text(name, as_yaml(config))
+        else:
+            raise BundleError(f"{self.root}: its {name} is missing; put it back, or name another bundle")
+        folder = config.folder if isinstance(config, Study) else None
+        self.record(config=name, seeds={"seed": getattr(config, "seed", None)}, **environment(folder))
+
+    def _compare(self, name: str, config: BaseModel) -> None:
+        try:
+            stored = load_yaml(self.path(name), type(config))
+        except StudyError as error:
+            raise BundleError(f"{error} (the bundle's copy)") from error
+        difference = first_difference(stored, config)
+        if difference:
+            raise BundleError(f"{self.root}: is of another study: {difference}; name another bundle")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the bundle at `path`.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    try:
+        manifest: Json = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path}: not a bundle (no {MANIFEST})") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: cannot be read ({error})") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA or not isinstance(manifest.get("run"), dict):
+        raise BundleError(f"{path}: a bundle of schema version {schema!r}; this program reads {SCHEMA}")
+    return dict(manifest)
+
+
+def verify(path: Path) -> list[str]:
+    """What of a finished bundle is no longer as it was written: changed, missing or extra files. Empty when all holds.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    manifest = read_manifest(path)
+    if manifest["run"].get("finished") is None:
+        return [f"{path}: the run is not finished; run the same command again"]
+    known: Mapping[str, Any] = manifest.get("artefacts", {}) | manifest["run"].get("artefacts", {})
+    found = set(artefact_names(path))
+    problems = [f"{name}: missing" for name in known if name not in found]
+    problems += [f"{name}: not in the manifest" for name in found if name not in known]
+    for name in sorted(found & set(known)):
+        was, now_is = known[name].get("sha256"), sha256_of(path / name)
+        if was != now_is:
+            problems.append(f"{name}: changed; sha256 is {now_is}, the manifest says {was}")
+    return sorted(problems)
+
+
+def artefact_names(root: Path) -> list[str]:
+    """Every file of the bundle but the manifest and the lock, sorted."""
+    names = (file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+    return sorted(name for name in names if name not in UNTRACKED and not name.endswith(PARTIAL))
+
+
+def entry_of(path: Path) -> dict[str, str | int | None]:
+    """What the manifest says of an artefact."""
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size, "rows": row_count(path)}
+
+
+def row_count(path: Path) -> int | None:
+    """Rows of a table, lines of a JSONL file, None for any other file."""
+    match path.suffix:
+        case ".csv":
+            return len(read_csv(path))
+        case ".jsonl":
+            with path.open("rb") as file:
+                return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        case ".parquet":
+            import polars as pl
+
+            return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    return None
+
+
+def refuse_strangers(path: Path) -> None:
+    """A folder that holds something and is no bundle is somebody's: leave it alone."""
+    held = [entry.name for entry in path.iterdir() if entry.name != ".lock" and not entry.name.endswith(PARTIAL)]
+    if held and MANIFEST not in held:
+        raise BundleError(f"{path}: not a bundle and not empty (it holds {min(held)}); name another folder")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,116 @@
+"""Where cells run: in this process, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quantverdict.collect.generate import CellOutcome, Identity, Known, OpenBackend, ProgressView, collect_cell
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.prompts import Plan, first_changed, prompt_lines, prompts_file, read_prompts
+from quantverdict.collect.store import CellStore
+from quantverdict.errors import BundleError
+from quantverdict.records import CellId
+
+CELLS = "cells.json"
+"""How each cell went, with its timings: read by later stages, and by a resumed run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A cell that is to be asked: its plan, and how to load its build."""
+
+    cell: CellId
+    plan: Plan
+    open_backend: OpenBackend
+
+
+def run_cells(
+    bundle: Bundle, jobs: Sequence[Job], view: ProgressView, *, retry: bool = True
+) -> tuple[CellOutcome, ...]:
+    """Ask every cell what is missing of it; the outcomes in the order of `jobs`, kept in `cells.json`.
+
+    Args:
+        retry: try again a cell that failed in an earlier run; else its row stays as it was.
+
+    Raises:
+        BundleError: the prompts or the batch plan are not those the bundle was begun with; the disk is full.
+        DataError: stored responses were changed, by file and line.
+    """
+    for job in jobs:
+        freeze_plan(bundle, job)
+    log = _Log(bundle)
+    for job in jobs:
+        stored = log.outcomes.get(job.cell)
+        if stored is not None and stored.status == "failed" and not retry:
+            continue
+        store = CellStore(bundle.root, job.cell, job.plan)
+        known = Known(log.identities.get(job.cell), stored.peak_memory_bytes if stored else None)
+        log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), known))
+    return tuple(log.outcomes[job.cell] for job in jobs)
+
+
+def read_outcomes(bundle: Bundle) -> dict[CellId, CellOutcome]:
+    """The outcomes that `cells.json` holds, empty where there is none yet."""
+    return _Log(bundle).outcomes
+
+
+def freeze_plan(bundle: Bundle, job: Job) -> None:
+    """Keep what a base model's cells are asked, or check that it is what the bundle holds.
+
+    Raises:
+        BundleError: naming the first prompt that differs, or the batch plan.
+    """
+    name = prompts_file(job.cell.base_model)
+    if not bundle.freeze_text(name, prompt_lines(job.plan.prompts)):
+        changed = first_changed(read_prompts(bundle.path(name)), job.plan.prompts) or "their order"
+        raise BundleError(f"{bundle.path(name)}: the prompts are not those this bundle was begun with: {changed}")
+    _freeze_part(bundle, "batches", job.cell.base_model, [list(batch) for batch in job.plan.batches])
+    _freeze_part(
+        bundle, "decoding", job.cell.base_model, {task: asdict(how) for task, how in job.plan.decoding.items()}
+    )
+
+
+def _freeze_part(bundle: Bundle, key: str, base_model: str, value: object) -> None:
+    parts: Mapping[str, object] = bundle.recorded(key) or {}
+    if base_model not in parts:
+        bundle.record(**{key: {**parts, base_model: value}})
+    elif parts[base_model] != value:
+        raise BundleError(f"{bundle.root}: the {key} of {base_model} are not those this bundle was begun with")
+
+
+class _Log:
+    """`cells.json`, and the backends' identities in the manifest."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        rows = bundle.read_json(CELLS) if bundle.path(CELLS).exists() else []
+        self.outcomes = {outcome.cell: outcome for outcome in map(as_outcome, rows)}
+        recorded: Mapping[str, Identity] = bundle.recorded("backends") or {}
+        self.identities = {CellId(*name.split("/", 1)): identity for name, identity in recorded.items()}
+
+    def noting(self, cell: CellId) -> Callable[[Identity], None]:
+        """What keeps the cell's identity before it is asked anything, so that a killed run leaves it too."""
+
+        def note(identity: Identity) -> None:
+            if self.identities.get(cell) != identity:
+                self.identities[cell] = identity
+                self.bundle.record(backends={str(key): dict(value) for key, value in self.identities.items()})
+
+        return note
+
+    def add(self, outcome: CellOutcome) -> None:
+        if self.outcomes.get(outcome.cell) != outcome:
+            self.outcomes[outcome.cell] = outcome
+            self.bundle.write_json(CELLS, [as_row(entry) for entry in self.outcomes.values()])
+
+
+def as_row(outcome: CellOutcome) -> dict[str, object]:
+    row = {name: value for name, value in asdict(outcome).items() if name != "cell"}
+    return {"base_model": outcome.cell.base_model, "quant": outcome.cell.quant, **row}
+
+
+def as_outcome(row: Mapping[str, Any]) -> CellOutcome:
+    rest = {name: value for name, value in row.items() if name not in ("base_model", "quant")}
+    return CellOutcome(cell=CellId(row["base_model"], row["quant"]), **rest)

@@ -1,0 +1,240 @@
+"""One append-only JSONL a cell, exact on reload after a crash.
+
+A batch is appended by one write and flushed to the disk. Reload keeps whole batches only, so that a resumed file is
+byte for byte the file of a run that nothing stopped. Timings, which differ from run to run, are in a file of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from quantverdict.collect.files import json_line, saving, sync_folder, whole_lines
+from quantverdict.collect.prompts import Plan
+from quantverdict.errors import DataError
+from quantverdict.records import CellId, Completion, Prompt, Response
+
+FIELDS = tuple(field.name for field in fields(Response))
+FINISHES = ("stop", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTiming:
+    """What one batch cost.
+
+    Attributes:
+        batch: its index in the plan.
+        wall_s, cpu_s: seconds; `cpu_s` None where the backend does not tell.
+        ttft_ms: time to first token of each prompt that has one.
+    """
+
+    batch: int
+    prompts: int
+    prompt_tokens: int
+    output_tokens: int
+    wall_s: float
+    cpu_s: float | None
+    ttft_ms: tuple[float, ...]
+
+
+class CellStore:
+    """The responses of one cell, open for appending.
+
+    Attributes:
+        done: whole batches that are stored: always the first ones of the plan.
+        timings: of the stored batches, where known.
+    """
+
+    def __init__(self, bundle: Path, cell: CellId, plan: Plan) -> None:
+        """Open a cell's files, cutting off what a killed run left unfinished.
+
+        Raises:
+            DataError: a line that is not JSON, out of order, or for another prompt, by file and line.
+            BundleError: a file cannot be written.
+        """
+        self.cell, self.plan = cell, plan
+        self.path = responses_path(bundle, cell)
+        self._timings_path = bundle / "timings" / self.path.name
+        for path in (self.path, self._timings_path):
+            with saving(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                sync_folder(path.parent)
+        self.done = self._recover_responses()
+        self.timings = self._recover_timings()
+
+    def append(self, responses: Sequence[Response], timing: BatchTiming) -> None:
+        """Store the next batch of the plan: all of it, or on failure nothing of it.
+
+        Raises:
+            BundleError: the disk is full, or the file not writable.
+        """
+        # Timings first: a batch that is stored then always has its timing, and one too many is cut off on reload.
+        append_bytes(self._timings_path, json_line(asdict(timing)), sync=False)
+        append_bytes(self.path, b"".join(map(response_line, responses)), sync=True)
+        self.done += 1
+        self.timings = (*self.timings, timing)
+
+    def _recover_responses(self) -> int:
+        data = self.path.read_bytes()
+        expected = [self.plan.prompts[index] for batch in self.plan.batches for index in batch]
+        ends, position = [0], 0
+        for number, line in enumerate(whole_lines(data), start=1):
+            if number > len(expected):
+                raise DataError("more lines than the study has prompts", file=self.path, line=number)
+            self._check(parse_response(line, self.path, number), expected[number - 1], number)
+            position += len(line) + 1
+            ends.append(position)
+        done = lines = 0
+        for batch in self.plan.batches:
+            if lines + len(batch) >= len(ends):
+                break
+            lines, done = lines + len(batch), done + 1
+        cut(self.path, ends[lines], len(data))
+        return done
+
+    def _check(self, response: Response, prompt: Prompt, number: int) -> None:
+        found = (response.base_model, response.quant, response.task, response.sample_id)
+        wanted = (*self.cell, prompt.task, prompt.sample_id)
+        if found != wanted:
+            problem = f"is {'/'.join(found)}"
+            raise DataError(problem, file=self.path, line=number, field="sample_id", expected="/".join(wanted))
+        if response.prompt_sha256 != prompt.sha256:
+            problem = f"{response.sample_id} was asked with another prompt"
+            raise DataError(problem, file=self.path, line=number, field="prompt_sha256", expected=prompt.sha256)
+
+    def _recover_timings(self) -> tuple[BatchTiming, ...]:
+        """Timings are a measurement, not a result: what does not fit the responses is dropped, not refused."""
+        data = self._timings_path.read_bytes()
+        kept: list[BatchTiming] = []
+        size = 0
+        for line in whole_lines(data):
+            timing = parse_timing(line)
+            if timing is None or timing.batch >= self.done or (kept and timing.batch <= kept[-1].batch):
+                break
+            kept.append(timing)
+            size += len(line) + 1
+        cut(self._timings_path, size, len(data))
+        return tuple(kept)
+
+
+def responses_path(bundle: Path, cell: CellId) -> Path:
+    """`responses/BASE__QUANT.jsonl`."""
+    return bundle / "responses" / f"{cell.base_model}__{cell.quant}.jsonl"
+
+
+def as_response(cell: CellId, prompt: Prompt, completion: Completion) -> Response:
+    """An answer with the question it belongs to, without its timing."""
+    return Response(
+        base_model=cell.base_model,
+        quant=cell.quant,
+        task=prompt.task,
+        sample_id=prompt.sample_id,
+        prompt_sha256=prompt.sha256,
+        text=completion.text,
+        finish=completion.finish,
+        prompt_tokens=completion.prompt_tokens,
+        output_tokens=completion.output_tokens,
+        prompt_ids_sha256=completion.prompt_ids_sha256,
+        choice_logprobs=completion.choice_logprobs,
+    )
+
+
+def read_responses(path: Path) -> Iterator[Response]:
+    """The stored answers of one cell, in the order they were asked.
+
+    Raises:
+        DataError: a line that is not a response, or a last line that is cut, by file and line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+    lines = whole_lines(data)
+    for number, line in enumerate(lines, start=1):
+        yield parse_response(line, path, number)
+    if data and not data.endswith(b"\n"):
+        raise DataError("cut off", file=path, line=len(lines) + 1, expected="a whole line; run the study again")
+
+
+def response_line(response: Response) -> bytes:
+    """One line of `responses/*.jsonl`: keys in the order of `Response`, UTF-8, no number that JSON does not have."""
+    return json_line({name: getattr(response, name) for name in FIELDS})
+
+
+def parse_response(line: bytes, path: Path, number: int) -> Response:
+    """A line as a Response; every key is there, and of its type.
+
+    Raises:
+        DataError: by file, line and key.
+    """
+    try:
+        data = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({error})", file=path, line=number) from error
+    if not isinstance(data, dict) or tuple(sorted(data)) != tuple(sorted(FIELDS)):
+        raise DataError("is not a response", file=path, line=number, expected=f"the keys {', '.join(FIELDS)}")
+    wrong = next((name for name in FIELDS if not _fits(name, data[name])), None)
+    if wrong is not None:
+        raise DataError(f"{str(data[wrong])[:60]!r} is not right", file=path, line=number, field=wrong)
+    logprobs = data["choice_logprobs"]
+    return Response(**{**data, "choice_logprobs": None if logprobs is None else tuple(map(float, logprobs))})
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _fits(name: str, value: object) -> bool:
+    match name:
+        case "prompt_tokens" | "output_tokens":
+            return type(value) is int and value >= 0
+        case "finish":
+            return value in FINISHES
+        case "prompt_ids_sha256":
+            return value is None or isinstance(value, str)
+        case "choice_logprobs":
+            return value is None or (isinstance(value, list) and all(type(item) in (int, float) for item in value))
+    return isinstance(value, str)
+
+
+def parse_timing(line: bytes) -> BatchTiming | None:
+    """A line of `timings/*.jsonl`, None where it is not one."""
+    try:
+        data = json.loads(line)
+        timing = BatchTiming(**{**data, "ttft_ms": tuple(data["ttft_ms"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    counts = (timing.batch, timing.prompts, timing.prompt_tokens, timing.output_tokens)
+    whole = all(type(count) is int for count in counts)
+    return timing if whole and isinstance(timing.wall_s, int | float) else None
+
+
+def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
+    """Add `data` to the end of a file: all of it, or the file stays as it was."""
+    with saving(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            size = os.fstat(handle).st_size
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+                if sync:
+                    os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
+
+
+def cut(path: Path, size: int, was: int) -> None:
+    """Cut a file back to `size` bytes."""
+    if size < was:
+        with saving(path), path.open("rb+") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())

@@ -1,0 +1,215 @@
+"""The store gives back what was put in, refuses what was not, and survives a kill at any byte."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantverdict.collect.store import (
+    BatchTiming,
+    CellStore,
+    as_response,
+    parse_response,
+    read_responses,
+    response_line,
+    responses_path,
+)
+from quantverdict.errors import BundleError, DataError
+from quantverdict.records import CellId, Response
+
+CELL = CellId("tiny", "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def plan(kit):
+    return kit.make_plan()
+
+
+@pytest.fixture(scope="module")
+def batches(kit, plan):
+    backend = kit.EchoBackend()
+    return [
+        [as_response(CELL, plan.prompts[index], backend.answer(plan.prompts[index])) for index in batch]
+        for batch in plan.batches
+    ]
+
+
+def timing(number, batch):
+    return BatchTiming(number, len(batch), 5, 7, 0.25, None, (1.0,))
+
+
+def fill(folder, plan, batches):
+    store = CellStore(folder, CELL, plan)
+    for number in range(store.done, len(batches)):
+        store.append(batches[number], timing(number, batches[number]))
+    return store
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, plan, batches):
+    folder = tmp_path_factory.mktemp("whole")
+    fill(folder, plan, batches)
+    return folder
+
+
+def files(folder):
+    return responses_path(folder, CELL), folder / "timings" / "tiny__Q8_0.jsonl"
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_a_kill_at_any_byte_then_a_resume_gives_the_same_bytes(data, plan, batches, whole):
+    """Both files cut anywhere, the timings never shorter than what was written before the responses."""
+    responses, timings = (path.read_bytes() for path in files(whole))
+    kept = data.draw(st.integers(0, len(responses)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in zip(files(folder), (responses[:kept], timings), strict=True):
+            path.parent.mkdir()
+            path.write_bytes(content)
+        store = CellStore(folder, CELL, plan)
+        lines = responses[:kept].count(b"\n")
+        assert sum(len(batch) for batch in plan.batches[: store.done]) <= lines
+        assert len(store.timings) == store.done
+        fill(folder, plan, batches)
+        assert [path.read_bytes() for path in files(folder)] == [responses, timings]
+
+
+@settings(deadline=None, max_examples=60)
+@given(kept=st.integers(0, 10_000), junk=st.binary(max_size=20))
+def test_timings_cut_or_broken_anywhere_never_stop_a_resume(kept, junk, plan, batches, whole):
+    responses, timings = (path.read_bytes() for path in files(whole))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in zip(files(folder), (responses, timings[:kept] + junk), strict=True):
+            path.parent.mkdir()
+            path.write_bytes(content)
+        store = CellStore(folder, CELL, plan)
+        assert store.done == len(batches)
+        assert [entry.batch for entry in store.timings] == list(range(len(store.timings)))
+        assert responses_path(folder, CELL).read_bytes() == responses
+
+
+@settings(deadline=None)
+@given(
+    text=st.text(st.characters(), max_size=40),
+    name=st.text(max_size=10),
+    logprobs=st.none() | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4).map(tuple),
+)
+def test_every_text_comes_back_as_it_was_on_one_line(text, name, logprobs):
+    """Line separators of all scripts, control characters, astral characters and lone surrogates."""
+    response = Response("b", "q", name, "s", "h", text, "stop", 0, 3, None, logprobs)
+    line = response_line(response)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    again = parse_response(line[:-1], Path("x"), 1)
+    paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    assert (again.text, again.choice_logprobs) == (paired, logprobs)
+    assert response_line(again) == line
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_fuzzed_file_is_refused_by_line_or_read_as_what_it_says(data, plan, whole):
+    """Any byte overwritten: never an exception of another kind, never a file that grew or changed in silence."""
+    content = bytearray(files(whole)[0].read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as name:
+        path = files(Path(name))[0]
+        path.parent.mkdir()
+        path.write_bytes(content)
+        try:
+            CellStore(Path(name), CELL, plan)
+        except DataError as error:
+            assert error.file == path
+            assert error.line is not None
+            assert path.read_bytes() == content
+        else:
+            assert bytes(content).startswith(path.read_bytes())
+
+
+def test_a_store_reads_back_what_was_put_in(whole, batches):
+    stored = tuple(read_responses(files(whole)[0]))
+    assert stored == tuple(response for batch in batches for response in batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: [lines[0], b"{broken", *lines[2:]], ":2: not valid JSON"),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], ":1: sample_id: is tiny/Q8_0/"),
+        (
+            lambda lines: [lines[0].replace(b'"prompt_sha256":"', b'"prompt_sha256":"0'), *lines[1:]],
+            ":1: prompt_sha256",
+        ),
+        (lambda lines: [*lines, lines[0]], ":13: more lines"),
+        (lambda lines: [b"[]", *lines[1:]], ":1: is not a response"),
+        (lambda lines: [lines[0].replace(b'"output_tokens":', b'"output_tokens":-'), *lines[1:]], ":1: output_tokens"),
+        (lambda lines: [b"", *lines], ":1: not valid JSON"),
+    ],
+    ids=["bad JSON", "out of order", "another prompt", "one too many", "not an object", "wrong type", "blank line"],
+)
+def test_a_changed_line_is_refused_by_file_and_line(tmp_path, plan, whole, change, told):
+    path = files(tmp_path)[0]
+    path.parent.mkdir()
+    content = b"\n".join(change(files(whole)[0].read_bytes().split(b"\n")[:-1])) + b"\n"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        CellStore(tmp_path, CELL, plan)
+    assert str(caught.value).startswith(f"{path}{told}")
+    assert path.read_bytes() == content
+
+
+def test_nan_is_never_stored(plan):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        response_line(Response("b", "q", "t", "s", "h", "", "stop", 0, 3, None, (float("nan"),)))
+
+
+def test_reading_a_cut_file_says_its_line(tmp_path, whole):
+    path = tmp_path / "cut.jsonl"
+    path.write_bytes(files(whole)[0].read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"cut\.jsonl:12: cut off"):
+        tuple(read_responses(path))
+
+
+def test_a_full_disk_keeps_what_was_stored(tmp_path, plan, batches, monkeypatch):
+    """The write that fails half-way leaves nothing; the next try goes on from there."""
+    import errno
+
+    store = CellStore(tmp_path, CELL, plan)
+    store.append(batches[0], timing(0, batches[0]))
+    before = store.path.read_bytes()
+    from quantverdict.collect import store as module
+
+    real = module.os.write
+
+    def full(handle, data):
+        if len(data) > 200:
+            real(handle, bytes(data[:100]))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "write", full)
+        with pytest.raises(BundleError, match="the disk is full"):
+            store.append(batches[1], timing(1, batches[1]))
+    assert store.path.read_bytes() == before
+    assert fill(tmp_path, plan, batches).done == len(batches)
+
+
+def test_a_line_has_the_keys_of_the_bundle_format_in_order(whole):
+    first = json.loads(files(whole)[0].read_bytes().split(b"\n")[0])
+    assert list(first) == [
+        "base_model", "quant", "task", "sample_id", "prompt_sha256", "text", "finish", "prompt_tokens",
+        "output_tokens", "prompt_ids_sha256", "choice_logprobs",
+    ]  # fmt: skip
+
+
+def test_an_empty_plan_is_done_at_once(tmp_path, kit):
+    assert CellStore(tmp_path, CELL, kit.make_plan(sizes=())).done == 0
