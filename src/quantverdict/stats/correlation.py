@@ -1,0 +1,163 @@
+"""Correlation: Pearson, Spearman, and Bakdash & Marusich's for repeated measures.
+
+Where a coefficient is not defined every figure is None and `reason` says why; nothing returned is ever NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from quantverdict.stats.distributions import (
+    correlation_two_sided,
+    critical_z,
+    normal_cdf,
+    t_quantile,
+)
+from quantverdict.stats.intervals import FloatArray
+
+_ROUNDING = 1e-13
+"""Spread, relative to the largest value, below which values differ by rounding only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """A correlation of n points with its two-sided p-value and Fisher z interval."""
+
+    n: int
+    r: float | None = None
+    p: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedMeasures:
+    """The common within-subject correlation of n points, with `dof` degrees of freedom and the power reached."""
+
+    n: int
+    r: float | None = None
+    dof: int | None = None
+    p: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    power: float | None = None
+    reason: str = ""
+
+
+def pearson(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Correlation:
+    """Pearson's r; p from Student's t with n - 2 degrees of freedom, interval tanh(atanh r -+ z / sqrt(n - 3)).
+
+    Raises:
+        ValueError: x and y are not equally long, or hold a value that is not finite.
+    """
+    return _correlate(*_pair(x, y), confidence)
+
+
+def spearman(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Correlation:
+    """Spearman's rho: Pearson's r of the ranks, ties sharing their mean rank; p and interval as for Pearson's."""
+    one, two = _pair(x, y)
+    return _correlate(ranks(one), ranks(two), confidence)
+
+
+def rm_corr(
+    x: npt.ArrayLike, y: npt.ArrayLike, subjects: Sequence[Hashable], confidence: float = 0.95, alpha: float = 0.05
+) -> RepeatedMeasures:
+    """Repeated measures correlation (Bakdash & Marusich 2017, Front Psychol 8:456).
+
+    One slope for all subjects, an intercept for each: the correlation of x and y after each subject's mean is taken
+    off, with n - subjects - 1 degrees of freedom. The interval and the power (of a two-sided test at `alpha`, by
+    Fisher's z, as R's pwr.r.test) treat it as a correlation of dof + 2 points.
+
+    Raises:
+        ValueError: unequal lengths, or a value that is not finite.
+    """
+    one, two = _pair(x, y)
+    if len(subjects) != len(one):
+        raise ValueError(f"{len(subjects)} subjects for {len(one)} points")
+    index = {subject: code for code, subject in enumerate(dict.fromkeys(subjects))}
+    codes = np.array([index[subject] for subject in subjects], dtype=np.int64)
+    dof = len(one) - len(index) - 1
+    if dof < 1:
+        return RepeatedMeasures(len(one), reason="too few points within subjects")
+    inner = _correlation(_within(one, codes), _within(two, codes), (_magnitude(one), _magnitude(two)))
+    if isinstance(inner, str):
+        return RepeatedMeasures(len(one), reason=f"{inner} within subjects")
+    lo, hi = fisher_interval(inner, dof + 2, confidence)
+    return RepeatedMeasures(
+        len(one), inner, dof, correlation_two_sided(inner, dof), lo, hi, correlation_power(inner, dof + 2, alpha)
+    )
+
+
+def fisher_interval(r: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a correlation of n points by Fisher's z; all of [-1, 1] where n is 3 or less."""
+    if n <= 3:
+        return -1.0, 1.0
+    if abs(r) == 1:
+        return r, r
+    reach = critical_z(confidence) / math.sqrt(n - 3)
+    return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
+
+
+def correlation_power(r: float, n: int, alpha: float = 0.05) -> float | None:
+    """Power of the two-sided test of a correlation of n points at `alpha`; None for fewer than 5, too few to say."""
+    if n <= 4:
+        return None
+    if abs(r) == 1:
+        return 1.0
+    t = t_quantile(1 - alpha / 2, n - 2)
+    bound = math.atanh(math.sqrt(t * t / (t * t + n - 2)))
+    shift = math.atanh(abs(r)) + abs(r) / (2 * (n - 1))
+    root = math.sqrt(n - 3)
+    return normal_cdf((shift - bound) * root) + normal_cdf((-shift - bound) * root)
+
+
+def ranks(values: FloatArray) -> FloatArray:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+def _correlate(x: FloatArray, y: FloatArray, confidence: float) -> Correlation:
+    n = len(x)
+    if n < 3:
+        return Correlation(n, reason="fewer than 3 points")
+    r = _correlation(x - x.mean(), y - y.mean(), (_magnitude(x), _magnitude(y)))
+    if isinstance(r, str):
+        return Correlation(n, reason=r)
+    lo, hi = fisher_interval(r, n, confidence)
+    return Correlation(n, r, correlation_two_sided(r, n - 2), lo, hi)
+
+
+def _correlation(x: FloatArray, y: FloatArray, magnitudes: tuple[float, float]) -> float | str:
+    """Correlation of two centred arrays, or the reason why there is none."""
+    lengths = []
+    for name, values, magnitude in (("x", x, magnitudes[0]), ("y", y, magnitudes[1])):
+        largest = float(np.abs(values).max())
+        if largest <= _ROUNDING * magnitude:
+            return f"{name} does not vary"
+        # Scaled first, so that squares neither overflow nor vanish.
+        lengths.append(largest * math.sqrt(float(np.square(values / largest).sum())))
+    r = float((x / lengths[0]) @ (y / lengths[1]))
+    return max(-1.0, min(1.0, r))
+
+
+def _pair(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    one, two = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if one.ndim != 1 or one.shape != two.shape or not (np.isfinite(one).all() and np.isfinite(two).all()):
+        raise ValueError("two equally long arrays of finite numbers are expected")
+    return one, two
+
+
+def _magnitude(values: FloatArray) -> float:
+    return float(np.abs(values).max()) if values.size else 0.0
+
+
+def _within(values: FloatArray, codes: npt.NDArray[np.int64]) -> FloatArray:
+    means = np.bincount(codes, weights=values) / np.bincount(codes)
+    return np.asarray(values - means[codes], dtype=np.float64)

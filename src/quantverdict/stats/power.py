@@ -1,0 +1,168 @@
+"""What n prompts can show: the smallest detectable effect, and the n that an effect needs.
+
+Effects, rates and margins are fractions (0.05 is 5 percentage points), tests two-sided at `alpha` unless it says
+otherwise. None means that no effect that could occur would be detected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from quantverdict.stats.distributions import normal_cdf, normal_quantile, t_quantile
+from quantverdict.stats.paired import constrained_variance
+
+_MOST = 1 << 40
+"""Sample sizes beyond this are as good as impossible."""
+
+
+def power_unpaired(p1: float, p2: float, n1: int, n2: int, alpha: float = 0.05) -> float:
+    """Power of the two-sided z test of two independent proportions, p1 of n1 against p2 of n2.
+
+    Pooled variance under the null, separate variances under the alternative (Fleiss, Levin & Paik 2003, 4.2).
+    """
+    pooled = (n1 * p1 + n2 * p2) / (n1 + n2)
+    null = math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
+    spread = math.sqrt(p1 * (1 - p1) / n1 + p2 * (1 - p2) / n2)
+    gap, bound = abs(p1 - p2), normal_quantile(1 - alpha / 2) * null
+    if spread == 0:
+        return float(gap > bound)
+    return normal_cdf((gap - bound) / spread) + normal_cdf((-gap - bound) / spread)
+
+
+def mde_unpaired(
+    p: float, n1: int, n2: int, power: float = 0.8, alpha: float = 0.05, *, rise: bool = False
+) -> float | None:
+    """Smallest drop (or `rise`) from rate p of n1 prompts that n2 other prompts detect with `power`; None if none is.
+
+    Args:
+        p: the baseline's rate.
+        n1: prompts of the baseline.
+        n2: prompts of the variant.
+        power: wanted.
+        alpha: of the two-sided test.
+        rise: look for the smallest rise instead.
+    """
+    _check(power, alpha)
+    room, sign = (1 - p, 1) if rise else (p, -1)
+
+    def enough(effect: float) -> bool:
+        return power_unpaired(p, min(1.0, max(0.0, p + sign * effect)), n1, n2, alpha) >= power
+
+    return _smallest(enough, room)
+
+
+def n_unpaired(p: float, effect: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Prompts an arm needs to tell rate p from p + `effect` (negative: a drop); None where that is no rate."""
+    _check(power, alpha)
+    if not 0 <= p + effect <= 1 or effect == 0:
+        return None
+    return _least(lambda n: power_unpaired(p, p + effect, n, n, alpha) >= power)
+
+
+def mde_paired(n: int, discordance: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Smallest difference that n pairs detect where a share `discordance` of pairs differs, by McNemar's test.
+
+    Solves difference sqrt(n) = z_a sqrt(d) + z_b sqrt(d - difference^2) (Connor 1987, Biometrics 43:207). A difference
+    cannot exceed the discordance: where it would have to, none is detected.
+    """
+    _check(power, alpha)
+    if not 0 <= discordance <= 1 or n < 1:
+        raise ValueError(f"discordance {discordance} of {n} pairs")
+    z_a, z_b = normal_quantile(1 - alpha / 2), normal_quantile(power)
+
+    def enough(effect: float) -> bool:
+        rest = math.sqrt(max(discordance - effect**2, 0.0))
+        return effect * math.sqrt(n) >= z_a * math.sqrt(discordance) + z_b * rest
+
+    return _smallest(enough, discordance)
+
+
+def n_paired(effect: float, discordance: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Pairs needed to detect `effect` where a share `discordance` of them differs; None where it exceeds that share."""
+    _check(power, alpha)
+    if not 0 < abs(effect) <= discordance <= 1:
+        return None
+    z_a, z_b = normal_quantile(1 - alpha / 2), normal_quantile(power)
+    root = (z_a * math.sqrt(discordance) + z_b * math.sqrt(discordance - effect**2)) / abs(effect)
+    return math.ceil(root**2)
+
+
+def n_noninferior(margin: float, discordance: float, power: float = 0.8, confidence: float = 0.95) -> int:
+    """Pairs needed for the lower limit of the paired score interval to lie above -margin, the builds being equal.
+
+    Nam (1997, Biometrics 53:1422): the variance at the null is the constrained one, so pairs are needed even where none
+    differs.
+
+    Args:
+        margin: the tolerated loss, above 0 and below 1.
+        discordance: share of pairs expected to differ, half of them each way.
+        power: wanted.
+        confidence: of the two-sided interval.
+    """
+    if not 0 < margin < 1 or not 0 <= discordance <= 1:
+        raise ValueError(f"margin {margin}, discordance {discordance}")
+    _check(power, 1 - confidence)
+    null = constrained_variance(discordance / 2, discordance / 2, -margin)
+    z_a, z_b = normal_quantile(0.5 + confidence / 2), normal_quantile(power)
+    return math.ceil(((z_a * math.sqrt(null) + z_b * math.sqrt(discordance)) / margin) ** 2)
+
+
+def power_continuous(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t test for a mean difference `effect` whose standard deviation is `sd`, n pairs."""
+    from scipy.special import nctdtr
+
+    bound = t_quantile(1 - alpha / 2, n - 1)
+    shift = abs(effect) / sd * math.sqrt(n)
+    # The far tail underflows to NaN for large shifts, where it is nothing.
+    far = float(nctdtr(n - 1, shift, -bound)) if shift < 5 else 0.0
+    return 1 - float(nctdtr(n - 1, shift, bound)) + far
+
+
+def mde_continuous(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Smallest mean difference, in the unit of `sd`, that n pairs detect by the paired t test; None for n < 2."""
+    _check(power, alpha)
+    if n < 2 or sd < 0:
+        return None
+    if sd == 0:
+        return 0.0
+    reach = 4 * (t_quantile(1 - alpha / 2, n - 1) + t_quantile(power, n - 1)) / math.sqrt(n)
+    standard = _smallest(lambda effect: power_continuous(effect, 1.0, n, alpha) >= power, reach)
+    return None if standard is None else standard * sd
+
+
+def n_continuous(effect: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Pairs needed to detect a mean difference `effect` whose standard deviation is `sd`; None for no effect."""
+    _check(power, alpha)
+    if effect == 0 or sd <= 0:
+        return None
+    return _least(lambda n: n >= 2 and power_continuous(effect, sd, n, alpha) >= power)
+
+
+def _check(power: float, alpha: float) -> None:
+    if not 0 < alpha < power < 1:
+        raise ValueError(f"power {power} and alpha {alpha}: 0 < alpha < power < 1 is expected")
+
+
+def _smallest(enough: Callable[[float], bool], most: float) -> float | None:
+    """Bisect for the smallest effect in [0, most] that is enough; enough must stay so as the effect grows."""
+    if most <= 0 or not enough(most):
+        return None
+    below, above = 0.0, most
+    while above - below > 1e-12 * most:
+        middle = (below + above) / 2
+        below, above = (below, middle) if enough(middle) else (middle, above)
+    return above
+
+
+def _least(enough: Callable[[int], bool]) -> int | None:
+    above = 1
+    while not enough(above):
+        above *= 2
+        if above > _MOST:
+            return None
+    below = above // 2
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if enough(middle) else (middle, above)
+    return above

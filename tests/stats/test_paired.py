@@ -1,0 +1,100 @@
+"""McNemar and Tango against scipy, statsmodels and published tables."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from statsmodels.stats.contingency_tables import mcnemar
+
+from quantverdict.stats.paired import discordant, mcnemar_exact, mcnemar_midp, tango_interval
+
+pair_counts = st.tuples(st.integers(0, 200), st.integers(0, 200), st.integers(0, 400)).filter(lambda c: sum(c) > 0)
+
+
+def test_discordant_pairs_are_counted_each_way():
+    found = discordant([1, 1, 0, 0, 1], [1, 0, 0, 1, 0])
+    assert (found.n, found.lost, found.gained) == (5, 2, 1)
+
+
+@pytest.mark.parametrize("variant", [[1, 0], [1, 0, 0.5], [1, 0, float("nan")]])
+def test_what_is_not_right_or_wrong_has_no_discordance(variant):
+    with pytest.raises(ValueError, match="0 and 1"):
+        discordant([1, 0, 1], variant)
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_exact_mcnemar_is_that_of_statsmodels_and_of_the_binomial_test(lost, gained):
+    ours = mcnemar_exact(lost, gained)
+    if lost + gained:
+        assert ours == pytest.approx(mcnemar([[0, lost], [gained, 0]], exact=True).pvalue, rel=1e-9)
+        assert ours == pytest.approx(scipy_stats.binomtest(lost, lost + gained).pvalue, rel=1e-9)
+    else:
+        assert ours == 1
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mid_p_takes_off_the_chance_of_the_table_seen(lost, gained):
+    ours, n = mcnemar_midp(lost, gained), lost + gained
+    tail = 2 * scipy_stats.binom.cdf(min(lost, gained), n, 0.5) - scipy_stats.binom.pmf(lost, n, 0.5)
+    assert ours == pytest.approx(tail, rel=1e-9)
+    assert 0 < ours <= 1
+    assert ours == mcnemar_midp(gained, lost)
+
+
+# Cavo et al. (2012), Bentur et al. (2009): Fagerland, Lydersen & Laake, Statistical Analysis of Contingency Tables,
+# chapter 8. The last is the example of PropCIs::scoreci.mp.
+def test_published_p_values():
+    assert round(mcnemar_exact(6, 16), 6) == 0.052479
+    assert round(mcnemar_midp(6, 16), 6) == 0.034690
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "lo", "hi"),
+    [(6, 16, 161, -0.1240, -0.0054), (1, 7, 21, -0.5172, -0.0260), (40, 20, 160, 0.0309, 0.2181)],
+)
+def test_tango_reproduces_published_tables(gained, lost, n, lo, hi):
+    ours = tango_interval(gained, lost, n)
+    assert (round(ours.lo, 4), round(ours.hi, 4)) == (lo, hi)
+
+
+@given(pair_counts, st.sampled_from([0.9, 0.95, 0.99]))
+def test_tango_mirrors_and_holds_the_estimate(counts, confidence):
+    gained, lost, same = counts
+    n = gained + lost + same
+    ours, mirror = tango_interval(gained, lost, n, confidence), tango_interval(lost, gained, n, confidence)
+    assert (ours.lo, ours.hi) == pytest.approx((-mirror.hi, -mirror.lo), abs=1e-12)
+    assert -1 <= ours.lo <= (gained - lost) / n + 1e-12
+    assert (gained - lost) / n - 1e-12 <= ours.hi <= 1
+    assert ours.hi > ours.lo
+
+
+@pytest.mark.parametrize("n", [1, 5, 73, 1000])
+def test_tango_without_discordant_pairs_is_z_squared_over_n_plus_z_squared(n):
+    z2 = scipy_stats.norm.ppf(0.975) ** 2
+    ours = tango_interval(0, 0, n)
+    assert (ours.lo, ours.hi) == pytest.approx((-z2 / (n + z2), z2 / (n + z2)), abs=1e-12)
+
+
+def test_tango_excludes_zero_just_where_the_uncorrected_mcnemar_test_rejects():
+    for lost in range(40):
+        for gained in range(40 - lost):
+            if lost + gained:
+                interval = tango_interval(gained, lost, 100)
+                rejects = (gained - lost) ** 2 / (gained + lost) > scipy_stats.chi2.ppf(0.95, 1)
+                assert (interval.lo > 0 or interval.hi < 0) == rejects
+
+
+def test_tango_covers_the_truth_at_about_its_nominal_rate():
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(60, [0.15, 0.05, 0.8], size=2000)
+    covered = sum(
+        interval.lo <= 0.10 <= interval.hi for interval in (tango_interval(g, lost, 60) for g, lost, _ in draws)
+    )
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(0, 0, 0), (-1, 0, 4), (3, 2, 4)])
+def test_counts_that_do_not_fit_are_refused(gained, lost, n):
+    with pytest.raises(ValueError, match="pairs"):
+        tango_interval(gained, lost, n)
