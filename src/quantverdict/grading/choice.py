@@ -1,0 +1,237 @@
+"""Accuracy of a choice: as the task reads it, as a tolerant reader reads it, and by log-probability.
+
+An answer is *read raw* where it equals a choice's label after the task's filters. It is a *format failure* where that
+did not succeed and the tolerant reader found a choice: the share of answers whose form, not whose knowledge, a raw
+accuracy judges. An answer that nobody can read is wrong in both accuracies and no format failure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from quantverdict.errors import DataError
+from quantverdict.grading.base import Grade
+from quantverdict.grading.text import cleaned
+from quantverdict.records import Response
+from quantverdict.tasks.catalog import Item, Task, choice_continuations, choice_texts, correct_choice
+
+READ_CHARS = 4000
+"""How much of an answer the tolerant reader looks at; 256 tokens are some 1,200 characters."""
+_SHORT_WORDS = 12
+"""A choice's text inside an answer counts where the answer has at most this many words more than the choice."""
+
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_WORD = re.compile(r"[^\W_]+")
+_NAMED = r"(?:answer|choice|option|category|label|class|classification|sentiment|letter)"
+_STATED = re.compile(
+    rf"\b(?:{_NAMED}(?: (?:here|is|would be|should be|must be|has to be|was)\b|\s?[:=]|(?= ?[(\[]))[\s:]*"
+    r"|(?:classified|categori[sz]ed|labell?ed) as )"
+    rf"(?:(?:the|an?|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
+    re.IGNORECASE,
+)
+
+
+def score_choice(task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
+    """`A`, `A_rescored`, `A_format_failure` and, from log-probabilities, `A_logprob` and `A_margin` (A: the task's name for it).
+
+    Raises:
+        DataError: the response has log-probabilities for another number of choices than the item.
+    """
+    metric = task.accuracy_metric or "choice_accuracy"
+    reference = item.reference
+    labels = choice_continuations(task, item)
+    right = correct_choice(task, item)
+    if reference is None:
+        yield Grade(metric, None, "the item has no reference")
+    else:
+        yield Grade(metric, float(text == reference))
+    if not labels or right is None:
+        reason = "the item lists no choices" if not labels else "the reference is none of the choices"
+        yield Grade(f"{metric}_rescored", None, reason)
+        yield Grade(f"{metric}_format_failure", None, reason)
+        return
+    raw = labels.index(text) if text in labels else None
+    read = (
+        raw if raw is not None else read_answer(reader(labels, tuple(choice_texts(item).values())), text, response.text)
+    )
+    yield Grade(f"{metric}_rescored", float(read == right))
+    yield Grade(f"{metric}_format_failure", float(raw is None and read is not None))
+    if response.choice_logprobs is not None:
+        yield from _score_logprobs(metric, response, len(labels), right)
+
+
+def _score_logprobs(metric: str, response: Response, n_choices: int, right: int) -> Iterator[Grade]:
+    values = response.choice_logprobs or ()
+    if len(values) != n_choices:
+        where = f"{response.base_model}/{response.quant} {response.task}/{response.sample_id}"
+        raise DataError(f"{where}: {len(values)} choice log-probabilities", expected=f"{n_choices}, one a choice")
+    margin = logprob_margin(values, right)
+    reason = "" if margin is not None else "the log-probabilities are not finite numbers"
+    yield Grade(f"{metric}_logprob", None if margin is None else float(margin > 0), reason)
+    yield Grade(f"{metric}_margin", margin, reason)
+
+
+def logprob_margin(values: Sequence[float], right: int) -> float | None:
+    """Right choice minus the best wrong one, in nats: positive where the arg-max is right, 0 at a tie (no arg-max).
+
+    None where a value is NaN or infinite, or there is no wrong choice.
+    """
+    wrong = [value for index, value in enumerate(values) if index != right]
+    return values[right] - max(wrong) if wrong and all(map(math.isfinite, values)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What to look for in an answer to one item.
+
+    Attributes:
+        labels: normal form of each label to its index.
+        phrases: normal form of each choice's text (or of a label that is a word) to its index.
+        letters: finds labels that are single characters in a marked form, None where the labels are words.
+        bare: finds the same unmarked, to see that an answer names more than one.
+    """
+
+    labels: dict[str, int]
+    phrases: dict[str, int]
+    letters: re.Pattern[str] | None
+    bare: re.Pattern[str] | None
+
+
+@lru_cache(maxsize=8192)
+def reader(labels: tuple[str, ...], texts: tuple[str, ...] = ()) -> Reader:
+    """A reader for choices `labels` that say `texts` (none, or one a label). Kept: every cell has the same items."""
+    known = {_normal(label): index for index, label in enumerate(labels)}
+    lettered = all(len(label) == 1 for label in labels)
+    phrases = dict(known) if not lettered else {}
+    if len(texts) == len(labels):
+        phrases |= {_phrase(text): index for index, text in enumerate(texts)}
+        repeated = {_phrase(text) for text in texts if sum(_phrase(text) == _phrase(other) for other in texts) > 1}
+        phrases = {phrase: index for phrase, index in phrases.items() if phrase not in repeated}
+    phrases.pop("", None)
+    if not lettered:
+        return Reader(known, phrases, None, None)
+    any_label = f"[{re.escape(''.join(labels + tuple(label.lower() for label in labels)))}]"
+    upper = f"[{re.escape(''.join(labels))}]"
+    marked = rf"[(\[{{]\s?({any_label})\s?[)\]}}]|(?<![\w'.])({any_label})[)\]]|(?:^|(?<=\n))({any_label})[.:](?!\w)"
+    named = rf"|\b(?i:option|choice|letter|answer|pick|choose|select)\s({upper})(?![\w'])"
+    # A capital A is also an article: it names a choice only where no noun can follow.
+    bare = rf"(?<![\w'])(?!A\b(?! ?(?:[).:,;!?/&]|$|and\b|or\b|is\b)))({upper})(?![\w'])"
+    return Reader(known, phrases, re.compile(marked + named), re.compile(bare, re.MULTILINE))
+
+
+def read_answer(choices: Reader, *texts: str) -> int | None:
+    """Index of the choice that an answer names, None where it names none or several.
+
+    `texts` are forms of the same answer (filtered, untouched); the first that names a choice decides.
+    """
+    for text in dict.fromkeys(texts):
+        plain = readable(text)
+        named = named_by_label(choices, plain) or named_by_text(choices, plain)
+        if named:
+            return named.pop() if len(named) == 1 else None
+    return None
+
+
+def readable(text: str) -> str:
+    """The start of an answer (`READ_CHARS` of it) cleaned, without markup and without the labels it says are *not* right."""
+    plain = cleaned(text.lstrip()[:READ_CHARS].translate(_MARKUP))
+    return _NEGATED.sub(" ", plain)
+
+
+def named_by_label(choices: Reader, plain: str) -> set[int]:
+    """The choices that a readable answer names by label: alone, stated (`the answer is B`), in front (`B) ...`), marked (`option B`)."""
+    alone = choices.labels.get(_normal(plain))
+    if alone is not None:
+        return {alone}
+    stated = _stated(choices, plain)
+    if stated or choices.letters is None or choices.bare is None:
+        return stated
+    marked = {_label_index(choices, match) for match in choices.letters.finditer(plain)}
+    bare = {_label_index(choices, match) for match in choices.bare.finditer(plain)}
+    lead = _LEAD.match(plain)
+    if not marked and lead is not None and lead[1].casefold() in choices.labels:
+        marked = {choices.labels[lead[1].casefold()]}
+    if len(marked) != 1:
+        return marked
+    said = choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:]))
+    return marked | bare if said is None else marked | bare | {said}
+
+
+def named_by_text(choices: Reader, plain: str) -> set[int]:
+    """The choices whose text is the whole of a readable answer, or stands in it where it is short."""
+    words = _words(plain)
+    whole = choices.phrases.get(_without_article(words))
+    if whole is not None:
+        return {whole}
+    padded = f" {' '.join(words)} "
+    room = len(words) - _SHORT_WORDS
+    inside = [said for said in choices.phrases if f" {said} " in padded and said.count(" ") + 1 >= room]
+    inside = [said for said in inside if f" {said} " in _without_negated(padded, said)]
+    return {
+        choices.phrases[said]
+        for said in inside
+        if not any(f" {said} " in f" {other} " for other in inside if other != said)
+    }
+
+
+def _stated(choices: Reader, plain: str) -> set[int]:
+    """The choices that `answer is`, `answer:`, ... introduce."""
+    found = set()
+    for match in _STATED.finditer(plain):
+        rest = plain[match.end() : match.end() + 400].split("\n", 1)[0].lstrip("([{\"' :")
+        if choices.letters is not None and not _ARTICLE.match(rest):
+            letters = _LETTER_LIST.match(rest)
+            named = {choices.labels.get(letter.casefold()) for letter in letters.groups("")} if letters else set()
+            found |= {index for index in named if index is not None}
+            if None not in named or found:
+                continue
+        words = _words(rest)
+        spoken = f"{' '.join(words)} "
+        shorter = f"{_without_article(words)} "
+        leading = [said for said in choices.phrases if spoken.startswith(f"{said} ") or shorter.startswith(f"{said} ")]
+        if leading:
+            found.add(choices.phrases[max(leading, key=len)])
+    return found
+
+
+def _without_negated(padded: str, said: str) -> str:
+    for negation in _NEGATIONS:
+        padded = padded.replace(f"{negation}{said} ", " ")
+    return padded
+
+
+def _label_index(choices: Reader, match: re.Match[str]) -> int:
+    return choices.labels[next(group for group in match.groups() if group).casefold()]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _normal(text: str) -> str:
+    """One word form for labels: case, punctuation, underscores and hyphens do not matter."""
+    return " ".join(_words(text))
+
+
+def _phrase(text: str) -> str:
+    """The same for a choice's text, without an article or possessive in front."""
+    return _without_article(_words(cleaned(text)))
+
+
+def _without_article(words: list[str]) -> str:
+    return " ".join(words[1:] if len(words) > 1 and words[0] in _DETERMINERS else words)
+
+
+_NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " than ", " nor ")
+_DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])
+_MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "_": " "})
+_NEGATED = re.compile(
+    r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}[(\[]?[A-Za-z0-9][)\]]?(?![\w'])"
+)
+_LEAD = re.compile(r"[\W_]*(\w)(?![\w'])(?= ?(?:[-–—,;:.!]|\n|$|is\b|because\b|since\b))")  # noqa: RUF001
+_ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b)[a-z]")
+_LETTER_LIST = re.compile(r"(\w)(?![\w'])\s?[)\]]?(?:\s?(?:[,/&]|and\b|or\b){1,2}\s?[(\[]?(\w)(?![\w']))?")

@@ -1,0 +1,91 @@
+"""Grades of free text: ROUGE-L, repetition, length; and the cleaned text that the pattern readers share."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+
+from rapidfuzz.distance import LCSseq
+
+from quantverdict.grading.base import Grade
+from quantverdict.records import Response
+from quantverdict.tasks.catalog import Item, Task
+
+_ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
+_STRAIGHT = {"’": "'", "‘": "'", "ʼ": "'", "‛": "'", "＇": "'", "′": "'", "´": "'"}  # noqa: RUF001
+_QUOTES = dict.fromkeys("“”„‟«»「」『』＂", '"')
+_INVISIBLE = dict.fromkeys(
+    [*range(0x00, 0x09), 0x0E, 0x0F, *range(0x10, 0x1C), 0x7F, 0xAD, 0x061C, 0x180E, 0xFEFF]
+    + [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFE00, 0xFE10)]
+)
+_CLEAN = str.maketrans({**_STRAIGHT, **_QUOTES}) | _INVISIBLE
+
+
+def score_text(_task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
+    """`rouge_l` against the item's reference, then the grades that need none."""
+    reference = item.reference
+    if reference is None:
+        yield Grade("rouge_l", None, "the item has no reference")
+    elif not rouge_tokens(reference):
+        yield Grade("rouge_l", None, "the reference has no ROUGE token (a-z, 0-9), so no answer could match it")
+    else:
+        yield Grade("rouge_l", rouge_l(text, reference))
+    yield from score_free_text(_task, item, response, text)
+
+
+def score_free_text(_task: Task, _item: Item, response: Response, text: str) -> Iterator[Grade]:
+    """`repetition` and `output_tokens`."""
+    share = repetition(text)
+    yield Grade("repetition", share, "" if share is not None else "under 4 tokens")
+    yield Grade("output_tokens", float(response.output_tokens))
+
+
+def rouge_tokens(text: str) -> list[str]:
+    """The tokens of the `rouge-score` package without stemming: lower case, runs of a-z and 0-9."""
+    return _ROUGE_TOKEN.findall(text.lower())
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """ROUGE-L F1 in 0..1: longest common subsequence of tokens over both lengths; 0 where either has no token.
+
+    Equal to `rouge_score.rouge_scorer.RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure`.
+    """
+    found, wanted = rouge_tokens(answer), _reference_tokens(reference)
+    if not found or not wanted:
+        return 0.0
+    common = LCSseq.similarity(wanted, found)
+    precision, recall = common / len(found), common / len(wanted)
+    return 2 * precision * recall / (precision + recall) if common else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _reference_tokens(reference: str) -> tuple[str, ...]:
+    """Kept, because every cell is compared with the same references."""
+    return tuple(rouge_tokens(reference))
+
+
+def repetition(text: str) -> float | None:
+    """Distinct 4-grams over all 4-grams of whitespace tokens, in 0..1; None under 4 tokens."""
+    tokens = text.split()
+    total = len(tokens) - 3
+    if total < 1:
+        return None
+    return len(set(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))) / total
+
+
+def cleaned(text: str) -> str:
+    """`text` as a pattern reads it: NFKC, straight quotes, no invisible characters, single spaces, no blank lines.
+
+    Linear in the length, so that no pattern has to meet a long run of spaces. Invisible characters are controls,
+    zero-width characters, direction marks and variation selectors. Empty where nothing visible is left.
+    """
+    if text.isascii():
+        text = text.translate(_ASCII_CLEAN)
+    else:
+        text = unicodedata.normalize("NFKC", text.translate(_CLEAN))
+    return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+
+
+_ASCII_CLEAN = {code: value for code, value in _CLEAN.items() if code < 0x80}
