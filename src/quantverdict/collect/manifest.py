@@ -6,6 +6,8 @@ Times and what follows from them are apart in the manifest's `run`; equal runs o
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -131,8 +133,8 @@ class Bundle:
         write_whole(self.path(f"{table.name}.csv"), csv_bytes(table))
 
     def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
-        with replacing(self.path(name)) as partial, partial.open("wb") as file:
-            frame.rechunk().write_parquet(file, compression="zstd", compression_level=3)
+        with replacing(self.path(name)) as partial:
+            write_frame(partial, frame)
 
     def read_text(self, name: str) -> str:
         try:
@@ -264,6 +266,19 @@ def row_count(path: Path) -> int | None:
 
             return int(pl.scan_parquet(path).select(pl.len()).collect().item())
     return None
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write Parquet; what the file system says is an OSError again, not the engine's own exception."""
+    import polars as pl
+
+    try:
+        frame.rechunk().write_parquet(path, compression="zstd", compression_level=3)
+    except pl.exceptions.PolarsError as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
 
 
 def refuse_strangers(path: Path) -> None:

@@ -11,14 +11,14 @@ from quantverdict.collect.files import Json
 
 
 def plain(value: object) -> Json:
-    """Fractions as the numbers they were written as, tuples as lists; the rest as it is."""
+    """Fractions as text, as newer releases of pydantic give them; tuples as lists; the rest as it is."""
     match value:
         case dict():
             return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():
             return [plain(item) for item in value]
         case Fraction():
-            return value.numerator if value.denominator == 1 else str(value)
+            return str(value)
     return value
 
 

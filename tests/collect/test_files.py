@@ -1,0 +1,118 @@
+"""CSV bytes, whole writes, and the lock."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.collect.files import Lock, cell_text, csv_bytes, decimal_text, json_line, read_csv, write_whole
+from quantverdict.errors import BundleError
+from quantverdict.records import Table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (True, "1"),
+        (False, "0"),
+        (0, "0"),
+        (0.1, "0.1"),
+        (float("inf"), "inf"),
+        (float("nan"), ""),
+        (np.float64(0.25), "0.25"),
+        (Fraction(-10), "-10"),
+        (Fraction(1, 8), "0.125"),
+        (Fraction(-1, 8), "-0.125"),
+        (Fraction(1, 3), "0.333333333333"),
+        (Fraction(2, 3), "0.666666666667"),
+        (Fraction(1, 10**12), "0.000000000001"),
+        (Fraction(-1, 10**13), "0"),
+        ("a", "a"),
+    ],
+)
+def test_a_value_is_written_as_the_contract_says(value, text):
+    assert cell_text(value) == text
+
+
+def test_a_value_of_no_known_type_is_a_mistake_of_the_program():
+    with pytest.raises(TypeError, match="cannot hold"):
+        cell_text([1])
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=12, min_value=-(10**6), max_value=10**6))
+def test_twelve_decimals_are_exact(value):
+    assert Fraction(decimal_text(Fraction(value))) == Fraction(value)
+    assert Decimal(decimal_text(Fraction(value))) == value
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.floats(allow_nan=False)), max_size=5
+    )
+)
+def test_any_table_is_read_back_by_the_csv_module(rows):
+    data = csv_bytes(Table("t", ("a,b", "c"), tuple(rows)))
+    # An embedded NUL is no text that a table may hold in CSV readers of old.
+    read = list(csv.reader(io.StringIO(data.decode(), newline="")))
+    assert read == [["a,b", "c"], *([text, cell_text(value)] for text, value in rows)]
+
+
+def test_a_lone_surrogate_in_a_table_is_shown_not_fatal():
+    assert csv_bytes(Table("t", ("a",), (("\ud800",),))) == b"a\n\\ud800\n"
+
+
+def test_json_lines_hold_lone_surrogates():
+    assert json_line({"a": "\ud800é"}) == b'{"a":"\\ud800\xc3\xa9"}\n'
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_whole(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(BundleError, match=r"a\.txt: the disk is full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_reading_what_is_not_a_table_is_one_line(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"\xff\n")
+    with pytest.raises(BundleError, match=r"x\.csv: cannot be read"):
+        read_csv(tmp_path / "x.csv")
+
+
+def test_a_second_lock_is_refused_and_names_the_owner(tmp_path):
+    lock = Lock(tmp_path)
+    with pytest.raises(BundleError, match=f"in use by process {os.getpid()}"):
+        Lock(tmp_path)
+    lock.release()
+    lock.release()
+    Lock(tmp_path).release()
+
+
+def test_a_forked_worker_does_not_hold_its_parents_lock(tmp_path):
+    """A killed run's worker may live on for a while; the next run must not wait for it."""
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from quantverdict.collect.files import Lock\n"
+        "lock = Lock(Path(sys.argv[1]))\n"
+        "if os.fork() == 0:\n"
+        "    os.close(1); time.sleep(20); os._exit(0)\n"
+        "print('held', flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.PIPE)
+    assert run.returncode == -9
+    Lock(tmp_path).release()

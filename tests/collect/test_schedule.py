@@ -1,0 +1,158 @@
+"""A study's cells: failed ones recorded, a resume asks what is missing, a kill or Ctrl-C loses one batch at most."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quantverdict.collect.manifest import Bundle, verify
+from quantverdict.collect.prompts import Plan, plan_batches
+from quantverdict.collect.schedule import Job, read_outcomes, run_cells
+from quantverdict.errors import BundleError, DataError, EngineError
+from quantverdict.records import CellId
+
+# A run of two slow cells in a process of its own, with the helpers of this folder.
+SLOW = """
+import importlib.util, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("kit", sys.argv[2])
+kit = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kit)
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.schedule import Job, run_cells
+from quantverdict.records import CellId
+
+class Slow(kit.EchoBackend):
+    def complete(self, prompts, decoding, progress=None):
+        time.sleep(float(sys.argv[3]))
+        return super().complete(prompts, decoding, progress)
+
+with Bundle.open(Path(sys.argv[1]), kit.make_study()) as bundle:
+    jobs = [Job(CellId("tiny", quant), kit.make_plan(), Slow) for quant in ("FP16", "Q8_0")]
+    try:
+        run_cells(bundle, jobs, kit.RecordingView())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    bundle.finish()
+"""
+
+
+def start(folder: Path, pause: float) -> subprocess.Popen[bytes]:
+    helpers = Path(__file__).with_name("conftest.py")
+    return subprocess.Popen([sys.executable, "-c", SLOW, str(folder), str(helpers), str(pause)])
+
+
+def answers(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "responses").glob("*")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert start(folder, 0).wait() == 0
+    return folder
+
+
+@pytest.mark.parametrize("lines", [0, 4, 13])
+def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path, whole, lines):
+    """Killed outright after so many answers, by a signal that nothing can catch."""
+    run = start(tmp_path, 0.03)
+    while run.poll() is None and sum(content.count(b"\n") for content in answers(tmp_path).values()) < lines:
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    assert start(tmp_path, 0).wait() == 0
+    assert answers(tmp_path) == answers(whole)
+    assert (tmp_path / "prompts" / "tiny.jsonl").read_bytes() == (whole / "prompts" / "tiny.jsonl").read_bytes()
+    assert verify(tmp_path) == []
+    kept = [json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path, whole)]
+    runs = [manifest.pop("run") for manifest in kept]
+    assert kept[0] == kept[1]
+    assert all(run["finished"] for run in runs)
+
+
+def test_ctrl_c_leaves_a_bundle_that_the_same_command_resumes(tmp_path, whole):
+    run = start(tmp_path, 0.05)
+    while not any(answers(tmp_path).values()):
+        time.sleep(0.005)
+    run.send_signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert any(answers(tmp_path).values())
+    assert start(tmp_path, 0).wait() == 0
+    assert answers(tmp_path) == answers(whole)
+
+
+def jobs_of(kit, *backends, plan=None):
+    plan = plan or kit.make_plan()
+    return [
+        Job(CellId("tiny", quant), plan, lambda backend=backend: backend)
+        for quant, backend in zip(["FP16", "Q8_0"], backends, strict=True)
+    ]
+
+
+def test_a_failed_cell_is_recorded_the_others_go_on_and_a_rerun_tries_it_again(tmp_path, kit):
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        jobs = jobs_of(kit, kit.EchoBackend(1, error=EngineError("no such layer")), kit.EchoBackend())
+        failed, ok = run_cells(bundle, jobs, kit.RecordingView())
+        assert ((failed.status, failed.failure), ok.status) == (("failed", "no such layer"), "ok")
+        assert read_outcomes(bundle) == {failed.cell: failed, ok.cell: ok}
+        left, _ = run_cells(bundle, jobs_of(kit, None, None), kit.RecordingView(), retry=False)
+        assert left == failed
+        repaired = kit.EchoBackend()
+        outcomes = run_cells(bundle, jobs_of(kit, repaired, None), kit.RecordingView())
+        assert [outcome.status for outcome in outcomes] == ["ok", "ok"]
+        assert len(repaired.asked) == len(kit.make_plan().batches) - 1
+
+
+def test_the_manifest_has_plan_decoding_and_engine_of_every_cell(tmp_path, kit):
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
+        assert bundle.recorded("backends") == {
+            f"tiny/{quant}": {"engine": "echo", "version": 1} for quant in ("FP16", "Q8_0")
+        }
+        assert bundle.recorded("batches") == {"tiny": [list(batch) for batch in kit.make_plan().batches]}
+        assert bundle.recorded("decoding")["tiny"]["alpha"]["max_new_tokens"] == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda p: (*p[:3], dataclasses.replace(p[3], text="other"), *p[4:]), "alpha/alpha_003"),
+        (lambda p: p[:-1], "beta/beta_004"),
+        (lambda p: (*p, dataclasses.replace(p[0], sample_id="new")), "alpha/new"),
+        (lambda p: (*p[:7], dataclasses.replace(p[7], choices=("A", "C")), *p[8:]), "beta/beta_000"),
+    ],
+    ids=["changed", "one less", "one more", "other choices"],
+)
+def test_other_prompts_are_refused_by_the_first_that_differs(tmp_path, kit, change, told):
+    plan = kit.make_plan()
+    prompts = change(plan.prompts)
+    other = Plan(prompts, plan_batches(prompts, 3), plan.decoding)
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
+        with pytest.raises(BundleError, match=f"begun with: {told}"):
+            run_cells(bundle, jobs_of(kit, None, None, plan=other), kit.RecordingView())
+
+
+def test_another_batch_plan_is_refused(tmp_path, kit):
+    """Text depends on it."""
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
+        with pytest.raises(BundleError, match="the batches of tiny are not those"):
+            run_cells(bundle, jobs_of(kit, None, None, plan=kit.make_plan(batch_size=4)), kit.RecordingView())
+
+
+def test_changed_responses_stop_the_run_by_file_and_line(tmp_path, kit):
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
+        path = tmp_path / "responses" / "tiny__FP16.jsonl"
+        path.write_bytes(b"{}\n" + path.read_bytes())
+        with pytest.raises(DataError, match=r"tiny__FP16\.jsonl:1: "):
+            run_cells(bundle, jobs_of(kit, None, None), kit.RecordingView())
