@@ -134,7 +134,7 @@ def baselines(matrix: Iterable[Row]) -> dict[str, Row]:
     return {row.base_model: row for row in matrix if row.is_baseline}
 
 
-def decimal(value: float) -> Fraction:
+def decimal(value: float | Fraction) -> Fraction:
     """A measured number as the decimal of `DECIMALS` places that the CSV shows."""
     return Fraction(round(Fraction(value) * 10**DECIMALS), 10**DECIMALS)
 

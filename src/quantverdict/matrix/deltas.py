@@ -1,0 +1,120 @@
+"""Every metric of every build less that of its baseline, with an interval.
+
+The delta is exact. With samples its interval is the paired bootstrap over the prompts that both builds answered,
+clusters whole; from counts alone it is Newcombe's; else it is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.columns import METRICS, Metric, baselines
+from quantverdict.matrix.pairs import PairedInterval, paired_intervals
+from quantverdict.records import CellId, Estimate, Matrix, Row, Table
+from quantverdict.stats.intervals import Interval, newcombe_difference
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from quantverdict.matrix.grid import Grids
+
+COLUMNS = (
+    "base_model", "quant", "metric", "unit", "baseline_value", "value", "delta", "delta_percent", "ci_lo", "ci_hi",
+    "interval_kind", "n",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A metric of a build less that of its baseline.
+
+    Attributes:
+        unit: of `delta`, `lo` and `hi`: pp for shares.
+        delta: exact; None where either side was not measured.
+        percent: `delta` in percent of the baseline; None where the baseline is 0 too.
+        lo, hi: 95 % interval of `delta`.
+        interval_kind: `paired_bootstrap`, `paired_cluster_bootstrap` or `newcombe`.
+        n: prompts that both answered, where paired; else the build's graded samples.
+        differing: of those pairs, how many differ; None where not paired.
+    """
+
+    cell: CellId
+    metric: str
+    unit: str
+    baseline_value: Fraction | None
+    value: Fraction | None
+    delta: Fraction | None
+    percent: Fraction | None
+    lo: float | None = None
+    hi: float | None = None
+    interval_kind: str | None = None
+    n: int | None = None
+    differing: int | None = None
+
+
+def deltas(
+    matrix: Matrix, statistics: StatisticsConfig, scores: pl.DataFrame | Grids | None = None, seed: int = 42
+) -> tuple[Delta, ...]:
+    """Deltas of every non-baseline row, in the order of the matrix and of the schema.
+
+    Args:
+        matrix: rows; a base model without a baseline has no deltas.
+        statistics: resamples and confidence.
+        scores: scored samples (`grid.SCORE_COLUMNS`) or grids made of them, None where there are none.
+        seed: of the bootstrap.
+    """
+    paired: Mapping[tuple[CellId, str], PairedInterval] = {}
+    if scores is not None:
+        paired = paired_intervals(scores, [row.cell for row in baselines(matrix).values()], statistics, seed)
+    return tuple(_all_deltas(matrix, statistics.confidence, paired))
+
+
+def deltas_table(found: tuple[Delta, ...]) -> Table:
+    """`deltas.csv`."""
+    rows = tuple(
+        (*d.cell, d.metric, d.unit, d.baseline_value, d.value, d.delta, d.percent, d.lo, d.hi, d.interval_kind, d.n)
+        for d in found
+    )
+    return Table("deltas", COLUMNS, rows)
+
+
+def _all_deltas(
+    matrix: Matrix, confidence: float, paired: Mapping[tuple[CellId, str], PairedInterval]
+) -> Iterator[Delta]:
+    base = baselines(matrix)
+    for row in matrix:
+        reference = base.get(row.base_model)
+        if reference is None or row.is_baseline:
+            continue
+        for metric in METRICS.values():
+            if metric.name in row.metrics or metric.name in reference.metrics:
+                pair = paired.get((row.cell, metric.name))
+                yield _delta(metric, row, reference, confidence, pair)
+
+
+def _delta(metric: Metric, row: Row, reference: Row, confidence: float, pair: PairedInterval | None) -> Delta:
+    value, baseline = row.value(metric.name), reference.value(metric.name)
+    found = row.metrics.get(metric.name)
+    n = None if found is None else found.n
+    if value is None or baseline is None:
+        return Delta(row.cell, metric.name, metric.delta_unit, baseline, value, None, None, n=n)
+    change = metric.delta(value, baseline)
+    percent = (value - baseline) / baseline * 100 if baseline else None
+    interval, kind = _counted_interval(row.metrics[metric.name], reference.metrics[metric.name], confidence)
+    if pair is not None:
+        kind = "paired_cluster_bootstrap" if pair.clustered else "paired_bootstrap"
+        interval, n = pair.interval, pair.n
+    scale = 100 if metric.is_share else 1
+    lo, hi = (None, None) if interval is None else (interval.lo * scale, interval.hi * scale)
+    differing = None if pair is None else pair.differing
+    return Delta(row.cell, metric.name, metric.delta_unit, baseline, value, change, percent, lo, hi, kind, n, differing)
+
+
+def _counted_interval(one: Estimate, two: Estimate, confidence: float) -> tuple[Interval | None, str | None]:
+    if one.k is None or one.n is None or two.k is None or two.n is None:
+        return None, None
+    return newcombe_difference(one.k, one.n, two.k, two.n, confidence), "newcombe"

@@ -1,0 +1,126 @@
+"""Scored samples as one grid a metric: prompts down, cells across, NaN where there is no grade.
+
+Prompts and cells are sorted by name, so that nothing after this depends on the order of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from quantverdict.errors import DataError
+from quantverdict.matrix.columns import METRICS
+from quantverdict.records import CellId, Score
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SCORE_COLUMNS = ("base_model", "quant", "task", "sample_id", "metric", "value", "cluster")
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The grades of one metric.
+
+    Attributes:
+        cells: the columns of `values`, sorted.
+        values: (prompts, cells), NaN where there is no grade; prompts sorted by task and sample.
+        units: (prompts,), what is drawn together: 0, 1, ... in order of first appearance.
+        clustered: whether a unit can have more than one prompt.
+    """
+
+    cells: tuple[CellId, ...]
+    values: FloatArray
+    units: npt.NDArray[np.int64]
+    clustered: bool
+
+
+Grids = Mapping[str, Grid]
+
+
+def scores_frame(scores: Iterable[Score]) -> pl.DataFrame:
+    """Scores as a frame with `SCORE_COLUMNS`."""
+    import polars as pl
+
+    rows = [(s.base_model, s.quant, s.task, s.sample_id, s.metric, s.value, s.cluster) for s in scores]
+    schema = {name: pl.Float64 if name == "value" else pl.String for name in SCORE_COLUMNS}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def grids(scores: pl.DataFrame | Grids) -> Grids:
+    """One grid for each metric that has a grade; grids that are made already are given back.
+
+    Args:
+        scores: a frame with `SCORE_COLUMNS`; `value` null is ungraded, `cluster` null a prompt of its own. Each sample
+            once a metric; the cluster of a sample is the same in every cell.
+
+    Raises:
+        DataError: an unknown metric, a value that is not finite, a repeated sample, a sample of two clusters.
+    """
+    if isinstance(scores, Mapping):
+        return scores
+    import polars as pl
+
+    if "cluster" not in scores.columns:
+        scores = scores.with_columns(cluster=pl.lit(None, pl.String))
+    graded = scores.lazy().select(SCORE_COLUMNS).filter(pl.col("value").is_not_null())
+    prompts = graded.select("task", "sample_id", "cluster").unique().sort("task", "sample_id", "cluster").collect()
+    _refuse_two_clusters(prompts)
+    cells = graded.select("base_model", "quant").unique().sort("base_model", "quant").collect()
+    coded = (
+        graded.join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
+        .join(prompts.lazy().select("task", "sample_id").with_row_index("prompt"), on=["task", "sample_id"])
+        .select("metric", "cell", "prompt", "value")
+        .collect()
+    )
+    names = tuple(CellId(*row) for row in cells.iter_rows())
+    clusters = _codes(prompts)
+    found = coded.partition_by("metric", as_dict=True, include_key=False)
+    _refuse_unknown(str(key[0]) for key in found)
+    return {name: _grid(name, found[name,], names, clusters) for name in METRICS if (name,) in found}
+
+
+def _grid(name: str, samples: pl.DataFrame, names: tuple[CellId, ...], clusters: npt.NDArray[np.int64]) -> Grid:
+    values = samples["value"].to_numpy().astype(np.float64, copy=False)
+    if not np.isfinite(values).all():
+        raise DataError("a value that is not finite", field=name, expected="a number, or null where ungraded")
+    if METRICS[name].proportion and not np.isin(values, (0.0, 1.0)).all():
+        raise DataError("a value that is neither 0 nor 1", field=name, expected="0, 1, or null where ungraded")
+    prompts, row = np.unique(samples["prompt"].to_numpy(), return_inverse=True)
+    cells, column = np.unique(samples["cell"].to_numpy(), return_inverse=True)
+    if len(np.unique(row * len(cells) + column)) != len(values):
+        raise DataError("a sample is scored twice", field=name, expected="each sample of a cell once")
+    table = np.full((len(prompts), len(cells)), np.nan)
+    table[row, column] = values
+    kept = clusters[prompts]
+    _, first, inverse = np.unique(kept, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return Grid(tuple(names[cell] for cell in cells), table, rank[inverse], clustered=len(first) < len(prompts))
+
+
+def _codes(prompts: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """A number for each prompt, the same for prompts of one task and cluster."""
+    import polars as pl
+
+    key = pl.struct("task", "cluster", pl.when(pl.col("cluster").is_null()).then("sample_id").alias("alone"))
+    return prompts.select(key.rank("dense").alias("code"))["code"].to_numpy().astype(np.int64)
+
+
+def _refuse_two_clusters(prompts: pl.DataFrame) -> None:
+    repeated = prompts.select("task", "sample_id").is_duplicated()
+    if repeated.any():
+        task, sample, _ = prompts.filter(repeated).row(0)
+        raise DataError(f"sample {sample} of {task} has two clusters", field="cluster", expected="one, in every cell")
+
+
+def _refuse_unknown(metrics: Iterable[str]) -> None:
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise DataError(f"unknown metric {unknown[0]}", field="metric", expected=f"one of {', '.join(METRICS)}")

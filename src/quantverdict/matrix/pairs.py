@@ -1,0 +1,63 @@
+"""Paired intervals: each build against its baseline, on the prompts that both answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.grid import Grid, Grids, grids
+from quantverdict.matrix.resample import Column, intervals
+from quantverdict.records import CellId
+from quantverdict.stats.intervals import Interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class PairedInterval:
+    """Interval of a paired difference, in the metric's own unit, over `n` pairs of which some differ."""
+
+    interval: Interval
+    n: int
+    differing: int
+    clustered: bool
+
+
+def paired_intervals(
+    scores: pl.DataFrame | Grids, baselines: Iterable[CellId], statistics: StatisticsConfig, seed: int
+) -> dict[tuple[CellId, str], PairedInterval]:
+    """The interval of every cell and metric that shares a graded prompt with its baseline."""
+    base = {cell.base_model: cell for cell in baselines}
+    columns = {
+        (cell, name): Column(difference, grid.units, grid.clustered)
+        for name, grid in grids(scores).items()
+        for cell, difference in _differences(grid, base)
+    }
+    found = intervals(columns, statistics, seed)
+    return {
+        key: PairedInterval(
+            found[key],
+            n=int((~np.isnan(column.values)).sum()),
+            differing=int((np.nan_to_num(column.values) != 0).sum()),
+            clustered=column.clustered,
+        )
+        for key, column in columns.items()
+    }
+
+
+def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, np.ndarray]]:
+    index = {cell: column for column, cell in enumerate(grid.cells)}
+    for cell, column in index.items():
+        reference = base.get(cell.base_model)
+        if reference is None or reference == cell or reference not in index:
+            continue
+        difference = grid.values[:, column] - grid.values[:, index[reference]]
+        if not np.isnan(difference).all():
+            yield cell, difference

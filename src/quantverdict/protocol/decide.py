@@ -1,0 +1,161 @@
+"""From the matrix to the decision: every rule applied once, as tables and as the document `decision.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from quantverdict.config import Constraints, Policy, StatisticsConfig
+from quantverdict.matrix.deltas import deltas, deltas_table
+from quantverdict.matrix.signals import all_signals
+from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
+from quantverdict.protocol.actions import decide_action, row_actions_table
+from quantverdict.protocol.checklist import Protocol, checklist, checklist_table, sign_screen
+from quantverdict.protocol.document import Judged, document
+from quantverdict.protocol.formats import (
+    Decided,
+    conservative_floor,
+    floor_table,
+    formats_of,
+    role_of,
+    roles_table,
+)
+from quantverdict.protocol.regimes import classify, regimes_table
+from quantverdict.protocol.selection import Choice, best_build, pareto_front
+from quantverdict.protocol.taxonomy import Findings, taxonomy_table
+from quantverdict.records import CellId, Matrix, Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from quantverdict.matrix.grid import Grids
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a decision rests on besides the matrix; the defaults are those of a bare matrix.
+
+    Attributes:
+        scores: scored samples (`grid.SCORE_COLUMNS`) or grids made of them, for paired intervals.
+        sign_reversal: `sign_reversal.csv`, for the correlation screen.
+        matrix_sha256: of the frozen `matrix.csv`.
+        failed: cells that did not run, and why.
+        twins: cells with the same weights as another build of their base model, and that build's quant.
+        lineage: cells whose origin or prompt is in doubt, and why.
+        dequantized: baselines that were themselves dequantised, and from what.
+        order: the cells of the study in its order; the matrix's own order where it is empty.
+        seed: of the bootstrap.
+    """
+
+    scores: pl.DataFrame | Grids | None = None
+    sign_reversal: Table | None = None
+    matrix_sha256: str | None = None
+    failed: Mapping[CellId, str] = field(default_factory=dict)
+    twins: Mapping[CellId, str] = field(default_factory=dict)
+    lineage: Mapping[CellId, str] = field(default_factory=dict)
+    dequantized: Mapping[CellId, str] = field(default_factory=dict)
+    order: tuple[CellId, ...] = ()
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The artefacts of a decision: the CSV tables, and the content of `decision.json`."""
+
+    deltas: Table
+    tiers: Table
+    regimes: Table
+    row_actions: Table
+    quant_roles: Table
+    floor: Table
+    taxonomy: Table
+    checklist: Table
+    document: Mapping[str, object]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return (
+            self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
+            self.checklist,
+        )  # fmt: skip
+
+
+def decide(
+    matrix: Matrix,
+    policy: Policy,
+    *,
+    study: str = "",
+    constraints: Constraints | None = None,
+    statistics: StatisticsConfig | None = None,
+    evidence: Evidence | None = None,
+) -> Decision:
+    """Decide every build, every format and the floor.
+
+    Args:
+        matrix: one row a cell; twins and cells that did not run have none.
+        policy: every threshold.
+        study: its name.
+        constraints: what the build to ship must satisfy besides.
+        statistics: resamples, confidence and power.
+        evidence: what is known besides the matrix.
+
+    Raises:
+        StudyError: the policy names a metric that the rules cannot read.
+    """
+    constraints, statistics = constraints or Constraints(), statistics or StatisticsConfig()
+    evidence = evidence or Evidence()
+    rows = _decided(matrix, policy)
+    found = deltas(matrix, statistics, evidence.scores, evidence.seed)
+    tier_of = tiers(matrix, found, policy)
+    models = tuple(dict.fromkeys([*(row.base_model for row in matrix), *(cell.base_model for cell in evidence.failed)]))
+    formats = formats_of(rows, models)
+    roles = tuple(role_of(one, policy) for one in formats)
+    floor = conservative_floor(formats, policy)
+    screen = None if evidence.sign_reversal is None else sign_screen(evidence.sign_reversal)
+    by_metric = {(delta.cell, delta.metric): delta for delta in found}
+    findings = Findings(rows, by_metric, screen, floor, evidence.lineage, statistics)
+    judged = Judged(
+        study=study,
+        policy=policy,
+        constraints=constraints,
+        findings=findings,
+        tiers={tier.cell: tier for tier in tier_of},
+        roles=roles,
+        choices=_choices(models, rows, tier_of, constraints),
+        fronts={model: pareto_front([row for row in matrix if row.base_model == model], policy) for model in models},
+        failed=evidence.failed,
+        twins=evidence.twins,
+        dequantized=evidence.dequantized,
+        order=evidence.order,
+        has_samples=evidence.scores is not None,
+    )
+    return Decision(
+        deltas=deltas_table(found),
+        tiers=tiers_table(tier_of),
+        regimes=regimes_table(row.regime for row in rows),
+        row_actions=row_actions_table(row.action for row in rows),
+        quant_roles=roles_table(roles),
+        floor=floor_table(floor),
+        taxonomy=taxonomy_table(findings, policy),
+        checklist=checklist_table(checklist(Protocol(rows, evidence.matrix_sha256, screen, floor))),
+        document=document(judged),
+    )
+
+
+def _decided(matrix: Matrix, policy: Policy) -> tuple[Decided, ...]:
+    rows = []
+    for signals in all_signals(matrix, policy):
+        regime = classify(signals)
+        rows.append(Decided(signals, regime, decide_action(signals, regime)))
+    return tuple(rows)
+
+
+def _choices(
+    models: tuple[str, ...], rows: tuple[Decided, ...], tier_of: tuple[TierOf, ...], constraints: Constraints
+) -> tuple[Choice, ...]:
+    choices = []
+    for model in models:
+        mine = [(row, tier) for row, tier in zip(rows, tier_of, strict=True) if row.signals.cell.base_model == model]
+        choices.append(best_build(model, [row for row, _ in mine], [tier for _, tier in mine], constraints))
+    return tuple(choices)

@@ -1,0 +1,186 @@
+"""The content of `decision.json`: what was decided, in plain values, for the report, the gate and other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from quantverdict.config import Constraints, Policy
+from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.tiers import TierOf
+from quantverdict.protocol.formats import Decided, Floor, Role, against_floor, is_gguf
+from quantverdict.protocol.selection import Choice
+from quantverdict.protocol.taxonomy import Findings, refusal_mde
+from quantverdict.records import CellId
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Everything that was decided; the fields are those of `decide` and `Evidence`."""
+
+    study: str
+    policy: Policy
+    constraints: Constraints
+    findings: Findings
+    tiers: Mapping[CellId, TierOf]
+    roles: tuple[Role, ...]
+    choices: tuple[Choice, ...]
+    fronts: Mapping[str, tuple[str, ...]]
+    failed: Mapping[CellId, str]
+    twins: Mapping[CellId, str]
+    dequantized: Mapping[CellId, str]
+    order: tuple[CellId, ...]
+    has_samples: bool
+
+
+def document(judged: Judged) -> dict[str, object]:
+    """The document; a share is a fraction of 1, a delta in pp, what was not measured null."""
+    floor = judged.findings.floor
+    return {
+        "schema": SCHEMA,
+        "study": judged.study,
+        "policy": judged.policy.model_dump(mode="json"),
+        "quality_metric": judged.policy.quality_metric,
+        "has_samples": judged.has_samples,
+        "notes": list(_notes(judged)),
+        "cells": [_cell(cell, judged) for cell in _order(judged)],
+        "formats": [_format(role) for role in judged.roles],
+        "floor": None if floor is None else _floor(floor),
+        "best": {
+            choice.base_model: None if choice.quant is None else {"quant": choice.quant, "reason": choice.reason}
+            for choice in judged.choices
+        },
+        "pareto": {model: list(quants) for model, quants in judged.fronts.items()},
+        "constraints": judged.constraints.model_dump(mode="json"),
+    }
+
+
+def _order(judged: Judged) -> list[CellId]:
+    """Every cell once: as the study has them, then what else there is."""
+    rows = [row.signals.cell for row in judged.findings.rows]
+    known = {*rows, *judged.twins, *judged.failed}
+    return list(dict.fromkeys([*(c for c in judged.order if c in known), *rows, *judged.twins, *judged.failed]))
+
+
+def _cell(cell: CellId, judged: Judged) -> dict[str, object]:
+    row = next((row for row in judged.findings.rows if row.signals.cell == cell), None)
+    if row is not None:
+        return _measured_cell(row, judged)
+    sibling = CellId(cell.base_model, judged.twins.get(cell, ""))
+    twin = next((row for row in judged.findings.rows if row.signals.cell == sibling), None)
+    family = next((r.signals.row.family for r in judged.findings.rows if r.signals.cell[0] == cell.base_model), "")
+    return {
+        **dict.fromkeys(_CELL_KEYS),
+        "base_model": cell.base_model,
+        "family": family,
+        "quant": cell.quant,
+        "is_baseline": False,
+        "twin_of": judged.twins.get(cell),
+        "status": "twin" if cell in judged.twins else "failed",
+        "failure": judged.failed.get(cell),
+        "bpw": None if twin is None else _number(twin.signals.row.bpw),
+        "file_bytes": None if twin is None else _number(twin.signals.row.value("file_bytes")),
+    }
+
+
+def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
+    signals, policy, deltas = row.signals, judged.policy, judged.findings.deltas
+    quality = deltas.get((signals.cell, policy.quality_metric))
+    refusal = deltas.get((signals.cell, policy.refusal_metric))
+    values = (
+        signals.cell.base_model,
+        signals.row.family,
+        signals.cell.quant,
+        signals.is_baseline,
+        None,
+        "ok",
+        None,
+        _number(signals.row.bpw),
+        _number(signals.row.value("file_bytes")),
+        _number(signals.row.value("tokens_per_second")),
+        judged.dequantized.get(signals.cell),
+        _number(signals.quality),
+        *_interval(quality),
+        _number(signals.refusal),
+        *_interval(refusal),
+        None if signals.is_baseline else refusal_mde(signals, judged.findings),
+        _number(signals.refusal_signal),
+        signals.refusal_source,
+        judged.tiers[signals.cell].tier,
+        row.regime.regime,
+        row.regime.reason,
+        row.action.action,
+        row.action.reason,
+    )
+    return dict(zip(_CELL_KEYS, values, strict=True))
+
+
+_CELL_KEYS = (
+    "base_model", "family", "quant", "is_baseline", "twin_of", "status", "failure", "bpw", "file_bytes",
+    "tokens_per_second", "dequantized_from", "quality_delta_pp", "quality_lo_pp", "quality_hi_pp", "refusal_delta_pp",
+    "refusal_lo_pp", "refusal_hi_pp", "refusal_mde_pp", "refusal_signal_pp", "refusal_signal_metric", "tier", "regime",
+    "regime_reason", "action", "action_reason",
+)  # fmt: skip
+
+
+def _format(role: Role) -> dict[str, object]:
+    found = role.format
+    return {
+        "quant": found.quant,
+        "n_models": len(found.rows),
+        "max_refusal_signal_pp": _number(found.max_signal),
+        "reject_rows": len(found.rejected),
+        "role": role.role,
+        "reason": role.reason,
+        "bpw": _number(found.bpw),
+    }
+
+
+def _floor(floor: Floor) -> dict[str, object]:
+    return {
+        "quant": floor.format.quant,
+        "max_refusal_signal_pp": _number(floor.format.max_signal),
+        "reason": floor.reason,
+    }
+
+
+def _notes(judged: Judged) -> Iterator[str]:
+    policy, rows = judged.policy, judged.findings.rows
+    if policy.quality_metric != "bertscore":
+        yield f"Quality is {policy.quality_metric}."
+    if not judged.has_samples:
+        yield "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs."
+    for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
+        if not any(name in row.signals.row.metrics for row in rows):
+            yield f"{name} was not measured."
+    for cell, source in judged.dequantized.items():
+        yield f"{cell} was itself dequantised from {source}: levels near that grid look better than they are."
+    for cell, quant in judged.twins.items():
+        yield f"{cell} has the same weights as {quant}: it was run once and is counted once."
+    for cell, why in judged.failed.items():
+        yield f"{cell} did not run: {why}"
+    yield from _nothing_found(judged)
+
+
+def _nothing_found(judged: Judged) -> Iterator[str]:
+    """Why there is no floor or no build to ship, where there is none."""
+    if judged.findings.floor is None:
+        formats = [role.format for role in judged.roles if is_gguf(role.format.quant)]
+        why = "; ".join(f"{one.quant}: {', '.join(against_floor(one, judged.policy))}" for one in formats)
+        yield f"No conservative floor: {why or 'no GGUF format has a row'}."
+    for choice in judged.choices:
+        if choice.quant is None:
+            yield f"No build of {choice.base_model} to ship: {choice.reason or 'none ran'}."
+
+
+def _interval(delta: Delta | None) -> tuple[float | None, float | None]:
+    return (None, None) if delta is None else (delta.lo, delta.hi)
+
+
+def _number(value: Fraction | None) -> int | float | None:
+    if value is None:
+        return None
+    return value.numerator if value.denominator == 1 else float(value)

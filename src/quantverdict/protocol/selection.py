@@ -1,0 +1,155 @@
+"""The best build of each base model under the study's constraints, and the Pareto front of quality, size and speed.
+
+Best is the smallest build that nothing rules out. What was not measured rules a build out: it is not known to be fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from quantverdict.config import Constraints, Policy
+from quantverdict.matrix.tiers import TierOf
+from quantverdict.protocol.actions import FLOOR_CANDIDATE
+from quantverdict.protocol.formats import Decided
+from quantverdict.records import Row
+
+Rule = Callable[[Decided, TierOf, Constraints], str | None]
+"""Why a build cannot be the best; None where it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer for one base model.
+
+    Attributes:
+        quant: the build to ship, None where there is none.
+        reason: why it, or what rules each build out.
+    """
+
+    base_model: str
+    quant: str | None
+    reason: str
+
+
+def best_build(base_model: str, rows: Sequence[Decided], tiers: Sequence[TierOf], constraints: Constraints) -> Choice:
+    """The smallest build that no rule excludes.
+
+    Args:
+        base_model: whose builds these are.
+        rows: its rows, the baseline among them.
+        tiers: of the same rows.
+        constraints: of the study.
+    """
+    against = {
+        row.signals.cell.quant: next(
+            (why for rule in EXCLUSIONS if (why := rule(row, tier, constraints)) is not None), None
+        )
+        for row, tier in zip(rows, tiers, strict=True)
+    }
+    fit = [row for row in rows if against[row.signals.cell.quant] is None]
+    if not fit:
+        return Choice(base_model, None, "; ".join(f"{quant}: {why}" for quant, why in against.items()))
+    size = _size_measure([row.signals.row for row in fit])
+    if size is None:
+        return Choice(base_model, None, "neither file size nor bits per weight is known of every build that is fit")
+    best = min(fit, key=lambda row: (size(row.signals.row), row.signals.cell.quant))
+    return Choice(base_model, best.signals.cell.quant, _why(best, fit, size))
+
+
+def _why(best: Decided, fit: Sequence[Decided], size: Callable[[Row], Fraction]) -> str:
+    unit = "file" if best.signals.row.value("file_bytes") is not None else "bits per weight"
+    reason = f"smallest {unit} of {len(fit)} builds that nothing rules out; {best.action.action}: {best.action.reason}"
+    if best.action.action in {FLOOR_CANDIDATE, "reference"}:
+        return reason
+    proven = [row for row in fit if row.action.action == FLOOR_CANDIDATE]
+    if not proven:
+        return f"{reason}; no build is a {FLOOR_CANDIDATE}"
+    smallest = min(proven, key=lambda row: (size(row.signals.row), row.signals.cell.quant))
+    return f"{reason}; the smallest {FLOOR_CANDIDATE} is {smallest.signals.cell.quant}"
+
+
+def _rejected(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+    return row.action.action if row.action.is_reject else None
+
+
+def _not_measured(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+    if row.regime.regime == "unclassified":
+        return row.regime.reason
+    signals = row.signals
+    return signals.missing(signals.refusal_source) if signals.refusal_signal is None else None
+
+
+def _collapsed(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+    """Also where the policy files a joint collapse under neutral."""
+    policy, refusal = row.signals.policy, row.signals.refusal
+    return "refusals collapsed" if refusal is not None and refusal <= policy.refusal_collapse_pp else None
+
+
+def _unacceptable(_row: Decided, tier: TierOf, _constraints: Constraints) -> str | None:
+    return f"quality tier unacceptable: {tier.reason}" if tier.loss_tier == "unacceptable" else None
+
+
+def _too_large(row: Decided, _tier: TierOf, constraints: Constraints) -> str | None:
+    most, size = constraints.max_file_bytes, row.signals.row.value("file_bytes")
+    if most is None:
+        return None
+    if size is None:
+        return "file size was not measured"
+    return f"{int(size)} bytes, over {most}" if size > most else None
+
+
+def _too_slow(row: Decided, _tier: TierOf, constraints: Constraints) -> str | None:
+    least, speed = constraints.min_tokens_per_second, row.signals.row.value("tokens_per_second")
+    if least is None:
+        return None
+    if speed is None:
+        return "tokens per second were not measured"
+    return f"{float(speed):.1f} tokens/s, under {least:g}" if speed < Fraction(str(least)) else None
+
+
+EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _collapsed, _unacceptable, _too_large, _too_slow)
+
+
+def _size_measure(rows: Iterable[Row]) -> Callable[[Row], Fraction] | None:
+    """File size where every row has one, else bits per weight."""
+    known = list(rows)
+    for measure in (_file_bytes, _bpw):
+        if all(measure(row) is not None for row in known):
+            return lambda row, measure=measure: measure(row) or Fraction(0)  # type: ignore[misc]
+    return None
+
+
+def _file_bytes(row: Row) -> Fraction | None:
+    return row.value("file_bytes")
+
+
+def _bpw(row: Row) -> Fraction | None:
+    return row.bpw
+
+
+# Pareto front
+
+
+def pareto_front(rows: Sequence[Row], policy: Policy) -> tuple[str, ...]:
+    """The builds that no other build beats: at least as good in quality, size and speed, and better in one.
+
+    A dimension that no row has is left out; a row without one that others have cannot be placed and is not in the
+    front. Quants come in the order of `rows`; the decision is not looked at.
+    """
+    measures: tuple[Callable[[Row], Fraction | None], ...] = (
+        lambda row: row.value(policy.quality_metric),
+        lambda row: None if (size := _file_bytes(row)) is None else -size,
+        lambda row: row.value("tokens_per_second"),
+    )
+    if all(_file_bytes(row) is None for row in rows):
+        measures = (measures[0], lambda row: None if row.bpw is None else -row.bpw, measures[2])
+    used = [measure for measure in measures if any(measure(row) is not None for row in rows)]
+    points = [(row.quant, [value for measure in used if (value := measure(row)) is not None]) for row in rows]
+    placed = [(quant, point) for quant, point in points if used and len(point) == len(used)]
+    return tuple(quant for quant, point in placed if not any(_beats(other, point) for _, other in placed))
+
+
+def _beats(one: Sequence[Fraction], two: Sequence[Fraction]) -> bool:
+    return one != two and all(a >= b for a, b in zip(one, two, strict=True))
