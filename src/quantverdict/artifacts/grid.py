@@ -2,7 +2,8 @@
 
 A low-bit type stores a small block of a row as a few equally spaced values. Decoding keeps them: a block of 32 values
 from a 4-bit type has at most 16 different ones, and values from a 5 to 8-bit type lie on a common step, up to the
-rounding of the wide type. Weights that were never quantised do neither. This reads the data alone; metadata may lie.
+rounding of the wide type (BF16 rounds away all grids of more than 5 bits). Weights that were never quantised do
+neither. This reads the data alone; metadata may lie.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from quantverdict.artifacts.gguf_read import Gguf, Tensor
 
 WIDE = ("F16", "BF16", "F32")
 _BLOCK = 32
+_LEAST_STEP = 2.0**-24
+"""Between the smallest F16 numbers."""
 _TENSORS = 12
-_BLOCKS = 192
-_ROUNDING = {"F16": 2.0**-11, "BF16": 2.0**-8, "F32": 2.0**-23}
+_BLOCKS = 96
 _GRIDS = ((5, 32, 31), (6, 16, 63), (8, 32, 254))
 """Bits, block length, and the steps its values may span (Q8_0 uses -127 to 127)."""
 _ENOUGH = 0.98
@@ -50,7 +52,8 @@ def tensor_grid(blocks: Floats, wide_type: str) -> int | None:
         blocks: stretches of 32 values along the rows of a tensor.
         wide_type: F16, BF16 or F32: how far the stored values may be off the grid.
     """
-    blocks = blocks[_distinct(blocks) > 2]
+    coarse = 128 * _LEAST_STEP if wide_type == "F16" else 0.0  # below this F16 is itself a grid of few steps
+    blocks = blocks[(_distinct(blocks) > 2) & (np.abs(blocks).max(axis=1, initial=0.0) > coarse)]
     if len(blocks) < 8:
         return None
     halves = blocks.reshape(-1, _BLOCK // 2)
@@ -58,8 +61,7 @@ def tensor_grid(blocks: Floats, wide_type: str) -> int | None:
         if np.mean(_distinct(values) <= 2**bits) >= _ENOUGH:
             return bits
     for bits, length, steps in _GRIDS:
-        on_grid = _on_grid(blocks.reshape(-1, length), steps, _ROUNDING[wide_type])
-        if np.mean(on_grid) >= _ENOUGH:
+        if np.mean(_on_grid(blocks.reshape(-1, length), steps, wide_type)) >= _ENOUGH:
             return bits
     return None
 
@@ -69,22 +71,33 @@ def _distinct(values: Floats) -> NDArray[np.intp]:
     return np.asarray(1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1), dtype=np.intp)
 
 
-def _on_grid(blocks: Floats, steps: int, rounding: float) -> NDArray[np.bool_]:
+def _on_grid(blocks: Floats, steps: int, wide_type: str) -> NDArray[np.bool_]:
     """Which blocks lie on equal steps, spanning at most `steps` of them, up to the rounding of the wide type."""
     ordered = np.sort(blocks, axis=1)
+    gaps = np.diff(ordered, axis=1)
     span = ordered[:, -1] - ordered[:, 0]
-    error = 3 * rounding * np.abs(blocks).max(axis=1)  # of the value, of the smallest one, and of the step
+    error = 3 * _rounding(np.abs(blocks).max(axis=1), wide_type)  # of the value, of the smallest one, and of the step
+    least_gap = np.where(gaps > error[:, None], gaps, np.inf).min(axis=1, initial=np.inf) + error
+    open_ = span <= steps * least_gap  # a step is no longer than the least gap: most plain weights are out here
+    fits = np.zeros(len(blocks), np.bool_)
+    if np.mean(open_) < _ENOUGH:
+        return fits
     above = ordered - ordered[:, :1]
-    fits = span <= 0
     for count in range(1, steps + 1):
         step = np.where(span > 0, span, 1.0)[:, None] / count
         off = np.abs(above - np.rint(above / step) * step).max(axis=1)
         fits |= (off <= error) & (error < step[:, 0] / 4)
-    return fits
+    return fits | (span <= 0)
+
+
+def _rounding(largest: Floats, wide_type: str) -> Floats:
+    """How far storing a value of at most this size may move it."""
+    relative = {"F16": 2.0**-11, "BF16": 2.0**-8, "F32": 2.0**-23}[wide_type]
+    return np.maximum(largest * relative, _LEAST_STEP / 2 if wide_type == "F16" else 0.0)
 
 
 def _sample(model: Gguf, tensor: Tensor) -> Floats:
-    """Up to 192 blocks (n, 32) spread evenly over a tensor; blocks start at multiples of 32 in their row."""
+    """Up to 96 blocks (n, 32) spread evenly over a tensor; blocks start at multiples of 32 in their row."""
     item = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}[tensor.type.name]
     stored = np.frombuffer(model.data, np.uint8, tensor.nbytes, tensor.start)
     values = stored.view(item).reshape(-1, tensor.shape[0])

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from quantverdict.artifacts.ggml_kernels import kernels_version
 from quantverdict.artifacts.ggml_types import TYPE_BY_NAME, GgmlType
@@ -22,6 +19,7 @@ from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_
 from quantverdict.artifacts.gguf_read import Gguf
 from quantverdict.artifacts.gguf_write import Entry, copied_field, header_bytes, text_field, uint32_field, write_padded
 from quantverdict.artifacts.kquant_mix import LEVELS, in_writing_order, is_quantizable, mix
+from quantverdict.artifacts.whole import written_whole
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
@@ -58,7 +56,7 @@ def make_level(source: Path, level: str, out: Path, *, progress: Progress | None
     header = header_bytes(_fields(model, level), entries, model.alignment)
     total, done = sum(item.n_elements for item in tensors), 0
     size = len(header) + sum(entry.nbytes + model.alignment for entry in entries)
-    with _written_whole(out, size) as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with written_whole(out, size) as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         file.write(header)
         for tensor, entry in zip(tensors, entries, strict=True):
             write_padded(file, encoded(model, tensor, entry.type, pool), model.alignment)
@@ -129,7 +127,7 @@ def _cached(source: Path, level: str, folder: Path, progress: BuildProgress | No
 def _write_record(path: Path, record: Path) -> None:
     stat = path.stat()
     text = json.dumps({"sha256": file_sha256(open_model(path)), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
-    with _written_whole(record, len(text)) as file:
+    with written_whole(record, len(text)) as file:
         file.write(text.encode())
 
 
@@ -157,23 +155,3 @@ def _fields(model: Gguf, level: str) -> Iterator[bytes]:
     origin = dequantized_from(model) or (main.name if main.quantized else None)
     if origin is not None:
         yield text_field(DEQUANTIZED_KEY, origin)
-
-
-@contextmanager
-def _written_whole(path: Path, size: int) -> Iterator[BinaryIO]:
-    """A file for writing that gets its name only when the block ends well; `size` bytes must be free."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < size:
-            raise ArtifactError(f"does not fit: {size:,} bytes are needed, {free:,} are free", file=path)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot be written ({error.strerror or error})", file=path) from error
-    finally:
-        partial.unlink(missing_ok=True)

