@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - templates as they are written
 """The sandbox renders real chat templates and refuses, in bounded work, what a hostile one tries."""
 
 import time

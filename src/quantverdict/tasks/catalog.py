@@ -70,7 +70,7 @@ class Task:
         sha256: of the file.
         accuracy_metric: of a classification task, else None.
         cluster_field: item field that says which items belong together, None where every item stands alone.
-        source: the file.
+        source: the file, or `built-in:NAME`.
     """
 
     name: str
@@ -129,7 +129,7 @@ def load_task(name_or_path: str | Path) -> Task:
     from quantverdict.tasks.taskfile import read_task
 
     if str(name_or_path) in builtin_tasks():
-        return read_task(STARTER / f"{name_or_path}.yaml")
+        return replace(read_task(STARTER / f"{name_or_path}.yaml"), source=f"built-in:{name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
         known = ", ".join(builtin_tasks())

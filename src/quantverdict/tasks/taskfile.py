@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
+from typing import Any
 
 from quantverdict.errors import TaskError
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import Item, Task
 from quantverdict.tasks.filters import FILTERS
 from quantverdict.tasks.sandbox import template_fields
+from quantverdict.tasks.source import TaskSource
 
 _TEXTS = {"name": True, "task_type": True, "prompt_template": True, "description": False, "metric_group": False}
 """Text keys, and whether they are required."""
@@ -32,75 +30,13 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 """Fields that the grader of a task type reads."""
 
 
-class _File:
-    """A parsed file: its data, and the lines they came from."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            content = path.read_bytes()
-            self.sha256 = hashlib.sha256(content).hexdigest()
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(content.decode("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TaskError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
-        try:
-            self.root = loader.get_single_node()
-            self._refuse_repeats()
-            self.data: Any = None if self.root is None else loader.construct_document(self.root)
-        except (yaml.MarkedYAMLError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = f"not valid YAML: {getattr(error, 'problem', None) or type(error).__name__}"
-            raise TaskError(problem, file=path, line=mark.line + 1 if mark else None) from error
-        finally:
-            loader.dispose()
-
-    def _refuse_repeats(self) -> None:
-        """PyYAML keeps the last of two equal keys in silence, and aliases can unfold without end."""
-        waiting, met = [self.root], set()
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, yaml.CollectionNode):
-                if id(node) in met:
-                    self._stop(node, "", "an alias", "every value written out")
-                met.add(id(node))
-            if isinstance(node, yaml.MappingNode):
-                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-                for key, value in node.value:
-                    if not isinstance(key, yaml.ScalarNode) or keys.count(key.value) > 1:
-                        self._stop(key, str(key.value)[:60], "given twice, or not a name", "each key once")
-                    waiting.append(value)
-            elif isinstance(node, yaml.SequenceNode):
-                waiting.extend(node.value)
-
-    def _stop(self, node: yaml.Node, field: str, problem: str, expected: str) -> NoReturn:
-        line = node.start_mark.line + 1
-        raise TaskError(problem, file=self.path, line=line, field=field or None, expected=expected)
-
-    def refuse(self, location: tuple[str | int, ...], problem: str, expected: str | None = None) -> NoReturn:
-        """Raise for what is at `location`, with the line of the nearest place that the file has."""
-        node, line = self.root, 1
-        for part in location:
-            if isinstance(node, yaml.MappingNode):
-                found = next(((key, value) for key, value in node.value if key.value == part), None)
-                if found is None:
-                    break
-                line, node = found[0].start_mark.line + 1, found[1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-                line = node.start_mark.line + 1
-            else:
-                break
-        field = ".".join(str(part) for part in location)
-        raise TaskError(problem, file=self.path, line=line, field=field or None, expected=expected)
-
-
 def read_task(path: Path) -> Task:
     """A task from its file.
 
     Raises:
         TaskError: the first mistake, with file, line, field and what was expected.
     """
-    file = _File(path)
+    file = TaskSource(path)
     head = _head(file)
     items = tuple(_item(file, index) for index in range(len(file.data["samples"])))
     fallback = catalog.BEHAVIOR if any(catalog.BEHAVIOR in item.fields for item in items) else None
@@ -121,7 +57,7 @@ def read_task(path: Path) -> Task:
     return task
 
 
-def _head(file: _File) -> dict[str, Any]:
+def _head(file: TaskSource) -> dict[str, Any]:
     data = file.data
     if not isinstance(data, dict):
         file.refuse((), "is not a mapping", f"the keys {', '.join(_KEYS)}")
@@ -137,7 +73,7 @@ def _head(file: _File) -> dict[str, Any]:
     return data
 
 
-def _check_kind(file: _File) -> None:
+def _check_kind(file: TaskSource) -> None:
     data = file.data
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", data["name"]):
         file.refuse(("name",), f"{data['name']!r} is not a name", "letters, digits, '.', '_', '+', '-'")
@@ -149,7 +85,7 @@ def _check_kind(file: _File) -> None:
         file.refuse(("num_fewshot",), "not supported", "0; examples are written into prompt_template")
 
 
-def _filters(file: _File) -> tuple[str, ...]:
+def _filters(file: TaskSource) -> tuple[str, ...]:
     given = file.data.get("filters") or []
     if not isinstance(given, list):
         file.refuse(("filters",), "is not a list", "a list of 'type: NAME'")
@@ -159,7 +95,7 @@ def _filters(file: _File) -> tuple[str, ...]:
     return tuple(entry["type"] for entry in given)
 
 
-def _accuracy_metric(file: _File) -> str | None:
+def _accuracy_metric(file: TaskSource) -> str | None:
     given, name = file.data.get("accuracy_metric"), file.data["name"]
     if file.data["task_type"] != "classification":
         if given is not None:
@@ -170,7 +106,7 @@ def _accuracy_metric(file: _File) -> str | None:
     return given or catalog.ACCURACY_OF.get(name, "choice_accuracy")
 
 
-def _item(file: _File, index: int) -> Item:
+def _item(file: TaskSource, index: int) -> Item:
     sample = file.data["samples"][index]
     if not isinstance(sample, dict):
         file.refuse(("samples", index), "is not a mapping", "an id and fields")
@@ -200,7 +136,7 @@ def _is_answers(value: object) -> bool:
     return isinstance(value, list) and any(map(_is_text, value)) and all(isinstance(text, str) for text in value)
 
 
-def _check_items(file: _File, task: Task) -> None:
+def _check_items(file: TaskSource, task: Task) -> None:
     met: set[str] = set()
     needed = _NEEDED.get(task.task_type, ())
     clustered = (file.data["cluster_field"],) if "cluster_field" in file.data else ()
@@ -218,7 +154,7 @@ def _check_items(file: _File, task: Task) -> None:
             _check_bias(file, item, index)
 
 
-def _check_choice(file: _File, task: Task, index: int) -> None:
+def _check_choice(file: TaskSource, task: Task, index: int) -> None:
     item, at = task.items[index], ("samples", index)
     letters = "".join(catalog.choice_texts(item))
     if letters and ("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)] != letters or len(letters) < 2):
@@ -232,7 +168,7 @@ def _check_choice(file: _File, task: Task, index: int) -> None:
         file.refuse((*at, "reference"), f"{item.reference!r} cannot match after the filters", "what the filters leave")
 
 
-def _check_bias(file: _File, item: Item, index: int) -> None:
+def _check_bias(file: TaskSource, item: Item, index: int) -> None:
     at = ("samples", index)
     answers = [item.fields[field] for field in _ANSWERS]
     if item.reference not in answers:
@@ -246,7 +182,7 @@ def _check_bias(file: _File, item: Item, index: int) -> None:
         file.refuse((*at, "stereotyped_idx"), f"{stereotyped!r} is not a choice", "0, 1 or 2")
 
 
-def _check_template(file: _File, task: Task) -> None:
+def _check_template(file: TaskSource, task: Task) -> None:
     names = template_fields(task.prompt_template, where=f"{file.path}: prompt_template")
     for index, item in enumerate(task.items):
         missing = sorted(names - {"id", *item.fields})
