@@ -1,0 +1,236 @@
+"""Decode many prompts at once, greedily, in an order that the prompts alone decide.
+
+The longest common start of the batch is evaluated once. A prompt is evaluated by itself, then its answer grows one
+token a step beside the others; a slot whose answer ended takes the next prompt. Nothing here looks at the clock but
+the time to first token, so equal batches give equal answers. A step never has a single row where more than one slot
+is asked for: the library sums a lone row in another order than a row among others, and an answer must not depend
+on how many others are still being written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from os.path import commonprefix
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from quantverdict.errors import EngineError
+
+Logits = npt.NDArray[np.float32]
+Report = Callable[[int, int], None]
+"""Called every step with (prompts finished, tokens generated) so far."""
+
+
+class Engine(Protocol):
+    """What the scheduler needs of a model; see `LlamaEngine`."""
+
+    def start(self, sequences: int, length: int) -> None: ...
+    def evaluate(self, rows: Sequence[tuple[int, int, int]], wanted: Sequence[int]) -> list[Logits]: ...
+    def copy(self, source: int, target: int) -> None: ...
+    def cut(self, sequence: int, length: int) -> None: ...
+    def is_end(self, token: int) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A prompt and the continuations to score, as token ids; no continuation is empty."""
+
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of a job.
+
+    Attributes:
+        tokens: generated, without the end token.
+        finish: `stop` at an end token, else `length`.
+        choice_logprobs: natural log-probability of each continuation after the prompt.
+        ttft_ms: from the start of the prompt's evaluation to its first token; None where none was asked for.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    finish: str = "length"
+    choice_logprobs: tuple[float, ...] = ()
+    ttft_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a batch is decoded.
+
+    Attributes:
+        slots: answers that grow at once.
+        max_new_tokens: of an answer.
+        chunk: rows evaluated at once, at least 2.
+        context: tokens of prompt and answer together.
+    """
+
+    slots: int
+    max_new_tokens: int
+    chunk: int
+    context: int
+
+
+class BatchScheduler:
+    """Decodes one batch; used once.
+
+    Args:
+        engine: the model.
+        jobs: the batch.
+        limits: how.
+        report: called every step.
+    """
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job], limits: Limits, report: Report) -> None:
+        self.engine, self.jobs, self.limits, self.report = engine, jobs, limits, report
+        self.answers = [Answer() for _ in jobs]
+        self.slots: list[int | None] = [None] * limits.slots
+        self.shared = shared_start(jobs)
+        self.finished = self.generated = 0
+
+    def run(self) -> list[Answer]:
+        """The answers, in the order of the jobs."""
+        if not self.jobs:
+            return []
+        self._start()
+        waiting = iter(range(len(self.jobs)))
+        self._refill(waiting)
+        while any(job is not None for job in self.slots):
+            self._step()
+            self._refill(waiting)
+        return self.answers
+
+    def _start(self) -> None:
+        limits = self.limits
+        branches = max((len(job.choices) for job in self.jobs if _longest(job.choices) > 1), default=0)
+        longest = max(len(job.prompt) + max(limits.max_new_tokens, _longest(job.choices)) for job in self.jobs)
+        self.engine.start(limits.slots + branches, min(longest, limits.context))
+        if self.shared:
+            self._evaluate_all(0, self.jobs[0].prompt[: self.shared], 0)
+            for slot in range(1, limits.slots):
+                self.engine.copy(0, slot)
+
+    def _refill(self, waiting: Iterator[int]) -> None:
+        """Give every free slot the next job; a job that needs no step ends here and frees its slot again."""
+        for slot in range(self.limits.slots):
+            while self.slots[slot] is None:
+                number = next(waiting, None)
+                if number is None:
+                    return
+                self._admit(slot, number)
+
+    def _admit(self, slot: int, number: int) -> None:
+        start = time.perf_counter()
+        job, answer = self.jobs[number], self.answers[number]
+        self.engine.cut(slot, self.shared)
+        logits = self._evaluate_all(slot, job.prompt[self.shared :], self.shared)
+        first = int(logits.argmax())
+        self.slots[slot] = number
+        if job.choices:
+            answer.choice_logprobs = self._score(slot, job, logits)
+        if self.limits.max_new_tokens:
+            answer.ttft_ms = (time.perf_counter() - start) * 1000
+        self._accept(slot, first)
+
+    def _evaluate_all(self, slot: int, tokens: Sequence[int], position: int) -> Logits:
+        """Append tokens to a sequence; the logits after the last one."""
+        for part in even_parts(len(tokens), self.limits.chunk):
+            rows = [(slot, tokens[i], position + i) for i in part]
+            (logits,) = self.engine.evaluate(rows, (len(rows) - 1,))
+            self.report(self.finished, self.generated)
+        return checked(logits)
+
+    def _score(self, slot: int, job: Job, logits: Logits) -> tuple[float, ...]:
+        """Log-probabilities of the choices: their first tokens from the prompt's logits, the rest in one batch."""
+        log_p = log_softmax(logits)
+        scores = [float(log_p[choice[0]]) for choice in job.choices]
+        rows: list[tuple[int, int, int]] = []
+        asked: list[tuple[int, int]] = []
+        for i, choice in enumerate(job.choices):
+            if len(choice) > 1:
+                branch = self.limits.slots + i
+                self.engine.copy(slot, branch)
+                rows += [(branch, token, len(job.prompt) + k) for k, token in enumerate(choice[:-1])]
+                asked += [(i, token) for token in choice[1:]]
+        for part in even_parts(len(rows), self.limits.chunk):
+            found = self.engine.evaluate([rows[k] for k in part], range(len(part)))
+            for (i, token), row in zip((asked[k] for k in part), found, strict=True):
+                scores[i] += float(log_softmax(checked(row))[token])
+        return tuple(scores)
+
+    def _step(self) -> None:
+        """One more token for every growing answer."""
+        active = [(slot, number) for slot, number in enumerate(self.slots) if number is not None]
+        rows = [(slot, self.answers[n].tokens[-1], self._length(n) - 1) for slot, n in active]
+        idle = next((slot for slot, number in enumerate(self.slots) if number is None), None)
+        if len(rows) == 1 and idle is not None:
+            self.engine.cut(idle, self.shared)
+            rows.append((idle, rows[0][1], self.shared))
+        found = self.engine.evaluate(rows, range(len(active)))
+        chosen = [int(checked(logits).argmax()) for logits in found]
+        for (slot, _), token in zip(active, chosen, strict=True):
+            self._accept(slot, token)
+        self.report(self.finished, self.generated)
+
+    def _length(self, number: int) -> int:
+        return len(self.jobs[number].prompt) + len(self.answers[number].tokens)
+
+    def _accept(self, slot: int, token: int) -> None:
+        """Write a chosen token down, or end the answer and free the slot."""
+        number = self.slots[slot]
+        if number is None:
+            return
+        answer, limits = self.answers[number], self.limits
+        stop = bool(limits.max_new_tokens) and self.engine.is_end(token)
+        if stop:
+            answer.finish = "stop"
+        elif limits.max_new_tokens:
+            answer.tokens.append(token)
+            self.generated += 1
+        if stop or len(answer.tokens) >= limits.max_new_tokens or self._length(number) >= limits.context:
+            self.slots[slot] = None
+            self.finished += 1
+
+
+def shared_start(jobs: Sequence[Job]) -> int:
+    """Tokens that all prompts begin with, short of the last two of the shortest: a prompt is never left with one row."""
+    if len(jobs) < 2:
+        return 0
+    common = len(commonprefix([job.prompt for job in jobs]))
+    return max(0, min(common, min(len(job.prompt) for job in jobs) - 2))
+
+
+def even_parts(count: int, size: int) -> list[range]:
+    """`count` rows in the fewest parts of at most `size`, none more than one row longer than another."""
+    parts = -(-count // size)
+    edges = [count * i // parts for i in range(parts + 1)] if parts else [0]
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Natural log-probabilities in float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    return wide
+
+
+def checked(logits: Logits) -> Logits:
+    """The logits.
+
+    Raises:
+        EngineError: they are not numbers; an arg-max over them would look like an answer.
+    """
+    if not np.isfinite(logits.max()):
+        raise EngineError("the engine returned logits that are not finite")
+    return logits
+
+
+def _longest(choices: Sequence[Sequence[int]]) -> int:
+    return max((len(choice) for choice in choices), default=0)

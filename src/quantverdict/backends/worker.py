@@ -1,0 +1,142 @@
+"""The process that holds the engine: `python -m quantverdict.backends.worker`, one JSON document a line each way.
+
+First line in: what to load; first line out: `ready` or `error`. Then each line in is a batch, answered by `progress`
+lines and one `completions` or `error`. It ends when its input ends, in the middle of a batch too, so that it cannot
+outlive the process that asked. A crash needs no handling here: the other side sees the pipe close.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits
+from quantverdict.backends.llama_engine import CHUNK, LlamaEngine
+from quantverdict.backends.llama_library import open_library
+from quantverdict.errors import EngineError
+
+_PROGRESS_SECONDS = 0.1
+_FD_IN, _FD_OUT, _FD_ERR = 0, 1, 2
+
+
+class Worker:
+    """A loaded model that answers batches.
+
+    Args:
+        settings: `path`, `threads`, `parallel`, `context`.
+        replies: where lines go.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], replies: TextIO) -> None:
+        self.replies, self.parallel, self.context = replies, int(settings["parallel"]), int(settings["context"])
+        self.engine = LlamaEngine(open_library(), Path(settings["path"]), int(settings["threads"]))
+        self.reported = time.monotonic()
+
+    def answer(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The completions of a batch, as the fields of `Completion`."""
+        max_new_tokens = int(request["max_new_tokens"])
+        jobs = [self._job(prompt, max_new_tokens) for prompt in request["prompts"]]
+        slots = min(self.parallel, max(2, len(jobs)))
+        limits = Limits(slots=slots, max_new_tokens=max_new_tokens, chunk=CHUNK, context=self.context)
+        answers = BatchScheduler(self.engine, jobs, limits, self._report).run()
+        return [
+            {
+                "text": self.engine.detokenize(answer.tokens),
+                "finish": answer.finish,
+                "prompt_tokens": len(job.prompt),
+                "output_tokens": len(answer.tokens),
+                "prompt_ids_sha256": hash_ids(job.prompt),
+                "choice_logprobs": answer.choice_logprobs if job.choices else None,
+                "ttft_ms": answer.ttft_ms,
+            }
+            for job, answer in zip(jobs, answers, strict=True)
+        ]
+
+    def _job(self, prompt: Mapping[str, Any], max_new_tokens: int) -> Job:
+        text, name = prompt["text"], prompt["name"]
+        tokens = self.engine.tokenize(text, start=True)
+        if not tokens:
+            raise EngineError(f"{name}: the prompt has no tokens")
+        choices = tuple(self._continuation(text, tokens, choice, name) for choice in prompt["choices"])
+        needed = len(tokens) + max(1 if max_new_tokens else 0, max((len(choice) - 1 for choice in choices), default=0))
+        if needed > self.context:
+            raise EngineError(
+                f"{name}: the prompt's {len(tokens)} tokens do not fit a context of {self.context};"
+                " expected a larger context or a shorter prompt"
+            )
+        return Job(tuple(tokens), choices)
+
+    def _continuation(self, text: str, prompt: Sequence[int], choice: str, name: str) -> tuple[int, ...]:
+        """Tokens of a choice as they follow the prompt's; by itself where prompt and choice melt into one token."""
+        joint = self.engine.tokenize(text + choice, start=True)
+        n = len(prompt)
+        tokens = joint[n:] if joint[:n] == list(prompt) else self.engine.tokenize(choice, start=False)
+        if not tokens:
+            raise EngineError(f"{name}: the choice {choice!r} has no tokens")
+        return tuple(tokens)
+
+    def _report(self, finished: int, generated: int) -> None:
+        now = time.monotonic()
+        if now - self.reported < _PROGRESS_SECONDS:
+            return
+        self.reported = now
+        if select.select([_FD_IN], [], [], 0)[0]:
+            raise SystemExit(0)  # nothing is sent while a batch runs: the input has ended
+        send(self.replies, {"progress": [finished, generated]})
+
+
+def hash_ids(tokens: Sequence[int]) -> str:
+    """SHA-256 of token ids, each as a decimal followed by a space."""
+    return hashlib.sha256("".join(f"{token} " for token in tokens).encode()).hexdigest()
+
+
+def send(replies: TextIO, message: Mapping[str, Any]) -> None:
+    """Write one line."""
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def usage() -> dict[str, float]:
+    """CPU seconds and peak resident bytes of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_memory_bytes": used.ru_maxrss * unit}
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """Load, then answer until the input ends."""
+    worker = None
+    while line := requests.readline():
+        request = json.loads(line)
+        try:
+            if worker is None:
+                worker = Worker(request, replies)
+                send(replies, {"ready": True, "usage": usage()})
+            else:
+                send(replies, {"completions": worker.answer(request), "usage": usage()})
+        except EngineError as error:
+            send(replies, {"error": str(error), "usage": usage()})
+
+
+def main() -> None:
+    """Keep the reply pipe to ourselves: whatever a library prints goes to the error stream."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(_FD_OUT), "w", encoding="utf-8")
+    os.dup2(_FD_ERR, _FD_OUT)
+    try:
+        serve(sys.stdin, replies)
+    except BrokenPipeError:
+        os._exit(0)  # the reader is gone: there is nobody to tell
+
+
+if __name__ == "__main__":
+    main()
