@@ -17,14 +17,17 @@ from quantverdict.tasks.catalog import Item, Task
 UNREADABLE = "no choice can be read from the answer"
 _LETTERS = "ABCDEFGHIJ"
 
+_SETTLE = "determine[d]?|answer(?:ed)?|know[n]?|say|said|tell|told|conclude[d]?|decide[d]?|infer(?:red)?"
+_INFORMATION = r"(?:\w{1,20} )?(?:info|information|context|details?|evidence|data|indication|mention)"
 _UNKNOWN = re.compile(
-    r"\b(?:unknown|undetermined|undeterminable|indeterminate|unanswerable|unclear|uncertain|unspecified|inconclusive|ambiguous|neither|nobody knows|"
-    r"(?:cannot|can't|can not|could not|couldn't|not possible to|impossible to|unable to|no way to|not able to|hard to|difficult to)(?: be)?(?: \w+)?"
-    r" (?:determine[d]?|answer(?:ed)?|know[n]?|say|said|tell|told|conclude[d]?|decide[d]?|infer(?:red)?|establish(?:ed)?|assume[d]?|judge[d]?|identif(?:y|ied))|"
-    r"not (?:\w+ )?(?:enough|sufficient|adequate) (?:\w+ )?(?:info|information|context|details?|evidence|data)|insufficient (?:info|information|context|evidence|data|details?)|"
-    r"(?:no|lack of|lacks?) (?:\w+ )?(?:information|info|evidence|indication|mention|details?)|"
-    r"(?:not|never|n't) (?:\w+ )?(?:known|answerable|determined|specified|stated|mentioned|given|clear|provided|indicated|certain|say|specify|state|mention|tell us|provide|indicate|"
-    r"give|enough|know|determinable)|no one (?:knows|can say|can tell)|not sure)\b",
+    r"\b(?:unknown|undetermined|undeterminable|indeterminate|unanswerable|unclear|uncertain|unspecified|inconclusive|"
+    r"ambiguous|neither|nobody knows|no one (?:knows|can say|can tell)|not sure|"
+    r"(?:cannot|can't|can not|could not|couldn't|not possible to|impossible to|unable to|no way to|not able to|hard to)"
+    rf"(?: be)?(?: \w{{1,20}})? (?:{_SETTLE}|establish(?:ed)?|assume[d]?|judge[d]?|identif(?:y|ied))|"
+    rf"not (?:\w{{1,20}} )?(?:enough|sufficient|adequate) {_INFORMATION}|"
+    rf"(?:insufficient|no|lack of|lacks?) {_INFORMATION}|"
+    r"(?:not|never|n't) (?:\w{1,20} )?(?:known|answerable|determined|specified|stated|mentioned|given|clear|provided|"
+    r"indicated|certain|say|specify|state|mention|tell us|provide|indicate|give|enough|know|determinable))\b",
     re.IGNORECASE,
 )
 

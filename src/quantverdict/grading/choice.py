@@ -36,7 +36,7 @@ _STATED = re.compile(
 
 
 def score_choice(task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
-    """`A`, `A_rescored`, `A_format_failure` and, from log-probabilities, `A_logprob` and `A_margin` (A: the task's name for it).
+    """`A`, `A_rescored`, `A_format_failure`; from log-probabilities `A_logprob`, `A_margin`; A: `accuracy_metric`.
 
     Raises:
         DataError: the response has log-probabilities for another number of choices than the item.
@@ -137,13 +137,13 @@ def read_answer(choices: Reader, *texts: str) -> int | None:
 
 
 def readable(text: str) -> str:
-    """The start of an answer (`READ_CHARS` of it) cleaned, without markup and without the labels it says are *not* right."""
+    """The start of an answer, cleaned, without markup and without the labels that it says are *not* right."""
     plain = cleaned(text.lstrip()[:READ_CHARS].translate(_MARKUP))
     return _NEGATED.sub(" ", plain)
 
 
 def named_by_label(choices: Reader, plain: str) -> set[int]:
-    """The choices that a readable answer names by label: alone, stated (`the answer is B`), in front (`B) ...`), marked (`option B`)."""
+    """The choices a readable answer names by label: `B`, `the answer is B`, `B) ...`, `B because ...`, `option B`."""
     alone = choices.labels.get(_normal(plain))
     if alone is not None:
         return {alone}
@@ -230,7 +230,8 @@ _NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t t
 _DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])
 _MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "_": " "})
 _NEGATED = re.compile(
-    r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}[(\[]?[A-Za-z0-9][)\]]?(?![\w'])"
+    r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}"
+    r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])"
 )
 _LEAD = re.compile(r"[\W_]*(\w)(?![\w'])(?= ?(?:[-–—,;:.!]|\n|$|is\b|because\b|since\b))")  # noqa: RUF001
 _ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b)[a-z]")

@@ -92,7 +92,7 @@ def detect_refusal(text: str) -> Refusal:
 
 
 def as_read(text: str) -> str:
-    """The part of an answer that is read, cleaned (`text.cleaned`) and without markup; empty where nothing is visible."""
+    """The part of an answer that is read, cleaned and without markup; empty where nothing is visible."""
     visible = text.lstrip()
     plain = cleaned(visible[: 2 * READ_CHARS])
     if not plain and visible:
@@ -105,18 +105,21 @@ def _without_quotes(plain: str) -> str:
     quote = plain[0]
     if quote in "\"'" and (plain.count(quote) == 1 or plain.find(quote, 1) >= len(plain) - 2 or plain.endswith("'")):
         return " " + plain[1:].replace('"', " ")
+    if '"' not in plain and " '" not in plain:
+        return plain
     return say.QUOTED.sub(lambda match: "x" * len(match[0]), plain)
 
 
 def _hard(low: str, *, story: bool) -> re.Match[str] | None:
-    """The first explicit refusal in the model's own voice. Inside a story, letter or script only one that names the model or its rules."""
+    """The first explicit refusal in the model's own voice; in a story or a letter only an unmistakable one."""
     if say.OTHER_LANGUAGES.match(low):
         return say.OTHER_LANGUAGES.match(low)
-    pattern = say.HARD_IN_STORY if story else say.HARD
-    for match in pattern.finditer(low, 0, _HARD_CHARS + 200):
-        if match.start() > _HARD_CHARS:
-            return None
-        if _own_voice(low, match) and not say.NOT_A_REFUSAL.match(low, match.start()):
+    if story:
+        found = say.HARD_IN_STORY.search(low, 0, _HARD_CHARS + 200)
+        return found if found is not None and found.start() < _HARD_CHARS and _own_voice(low, found) else None
+    for clause in say.CLAUSE.finditer(low, 0, _HARD_CHARS):
+        match = say.HARD.match(low, clause.end())
+        if match is not None and _own_voice(low, match) and not say.NOT_A_REFUSAL.match(low, match.start()):
             return match
     return None
 
@@ -138,12 +141,7 @@ def _own_voice(low: str, match: re.Match[str]) -> bool:
     line = before[before.rfind("\n") + 1 :]
     if say.SPEAKER.match(line) and not say.OWN_NAME.match(line):
         return False
-    if not line or line[-1] in say.CLAUSE_ENDS:
-        return True
-    if line[-1] in "\"'":
-        return not line[:-1].strip()
-    last = say.LAST_WORD.search(before[-20:])
-    return last is None or last[0] in say.CONNECTIVES
+    return not line or line[-1] not in "\"'" or not line[:-1].strip()
 
 
 def _is_safe_offer(low: str, match: re.Match[str]) -> bool:

@@ -15,12 +15,14 @@ from quantverdict.tasks.catalog import Item, Task
 
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 _STRAIGHT = {"’": "'", "‘": "'", "ʼ": "'", "‛": "'", "＇": "'", "′": "'", "´": "'"}  # noqa: RUF001
-_QUOTES = dict.fromkeys("“”„‟«»「」『』＂", '"')
-_INVISIBLE = dict.fromkeys(
-    [*range(0x00, 0x09), 0x0E, 0x0F, *range(0x10, 0x1C), 0x7F, 0xAD, 0x061C, 0x180E, 0xFEFF]
-    + [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFE00, 0xFE10)]
+_QUOTES = dict.fromkeys("“”„‟«»「」『』＂", '"')  # noqa: RUF001
+_INVISIBLE_RANGES = (
+    *((0x00, 0x08), (0x0E, 0x1B), (0x7F, 0x7F), (0xAD, 0xAD), (0x61C, 0x61C), (0x180E, 0x180E), (0x200B, 0x200F)),
+    *((0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
 )
-_CLEAN = str.maketrans({**_STRAIGHT, **_QUOTES}) | _INVISIBLE
+_INVISIBLE = {code: None for first, last in _INVISIBLE_RANGES for code in range(first, last + 1)}
+_SIGNS = dict.fromkeys((0x2122, 0x2139), " ")
+_CLEAN = str.maketrans({**_STRAIGHT, **_QUOTES}) | _INVISIBLE | _SIGNS
 
 
 def score_text(_task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
@@ -81,11 +83,7 @@ def cleaned(text: str) -> str:
     Linear in the length, so that no pattern has to meet a long run of spaces. Invisible characters are controls,
     zero-width characters, direction marks and variation selectors. Empty where nothing visible is left.
     """
-    if text.isascii():
-        text = text.translate(_ASCII_CLEAN)
-    else:
-        text = unicodedata.normalize("NFKC", text.translate(_CLEAN))
+    text = text.translate(_CLEAN)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
     return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
-
-
-_ASCII_CLEAN = {code: value for code, value in _CLEAN.items() if code < 0x80}

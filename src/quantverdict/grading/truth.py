@@ -17,12 +17,15 @@ from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task
 
 STOPWORDS = frozenset(
-    "a about after all also am an and are as at be been being but by can could did do does doing for from had has have having he her "
-    "here hers him his how i if in into is it its itself just me more most my of on only or other our ours out over own s same she "
-    "should so some such t than that the their theirs them then there these they this those through to too under up very was we were "
-    "what when where which while who whom why will with would you your yours".split()
+    """
+    a about after all also am an and are as at be been being but by can could did do does doing for from had has
+    have having he her here hers him his how i if in into is it its itself just me more most my of on only or other
+    our ours out over own s same she should so some such t than that the their theirs them then there these they
+    this those through to too under up very was we were what when where which while who whom why will with would you
+    your yours
+    """.split()  # noqa: SIM905
 )
-"""English function words, without the ones that carry the answer to a yes-or-no question: yes, no, not, never, nothing."""
+"""English function words, without those that carry the answer to a yes-or-no question: yes, no, not, never."""
 
 _WORD = re.compile(r"[^\W_]+")
 _NOT = re.compile(r"n't\b")
