@@ -1,0 +1,173 @@
+"""`report.md` and `report.html` from a bundle's artefacts: the same sections in order, by two sets of templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from quantverdict.collect.files import write_whole
+from quantverdict.report import figures, formats, heatmap, tables
+from quantverdict.report.bundle import BundleView, read_bundle
+from quantverdict.report.examples import examples
+from quantverdict.report.markdown import TEMPLATES, markdown
+from quantverdict.report.tables import Build, Grid
+
+SECTIONS = ("decision", "builds", "matrix", "regimes", "bits", "trade", "tables", "examples", "provenance")
+"""The sections of the default report: a template of this name in `templates/html` and in `templates/md` each."""
+
+
+def render_report(bundle_dir: Path) -> None:
+    """Write `report.md` and `report.html` into a bundle.
+
+    Both are functions of the bundle's other artefacts alone: the same bundle gives the same bytes.
+
+    Raises:
+        BundleError: nothing was decided in this bundle, or an artefact cannot be read or written.
+    """
+    context = report_context(read_bundle(bundle_dir))
+    for name, text in (("report.html", html(context)), ("report.md", markdown(context))):
+        write_whole(bundle_dir / name, text.encode("utf-8"))
+
+
+def report_context(bundle: BundleView) -> dict[str, Any]:
+    """All that the templates show, formatted."""
+    decision = bundle.decision
+    policy = decision.get("policy") or {}
+    rows = tables.builds(bundle)
+    return {
+        "sections": SECTIONS,
+        "study": formats.plain(decision.get("study") or formats.NOT_MEASURED),
+        "policy": formats.plain(policy.get("name") or formats.NOT_MEASURED),
+        "quality_metric": formats.label(formats.plain(decision.get("quality_metric") or "quality")),
+        "not_measured": formats.NOT_MEASURED,
+        "verdict_words": tables.VERDICTS,
+        "models": tables.verdicts(bundle, rows),
+        "builds": rows,
+        "floor": _floor(decision.get("floor")),
+        "notes": [tables.readable(note) for note in decision.get("notes") or ()],
+        "constraints": _constraints(decision.get("constraints") or {}),
+        "heat_maps": heatmap.heat_maps(bundle, rows),
+        "full_pp": formats.quantity(_size(policy.get(heatmap.full_colour(pp=True)))),
+        "full_percent": formats.quantity(_size(policy.get(heatmap.full_colour(pp=False)))),
+        "regimes": figures.regime_figures(bundle, rows),
+        "regime_legend": figures.regime_legend(bundle, rows),
+        "bits": figures.bits_figures(bundle),
+        "bits_legend": figures.model_legend(bundle),
+        "trade": figures.trade_figures(bundle, rows),
+        "trade_legend": figures.trade_legend(rows),
+        "grids": tables.grids(bundle),
+        "examples": examples(bundle),
+        "provenance": provenance(bundle),
+    }
+
+
+def _floor(floor: Mapping[str, Any] | None) -> dict[str, str] | None:
+    if not floor:
+        return None
+    signal = formats.quantity(floor.get("max_refusal_signal_pp"), 2)
+    return {"quant": formats.plain(floor.get("quant")), "signal": signal}
+
+
+def _size(value: object) -> float | None:
+    known = formats.number(value)
+    return None if known is None else abs(known)
+
+
+def _constraints(given: dict[str, Any]) -> list[str]:
+    """The constraints that the study states, in words."""
+    return [
+        f"{formats.words(key)}: {formats.table_value(key, value)}" for key, value in given.items() if value is not None
+    ]
+
+
+def provenance(bundle: BundleView) -> list[Grid]:
+    """What it takes to do it again: builds with their hashes, artefacts with theirs, versions, seeds, hardware.
+
+    The manifest's `run` holds times, and the reports' own hashes cannot stand in themselves: both are left out.
+    """
+    artefacts = bundle.manifest.get("artefacts") or {}
+    files = tuple(
+        (formats.plain(name), formats.plain(entry.get("sha256")), formats.table_value("rows", entry.get("rows")))
+        for name, entry in artefacts.items()
+        if not name.startswith("report.")
+    )
+    rest = formats.flatten({key: value for key, value in bundle.manifest.items() if key not in {"artefacts", "run"}})
+    policy = formats.flatten(bundle.decision.get("policy") or {})
+    thresholds = tuple((formats.words(key), value) for key, value in policy)
+    shows = "Every file of the bundle with its hash and its rows."
+    return [
+        _artifact_grid(bundle),
+        Grid("artefacts", "Artefacts of this bundle", shows, ("file", "SHA-256", "rows"), files, (False, False, True)),
+        Grid("environment", "Versions, seeds and hardware", "What it was made with.", ("what", "value"), tuple(rest)),
+        Grid("policy", "Policy", "What it was decided with.", ("threshold", "value"), thresholds, (False, True)),
+    ]
+
+
+def _artifact_grid(bundle: BundleView) -> Grid:
+    columns = (
+        "base_model",
+        "quant",
+        "format",
+        "file_bytes",
+        "bpw",
+        "bpw_quantized",
+        "tensor_types",
+        "fallbacks",
+        "sha256",
+    )
+    rows = []
+    for (model, quant), entry in bundle.artifacts.items():
+        shown = {**entry, "base_model": model, "quant": quant}
+        rows.append(tuple(_artifact_value(column, shown.get(column)) for column in columns))
+    titles = tuple(formats.label(column) for column in columns)
+    numeric = tuple(column.startswith(("bpw", "file")) for column in columns)
+    return Grid(
+        "artifacts",
+        "Builds",
+        "Each model file: what is in it, and its hash.",
+        titles if rows else (),
+        tuple(rows),
+        numeric,
+    )
+
+
+def _artifact_value(column: str, value: object) -> str:
+    if isinstance(value, dict):
+        return (
+            ", ".join(f"{formats.plain(key)} \N{MULTIPLICATION SIGN} {item}" for key, item in value.items()) or "none"
+        )
+    if column.startswith("bpw"):
+        return formats.quantity(value, 3)
+    return formats.table_value(column, value)
+
+
+def html(context: dict[str, Any]) -> str:
+    """One file that asks the network for nothing: its policy admits its own style sheet, by hash, and no more."""
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["svg"] = _drawing
+    env.filters["by_model"] = by_model
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
+    return env.get_template("html/report.html").render(**context, style=_drawing(style), style_hash=digest)
+
+
+def by_model(rows: Sequence[Build]) -> list[tuple[str, list[Build]]]:
+    """Builds in groups of their base model, both in study order."""
+    return [(model, [row for row in rows if row.model == model]) for model in dict.fromkeys(row.model for row in rows)]
+
+
+def _drawing(markup: str) -> Markup:
+    """Markup made by `charts`, where everything from a bundle is escaped, or the style sheet."""
+    return Markup(markup)  # noqa: S704
