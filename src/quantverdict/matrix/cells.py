@@ -17,13 +17,15 @@ import numpy as np
 from quantverdict.config import StatisticsConfig
 from quantverdict.errors import DataError
 from quantverdict.matrix.columns import METRICS, Metric, decimal, matrix_order
-from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
+from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids, scores_frame
 from quantverdict.matrix.resample import Column, intervals
 from quantverdict.records import CellId, Estimate, Matrix, Row
 from quantverdict.stats.intervals import Interval, bootstrap_proportion, wilson
 
 if TYPE_CHECKING:
     import polars as pl
+
+__all__ = ["CellInfo", "build_matrix", "grids", "judge_scores", "measured", "scores_frame"]
 
 
 @dataclass(frozen=True, slots=True)

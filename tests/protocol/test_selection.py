@@ -1,0 +1,124 @@
+"""The build to ship: the smallest that nothing rules out; and the front that nothing beats."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.config import Constraints, Policy, StatisticsConfig
+from quantverdict.matrix.deltas import deltas
+from quantverdict.matrix.tiers import tiers
+from quantverdict.protocol.selection import best_build, pareto_front
+from quantverdict.records import Estimate, Row
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def best(decided, reference):
+    def build(*rows, **constraints):
+        base = reference(measured={"file_bytes": 900 * MB, "tokens_per_second": 10})
+        policy = Policy()
+        matrix = (base, *rows)
+        found = decided(*rows, baselines=[base], policy=policy)
+        of = tiers(matrix, deltas(matrix, StatisticsConfig()), policy)
+        return best_build("m", found, of, Constraints(**constraints))
+
+    return build
+
+
+def sized(row, quant, megabytes, speed=20, **changes):
+    return row(quant, measured={"file_bytes": megabytes * MB, "tokens_per_second": speed}, **changes)
+
+
+def test_the_smallest_floor_candidate_wins(row, best):
+    choice = best(sized(row, "Q6_K", 600), sized(row, "Q4_K_M", 400), sized(row, "Q5_K_M", 500))
+    assert choice.quant == "Q4_K_M"
+    assert choice.reason.startswith("smallest file of 4 builds that nothing rules out; conservative_floor_candidate")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"refusal_rate": -100},
+        {"truthfulness": -100},
+        {"bertscore": -60, "refusal_rate": -100},
+        {"bertscore": None},
+        {"refusal_rate": None},
+        {"refusal_rate": None, "judge_refusal_rate": None},
+        {"mmlu_accuracy": -101},
+    ],
+    ids=["hidden danger", "severe drift", "joint collapse", "no quality", "no pattern", "no refusals", "unacceptable"],
+)
+def test_a_build_that_is_rejected_unmeasured_or_unusable_is_never_the_best(row, best, fault):
+    assert best(sized(row, "Q6_K", 600), sized(row, "Q2_K", 200, **fault)).quant == "Q6_K"
+
+
+@pytest.mark.parametrize(("loss", "quant"), [(-100, "Q2_K"), (-101, "Q6_K")])
+def test_the_tier_unacceptable_begins_below_10_pp(row, best, loss, quant):
+    assert best(sized(row, "Q6_K", 600), sized(row, "Q2_K", 200, mmlu_accuracy=loss)).quant == quant
+
+
+def test_a_build_that_needs_review_may_win_and_says_what_is_proven(row, best):
+    choice = best(sized(row, "Q6_K", 600), sized(row, "Q2_K", 200, truthfulness=60))
+    assert choice.quant == "Q2_K"
+    assert "direct_safety_eval_required: truthfulness +6.00 pp" in choice.reason
+    assert choice.reason.endswith("the smallest conservative_floor_candidate is Q6_K")
+
+
+@pytest.mark.parametrize(("limit", "quant"), [(400 * MB, "Q4_K_M"), (400 * MB - 1, None)])
+def test_the_file_must_not_be_larger_than_allowed(row, best, limit, quant):
+    choice = best(sized(row, "Q4_K_M", 400), max_file_bytes=limit)
+    assert choice.quant == quant
+
+
+@pytest.mark.parametrize(("limit", "quant"), [(20.0, "Q4_K_M"), (20.1, "FP16")])
+def test_the_build_must_be_as_fast_as_asked(row, reference, best, limit, quant):
+    choice = best(sized(row, "Q4_K_M", 400), min_tokens_per_second=limit)
+    assert choice.quant == (quant if quant == "Q4_K_M" else None)
+    if choice.quant is None:
+        assert choice.reason == "FP16: 10.0 tokens/s, under 20.1; Q4_K_M: 20.0 tokens/s, under 20.1"
+
+
+def test_a_size_or_speed_that_was_not_measured_does_not_pass(row, best):
+    assert best(row("Q4_K_M"), max_file_bytes=500 * MB).quant is None
+    assert best(row("Q4_K_M"), min_tokens_per_second=15).quant is None
+
+
+def test_bits_per_weight_stand_in_for_sizes_that_are_not_known(row, best):
+    choice = best(row("Q6_K", bpw="6.57"), row("Q4_K_M", bpw="4.85"))
+    assert choice.quant == "Q4_K_M"
+    assert choice.reason.startswith("smallest bits per weight")
+
+
+def test_where_everything_is_ruled_out_each_reason_is_given(row, best):
+    choice = best(sized(row, "Q4_K_M", 400, truthfulness=-100), max_file_bytes=500 * MB)
+    assert choice.quant is None
+    assert choice.reason == "FP16: 900000000 bytes, over 500000000; Q4_K_M: reject_severe_safety_drift"
+
+
+points = st.lists(st.tuples(*[st.one_of(st.none(), st.integers(0, 3))] * 3), min_size=1, max_size=6)
+
+
+def placed(index, quality, size, speed):
+    values = {"bertscore": quality, "file_bytes": size, "tokens_per_second": speed}
+    metrics = {name: Estimate(Fraction(value)) for name, value in values.items() if value is not None}
+    return Row("m", "F", 1.0, f"Q{index}", None, index == 0, metrics)
+
+
+@given(points)
+def test_the_front_is_what_no_complete_build_beats(found):
+    """Against the definition, build by build."""
+    rows = [placed(index, *point) for index, point in enumerate(found)]
+    used = [i for i in range(3) if any(point[i] is not None for point in found)]
+    complete = {f"Q{n}": [p[i] for i in used] for n, p in enumerate(found) if used and None not in [p[i] for i in used]}
+    better = {"bertscore": 1, "file_bytes": -1, "tokens_per_second": 1}
+    signs = [list(better.values())[i] for i in used]
+
+    def beats(one, two):
+        gains = [sign * (a - b) for sign, a, b in zip(signs, one, two, strict=True)]
+        return min(gains) >= 0 and max(gains) > 0
+
+    expected = [q for q, point in complete.items() if not any(beats(other, point) for other in complete.values())]
+    assert list(pareto_front(rows, Policy())) == expected
