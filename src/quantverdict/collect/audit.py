@@ -1,0 +1,262 @@
+"""Scored samples and judgements from files: hashes checked first, every row loaded or counted with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.collect.files import json_line, sha256_of
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.matching import Matcher, raise_broken
+from quantverdict.collect.rows import Broken, read_blocks
+from quantverdict.collect.sources import ScoreSource, Sources, format_of, read_sources
+from quantverdict.errors import DataError
+from quantverdict.records import Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SAMPLE = ("base_model", "quant", "task", "sample_id")
+SCORE_COLUMNS = (*SAMPLE, "metric", "value", "cluster", "reason")
+JUDGEMENT_COLUMNS = (*SAMPLE, "judge", "label", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAudit:
+    """What became of a source's rows; `raw` is the sum of the other counts.
+
+    Attributes:
+        loaded: rows that take part.
+        superseded: judged by a source that comes first.
+        quarantined: broken rows that were set aside.
+        unmatched: rows that belong to no cell, by reason.
+    """
+
+    label: str
+    role: str
+    path: str
+    sha256: str
+    bytes: int
+    raw: int
+    loaded: int
+    superseded: int
+    quarantined: int
+    unmatched: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What the sources hold. Name columns of the frames are Categorical.
+
+    Attributes:
+        scores: columns of `records.Score`; value null is ungraded.
+        judgements: columns of `records.Judgement`, one a sample: the first source that has a label wins.
+        second_judgements: of the second judges, all of them.
+        audits: in the order of the sources.
+        quarantine: broken rows that were set aside, with their source's label.
+    """
+
+    sources: Sources
+    scores: pl.DataFrame
+    judgements: pl.DataFrame
+    second_judgements: pl.DataFrame
+    audits: tuple[SourceAudit, ...]
+    quarantine: tuple[tuple[str, Broken], ...]
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """One source while it is read; `frame` has the columns of its role and `line`."""
+
+    source: ScoreSource
+    path: Path
+    frame: pl.DataFrame
+    raw: int = 0
+    unmatched: Counter[str] = field(default_factory=Counter)
+    broken: list[Broken] = field(default_factory=list)
+    superseded: int = 0
+
+
+def load_sources(path: Path, *, quarantine: bool = False) -> Ingested:
+    """Read every source that `sources.yaml` names. Writes nothing.
+
+    Args:
+        quarantine: set broken rows aside, instead of refusing the first.
+
+    Raises:
+        StudyError: `sources.yaml` is wrong.
+        DataError: a file is missing or has another hash (before any row is read), or a row is broken, by file and line.
+    """
+    sources = read_sources(path)
+    files = [sources.folder / source.path for source in sources.sources]
+    for file, source in zip(files, sources.sources, strict=True):
+        check_hash(file, source.sha256)
+    loaded = [_load(file, source, sources, quarantine) for file, source in zip(files, sources.sources, strict=True)]
+    scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
+    by_label = {one.source.label: one for one in loaded}
+    judgements = _first_label_wins([by_label[label] for label in sources.precedence()])
+    second = _join([one for one in loaded if one.source.role == "second_judge"], JUDGEMENT_COLUMNS, quarantine)
+    return Ingested(
+        sources=sources,
+        scores=scores,
+        judgements=judgements,
+        second_judgements=second,
+        audits=tuple(_audit(one) for one in loaded),
+        quarantine=tuple((one.source.label, broken) for one in loaded for broken in sorted_by_line(one.broken)),
+    )
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Refuse a file whose sha256 is another one.
+
+    Raises:
+        DataError: naming the file and both hashes.
+    """
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+    if found != expected:
+        raise DataError(
+            f"sha256 is {found}: not the file that was meant; nothing was loaded", file=path, expected=expected
+        )
+
+
+def _load(path: Path, source: ScoreSource, sources: Sources, quarantine: bool) -> _Loaded:
+    import polars as pl
+
+    matcher = Matcher(source, sources)
+    one = _Loaded(source, path, matcher.empty())
+    frames = [one.frame]
+    for block in read_blocks(path, format_of(source) or "", matcher.wanted):
+        matched = matcher.match(block)
+        broken = sorted_by_line([*block.broken, *matched.broken])
+        if broken and not quarantine:
+            raise_broken(path, broken[0])
+        one.raw += block.raw
+        one.broken += broken
+        one.unmatched += matched.unmatched
+        frames.append(matched.frame)
+    matcher.refuse_empty_columns(path)
+    one.frame = pl.concat(frames)
+    key = [*SAMPLE] if source.is_judge else [*SAMPLE, "metric"]
+    _drop_repeats(one, repeated(one.frame, key), "given twice in this file", quarantine)
+    return one
+
+
+def _drop_repeats(one: _Loaded, again: pl.Series, reason: str, quarantine: bool) -> None:
+    """Set aside the rows of which a sample was there before; a row goes with all its scores."""
+    import polars as pl
+
+    if not again.any():
+        return
+    rows = one.frame.filter(again).unique("line", keep="first").sort("line")
+    broken = [
+        Broken(row["line"], f"sample {'/'.join(row[name] for name in SAMPLE)} is {reason}", "")
+        for row in rows.select("line", *SAMPLE).iter_rows(named=True)
+    ]
+    if not quarantine:
+        raise_broken(one.path, broken[0])
+    one.broken += broken
+    one.frame = one.frame.filter(~pl.col("line").is_in(rows["line"].to_list()))
+
+
+def repeated(frame: pl.DataFrame, key: list[str]) -> pl.Series:
+    """Which rows have the key of an earlier one.
+
+    Only rows whose hash is not alone are compared, which is exact and many times faster than comparing all.
+    """
+    import polars as pl
+
+    hashes = frame.select(pl.struct(key).hash()).to_series()
+    suspects = hashes.is_duplicated()
+    if not suspects.any():
+        return suspects
+    index = suspects.arg_true()
+    later = ~frame[index].select(pl.struct(key).is_first_distinct()).to_series()
+    return suspects.scatter(index, later)
+
+
+def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> pl.DataFrame:
+    """The sources one below the other; a sample that an earlier source has is a repeat."""
+    import polars as pl
+
+    if not loaded:
+        return Matcher.nothing(columns)
+    key = [*SAMPLE, "metric" if "metric" in columns else "judge"]
+    marked = [one.frame.with_columns(pl.lit(number, pl.UInt16).alias("source")) for number, one in enumerate(loaded)]
+    whole = pl.concat(marked)
+    again = repeated(whole, key)
+    if again.any():
+        lines = whole.filter(again).select("source", "line").unique()
+        for number, one in enumerate(loaded):
+            hit = pl.Series(lines.filter(pl.col("source") == number)["line"])
+            _drop_repeats(one, one.frame["line"].is_in(hit.to_list()), "in an earlier source", quarantine)
+        whole = pl.concat([one.frame for one in loaded])
+    return whole.select(columns)
+
+
+def _first_label_wins(loaded: list[_Loaded]) -> pl.DataFrame:
+    """One judgement a sample: of the first source with a label, else ungraded by the first source."""
+    import polars as pl
+
+    if not loaded:
+        return Matcher.nothing(JUDGEMENT_COLUMNS)
+    marked = [one.frame.with_columns(pl.lit(number, pl.UInt16).alias("source")) for number, one in enumerate(loaded)]
+    whole = pl.concat(marked)
+    ordered = whole.sort(pl.col("label").is_null(), maintain_order=True)
+    winners = ordered.filter(~repeated(ordered, [*SAMPLE])).sort("source", "line")
+    kept = dict(winners.group_by("source").len().iter_rows())
+    for number, one in enumerate(loaded):
+        one.superseded = one.frame.height - kept.get(number, 0)
+    return winners.select(JUDGEMENT_COLUMNS)
+
+
+def _audit(one: _Loaded) -> SourceAudit:
+    unmatched = dict(sorted(one.unmatched.items()))
+    return SourceAudit(
+        label=one.source.label,
+        role=one.source.role,
+        path=one.source.path,
+        sha256=one.source.sha256,
+        bytes=one.path.stat().st_size,
+        raw=one.raw,
+        loaded=one.raw - one.superseded - len(one.broken) - sum(unmatched.values()),
+        superseded=one.superseded,
+        quarantined=len(one.broken),
+        unmatched=unmatched,
+    )
+
+
+def sorted_by_line(broken: list[Broken]) -> list[Broken]:
+    return sorted(broken, key=lambda one: one.line)
+
+
+def audit_table(ingested: Ingested) -> Table:
+    """`sources.csv`: one row a source."""
+    columns = ("label", "role", "path", "sha256", "raw", "loaded", "superseded", "quarantined", "unmatched", "reasons")
+    return Table("sources", columns, tuple(_audit_row(audit) for audit in ingested.audits))
+
+
+def _audit_row(audit: SourceAudit) -> tuple[str | int, ...]:
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in audit.unmatched.items())
+    counts = (audit.raw, audit.loaded, audit.superseded, audit.quarantined, sum(audit.unmatched.values()))
+    return (audit.label, audit.role, audit.path, audit.sha256, *counts, reasons)
+
+
+def write_ingested(bundle: Bundle, ingested: Ingested) -> None:
+    """Write scores, judgements, the audit and what was set aside, and put the audit into the manifest."""
+    from dataclasses import asdict
+
+    bundle.write_parquet("scores.parquet", ingested.scores)
+    bundle.write_parquet("judgements.parquet", ingested.judgements)
+    if ingested.second_judgements.height:
+        bundle.write_parquet("second_judgements.parquet", ingested.second_judgements)
+    if ingested.quarantine:
+        lines = [json_line({"source": label, **asdict(broken)}) for label, broken in ingested.quarantine]
+        bundle.write_text("quarantine.jsonl", b"".join(lines).decode())
+    bundle.write_table(audit_table(ingested))
+    bundle.record(sources=[asdict(audit) for audit in ingested.audits])

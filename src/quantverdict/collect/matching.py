@@ -1,0 +1,249 @@
+"""Rows of a source become scores or judgements of cells; what does not is counted or named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from quantverdict.collect.rows import Block, Broken, Wanted
+from quantverdict.collect.sources import LABELS, ScoreSource, Sources
+from quantverdict.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+UNGRADED = "not graded in the source"
+UNLABELLED = "not labelled in the source"
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The rows of a block that belong to a cell, and why the others do not.
+
+    Attributes:
+        frame: score or judgement columns and `line`.
+    """
+
+    frame: pl.DataFrame
+    unmatched: Counter[str]
+    broken: list[Broken]
+
+
+class Matcher:
+    """Reads the rows of one source."""
+
+    def __init__(self, source: ScoreSource, sources: Sources) -> None:
+        self.source = source
+        self.cells = sources.cells
+        self.models = {cell.base_model for cell in self.cells}
+        self.quants = {cell.quant for cell in self.cells}
+        self.seen: set[str] = set()
+        columns = source.columns
+        names = ("sample_id", "task", "cell", "base_model", "quant", "cluster", "reason", "metric", "label")
+        texts = {name: column for name in names if (column := getattr(columns, name)) is not None}
+        numbers = {f"value_{number}": measure.column for number, measure in enumerate(source.measures)}
+        if columns.value is not None:
+            numbers["value_0"] = columns.value
+        self.wanted = Wanted(texts, numbers)
+
+    def match(self, block: Block) -> Matched:
+        """Sort the rows of a block."""
+        import polars as pl
+
+        frame = self._resolve(block.frame)
+        for name in (*self.wanted.numbers, *(["label"] if self.source.is_judge else [])):
+            if name not in self.seen and frame[name].null_count() < frame.height:
+                self.seen.add(name)
+        sorted_out = frame.select("line", "broken", "unmatched").with_row_index().filter(
+            pl.col("broken").is_not_null() | pl.col("unmatched").is_not_null()
+        )  # fmt: skip
+        if sorted_out.height == 0:
+            return Matched(self._emit(frame), Counter(), [])
+        wrong = sorted_out.filter(pl.col("broken").is_not_null())
+        broken = [Broken(row[1], row[2], block.text_of[row[0]]) for row in wrong.iter_rows()]
+        left_out = sorted_out.filter(pl.col("broken").is_null()).group_by("unmatched").len()
+        kept = frame.filter(pl.col("broken").is_null() & pl.col("unmatched").is_null())
+        return Matched(self._emit(kept), Counter(dict(left_out.iter_rows())), broken)
+
+    def refuse_empty_columns(self, path: Path) -> None:
+        """Refuse a source of which a whole column of scores or labels is missing: the mapping is wrong.
+
+        Raises:
+            DataError: naming the column.
+        """
+        for name in (*self.wanted.numbers, *(["label"] if self.source.is_judge else [])):
+            if name not in self.seen:
+                column = self.wanted.numbers.get(name) or self.wanted.texts[name]
+                raise DataError("no row has a value", file=path, field=column, expected="a column that the file has")
+
+    def empty(self) -> pl.DataFrame:
+        """No rows, with the columns that `match` gives."""
+        import polars as pl
+
+        names = ["line", *self.wanted.texts, *self.wanted.numbers]
+        kinds = [pl.UInt32 if n == "line" else pl.Float64 if n in self.wanted.numbers else pl.String for n in names]
+        return self._emit(self._resolve(pl.DataFrame(schema=dict(zip(names, kinds, strict=True)))))
+
+    @staticmethod
+    def nothing(columns: Iterable[str]) -> pl.DataFrame:
+        """An empty frame of scores or judgements."""
+        import polars as pl
+
+        return pl.DataFrame(schema={name: pl.Float64 if name == "value" else pl.Categorical for name in columns})
+
+    def _resolve(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Add `base_model`, `quant`, `task`, `broken` and `unmatched` (null: neither)."""
+        import polars as pl
+
+        fixed = [pl.lit(value).alias(name) for name, value in self.source.fixed.items()]
+        texts = [name for name in self.wanted.texts if name not in ("cluster", "reason", "label")]
+        frame = frame.with_columns(*fixed, *(pl.col(name).fill_null("") for name in texts))
+        cell_key = ["cell"] if "cell" in self.wanted.texts else ["base_model", "quant"]
+        frame = _translate(frame, cell_key, self._cell_of, ["base_model", "quant", "broken_cell", "unmatched_cell"])
+        frame = _translate(frame, ["task"], self._task_of, ["task", "broken_task", "unmatched_task"])
+        broken = ["broken_cell", "broken_task"]
+        if "metric" in self.wanted.texts:
+            frame = _translate(frame, ["metric"], self._metric_of, ["metric", "broken_metric"])
+            broken.append("broken_metric")
+        if self.source.is_judge:
+            frame = _translate(frame, ["label"], self._label_of, ["label", "ungraded", "broken_label"])
+        return frame.with_columns(
+            pl.coalesce(
+                *broken,
+                pl.when(pl.col("sample_id") == "").then(pl.lit(_missing(self.source.columns.sample_id))),
+                pl.when(pl.col("unmatched_cell").is_null() & pl.col("unmatched_task").is_null()).then(
+                    self._wrong_value()
+                ),
+            ).alias("broken"),
+            pl.coalesce("unmatched_cell", "unmatched_task").alias("unmatched"),
+        )
+
+    def _wrong_value(self) -> pl.Expr:
+        import polars as pl
+
+        if self.source.is_judge:
+            return pl.col("broken_label")
+        return pl.coalesce(
+            pl.when(~pl.col(name).is_finite()).then(
+                pl.concat_str(
+                    pl.lit(f"{column}: "), pl.col(name).cast(pl.String), pl.lit(" where a number is expected")
+                )
+            )
+            for name, column in self.wanted.numbers.items()
+        )
+
+    def _cell_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """(base_model, quant, broken, unmatched) of what a row says."""
+        source = self.source
+        if len(key) == 1:
+            said = key[0] or ""
+            base, _, quant = source.cells.get(said, "").partition("/")
+            if not said:
+                return (None, None, _missing(source.columns.cell), None)
+            return (base, quant, None, None) if base else (None, None, None, f"{said} is no cell of the study")
+        said_base, said_quant = key[0] or "", key[1] or ""
+        base, quant = source.base_models.get(said_base, said_base), source.quants.get(said_quant, said_quant)
+        missing = next((part for part, said in (("base_model", base), ("quant", quant)) if not said), None)
+        if missing:
+            return (None, None, _missing(getattr(source.columns, missing)), None)
+        if base not in self.models:
+            return (None, None, None, f"base model {base} is not in the study")
+        if quant not in self.quants:
+            return (None, None, f"unknown quant {quant}", None)
+        known = (base, quant) in self.cells
+        return (base, quant, None, None if known else f"no cell {base}/{quant} in the study")
+
+    def _task_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """(task, broken, unmatched)."""
+        said = key[0] or ""
+        task = self.source.tasks.get(said, said)
+        measures = self.source.measures
+        read = not measures or any(not measure.tasks or task in measure.tasks for measure in measures)
+        missing = None if task else _missing(self.source.columns.task)
+        return (task, missing, None if read or missing else f"no metric is read from task {task}")
+
+    def _metric_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        said = key[0] or ""
+        return (self.source.metrics.get(said, said), None if said else _missing(self.source.columns.metric))
+
+    def _label_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """(label, why it is ungraded, broken)."""
+        said = key[0]
+        if said is None:
+            return (None, UNLABELLED, None)
+        label = self.source.labels.get(said, said)
+        if label is None:
+            return (None, said, None)
+        return (label, None, None) if label in LABELS else (None, None, f"unknown label {said}")
+
+    def _emit(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Rows that belong to a cell, as scores or judgements."""
+        import polars as pl
+
+        names = [pl.col(name).cast(pl.Categorical) for name in ("base_model", "quant", "task", "sample_id")]
+        given = [
+            (pl.col(name) if name in self.wanted.texts else pl.lit(None, pl.String)).alias(name)
+            for name in ("cluster", "reason")
+        ]
+        frame = frame.with_columns(given)
+        if self.source.is_judge:
+            judge = pl.lit(self.source.judge or self.source.label).cast(pl.Categorical).alias("judge")
+            why = pl.when(pl.col("label").is_null()).then(pl.coalesce("reason", "ungraded")).otherwise(pl.lit(""))
+            label = pl.col("label").cast(pl.Categorical)
+            return frame.select("line", *names, judge, label, why.cast(pl.Categorical).alias("reason"))
+        if "metric" in self.wanted.texts:
+            return _scores(frame, names, pl.col("metric"), "value_0")
+        parts = []
+        for number, measure in enumerate(self.source.measures):
+            part = frame.filter(pl.col("task").is_in(list(measure.tasks))) if measure.tasks else frame
+            parts.append(_scores(part, names, pl.lit(measure.metric), f"value_{number}"))
+        return pl.concat(parts)
+
+
+def _scores(frame: pl.DataFrame, names: list[pl.Expr], metric: pl.Expr, value: str) -> pl.DataFrame:
+    import polars as pl
+
+    why = pl.when(pl.col(value).is_null()).then(pl.col("reason").fill_null(UNGRADED)).otherwise(pl.lit(""))
+    return frame.select(
+        "line",
+        *names,
+        metric.cast(pl.Categorical).alias("metric"),
+        pl.col(value).alias("value"),
+        pl.col("cluster").cast(pl.Categorical),
+        why.cast(pl.Categorical).alias("reason"),
+    )
+
+
+Translate = Callable[[tuple[str | None, ...]], tuple[str | None, ...]]
+
+
+def _translate(frame: pl.DataFrame, key: list[str], translate: Translate, names: list[str]) -> pl.DataFrame:
+    """Replace the columns `key` by `names`, translating each distinct value once."""
+    import polars as pl
+
+    distinct = frame.select(key).unique(maintain_order=True)
+    told = [translate(row) for row in distinct.iter_rows()]
+    table = distinct.rename({name: f"said_{name}" for name in key}).with_columns(
+        pl.Series(name, [row[number] for row in told], dtype=pl.String) for number, name in enumerate(names)
+    )
+    renamed = frame.rename({name: f"said_{name}" for name in key})
+    joined = renamed.join(
+        table, on=[f"said_{name}" for name in key], how="left", nulls_equal=True, maintain_order="left"
+    )
+    return joined.drop([f"said_{name}" for name in key])
+
+
+def _missing(column: str | None) -> str:
+    return f"{column or 'fixed'}: missing"
+
+
+def raise_broken(path: Path, broken: Broken) -> NoReturn:
+    """Refuse a source for one of its rows.
+
+    Raises:
+        DataError: by file and line.
+    """
+    raise DataError(broken.reason, file=path, line=broken.line)

@@ -1,0 +1,303 @@
+"""Rows of a source file as they are in it, block by block: the fast path for what is right, line by line for the rest.
+
+A block of JSONL is parsed at once with a strict schema. Only where that fails is each of its lines looked at, so that
+a broken one is named and the others are kept.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from quantverdict.collect.files import Json
+from quantverdict.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BLOCK_BYTES = 1 << 25
+BLOCK_ROWS = 1 << 20
+PEEK_LINES = 200
+"""Lines looked at to see whether a column of scores holds numbers or booleans."""
+
+NOT_TEXT = r"^(\[|\{|true$|false$)"
+"""How the fast parser renders a list, an object or a boolean where text is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`)."""
+
+    texts: Mapping[str, str]
+    numbers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that cannot be used: its line (or row) from 1, why, and what it says."""
+
+    line: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of a source.
+
+    Attributes:
+        frame: `line`, then text and Float64 columns by the names of `Wanted`; null where the row has nothing.
+        raw: rows, broken ones included.
+        text_of: what a row says, by its index in the frame.
+    """
+
+    frame: pl.DataFrame
+    raw: int
+    broken: tuple[Broken, ...] = ()
+    text_of: Sequence[str] = field(default=(), repr=False)
+
+
+def read_blocks(path: Path, form: str, wanted: Wanted) -> Iterator[Block]:
+    """The rows of a file, in order, in blocks of bounded size.
+
+    Raises:
+        DataError: the file cannot be read, or has no such column.
+    """
+    if form == "parquet":
+        yield from _parquet_blocks(path, wanted)
+        return
+    opener = gzip.open if form == "jsonl.gz" else open
+    try:
+        with cast("IO[bytes]", opener(path, "rb")) as file:
+            yield from _json_blocks(file, wanted)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot be read ({error})", file=path) from error
+
+
+def _json_blocks(file: IO[bytes], wanted: Wanted) -> Iterator[Block]:
+    line, schema = 1, None
+    for data in _whole_blocks(file):
+        if schema is None:
+            schema = _json_schema(wanted, _booleans(data, wanted))
+        count = data.count(b"\n")
+        yield _parse_fast(data, count, line, wanted, schema) or _parse_slow(data, line, wanted)
+        line += count
+
+
+def _whole_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Blocks that end in LF."""
+    rest: list[bytes] = []
+    while data := file.read(BLOCK_BYTES):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*rest, data[:end]))
+            rest = []
+        rest.append(data[end:])
+    if last := b"".join(rest):
+        yield last + b"\n"
+
+
+def _booleans(data: bytes, wanted: Wanted) -> set[str]:
+    """Which number columns hold booleans, by the first lines that can be read."""
+    found: dict[str, bool] = {}
+    for line in data.split(b"\n", PEEK_LINES)[:PEEK_LINES]:
+        try:
+            row = json.loads(line)
+            values = {name: _at(row, column) for name, column in wanted.numbers.items()}
+        except (ValueError, RecursionError):
+            continue
+        for name, value in values.items():
+            if value is not None:
+                found.setdefault(name, isinstance(value, bool))
+    return {name for name, boolean in found.items() if boolean}
+
+
+Schema = dict[str, "pl.DataType"]
+
+
+def _json_schema(wanted: Wanted, booleans: set[str]) -> Schema:
+    import polars as pl
+
+    tree: dict[str, Json] = {}
+    leaves: list[tuple[str, type[pl.DataType]]] = [(column, pl.String) for column in wanted.texts.values()]
+    leaves += [(column, pl.Boolean if name in booleans else pl.Float64) for name, column in wanted.numbers.items()]
+    for column, kind in leaves:
+        *parents, last = column.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = kind()
+
+    def as_type(node: Json) -> pl.DataType:
+        return pl.Struct({key: as_type(item) for key, item in node.items()}) if isinstance(node, dict) else node
+
+    return {key: as_type(node) for key, node in tree.items()}
+
+
+def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Schema) -> Block | None:
+    """None where the block holds anything that has to be looked at line by line."""
+    import polars as pl
+
+    try:
+        raw = pl.read_ndjson(data, schema=schema)
+    except pl.exceptions.PolarsError:
+        return None
+    if raw.height != count:
+        return None
+    frame = raw.select(
+        pl.int_range(line, line + pl.len(), dtype=pl.UInt32).alias("line"),
+        *(_column(column).alias(name) for name, column in wanted.texts.items()),
+        *(_column(column).cast(pl.Float64).alias(name) for name, column in wanted.numbers.items()),
+    )
+    # The fast parser turns what is no text into text, and a lone surrogate into NUL.
+    odd = NOT_TEXT if b"\\u" not in data else NOT_TEXT + "|\0"
+    if frame.select(pl.any_horizontal(pl.col(name).str.contains(odd).any() for name in wanted.texts)).item():
+        return None
+    return Block(frame, count, text_of=_Lines(data))
+
+
+def _column(path: str) -> pl.Expr:
+    import polars as pl
+
+    first, *rest = path.split(".")
+    expression = pl.col(first)
+    for key in rest:
+        expression = expression.struct.field(key)
+    return expression
+
+
+class _Lines(Sequence[str]):
+    """The lines of a block, split only if one is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._split = data, list[bytes]()
+
+    def __len__(self) -> int:
+        return self._data.count(b"\n")
+
+    def __getitem__(self, index: Json) -> Json:
+        if not self._split:
+            self._split = self._data.split(b"\n")
+        return self._split[index].decode("utf-8", "replace")
+
+
+def _parse_slow(data: bytes, line: int, wanted: Wanted) -> Block:
+    import polars as pl
+
+    names = ("line", *wanted.texts, *wanted.numbers)
+    rows: list[tuple[object, ...]] = []
+    texts: list[str] = []
+    broken: list[Broken] = []
+    for number, content in enumerate(data.split(b"\n")[:-1], start=line):
+        if not content.strip():
+            continue
+        text = content.decode("utf-8", "replace")
+        try:
+            rows.append((number, *_parse_line(content, wanted)))
+            texts.append(text)
+        except (ValueError, RecursionError) as error:
+            broken.append(Broken(number, str(error), text))
+    kinds = {name: pl.UInt32 if name == "line" else pl.String if name in wanted.texts else pl.Float64 for name in names}
+    frame = pl.DataFrame(rows, schema=kinds, orient="row")
+    return Block(frame, len(rows) + len(broken), tuple(broken), texts)
+
+
+def _parse_line(content: bytes, wanted: Wanted) -> list[object]:
+    """The wanted values of one line; ValueError says what is wrong with it."""
+    try:
+        # Of a key given twice the first counts, as in the fast parser.
+        row = json.loads(content.decode(), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one exception for all that can be wrong with a line
+    texts = [_as_text(_at(row, column), column) for column in wanted.texts.values()]
+    return texts + [_as_number(_at(row, column), column) for column in wanted.numbers.values()]
+
+
+def _at(row: Json, column: str) -> Json:
+    for key in column.split("."):
+        if row is None:
+            return None
+        if not isinstance(row, dict):
+            raise ValueError(f"{column}: {key} is looked for in something that is not an object")  # noqa: TRY004
+        row = row.get(key)
+    return row
+
+
+def _as_text(value: object, column: str) -> str | None:
+    if value is None or isinstance(value, str):
+        # Neither Parquet nor UTF-8 has lone surrogates.
+        return None if value is None else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{column}: a {type(value).__name__} where text is expected")
+
+
+def _as_number(value: object, column: str) -> float | None:
+    if value is None or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, int) and abs(value) < 1 << 1000:
+        return float(value)
+    shown = value if isinstance(value, float) else f"a {type(value).__name__}"
+    raise ValueError(f"{column}: {shown} where a number is expected")
+
+
+def _parquet_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
+    import polars as pl
+
+    try:
+        lazy = pl.scan_parquet(path, glob=False)
+        schema = lazy.collect_schema()
+        columns = [_parquet_column(schema, path, name, column, wanted) for name, column in _both(wanted)]
+        total = lazy.select(pl.len()).collect().item()
+        for start in range(0, total, BLOCK_ROWS):
+            frame = lazy.slice(start, BLOCK_ROWS).select(columns).collect()
+            line = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.UInt32, eager=True).alias("line")
+            yield Block(frame.insert_column(0, line), frame.height, text_of=_Rows(frame))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"cannot be read ({str(error).splitlines()[0]})", file=path, expected="Parquet") from error
+
+
+def _both(wanted: Wanted) -> list[tuple[str, str]]:
+    return [*wanted.texts.items(), *wanted.numbers.items()]
+
+
+def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wanted: Wanted) -> pl.Expr:
+    """The column as text or Float64, where its type allows that."""
+    import polars as pl
+
+    first, *rest = [column] if column in schema else column.split(".")
+    kind: Json = schema.get(first)
+    for key in rest:
+        kind = dict(kind).get(key) if isinstance(kind, pl.Struct) else None
+    if kind is None:
+        raise DataError("no such column", file=path, field=column, expected=f"one of {', '.join(schema)}")
+    texts = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+    number = kind.is_numeric() or kind == pl.Null
+    right = (number or kind == pl.Boolean) if name in wanted.numbers else (kind in texts or kind.is_integer())
+    if not right:
+        raise DataError(f"is {kind}", file=path, field=column, expected="numbers" if name in wanted.numbers else "text")
+    expression = pl.col(column) if column in schema else _column(column)
+    return expression.cast(pl.Float64 if name in wanted.numbers else pl.String).alias(name)
+
+
+class _Rows(Sequence[str]):
+    """The rows of a frame as JSON, each made when it is asked for."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._frame = frame
+
+    def __len__(self) -> int:
+        return self._frame.height
+
+    def __getitem__(self, index: Json) -> Json:
+        return json.dumps(self._frame.row(index, named=True), ensure_ascii=False, default=str)

@@ -1,0 +1,204 @@
+"""`sources.yaml`: which files hold scored samples and judgements, what their columns mean, which cells there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from quantverdict.config import Constraints, Exact, Frozen, Name, Policy, StatisticsConfig, _policy
+from quantverdict.errors import StudyError
+from quantverdict.records import CellId, Row
+from quantverdict.yaml_file import load_yaml
+
+LABELS = (
+    *("FULL_REFUSAL", "PARTIAL_REFUSAL", "COMPLIANCE"),
+    *("TRUTHFUL", "PARTIALLY_TRUTHFUL", "UNTRUTHFUL"),
+    *("UNBIASED", "BIASED", "UNCLEAR"),
+)
+"""What a judge may say (SPEC 6)."""
+
+Column = Annotated[str, Field(min_length=1)]
+"""A column; `a.b` is the key `b` inside the object `a`."""
+
+FORMATS = {".jsonl": "jsonl", ".jsonl.gz": "jsonl.gz", ".parquet": "parquet"}
+
+
+class IngestedModel(Frozen):
+    """A base model and its cells."""
+
+    name: Name
+    family: Name
+    params_b: float | None = Field(default=None, gt=0)
+    baseline: Name
+    quants: Mapping[Name, Exact | None] = Field(min_length=1)
+    """Each quant and its bits per weight, null where they are not known."""
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> Self:
+        if self.baseline not in self.quants:
+            raise ValueError(f"a baseline among the quants is expected ({', '.join(self.quants)})")
+        return self
+
+
+class Columns(Frozen):
+    """Where a source has what. A cell is one column (`cell`, read by `cells`) or `base_model` and `quant`."""
+
+    sample_id: Column
+    task: Column | None = None
+    cell: Column | None = None
+    base_model: Column | None = None
+    quant: Column | None = None
+    cluster: Column | None = None
+    reason: Column | None = None
+    """Why a sample is ungraded."""
+    metric: Column | None = None
+    """With `value`: one score a row, by the metric that this column names."""
+    value: Column | None = None
+    label: Column | None = None
+    """Of a judge source."""
+
+
+class Measure(Frozen):
+    """A column of scores: the metric it is, for all tasks or the named ones."""
+
+    metric: Name
+    column: Column
+    tasks: tuple[Name, ...] = Field(default=(), strict=False)
+
+
+class ScoreSource(Frozen):
+    """One file.
+
+    `fixed` holds what is the same for every row; `base_models`, `quants`, `tasks`, `cells` (to `BASE/QUANT`), `metrics`
+    and `labels` (null: not a label) translate what the file says, and what they do not name stays as it is.
+    """
+
+    label: Name
+    role: Literal["quality", "safety", "judge", "second_judge"]
+    path: Column
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    format: Literal["jsonl", "jsonl.gz", "parquet"] | None = None
+    columns: Columns
+    fixed: Mapping[Literal["base_model", "quant", "task"], Name] = {}
+    base_models: Mapping[str, Name] = {}
+    quants: Mapping[str, Name] = {}
+    tasks: Mapping[str, Name] = {}
+    cells: Mapping[str, str] = {}
+    metrics: Mapping[str, Name] = {}
+    labels: Mapping[str, str | None] = {}
+    measures: tuple[Measure, ...] = Field(default=(), strict=False)
+    judge: Name | None = None
+    """The judge's name; the source's label where it is not given."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        self._check_ids()
+        if self.is_judge:
+            self._check_judge()
+        elif bool(self.measures) == (self.columns.value is not None):
+            raise ValueError("either measures, or the columns metric and value, are expected")
+        elif (self.columns.value is None) != (self.columns.metric is None):
+            raise ValueError("the columns metric and value together are expected")
+        return self
+
+    def _check_ids(self) -> None:
+        one_column = self.columns.cell is not None
+        for part in ("base_model", "quant", "task"):
+            given = (getattr(self.columns, part) is not None) + (part in self.fixed)
+            if given != (0 if one_column and part != "task" else 1):
+                wanted = (
+                    "nothing beside the column cell" if one_column and part != "task" else "a column or a fixed one"
+                )
+                raise ValueError(f"{part}: {wanted} is expected")
+
+    def _check_judge(self) -> None:
+        if self.columns.label is None or self.measures or self.columns.value is not None:
+            raise ValueError("for a judge, a column label and no measures or value is expected")
+        for label in self.labels.values():
+            if label is not None and label not in LABELS:
+                raise ValueError(f"labels: {label}: null or one of {', '.join(LABELS)} is expected")
+
+    @property
+    def is_judge(self) -> bool:
+        return self.role in ("judge", "second_judge")
+
+
+class Sources(Frozen):
+    """What an ingested bundle is made from."""
+
+    study: Name
+    seed: int = 42
+    models: tuple[IngestedModel, ...] = Field(min_length=1, strict=False)
+    sources: tuple[ScoreSource, ...] = Field(min_length=1, strict=False)
+    judge_precedence: tuple[Name, ...] = Field(default=(), strict=False)
+    """Labels of the judge sources, first wins; their order in `sources` where it is not given."""
+    statistics: StatisticsConfig = StatisticsConfig()
+    policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+    constraints: Constraints = Constraints()
+    file: str = Field(default="", exclude=True)
+    """The file it was read from; relative paths start at its folder."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for kind, names in (
+            ("model name", [model.name for model in self.models]),
+            ("source label", [source.label for source in self.sources]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"each {kind} once is expected")
+        judges = [source.label for source in self.sources if source.role == "judge"]
+        if self.judge_precedence and sorted(self.judge_precedence) != sorted(judges):
+            raise ValueError(f"judge_precedence: each judge source once is expected ({', '.join(judges)})")
+        known = {str(cell) for cell in self.cells}
+        for source in self.sources:
+            for name in source.cells.values():
+                if name not in known:
+                    raise ValueError(f"{source.label}: cells: {name}: BASE/QUANT of the models is expected")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.file).parent
+
+    @cached_property
+    def cells(self) -> Mapping[CellId, Fraction | None]:
+        """Every cell with its bits per weight."""
+        return {CellId(model.name, quant): bpw for model in self.models for quant, bpw in model.quants.items()}
+
+    def rows(self) -> tuple[Row, ...]:
+        """A row of the matrix for every cell, with nothing measured yet."""
+        return tuple(
+            Row(model.name, model.family, model.params_b, quant, bpw, is_baseline=quant == model.baseline)
+            for model in self.models
+            for quant, bpw in model.quants.items()
+        )
+
+    def precedence(self) -> tuple[str, ...]:
+        """Labels of the judge sources, first wins."""
+        return self.judge_precedence or tuple(source.label for source in self.sources if source.role == "judge")
+
+
+def read_sources(path: Path) -> Sources:
+    """Read `sources.yaml`.
+
+    Raises:
+        StudyError: with file, line and key of the first mistake.
+    """
+    sources = load_yaml(path, Sources).model_copy(update={"file": str(path)})
+    for number, source in enumerate(sources.sources):
+        if format_of(source) is None:
+            names = ", ".join(FORMATS)
+            raise StudyError(
+                "unknown format", file=path, field=f"sources.{number}.path", expected=f"format, or {names}"
+            )
+    return sources
+
+
+def format_of(source: ScoreSource) -> str | None:
+    """`jsonl`, `jsonl.gz` or `parquet`: as stated, else by the file's name."""
+    return source.format or next((name for suffix, name in FORMATS.items() if source.path.endswith(suffix)), None)
