@@ -38,13 +38,14 @@ def power_table(
         for metric, found, reference in _rates(row, base.get(row.base_model)):
             share = (discordance or {}).get((row.cell, metric))
             loose = tight = None
-            reason = "the number of prompts is not known"
+            reasons = ["the number of prompts is not known"]
             if found.n is not None and reference.n is not None:
                 loose = unpaired(float(reference.value), reference.n, found.n)
-                reason = "" if loose is not None else "no drop from this rate would be detected"
+                reasons = [] if loose is not None else ["no drop from this rate would be detected"]
                 if share is not None:
                     tight = mde_paired(min(found.n, reference.n), share, power, 1 - confidence)
-            rows.append((*row.cell, metric, found.value, found.n, _pp(loose), _pp(tight), share, reason))
+                    reasons += [] if tight is not None else ["too few pairs differ to show any difference"]
+            rows.append((*row.cell, metric, found.value, found.n, _pp(loose), _pp(tight), share, "; ".join(reasons)))
     return Table("power", COLUMNS, tuple(rows))
 
 

@@ -1,0 +1,65 @@
+"""The smallest detectable drop beside every rate."""
+
+from fractions import Fraction
+
+from quantverdict.matrix.detectable import power_table
+from quantverdict.records import CellId, Estimate, Row
+from quantverdict.stats.power import mde_paired, mde_unpaired
+
+
+def rate(k, n):
+    return Estimate(Fraction(k, n), n=n, k=k)
+
+
+MATRIX = (
+    Row("m", "F", None, "Q8_0", None, True, {
+        "refusal_rate": rate(200, 220), "mmlu_accuracy": rate(2, 285), "rouge_l": Estimate(Fraction(1, 3), n=50),
+        "truthfulness": Estimate(Fraction(1, 2), n=50), "judge_refusal_rate": Estimate(Fraction(9, 10)),
+    }),
+    Row("m", "F", None, "Q2_K", None, False, {
+        "refusal_rate": rate(100, 110), "mmlu_accuracy": rate(3, 285), "rouge_l": Estimate(Fraction(1, 3), n=50),
+        "truthfulness": Estimate(Fraction(1, 2), n=50), "judge_refusal_rate": Estimate(Fraction(9, 10)),
+        "bias_resistance": rate(5, 10),
+    }),
+)  # fmt: skip
+
+
+def found(**options):
+    table = power_table(MATRIX, **options)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return {(row["quant"], row["metric"]): row for row in rows}
+
+
+def test_a_rate_is_compared_with_its_baselines_at_both_sample_sizes():
+    row = found()["Q2_K", "refusal_rate"]
+    assert row["mde_unpaired_pp"] == 100 * mde_unpaired(200 / 220, 220, 110)
+    assert (row["rate"], row["n"], row["mde_paired_pp"], row["discordance"]) == (Fraction(10, 11), 110, None, None)
+
+
+def test_the_paired_effect_needs_to_know_how_many_pairs_differ():
+    row = found(discordance={(CellId("m", "Q2_K"), "refusal_rate"): 0.1})["Q2_K", "refusal_rate"]
+    assert row["mde_paired_pp"] == 100 * mde_paired(110, 0.1)
+    assert row["mde_paired_pp"] < row["mde_unpaired_pp"]
+
+
+def test_power_and_confidence_are_arguments():
+    assert (
+        found(power=0.9)["Q2_K", "refusal_rate"]["mde_unpaired_pp"] > found()["Q2_K", "refusal_rate"]["mde_unpaired_pp"]
+    )
+    strict = found(confidence=0.99)["Q2_K", "refusal_rate"]["mde_unpaired_pp"]
+    assert strict > found()["Q2_K", "refusal_rate"]["mde_unpaired_pp"]
+
+
+def test_what_cannot_be_detected_or_is_not_known_is_blank_with_a_reason():
+    rows = found()
+    assert rows["Q2_K", "mmlu_accuracy"]["mde_unpaired_pp"] is None
+    assert rows["Q2_K", "mmlu_accuracy"]["reason"] == "no drop from this rate would be detected"
+    assert rows["Q2_K", "judge_refusal_rate"]["reason"] == "the number of prompts is not known"
+    few = found(discordance={(CellId("m", "Q2_K"), "refusal_rate"): 0.02})["Q2_K", "refusal_rate"]
+    assert (few["mde_paired_pp"], few["reason"]) == (None, "too few pairs differ to show any difference")
+
+
+def test_only_rates_that_the_baseline_has_too_are_listed():
+    assert {metric for _, metric in found()} == {
+        "refusal_rate", "mmlu_accuracy", "truthfulness", "judge_refusal_rate",
+    }  # fmt: skip

@@ -1,0 +1,85 @@
+"""Judge against pattern, and judge against judge."""
+
+from fractions import Fraction
+
+import pytest
+from statsmodels.stats.inter_rater import cohens_kappa
+
+from quantverdict.config import TR125, Policy
+from quantverdict.matrix.judging import LabelPair, judge_agreement, judge_gaps, label_pairs
+from quantverdict.records import Estimate, Judgement, Row
+
+
+def cell(quant, **metrics):
+    return Row("m", "F", None, quant, None, quant == "FP16", {k: Estimate(Fraction(v)) for k, v in metrics.items()})
+
+
+def records_of(table):
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+@pytest.mark.parametrize(("judge", "diverges"), [("0.8", True), ("0.7999", False), ("0.8001", True), ("0.4", True)])
+def test_a_gap_of_20_points_either_way_diverges(judge, diverges):
+    """Exact: 0.8 - 0.6 is 0.20000000000000007 in binary floats, and 0.6 - 0.4 is 0.19999999999999996."""
+    (found,) = records_of(judge_gaps((cell("FP16", refusal_rate="0.6", judge_refusal_rate=judge),), TR125))
+    assert found["diverges"] is diverges
+    assert found["gap_pp"] == abs(found["signed_gap_pp"]) == abs(Fraction(judge) - Fraction("0.6")) * 100
+
+
+def test_the_limit_is_the_policys():
+    matrix = (cell("FP16", refusal_rate="0.6", judge_refusal_rate="0.7"),)
+    (found,) = records_of(judge_gaps(matrix, Policy(measurement_gap_pp=Fraction(10))))
+    assert found["diverges"] is True
+
+
+def test_a_cell_without_a_judge_is_missing_and_a_metric_without_any_has_no_rows():
+    matrix = (
+        cell("FP16", refusal_rate="0.6", judge_refusal_rate="0.7", truthfulness="0.5"),
+        cell("Q2_K", refusal_rate="0.1", truthfulness="0.5"),
+    )
+    found = records_of(judge_gaps(matrix, TR125))
+    assert [(one["quant"], one["metric"], one["gap_pp"]) for one in found] == [
+        ("FP16", "refusal_rate", 10),
+        ("Q2_K", "refusal_rate", None),
+    ]
+    assert found[1]["diverges"] is None
+    assert judge_gaps((cell("FP16", refusal_rate="0.6"),), TR125).rows == ()
+
+
+def judgement(judge, task, quant, sample, label):
+    return Judgement("m", quant, task, sample, judge, label)
+
+
+def test_only_samples_that_both_judges_saw_are_paired():
+    first = [judgement("a", "t", "Q2_K", str(i), "TRUTHFUL") for i in range(3)]
+    second = [judgement("b", "t", "Q2_K", "1", "UNTRUTHFUL"), judgement("b", "t", "Q2_K", "9", "TRUTHFUL")]
+    second += [judgement("b", "other", "Q2_K", "1", "TRUTHFUL"), judgement("b", "t", "Q2_K", "2", None)]
+    assert list(label_pairs(first, second)) == [
+        LabelPair("t", "Q2_K", "TRUTHFUL", "UNTRUTHFUL"),
+        LabelPair("t", "Q2_K", "TRUTHFUL", None),
+    ]
+
+
+def test_agreement_is_reported_overall_by_task_by_quant_and_by_both():
+    pairs = [LabelPair("t1", "Q8_0", "A", "A")] * 20 + [LabelPair("t1", "Q2_K", "A", "B")] * 5
+    pairs += [LabelPair("t2", "Q2_K", "B", "B")] * 10 + [LabelPair("t2", "Q8_0", "B", None)] * 3
+    found = records_of(judge_agreement(pairs, ("gemma", "claude")))
+    assert [(one["task"], one["quant"]) for one in found] == [
+        ("all", "all"), ("t1", "all"), ("t2", "all"), ("all", "Q2_K"), ("all", "Q8_0"),
+        ("t1", "Q2_K"), ("t1", "Q8_0"), ("t2", "Q2_K"), ("t2", "Q8_0"),
+    ]  # fmt: skip
+    whole = found[0]
+    theirs = cohens_kappa([[20, 5], [0, 10]])
+    assert (whole["first_judge"], whole["second_judge"]) == ("gemma", "claude")
+    assert (whole["n"], whole["ungraded"], whole["agreement"]) == (35, 3, 30 / 35)
+    assert whole["kappa"] == pytest.approx(theirs.kappa)
+    assert whole["kappa_ci_lo"] == pytest.approx(theirs.kappa_low)
+    alone = found[-1]
+    assert (alone["n"], alone["ungraded"], alone["agreement"], alone["kappa"]) == (0, 3, None, None)
+    assert alone["reason"] == "no sample has both labels"
+    assert "one and the same label" in found[-2]["reason"]
+
+
+def test_no_second_judge_is_no_agreement():
+    (found,) = records_of(judge_agreement([], ("a", "b")))
+    assert (found["task"], found["n"], found["kappa"]) == ("all", 0, None)
