@@ -1,0 +1,428 @@
+"""Every row of a source is loaded, or counted with its reason, or refused by its line; nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from fractions import Fraction
+
+import polars as pl
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantverdict.collect import rows as rows_module
+from quantverdict.collect.audit import audit_table, load_sources, write_ingested
+from quantverdict.collect.manifest import Bundle, verify
+from quantverdict.collect.sources import read_sources
+from quantverdict.errors import DataError, StudyError
+
+COLUMNS = {"base_model": "model", "quant": "quant", "task": "task", "sample_id": "id"}
+MODELS = [
+    {"name": "m", "family": "f", "params_b": 1.5, "baseline": "FP16", "quants": {"FP16": 16, "Q4_K_M": "4.85"}},
+    {"name": "n", "family": "f", "baseline": "Q8_0", "quants": {"Q8_0": None}},
+]
+
+
+class Files:
+    """A folder of sources in the making."""
+
+    def __init__(self, folder):
+        self.folder, self.sources, self.extra = folder, [], {}
+
+    def add(self, label, content, *, name=None, role="safety", **spec):
+        """Add a source; `content` is bytes, or rows."""
+        name = name or f"{label}.jsonl"
+        if not isinstance(content, bytes):
+            content = b"".join(json.dumps(row).encode() + b"\n" for row in content)
+        (self.folder / name).write_bytes(content)
+        base = {"label": label, "role": role, "path": name, "sha256": hashlib.sha256(content).hexdigest()}
+        base["columns"] = COLUMNS | spec.pop("columns", {})
+        if "judge" in role:
+            base["columns"] = {"label": "label"} | base["columns"]
+        elif "value" not in base["columns"]:
+            base["measures"] = [{"metric": "refusal_rate", "column": "score"}]
+        self.sources.append(base | spec)
+        return self
+
+    def load(self, **options):
+        content = {"study": "s", "models": MODELS, "sources": self.sources} | self.extra
+        (self.folder / "sources.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return load_sources(self.folder / "sources.yaml", **options)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
+
+
+def row(number=0, **changes):
+    return {"model": "m", "quant": "FP16", "task": "t", "id": f"s{number}", "score": 1.0} | changes
+
+
+def plain(frame):
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String)).rows(named=True)
+
+
+def balanced(ingested):
+    for audit in ingested.audits:
+        assert audit.raw == audit.loaded + audit.superseded + audit.quarantined + sum(audit.unmatched.values())
+    return ingested
+
+
+def test_a_score_a_row_with_its_sample(files):
+    """Numbers, booleans and ungraded ones; ids that are numbers are their text."""
+    content = [
+        row(0),
+        row(1, score=None),
+        row(2, score=0, quant="Q4_K_M"),
+        row(id=7, score=0.5, model="n", quant="Q8_0"),
+    ]
+    done = balanced(files.add("a", content).load())
+    assert [(r["base_model"], r["quant"], r["sample_id"], r["value"], r["reason"]) for r in plain(done.scores)] == [
+        ("m", "FP16", "s0", 1.0, ""),
+        ("m", "FP16", "s1", None, "not graded in the source"),
+        ("m", "Q4_K_M", "s2", 0.0, ""),
+        ("n", "Q8_0", "7", 0.5, ""),
+    ]
+    names = ["base_model", "quant", "task", "sample_id", "metric", "value", "cluster", "reason"]
+    assert done.scores.columns == names
+    assert {r["metric"] for r in plain(done.scores)} == {"refusal_rate"}
+    assert [(r.cell, r.bpw, r.params_b, r.is_baseline) for r in done.sources.rows()][1:] == [
+        (("m", "Q4_K_M"), Fraction("4.85"), 1.5, False),
+        (("n", "Q8_0"), None, None, True),
+    ]
+
+
+def test_booleans_are_one_and_zero(files):
+    done = files.add("a", [row(0, score=True), row(1, score=None), row(2, score=False)]).load()
+    assert done.scores["value"].to_list() == [1.0, None, 0.0]
+
+
+def test_several_metrics_a_row_from_nested_columns_by_task(files):
+    measures = [
+        {"metric": "mmlu_accuracy", "column": "s.exact", "tasks": ["mmlu"]},
+        {"metric": "rouge_l", "column": "s.rouge", "tasks": ["qa"]},
+        {"metric": "bertscore", "column": "s.bert", "tasks": ["qa"]},
+    ]
+    content = [
+        row(0, task="mmlu", s={"exact": 1, "rouge": None}),
+        row(1, task="QA", s={"rouge": 0.25, "bert": 0.5}, grp="c1"),
+        row(2, task="poem", s={}),
+        row(3, task="qa", s=None),
+    ]
+    files.add("a", content, role="quality", measures=measures, tasks={"QA": "qa"}, columns={"cluster": "grp"})
+    done = balanced(files.load())
+    assert [(r["sample_id"], r["metric"], r["value"], r["cluster"]) for r in plain(done.scores)] == [
+        ("s0", "mmlu_accuracy", 1.0, None),
+        ("s1", "rouge_l", 0.25, "c1"),
+        ("s3", "rouge_l", None, None),
+        ("s1", "bertscore", 0.5, "c1"),
+        ("s3", "bertscore", None, None),
+    ]
+    assert done.audits[0].unmatched == {"no metric is read from task poem": 1}
+
+
+def test_one_score_a_row_by_a_metric_column(files):
+    content = [row(0, kind="em", v=1), row(0, kind="rouge_l", v=0.5), row(1, kind="em", v=None, why="no parse")]
+    columns = {"metric": "kind", "value": "v", "reason": "why"}
+    done = balanced(files.add("a", content, columns=columns, metrics={"em": "arc_accuracy"}).load())
+    assert [(r["sample_id"], r["metric"], r["value"], r["reason"]) for r in plain(done.scores)] == [
+        ("s0", "arc_accuracy", 1.0, ""),
+        ("s0", "rouge_l", 0.5, ""),
+        ("s1", "arc_accuracy", None, "no parse"),
+    ]
+
+
+def test_cells_by_one_column_by_maps_and_fixed(files):
+    one = {key: column for key, column in COLUMNS.items() if key in ("task", "sample_id")} | {"cell": "model"}
+    files.add("a", [row(0, model="m-q4"), row(1, model="other")], columns=one, cells={"m-q4": "m/Q4_K_M"})
+    del files.sources[0]["columns"]["base_model"], files.sources[0]["columns"]["quant"]
+    files.add("b", [row(2, model="M!", quant="f16")], base_models={"M!": "m"}, quants={"f16": "FP16"})
+    files.add("c", [{"id": "s9", "score": 1}], fixed={"base_model": "n", "quant": "Q8_0", "task": "t"})
+    for key in ("base_model", "quant", "task"):
+        del files.sources[2]["columns"][key]
+    done = balanced(files.load())
+    assert [(r["base_model"], r["quant"], r["sample_id"]) for r in plain(done.scores)] == [
+        ("m", "Q4_K_M", "s0"),
+        ("m", "FP16", "s2"),
+        ("n", "Q8_0", "s9"),
+    ]
+    assert done.audits[0].unmatched == {"other is no cell of the study": 1}
+
+
+def test_rows_of_no_cell_are_counted_with_the_reason(files):
+    """Another base model, and a known quant that this base model does not have; their scores may be anything."""
+    content = [row(0), row(1, model="gemma"), row(2, model="gemma", quant="weird"), row(3, model="n", quant="FP16")]
+    done = balanced(files.add("a", content).load())
+    audit = done.audits[0]
+    assert (audit.raw, audit.loaded) == (4, 1)
+    assert audit.unmatched == {"base model gemma is not in the study": 2, "no cell n/FP16 in the study": 1}
+
+
+GOOD = [row(number) for number in range(3)]
+BROKEN = [
+    (b'{"model": "m"', "not valid JSON"),
+    (b"[1]", "not a JSON object"),
+    (b"null", "not a JSON object"),
+    (b'{"a": "\xff"}', "not UTF-8"),
+    (json.dumps(row(9, score="1")).encode(), "score: a str where a number is expected"),
+    (json.dumps(row(9, score=[1])).encode(), "score: a list where a number is expected"),
+    (json.dumps(row(9, score=float("nan"))).encode(), "score: nan where a number is expected"),
+    (json.dumps(row(9, score=float("inf"))).encode(), "score: inf where a number is expected"),
+    (json.dumps(row(9)).replace("1.0", "1e999").encode(), "score: inf where a number is expected"),
+    (json.dumps(row(9, quant="Q9_X")).encode(), "unknown quant Q9_X"),
+    (json.dumps(row(9, quant=None)).encode(), "quant: missing"),
+    (json.dumps(row(9, model="")).encode(), "model: missing"),
+    (json.dumps(row(9, task=None)).encode(), "task: missing"),
+    (json.dumps(row(id=None)).encode(), "id: missing"),
+    (json.dumps(row(id=True)).encode(), "id: a bool where text is expected"),
+    (json.dumps(row(id=["x"])).encode(), "id: a list where text is expected"),
+    (json.dumps(row(1)).encode(), "sample m/FP16/t/s1 is given twice in this file"),
+    (b'{"model": "m"}{"model": "m"}', "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), BROKEN, ids=[told for _, told in BROKEN])
+def test_a_broken_line_is_refused_by_file_and_line_or_set_aside(files, line, told):
+    content = b"".join(json.dumps(good).encode() + b"\n" for good in GOOD) + line + b"\n" + json.dumps(row(4)).encode()
+    files.add("a", content)
+    with pytest.raises(DataError) as caught:
+        files.load()
+    assert str(caught.value).startswith(f"{files.folder / 'a.jsonl'}:4: {told}")
+    done = balanced(files.load(quarantine=True))
+    ((label, broken),) = done.quarantine
+    assert (label, broken.line, broken.reason.startswith(told)) == ("a", 4, True)
+    assert done.scores["sample_id"].to_list() == ["s0", "s1", "s2", "s4"]
+    assert (done.audits[0].raw, done.audits[0].loaded, done.audits[0].quarantined) == (5, 4, 1)
+
+
+def test_blank_lines_are_no_rows(files):
+    content = b"\n" + json.dumps(row(0)).encode() + b"\n  \n\r\n" + json.dumps(row(1)).encode()
+    done = balanced(files.add("a", content).load())
+    assert (done.audits[0].raw, done.scores.height) == (2, 2)
+
+
+def test_lines_keep_their_numbers_across_blocks(files, monkeypatch):
+    """With blocks of a few lines, a line longer than a block, and no last line feed."""
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 150)
+    content = [row(number, pad="x" * (400 if number == 5 else 0)) for number in range(20)]
+    content[17] = row(17, score="bad")
+    files.add("a", b"\n".join(json.dumps(one).encode() for one in content))
+    done = balanced(files.load(quarantine=True))
+    assert done.scores["sample_id"].to_list() == [f"s{number}" for number in range(20) if number != 17]
+    assert [(broken.line, json.loads(broken.text)["id"]) for _, broken in done.quarantine] == [(18, "s17")]
+
+
+def test_another_hash_refuses_the_whole_load_before_a_row_is_read(files):
+    files.add("a", [row(0)]).add("b", b"{broken\n")
+    (files.folder / "a.jsonl").write_bytes((files.folder / "a.jsonl").read_bytes() + b" ")
+    now = hashlib.sha256((files.folder / "a.jsonl").read_bytes()).hexdigest()
+    before = sorted(files.folder.rglob("*"))
+    with pytest.raises(DataError) as caught:
+        files.load(quarantine=True)
+    for part in (str(files.folder / "a.jsonl"), now, files.sources[0]["sha256"]):
+        assert part in str(caught.value)
+    assert sorted(path for path in files.folder.rglob("*") if path.name != "sources.yaml") == before
+
+
+def test_a_missing_file_and_a_missing_column_are_named(files):
+    files.add("a", [row(0)])
+    (files.folder / "a.jsonl").unlink()
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read"):
+        files.load()
+    files.sources.clear()
+    files.add("a", [{key: value for key, value in row(0).items() if key != "score"}])
+    with pytest.raises(DataError, match=r"a\.jsonl: score: no row has a value"):
+        files.load()
+
+
+def test_gzip_and_parquet_give_what_jsonl_gives(files, tmp_path):
+    content = [
+        row(0, s={"x": 1}),
+        row(1, s={"x": None}),
+        row(2, model="gemma", s={"x": 0}),
+        row(3, quant="Q4_K_M", s={"x": 0}),
+    ]
+    measures = [{"metric": "refusal_rate", "column": "s.x"}]
+    text = b"".join(json.dumps(one).encode() + b"\n" for one in content)
+    pl.DataFrame(content).write_parquet(tmp_path / "made.parquet")
+    found = []
+    for name, data in (
+        ("a.jsonl", text),
+        ("a.jsonl.gz", gzip.compress(text)),
+        ("a.parquet", (tmp_path / "made.parquet").read_bytes()),
+    ):
+        files.sources.clear()
+        done = balanced(files.add("a", data, name=name, measures=measures).load())
+        found.append((plain(done.scores), done.audits[0].raw, done.audits[0].unmatched))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+def test_a_damaged_container_is_one_line(files, tmp_path, name):
+    pl.DataFrame([row(number) for number in range(99)]).write_parquet(tmp_path / "made.parquet")
+    data = gzip.compress(b"{}\n" * 9999) if name.endswith("gz") else (tmp_path / "made.parquet").read_bytes()
+    for broken in (data[: len(data) // 2], b"not it", b""):
+        files.sources.clear()
+        if broken or name.endswith("parquet"):
+            files.add("a", broken, name=name)
+            with pytest.raises(DataError, match=r"cannot be read"):
+                files.load()
+
+
+def test_parquet_rows_are_checked_as_lines_are(files, tmp_path):
+    frame = pl.DataFrame([row(0), row(1, score=float("nan")), row(2, quant="Q9"), row(0)])
+    frame.write_parquet(tmp_path / "made.parquet")
+    files.add("a", (tmp_path / "made.parquet").read_bytes(), name="a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet:2: score: NaN where a number is expected"):
+        files.load()
+    done = balanced(files.load(quarantine=True))
+    assert [broken.line for _, broken in done.quarantine] == [2, 3, 4]
+    assert json.loads(done.quarantine[1][1].text)["quant"] == "Q9"
+
+
+@pytest.mark.parametrize(("column", "told"), [("nope", "no such column"), ("task", "is String; expected numbers")])
+def test_a_parquet_column_that_is_not_there_or_of_another_type_is_named(files, tmp_path, column, told):
+    pl.DataFrame([row(0)]).write_parquet(tmp_path / "made.parquet")
+    measures = [{"metric": "refusal_rate", "column": column}]
+    files.add("a", (tmp_path / "made.parquet").read_bytes(), name="a.parquet", measures=measures)
+    with pytest.raises(DataError, match=f"a.parquet: {column}: {told}"):
+        files.load()
+
+
+def test_a_sample_of_an_earlier_source_is_a_repeat_unless_the_metric_is_another(files):
+    files.add("a", [row(0), row(1)]).add("b", [row(2), row(1)])
+    files.add("c", [row(0), row(1)], measures=[{"metric": "rouge_l", "column": "score"}])
+    with pytest.raises(DataError, match=r"b\.jsonl:2: sample m/FP16/t/s1 is in an earlier source"):
+        files.load()
+    done = balanced(files.load(quarantine=True))
+    assert [audit.loaded for audit in done.audits] == [2, 1, 2]
+    assert done.scores.height == 5
+
+
+def judged(number, label, **changes):
+    return {key: value for key, value in row(number, label=label, **changes).items() if key != "score"}
+
+
+def test_the_first_judge_with_a_label_wins_and_counts_are_kept(files):
+    """By the stated precedence, not the order of the files; an unlabelled sample is overtaken by a later label."""
+    files.add("late", [judged(0, "COMPLIANCE"), judged(1, "COMPLIANCE"), judged(3, "UNCLEAR")], role="judge")
+    first = [judged(0, "refused"), judged(1, None), judged(2, "garbage")]
+    files.add("first", first, role="judge", judge="gemma", labels={"refused": "FULL_REFUSAL", "garbage": None})
+    files.extra["judge_precedence"] = ["first", "late"]
+    done = balanced(files.load())
+    assert [(r["sample_id"], r["judge"], r["label"], r["reason"]) for r in plain(done.judgements)] == [
+        ("s0", "gemma", "FULL_REFUSAL", ""),
+        ("s2", "gemma", None, "garbage"),
+        ("s1", "late", "COMPLIANCE", ""),
+        ("s3", "late", "UNCLEAR", ""),
+    ]
+    assert [(audit.raw, audit.loaded, audit.superseded) for audit in done.audits] == [(3, 2, 1), (3, 2, 1)]
+    assert done.scores.height == 0
+
+
+def test_a_second_judge_stands_beside_the_first(files):
+    files.add("one", [judged(0, "COMPLIANCE")], role="judge").add(
+        "two", [judged(0, "FULL_REFUSAL")], role="second_judge"
+    )
+    done = balanced(files.load())
+    assert [r["label"] for r in plain(done.judgements)] == ["COMPLIANCE"]
+    assert [r["label"] for r in plain(done.second_judgements)] == ["FULL_REFUSAL"]
+
+
+def test_an_unknown_label_is_broken(files):
+    files.add("one", [judged(0, "COMPLIANCE"), judged(1, "perhaps")], role="judge")
+    with pytest.raises(DataError, match=r"one\.jsonl:2: unknown label perhaps"):
+        files.load()
+
+
+values = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3)
+odd_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["m", "n", "x", "", None, 3]),
+        "quant": st.sampled_from(["FP16", "Q8_0", "Q9", None]),
+        "task": st.sampled_from(["t", "u", ""]),
+        "id": st.sampled_from(["a", "b", "\ud800", "true", "[x", "\x00"]) | st.integers(0, 3) | st.none(),
+        "score": values,
+    },
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(content=st.lists(odd_rows, max_size=12))
+def test_the_fast_path_and_line_by_line_agree(content, tmp_path_factory):
+    """On any rows: the same scores, counts and quarantine, whatever was in the block beside a row."""
+    found = []
+    for size in (1, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rows_module, "BLOCK_BYTES", size)
+            files = Files(tmp_path_factory.mktemp("x")).add("a", [row(0), *content])
+            done = balanced(files.load(quarantine=True))
+            found.append((plain(done.scores), done.audits, [(b.line, b.reason) for _, b in done.quarantine]))
+    assert found[0] == found[1]
+    assert found[0][1][0].raw == len(content) + 1
+
+
+@settings(deadline=None, max_examples=100)
+@given(content=st.binary(max_size=300))
+def test_any_bytes_are_counted_or_refused(content, tmp_path_factory):
+    files = Files(tmp_path_factory.mktemp("x")).add("a", json.dumps(row(0)).encode() + b"\n" + content)
+    done = balanced(files.load(quarantine=True))
+    assert done.audits[0].raw == 1 + sum(bool(line.strip()) for line in content.split(b"\n"))
+
+
+def test_what_was_ingested_is_a_bundle(files, tmp_path):
+    files.add("a", [row(0), row(1, score="x"), row(2, model="gemma")]).add("j", [judged(0, "COMPLIANCE")], role="judge")
+    done = files.load(quarantine=True)
+    bundles = [tmp_path / "b1", tmp_path / "b2"]
+    for path in bundles:
+        with Bundle.open(path, done.sources) as bundle:
+            write_ingested(bundle, done)
+            bundle.finish()
+        assert verify(path) == []
+    for name in ("scores.parquet", "judgements.parquet", "sources.csv", "quarantine.jsonl", "sources.yaml"):
+        assert (bundles[0] / name).read_bytes() == (bundles[1] / name).read_bytes()
+    again = Bundle.reopen(bundles[0])
+    again.close()
+    (first, _) = again.recorded("sources")
+    assert (first["label"], first["raw"], first["loaded"], first["quarantined"]) == ("a", 3, 1, 1)
+    assert again.read_table("sources")[0]["reasons"] == "base model gemma is not in the study: 1"
+    assert json.loads(again.read_text("quarantine.jsonl"))["line"] == 2
+    assert read_sources(bundles[0] / "sources.yaml").model_dump() == done.sources.model_dump()
+    assert audit_table(done).name == "sources"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"role": "quantity"}, "sources.0.role"),
+        ({"sha256": "abc"}, "sources.0.sha256"),
+        ({"path": "a.csv"}, "sources.0.path: unknown format"),
+        ({"columns": {"sample_id": "id"}}, "base_model: a column or a fixed one"),
+        ({"columns": COLUMNS | {"cell": "c"}}, "base_model: nothing beside the column cell"),
+        ({"columns": COLUMNS | {"value": "v"}, "measures": []}, "the columns metric and value together"),
+        ({"measures": []}, "either measures, or the columns metric and value"),
+        ({"role": "judge"}, "for a judge, a column label"),
+        ({"cells": {"x": "m/Q2_K"}}, "cells: m/Q2_K"),
+        ({"fixed": {"quant": "FP16"}}, "quant: a column or a fixed one"),
+        ({"colums": {}}, "sources.0.colums: unknown key"),
+    ],
+)
+def test_a_mistake_in_the_sources_file_is_answered_with_its_key(files, change, told):
+    files.add("a", [row(0)])
+    files.sources[0] |= change
+    with pytest.raises(StudyError) as caught:
+        files.load()
+    assert told in str(caught.value)
+    assert "sources.yaml" in str(caught.value)
+
+
+def test_precedence_names_each_judge_source_once(files):
+    files.add("one", [judged(0, "COMPLIANCE")], role="judge")
+    files.extra["judge_precedence"] = ["one", "other"]
+    with pytest.raises(StudyError, match=r"judge_precedence.*each judge source once \(one\)|each judge source once"):
+        files.load()
