@@ -3,10 +3,13 @@
 
 import time
 
+import jinja2
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quantverdict.errors import TaskError
-from quantverdict.tasks.sandbox import BUDGET, CPU_SECONDS, render_template, template_fields
+from quantverdict.tasks.metering import BUDGET, CPU_SECONDS
+from quantverdict.tasks.sandbox import render_template, template_fields
 
 CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are helpful.<|im_end|>
@@ -183,6 +186,27 @@ def test_namespace_slices_macros_loop_controls_and_generation_blocks():
     assert chat(THINKING, messages) == "user: Hi <b>&'é \nassistant:yes\nuser:ok <last>\na=1, b=[2] Hi <b>&'é  & ok"
 
 
+@pytest.mark.parametrize("template", [CHATML, CHATML_TOOLS, LLAMA3, GEMMA])
+@pytest.mark.parametrize(
+    "messages", [ASK, [*ASK, {"role": "assistant", "content": "a\n"}, {"role": "user", "content": ""}]]
+)
+def test_metering_changes_no_character(template, messages):
+    """The same text as Jinja's own sandbox without a meter, set up as chat templates expect."""
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    plain.globals["strftime_now"] = lambda pattern: "26 Jul 2024"
+    expected = plain.from_string(template).render(
+        messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
+    )
+    assert chat(template, messages) == expected
+
+
+def test_the_demo_models_own_template_renders(demo_gguf):
+    gguf = pytest.importorskip("gguf")
+    field = gguf.GGUFReader(demo_gguf).fields["tokenizer.chat_template"]
+    source = bytes(field.parts[field.data[0]]).decode()
+    assert chat(source, ASK) == jinja2.Template(source).render(messages=ASK, add_generation_prompt=True)
+
+
 def test_blocks_are_trimmed_and_one_newline_at_the_end_is_dropped():
     source = "{% if x %}\n  {% set y = 1 %}\nA: {{ x }}\n{% endif %}\nend\n\n"
     assert render_template(source, {"x": "b"}, where="f") == "A: b\nend\n"
@@ -213,23 +237,37 @@ def test_a_long_prompt_is_not_a_bomb():
     assert chat(LLAMA3, [{"role": "user", "content": text}]).count("word") == 100_000
 
 
+def doubling(start, step, before="", after=""):
+    return f"{{% set ns = namespace(x={start}) %}}{before}{{% for i in range(99) %}}{step}{{% endfor %}}{after or '{{ ns.x }}'}"
+
+
+def setting(start, value, **rest):
+    return doubling(start, f"{{% set ns.x = {value} %}}", **rest)
+
+
 DOUBLING = {
-    "concat": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-    "plus": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "lists": "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "shared lists": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
-    "shared dicts": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
-    "shared tuples": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ ns.x == 1 }}",
-    "blocks": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
-    "macro": "{% set ns = namespace(x='ab') %}{% macro m(t) %}{{ t }}{{ t }}{% endmacro %}"
-    "{% for i in range(99) %}{% set ns.x = m(ns.x) %}{% endfor %}",
-    "replace": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x|replace('a', ns.x) %}{% endfor %}",
-    "replace method": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
-    "join": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x]|join(ns.x) %}{% endfor %}",
-    "join method": "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x.join(ns.x) %}{% endfor %}",
-    "squares": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-    "filter block": "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x %}"
-    "{% filter replace('a', ns.x) %}{{ ns.x }}aa{% endfilter %}{% endset %}{% endfor %}",
+    "concat": setting("'ab'", "ns.x ~ ns.x"),
+    "plus": setting("'ab'", "ns.x + ns.x"),
+    "list plus": setting("[1]", "ns.x + ns.x"),
+    "shared lists": setting("1", "[ns.x, ns.x]"),
+    "shared tuples, compared": setting("1", "(ns.x, ns.x)", after="{{ ns.x == 1 }}"),
+    "shared dicts": setting("1", "dict(a=ns.x, b=ns.x)"),
+    "shared views": setting("dict(a=1)", "dict(a=ns.x.items(), b=ns.x.items())"),
+    "dict literals": setting("1", "{'a': ns.x, 'b': ns.x}"),
+    "varargs": doubling("(1,)", "{{ m(ns.x, ns.x) }}", before="{% macro m() %}{% set ns.x = varargs %}{% endmacro %}"),
+    "kwargs": doubling(
+        "(1,)", "{{ m(a=ns.x, b=ns.x) }}", before="{% macro m() %}{% set ns.x = kwargs %}{% endmacro %}"
+    ),
+    "macro output": setting("'ab'", "m(ns.x)", before="{% macro m(t) %}{{ t }}{{ t }}{% endmacro %}"),
+    "set block": doubling("'ab'", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"),
+    "filter block": doubling(
+        "'a'", "{% set ns.x %}{% filter replace('a', ns.x) %}{{ ns.x }}aa{% endfilter %}{% endset %}"
+    ),
+    "replace": setting("'aa'", "ns.x|replace('a', ns.x)"),
+    "replace method": setting("'aa'", "ns.x.replace('a', ns.x)"),
+    "join": setting("'aa'", "[ns.x, ns.x]|join(ns.x)"),
+    "join method": setting("'aa'", "ns.x.join(ns.x)"),
+    "squares": setting("9", "ns.x * ns.x"),
 }
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}X{% endfor %}{% endfor %}"
 ATTACKS = {
@@ -261,6 +299,11 @@ ATTACKS = {
     "to_bytes": "{{ (1).to_bytes(10**10, 'big') }}",
     "round": "{{ 1.5|round(10**9, 'ceil') }}",
     "lipsum": "{{ lipsum(10**9) }}",
+    "folded replace": "{{ '" + "a" * 40000 + "'|replace('a', '" + "b" * 20000 + "')|length }}",
+    "search from the right": "{{ ('a' * 900000).rfind('b' + 'a' * 400000) }}",
+    "strip": "{{ ('a' * 500000).strip('b' * 500000 ~ 'a') }}",
+    "trim": "{{ ('a' * 500000)|trim('b' * 500000 ~ 'a') }}",
+    "hexadecimal": "{{ ('f' * 900000)|int(0, 16) // ('f' * 400000)|int(0, 16) }}",
     "slices": "{% set x = 'a' * 100000 %}" + "".join(f"{{% set x{i} = x[1:] %}}" for i in range(2000)),
     "tojson": "{% set ns = namespace(x=range(9999)|list) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}"
     "{{ ns.x|tojson(indent=16) }}",
@@ -273,6 +316,9 @@ ATTACKS = {
     "namespace in itself": "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns.x|tojson }}",
     "deep parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "deep blocks": "{% for x in [1] %}" * 200 + "{% endfor %}" * 200,
+    "many blocks": "{% if messages is defined %}" * 300 + "{% endif %}" * 300,
+    "long chain of filters": "{{ 'a'" + "|upper" * 10000 + " }}",
+    "long chain of fields": "{{ messages" + ".a" * 40000 + " }}",
     "long sum": "{{ " + "+".join(["1"] * 20000) + " }}",
     "long source": "a" * 100_001,
     "huge literal": "{{ " + "9" * 6000 + " }}",
@@ -287,6 +333,7 @@ ATTACKS = {
     "range class": "{{ range.__globals__ }}",
     "namespace class": "{{ namespace.__init__.__globals__ }}",
     "mutation": "{{ messages.append(1) }}",
+    "unbound mutation": "{{ dict.update(messages, a=1) }}",
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import '/etc/passwd' as x %}",
     "from import": "{% from '/etc/passwd' import x %}",

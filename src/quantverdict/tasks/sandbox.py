@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, wraps
@@ -26,27 +25,19 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from quantverdict.errors import TaskError
+from quantverdict.tasks.metering import BUDGET, BUDGET_PER_INPUT, MAX_BITS, STEP_COST, Meter, Metered
 
 PROMPT_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 """What `strftime_now` says: one fixed day (the one Llama 3 templates default to), so that prompts never drift."""
 
 MAX_SOURCE = 100_000
 """Characters of template source."""
-BUDGET = 2_000_000
-"""Characters, elements and steps a rendering may make, besides `BUDGET_PER_INPUT` for each one it is given."""
-BUDGET_PER_INPUT = 20
-CPU_SECONDS = 1.0
-"""Of this thread: the stop for work that makes nothing, such as comparing."""
-STEP_COST = 4
-MAX_BITS = 4096
-
 _FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last"),
     *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr"),
-    *("sort", "string", "title", "trim", "unique", "upper"),
+    *("sort", "string", "title", "unique", "upper"),
 )
 _TEXT_METHODS = (
     *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower"),
@@ -54,6 +45,8 @@ _TEXT_METHODS = (
     *("replace", "rfind", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase"),
     *("title", "upper"),
 )
+_SHORT_ARGUMENTS = ("lstrip", "rfind", "rpartition", "rsplit", "rstrip", "strip")
+"""Text methods that take time in proportion to the length of text times argument."""
 _METHODS: dict[type, tuple[str, ...]] = {
     str: _TEXT_METHODS,
     dict: ("get", "items", "keys", "values"),
@@ -93,10 +86,10 @@ def render_template(source: str, variables: Mapping[str, object], *, where: str,
             within the budget.
     """
     try:
+        code = _compile(source)
         environment = _Environment(strict)
-        environment.meter.weigh(variables)
-        environment.meter = _Meter(BUDGET + BUDGET_PER_INPUT * environment.meter.spent)
-        template = jinja2.Template.from_code(environment, _compile(source), {**environment.globals})
+        environment.meter = Meter(BUDGET + BUDGET_PER_INPUT * _size(variables))
+        template = jinja2.Template.from_code(environment, code, {**environment.globals})
         return "".join(template.generate(**{str(key): value for key, value in variables.items()}))
     except _WRONG as error:
         raise _refusal(error, where) from error
@@ -129,41 +122,21 @@ def _compile(source: str) -> CodeType:
     if len(source) > MAX_SOURCE:
         raise SecurityError(f"is {len(source)} characters long, more than {MAX_SOURCE}")
     environment = _Environment(strict=True)
-    tree = _Metered().visit(environment.parse(source))
+    tree = Metered().visit(environment.parse(source))
     tree.set_environment(environment)
     code: CodeType = environment.compile(tree)
     return code
 
 
-class _Meter:
-    """The budget of one rendering."""
+def _size(variables: Mapping[str, object]) -> int:
+    meter = Meter(10**9)
+    meter.weigh(variables)
+    return meter.spent
 
-    def __init__(self, budget: int) -> None:
-        self.budget, self.spent = budget, 0
-        self.deadline = time.thread_time() + CPU_SECONDS
 
-    def spend(self, units: int) -> None:
-        self.spent += units
-        if self.spent > self.budget or time.thread_time() > self.deadline:
-            raise SecurityError("makes too much text or too many steps")
-
-    def weigh(self, value: Any) -> Any:
-        """Pay for a value and all it holds, a shared part as often as it shows, and give it back."""
-        waiting = [value]
-        while waiting:
-            part = waiting.pop()
-            if isinstance(part, str):
-                self.spend(1 + len(part))
-            elif isinstance(part, int):
-                self.spend(1 + part.bit_length() // 8)
-            else:
-                self.spend(1)
-                if isinstance(part, Mapping):
-                    waiting.extend(part)
-                    waiting.extend(part.values())
-                elif isinstance(part, list | tuple | set | frozenset):
-                    waiting.extend(part)
-        return value
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """`dict`, without the methods of the class: called unbound they would change a value in place."""
+    return dict(*args, **kwargs)
 
 
 class _Opaque(Namespace):
@@ -192,12 +165,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         undefined = jinja2.StrictUndefined if strict else jinja2.Undefined
         extensions = ["jinja2.ext.loopcontrols", _Generation]
         super().__init__(trim_blocks=True, lstrip_blocks=True, undefined=undefined, extensions=extensions, cache_size=0)
-        self.meter = _Meter(10**9)
+        self.meter = Meter(BUDGET)
         own: dict[str, Callable[..., Any]] = {"tojson": self._tojson, "join": self._join, "replace": self._replace}
+        own["trim"] = self._trim
         own |= {"safe": str, "_emit": _plain(self._text), "_made": _plain(self._made)}
         own |= {"_concat": _plain(self._concat), "_steps": _plain(self._steps)}
         self.filters = {name: self._metered(FILTERS[name]) for name in _FILTERS} | own
-        self.globals = {"range": safe_range, "dict": dict, "namespace": _Opaque}
+        self.globals = {"range": safe_range, "dict": _dict, "namespace": _Opaque}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -219,6 +193,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         guard = guards.get(getattr(obj, "__name__", ""))
         if isinstance(owner, str) and guard is not None:
             return guard(owner, *args, **kwargs)
+        if isinstance(owner, str) and obj.__name__ in _SHORT_ARGUMENTS:
+            _refuse_long(*args, *kwargs.values())
+        self.meter.weigh((args, kwargs))
         return self.meter.weigh(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -272,61 +249,28 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.meter.spend(len(separator) * len(texts))
         return separator.join(texts)
 
+    def _trim(self, value: Any, chars: str | None = None) -> str:
+        _refuse_long(chars)
+        return self._text(value).strip(chars)
+
     def _replace(self, s: Any, old: str, new: str, count: int | None = None) -> str:
         text = str(s)
         self.meter.spend(STEP_COST + len(text) + text.count(old) * len(new))
         return text.replace(old, new, -1 if count is None else count)
 
-    def _tojson(self, value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None) -> str:
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
         """JSON as chat templates expect it: not escaped for HTML, keys in their order."""
         if indent is not None and not 0 <= int(indent) <= 16:
             raise SecurityError("tojson indents by at most 16")
-        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators)
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return "".join(map(self._text, encoder.iterencode(value)))
-
-
-class _Metered(NodeTransformer):
-    """Puts the meter's filters around loops, output, and expressions that make a value."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - the names are Jinja's
-        if node.recursive:
-            raise SecurityError("recursive loops are not for templates")
-        self.generic_visit(node)
-        node.iter = _wrapped(node.iter, "_steps")
-        return node
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.nodes = [
-            _wrapped(
-                nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part, "_emit"
-            )
-            for part in node.nodes
-        ]
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _wrapped(nodes.List(node.nodes, lineno=node.lineno), "_concat")
-
-    def _container(self, node: nodes.Expr) -> nodes.Node:
-        self.generic_visit(node)
-        return node if getattr(node, "ctx", "load") != "load" else _wrapped(node, "_made")
-
-    visit_List = visit_Dict = visit_Tuple = _container  # noqa: N815
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _wrapped(node, "_made") if isinstance(node.arg, nodes.Slice) else node
-
-    def _elsewhere(self, node: nodes.Node) -> nodes.Node:
-        raise SecurityError(f"{type(node).__name__.lower()} is not for templates: they have no other files")
-
-    visit_Include = visit_Import = visit_FromImport = visit_Extends = _elsewhere  # noqa: N815
-
-
-def _wrapped(node: nodes.Node, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 def _plain(function: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -342,6 +286,11 @@ def _plain(function: Callable[[Any], Any]) -> Callable[..., Any]:
 def _bounded_power(base: Any, exponent: Any) -> None:
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MAX_BITS:
         raise SecurityError("makes too large a number")
+
+
+def _refuse_long(*arguments: Any) -> None:
+    if any(isinstance(argument, str) and len(argument) > 64 for argument in arguments):
+        raise SecurityError("searches for too long a text")
 
 
 def _raise_exception(message: str) -> NoReturn:
