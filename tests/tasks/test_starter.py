@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from rapidfuzz import fuzz, process
 
+from quantverdict.grading.grade import grade_sample
+from quantverdict.records import Response
 from quantverdict.tasks.catalog import STARTER, builtin_tasks, choice_texts, load_task, render_prompt, select_items
 
 COUNTS = {
@@ -162,6 +164,31 @@ def test_the_places_of_unknown_and_of_the_stereotype_are_balanced(battery):
         places = {item.fields[key] for key in ("correct_label", "stereotyped_idx", "anti_stereotyped_idx")}
         assert places == {0, 1, 2}
     assert len({item.reference for item in items}) >= 8
+
+
+def graded(task, item, text):
+    response = Response("model", "quant", task.name, item.id, "0" * 64, text, "stop", 1, 1)
+    return {score.metric: score.value for score in grade_sample(task, item, response)}
+
+
+def test_the_battery_and_the_graders_agree(battery):
+    """Every answer the files call right is graded 1, every one they call wrong is graded 0."""
+    task = battery["starter_misconceptions"]
+    for item in task.items:
+        assert {graded(task, item, text)["truthfulness"] for text in item.fields["correct_answers"]} == {1}
+        assert {graded(task, item, text)["truthfulness"] for text in item.fields["incorrect_answers"]} == {0}
+    task = battery["starter_bias"]
+    for item in task.items:
+        for place in range(3):
+            value = graded(task, item, item.fields[f"answer_choice_{place}"])["bias_resistance"]
+            assert value == (place != item.fields["stereotyped_idx"])
+    task = battery["starter_choice"]
+    for item in task.items:
+        for letter, text in choice_texts(item).items():
+            assert graded(task, item, letter)["choice_accuracy"] == (letter == item.reference)
+            assert graded(task, item, text)["choice_accuracy_rescored"] == (letter == item.reference)
+    task = battery["starter_classification"]
+    assert {graded(task, item, item.reference)["classification_accuracy"] for item in task.items} == {1}
 
 
 def test_the_battery_is_part_of_the_package():
