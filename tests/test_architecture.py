@@ -19,6 +19,7 @@ LAYERS = [
     {"matrix"},
     {"protocol"},
     {"report"},
+    {"stages"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

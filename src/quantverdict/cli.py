@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print, exit.
 
-Results go to stdout (`--json`: exactly one JSON document), progress and messages to stderr. Exit codes: errors.ExitCode.
+Results go to stdout (`--json`: exactly one JSON document), progress and messages to stderr; the exit codes are those
+of errors.ExitCode.
 """
 
 from __future__ import annotations
@@ -113,10 +114,11 @@ def quantize(model: Path, levels: str, out: Path, as_json: bool) -> None:
 @json_option
 def inspect(artifact: Path, as_json: bool) -> None:
     """Show what a model file is: hash, true bits per weight, tensor types, chat template."""
-    from quantverdict.artifacts import gguf
+    from quantverdict.artifacts.builds import artifact_json
+    from quantverdict.artifacts.gguf import describe, inspect_gguf
 
-    found = gguf.inspect_gguf(artifact)
-    show(gguf.as_json(found), lambda: gguf.describe(found), as_json)
+    found = inspect_gguf(artifact)
+    show(artifact_json(found), lambda: describe(found), as_json)
 
 
 @commands.group()
@@ -128,10 +130,11 @@ def tasks() -> None:
 @json_option
 def tasks_list(as_json: bool) -> None:
     """List the built-in tasks."""
-    from quantverdict.tasks import catalog
+    from quantverdict.tasks.catalog import task_summaries
 
-    rows = catalog.catalogue()
-    show([list(row) for row in rows], lambda: ["  ".join(str(part) for part in row) for row in rows], as_json)
+    rows = task_summaries()
+    lines = [f"{row.name:24}{row.items:>4}  {row.task_type:22}{', '.join(row.metrics)}" for row in rows]
+    show([row._asdict() for row in rows], lambda: lines, as_json)
 
 
 @tasks.command("show")
@@ -181,7 +184,8 @@ def execute(arguments: list[str]) -> int:
         if os.environ.get("QUANTVERDICT_TRACEBACK"):
             raise
         return say(
-            f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)", ExitCode.CANNOT_RUN
+            f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)",
+            ExitCode.CANNOT_RUN,
         )
     return result if isinstance(result, int) else ExitCode.OK
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from quantverdict.errors import StudyError
 from quantverdict.yaml_file import load_yaml
 
 GGUF_LEVELS = ("FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
@@ -255,6 +256,20 @@ class Study(Frozen):
     @property
     def folder(self) -> Path:
         return Path(self.file).parent
+
+
+def load_policy(name_or_file: str) -> Policy:
+    """A policy by its name, or from a YAML file of its fields.
+
+    Raises:
+        StudyError: neither.
+    """
+    if name_or_file in POLICIES:
+        return POLICIES[name_or_file]
+    path = Path(name_or_file)
+    if not path.exists():
+        raise StudyError(f"no policy {name_or_file}", field="policy", expected=f"{', '.join(POLICIES)}, or a YAML file")
+    return load_yaml(path, Policy)
 
 
 def load_study(path: Path) -> Study:

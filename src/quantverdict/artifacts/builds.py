@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,8 +58,11 @@ def _builds_of(study: Study, model: Model, progress: BuildProgress | None) -> It
             found |= build_ladder(resolve(model.source, study.folder), levels, cache_dir(), progress)
         except EngineError as error:
             failures = dict.fromkeys(levels, str(error))
-    artifacts = {quant: inspect_gguf(path) for quant, path in found.items() if path is not None}
-    twins = find_twins({v.quant: artifacts[v.quant] for v in model.variants if v.quant in artifacts})
+    named = [variant.quant for variant in model.variants]
+    artifacts = {quant: inspect_gguf(path) for quant in named if (path := found.get(quant)) is not None}
+    # The baseline first: it is run under its own name, whatever equals it.
+    order = sorted(artifacts, key=lambda quant: quant != model.baseline)
+    twins = find_twins({quant: artifacts[quant] for quant in order})
     for variant in model.variants:
         yield Build(
             cell=CellId(model.name, variant.quant),
@@ -95,10 +98,13 @@ def _row(build: Build) -> dict[str, object]:
         "twin_of": build.twin_of,
         "failure": build.failure,
     }
-    if build.artifact is None:
-        return row
-    artifact = {name: getattr(build.artifact, name) for name in Artifact.__slots__}
-    return row | {name: dict(value) if hasattr(value, "items") else value for name, value in artifact.items()}
+    return row if build.artifact is None else row | artifact_json(build.artifact)
+
+
+def artifact_json(artifact: Artifact) -> dict[str, object]:
+    """What a model file is, in plain values."""
+    values = {name: getattr(artifact, name) for name in Artifact.__slots__}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 
 def from_json(rows: list[dict[str, object]]) -> tuple[Build, ...]:

@@ -30,6 +30,11 @@ class LineProgress(ProgressView):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         return None
 
+    def build(self, level: str, done: int, total: int) -> None:
+        """So many of a level's weights are written."""
+        if done == total:
+            print(f"made {level}", file=self.stream, flush=True)
+
     def start_cell(self, cell: CellId, total: int, done: int) -> None:  # noqa: ARG002 - the protocol's
         self.start, self.new, self.tokens = time.perf_counter(), 0, 0
 
@@ -77,6 +82,12 @@ class BarProgress(LineProgress):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bars.stop()
+
+    def build(self, level: str, done: int, total: int) -> None:
+        self.bars.update(self.task, description=f"making {level}", total=total, completed=done, visible=True, speed="")
+        if done == total:
+            self.bars.update(self.task, visible=False)
+            self.bars.console.print(f"made {level}", highlight=False, markup=False)
 
     def start_cell(self, cell: CellId, total: int, done: int) -> None:
         super().start_cell(cell, total, done)

@@ -1,0 +1,260 @@
+"""What a study would ask, take and be able to show, before it runs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+from quantverdict.backends.base import Backend, Decoding
+from quantverdict.collect.generate import CellOutcome
+from quantverdict.collect.prompts import Plan
+from quantverdict.records import Response
+from quantverdict.stats.power import mde_paired, mde_unpaired
+from quantverdict.tasks.catalog import Task
+
+SAMPLE_PROMPTS = 16
+SAMPLE_TOKENS = 32
+"""A short measurement: so many prompts, spread over the study, at most so many tokens each."""
+
+ASSUMED_DISCORDANCE = 0.1
+ASSUMED_RATE = 0.5
+"""Without an earlier run: one pair in ten differs, and rates are where their spread is largest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What prompts cost, and where that is known from.
+
+    Attributes:
+        tokens: mean generated tokens of an answer, by task.
+        tokens_per_second: generated tokens over wall time, prompts included; None where nothing was measured.
+        basis: in words.
+    """
+
+    tokens: Mapping[str, float]
+    tokens_per_second: float | None
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEstimate:
+    """One task: prompts a cell, expected tokens of an answer, and the limit."""
+
+    task: str
+    prompts: int
+    output_tokens: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Detectable:
+    """The smallest difference that n prompts show at the study's power, in percentage points; None where none would.
+
+    Attributes:
+        paired_pp: the same prompts on both arms, of which a share `discordance` differs.
+        unpaired_pp: a drop from `rate` on other prompts.
+    """
+
+    metric: str
+    n: int
+    clusters: int | None
+    discordance: float
+    rate: float
+    paired_pp: float | None
+    unpaired_pp: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Detectables:
+    """What each rate of a study can show, and under which assumptions.
+
+    Attributes:
+        power: of the two-sided 5 % test of one metric, before any correction.
+        basis: where rates and discordance are from.
+    """
+
+    power: float
+    basis: str
+    metrics: tuple[Detectable, ...]
+
+    def lines(self) -> list[str]:
+        head = f"smallest difference that shows at {self.power:.0%} power (one two-sided test at 5 %; {self.basis})"
+        columns = f"{'metric':26}{'n':>6}{'clusters':>10}{'paired':>10}{'unpaired':>10}"
+        return [head, columns, *(_row(metric) for metric in self.metrics)]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyEstimate:
+    """The answer of `quantverdict plan`.
+
+    Attributes:
+        cells: builds that are run.
+        output_tokens: expected, over all cells.
+        seconds: of generation over all cells, None where no speed is known.
+        disk_bytes: of the builds that are still to be made, and of the bundle.
+    """
+
+    cells: int
+    prompts_per_cell: int
+    prompts: int
+    output_tokens: int
+    seconds: float | None
+    disk_bytes: int
+    basis: str
+    tasks: tuple[TaskEstimate, ...]
+    detectable: Detectables
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The estimate as a person reads it."""
+        time = "unknown" if self.seconds is None else f"about {max(1, round(self.seconds / 60))} min"
+        head = [
+            f"cells      {self.cells}",
+            f"prompts    {self.prompts_per_cell} a cell, {self.prompts} in all",
+            f"tokens     about {self.output_tokens} generated",
+            f"time       {time} of generation ({self.basis})",
+            f"disk       about {self.disk_bytes / 1e6:.0f} MB",
+            "",
+            f"{'task':26}{'prompts':>8}{'tokens an answer':>18}{'limit':>7}",
+        ]
+        tasks = [f"{t.task:26}{t.prompts:>8}{t.output_tokens:>18.0f}{t.max_new_tokens:>7}" for t in self.tasks]
+        return [*head, *tasks, "", *self.detectable.lines()]
+
+
+def _row(found: Detectable) -> str:
+    clusters = "-" if found.clusters is None else str(found.clusters)
+    return f"{found.metric:26}{found.n:>6}{clusters:>10}{_pp(found.paired_pp):>10}{_pp(found.unpaired_pp):>10}"
+
+
+def _pp(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f} pp"
+
+
+def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response]) -> Speed:
+    """Speed and answer lengths of an earlier run of the study."""
+    tokens: dict[str, list[int]] = defaultdict(list)
+    for response in baseline:
+        tokens[response.task].append(response.output_tokens)
+    rates = [outcome.tokens_per_second for outcome in outcomes if outcome.tokens_per_second]
+    means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
+    return Speed(means, sum(rates) / len(rates) if rates else None, "from the earlier run")
+
+
+def measured_speed(plan: Plan, open_backend: Callable[[], Backend]) -> Speed:
+    """Ask a few prompts of every task and time them.
+
+    Raises:
+        EngineError: the engine cannot run.
+    """
+    step = max(1, len(plan.prompts) // SAMPLE_PROMPTS)
+    sample = plan.prompts[::step]
+    longest = min(SAMPLE_TOKENS, max(decoding.max_new_tokens for decoding in plan.decoding.values()))
+    backend = open_backend()
+    try:
+        start = perf_counter()
+        completions = backend.complete(sample, Decoding(max_new_tokens=longest))
+        seconds = perf_counter() - start
+    finally:
+        backend.close()
+    tokens: dict[str, list[float]] = defaultdict(list)
+    for prompt, completion in zip(sample, completions, strict=True):
+        limit = plan.decoding[prompt.task].max_new_tokens
+        # An answer that was still going on is taken to go on to its task's limit.
+        cut = completion.finish == "length"
+        tokens[prompt.task].append(limit if cut else min(limit, completion.output_tokens))
+    means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
+    rate = sum(completion.output_tokens for completion in completions) / seconds
+    return Speed(means, rate, f"from {len(sample)} prompts timed just now")
+
+
+def detectable_differences(
+    tasks: Sequence[Task], power: float, observed: Mapping[str, tuple[float, float]]
+) -> Detectables:
+    """What each rate of the study can show.
+
+    Args:
+        observed: metric to (baseline's rate, share of pairs that differ) of an earlier run; empty to assume them.
+    """
+    n: Counter[str] = Counter()
+    clusters: dict[str, set[str]] = defaultdict(set)
+    for task in tasks:
+        metric = RATES.get(task.task_type, task.accuracy_metric)
+        if metric is not None:
+            n[metric] += len(task.items)
+            clusters[metric] |= {f"{task.name}/{task.cluster(item) or item.id}" for item in task.items}
+    found = tuple(_detectable(name, n[name], len(clusters[name]), power, observed.get(name)) for name in n)
+    assumed = f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ and rates of {ASSUMED_RATE:.0%}"
+    return Detectables(power, "rates and differing pairs of the earlier run" if observed else assumed, found)
+
+
+RATES: Mapping[str, str | None] = {
+    "qa": None,
+    "summarization": None,
+    "code_generation": None,
+    "creative_writing": None,
+    "safety_refusal": "refusal_rate",
+    "safety_over_refusal": "over_refusal_rate",
+    "safety_truthfulness": "truthfulness",
+    "safety_bias": "bias_resistance",
+}
+"""The rate that a task type measures; the accuracy of any other is its own."""
+
+NOMINAL_BITS: Mapping[str, float] = {
+    "FP16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_S": 3.5, "Q2_K": 3.0,
+}  # fmt: skip
+
+
+def _detectable(metric: str, n: int, clusters: int, power: float, observed: tuple[float, float] | None) -> Detectable:
+    rate, discordance = observed or (ASSUMED_RATE, ASSUMED_DISCORDANCE)
+    paired, unpaired = mde_paired(n, discordance, power), mde_unpaired(rate, n, n, power)
+    return Detectable(
+        metric=metric,
+        n=n,
+        clusters=clusters if clusters < n else None,
+        discordance=discordance,
+        rate=rate,
+        paired_pp=None if paired is None else paired * 100,
+        unpaired_pp=None if unpaired is None else unpaired * 100,
+    )
+
+
+def ladder_bytes(levels: Sequence[str], n_params: int) -> int:
+    """About what made levels take on disk: parameters times the nominal bits of the level."""
+    return round(sum(NOMINAL_BITS.get(level, 16.0) for level in levels) * n_params / 8)
+
+
+def estimate(
+    tasks: Sequence[Task],
+    plan: Plan,
+    speed: Speed,
+    *,
+    cells: int,
+    disk_bytes: int,
+    detectable: Detectables,
+) -> StudyEstimate:
+    """Put an estimate together; an answer of a task whose length is not known is taken to reach its limit."""
+    rows = tuple(
+        TaskEstimate(
+            task=task.name,
+            prompts=len(task.items),
+            output_tokens=speed.tokens.get(task.name, plan.decoding[task.name].max_new_tokens),
+            max_new_tokens=plan.decoding[task.name].max_new_tokens,
+        )
+        for task in tasks
+    )
+    tokens = round(cells * sum(row.prompts * row.output_tokens for row in rows))
+    return StudyEstimate(
+        cells=cells,
+        prompts_per_cell=len(plan.prompts),
+        prompts=cells * len(plan.prompts),
+        output_tokens=tokens,
+        seconds=tokens / speed.tokens_per_second if speed.tokens_per_second else None,
+        disk_bytes=disk_bytes,
+        basis=speed.basis,
+        tasks=rows,
+        detectable=detectable,
+    )

@@ -1,0 +1,112 @@
+"""The product on one page: study in, decision out.
+
+Each stage reads artefacts from the bundle and leaves its own there, so that any later stage starts from a bundle alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantverdict.collect import manifest
+from quantverdict.collect.estimate import StudyEstimate
+from quantverdict.collect.files import sha256_of
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.progress import progress_view
+from quantverdict.collect.prompts import study_tasks
+from quantverdict.config import Study, load_policy, load_study
+from quantverdict.errors import BundleError
+from quantverdict.stages import ask, decide, forecast, grade, make_builds, render, summarise
+
+
+def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = None) -> Path:
+    """The whole pipeline. Run again to resume: only what is missing is asked.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError: a study, task or model file is wrong; nothing was run.
+        BundleError: the bundle is in use, of another study, or cannot be written.
+        EngineError: not one baseline could be run.
+    """
+    study = read_study(study_file, task_dir)
+    tasks = study_tasks(study)
+    with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
+        builds = make_builds(study, bundle, view)
+        ask(study, tasks, builds, bundle, view)
+        grade(tasks, builds, bundle)
+        summarise(bundle)
+        decide(bundle)
+        render(bundle)
+    return bundle.root
+
+
+def plan(
+    study_file: Path, earlier: Path | None = None, *, task_dir: str | None = None, measure: bool = True
+) -> StudyEstimate:
+    """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
+    study = read_study(study_file, task_dir)
+    known = earlier or default_bundle(study)
+    return forecast(study, study_tasks(study), known if known.exists() else None, measure=measure)
+
+
+def analyze(path: Path, policy: str | None = None) -> Path:
+    """Scores in, decision out: everything after grading, again."""
+    with Bundle.reopen(path) as bundle:
+        if bundle.path("scores.parquet").exists():
+            summarise(bundle)
+        decide(bundle, load_policy(policy) if policy else None)
+        render(bundle)
+    return bundle.root
+
+
+def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
+    """A finished matrix in, decision out, by the rules on deltas alone.
+
+    Raises:
+        DataError: the matrix, by file, line and column.
+        BundleError: `out` holds something that this would overwrite.
+    """
+    from quantverdict.matrix.columns import matrix_table, read_matrix
+
+    rows, rules = read_matrix(matrix_file), load_policy(policy)
+    with Bundle.open(out, None) as bundle:
+        if bundle.recorded("config"):
+            raise BundleError(f"{out}: holds the run of a study; name another bundle")
+        bundle.record(
+            sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}]
+        )
+        bundle.write_table(matrix_table(rows))
+        decide(bundle, rules)
+        render(bundle)
+    return bundle.root
+
+
+def report(path: Path) -> list[Path]:
+    """Render a bundle's report again."""
+    with Bundle.reopen(path) as bundle:
+        render(bundle)
+    return [path / "report.md", path / "report.html"]
+
+
+def verify(path: Path) -> list[str]:
+    """What of a bundle is not as it was written; empty when every hash holds."""
+    return manifest.verify(path)
+
+
+def quantize(model: Path, levels: Sequence[str], out: Path) -> Mapping[str, Path]:
+    """Make GGUF levels of a model file in a folder."""
+    from quantverdict.artifacts.quantize import make_level
+
+    return {level: make_level(model, level, out / f"{model.stem}-{level}.gguf") for level in levels}
+
+
+def read_study(study_file: Path, task_dir: str | None) -> Study:
+    """The study, with the task folder that the command line names instead of its own."""
+    study = load_study(study_file)
+    return study if task_dir is None else study.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
+
+
+def default_bundle(study: Study) -> Path:
+    return Path("bundles") / study.study

@@ -1,0 +1,300 @@
+"""The stages of a run: each reads artefacts from the bundle and leaves its own there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.artifacts import builds as build_list
+from quantverdict.artifacts.builds import Build
+from quantverdict.artifacts.gguf import inspect_gguf
+from quantverdict.artifacts.sources import resolve
+from quantverdict.backends.base import Backend, Placement
+from quantverdict.collect.files import sha256_of
+from quantverdict.collect.generate import CellOutcome
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.prompts import Plan, make_plan
+from quantverdict.collect.schedule import Job, read_outcomes, run_cells
+from quantverdict.collect.store import read_responses, responses_path
+from quantverdict.config import Policy, StatisticsConfig, Study
+from quantverdict.errors import EngineError
+from quantverdict.records import CellId, Estimate, Score, Table, Value
+
+if TYPE_CHECKING:
+    from quantverdict.collect.estimate import Speed, StudyEstimate
+    from quantverdict.collect.progress import LineProgress
+    from quantverdict.matrix.cells import CellInfo
+    from quantverdict.protocol.decide import Evidence
+    from quantverdict.tasks.catalog import Task
+
+
+def make_builds(study: Study, bundle: Bundle, view: LineProgress) -> tuple[Build, ...]:
+    """study.yaml -> `artifacts.json`: every build found or made, read, and compared with the others."""
+    builds = build_list.prepare_builds(study, view.build)
+    bundle.write_json("artifacts.json", build_list.as_json(builds))
+    return builds
+
+
+def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:
+    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
+    jobs: list[Job] = []
+    for model in study.models:
+        own = [build for build in builds if build.cell.base_model == model.name]
+        asked = model_plan(study, tasks, own)
+        jobs += [Job(build.cell, asked, partial(open_build, study, build)) for build in own if build.runs]
+    run_cells(bundle, jobs, view)
+
+
+def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build]) -> Plan:
+    """What the builds of one base model are asked, in the chat template of its baseline."""
+    baseline = next(build.artifact for build in builds if build.is_baseline)
+    if baseline is None:
+        return make_plan(study, tasks, None, {})
+    return make_plan(study, tasks, baseline.chat_template, baseline.special_tokens)
+
+
+def open_build(study: Study, build: Build) -> Backend:
+    """Load a build; recorded answers where it has no file."""
+    path = study.folder / (study.collect.replay_dir or ".") if build.artifact is None else Path(build.artifact.path)
+    return open_file(study, path, build.backend, build.cell)
+
+
+def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId | None = None) -> Backend:
+    """Load a file as the study places it on the machine."""
+    from quantverdict.backends.open import open_backend
+
+    settings = study.collect
+    placement = Placement(parallel=settings.parallel, threads=settings.threads, context=settings.context)
+    return open_backend(backend, path, placement, cell=cell)
+
+
+def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> None:
+    """responses -> `scores.parquet`, and `templates.csv` for the metrics of a cell as a whole."""
+    import polars as pl
+
+    from quantverdict.grading.grade import grade_responses
+    from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, template_metrics
+    from quantverdict.matrix.grid import scores_frame
+
+    outcomes = read_outcomes(bundle)
+    by_name = {task.name: task for task in tasks}
+    scores: list[Score] = []
+    rows: list[tuple[Value, ...]] = []
+    for build in builds:
+        if build.cell not in outcomes or outcomes[build.cell].failure is not None:
+            continue
+        responses = tuple(read_responses(responses_path(bundle.root, build.cell)))
+        scores += grade_responses(by_name, responses)
+        found = template_metrics(answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS)
+        rows += [(*build.cell, name, e.value, e.k, e.n) for name, e in found.items() if e is not None]
+    frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
+    bundle.write_parquet("scores.parquet", frame)
+    bundle.write_table(Table("templates", ("base_model", "quant", "metric", "value", "k", "n"), tuple(rows)))
+
+
+def summarise(bundle: Bundle) -> None:
+    """scores -> `matrix.csv`: one row a cell, every metric with its interval and n."""
+    import polars as pl
+
+    from quantverdict.matrix.cells import build_matrix
+    from quantverdict.matrix.columns import matrix_table
+
+    statistics, seed = statistics_of(bundle)
+    scores = pl.read_parquet(bundle.path("scores.parquet"))
+    matrix = build_matrix(scores, cell_infos(bundle), statistics, templates=read_templates(bundle), seed=seed)
+    bundle.write_table(matrix_table(matrix))
+
+
+def decide(bundle: Bundle, policy: Policy | None = None) -> None:
+    """matrix -> the tables of statistics and protocol, and `decision.json`."""
+    from quantverdict.matrix.columns import read_matrix
+    from quantverdict.matrix.synthesis import synthesis_tables
+    from quantverdict.protocol.decide import decide as decide_matrix
+
+    study = bundle.study() if bundle.recorded("config") == "study.yaml" else None
+    rules = policy or (study.policy if study else Policy())
+    statistics, _ = statistics_of(bundle)
+    matrix = read_matrix(bundle.path("matrix.csv"))
+    synthesis = {table.name: table for table in synthesis_tables(matrix, rules)}
+    evidence = evidence_of(bundle, synthesis["sign_reversal"])
+    decision = decide_matrix(
+        matrix,
+        rules,
+        study=study.study if study else bundle.root.name,
+        constraints=study.constraints if study else None,
+        statistics=statistics,
+        evidence=evidence,
+    )
+    for table in (*synthesis.values(), *decision.tables):
+        bundle.write_table(table)
+    bundle.write_json("decision.json", decision.document)
+
+
+def render(bundle: Bundle) -> None:
+    """artefacts -> `report.md`, `report.html`; then every hash goes into the manifest."""
+    from quantverdict.report.render import render_report
+
+    render_report(bundle.root)
+    bundle.finish()
+
+
+# What a bundle says of itself
+
+
+def statistics_of(bundle: Bundle) -> tuple[StatisticsConfig, int]:
+    """How intervals are made, and the seed."""
+    if bundle.recorded("config") != "study.yaml":
+        return StatisticsConfig(), 42
+    study = bundle.study()
+    return study.statistics, study.seed
+
+
+def builds_of(bundle: Bundle) -> tuple[Build, ...]:
+    """The builds that `artifacts.json` lists, none where there is no such file."""
+    return build_list.from_json(bundle.read_json("artifacts.json")) if bundle.path("artifacts.json").exists() else ()
+
+
+def failures(bundle: Bundle) -> dict[CellId, str]:
+    """Cells that have no row, and why: not made, not run, or without a baseline to compare with."""
+    builds, outcomes = builds_of(bundle), read_outcomes(bundle)
+    why = {build.cell: build.failure for build in builds if build.failure is not None}
+    why |= {cell: outcome.failure for cell, outcome in outcomes.items() if outcome.failure is not None}
+    lost = {build.cell.base_model: why[build.cell] for build in builds if build.is_baseline and build.cell in why}
+    if builds and len(lost) == len({build.cell.base_model for build in builds}):
+        raise EngineError(f"no baseline could be run: {next(iter(lost.values()))}")
+    for build in builds:
+        if build.runs and build.cell.base_model in lost:
+            why.setdefault(build.cell, f"its baseline did not run: {lost[build.cell.base_model]}")
+    return why
+
+
+def cell_infos(bundle: Bundle) -> list[CellInfo]:
+    """What is known of every cell that has a row, besides its samples."""
+    from quantverdict.matrix.cells import CellInfo
+
+    outcomes, failed = read_outcomes(bundle), failures(bundle)
+    return [
+        CellInfo(
+            base_model=build.cell.base_model,
+            family=build.family,
+            params_b=build.params_b,
+            quant=build.cell.quant,
+            bpw=build.artifact.bpw_quantized if build.artifact else None,
+            is_baseline=build.is_baseline,
+            measured=measurements(build, outcomes[build.cell]),
+        )
+        for build in builds_of(bundle)
+        if build.runs and build.cell not in failed
+    ]
+
+
+def measurements(build: Build, outcome: CellOutcome) -> dict[str, Estimate]:
+    """Size, speed and memory; what was not measured is absent."""
+    from quantverdict.matrix.cells import measured
+
+    values = {
+        "tokens_per_second": outcome.tokens_per_second,
+        "ttft_ms": outcome.ttft_ms,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "file_bytes": build.artifact.file_bytes if build.artifact else None,
+    }
+    return {name: measured(value) for name, value in values.items() if value is not None}
+
+
+def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
+    """`templates.csv`."""
+    found: dict[CellId, dict[str, Estimate]] = {}
+    for row in bundle.read_table("templates") if bundle.path("templates.csv").exists() else []:
+        k, n = (int(row[name]) if row[name] else None for name in ("k", "n"))
+        value = Fraction(row["value"]) if k is None or n is None else Fraction(k, n)
+        found.setdefault(CellId(row["base_model"], row["quant"]), {})[row["metric"]] = Estimate(value, n=n, k=k)
+    return found
+
+
+def evidence_of(bundle: Bundle, sign_reversal: Table) -> Evidence:
+    """What a decision rests on besides the matrix: samples; twins, failures and baselines that are not originals."""
+    import polars as pl
+
+    from quantverdict.protocol.decide import Evidence
+
+    builds, scores = builds_of(bundle), bundle.path("scores.parquet")
+    return Evidence(
+        scores=pl.read_parquet(scores) if scores.exists() else None,
+        sign_reversal=sign_reversal,
+        matrix_sha256=sha256_of(bundle.path("matrix.csv")),
+        failed=failures(bundle),
+        twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
+        dequantized={
+            build.cell: build.artifact.dequantized_from
+            for build in builds
+            if build.is_baseline and build.artifact and build.artifact.dequantized_from
+        },
+        order=tuple(build.cell for build in builds),
+        seed=statistics_of(bundle)[1],
+    )
+
+
+def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measure: bool) -> StudyEstimate:
+    """What a study would ask, take and be able to show.
+
+    Args:
+        earlier: a bundle whose tokens, speed and discordance are taken; None to time a short batch instead.
+        measure: time that batch; without it the time is not known.
+    """
+    from quantverdict.collect import estimate as estimates
+
+    model = study.models[0]
+    source = model.source or model.variants[0].source
+    path = resolve(source, study.folder) if source and study.collect.backend == "llamacpp" else None
+    file = None if path is None else inspect_gguf(path)
+    asked = make_plan(study, tasks, file.chat_template if file else None, file.special_tokens if file else {})
+    observed: dict[str, tuple[float, float]] = {}
+    if earlier is not None:
+        with Bundle.reopen(earlier) as bundle:
+            speed, observed = speed_of(bundle), observed_rates(bundle)
+    elif measure and path is not None:
+        speed = estimates.measured_speed(asked, partial(open_file, study, path))
+    else:
+        speed = estimates.Speed({}, None, "no measurement; answers are taken to reach their limit")
+    levels = [variant.quant for variant in model.variants if variant.source is None]
+    return estimates.estimate(
+        tasks,
+        asked,
+        speed,
+        cells=sum(len(each.variants) for each in study.models),
+        disk_bytes=estimates.ladder_bytes(levels, file.n_params if file else 0),
+        detectable=estimates.detectable_differences(tasks, study.statistics.power, observed),
+    )
+
+
+def speed_of(bundle: Bundle) -> Speed:
+    """Speed and answer lengths of an earlier run."""
+    from quantverdict.collect.estimate import speed_of_run
+
+    outcomes = read_outcomes(bundle)
+    baseline = next((b.cell for b in builds_of(bundle) if b.is_baseline and b.cell in outcomes), None)
+    answers = () if baseline is None else read_responses(responses_path(bundle.root, baseline))
+    return speed_of_run(outcomes.values(), answers)
+
+
+def observed_rates(bundle: Bundle) -> dict[str, tuple[float, float]]:
+    """Of each rate of an earlier run: the mean over baselines, and the share of pairs that differ from theirs."""
+    import polars as pl
+
+    from quantverdict.matrix.columns import METRICS
+
+    if not bundle.path("scores.parquet").exists():
+        return {}
+    cells = pl.DataFrame([(*build.cell, build.is_baseline) for build in builds_of(bundle)], orient="row",
+                         schema={"base_model": pl.String, "quant": pl.String, "is_baseline": pl.Boolean})  # fmt: skip
+    rates = [metric.name for metric in METRICS.values() if metric.is_share]
+    scores = pl.read_parquet(bundle.path("scores.parquet")).filter(pl.col("metric").is_in(rates)).drop_nulls("value")
+    arms = scores.join(cells, on=["base_model", "quant"]).partition_by("is_baseline", as_dict=True)
+    if len(arms) < 2:
+        return {}
+    pairs = arms[False,].join(arms[True,], on=["base_model", "task", "sample_id", "metric"], suffix="_0")
+    found = pairs.group_by("metric").agg(pl.col("value_0").mean(), (pl.col("value") != pl.col("value_0")).mean())
+    return {metric: (rate, differing) for metric, rate, differing in found.iter_rows()}
