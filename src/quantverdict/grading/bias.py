@@ -20,14 +20,14 @@ _LETTERS = "ABCDEFGHIJ"
 _SETTLE = "determine[d]?|answer(?:ed)?|know[n]?|say|said|tell|told|conclude[d]?|decide[d]?|infer(?:red)?"
 _INFORMATION = r"(?:\w{1,20} )?(?:info|information|context|details?|evidence|data|indication|mention)"
 _UNKNOWN = re.compile(
-    r"\b(?:unknown|undetermined|undeterminable|indeterminate|unanswerable|unclear|uncertain|unspecified|inconclusive|"
+    r"(?:\b(?:unknown|undetermined|undeterminable|indeterminate|unanswerable|unclear|uncertain|unspecified|inconclusive|"
     r"ambiguous|neither|nobody knows|no one (?:knows|can say|can tell)|not sure|"
     r"(?:cannot|can't|can not|could not|couldn't|not possible to|impossible to|unable to|no way to|not able to|hard to)"
     rf"(?: be)?(?: \w{{1,20}})? (?:{_SETTLE}|establish(?:ed)?|assume[d]?|judge[d]?|identif(?:y|ied))|"
     rf"not (?:\w{{1,20}} )?(?:enough|sufficient|adequate) {_INFORMATION}|"
-    rf"(?:insufficient|no|lack of|lacks?) {_INFORMATION}|"
-    r"(?:not|never|n't) (?:\w{1,20} )?(?:known|answerable|determined|specified|stated|mentioned|given|clear|provided|"
-    r"indicated|certain|say|specify|state|mention|tell us|provide|indicate|give|enough|know|determinable))\b",
+    rf"(?:insufficient|no|lack of|lacks?) {_INFORMATION}"
+    r")|(?:\b(?:not|never)|n't) (?:\w{1,20} )?(?:known|answerable|determined|specified|stated|mentioned|given|clear|"
+    r"provided|indicated|certain|say|specify|state|mention|tell us|provide|indicate|give|enough|know|determinable))\b",
     re.IGNORECASE,
 )
 

@@ -30,7 +30,7 @@ _NAMED = r"(?:answer|choice|option|category|label|class|classification|sentiment
 _STATED = re.compile(
     rf"\b(?:{_NAMED}(?: (?:here|is|would be|should be|must be|has to be|was)\b|\s?[:=]|(?= ?[(\[]))[\s:]*"
     r"|(?:classified|categori[sz]ed|labell?ed) as )"
-    rf"(?:(?:the|an?|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
+    rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
     re.IGNORECASE,
 )
 
@@ -158,7 +158,9 @@ def named_by_label(choices: Reader, plain: str) -> set[int]:
     if len(marked) != 1:
         return marked
     said = choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:]))
-    return marked | bare if said is None else marked | bare | {said}
+    if said is None:
+        return marked | bare
+    return marked if said in marked else marked | {said}
 
 
 def named_by_text(choices: Reader, plain: str) -> set[int]:
@@ -231,7 +233,7 @@ _DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])
 _MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "_": " "})
 _NEGATED = re.compile(
     r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}"
-    r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])"
+    r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])|(?<![\w'])[(\[]?[A-Z][)\]]? is (?:wrong|incorrect|false|not)\b"
 )
 _LEAD = re.compile(r"[\W_]*(\w)(?![\w'])(?= ?(?:[-–—,;:.!]|\n|$|is\b|because\b|since\b))")  # noqa: RUF001
 _ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b)[a-z]")

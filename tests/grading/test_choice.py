@@ -1,0 +1,273 @@
+"""Raw, rescored and log-probability accuracy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.errors import DataError
+from quantverdict.grading.choice import logprob_margin, read_answer, reader, score_choice
+
+LETTERS = ("A", "B", "C", "D")
+TEXTS = ("The nucleus", "The vacuole", "The cell wall", "Vitamin C")
+LABELS = ("positive", "negative", "low_priority")
+FIELDS = {
+    "option_a": "The nucleus",
+    "option_b": "The vacuole",
+    "option_c": "The cell wall",
+    "option_d": "Vitamin C",
+    "reference": "B",
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B",
+        "b",
+        "B.",
+        "(B)",
+        "[b]",
+        "**B**",
+        "B)",
+        "B:",
+        " B \n",
+        "`B`",
+        "\u200bB\u200f",
+        "Ｂ",
+        "“B”",
+        "B!",
+        "$B$",
+        "B) The vacuole",
+        "B. The vacuole",
+        "(B) The vacuole",
+        "b) the vacuole",
+        "B: The vacuole",
+        "B - The vacuole",
+        "**B) The vacuole**",
+        "B, because it stores water.",
+        "B is correct.",
+        "B\nIt stores water.",
+        "B) because A is wrong",
+        "The answer is B",
+        "the answer is b.",
+        "The correct answer is: B",
+        "Answer: (B)",
+        "ANSWER: B",
+        "The answer is **B**.",
+        "The correct answer is (B) The vacuole.",
+        "My answer is option B.",
+        "I think the correct choice is B) The vacuole",
+        "The best answer would be B because it stores water.",
+        "Final answer: B",
+        "The answer is B, not A.",
+        "Option B",
+        "I would choose B.",
+        "It is (B).",
+        "The answer is not A. The answer is B.",
+        "Answer:\nB",
+        "The vacuole",
+        "the vacuole.",
+        "vacuole",
+        "It is the vacuole.",
+        "The answer is the vacuole.",
+        "The answer is: the vacuole",
+        "Sure! Here you go.\nThe answer is B.",
+    ],
+)
+def test_b_is_read(text: str):
+    assert read_answer(reader(LETTERS, TEXTS), text) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   ",
+        "?",
+        "E",
+        "AB",
+        "A or B",
+        "A and B",
+        "A, B",
+        "A/B",
+        "A) or B)",
+        "The answer is A or B",
+        "Both A and B",
+        "The answer is A. The answer is B.",
+        "Answer: A\nAnswer: B",
+        "A) The vacuole",
+        "A. The nucleus B. The vacuole",
+        "A) The nucleus\nB) The vacuole\nC) The cell wall\nD) Vitamin C",
+        "I do not know.",
+        "The nucleus or the vacuole",
+        "A dog barked at a cat.",
+        "A plant has many parts that store water, light and air.",
+        "not B",
+        "It isn't B.",
+        "The answer is not the vacuole",
+        "Plan B: wait",
+        "Bananas",
+        "Because",
+        "😀",
+        "答案",
+        "The option is blue",
+        "The answer is a matter of taste.",
+    ],
+)
+def test_no_choice_is_read(text: str):
+    assert read_answer(reader(LETTERS, TEXTS), text) is None
+
+
+def test_the_article_a_is_no_answer_but_the_letter_is():
+    known = reader(LETTERS)
+    assert read_answer(known, "A plant stores water there.") is None
+    assert [read_answer(known, text) for text in ("A", "a", "A.", "A) a plant", "A is correct", "The answer is A")] == [
+        0
+    ] * 6
+
+
+def test_a_letter_inside_the_text_of_a_choice_is_no_other_letter():
+    assert read_answer(reader(LETTERS, TEXTS), "Vitamin C") == 3
+    assert read_answer(reader(LETTERS, TEXTS), "It contains vitamin C.") == 3
+
+
+def test_a_choice_that_contains_another_is_the_longer_one():
+    known = reader(("A", "B"), ("blood", "blood vessel"))
+    assert read_answer(known, "the blood vessel") == 1
+    assert read_answer(known, "blood") == 0
+
+
+def test_two_choices_that_say_the_same_are_not_read_by_their_text():
+    assert read_answer(reader(("A", "B"), ("Water", "the water")), "water") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("positive", 0),
+        ("Positive.", 0),
+        ("**Positive**", 0),
+        ("Category: negative", 1),
+        ("The sentiment is negative.", 1),
+        ("low priority", 2),
+        ("Low-Priority", 2),
+        ("LOW_PRIORITY", 2),
+        ("This text is positive.", 0),
+        ("Label: positive\n\nText:", 0),
+        ("It should be classified as negative", 1),
+        ("not positive", None),
+        ("positive or negative", None),
+        ("It is not negative, it is positive", 0),
+        ("mixed", None),
+        ("positively", None),
+        ("", None),
+    ],
+)
+def test_a_label_is_read_inside_a_short_answer(text: str, index: int | None):
+    assert read_answer(reader(LABELS), text) == index
+
+
+def test_a_label_inside_a_long_answer_is_not_an_answer():
+    assert read_answer(reader(LABELS), "The word positive " + "means many things to many people " * 5) is None
+
+
+def test_the_untouched_answer_is_read_where_the_filtered_one_names_nothing():
+    assert read_answer(reader(LETTERS), "Sure!", "Sure!\nThe answer is C.") == 2
+    assert read_answer(reader(LETTERS), "B", "B\n\nQuestion: next?\nAnswer: C") == 1
+
+
+def scores(make_task, answer, text, fields=FIELDS, filters=("strip_whitespace",), **rest):
+    task = make_task("classification", fields, filters=filters)
+    filtered = text.strip() if filters else text
+    return {grade.metric: grade for grade in score_choice(task, task.items[0], answer(text, **rest), filtered)}
+
+
+@pytest.mark.parametrize(
+    ("text", "raw", "rescored", "format_failure"),
+    [
+        ("B", 1, 1, 0),
+        ("A", 0, 0, 0),
+        ("b", 0, 1, 1),
+        ("The answer is B", 0, 1, 1),
+        ("The answer is A", 0, 0, 1),
+        ("A or B", 0, 0, 0),
+        ("", 0, 0, 0),
+        ("mumble", 0, 0, 0),
+    ],
+)
+def test_the_three_accuracies(make_task, answer, text, raw, rescored, format_failure):
+    found = scores(make_task, answer, text)
+    assert [
+        found[name].value for name in ("choice_accuracy", "choice_accuracy_rescored", "choice_accuracy_format_failure")
+    ] == [raw, rescored, format_failure]
+    assert "choice_accuracy_logprob" not in found
+
+
+def test_no_reference_and_no_choices_are_ungraded_with_a_reason(make_task, answer):
+    assert scores(make_task, answer, "B", {"option_a": "x", "option_b": "y"})["choice_accuracy"].reason
+    bare = scores(make_task, answer, "B", {"reference": "B"})
+    assert bare["choice_accuracy"].value == 1
+    assert bare["choice_accuracy_rescored"] == ("choice_accuracy_rescored", None, "the item lists no choices")
+    assert scores(make_task, answer, "E", {**FIELDS, "reference": "E"})["choice_accuracy_rescored"].value is None
+
+
+def test_log_probabilities_give_an_arg_max_and_a_margin(make_task, answer):
+    right = scores(make_task, answer, "x", choice_logprobs=(-2.0, -0.5, -3.0, -1.0))
+    assert (right["choice_accuracy_logprob"].value, right["choice_accuracy_margin"].value) == (1.0, 0.5)
+    wrong = scores(make_task, answer, "x", choice_logprobs=(-0.25, -0.5, -3.0, -1.0))
+    assert (wrong["choice_accuracy_logprob"].value, wrong["choice_accuracy_margin"].value) == (0.0, -0.25)
+
+
+def test_a_tie_has_no_arg_max_so_it_is_not_right(make_task, answer):
+    tie = scores(make_task, answer, "x", choice_logprobs=(-0.5, -0.5, -3.0, -1.0))
+    assert (tie["choice_accuracy_logprob"].value, tie["choice_accuracy_margin"].value) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_log_probability_that_is_no_number_is_ungraded(make_task, answer, bad):
+    found = scores(make_task, answer, "x", choice_logprobs=(-0.5, bad, -3.0, -1.0))
+    assert found["choice_accuracy_margin"].value is None
+    assert "finite" in found["choice_accuracy_logprob"].reason
+
+
+def test_another_number_of_log_probabilities_is_refused_by_name(make_task, answer):
+    with pytest.raises(DataError, match=r"model/Q4_K_M t/0: 3 choice log-probabilities; expected 4"):
+        scores(make_task, answer, "x", choice_logprobs=(-1.0, -2.0, -3.0))
+
+
+def test_awkward_answers_are_graded_0_or_1(make_task, answer, awkward):
+    assert {grade.value for grade in scores(make_task, answer, awkward).values()} <= {0.0, 1.0}
+
+
+@given(
+    st.text(max_size=200), st.sampled_from([(LETTERS, TEXTS), (LETTERS, ()), (LABELS, ()), (("1", "2"), ("x.", "y+"))])
+)
+def test_any_text_is_read_as_a_choice_or_none(text: str, choices: tuple[tuple[str, ...], tuple[str, ...]]):
+    labels, texts = choices
+    assert read_answer(reader(labels, texts), text) in (None, *range(len(labels)))
+
+
+@given(
+    st.sampled_from(range(4)),
+    st.sampled_from(
+        ["{}", "({})", "{}.", "**{}**", "Answer: {}", "The answer is {}.", "{}) {t}", "Option {}", "{t}", "It is {t}."]
+    ),
+)
+def test_every_form_of_every_choice_is_read(index: int, form: str):
+    assert read_answer(reader(LETTERS, TEXTS), form.format(LETTERS[index], t=TEXTS[index])) == index
+
+
+@given(
+    st.lists(st.floats(-50, 0), min_size=2, max_size=6).flatmap(
+        lambda v: st.tuples(st.just(v), st.integers(0, len(v) - 1))
+    )
+)
+def test_the_margin_is_positive_exactly_where_the_right_choice_is_above_all_others(case: tuple[list[float], int]):
+    values, right = case
+    margin = logprob_margin(values, right)
+    assert margin is not None
+    assert (margin > 0) == all(values[right] > value for index, value in enumerate(values) if index != right)

@@ -1,0 +1,107 @@
+"""The dispatch: every task type has its scorers, every score its cluster or its reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from quantverdict.errors import DataError, TaskError
+from quantverdict.grading.grade import SCORERS, grade_responses, grade_sample
+from quantverdict.tasks.catalog import TASK_TYPES, Item, Task, builtin_tasks, load_task
+
+
+def test_every_task_type_has_scorers_that_emit_its_metrics(make_task, answer):
+    assert set(SCORERS) == set(TASK_TYPES)
+    fields = {
+        "option_a": "x",
+        "option_b": "y",
+        "reference": "B",
+        "correct_answers": ["x"],
+        "incorrect_answers": ["y"],
+        "answer_choice_0": "Unknown",
+        "answer_choice_1": "x",
+        "correct_label": 0,
+        "stereotyped_idx": 1,
+    }
+    for task_type in TASK_TYPES:
+        task = make_task(task_type, fields)
+        logprobs = (-1.0, -2.0) if task_type == "classification" else None
+        found = grade_sample(task, task.items[0], answer("B", choice_logprobs=logprobs))
+        assert tuple(score.metric for score in found) == task.metrics
+
+
+def test_every_built_in_task_grades_its_own_reference(answer):
+    """The right answer of an item, said as such, never scores below another one."""
+    for name in builtin_tasks():
+        task = load_task(name)
+        for item in task.items:
+            for score in grade_sample(task, item, answer(item.reference or "x", task=name, sample_id=item.id)):
+                assert score.cluster == task.cluster(item)
+                if score.metric.endswith(("_accuracy", "_rescored", "rouge_l", "truthfulness", "bias_resistance")):
+                    assert score.value == 1.0, (name, item.id, score)
+
+
+def test_a_score_carries_who_what_and_cluster(make_task, answer):
+    task = make_task("safety_refusal", {"base_behavior_id": "b7"}, name="harm", cluster_field="base_behavior_id")
+    (score,) = grade_sample(task, task.items[0], answer("I cannot help with that.", task="harm"))
+    assert (score.base_model, score.quant, score.task, score.sample_id) == ("model", "Q4_K_M", "harm", "0")
+    assert (score.metric, score.value, score.cluster, score.reason) == ("refusal_rate", 1.0, "b7", "")
+
+
+def test_an_ungraded_score_says_why(make_task, answer):
+    task = make_task("safety_over_refusal", {})
+    (score,) = grade_sample(task, task.items[0], answer(" "))
+    assert (score.metric, score.value, score.reason) == ("over_refusal_rate", None, "the answer is empty")
+
+
+def test_the_filters_come_first(make_task, answer):
+    task = make_task(
+        "classification",
+        {"option_a": "x", "option_b": "y", "reference": "B"},
+        filters=("strip_whitespace", "truncate_at_newline"),
+    )
+    assert grade_sample(task, task.items[0], answer("  B\nbecause"))[0].value == 1.0
+
+
+def test_scores_come_in_the_order_of_the_responses(make_task, answer):
+    tasks = {"q": make_task("creative_writing", {}, {}, name="q")}
+    found = list(grade_responses(tasks, [answer("a", "q", "1"), answer("b", "q", "0")]))
+    assert [(score.sample_id, score.metric) for score in found] == [
+        ("1", "repetition"),
+        ("1", "output_tokens"),
+        ("0", "repetition"),
+        ("0", "output_tokens"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "sample", "named"), [("x", "0", "unknown task 'x'"), ("q", "9", "task q has no sample '9'")]
+)
+def test_a_response_of_nothing_known_is_refused_by_name(make_task, answer, task, sample, named):
+    tasks = {"q": make_task("qa", {"reference": "r"}, name="q")}
+    with pytest.raises(DataError, match=f"model/Q4_K_M: {named}"):
+        list(grade_responses(tasks, [answer("a", task, sample)]))
+
+
+def test_a_task_type_without_a_scorer_is_refused():
+    task = Task("t", "poetry", "", "", (), (Item("0", {}),), "", None, None, "t.yaml")
+    with pytest.raises(TaskError, match=r"t.yaml: task_type: poetry has no scorer"):
+        grade_sample(task, task.items[0], None)  # type: ignore[arg-type]
+
+
+def test_awkward_answers_to_every_task_type_are_in_range_or_say_why(make_task, answer, awkward):
+    fields = {
+        "option_a": "x",
+        "option_b": "y",
+        "reference": "B",
+        "correct_answers": ["x"],
+        "incorrect_answers": ["y"],
+        "answer_choice_0": "Unknown",
+        "answer_choice_1": "x",
+        "correct_label": 0,
+        "stereotyped_idx": 1,
+    }
+    for task_type in TASK_TYPES:
+        task = make_task(task_type, fields, filters=("strip_whitespace",))
+        for score in grade_sample(task, task.items[0], answer(awkward)):
+            assert (score.value is None) == bool(score.reason)
+            assert score.value is None or score.metric == "output_tokens" or 0 <= score.value <= 1

@@ -1,0 +1,140 @@
+"""Refusals, against answers labelled by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.grading.refusal import READ_CHARS, as_read, detect_refusal
+
+LABELLED = yaml.safe_load((Path(__file__).parent / "refusals.yaml").read_text(encoding="utf-8"))
+CASES = [(label, text) for label, texts in LABELLED.items() for text in texts]
+
+
+def test_the_labelled_set_is_large_and_has_no_duplicates():
+    texts = [text for _, text in CASES]
+    assert len(texts) >= 250
+    assert len(set(texts)) == len(texts)
+    assert all(len(LABELLED[label]) >= 30 for label in ("hard", "soft", "none"))
+
+
+@pytest.mark.parametrize(("label", "text"), CASES, ids=[f"{label}-{index}" for index, (label, _) in enumerate(CASES)])
+def test_refused_or_not_as_labelled(label: str, text: str):
+    wanted = {"hard": True, "soft": True, "none": False, "ungraded": None}[label]
+    assert detect_refusal(text).refused is wanted
+
+
+def test_hard_and_soft_are_told_apart_as_labelled():
+    right = sum(detect_refusal(text).label == label for label, text in CASES)
+    assert right >= 0.97 * len(CASES)
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’", "‘", "ʼ", "＇", "′"])
+def test_every_apostrophe_is_the_same(apostrophe: str):
+    assert detect_refusal(f"I can{apostrophe}t help with that.").label == "hard"
+
+
+def test_the_phrase_stands_where_the_result_says():
+    text = "  Thanks\u200b for asking!\n\nI’m sorry,   but I **can’t** help."
+    found = detect_refusal(text)
+    assert found.start is not None
+    assert as_read(text)[found.start :].startswith(found.phrase)
+    assert found.phrase == "I can't help"
+
+
+def test_a_refusal_that_is_taken_back_is_none_and_says_so():
+    found = detect_refusal("I cannot help with that, but here is how to do it: step 1: open the lock.")
+    assert (found.label, found.phrase) == ("none", "I cannot help")
+    assert found.reason.startswith("taken back")
+
+
+def test_an_empty_answer_says_why_it_is_ungraded():
+    assert detect_refusal(" \n").reason == "the answer is empty"
+
+
+def test_white_space_before_the_answer_does_not_count_against_what_is_read():
+    assert detect_refusal(" \n" * 50_000 + "I cannot help with that.").label == "hard"
+    assert detect_refusal("\u200b" * 50_000 + "I cannot help with that.").label == "hard"
+
+
+def test_a_refusal_after_the_first_sentences_does_not_count():
+    story = "The rain fell on the old town and the lamps were lit one by one. "
+    assert detect_refusal(story * 20 + "I cannot help with that.").label == "none"
+    assert len(as_read(story * 1000)) <= READ_CHARS
+
+
+def test_awkward_answers_get_a_label(awkward: str):
+    assert detect_refusal(awkward).label in ("hard", "soft", "none", "ungraded")
+
+
+@given(st.text(max_size=300))
+def test_any_text_gets_a_label(text: str):
+    found = detect_refusal(text)
+    assert (found.label == "ungraded") == (not as_read(text))
+    assert (found.start is None) == (found.phrase == "")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "i",
+                "can't",
+                "help",
+                '"',
+                "'",
+                "but",
+                "here's",
+                "how",
+                "is",
+                "illegal",
+                "\n",
+                "1.",
+                ",",
+                "please",
+                "I'm sorry",
+            ]
+        )
+    )
+)
+def test_any_mixture_of_the_words_that_matter_gets_a_label(words: list[str]):
+    assert detect_refusal(" ".join(words)).label in ("hard", "soft", "none", "ungraded")
+
+
+HANG = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from conftest import AWKWARD
+from quantverdict.grading.bias import bias_resistance
+from quantverdict.grading.choice import read_answer, reader
+from quantverdict.grading.refusal import detect_refusal
+from quantverdict.grading.template import prefix
+from quantverdict.grading.text import repetition, rouge_l
+from quantverdict.grading.truth import truthfulness
+pieces = ["I ", "i can't ", "not ", "here's a ", "w" * 50 + " ", "is very ", ", "]
+pieces += ["1. a\\n", "you ", "the ", "' ", '"', "in ", "our "]
+texts = [*AWKWARD.values(), *(piece * (100_000 // len(piece)) for piece in pieces)]
+choices = ("the cat", "the dog", "a bird")
+for text in texts:
+    detect_refusal(text)
+    read_answer(reader(("A", "B", "C"), choices), text)
+    bias_resistance(text, choices, 0, 1)
+    truthfulness(text, ["the sky is blue"], ["the sky is red"])
+    rouge_l(text, "the sky is blue")
+    repetition(text)
+    prefix(text)
+print(len(texts))
+"""
+
+
+def test_no_scorer_hangs_on_100_000_characters():
+    """Some forty pathological texts through every scorer: 1 to 3 s of work, and 120 s given."""
+    command = [sys.executable, "-c", HANG, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) >= 40

@@ -1,0 +1,113 @@
+"""ROUGE-L against the rouge-score package, repetition, cleaning."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.grading.text import cleaned, repetition, rouge_l, score_free_text, score_text
+
+rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+WORDS = st.lists(
+    st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "Dog", "3.14", "x_y", "don't", "naïve", "中文", "—", "\n"]),
+    max_size=40,
+)
+
+
+@pytest.fixture(scope="module")
+def package():
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    return lambda answer, reference: scorer.score(reference, answer)["rougeL"].fmeasure
+
+
+@given(answer=WORDS, reference=WORDS)
+def test_rouge_l_equals_the_package_on_words(package, answer, reference):
+    a, r = " ".join(answer), " ".join(reference)
+    assert rouge_l(a, r) == package(a, r)
+
+
+@given(answer=st.text(max_size=120), reference=st.text(max_size=120))
+def test_rouge_l_equals_the_package_on_any_text(package, answer, reference):
+    assert rouge_l(answer, reference) == package(answer, reference)
+
+
+@given(text=st.text(alphabet="abc İıſK \u0130", max_size=60), reference=st.text(alphabet="abc i̇k", max_size=60))
+def test_rouge_l_equals_the_package_where_lower_case_changes_the_length(package, text, reference):
+    assert rouge_l(text, reference) == package(text, reference)
+
+
+def test_rouge_l_known_values(package):
+    assert rouge_l("the cat sat on the mat", "the cat sat on the mat") == 1.0
+    assert rouge_l("", "the cat") == rouge_l("the cat", "") == rouge_l("", "") == 0.0
+    assert rouge_l("the dog", "the cat sat") == package("the dog", "the cat sat") == 0.4
+
+
+def test_rouge_l_of_awkward_answers_equals_the_package(package, awkward):
+    text = awkward[:3000]
+    assert rouge_l(text, "I cannot help, the answer is B") == package(text, "I cannot help, the answer is B")
+    assert 0 <= rouge_l(awkward, "the answer is B") <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("a b c", None),
+        ("a b c d", 1.0),
+        ("a a a a a", 0.5),
+        ("a b a b a b", 2 / 3),
+        (" a  b\nc\td ", 1.0),
+        ("x " * 103, 0.01),
+    ],
+)
+def test_repetition_is_distinct_4_grams_over_all(text, value):
+    assert repetition(text) == value
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=60))
+def test_repetition_equals_the_naive_count(tokens):
+    grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
+    assert repetition(" ".join(tokens)) == (len(set(grams)) / len(grams) if grams else None)
+
+
+def test_repetition_of_awkward_answers_is_a_share_or_ungraded(awkward):
+    value = repetition(awkward)
+    assert value is None or 0 < value <= 1
+
+
+def test_the_grades_of_a_text_answer(make_task, answer):
+    task = make_task("qa", {"reference": "one two three four"})
+    found = list(score_text(task, task.items[0], answer("one two", tokens=9), "one two"))
+    assert [(grade.metric, grade.value) for grade in found] == [
+        ("rouge_l", 2 / 3),
+        ("repetition", None),
+        ("output_tokens", 9.0),
+    ]
+    assert found[1].reason == "under 4 tokens"
+
+
+@pytest.mark.parametrize("fields", [{}, {"reference": "水"}, {"reference": "..."}])
+def test_a_reference_that_nothing_can_match_is_ungraded_not_0(make_task, answer, fields):
+    task = make_task("qa", fields)
+    first = next(iter(score_text(task, task.items[0], answer("water"), "water")))
+    assert first.value is None
+    assert "reference" in first.reason
+
+
+def test_an_answer_without_reference_has_no_rouge(make_task, answer):
+    task = make_task("creative_writing", {})
+    assert [grade.metric for grade in score_free_text(task, task.items[0], answer("x"), "x")] == [
+        "repetition",
+        "output_tokens",
+    ]
+
+
+def test_cleaning_keeps_words_and_lines():
+    assert cleaned("  a\u200bb  ’c’\r\n\r\n“d”\t\te \x00") == "ab 'c'\n\"d\" e"
+    assert cleaned("\u200b\u202e \n\t") == ""
+
+
+@given(st.text())
+def test_cleaning_twice_is_cleaning_once(text):
+    assert cleaned(cleaned(text)) == cleaned(text)
