@@ -58,7 +58,7 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
 
     Args:
         scores: a frame with `SCORE_COLUMNS`; `value` null is ungraded, `cluster` null a prompt of its own. Each sample
-            once a metric; the cluster of a sample is the same in every cell.
+            once a metric; its cluster is the same wherever it is given.
 
     Raises:
         DataError: an unknown metric, a value that is not finite, a repeated sample, a sample of two clusters.
@@ -70,8 +70,7 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
     if "cluster" not in scores.columns:
         scores = scores.with_columns(cluster=pl.lit(None, pl.String))
     graded = scores.lazy().select(SCORE_COLUMNS).filter(pl.col("value").is_not_null())
-    prompts = graded.select("task", "sample_id", "cluster").unique().sort("task", "sample_id", "cluster").collect()
-    _refuse_two_clusters(prompts)
+    prompts = _prompts(scores)
     cells = graded.select("base_model", "quant").unique().sort("base_model", "quant").collect()
     coded = (
         graded.join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
@@ -113,11 +112,23 @@ def _codes(prompts: pl.DataFrame) -> npt.NDArray[np.int64]:
     return prompts.select(key.rank("dense").alias("code"))["code"].to_numpy().astype(np.int64)
 
 
-def _refuse_two_clusters(prompts: pl.DataFrame) -> None:
-    repeated = prompts.select("task", "sample_id").is_duplicated()
-    if repeated.any():
-        task, sample, _ = prompts.filter(repeated).row(0)
+def _prompts(scores: pl.DataFrame) -> pl.DataFrame:
+    """Every sample once, sorted, with its cluster; a metric that does not say the cluster has that of the others."""
+    import polars as pl
+
+    cluster = pl.col("cluster")
+    prompts = (
+        scores.lazy()
+        .group_by("task", "sample_id")
+        .agg(cluster.max(), cluster.min().alias("other"))
+        .sort("task", "sample_id")
+        .collect()
+    )
+    torn = prompts.filter(cluster != pl.col("other"))
+    if len(torn):
+        task, sample, *_ = torn.row(0)
         raise DataError(f"sample {sample} of {task} has two clusters", field="cluster", expected="one, in every cell")
+    return prompts.drop("other")
 
 
 def _refuse_unknown(metrics: Iterable[str]) -> None:
