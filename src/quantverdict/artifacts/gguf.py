@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
 from quantverdict.artifacts.gguf_read import Gguf, Tensor, open_gguf
-from quantverdict.artifacts.kquant_mix import LEVELS, is_quantizable
+from quantverdict.artifacts.kquant_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizable
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
@@ -19,7 +19,6 @@ DEQUANTIZED_KEY = "quantverdict.dequantized_from"
 """Metadata key of a made level: the low-bit type its source was stored in."""
 
 _CHUNK = 1 << 22
-_LEVEL_BY_FILE_TYPE = {level.file_type: name for name, level in LEVELS.items()}
 
 
 def inspect_gguf(path: Path) -> Artifact:
@@ -126,12 +125,12 @@ def _by_count(names: Iterable[str]) -> dict[str, int]:
 
 
 def _fallbacks(model: Gguf) -> Mapping[str, int]:
-    """Matrices of a K-quant level whose rows do not fit its blocks, by the type they have instead."""
+    """Matrices whose rows do not fit the type that the file's level is named after, by the type they have instead."""
     file_type = model.integer("general.file_type")
-    level = _LEVEL_BY_FILE_TYPE.get(-1 if file_type is None else file_type)
-    if level is None or TYPE_BY_NAME[LEVELS[level].type].block == 1:
+    main = None if file_type is None else MAIN_TYPE_BY_FILE_TYPE.get(file_type)
+    if main is None:
         return {}
-    block = TYPE_BY_NAME[LEVELS[level].type].block
+    block = TYPE_BY_NAME[main].block
     return _by_count(item.type.name for item in model.tensors if is_quantizable(item) and item.shape[0] % block)
 
 

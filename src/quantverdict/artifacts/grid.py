@@ -58,12 +58,20 @@ def tensor_grid(blocks: Floats, wide_type: str) -> int | None:
         return None
     halves = blocks.reshape(-1, _BLOCK // 2)
     for bits, values in ((2, halves), (3, halves), (4, blocks)):
-        if np.mean(_distinct(values) <= 2**bits) >= _ENOUGH:
+        if np.mean(_distinct(values) <= 2**bits) >= _ENOUGH and _repeats(values):
             return bits
     for bits, length, steps in _GRIDS:
-        if np.mean(_on_grid(blocks.reshape(-1, length), steps, wide_type)) >= _ENOUGH:
+        values = blocks.reshape(-1, length)
+        values = values[_distinct(values) >= 8]
+        if len(values) >= 8 and np.mean(_on_grid(values, steps, wide_type)) >= _ENOUGH:
             return bits
     return None
+
+
+def _repeats(values: Floats) -> bool:
+    """Whether values other than zero recur within their block: few distinct values alone may be sparse weights."""
+    distinct = _distinct(values) - np.any(values == 0, axis=1)
+    return bool(distinct.sum() <= 0.75 * np.count_nonzero(values))
 
 
 def _distinct(values: Floats) -> NDArray[np.intp]:

@@ -44,6 +44,12 @@ LEVELS: Mapping[str, Level] = {
 }
 """Levels that can be made, from most to fewest bits."""
 
+MAIN_TYPE_BY_FILE_TYPE: Mapping[int, str] = {level.file_type: level.type for level in LEVELS.values()} | {
+    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K", 22: "IQ3_S", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S",
+    27: "IQ3_S", 28: "IQ2_XS", 29: "IQ2_S", 30: "IQ4_XS", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0",
+}  # fmt: skip
+"""The type a level is named after, by `general.file_type`; more levels than can be made here."""
+
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 _KEPT_ANYWHERE = (

@@ -56,7 +56,7 @@ def make_level(source: Path, level: str, out: Path, *, progress: Progress | None
     header = header_bytes(_fields(model, level), entries, model.alignment)
     total, done = sum(item.n_elements for item in tensors), 0
     size = len(header) + sum(entry.nbytes + model.alignment for entry in entries)
-    with written_whole(out, size) as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with written_whole(out, size) as file, ThreadPoolExecutor(_cores()) as pool:
         file.write(header)
         for tensor, entry in zip(tensors, entries, strict=True):
             write_padded(file, encoded(model, tensor, entry.type, pool), model.alignment)
@@ -94,6 +94,11 @@ def find_twins(artifacts: Mapping[str, Artifact]) -> Mapping[str, str]:
         if original != level:
             twins[level] = original
     return twins
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _main_type(model: Gguf) -> GgmlType:

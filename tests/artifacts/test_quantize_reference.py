@@ -1,0 +1,102 @@
+"""Every level against llama.cpp's own quantiser, tensor by tensor and byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantverdict.artifacts.gguf_read import Gguf, open_gguf
+from quantverdict.artifacts.kquant_mix import LEVELS
+from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, SOURCE_KEY, make_level
+
+OURS = {SOURCE_KEY, DEQUANTIZED_KEY}
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped heads, untied": {"layers": 9, "kv_heads": 2},
+    "plain heads, tied": {"layers": 3, "kv_heads": 8, "tied": True},
+    "rows that K-quants do not fit": {"width": 96, "heads": 3, "kv_heads": 1, "ffn": 320, "tied": True},
+    "only ffn_down fits": {"width": 288, "heads": 9, "kv_heads": 3, "ffn": 768, "layers": 30, "vocab": 32},
+    "16 and more layers": {"layers": 17, "kv_heads": 4},
+    "8 experts": {"experts": 8, "layers": 8},
+    "4 experts": {"experts": 4, "kv_heads": 8},
+    "70B by its layers": {"layers": 80, "ffn": 256, "kv_heads": 4, "vocab": 32},
+    "65B by its layers": {"layers": 80, "ffn": 256, "kv_heads": 8, "vocab": 32},
+    "qwen2": {"arch": "qwen2", "layers": 6, "kv_heads": 2},
+    "qwen2 of 72B": {"arch": "qwen2", "layers": 80, "ffn": 256, "kv_heads": 4, "vocab": 32},
+    "falcon": {"arch": "falcon", "layers": 17, "fused": True, "kv_heads": 1, "tied": True},
+    "falcon, untied": {"arch": "falcon", "layers": 5, "fused": True, "kv_heads": 1},
+    "fused attention": {
+        "arch": "phi3", "layers": 5, "fused": True, "kv_heads": 8, "extra": {"phi3.attention.sliding_window": 64},
+    },
+    "heads per layer": {"layers": 2, "kv_heads": [2, 4]},
+    "bfloat16 source": {"wide": "BF16"},
+    "float32 source": {"wide": "F32"},
+}  # fmt: skip
+
+
+def differences(ours: Gguf, theirs: Gguf) -> list[str]:
+    """Everything in which a made level is not llama.cpp's, but for the fields that this package adds."""
+    found = []
+    if [key for key in ours.fields if key not in OURS] != [key for key in theirs.fields if key not in OURS]:
+        found.append("metadata keys")
+    for key in set(theirs.fields) - OURS:
+        spans = [file.data[file.fields[key].start : file.fields[key].end] for file in (ours, theirs)]
+        found += [key] if spans[0] != spans[1] else []
+    if [item.name for item in ours.tensors] != [item.name for item in theirs.tensors]:
+        found.append("tensor order")
+    for mine, other in zip(ours.tensors, theirs.tensors, strict=True):
+        if (mine.shape, mine.type.name) != (other.shape, other.type.name):
+            found.append(f"{mine.name} {mine.type.name} instead of {other.type.name}")
+        elif ours.data[mine.start : mine.start + mine.nbytes] != theirs.data[other.start : other.start + other.nbytes]:
+            found.append(f"{mine.name} data")
+    if ours.tensors and len(ours.data) - ours.tensors[0].start != len(theirs.data) - theirs.tensors[0].start:
+        found.append("length of the data")
+    return found
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_level_of_a_small_model_is_llama_cpps(
+    name: str, write_model: Callable[..., Path], reference: Callable[..., None], tmp_path: Path
+) -> None:
+    """All levels, with rows that fit K-quants, that do not, grouped heads, experts, and other architectures."""
+    source = write_model(tmp_path / "source.gguf", **SHAPES[name])
+    levels = (
+        LEVELS if SHAPES[name].get("layers", 4) < 80 else ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q3_K_S", "Q2_K")
+    )
+    reference([(source, LEVELS[level].file_type, tmp_path / f"{level}.ref") for level in levels])
+    for level in levels:
+        made = make_level(source, level, tmp_path / f"{level}.gguf")
+        assert (level, differences(open_gguf(made), open_gguf(tmp_path / f"{level}.ref"))) == (level, [])
+
+
+@pytest.mark.parametrize(
+    "level", ["Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0", "Q3_K_S", "Q2_K"]
+)
+def test_a_low_bit_source_is_decoded_as_llama_cpp_decodes_it(
+    level: str, tiny: Path, reference: Callable[..., None], tmp_path: Path
+) -> None:
+    """From every type that a level can be stored in, to F16, to more and to fewer bits."""
+    source = make_level(tiny, level, tmp_path / "source.gguf")
+    targets = ("FP16", "F32", "Q8_0", "Q4_K_M", "Q2_K")
+    reference([(source, LEVELS[target].file_type, tmp_path / f"{target}.ref") for target in targets])
+    for target in targets:
+        made = make_level(source, target, tmp_path / f"{target}.gguf")
+        assert (target, differences(open_gguf(made), open_gguf(tmp_path / f"{target}.ref"))) == (target, [])
+
+
+@pytest.mark.engine
+def test_every_level_of_the_demo_model_is_llama_cpps(
+    demo_gguf: Path, reference: Callable[..., None], tmp_path: Path
+) -> None:
+    """The package's 4-bit file to FP16, and the whole ladder of the demo from that."""
+    base = make_level(demo_gguf, "FP16", tmp_path / "FP16.gguf")
+    levels = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
+    reference([(demo_gguf, LEVELS["FP16"].file_type, tmp_path / "FP16.ref")])
+    assert differences(open_gguf(base), open_gguf(tmp_path / "FP16.ref")) == []
+    (tmp_path / "FP16.ref").unlink()
+    for level in levels:
+        made, theirs = make_level(base, level, tmp_path / "made.gguf"), tmp_path / "theirs.gguf"
+        reference([(base, LEVELS[level].file_type, theirs)])
+        assert (level, differences(open_gguf(made), open_gguf(theirs))) == (level, [])
