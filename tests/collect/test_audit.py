@@ -1,4 +1,4 @@
-"""Every row of a source is loaded, or counted with its reason, or refused by its line; nothing is dropped in silence."""
+"""Every row of a source is loaded, counted with its reason, or refused by its line; none is dropped in silence."""
 
 from __future__ import annotations
 

@@ -155,11 +155,23 @@ def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Sche
         *(_column(column).alias(name) for name, column in wanted.texts.items()),
         *(_column(column).cast(pl.Float64).alias(name) for name, column in wanted.numbers.items()),
     )
-    # The fast parser turns what is no text into text, and a lone surrogate into NUL.
+    return Block(frame, count, text_of=_Lines(data)) if _trusted(frame, data, wanted) else None
+
+
+def _trusted(frame: pl.DataFrame, data: bytes, wanted: Wanted) -> bool:
+    """Whether the fast parser may be taken at its word.
+
+    It turns what is no text into text, a lone surrogate into NUL and, in some releases, what is no object into nulls.
+    """
+    import polars as pl
+
     odd = NOT_TEXT if b"\\u" not in data else NOT_TEXT + "|\0"
-    if frame.select(pl.any_horizontal(pl.col(name).str.contains(odd).any() for name in wanted.texts)).item():
-        return None
-    return Block(frame, count, text_of=_Lines(data))
+    texts = [pl.col(name) for name in wanted.texts]
+    suspect = frame.select(
+        pl.any_horizontal(text.str.contains(odd).any() for text in texts)
+        | pl.all_horizontal(text.is_null() for text in texts).any()
+    )
+    return not suspect.item()
 
 
 def _column(path: str) -> pl.Expr:
