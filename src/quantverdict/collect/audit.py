@@ -189,7 +189,7 @@ def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> 
     key = [*SAMPLE, "metric" if "metric" in columns else "judge"]
     marked = [one.frame.with_columns(pl.lit(number, pl.UInt16).alias("source")) for number, one in enumerate(loaded)]
     whole = pl.concat(marked)
-    again = repeated(whole, key)
+    again = repeated(whole, key) if len(loaded) > 1 else pl.Series([], dtype=pl.Boolean)
     if again.any():
         lines = whole.filter(again).select("source", "line").unique()
         for number, one in enumerate(loaded):

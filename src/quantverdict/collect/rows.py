@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 25
 BLOCK_ROWS = 1 << 20
-PEEK_LINES = 200
-"""Lines looked at to see whether a column of scores holds numbers or booleans."""
+PEEK_BYTES = 1 << 18
+"""Looked at to see whether a column of scores holds numbers or booleans."""
 
 NOT_TEXT = r"^(\[|\{|true$|false$)"
 """How the fast parser renders a list, an object or a boolean where text is wanted."""
@@ -106,7 +106,7 @@ def _whole_blocks(file: IO[bytes]) -> Iterator[bytes]:
 def _booleans(data: bytes, wanted: Wanted) -> set[str]:
     """Which number columns hold booleans, by the first lines that can be read."""
     found: dict[str, bool] = {}
-    for line in data.split(b"\n", PEEK_LINES)[:PEEK_LINES]:
+    for line in data[:PEEK_BYTES].split(b"\n"):
         try:
             row = json.loads(line)
             values = {name: _at(row, column) for name, column in wanted.numbers.items()}
@@ -155,20 +155,20 @@ def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Sche
         *(_column(column).alias(name) for name, column in wanted.texts.items()),
         *(_column(column).cast(pl.Float64).alias(name) for name, column in wanted.numbers.items()),
     )
-    return Block(frame, count, text_of=_Lines(data)) if _trusted(frame, data, wanted) else None
+    return Block(frame, count, text_of=_Lines(data)) if _trusted(frame, wanted) else None
 
 
-def _trusted(frame: pl.DataFrame, data: bytes, wanted: Wanted) -> bool:
+def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
     """Whether the fast parser may be taken at its word.
 
     It turns what is no text into text, a lone surrogate into NUL and, in some releases, what is no object into nulls.
     """
     import polars as pl
 
-    odd = NOT_TEXT if b"\\u" not in data else NOT_TEXT + "|\0"
     texts = [pl.col(name) for name in wanted.texts]
     suspect = frame.select(
-        pl.any_horizontal(text.str.contains(odd).any() for text in texts)
+        pl.any_horizontal(text.str.contains(NOT_TEXT).any() for text in texts)
+        | pl.any_horizontal(text.str.contains("\0", literal=True).any() for text in texts)
         | pl.all_horizontal(text.is_null() for text in texts).any()
     )
     return not suspect.item()
