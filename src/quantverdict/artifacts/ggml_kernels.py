@@ -37,8 +37,6 @@ class Kernels:
         library.ggml_type_size.restype = ctypes.c_size_t
         for name in _WRITTEN:
             self._check(TYPE_BY_NAME[name])
-        for name in _WRITTEN:
-            library.ggml_quantize_init(TYPE_BY_NAME[name].number)
 
     def _check(self, expected: GgmlType) -> None:
         number = expected.number

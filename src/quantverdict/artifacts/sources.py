@@ -188,6 +188,5 @@ def _from_hub(source: Source) -> Path:
 def _hub_failures(hub: ModuleType) -> tuple[type[Exception], ...]:
     """What the client raises for a wrong name or no network; its HTTP library's errors are not all OSErrors."""
     errors = importlib.import_module(f"{hub.__name__}.errors")
-    httpx = sys.modules.get("httpx")
-    extra = (httpx.HTTPError,) if httpx is not None else ()
-    return (OSError, ValueError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError, *extra)
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (OSError, ValueError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError, *(c.HTTPError for c in clients))
