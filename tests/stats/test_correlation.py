@@ -21,6 +21,7 @@ def columns(points):
     return np.array(points, dtype=float).T
 
 
+@settings(deadline=None)
 @given(st.one_of(tied, smooth))
 def test_pearson_is_scipys_with_its_interval(points):
     x, y = columns(points)
@@ -36,6 +37,7 @@ def test_pearson_is_scipys_with_its_interval(points):
         assert (ours.lo, ours.hi) == pytest.approx(tuple(theirs.confidence_interval()), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.one_of(tied, smooth))
 def test_spearman_is_scipys_with_ties(points):
     x, y = columns(points)
@@ -49,6 +51,7 @@ def test_spearman_is_scipys_with_ties(points):
         assert ours.p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=50))
 def test_ranks_are_scipys(values):
     assert ranks(np.array(values, dtype=float)).tolist() == scipy_stats.rankdata(values).tolist()
@@ -73,6 +76,14 @@ def test_without_a_correlation_every_figure_is_none_and_a_reason_is_given(x, y, 
 def test_a_perfect_line_is_exactly_one():
     ours = pearson([1, 2, 3, 4], [10, 20, 30, 40])
     assert (ours.r, ours.p, ours.lo, ours.hi) == (1, 0, 1, 1)
+
+
+def test_no_correlation_has_no_sign_from_rounding():
+    """Exactly 0 by design; a plain float sum of these gives about 1e-17."""
+    x = np.tile([0.1, 0.2, 0.3, 0.1, 0.2, 0.3], 5)
+    y = np.tile([0.7, 0.7, 0.7, 0.1, 0.1, 0.1], 5)
+    assert pearson(x, y).r == 0.0
+    assert rm_corr(x, y, ["a"] * 15 + ["b"] * 15).r == 0.0
 
 
 def test_three_points_say_nothing_about_the_interval():
@@ -119,7 +130,7 @@ def test_rm_corr_of_the_authors_own_data():
     check_rm_corr(frame["pH"].to_numpy(), frame["PacO2"].to_numpy(), list(frame["Subject"]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 8), st.floats(-2, 2))
 def test_rm_corr_is_pingouins_on_random_unbalanced_data(seed, n_subjects, slope):
     rng = np.random.default_rng(seed)
@@ -153,6 +164,7 @@ def test_rm_corr_without_variation_within_subjects_is_none_with_a_reason(x, subj
     assert reason in ours.reason
 
 
+@settings(deadline=None)
 @given(st.floats(-0.999, 0.999), st.integers(5, 200))
 def test_power_of_a_correlation_is_pingouins(r, n):
     assert correlation_power(r, n) == pytest.approx(pg.power_corr(r=r, n=n), abs=1e-9)

@@ -24,6 +24,7 @@ from quantverdict.stats.intervals import (
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
+@settings(deadline=None)
 @given(counts, st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_wilson_is_that_of_statsmodels(count, confidence):
     k, n = count
@@ -45,6 +46,7 @@ def test_nothing_measured_is_not_a_proportion(k, n):
             interval(k, n)
 
 
+@settings(deadline=None)
 @given(counts, counts)
 def test_newcombe_is_that_of_statsmodels(one, two):
     (k1, n1), (k2, n2) = one, two
@@ -165,6 +167,7 @@ def test_exact_shortcut_is_the_limit_of_the_bootstrap():
     assert exact.hi == scipy_stats.binom.ppf(0.975, 220, 146 / 220) / 220
 
 
+@settings(deadline=None)
 @given(counts.filter(lambda count: count[1] < 400), st.sampled_from([0.8, 0.95]))
 def test_exact_shortcut_is_scipys_binomial_quantile(count, confidence):
     k, n = count

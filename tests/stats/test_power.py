@@ -26,6 +26,7 @@ from quantverdict.stats.power import (
 )
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.integers(5, 2000), st.integers(5, 2000))
 def test_unpaired_power_is_that_of_statsmodels(p1, p2, n1, n2):
     theirs = power_proportions_2indep(p2 - p1, p1, n2, ratio=n1 / n2, return_results=False)
@@ -77,6 +78,7 @@ def test_no_n_for_an_effect_that_is_none():
     assert n_continuous(0.0, 1.0) is None
 
 
+@settings(deadline=None)
 @given(st.integers(20, 5000), st.floats(0.01, 1.0))
 def test_paired_effect_and_n_are_each_others_inverse(n, discordance):
     effect = mde_paired(n, discordance)

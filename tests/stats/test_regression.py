@@ -14,6 +14,7 @@ from scipy import stats as scipy_stats
 from quantverdict.stats.regression import mixed_effects, ols
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 60), st.floats(-1e3, 1e3))
 def test_ols_is_scipys(seed, n, slope):
     rng = np.random.default_rng(seed)
@@ -67,7 +68,7 @@ def best_of_statsmodels(frame, random_slope=False):
     return max(fits, key=lambda fit: fit.llf)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 8), st.sampled_from([0.0, 0.5, 2.0, 30.0]))
 def test_random_intercept_likelihood_is_never_below_statsmodels(seed, n_groups, spread):
     frame = random_data(seed, n_groups, spread)
@@ -82,7 +83,7 @@ def test_random_intercept_likelihood_is_never_below_statsmodels(seed, n_groups, 
         assert ours.residual_variance == pytest.approx(theirs.scale, rel=1e-2)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**32), st.integers(4, 7), st.sampled_from([0.0, 2.0]), st.sampled_from([0.0, 1.0]))
 def test_random_slope_likelihood_is_never_below_statsmodels(seed, n_groups, spread, slope_spread):
     frame = random_data(seed, n_groups, spread, slope_spread)
@@ -120,7 +121,7 @@ def test_at_the_boundary_the_model_is_least_squares_by_maximum_likelihood():
 
 def test_two_maxima_are_both_climbed():
     """A grid of the likelihood over the whole range of the variance ratio holds no point above the fit."""
-    for seed in range(40):
+    for seed in range(18):
         frame = random_data(seed, 3, [0.0, 1.0, 5.0][seed % 3])
         ours = mixed_effects(frame.y, frame.x, list(frame.group))
         assert ours.log_likelihood >= naive_best(frame) - 1e-7
@@ -128,7 +129,7 @@ def test_two_maxima_are_both_climbed():
 
 def naive_best(frame):
     best = -math.inf
-    for ratio in np.concatenate([[0], np.logspace(-4, 4, 200)]):
+    for ratio in np.concatenate([[0], np.logspace(-4, 4, 80)]):
         same = frame.group.to_numpy()[:, None] == frame.group.to_numpy()
         covariance = np.eye(len(frame)) + ratio * same
         inverse = np.linalg.inv(covariance)

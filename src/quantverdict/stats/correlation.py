@@ -21,7 +21,7 @@ from quantverdict.stats.distributions import (
 from quantverdict.stats.intervals import FloatArray
 
 _ROUNDING = 1e-13
-"""Spread, relative to the largest value, below which values differ by rounding only."""
+"""Spread, relative to the largest value, or correlation, below which there is nothing but rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,8 @@ def _correlation(x: FloatArray, y: FloatArray, magnitudes: tuple[float, float]) 
         # Scaled first, so that squares neither overflow nor vanish.
         lengths.append(largest * math.sqrt(float(np.square(values / largest).sum())))
     r = float((x / lengths[0]) @ (y / lengths[1]))
-    return max(-1.0, min(1.0, r))
+    # A sign that rounding made is no sign.
+    return 0.0 if abs(r) <= _ROUNDING else max(-1.0, min(1.0, r))
 
 
 def _pair(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
