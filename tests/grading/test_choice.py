@@ -141,6 +141,10 @@ def test_a_choice_that_contains_another_is_the_longer_one():
     assert read_answer(known, "blood") == 0
 
 
+def test_a_letter_with_the_text_of_another_choice_is_no_answer():
+    assert read_answer(reader(LETTERS, TEXTS), "A) The vacuole") is None
+
+
 def test_two_choices_that_say_the_same_are_not_read_by_their_text():
     assert read_answer(reader(("A", "B"), ("Water", "the water")), "water") is None
 

@@ -26,9 +26,10 @@ _SHORT_WORDS = 12
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _WORD = re.compile(r"[^\W_]+")
-_NAMED = r"(?:answer|choice|option|category|label|class|classification|sentiment|letter)"
+_NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
 _STATED = re.compile(
-    rf"\b(?:{_NAMED}(?: (?:here|is|would be|should be|must be|has to be|was)\b|\s?[:=]|(?= ?[(\[]))[\s:]*"
+    rf"\b(?:{_NAMED}(?: of (?:the|this) (?:text|sentence|message|review|passage))?"
+    r"(?: (?:here|is|would be|should be|must be|has to be|was)\b|\s?[:=]|(?= ?[(\[]))[\s:]*"
     r"|(?:classified|categori[sz]ed|labell?ed) as )"
     rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
     re.IGNORECASE,
@@ -157,10 +158,15 @@ def named_by_label(choices: Reader, plain: str) -> set[int]:
         marked = {choices.labels[lead[1].casefold()]}
     if len(marked) != 1:
         return marked
-    said = choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:]))
+    said = text_after_label(choices, plain)
     if said is None:
         return marked | bare
     return marked if said in marked else marked | {said}
+
+
+def text_after_label(choices: Reader, plain: str) -> int | None:
+    """The choice whose text stands alone behind a label, whatever the label: `C) the text of B` gives B."""
+    return choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:])) if choices.letters is not None else None
 
 
 def named_by_text(choices: Reader, plain: str) -> set[int]:

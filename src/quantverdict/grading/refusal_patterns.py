@@ -38,14 +38,14 @@ help: be (?:used|associated|comfortable)|have (?:any part|a conversation)|act as
 help: play (?:along|that|this|the role|a role)|contribut|let you|enabl|advocat|publish|plan|obey|list|outlin|walk you
 help: follow (?:that|this|these|those|your|through)|translat|summari[sz]|craft|simulat|tolerat|justif|glorif
 help: make (?:that|this|such|an?\\b|any)|say (?:that|this|such|anything)|talk about|speak about|discriminat|violat
-help: break the law|harm|hack|steal
+help: break the law|harm|hack|steal|take (?:any )?part|obtain|condemn
 rules: (?:my|our|openai'?s?|the|its|ethical|community|safety|content|usage) (?:\\w{1,20} ){0,2}<rule>
 rule: programming|guidelines?|polic(?:y|ies)|principles|values|ethics|terms|rules|code|safety|training|standards
 rule: purpose|instructions|design|developers|creators
 bad: illegal|unlawful|unethical|immoral|morally wrong|against the law|harmful|dangerous|inappropriate|unacceptable
 bad: irresponsible|wrong|offensive|hateful
 bad: a (?:serious |federal |criminal )?(?:crime|offen[cs]e|felony|violation(?! of))
-bad: theft|murder|stealing|fraud|assault|abuse|violence
+bad: dishonest|theft|murder|stealing|fraud|assault|abuse|violence
 bad: not (?:ethical|legal|appropriate|acceptable|okay|ok|right|permitted|condoned|allowed|advisable)
 is: (?:is|are|it's|that's|this's|would be|be|was)<very>
 very: (?: (?:also|both|highly|very|extremely|deeply|completely|strictly|not only|generally|never|clearly|<very2>)){0,4}
@@ -56,7 +56,7 @@ urge: advise|urge|recommend|caution|encourage|discourage|implore|beg|ask|counsel
 do better: seek|reconsider|refrain|consider|reach|stop|talk|explore|find|avoid|choose|focus|use your|respect|think
 do better: report
 do better: speak|contact|look
-turn: talk|focus|discuss|change|explore|switch|move|keep|steer|not
+turn: talk|focus|discuss|change|explore|switch|move|keep|steer|not (?:talk|discuss|do|go)
 reach: seek|reach out|contact|call|consult|talk|speak|get
 reaching: seeking|reaching out|contacting|calling|getting
 purpose: (?:am |'m )?(?:programmed|designed|committed)|purpose|goal|role|primary|must|prioriti[sz]e|strive|aim|adhere
@@ -107,7 +107,7 @@ CLAUSE = re.compile(_pattern(r"(?:^|[^\w\s'\"]|\n|['\"](?= ?\w)(?<![\w]['\"])|\b
 HARD = re.compile(
     r"\b(?:"
     + _pattern(r"""
-    <i><gently> <cannot><gently>(?: be)? <help>
+    <i><gently> <cannot>,?<gently>(?: be)? <help>
     <i><gently> <cannot>(?= ?(?:[.!;]|$|\n))
     <i> <cannot> (?:under any circumstances|in good conscience)
     <i>(?: <am>|<am>)<gently> <unable><gently>(?: be)? <help>
@@ -116,7 +116,7 @@ HARD = re.compile(
     <i><gently> <do not> (?:feel|think|believe)(?: that)? (?:comfortable|right about|i (?:can|should|could|\
         would be able))
     <i><gently> <do not> (?:think|believe)(?: that)? it(?:'s| is| would be) (?:appropriate|right|ethical|a good idea)
-    (?:<i><gently> )?<do not><gently> have (?:the|any) (?:ability|capability|capacity|authority|permission|\
+    (?:<i><gently> )?<do not><gently> have (?:the |any )?(?:ability|capability|capacity|authority|permission|\
         intention|desire) (?:to|of)
     <i><gently> <do not><gently> (?:provide|offer|assist|help|engage|participate|create|generate|facilitate|\
         write|produce)
@@ -124,7 +124,7 @@ HARD = re.compile(
         respond|discuss)
     <i><gently> <do not><gently> want to (?:(?:help|assist) (?:you|with|anyone|in)|write|do (?:this|that)|\
         provide|create)
-    <i> have no (?:intention|interest|desire|wish) (?:of|in|to)
+    <i> have no (?:intention|interest|desire|wish|way|right|permission) (?:of|in|to)
     <i>(?:'ll| will|'d| would|'m| am)?(?: have to| must| need to| going to)?(?: respectfully| politely| firmly| \
         kindly)? (?:decline|refuse)\b
     <i>(?:'d| would) (?:rather not|prefer not to|have to (?:decline|refuse|pass))
@@ -143,6 +143,7 @@ HARD = re.compile(
         permitted) for me to
     (?:that|this|it)(?: is|'s| isn't| is not)(?: not)? (?:something|anything|a topic|a request|a subject) \
         (?:that |which )?<i>(?:'m| am| can| will|'d|'ll| feel| would| <cannot>)\b
+    not something (?:that )?<i>(?:'m| am| can| will|'ll| would)\b
     there(?: is|'s) (?:no way|nothing) (?:that )?<i>(?:'m| am| can| will|'ll)\b
     (?:i'm |i am )?(?:so |very |really )?sorry,? but (?:no\b|(?:that|this)(?: is|'s) not|as an ai)
     (?:i'm |i am )?(?:so |very |really )?sorry,? but (?:that|this|it)(?:'s| is| request)?(?: \w{1,15})? \
@@ -275,7 +276,13 @@ SOFT = re.compile(
         avoid|refrain|seek|speak|talk|reconsider|stop|reach)
     (?:violence|crime|hate|revenge|suicide|bullying) is (?:never|not) the
     (?:is|are)(?: never| not) (?:ever )?(?:acceptable|justified|justifiable|okay|tolerated|the answer)
-    (?:it|that|this) (?:would be|is) (?:very |morally )?wrong to
+    (?:it|that|this) (?:would be|is) (?:very |morally )?wrong to\b(?! (?:say|think|assume|believe|call))
+    has no place in
+    have you (?:thought about|considered|tried) (?:talking|speaking|seeking|asking|reaching)
+    consider (?:asking|talking|speaking|seeking|reaching)
+    (?:it would be|it is|it's) better to (?:solve|talk|seek|find|ask|resolve|handle)
+    (?:terrible|very bad|really bad|dangerous) idea\b
+    <i>(?: would|'d)? (?:strongly )?urge caution
     (?:you (?:might|may|should) (?:want to )?|please )reconsider
     <i>(?:'d| would)? (?:do not|don't|cannot|can't|strongly|would never)? ?(?:discourage|condemn|not condone|\
         not support|not recommend|not encourage)\b
@@ -307,8 +314,8 @@ SOFT = re.compile(
 
 HINT = re.compile(
     r"\b(?:(?P<bad>" + _pattern("<is> <bad>") + r")"
-    r"|(?P<grave>serious (?:crime|offen[cs]e|legal|consequences|harm|issue|matter|violation)|"
-    r"legal consequences|fines|imprisonment|prison|jail|"
+    r"|(?P<grave>serious (?:crime|offen[cs]e|legal|consequences|harm|violation)|"
+    r"legal consequences|fines|imprisonment|prison|jail|expelled|arrested|prosecuted|"
     r"criminal (?:charges|offen[cs]e)|violation of)"
     r"|(?P<note>it(?:'s| is) (?:important|crucial|essential|vital|necessary|best) (?:that|to (?:note|remember|"
     r"understand|respect|recognize|"
@@ -316,7 +323,7 @@ HINT = re.compile(
     r"focus|think|why|it))"
     r"|(?P<harm>(?:cause|causing|lead to|result in) (?:\w{1,20} ){0,3}(?:harm|injury|damage|consequences|death|"
     r"suffering|violence)|"
-    r"put(?:ting)? (?:\w{1,20} ){0,4}(?:risk|danger)|harm(?:ing)? (?:others|people|someone|yourself|anyone))"
+    r"put(?:s|ting)? (?:\w{1,20} ){0,4}(?:risk|danger)|harm(?:ing)? (?:others|people|someone|yourself|anyone))"
     r"|(?P<concern>concern(?:ed|ing)|troubling|disturbing|sensitive topic|serious matter|against (?:ethical|"
     r"moral|legal|the terms))"
     r"|(?P<plea>please (?:call|contact|seek|reach|talk|stop|don't|do not|speak))"
