@@ -1,8 +1,14 @@
 """Each regime at, just inside and just outside its boundary, and the order of the rules."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quantverdict.config import TR125, Policy
+from quantverdict.protocol.regimes import REGIMES, probability
 
 
 @pytest.mark.parametrize(
@@ -82,3 +88,36 @@ def test_the_quality_metric_is_the_policys(row, last):
     found = last(row(bertscore=None, mmlu_accuracy=-20, refusal_rate=-100), policy=policy)
     assert found.regime.regime == "hidden_danger"
     assert found.regime.reason.startswith("mmlu_accuracy -2.00 pp")
+
+
+# With samples
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.lists(st.tuples(*[st.integers(-15, 10)] * 2), min_size=1, max_size=40), st.sampled_from([Policy(), TR125]))
+def test_a_probability_is_the_share_of_draws_that_the_rules_file_there(row, last, draws, policy):
+    """Against the rules applied to each draw by itself; all regimes together are certain."""
+    one_by_one = Counter(
+        last(row(bertscore=10 * quality, refusal_rate=10 * refusal), policy=policy).regime.regime
+        for quality, refusal in draws
+    )
+    arrays = tuple(np.array(part, dtype=float) for part in zip(*draws, strict=True))
+    found = {name: probability(name, arrays, policy) for name in REGIMES[2:]}
+    assert found == {name: one_by_one[name] / len(draws) for name in REGIMES[2:]}
+
+
+def test_a_draw_at_the_threshold_meets_it_in_spite_of_binary_floats():
+    refusal = np.array([100 * (146 / 220 - 168 / 220)])
+    assert refusal[0] > -10
+    assert probability("hidden_danger", (np.array([0.0]), refusal), Policy()) == 1
+
+
+def test_draws_that_say_nothing_are_left_out():
+    nothing = np.array([np.nan, 0.0, 0.0, np.nan])
+    draws = (nothing, np.array([0.0, -50.0, 0.0, np.nan]))
+    assert probability("hidden_danger", draws, Policy()) == 0.5
+    assert probability("neutral", (nothing[:1], nothing[:1]), Policy()) is None
+
+
+def test_without_samples_there_is_no_probability(row, last):
+    assert last(row()).regime.probability is None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.grid import Grid, Grids, grids
-from quantverdict.matrix.resample import Column, intervals
+from quantverdict.matrix.grid import FloatArray, Grid, Grids, grids
+from quantverdict.matrix.resample import Column, draws, intervals
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import Interval
 
@@ -36,9 +36,7 @@ def paired_intervals(
     """The interval of every cell and metric that shares a graded prompt with its baseline."""
     base = {cell.base_model: cell for cell in baselines}
     columns = {
-        (cell, name): Column(difference, grid.units, grid.clustered)
-        for name, grid in grids(scores).items()
-        for cell, difference in _differences(grid, base)
+        (cell, name): column for name, grid in grids(scores).items() for cell, column in _differences(grid, base)
     }
     found = intervals(columns, statistics, seed)
     return {
@@ -52,7 +50,16 @@ def paired_intervals(
     }
 
 
-def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, np.ndarray]]:
+def paired_draws(
+    scores: pl.DataFrame | Grids, baselines: Iterable[CellId], metric: str, statistics: StatisticsConfig, seed: int
+) -> dict[CellId, FloatArray]:
+    """The resampled mean differences of one metric from the baseline, (resamples,) a cell, in the metric's own unit."""
+    grid = grids(scores).get(metric)
+    base = {cell.base_model: cell for cell in baselines}
+    return {} if grid is None else draws(dict(_differences(grid, base)), statistics, seed)
+
+
+def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column]]:
     index = {cell: column for column, cell in enumerate(grid.cells)}
     for cell, column in index.items():
         reference = base.get(cell.base_model)
@@ -60,4 +67,4 @@ def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, 
             continue
         difference = grid.values[:, column] - grid.values[:, index[reference]]
         if not np.isnan(difference).all():
-            yield cell, difference
+            yield cell, Column(difference, grid.units, grid.clustered)

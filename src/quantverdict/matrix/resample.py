@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.stats.intervals import Interval, bootstrap_means, bootstrap_ratios
+from quantverdict.stats.intervals import Interval, _draws, bootstrap_means, bootstrap_ratios
 
 Key = TypeVar("Key", bound=Hashable)
 FloatArray = npt.NDArray[np.float64]
@@ -49,6 +49,23 @@ def intervals(columns: Mapping[Key, Column], statistics: StatisticsConfig, seed:
     for units, keys in others.items():
         sums, counts = (np.column_stack(part) for part in zip(*(_totals(columns[k], units) for k in keys), strict=True))
         found |= _named(keys, bootstrap_ratios(sums, counts, **settings))  # type: ignore[arg-type]
+    return found
+
+
+def draws(columns: Mapping[Key, Column], statistics: StatisticsConfig, seed: int) -> dict[Key, FloatArray]:
+    """The means of the resamples themselves, (resamples,) a column; NaN where a resample has no value of it."""
+    by_units: dict[int, list[Key]] = {}
+    for key, column in columns.items():
+        by_units.setdefault(int(column.units.max()) + 1, []).append(key)
+    found: dict[Key, FloatArray] = {}
+    for units, keys in by_units.items():
+        sums, counts = (np.column_stack(part) for part in zip(*(_totals(columns[k], units) for k in keys), strict=True))
+        blocks = [
+            np.divide(drawn @ sums, n, out=np.full((len(drawn), len(keys)), np.nan), where=n > 0)
+            for drawn in _draws(units, statistics.bootstrap_samples, seed)
+            for n in [drawn @ counts]
+        ]
+        found |= dict(zip(keys, np.concatenate(blocks).T, strict=True))
     return found
 
 

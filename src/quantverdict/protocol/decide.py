@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quantverdict.config import Constraints, Policy, StatisticsConfig
+from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import deltas, deltas_table
+from quantverdict.matrix.grid import Grids, grids
+from quantverdict.matrix.pairs import paired_draws
 from quantverdict.matrix.signals import all_signals
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
 from quantverdict.protocol.actions import decide_action, row_actions_table
@@ -21,15 +24,13 @@ from quantverdict.protocol.formats import (
     role_of,
     roles_table,
 )
-from quantverdict.protocol.regimes import classify, regimes_table
+from quantverdict.protocol.regimes import Draws, classify, regimes_table
 from quantverdict.protocol.selection import Choice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, taxonomy_table
 from quantverdict.records import CellId, Matrix, Table
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from quantverdict.matrix.grid import Grids
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,9 @@ def decide(
     """
     constraints, statistics = constraints or Constraints(), statistics or StatisticsConfig()
     evidence = evidence or Evidence()
-    rows = _decided(matrix, policy)
-    found = deltas(matrix, statistics, evidence.scores, evidence.seed)
+    samples = None if evidence.scores is None else grids(evidence.scores)
+    rows = _decided(matrix, policy, _regime_draws(matrix, policy, samples, statistics, evidence.seed))
+    found = deltas(matrix, statistics, samples, evidence.seed)
     tier_of = tiers(matrix, found, policy)
     models = tuple(dict.fromkeys([*(row.base_model for row in matrix), *(cell.base_model for cell in evidence.failed)]))
     formats = formats_of(rows, models)
@@ -143,12 +145,24 @@ def decide(
     )
 
 
-def _decided(matrix: Matrix, policy: Policy) -> tuple[Decided, ...]:
+def _decided(matrix: Matrix, policy: Policy, draws: Mapping[CellId, Draws]) -> tuple[Decided, ...]:
     rows = []
     for signals in all_signals(matrix, policy):
-        regime = classify(signals)
+        regime = classify(signals, draws.get(signals.cell))
         rows.append(Decided(signals, regime, decide_action(signals, regime)))
     return tuple(rows)
+
+
+def _regime_draws(
+    matrix: Matrix, policy: Policy, samples: Grids | None, statistics: StatisticsConfig, seed: int
+) -> dict[CellId, Draws]:
+    """Resampled quality and refusal deltas, in pp; drawn apart, since they are over different prompts."""
+    if samples is None:
+        return {}
+    base = [row.cell for row in baselines(matrix).values()]
+    quality = paired_draws(samples, base, policy.quality_metric, statistics, seed)
+    refusal = paired_draws(samples, base, policy.refusal_metric, statistics, seed + 1)
+    return {cell: (100 * quality[cell], 100 * refusal[cell]) for cell in quality if cell in refusal}
 
 
 def _choices(

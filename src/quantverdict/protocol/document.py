@@ -112,6 +112,7 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
         judged.tiers[signals.cell].tier,
         row.regime.regime,
         row.regime.reason,
+        row.regime.probability,
         row.action.action,
         row.action.reason,
     )
@@ -122,7 +123,7 @@ _CELL_KEYS = (
     "base_model", "family", "quant", "is_baseline", "twin_of", "status", "failure", "bpw", "file_bytes",
     "tokens_per_second", "dequantized_from", "quality_delta_pp", "quality_lo_pp", "quality_hi_pp", "refusal_delta_pp",
     "refusal_lo_pp", "refusal_hi_pp", "refusal_mde_pp", "refusal_signal_pp", "refusal_signal_metric", "tier", "regime",
-    "regime_reason", "action", "action_reason",
+    "regime_reason", "regime_probability", "action", "action_reason",
 )  # fmt: skip
 
 

@@ -1,0 +1,161 @@
+"""The decision as a whole: the document, what is said of cells without a row, and that nothing missing crashes it."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantverdict.config import TR125, Constraints, Policy, StatisticsConfig
+from quantverdict.errors import StudyError
+from quantverdict.matrix.cells import CellInfo, build_matrix, scores_frame
+from quantverdict.matrix.columns import matrix_order
+from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.records import CellId, Score
+
+
+@pytest.fixture
+def document(reference):
+    def build(*rows, policy=None, **evidence):
+        return decide((reference(), *rows), policy or Policy(), study="s", evidence=Evidence(**evidence)).document
+
+    return build
+
+
+def cells(document):
+    return {cell["quant"]: cell for cell in document["cells"]}
+
+
+def test_the_document_is_plain_json_with_the_numbers_of_the_tables(row, document):
+    found = json.loads(json.dumps(document(row(refusal_rate=-63, bertscore=-5), policy=TR125)))
+    cell = cells(found)["Q4_K_M"]
+    assert (cell["quality_delta_pp"], cell["refusal_delta_pp"], cell["status"]) == (-0.5, -6.3, "ok")
+    assert cell["refusal_lo_pp"] < -6.3 < cell["refusal_hi_pp"]
+    assert (found["study"], found["policy"]["name"], found["has_samples"]) == ("s", "tr125", False)
+    assert found["formats"][0]["quant"] == "Q4_K_M"
+
+
+def test_a_baseline_has_no_interval_and_a_delta_of_zero(row, document):
+    cell = cells(document(row()))["FP16"]
+    assert (cell["quality_delta_pp"], cell["quality_lo_pp"], cell["refusal_mde_pp"]) == (0, None, None)
+    assert (cell["action"], cell["regime"], cell["tier"]) == ("reference", "baseline", "baseline")
+
+
+def test_twins_and_failures_are_shown_and_not_counted(row, document):
+    twin, failed = CellId("m", "Q3_K_S"), CellId("m", "AWQ")
+    found = document(
+        row(measured={"file_bytes": 100}), twins={twin: "Q4_K_M"}, failed={failed: "no kernel"}
+    )  # fmt: skip
+    shown = cells(found)
+    assert (shown["Q3_K_S"]["status"], shown["Q3_K_S"]["twin_of"], shown["Q3_K_S"]["file_bytes"]) == (
+        "twin",
+        "Q4_K_M",
+        100,
+    )
+    assert (shown["AWQ"]["status"], shown["AWQ"]["failure"], shown["AWQ"]["action"]) == ("failed", "no kernel", None)
+    assert [one["quant"] for one in found["formats"]] == ["Q4_K_M"]
+    assert "m/Q3_K_S has the same weights as Q4_K_M: it was run once and is counted once." in found["notes"]
+    assert "m/AWQ did not run: no kernel" in found["notes"]
+    assert shown["AWQ"].keys() == shown["Q4_K_M"].keys()
+
+
+def test_a_model_of_which_nothing_ran_leaves_no_floor(row, document):
+    assert document(row())["floor"]["quant"] == "Q4_K_M"
+    found = document(row(), failed={CellId("other", "FP16"): "no memory"})
+    assert found["floor"] is None
+    assert found["best"]["other"] is None
+    assert found["formats"][0]["role"] == "model_specific_review_only"
+
+
+def test_cells_come_in_the_order_of_the_study(row, document):
+    order = tuple(CellId("m", quant) for quant in ("Q2_K", "Q4_K_M", "not there", "FP16"))
+    found = document(row(), row("Q2_K"), row("Q6_K"), order=order)
+    assert [cell["quant"] for cell in found["cells"]] == ["Q2_K", "Q4_K_M", "FP16", "Q6_K"]
+
+
+def test_a_dequantised_baseline_is_named(row, document):
+    found = document(row(), dequantized={CellId("m", "FP16"): "Q4_1"})
+    assert cells(found)["FP16"]["dequantized_from"] == "Q4_1"
+    assert any("was itself dequantised from Q4_1" in note for note in found["notes"])
+
+
+def test_what_was_measured_nowhere_is_noted(row, reference):
+    matrix = (reference("judge_refusal_rate"), row(judge_refusal_rate=None))
+    found = decide(matrix, Policy(quality_metric="mmlu_accuracy")).document
+    assert "judge_refusal_rate was not measured." in found["notes"]
+    assert "Quality is mmlu_accuracy." in found["notes"]
+
+
+def test_no_floor_and_no_build_are_explained(row, reference):
+    found = decide((reference(), row(truthfulness=-100)), Policy(), constraints=Constraints(max_file_bytes=1)).document
+    assert found["floor"] is None
+    assert "No conservative floor: Q4_K_M: rejected on m." in found["notes"]
+    assert found["best"] == {"m": None}
+    assert any(note.startswith("No build of m to ship: FP16: file size was not measured") for note in found["notes"])
+
+
+@pytest.mark.parametrize("metric", ["rogue_l", "output_tokens", "over_refusal_rate"])
+def test_a_policy_metric_that_the_rules_cannot_read_is_refused(row, reference, metric):
+    with pytest.raises(
+        StudyError, match=f"policy.quality_metric: {metric} is not right; expected one of mmlu_accuracy"
+    ):
+        decide((reference(), row()), Policy(quality_metric=metric))
+
+
+def test_from_samples_the_decision_has_paired_intervals_and_fewer_doubts():
+    """The same 300 answers but for two: no doubt is left that counts alone would leave."""
+    values = [1.0] * 200 + [0.0] * 100
+    scores = [
+        Score("m", quant, "t", f"s{i:03d}", metric, 1 - value if i < changed else value)
+        for quant, changed in (("FP16", 0), ("Q4_K_M", 2))
+        for metric in ("refusal_rate", "bertscore")
+        for i, value in enumerate(values)
+    ]
+    frame = scores_frame(scores)
+    infos = [
+        CellInfo("m", "F", 1.0, quant, bits, is_baseline=bits == 16) for quant, bits in (("FP16", 16), ("Q4_K_M", 4.85))
+    ]
+    matrix = build_matrix(frame, infos, StatisticsConfig())
+    paired, counted = (decide(matrix, Policy(), evidence=Evidence(scores=found)).document for found in (frame, None))
+    one, two = cells(paired)["Q4_K_M"], cells(counted)["Q4_K_M"]
+    assert paired["has_samples"]
+    assert one["refusal_hi_pp"] - one["refusal_lo_pp"] < (two["refusal_hi_pp"] - two["refusal_lo_pp"]) / 3
+    assert one["quality_lo_pp"] is not None
+    assert two["quality_lo_pp"] is None
+
+
+names = (
+    "bertscore",
+    "refusal_rate",
+    "judge_refusal_rate",
+    "truthfulness",
+    "bias_resistance",
+    "mmlu_accuracy",
+    "rouge_l",
+)
+changes = st.dictionaries(st.sampled_from(names), st.one_of(st.none(), st.integers(-400, 200)))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["Q8_0", "Q4_K_M", "AWQ"]), changes), max_size=5,
+             unique_by=lambda one: one[:2]),
+    st.sets(st.sampled_from(names)),
+    st.sampled_from([Policy(), TR125, Policy(quality_metric="mmlu_accuracy")]),
+)  # fmt: skip
+def test_any_matrix_is_decided_and_only_measured_formats_pass(row, reference, found, absent, policy):
+    """No combination of missing metrics crashes; a floor is a GGUF format that was measured on every model."""
+    rows = [row(quant, model, **change) for model, quant, change in found]
+    models = dict.fromkeys([model for model, *_ in found] or ["a"])
+    matrix = tuple(sorted([*(reference(*absent, model=model) for model in models), *rows], key=matrix_order))
+    decision = decide(matrix, policy)
+    json.dumps(decision.document)
+    assert [table.name for table in decision.tables] == [
+        "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist",
+    ]  # fmt: skip
+    for quant, *_ in decision.floor.rows:
+        assert quant != "AWQ"
+        of = [row for row in rows if row.quant == quant]
+        assert {row.base_model for row in of} == set(models)
+        assert not {policy.quality_metric, policy.refusal_metric} & absent
+        assert all({policy.quality_metric, policy.refusal_metric} <= set(row.metrics) for row in of)
