@@ -14,7 +14,8 @@ from quantverdict.report.svg import Box, Placed, Scale, element, log_ticks, plac
 
 SIZES = {"regimes": (380.0, 320.0), "alone": (440.0, 360.0), "bits": (380.0, 235.0), "trade": (400.0, 280.0)}
 """Width and height of each kind of panel, in units that are about a pixel where it is shown."""
-SMALL = 11.0
+SMALL, TICK = 11.0, 11.5
+"""Sizes of labels and of ticks, as in the style sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def regime_panel(
         alone: there is no other panel beside it.
     """
     size = SIZES["alone" if alone else "regimes"]
-    frame = _frame(size)
+    frame = _frame(size, axes[1])
     x, y = _scales(axes, frame)
     defs, shapes, taken = [_patterns(name)], [], []
     for area in areas:
@@ -132,7 +133,7 @@ def metric_panel(name: str, series: Sequence[Sequence[Mark]], axes: tuple[Axis, 
         axes: bits per weight, the metric.
         labelled: write each build's name at its mark.
     """
-    frame = _frame(SIZES["bits"])
+    frame = _frame(SIZES["bits"], axes[1])
     x, y = _scales(axes, frame)
     body = _axes(axes, x, y, frame)
     for index, marks in enumerate(series):
@@ -152,7 +153,7 @@ def metric_panel(name: str, series: Sequence[Sequence[Mark]], axes: tuple[Axis, 
 
 def trade_panel(name: str, marks: Sequence[Mark], axes: tuple[Axis, Axis]) -> str:
     """One axis of the trade: quality delta against size, or against speed."""
-    frame = _frame(SIZES["trade"])
+    frame = _frame(SIZES["trade"], axes[1])
     x, y = _scales(axes, frame)
     zero = (
         [element("line", x1=frame.left, x2=frame.right, y1=y(0), y2=y(0), class_="zero")]
@@ -201,8 +202,10 @@ def _patterns(name: str, only: str | None = None) -> str:
     return "".join(made)
 
 
-def _frame(size: tuple[float, float]) -> Box:
-    return Box(52, 10, size[0] - 10, size[1] - 46)
+def _frame(size: tuple[float, float], up: Axis) -> Box:
+    """Where the data is drawn: beside the axis title and the widest label of a tick, above those of the other axis."""
+    widest = max(text_width(_tick(value), TICK) for value in ticks(up.lo, up.hi, 5))
+    return Box(26 + widest, 10, size[0] - 10, size[1] - 46)
 
 
 def _scales(axes: tuple[Axis, Axis], frame: Box) -> tuple[Scale, Scale]:

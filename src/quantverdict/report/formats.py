@@ -27,6 +27,7 @@ _NAMES = {
     "sha256": "SHA-256",
 }
 _WHOLE = {
+    "bpw_quantized": "bits per weight of matrices",
     "rouge_l": "ROUGE-L",
     "ttft_ms": "time to first token (ms)",
     "tokens_per_second": "tokens/s",

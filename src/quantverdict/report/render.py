@@ -21,6 +21,8 @@ from quantverdict.report.tables import Build, Grid
 SECTIONS = ("decision", "builds", "matrix", "regimes", "bits", "trade", "tables", "examples", "provenance")
 """The sections of the default report: a template of this name in `templates/html` and in `templates/md` each."""
 
+CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
+
 
 def render_report(bundle_dir: Path) -> None:
     """Write `report.md` and `report.html` into a bundle.
@@ -81,9 +83,8 @@ def _size(value: object) -> float | None:
 
 def _constraints(given: dict[str, Any]) -> list[str]:
     """The constraints that the study states, in words."""
-    return [
-        f"{formats.words(key)}: {formats.table_value(key, value)}" for key, value in given.items() if value is not None
-    ]
+    known = [(key, value) for key, value in given.items() if value is not None]
+    return [f"{CONSTRAINTS.get(key, formats.words(key))} {formats.table_value(key, value)}" for key, value in known]
 
 
 def provenance(bundle: BundleView) -> list[Grid]:
@@ -139,9 +140,7 @@ def _artifact_grid(bundle: BundleView) -> Grid:
 
 def _artifact_value(column: str, value: object) -> str:
     if isinstance(value, dict):
-        return (
-            ", ".join(f"{formats.plain(key)} \N{MULTIPLICATION SIGN} {item}" for key, item in value.items()) or "none"
-        )
+        return ", ".join(f"{formats.plain(key)}\N{MULTIPLICATION SIGN}{item}" for key, item in value.items()) or "none"
     if column.startswith("bpw"):
         return formats.quantity(value, 3)
     return formats.table_value(column, value)

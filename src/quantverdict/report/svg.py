@@ -119,7 +119,10 @@ class Placed(NamedTuple):
     led: bool
 
 
-_DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.7), (-0.8, -0.7), (0.8, 0.7), (-0.8, 0.7))
+_DIRECTIONS = (
+    (1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.7), (-0.8, -0.7), (0.8, 0.7), (-0.8, 0.7),
+    (0.95, -0.35), (-0.95, -0.35), (0.95, 0.35), (-0.95, 0.35), (0.4, -0.95), (-0.4, -0.95), (0.4, 0.95), (-0.4, 0.95),
+)  # fmt: skip
 _RADII = (8, 15, 24, 34, 46, 60, 76)
 
 
@@ -149,14 +152,23 @@ def place_labels(
     written: list[Box] = list(taken)
     result: list[Placed | None] = []
     for (x, y), label in zip(marks, labels, strict=True):
-        width = text_width(label, size)
-        chosen = None
-        for candidate in _candidates(x, y):
-            box = _box(candidate, width, size)
-            free = frame.holds(box) and not any(box.overlaps(other) for other in (*dots, *written))
-            if free and (not candidate.led or _clear_line(candidate, x, y, written)):
-                chosen = candidate
-                written.append(box)
-                break
+        chosen = _free_place((x, y), text_width(label, size), size, frame, (dots, written))
+        if chosen is not None:
+            written.append(_box(chosen, text_width(label, size), size))
         result.append(chosen)
     return result
+
+
+def _free_place(
+    mark: tuple[float, float], width: float, size: float, frame: Box, taken: tuple[Sequence[Box], Sequence[Box]]
+) -> Placed | None:
+    """The nearest free place whose line crosses no label; where every line would, the nearest free place."""
+    dots, written = taken
+    crossing = None
+    for candidate in _candidates(*mark):
+        box = _box(candidate, width, size)
+        if frame.holds(box) and not any(box.overlaps(other) for other in (*dots, *written)):
+            if not candidate.led or _clear_line(candidate, *mark, written):
+                return candidate
+            crossing = crossing or candidate
+    return crossing

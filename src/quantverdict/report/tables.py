@@ -66,6 +66,11 @@ class Build:
         return VERDICTS[self.group][1]
 
     @property
+    def standing(self) -> str:
+        """The verdict, and what is said of it as the best build."""
+        return f"{self.verdict}, {BEST.get(self.group, 'the best')}" if self.is_best else self.verdict
+
+    @property
     def label(self) -> str:
         """The build with its twins: `Q3_K_S = Q2_K`."""
         return " = ".join((self.quant, *self.twins))
@@ -82,6 +87,7 @@ class ModelVerdict:
     groups: Mapping[str, tuple[Build, ...]]
 
 
+BEST = {"ship": "the best", "unknown": "evaluate this one first", "reference": "nothing smaller holds"}
 HEADLINES = {
     "ship": "Ship {}",
     "reference": "Stay with the baseline, {}",
@@ -180,7 +186,8 @@ _KNOWN = re.compile(rf"\b({'|'.join(sorted((*METRICS, *ACTIONS, *REGIMES), key=l
 
 def readable(text: object) -> str:
     """A sentence of the decision with its metrics, regimes and actions by their names in the report."""
-    return _KNOWN.sub(lambda found: formats.label(found[0]), formats.plain(text))
+    named = _KNOWN.sub(lambda found: formats.label(found[0]), formats.plain(text))
+    return re.sub(r"(?<![\w.\-])-(?=\d)", formats.MINUS, named)
 
 
 def verdicts(bundle: BundleView, rows: Sequence[Build]) -> list[ModelVerdict]:
@@ -224,7 +231,7 @@ def grid(name: str, title: str, shows: str, rows: Sequence[CsvRow] | None) -> Gr
         return Grid(name, title, shows, (), ())
     columns = tuple(rows[0])
     body = tuple(tuple(_grid_value(column, row.get(column)) for column in columns) for row in rows)
-    numeric = tuple(_is_numeric([row.get(column) for row in rows]) for column in columns)
+    numeric = tuple(column not in _FLAGS and _is_numeric([row.get(column) for row in rows]) for column in columns)
     return Grid(name, title, shows, tuple(formats.label(column) for column in columns), body, numeric)
 
 
@@ -233,6 +240,7 @@ def _is_numeric(values: Sequence[str | None]) -> bool:
     return bool(given) and all(formats.number(value) is not None for value in given)
 
 
+_FLAGS = {"inflated", "is_baseline", "reverses", "at_boundary", "safety_degrades_faster"}
 _SENTENCES = {"reason", "observed", "cells", "trigger", "what_to_do"}
 _IDENTIFIERS = {"interval_kind", "loss_tier", "regime", "action", "role", "tier", "status", "outcome", "failure_mode"}
 
@@ -242,6 +250,8 @@ def _grid_value(column: str, value: str | None) -> str:
         return formats.words(value)
     if value and column in _SENTENCES:
         return readable(value)
+    if value in {"0", "1"} and column in _FLAGS:
+        return "yes" if value == "1" else "no"
     if not value and column == "cells":
         return "none"
     if value and column in {"metric", "quality_metric", "safety_metric", "benchmark_metric", "generation_metric"}:
