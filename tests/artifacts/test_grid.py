@@ -70,6 +70,13 @@ def test_a_decoded_file_is_named_as_that_and_its_levels_too(tiny: Path, tmp_path
     assert "went through Q4_1 before" in "\n".join(describe(inspect_gguf(wide)))
 
 
+def test_a_mix_is_named_by_its_level_and_an_unnamed_one_by_its_commonest_type(tiny: Path, tmp_path: Path) -> None:
+    low = make_level(tiny, "Q4_K_M", tmp_path / "low.gguf")
+    assert inspect_gguf(make_level(low, "FP16", tmp_path / "wide.gguf")).dequantized_from == "Q4_K_M"
+    low.write_bytes(low.read_bytes().replace(b"general.file_type", b"general.fyle_type"))
+    assert inspect_gguf(make_level(low, "FP16", tmp_path / "wide.gguf")).dequantized_from == "Q4_K"
+
+
 def test_the_data_tell_where_the_metadata_do_not(tiny: Path, tmp_path: Path) -> None:
     """Somebody else's file carries no record: the grid is enough, and levels made from it inherit the finding."""
     wide = make_level(make_level(tiny, "Q4_1", tmp_path / "low.gguf"), "FP16", tmp_path / "wide.gguf")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quantverdict.artifacts.ggml_kernels import kernels_version
-from quantverdict.artifacts.ggml_types import TYPE_BY_NAME, GgmlType
+from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
 from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_sha256, open_model
 from quantverdict.artifacts.gguf_read import Gguf
 from quantverdict.artifacts.gguf_write import Entry, copied_field, header_bytes, text_field, uint32_field, write_padded
@@ -80,7 +80,7 @@ def build_ladder(
     model = open_model(source)
     folder = cache_dir / "gguf" / f"{file_sha256(model)[:16]}-{kernels_version()}-{_RECIPE}"
     start = source
-    if _main_type(model).quantized and any(not _is_level(model, level) for level in levels):
+    if _low_bit_origin(model) and any(not _is_level(model, level) for level in levels):
         start = _cached(source, "FP16", folder, progress)
     return {level: source if _is_level(model, level) else _cached(start, level, folder, progress) for level in levels}
 
@@ -101,13 +101,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _main_type(model: Gguf) -> GgmlType:
-    """The type that most of the weights in matrices have."""
-    weights: Counter[GgmlType] = Counter()
-    for tensor in model.tensors:
-        if is_quantizable(tensor):
-            weights[tensor.type] += tensor.n_elements
-    return weights.most_common(1)[0][0] if weights else model.tensors[0].type
+def _low_bit_origin(model: Gguf) -> str | None:
+    """What a source with low-bit matrices calls itself, else their commonest type; None where all are wide."""
+    types = Counter(item.type.name for item in model.tensors if is_quantizable(item) and item.type.quantized)
+    if not types:
+        return None
+    file_type = model.integer(_FILE_TYPE)
+    named = (name for name, level in LEVELS.items() if level.file_type == file_type and level.type in types)
+    return next(named, types.most_common(1)[0][0])
 
 
 def _is_level(model: Gguf, level: str) -> bool:
@@ -156,7 +157,6 @@ def _fields(model: Gguf, level: str) -> Iterator[bytes]:
     yield uint32_field(_QUANTIZATION_VERSION, _GGML_QUANTIZATION_VERSION)
     yield uint32_field(_FILE_TYPE, LEVELS[level].file_type)
     yield text_field(SOURCE_KEY, file_sha256(model))
-    main = _main_type(model)
-    origin = dequantized_from(model) or (main.name if main.quantized else None)
+    origin = dequantized_from(model) or _low_bit_origin(model)
     if origin is not None:
         yield text_field(DEQUANTIZED_KEY, origin)
