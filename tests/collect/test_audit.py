@@ -63,7 +63,7 @@ def row(number=0, **changes):
 
 
 def plain(frame):
-    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String)).rows(named=True)
+    return frame.rows(named=True)
 
 
 def balanced(ingested):
@@ -89,6 +89,7 @@ def test_a_score_a_row_with_its_sample(files):
     ]
     names = ["base_model", "quant", "task", "sample_id", "metric", "value", "cluster", "reason"]
     assert done.scores.columns == names
+    assert set(done.scores.dtypes) == {pl.String, pl.Float64}
     assert {r["metric"] for r in plain(done.scores)} == {"refusal_rate"}
     assert [(r.cell, r.bpw, r.params_b, r.is_baseline) for r in done.sources.rows()][1:] == [
         (("m", "Q4_K_M"), Fraction("4.85"), 1.5, False),

@@ -49,7 +49,7 @@ class SourceAudit:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What the sources hold. Name columns of the frames are Categorical.
+    """What the sources hold.
 
     Attributes:
         scores: columns of `records.Score`; value null is ungraded.
@@ -196,7 +196,7 @@ def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> 
             hit = pl.Series(lines.filter(pl.col("source") == number)["line"])
             _drop_repeats(one, one.frame["line"].is_in(hit.to_list()), "in an earlier source", quarantine)
         whole = pl.concat([one.frame for one in loaded])
-    return whole.select(columns)
+    return as_text(whole.select(columns))
 
 
 def _first_label_wins(loaded: list[_Loaded]) -> pl.DataFrame:
@@ -212,7 +212,7 @@ def _first_label_wins(loaded: list[_Loaded]) -> pl.DataFrame:
     kept = dict(winners.group_by("source").len().iter_rows())
     for number, one in enumerate(loaded):
         one.superseded = one.frame.height - kept.get(number, 0)
-    return winners.select(JUDGEMENT_COLUMNS)
+    return as_text(winners.select(JUDGEMENT_COLUMNS))
 
 
 def _audit(one: _Loaded) -> SourceAudit:
@@ -229,6 +229,13 @@ def _audit(one: _Loaded) -> SourceAudit:
         quarantined=len(one.broken),
         unmatched=unmatched,
     )
+
+
+def as_text(frame: pl.DataFrame) -> pl.DataFrame:
+    """Names are categories while sources are read, which is small and fast, and text wherever they are used."""
+    import polars as pl
+
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
 def sorted_by_line(broken: list[Broken]) -> list[Broken]:

@@ -92,7 +92,7 @@ class Matcher:
         """An empty frame of scores or judgements."""
         import polars as pl
 
-        return pl.DataFrame(schema={name: pl.Float64 if name == "value" else pl.Categorical for name in columns})
+        return pl.DataFrame(schema={name: pl.Float64 if name == "value" else pl.String for name in columns})
 
     def _resolve(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Add `base_model`, `quant`, `task`, `broken` and `unmatched` (null: neither)."""
