@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SCORE_COLUMNS = ("base_model", "quant", "task", "sample_id", "metric", "value", "cluster")
 
 FloatArray = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Grid:
 
     cells: tuple[CellId, ...]
     values: FloatArray
-    units: npt.NDArray[np.int64]
+    units: Codes
     clustered: bool
 
 
@@ -85,31 +86,43 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
     return {name: _grid(name, found[name,], names, clusters) for name in METRICS if (name,) in found}
 
 
-def _grid(name: str, samples: pl.DataFrame, names: tuple[CellId, ...], clusters: npt.NDArray[np.int64]) -> Grid:
+def _grid(name: str, samples: pl.DataFrame, names: tuple[CellId, ...], clusters: Codes) -> Grid:
     values = samples["value"].to_numpy().astype(np.float64, copy=False)
     if not np.isfinite(values).all():
         raise DataError("a value that is not finite", field=name, expected="a number, or null where ungraded")
-    if METRICS[name].proportion and not np.isin(values, (0.0, 1.0)).all():
+    if METRICS[name].proportion and not ((values == 0) | (values == 1)).all():
         raise DataError("a value that is neither 0 nor 1", field=name, expected="0, 1, or null where ungraded")
-    prompts, row = np.unique(samples["prompt"].to_numpy(), return_inverse=True)
-    cells, column = np.unique(samples["cell"].to_numpy(), return_inverse=True)
-    if len(np.unique(row * len(cells) + column)) != len(values):
-        raise DataError("a sample is scored twice", field=name, expected="each sample of a cell once")
+    prompts, row = _compact(samples["prompt"].to_numpy(), len(clusters))
+    cells, column = _compact(samples["cell"].to_numpy(), len(names))
     table = np.full((len(prompts), len(cells)), np.nan)
     table[row, column] = values
-    kept = clusters[prompts]
-    _, first, inverse = np.unique(kept, return_index=True, return_inverse=True)
+    if np.count_nonzero(~np.isnan(table)) != len(values):
+        raise DataError("a sample is scored twice", field=name, expected="each sample of a cell once")
+    _, first, inverse = np.unique(clusters[prompts], return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return Grid(tuple(names[cell] for cell in cells), table, rank[inverse], clustered=len(first) < len(prompts))
 
 
-def _codes(prompts: pl.DataFrame) -> npt.NDArray[np.int64]:
+def _compact(codes: Codes, size: int) -> tuple[Codes, Codes]:
+    """Which of the codes 0 .. size - 1 occur, and the place of each among those."""
+    present = np.zeros(size, dtype=np.bool_)
+    present[codes] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
+
+
+def _codes(prompts: pl.DataFrame) -> Codes:
     """A number for each prompt, the same for prompts of one task and cluster."""
     import polars as pl
 
-    key = pl.struct("task", "cluster", pl.when(pl.col("cluster").is_null()).then("sample_id").alias("alone"))
-    return prompts.select(key.rank("dense").alias("code"))["code"].to_numpy().astype(np.int64)
+    alone = pl.col("cluster").is_null()
+    unit = pl.struct("task", alone.alias("alone"), pl.when(alone).then("sample_id").otherwise("cluster").alias("unit"))
+    units = prompts.select(unit.alias("unit"))
+    return (
+        units.join(units.unique().with_row_index("code"), on="unit", maintain_order="left")["code"]
+        .to_numpy()
+        .astype(np.int64)
+    )
 
 
 def _prompts(scores: pl.DataFrame) -> pl.DataFrame:
