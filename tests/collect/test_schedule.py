@@ -20,7 +20,8 @@ from quantverdict.records import CellId
 
 # A run of two slow cells in a process of its own, with the helpers of this folder.
 SLOW = """
-import importlib.util, sys, time
+import importlib.util, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
 from pathlib import Path
 spec = importlib.util.spec_from_file_location("kit", sys.argv[2])
 kit = importlib.util.module_from_spec(spec)
@@ -80,7 +81,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path, whole, lines):
 
 def test_ctrl_c_leaves_a_bundle_that_the_same_command_resumes(tmp_path, whole):
     run = start(tmp_path, 0.05)
-    while not any(answers(tmp_path).values()):
+    while run.poll() is None and not any(answers(tmp_path).values()):
         time.sleep(0.005)
     run.send_signal(signal.SIGINT)
     assert run.wait() == 130
