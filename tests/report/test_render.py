@@ -271,3 +271,11 @@ def test_values_that_no_matrix_column_explains_are_still_shown(small):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([f"{lines[0]},novel_column", *(f"{line},7.5" for line in lines[1:])]) + "\n")
     assert "novel column" in html(report_context(read_bundle(small)))
+
+
+def test_bits_per_weight_are_called_true_only_where_files_were_read(small):
+    assert "against true bits per weight" in rendered(small)[0]
+    (small / "artifacts.json").unlink()
+    text, _ = rendered(small)
+    assert "true bits per weight" not in text
+    assert "no file was read" in text

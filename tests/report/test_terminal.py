@@ -82,7 +82,7 @@ def test_a_terminal_without_unicode_gets_ascii(small):
 
 def test_the_summary_names_the_build_the_floor_and_the_notes(small):
     lines = summary_lines(small)
-    assert lines[0].startswith("smollm2-135m: Q4_K_M, once its safety is evaluated: ")
+    assert lines[0].startswith("smollm2-135m: Q4_K_M, once its safety is reviewed: ")
     assert lines[1] == "conservative floor: Q6_K, largest refusal signal 1.00 pp"
     assert any("itself dequantised from Q4_1" in line for line in lines)
 

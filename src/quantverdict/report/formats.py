@@ -124,6 +124,8 @@ def table_value(column: str, value: object) -> str:
     known = number(value)
     if known is None:
         return plain(value)
+    if column == "bpw":
+        return fixed(known, 2)
     if "bytes" in column:
         return size(known)
     if column.endswith(("_pp", "_percent")):

@@ -60,6 +60,8 @@ def report_context(bundle: BundleView) -> dict[str, Any]:
         "regimes": figures.regime_figures(bundle, rows),
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
+        "bits_title": figures.bits_title(bundle),
+        "bits_read": bool(bundle.artifacts),
         "bits_legend": figures.model_legend(bundle),
         "trade": figures.trade_figures(bundle, rows),
         "trade_legend": figures.trade_legend(rows),

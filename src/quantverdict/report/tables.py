@@ -87,11 +87,11 @@ class ModelVerdict:
     groups: Mapping[str, tuple[Build, ...]]
 
 
-BEST = {"ship": "the best", "unknown": "evaluate this one first", "reference": "nothing smaller holds"}
+BEST = {"ship": "the best", "unknown": "review this one first", "reference": "nothing smaller holds"}
 HEADLINES = {
     "ship": "Ship {}",
     "reference": "Stay with the baseline, {}",
-    "unknown": "{}, once its safety is evaluated",
+    "unknown": "{}, once its safety is reviewed",
 }
 """What is said of the best build, by its verdict: one that nothing rules out is not yet one that can ship."""
 
@@ -206,7 +206,11 @@ def verdicts(bundle: BundleView, rows: Sequence[Build]) -> list[ModelVerdict]:
 
 OVERVIEW = (
     ("quant_roles", "Roles of the formats", "What each format can be used for over all base models of the study."),
-    ("floor", "Conservative floor", "The format with the fewest bits that no base model of the study rules out."),
+    (
+        "floor",
+        "Conservative floor",
+        "The GGUF format with the fewest bits that every base model has and none rules out.",
+    ),
     ("checklist", "Protocol checklist", "Each step of the protocol: what it requires and what was observed."),
     ("taxonomy", "Failure modes", "Each failure mode, what triggers it, the rows that fire it, and what to do."),
 )
