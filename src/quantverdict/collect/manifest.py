@@ -191,8 +191,8 @@ class Bundle:
             self.write_text(name, as_yaml(config))
         else:
             raise BundleError(f"{self.root}: its {name} is missing; put it back, or name another bundle")
-        folder = config.folder if isinstance(config, Study) else None
-        self.record(config=name, seeds={"seed": getattr(config, "seed", None)}, **environment(folder))
+        file = getattr(config, "file", "")
+        self.record(config=name, seeds={"seed": getattr(config, "seed", None)}, **environment(Path(file).parent if file else None))
 
     def _compare(self, name: str, config: BaseModel) -> None:
         try:
