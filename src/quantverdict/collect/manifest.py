@@ -192,7 +192,8 @@ class Bundle:
         else:
             raise BundleError(f"{self.root}: its {name} is missing; put it back, or name another bundle")
         file = getattr(config, "file", "")
-        self.record(config=name, seeds={"seed": getattr(config, "seed", None)}, **environment(Path(file).parent if file else None))
+        folder = Path(file).parent if file else None
+        self.record(config=name, seeds={"seed": getattr(config, "seed", None)}, **environment(folder))
 
     def _compare(self, name: str, config: BaseModel) -> None:
         try:
