@@ -47,7 +47,7 @@ def test_a_good_study_is_frozen(write):
         ("baseline: FP16", "baseline: Q4_0", 3, "models.0", "a baseline among the variants"),
         ("{path: tiny.gguf}", "{path: a, hub: b}", 5, "models.0.source", "exactly one of path, hub, ollama, package"),
         ("[FP16, Q8_0]", "[FP16, FP16]", 3, "models.0", "each quant once"),
-        ("[FP16, Q8_0]", "[FP16, AWQ]", 3, "models.0", "variant AWQ: a source"),
+        ("[FP16, Q8_0]", "[FP16, AWQ]", 1, "", "tiny/AWQ: a source"),
         ("[starter_qa]", "[]", 8, "tasks", "at least 1 item"),
         ("[starter_qa]", "[{task: a, limit: '5'}]", 8, "tasks.0.limit", "valid integer"),
         ("[starter_qa]", "[starter_qa]\npolicy: tr124", 9, "policy", "one of quantverdict, tr125"),

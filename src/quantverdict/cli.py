@@ -93,7 +93,7 @@ def verify(bundle: Path, as_json: bool) -> None:
     problems = pipeline.verify(bundle)
     show({"ok": not problems, "problems": problems}, lambda: problems or [f"{bundle}: every hash holds"], as_json)
     if problems:
-        raise SystemExit(ExitCode.CANNOT_RUN)
+        raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
 
 
 @commands.command()

@@ -14,8 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from quantverdict.errors import StudyError
 from quantverdict.yaml_file import load_yaml
 
-GGUF_LEVELS = ("FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
-"""GGUF levels from most to fewest bits; the order in which builds are run and shown."""
+GGUF_LEVELS = (
+    "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
+"""GGUF levels that can be made from a model's source, from most to fewest bits."""
 
 
 def _exact(value: object) -> object:
@@ -136,11 +139,6 @@ class Model(Frozen):
             raise ValueError("each quant once is expected")
         if self.baseline not in quants:
             raise ValueError(f"a baseline among the variants is expected ({', '.join(quants)})")
-        for variant in self.variants:
-            if variant.source is None and (self.source is None or variant.quant not in GGUF_LEVELS):
-                raise ValueError(
-                    f"variant {variant.quant}: a source, or a model source and a level of {GGUF_LEVELS}, is expected"
-                )
         return self
 
 
@@ -214,7 +212,7 @@ class Constraints(Frozen):
     min_tokens_per_second: float | None = Field(default=None, gt=0)
 
 
-def _policy(value: object) -> object:
+def as_policy(value: object) -> object:
     """A policy by name, or a mapping whose `base` names the policy it changes."""
     if isinstance(value, str):
         if value not in POLICIES:
@@ -241,7 +239,7 @@ class Study(Frozen):
     collect: CollectConfig = CollectConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     judges: tuple[JudgeConfig, ...] = Field(default=(), strict=False)
-    policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+    policy: Annotated[Policy, BeforeValidator(as_policy)] = Policy()
     constraints: Constraints = Constraints()
     file: str = Field(default="", exclude=True)
     """The file it was read from; relative paths start at its folder."""
@@ -251,11 +249,23 @@ class Study(Frozen):
         names = [model.name for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("each model name once is expected")
+        for model in self.models:
+            for variant in model.variants:
+                makeable = model.source is not None and variant.quant in GGUF_LEVELS
+                if variant.source is None and not makeable and self.backend_of(variant) != "replay":
+                    raise ValueError(
+                        f"{model.name}/{variant.quant}: a source, or a model source and one of the levels "
+                        f"{', '.join(GGUF_LEVELS)}, is expected"
+                    )
         return self
 
     @property
     def folder(self) -> Path:
         return Path(self.file).parent
+
+    def backend_of(self, variant: Variant) -> str:
+        """What runs a variant: its own backend, or the study's."""
+        return variant.backend or self.collect.backend
 
 
 def load_policy(name_or_file: str) -> Policy:

@@ -47,8 +47,9 @@ def plan(
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
     study = read_study(study_file, task_dir)
-    known = earlier or default_bundle(study)
-    return forecast(study, study_tasks(study), known if known.exists() else None, measure=measure)
+    latest = default_bundle(study)
+    known = earlier or (latest if latest.exists() else None)
+    return forecast(study, study_tasks(study), known, measure=measure)
 
 
 def analyze(path: Path, policy: str | None = None) -> Path:

@@ -134,9 +134,10 @@ def decide(bundle: Bundle, policy: Policy | None = None) -> None:
 
 
 def render(bundle: Bundle) -> None:
-    """artefacts -> `report.md`, `report.html`; then every hash goes into the manifest."""
+    """artefacts -> `report.md`, `report.html`, which show the hashes of all the others."""
     from quantverdict.report.render import render_report
 
+    bundle.finish()
     render_report(bundle.root)
     bundle.finish()
 
@@ -192,15 +193,12 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
 
 
 def measurements(build: Build, outcome: CellOutcome) -> dict[str, Estimate]:
-    """Size, speed and memory; what was not measured is absent."""
+    """Size, speed and memory; what was not measured is absent. Reading recorded answers measures no engine."""
     from quantverdict.matrix.cells import measured
 
-    values = {
-        "tokens_per_second": outcome.tokens_per_second,
-        "ttft_ms": outcome.ttft_ms,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "file_bytes": build.artifact.file_bytes if build.artifact else None,
-    }
+    values: dict[str, float | None] = {"file_bytes": build.artifact.file_bytes if build.artifact else None}
+    if build.backend != "replay":
+        values |= {name: getattr(outcome, name) for name in ("tokens_per_second", "ttft_ms", "peak_memory_bytes")}
     return {name: measured(value) for name, value in values.items() if value is not None}
 
 

@@ -255,5 +255,5 @@ def test_without_the_hubs_client_the_message_says_what_to_install(
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(sources.importlib, "import_module", missing)
-    with pytest.raises(QuantverdictError, match=r"hub:a/b needs the hub's client; pip install huggingface_hub"):
+    with pytest.raises(QuantverdictError, match=r"hub:a/b needs the hub's client; pip install 'quantverdict\[hub\]'"):
         resolve(Source(hub="a/b"), tmp_path)

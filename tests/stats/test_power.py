@@ -16,6 +16,7 @@ from quantverdict.stats.paired import tango_interval
 from quantverdict.stats.power import (
     mde_continuous,
     mde_paired,
+    mde_paired_over,
     mde_unpaired,
     n_continuous,
     n_noninferior,
@@ -166,3 +167,13 @@ def test_continuous_at_its_ends():
 def test_power_and_alpha_out_of_order_are_refused(power, alpha):
     with pytest.raises(ValueError, match="expected"):
         mde_unpaired(0.5, 100, 100, power, alpha)
+
+
+@given(st.integers(10, 2000), st.floats(0, 0.5))
+def test_a_difference_over_a_background_is_the_fixed_point_of_the_paired_one(n, background):
+    """With discordance = background + effect, the effect is what `mde_paired` calls the smallest detectable one."""
+    effect = mde_paired_over(n, background)
+    if effect is None:
+        assert mde_paired(n, 1.0) is None or mde_paired(n, 1.0) > 1 - background
+    else:
+        assert mde_paired(n, background + effect) == pytest.approx(effect, rel=1e-6)

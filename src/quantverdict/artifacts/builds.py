@@ -51,7 +51,8 @@ def prepare_builds(study: Study, progress: BuildProgress | None = None) -> tuple
 
 def _builds_of(study: Study, model: Model, progress: BuildProgress | None) -> Iterator[Build]:
     found = {variant.quant: _find(study, variant) for variant in model.variants if variant.source is not None}
-    levels = [variant.quant for variant in model.variants if variant.source is None]
+    made = [variant for variant in model.variants if variant.source is None]
+    levels = [variant.quant for variant in made if study.backend_of(variant) == "llamacpp"]
     failures: dict[str, str] = {}
     if levels and model.source is not None:
         try:
@@ -69,7 +70,7 @@ def _builds_of(study: Study, model: Model, progress: BuildProgress | None) -> It
             family=model.family,
             params_b=model.params_b,
             is_baseline=variant.quant == model.baseline,
-            backend=variant.backend or study.collect.backend,
+            backend=study.backend_of(variant),
             artifact=artifacts.get(variant.quant),
             twin_of=twins.get(variant.quant),
             failure=failures.get(variant.quant),
@@ -78,8 +79,8 @@ def _builds_of(study: Study, model: Model, progress: BuildProgress | None) -> It
 
 def _find(study: Study, variant: Variant) -> Path | None:
     """The variant's own file; None where its backend needs none here."""
-    backend = variant.backend or study.collect.backend
-    return resolve(variant.source, study.folder) if variant.source and backend == "llamacpp" else None
+    needed = variant.source is not None and study.backend_of(variant) == "llamacpp"
+    return resolve(variant.source, study.folder) if needed and variant.source else None
 
 
 def as_json(builds: tuple[Build, ...]) -> list[dict[str, object]]:

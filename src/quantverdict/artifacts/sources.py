@@ -170,7 +170,7 @@ def _from_hub(source: Source) -> Path:
         hub = importlib.import_module("huggingface_hub")
         failures = _hub_failures(hub)
     except ImportError as error:
-        raise QuantverdictError(f"{source} needs the hub's client; pip install huggingface_hub") from error
+        raise QuantverdictError(f"{source} needs the hub's client; pip install 'quantverdict[hub]'") from error
     try:
         if source.file is None:
             return Path(hub.snapshot_download(source.hub, revision=source.revision))

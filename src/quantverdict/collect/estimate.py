@@ -11,7 +11,7 @@ from quantverdict.backends.base import Backend, Decoding
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.prompts import Plan
 from quantverdict.records import Response
-from quantverdict.stats.power import mde_paired, mde_unpaired
+from quantverdict.stats.power import mde_paired_over, mde_unpaired
 from quantverdict.tasks.catalog import Task
 
 SAMPLE_PROMPTS = 16
@@ -53,7 +53,7 @@ class Detectable:
     """The smallest difference that n prompts show at the study's power, in percentage points; None where none would.
 
     Attributes:
-        paired_pp: the same prompts on both arms, of which a share `discordance` differs.
+        paired_pp: the same prompts on both arms, of which a share `discordance` differs whatever the builds.
         unpaired_pp: a drop from `rate` on other prompts.
     """
 
@@ -187,7 +187,7 @@ def detectable_differences(
             n[metric] += len(task.items)
             clusters[metric] |= {f"{task.name}/{task.cluster(item) or item.id}" for item in task.items}
     found = tuple(_detectable(name, n[name], len(clusters[name]), power, observed.get(name)) for name in n)
-    assumed = f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ and rates of {ASSUMED_RATE:.0%}"
+    assumed = f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway and rates of {ASSUMED_RATE:.0%}"
     return Detectables(power, "rates and differing pairs of the earlier run" if observed else assumed, found)
 
 
@@ -210,7 +210,7 @@ NOMINAL_BITS: Mapping[str, float] = {
 
 def _detectable(metric: str, n: int, clusters: int, power: float, observed: tuple[float, float] | None) -> Detectable:
     rate, discordance = observed or (ASSUMED_RATE, ASSUMED_DISCORDANCE)
-    paired, unpaired = mde_paired(n, discordance, power), mde_unpaired(rate, n, n, power)
+    paired, unpaired = mde_paired_over(n, discordance, power), mde_unpaired(rate, n, n, power)
     return Detectable(
         metric=metric,
         n=n,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from quantverdict.config import Constraints, Exact, Frozen, Name, Policy, StatisticsConfig, _policy
+from quantverdict.config import Constraints, Exact, Frozen, Name, Policy, StatisticsConfig, as_policy
 from quantverdict.errors import StudyError
 from quantverdict.records import CellId, Row
 from quantverdict.yaml_file import load_yaml
@@ -37,11 +37,16 @@ class IngestedModel(Frozen):
     baseline: Name
     quants: Mapping[Name, Exact | None] = Field(min_length=1)
     """Each quant and its bits per weight, null where they are not known."""
+    values: Mapping[Name, Mapping[Name, Exact]] = {}
+    """Metrics of a cell as a whole, by quant: size, speed, memory, or a refusal template that was measured elsewhere."""
 
     @model_validator(mode="after")
-    def _has_baseline(self) -> Self:
+    def _consistent(self) -> Self:
         if self.baseline not in self.quants:
             raise ValueError(f"a baseline among the quants is expected ({', '.join(self.quants)})")
+        for quant in self.values:
+            if quant not in self.quants:
+                raise ValueError(f"values: {quant}: one of the quants is expected ({', '.join(self.quants)})")
         return self
 
 
@@ -61,6 +66,10 @@ class Columns(Frozen):
     value: Column | None = None
     label: Column | None = None
     """Of a judge source."""
+    text: Column | None = None
+    """The answer. Only those to the plain harmful task are kept, for the refusal template of a cell."""
+    output_tokens: Column | None = None
+    """Tokens of the answer, beside `text`."""
 
 
 class Measure(Frozen):
@@ -98,6 +107,8 @@ class ScoreSource(Frozen):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         self._check_ids()
+        if self.columns.text is None and self.columns.output_tokens is not None:
+            raise ValueError("the column output_tokens only beside text is expected")
         if self.is_judge:
             self._check_judge()
         elif bool(self.measures) == (self.columns.value is not None):
@@ -119,6 +130,8 @@ class ScoreSource(Frozen):
     def _check_judge(self) -> None:
         if self.columns.label is None or self.measures or self.columns.value is not None:
             raise ValueError("for a judge, a column label and no measures or value is expected")
+        if self.columns.text is not None:
+            raise ValueError("no column text is expected for a judge")
         for label in self.labels.values():
             if label is not None and label not in LABELS:
                 raise ValueError(f"labels: {label}: null or one of {', '.join(LABELS)} is expected")
@@ -138,7 +151,7 @@ class Sources(Frozen):
     judge_precedence: tuple[Name, ...] = Field(default=(), strict=False)
     """Labels of the judge sources, first wins; their order in `sources` where it is not given."""
     statistics: StatisticsConfig = StatisticsConfig()
-    policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+    policy: Annotated[Policy, BeforeValidator(as_policy)] = Policy()
     constraints: Constraints = Constraints()
     file: str = Field(default="", exclude=True)
     """The file it was read from; relative paths start at its folder."""

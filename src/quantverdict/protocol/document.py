@@ -50,8 +50,7 @@ def document(judged: Judged) -> dict[str, object]:
         "formats": [_format(role) for role in judged.roles],
         "floor": None if floor is None else _floor(floor),
         "best": {
-            choice.base_model: None if choice.quant is None else {"quant": choice.quant, "reason": choice.reason}
-            for choice in judged.choices
+            choice.base_model: {"quant": choice.quant, "reason": choice.reason} for choice in judged.choices
         },
         "pareto": {model: list(quants) for model, quants in judged.fronts.items()},
         "constraints": judged.constraints.model_dump(mode="json"),

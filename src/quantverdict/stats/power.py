@@ -78,6 +78,24 @@ def mde_paired(n: int, discordance: float, power: float = 0.8, alpha: float = 0.
     return _smallest(enough, discordance)
 
 
+def mde_paired_over(n: int, background: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Smallest difference that n pairs detect on top of a share `background` of pairs that differ anyway, by McNemar.
+
+    `mde_paired` with discordance = background + difference: the background goes both ways alike, and what is lost or
+    gained differs too (Connor 1987).
+    """
+    _check(power, alpha)
+    if not 0 <= background < 1 or n < 1:
+        raise ValueError(f"background {background} of {n} pairs")
+    z_a, z_b = normal_quantile(1 - alpha / 2), normal_quantile(power)
+
+    def enough(effect: float) -> bool:
+        share = background + effect
+        return effect * math.sqrt(n) >= z_a * math.sqrt(share) + z_b * math.sqrt(max(share - effect**2, 0.0))
+
+    return _smallest(enough, 1 - background)
+
+
 def n_paired(effect: float, discordance: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
     """Pairs needed to detect `effect` where a share `discordance` of them differs; None where it exceeds that share."""
     _check(power, alpha)

@@ -1,0 +1,239 @@
+"""The whole pipeline through recorded answers, and the command line around it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantverdict.cli import execute
+from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
+
+STUDY = """\
+study: tiny
+models:
+  - name: tiny
+    family: Tiny
+    baseline: FP16
+    variants: [FP16, Q8_0, Q4_K_M, Q2_K]
+collect: {backend: replay, replay_dir: recorded, batch_size: 16}
+tasks: [starter_choice, starter_summarization, starter_harmful, starter_benign, starter_misconceptions, starter_bias]
+policy: {base: quantverdict, quality_metric: rouge_l}
+"""
+REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."
+
+
+def answer(task, item, position, refusals):
+    """A right answer to everything, and the first `refusals` of the harmful requests refused."""
+    if task.task_type == "safety_refusal":
+        return REFUSED if position < refusals else COMPLIED
+    if task.task_type == "safety_over_refusal":
+        return COMPLIED
+    return item.reference
+
+
+def record(folder, quant, refusals):
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for name in ("choice", "summarization", "harmful", "benign", "misconceptions", "bias"):
+        task = load_task(f"starter_{name}")
+        for position, item in enumerate(task.items):
+            row = {"task": task.name, "sample_id": item.id, "text": answer(task, item, position, refusals)}
+            choices = choice_continuations(task, item)
+            if choices:
+                right = correct_choice(task, item)
+                row["choice_logprobs"] = [-0.1 if index == right else -3.0 for index in range(len(choices))]
+            rows.append(json.dumps(row))
+    (folder / f"tiny__{quant}.jsonl").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Sixty harmful requests: the baseline refuses 54, Q8_0 as many, Q4_K_M 48 (-10 pp), Q2_K was never recorded."""
+    monkeypatch.chdir(tmp_path)
+    for quant, refusals in (("FP16", 54), ("Q8_0", 54), ("Q4_K_M", 48)):
+        record(tmp_path / "recorded", quant, refusals)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_study_becomes_a_decision(study, tmp_path, capsys):
+    """Q8_0 equals the baseline; Q4_K_M loses exactly 10 pp of refusals at equal quality: hidden danger; Q2_K failed."""
+    assert execute(["run", str(study), "--out", "b"]) == 0
+    printed = capsys.readouterr()
+    assert "report.html" in printed.out
+    assert "Q2_K: failed" in printed.err
+    actions = {row["quant"]: row["action"] for row in rows(tmp_path / "b" / "row_actions.csv")}
+    assert actions == {
+        "FP16": "reference",
+        "Q8_0": "conservative_floor_candidate",
+        "Q4_K_M": "reject_hidden_danger",
+    }
+    cells = {cell["quant"]: cell for cell in json.loads((tmp_path / "b" / "decision.json").read_text())["cells"]}
+    assert cells["Q4_K_M"]["refusal_delta_pp"] == -10
+    assert cells["Q2_K"]["status"] == "failed"
+    assert "cannot be read" in cells["Q2_K"]["failure"]
+    matrix = {row["quant"]: row for row in rows(tmp_path / "b" / "matrix.csv")}
+    assert (matrix["Q4_K_M"]["refusal_rate_k"], matrix["Q4_K_M"]["refusal_rate_n"]) == ("48", "60")
+    assert matrix["FP16"]["choice_accuracy_logprob_k"] == "60"
+    assert matrix["FP16"].get("tokens_per_second", "") == "", "reading recorded answers measures no engine"
+
+
+def test_json_is_exactly_one_document(study, capsys):
+    assert execute(["run", str(study), "--out", "b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == "tiny"
+
+
+def artefacts(bundle):
+    """Every artefact that holds no time: name to bytes."""
+    return {
+        path.relative_to(bundle).as_posix(): path.read_bytes()
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file() and not path.match("timings/*") and path.name not in {"manifest.json", "cells.json", ".lock"}
+    }
+
+
+def test_the_same_study_gives_the_same_bytes(study, tmp_path):
+    """Twice into two bundles, and again into the first: every artefact but times is the same."""
+    for name in ("one", "two", "one"):
+        assert execute(["run", str(study), "--out", name]) == 0
+    first, second = artefacts(tmp_path / "one"), artefacts(tmp_path / "two")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_later_stages_start_from_the_bundle_alone(study, tmp_path, capsys):
+    """With the recordings and the study gone, analyze and report give the same artefacts, and every hash holds."""
+    execute(["run", str(study), "--out", "b"])
+    before = artefacts(tmp_path / "b")
+    study.unlink()
+    for path in (tmp_path / "recorded").iterdir():
+        path.unlink()
+    assert execute(["analyze", "b"]) == 0
+    assert execute(["report", "b"]) == 0
+    assert artefacts(tmp_path / "b") == before
+    capsys.readouterr()
+    assert execute(["verify", "b"]) == 0
+    assert "holds" in capsys.readouterr().out
+
+
+def test_verify_names_a_changed_file(study, tmp_path, capsys):
+    execute(["run", str(study), "--out", "b"])
+    path = tmp_path / "b" / "regimes.csv"
+    path.write_text(path.read_text().replace("hidden_danger", "neutral"))
+    capsys.readouterr()
+    assert execute(["verify", "b"]) == 2
+    assert "regimes.csv: changed" in capsys.readouterr().out
+
+
+def test_another_study_is_not_resumed_into_a_bundle(study, capsys):
+    execute(["run", str(study), "--out", "b"])
+    study.write_text(STUDY.replace("study: tiny", "study: tiny\nseed: 7"))
+    capsys.readouterr()
+    assert execute(["run", str(study), "--out", "b"]) == 2
+    assert "seed was 42, is 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "none.yaml"], "none.yaml: cannot be read"),
+        (["run"], "Missing argument"),
+        (["rum"], "No such command"),
+        (["analyze"], "give a BUNDLE, or --matrix FILE"),
+        (["analyze", "nowhere"], "not a bundle"),
+        (["analyze", "--matrix", "none.csv", "--out", "b"], "none.csv: cannot be read"),
+        (["verify", "nowhere"], "not a bundle"),
+        (["report", "nowhere"], "not a bundle"),
+        (["inspect", "none.gguf"], "none.gguf"),
+        (["inspect", "tiny.yaml"], "tiny.yaml"),
+        (["tasks", "show", "starter_nothing"], "starter_nothing"),
+        (["quantize", "none.gguf", "--to", "Q8_0", "--out", "q"], "none.gguf"),
+        (["plan", "tiny.yaml", "--task-dir", "x", "--bundle", "nowhere"], "not a bundle"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(study, capsys, arguments, words):
+    assert execute(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert len([line for line in error.splitlines() if "rror" in line]) == 1
+
+
+def test_a_model_that_does_not_exist_stops_before_anything_runs(study, tmp_path, capsys):
+    study.write_text(
+        STUDY.replace("    baseline:", "    source: {path: no.gguf}\n    baseline:").replace("replay,", "llamacpp,")
+    )
+    assert execute(["run", str(study), "--out", "b"]) == 2
+    assert "no.gguf: does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "b" / "responses").exists()
+
+
+def test_plan_says_what_the_study_asks_and_can_show(study, capsys):
+    assert execute(["plan", str(study), "--no-measure", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["cells"] == 4
+    assert planned["prompts_per_cell"] == 60 + 12 + 60 + 40 + 30 + 36
+    assert planned["seconds"] is None
+    found = {row["metric"]: row for row in planned["detectable"]["metrics"]}
+    assert found["refusal_rate"]["n"] == 60
+    assert 0 < found["refusal_rate"]["paired_pp"] < found["refusal_rate"]["unpaired_pp"]
+
+
+def test_plan_takes_discordance_from_an_earlier_run(study, capsys):
+    """Three cells answered; 6 of 120 pairs differ from the baseline on refusal, whose rate there is 54 of 60."""
+    execute(["run", str(study)])
+    capsys.readouterr()
+    assert execute(["plan", str(study), "--json"]) == 0
+    found = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["detectable"]["metrics"]}
+    assert found["refusal_rate"]["discordance"] == pytest.approx(6 / 120)
+    assert found["refusal_rate"]["rate"] == pytest.approx(54 / 60)
+
+
+def test_a_finished_matrix_becomes_a_decision(tmp_path, capsys):
+    matrix = Path(__file__).parent / "data" / "published_matrix.csv"
+    assert (
+        execute(["analyze", "--matrix", str(matrix), "--policy", "tr125", "--out", str(tmp_path / "b"), "--json"]) == 0
+    )
+    decision = json.loads(capsys.readouterr().out)
+    assert decision["has_samples"] is False
+    assert len(decision["cells"]) == 51
+    assert decision["floor"]["quant"] == "Q5_K_M"
+
+
+def test_every_built_in_task_is_listed_and_shown(capsys):
+    assert execute(["tasks", "list", "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert len(names) == 11
+    for name in names:
+        assert execute(["tasks", "show", name]) == 0
+
+
+def test_two_runs_into_one_bundle_at_once(study, tmp_path):
+    """The second is refused in one line that names the first's process; the first goes on."""
+    code = (
+        "import time; from pathlib import Path; from quantverdict.collect.manifest import Bundle;"
+        "Bundle.open(Path('b'), None); print('open', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert holder.stdout.readline() == "open\n"
+        second = subprocess.run(
+            [sys.executable, "-m", "quantverdict", "run", str(study), "--out", "b"],
+            capture_output=True, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert second.returncode == 2
+        assert str(holder.pid) in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
