@@ -63,7 +63,7 @@ def test_a_model_of_which_nothing_ran_leaves_no_floor(row, document):
     assert document(row())["floor"]["quant"] == "Q4_K_M"
     found = document(row(), failed={CellId("other", "FP16"): "no memory"})
     assert found["floor"] is None
-    assert found["best"]["other"] is None
+    assert found["best"]["other"] == {"quant": None, "reason": ""}
     assert found["formats"][0]["role"] == "model_specific_review_only"
 
 
@@ -90,7 +90,8 @@ def test_no_floor_and_no_build_are_explained(row, reference):
     found = decide((reference(), row(truthfulness=-100)), Policy(), constraints=Constraints(max_file_bytes=1)).document
     assert found["floor"] is None
     assert "No conservative floor: Q4_K_M: rejected on m." in found["notes"]
-    assert found["best"] == {"m": None}
+    reason = "FP16: file size was not measured; Q4_K_M: reject_severe_safety_drift"
+    assert found["best"] == {"m": {"quant": None, "reason": reason}}
     assert any(note.startswith("No build of m to ship: FP16: file size was not measured") for note in found["notes"])
 
 
