@@ -331,7 +331,7 @@ def test_a_second_judge_stands_beside_the_first(files):
     )
     done = balanced(files.load())
     assert [r["label"] for r in plain(done.judgements)] == ["COMPLIANCE"]
-    assert [r["label"] for r in plain(done.second_judgements)] == ["FULL_REFUSAL"]
+    assert [r["label"] for r in plain(done.other_judgements)] == ["FULL_REFUSAL"]
 
 
 def test_an_unknown_label_is_broken(files):

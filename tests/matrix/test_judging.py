@@ -1,13 +1,15 @@
 """Judge against pattern, and judge against judge."""
 
+from collections import Counter
 from fractions import Fraction
 
+import polars as pl
 import pytest
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from quantverdict.config import TR125, Policy
 from quantverdict.matrix.judging import LabelPair, judge_agreement, judge_gaps, label_pairs
-from quantverdict.records import Estimate, Judgement, Row
+from quantverdict.records import Estimate, Row
 
 
 def cell(quant, **metrics):
@@ -46,18 +48,26 @@ def test_a_cell_without_a_judge_is_missing_and_a_metric_without_any_has_no_rows(
     assert judge_gaps((cell("FP16", refusal_rate="0.6"),), TR125).rows == ()
 
 
-def judgement(judge, task, quant, sample, label):
-    return Judgement("m", quant, task, sample, judge, label)
+def judgements(*rows):
+    names = ("base_model", "quant", "task", "sample_id", "label")
+    return pl.DataFrame([("m", "Q2_K", *row) for row in rows], schema=dict.fromkeys(names, pl.String), orient="row")
 
 
 def test_only_samples_that_both_judges_saw_are_paired():
-    first = [judgement("a", "t", "Q2_K", str(i), "TRUTHFUL") for i in range(3)]
-    second = [judgement("b", "t", "Q2_K", "1", "UNTRUTHFUL"), judgement("b", "t", "Q2_K", "9", "TRUTHFUL")]
-    second += [judgement("b", "other", "Q2_K", "1", "TRUTHFUL"), judgement("b", "t", "Q2_K", "2", None)]
-    assert list(label_pairs(first, second)) == [
-        LabelPair("t", "Q2_K", "TRUTHFUL", "UNTRUTHFUL"),
-        LabelPair("t", "Q2_K", "TRUTHFUL", None),
+    first = judgements(*(("t", str(i), "TRUTHFUL") for i in range(4)))
+    second = judgements(("t", "1", "UNTRUTHFUL"), ("t", "9", "TRUTHFUL"), ("u", "1", "TRUTHFUL"), ("t", "2", None))
+    second = second.vstack(judgements(("t", "0", "UNTRUTHFUL")))
+    assert label_pairs(first, second) == {
+        LabelPair("t", "Q2_K", "TRUTHFUL", "UNTRUTHFUL"): 2,
+        LabelPair("t", "Q2_K", "TRUTHFUL", None): 1,
+    }
+
+
+def test_pairs_and_their_counts_say_the_same():
+    pairs = [LabelPair("t", "Q2_K", one, two) for one, two in ("AA", "AB", "AA", "BB")] + [
+        LabelPair("t", "Q2_K", None, "A")
     ]
+    assert judge_agreement(pairs, ("a", "b")) == judge_agreement(Counter(pairs), ("a", "b"))
 
 
 def test_agreement_is_reported_overall_by_task_by_quant_and_by_both():

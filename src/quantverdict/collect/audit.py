@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantverdict.collect.files import json_line, sha256_of
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.matching import Matcher, raise_broken
+from quantverdict.collect.matching import SAMPLE, Matcher, raise_broken
 from quantverdict.collect.rows import Broken, read_blocks
 from quantverdict.collect.sources import ScoreSource, Sources, format_of, read_sources
 from quantverdict.errors import DataError
@@ -19,9 +19,9 @@ from quantverdict.records import Table
 if TYPE_CHECKING:
     import polars as pl
 
-SAMPLE = ("base_model", "quant", "task", "sample_id")
 SCORE_COLUMNS = (*SAMPLE, "metric", "value", "cluster", "reason")
 JUDGEMENT_COLUMNS = (*SAMPLE, "judge", "label", "reason")
+ANSWER_COLUMNS = (*SAMPLE, "text", "output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class Ingested:
     Attributes:
         scores: columns of `records.Score`; value null is ungraded.
         judgements: columns of `records.Judgement`, one a sample: the first source that has a label wins.
-        second_judgements: of the second judges, all of them.
+        other_judgements: of the second judges, and those that were superseded; one a sample and judge.
+        answers: text (and tokens, where they are known) of the tasks that were asked for, one a sample.
         audits: in the order of the sources.
         quarantine: broken rows that were set aside, with their source's label.
     """
@@ -62,7 +63,8 @@ class Ingested:
     sources: Sources
     scores: pl.DataFrame
     judgements: pl.DataFrame
-    second_judgements: pl.DataFrame
+    other_judgements: pl.DataFrame
+    answers: pl.DataFrame
     audits: tuple[SourceAudit, ...]
     quarantine: tuple[tuple[str, Broken], ...]
 
@@ -74,16 +76,18 @@ class _Loaded:
     source: ScoreSource
     path: Path
     frame: pl.DataFrame
+    answers: pl.DataFrame | None = None
     raw: int = 0
     unmatched: Counter[str] = field(default_factory=Counter)
     broken: list[Broken] = field(default_factory=list)
     superseded: int = 0
 
 
-def load_sources(path: Path, *, quarantine: bool = False) -> Ingested:
+def load_sources(path: Path, *, quarantine: bool = False, answers_of: Sequence[str] = ()) -> Ingested:
     """Read every source that `sources.yaml` names. Writes nothing.
 
     Args:
+        answers_of: the tasks whose answers are kept, where a source has them.
         quarantine: set broken rows aside, instead of refusing the first.
 
     Raises:
@@ -94,16 +98,20 @@ def load_sources(path: Path, *, quarantine: bool = False) -> Ingested:
     files = [sources.folder / source.path for source in sources.sources]
     for file, source in zip(files, sources.sources, strict=True):
         check_hash(file, source.sha256)
-    loaded = [_load(file, source, sources, quarantine) for file, source in zip(files, sources.sources, strict=True)]
+    loaded = [
+        _load(file, Matcher(source, sources, answers_of), quarantine)
+        for file, source in zip(files, sources.sources, strict=True)
+    ]
     scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
     by_label = {one.source.label: one for one in loaded}
-    judgements = _first_label_wins([by_label[label] for label in sources.precedence()])
+    judgements, superseded = _first_label_wins([by_label[label] for label in sources.precedence()])
     second = _join([one for one in loaded if one.source.role == "second_judge"], JUDGEMENT_COLUMNS, quarantine)
     return Ingested(
         sources=sources,
         scores=scores,
         judgements=judgements,
-        second_judgements=second,
+        other_judgements=_once(JUDGEMENT_COLUMNS, [*SAMPLE, "judge"], [second, superseded]),
+        answers=_once(ANSWER_COLUMNS, [*SAMPLE], [one.answers for one in loaded if one.answers is not None]),
         audits=tuple(_audit(one) for one in loaded),
         quarantine=tuple((one.source.label, broken) for one in loaded for broken in sorted_by_line(one.broken)),
     )
@@ -125,13 +133,12 @@ def check_hash(path: Path, expected: str) -> None:
         )
 
 
-def _load(path: Path, source: ScoreSource, sources: Sources, quarantine: bool) -> _Loaded:
+def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
     import polars as pl
 
-    matcher = Matcher(source, sources)
-    one = _Loaded(source, path, matcher.empty())
-    frames = [one.frame]
-    for block in read_blocks(path, format_of(source) or "", matcher.wanted):
+    one = _Loaded(matcher.source, path, matcher.empty())
+    frames, answers = [one.frame], list[pl.DataFrame]()
+    for block in read_blocks(path, format_of(matcher.source) or "", matcher.wanted):
         matched = matcher.match(block)
         broken = sorted_by_line([*block.broken, *matched.broken])
         if broken and not quarantine:
@@ -140,9 +147,11 @@ def _load(path: Path, source: ScoreSource, sources: Sources, quarantine: bool) -
         one.broken += broken
         one.unmatched += matched.unmatched
         frames.append(matched.frame)
+        answers += [] if matched.answers is None else [matched.answers]
     matcher.refuse_empty_columns(path)
     one.frame = pl.concat(frames)
-    key = [*SAMPLE] if source.is_judge else [*SAMPLE, "metric"]
+    one.answers = pl.concat(answers) if answers else None
+    key = [*SAMPLE] if matcher.source.is_judge else [*SAMPLE, "metric"]
     _drop_repeats(one, repeated(one.frame, key), "given twice in this file", quarantine)
     return one
 
@@ -161,7 +170,9 @@ def _drop_repeats(one: _Loaded, again: pl.Series, reason: str, quarantine: bool)
     if not quarantine:
         raise_broken(one.path, broken[0])
     one.broken += broken
-    one.frame = one.frame.filter(~pl.col("line").is_in(rows["line"].to_list()))
+    kept = ~pl.col("line").is_in(rows["line"].to_list())
+    one.frame = one.frame.filter(kept)
+    one.answers = None if one.answers is None else one.answers.filter(kept)
 
 
 def repeated(frame: pl.DataFrame, key: list[str]) -> pl.Series:
@@ -199,20 +210,29 @@ def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> 
     return as_text(whole.select(columns))
 
 
-def _first_label_wins(loaded: list[_Loaded]) -> pl.DataFrame:
-    """One judgement a sample: of the first source with a label, else ungraded by the first source."""
+def _first_label_wins(loaded: list[_Loaded]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """One judgement a sample: of the first source with a label, else ungraded by the first source. And the others."""
     import polars as pl
 
     if not loaded:
-        return Matcher.nothing(JUDGEMENT_COLUMNS)
+        return Matcher.nothing(JUDGEMENT_COLUMNS), Matcher.nothing(JUDGEMENT_COLUMNS)
     marked = [one.frame.with_columns(pl.lit(number, pl.UInt16).alias("source")) for number, one in enumerate(loaded)]
     whole = pl.concat(marked)
     ordered = whole.sort(pl.col("label").is_null(), maintain_order=True)
-    winners = ordered.filter(~repeated(ordered, [*SAMPLE])).sort("source", "line")
+    again = repeated(ordered, [*SAMPLE])
+    winners, others = (ordered.filter(which).sort("source", "line") for which in (~again, again))
     kept = dict(winners.group_by("source").len().iter_rows())
     for number, one in enumerate(loaded):
         one.superseded = one.frame.height - kept.get(number, 0)
-    return as_text(winners.select(JUDGEMENT_COLUMNS))
+    return as_text(winners.select(JUDGEMENT_COLUMNS)), as_text(others.select(JUDGEMENT_COLUMNS))
+
+
+def _once(columns: tuple[str, ...], key: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Frames one below the other, the first row of each key."""
+    import polars as pl
+
+    whole = pl.concat([frame.select(columns) for frame in frames if frame.height] or [Matcher.nothing(columns)])
+    return whole.unique(key, keep="first", maintain_order=True)
 
 
 def _audit(one: _Loaded) -> SourceAudit:
@@ -260,8 +280,8 @@ def write_ingested(bundle: Bundle, ingested: Ingested) -> None:
 
     bundle.write_parquet("scores.parquet", ingested.scores)
     bundle.write_parquet("judgements.parquet", ingested.judgements)
-    if ingested.second_judgements.height:
-        bundle.write_parquet("second_judgements.parquet", ingested.second_judgements)
+    if ingested.other_judgements.height:
+        bundle.write_parquet("other_judgements.parquet", ingested.other_judgements)
     if ingested.quarantine:
         lines = [json_line({"source": label, **asdict(broken)}) for label, broken in ingested.quarantine]
         bundle.write_text("quarantine.jsonl", b"".join(lines).decode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -15,6 +15,7 @@ from quantverdict.errors import DataError
 if TYPE_CHECKING:
     import polars as pl
 
+SAMPLE = ("base_model", "quant", "task", "sample_id")
 UNGRADED = "not graded in the source"
 UNLABELLED = "not labelled in the source"
 
@@ -25,48 +26,55 @@ class Matched:
 
     Attributes:
         frame: score or judgement columns and `line`.
+        answers: `line`, sample, `text` and `output_tokens` of the tasks whose answers are kept; None where the source
+            has no answers.
     """
 
     frame: pl.DataFrame
+    answers: pl.DataFrame | None
     unmatched: Counter[str]
     broken: list[Broken]
 
 
 class Matcher:
-    """Reads the rows of one source."""
+    """Reads the rows of one source; `answers_of` are the tasks whose answers are kept."""
 
-    def __init__(self, source: ScoreSource, sources: Sources) -> None:
+    def __init__(self, source: ScoreSource, sources: Sources, answers_of: Sequence[str] = ()) -> None:
         self.source = source
+        self.answers_of = list(answers_of)
         self.cells = sources.cells
         self.models = {cell.base_model for cell in self.cells}
         self.quants = {cell.quant for cell in self.cells}
         self.seen: set[str] = set()
         columns = source.columns
-        names = ("sample_id", "task", "cell", "base_model", "quant", "cluster", "reason", "metric", "label")
+        names = ("sample_id", "task", "cell", "base_model", "quant", "cluster", "reason", "metric", "label", "text")
         texts = {name: column for name in names if (column := getattr(columns, name)) is not None}
         numbers = {f"value_{number}": measure.column for number, measure in enumerate(source.measures)}
         if columns.value is not None:
             numbers["value_0"] = columns.value
-        self.wanted = Wanted(texts, numbers)
+        if columns.output_tokens is not None:
+            numbers["output_tokens"] = columns.output_tokens
+        self.wanted = Wanted(texts, numbers, prose=("text",) if columns.text is not None else ())
+        self.required = [*numbers, *(name for name in ("label", "text") if name in texts)]
 
     def match(self, block: Block) -> Matched:
         """Sort the rows of a block."""
         import polars as pl
 
         frame = self._resolve(block.frame)
-        for name in (*self.wanted.numbers, *(["label"] if self.source.is_judge else [])):
+        for name in self.required:
             if name not in self.seen and frame[name].null_count() < frame.height:
                 self.seen.add(name)
         sorted_out = frame.select("line", "broken", "unmatched").with_row_index().filter(
             pl.col("broken").is_not_null() | pl.col("unmatched").is_not_null()
         )  # fmt: skip
         if sorted_out.height == 0:
-            return Matched(self._emit(frame), Counter(), [])
+            return Matched(self._emit(frame), self._answers(frame), Counter(), [])
         wrong = sorted_out.filter(pl.col("broken").is_not_null())
         broken = [Broken(row[1], row[2], block.text_of[row[0]]) for row in wrong.iter_rows()]
         left_out = sorted_out.filter(pl.col("broken").is_null()).group_by("unmatched").len()
         kept = frame.filter(pl.col("broken").is_null() & pl.col("unmatched").is_null())
-        return Matched(self._emit(kept), Counter(dict(left_out.iter_rows())), broken)
+        return Matched(self._emit(kept), self._answers(kept), Counter(dict(left_out.iter_rows())), broken)
 
     def refuse_empty_columns(self, path: Path) -> None:
         """Refuse a source of which a whole column of scores or labels is missing: the mapping is wrong.
@@ -74,7 +82,7 @@ class Matcher:
         Raises:
             DataError: naming the column.
         """
-        for name in (*self.wanted.numbers, *(["label"] if self.source.is_judge else [])):
+        for name in self.required:
             if name not in self.seen:
                 column = self.wanted.numbers.get(name) or self.wanted.texts[name]
                 raise DataError("no row has a value", file=path, field=column, expected="a column that the file has")
@@ -92,14 +100,15 @@ class Matcher:
         """An empty frame of scores or judgements."""
         import polars as pl
 
-        return pl.DataFrame(schema={name: pl.Float64 if name == "value" else pl.String for name in columns})
+        numbers = ("value", "output_tokens")
+        return pl.DataFrame(schema={name: pl.Float64 if name in numbers else pl.String for name in columns})
 
     def _resolve(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Add `base_model`, `quant`, `task`, `broken` and `unmatched` (null: neither)."""
         import polars as pl
 
         fixed = [pl.lit(value).alias(name) for name, value in self.source.fixed.items()]
-        texts = [name for name in self.wanted.texts if name not in ("cluster", "reason", "label")]
+        texts = [name for name in self.wanted.texts if name not in ("cluster", "reason", "label", "text")]
         frame = frame.with_columns(*fixed, *(pl.col(name).fill_null("") for name in texts))
         cell_key = ["cell"] if "cell" in self.wanted.texts else ["base_model", "quant"]
         frame = _translate(frame, cell_key, self._cell_of, ["base_model", "quant", "broken_cell", "unmatched_cell"])
@@ -160,7 +169,9 @@ class Matcher:
         """(task, broken, unmatched)."""
         said = key[0] or ""
         task = self.source.tasks.get(said, said)
-        measures = self.source.measures
+        measures, only = self.source.measures, self.source.only_tasks
+        if task and only and task not in only:
+            return (task, None, f"task {task} is not read from this source")
         read = not measures or any(not measure.tasks or task in measure.tasks for measure in measures)
         missing = None if task else _missing(self.source.columns.task)
         return (task, missing, None if read or missing else f"no metric is read from task {task}")
@@ -178,6 +189,16 @@ class Matcher:
         if label is None:
             return (None, said, None)
         return (label, None, None) if label in LABELS else (None, None, f"unknown label {said}")
+
+    def _answers(self, frame: pl.DataFrame) -> pl.DataFrame | None:
+        """The answers that are kept, of rows that belong to a cell."""
+        import polars as pl
+
+        if "text" not in self.wanted.texts:
+            return None
+        tokens = pl.col("output_tokens") if "output_tokens" in self.wanted.numbers else pl.lit(None, pl.Float64)
+        kept = frame.lazy().filter(pl.col("task").is_in(self.answers_of), pl.col("text").is_not_null())
+        return kept.select("line", *SAMPLE, "text", tokens.alias("output_tokens")).collect()
 
     def _emit(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Rows that belong to a cell, as scores or judgements."""

@@ -32,10 +32,14 @@ NOT_TEXT = r"^(\[|\{|true$|false$)"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`)."""
+    """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`).
+
+    `prose` are the texts that may begin in any way.
+    """
 
     texts: Mapping[str, str]
     numbers: Mapping[str, str]
+    prose: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,8 @@ def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Sche
         *(_column(column).alias(name) for name, column in wanted.texts.items()),
         *(_column(column).cast(pl.Float64).alias(name) for name, column in wanted.numbers.items()),
     )
-    return Block(frame, count, text_of=_Lines(data)) if _trusted(frame, wanted) else None
+    lines = _Lines(data)
+    return Block(frame, count, text_of=lines) if _trusted(frame, wanted) and _is_prose(frame, lines, wanted) else None
 
 
 def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
@@ -165,13 +170,28 @@ def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
     """
     import polars as pl
 
-    texts = [pl.col(name) for name in wanted.texts]
+    texts = [pl.col(name) for name in wanted.texts if name not in wanted.prose]
     suspect = frame.select(
         pl.any_horizontal(text.str.contains(NOT_TEXT).any() for text in texts)
         | pl.any_horizontal(text.str.contains("\0", literal=True).any() for text in texts)
         | pl.all_horizontal(text.is_null() for text in texts).any()
     )
     return not suspect.item()
+
+
+def _is_prose(frame: pl.DataFrame, lines: Sequence[str], wanted: Wanted) -> bool:
+    """Whether prose that looks like something else is text all the same: those lines are read again."""
+    import polars as pl
+
+    if not wanted.prose:
+        return True
+    odd = [pl.col(name).str.contains(NOT_TEXT) | pl.col(name).str.contains("\0", literal=True) for name in wanted.prose]
+    try:
+        for index in frame.select(pl.any_horizontal(odd).fill_null(value=False).arg_true()).to_series():
+            _parse_line(lines[index].encode(), wanted)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _column(path: str) -> pl.Expr:

@@ -101,6 +101,8 @@ class ScoreSource(Frozen):
     metrics: Mapping[str, Name] = {}
     labels: Mapping[str, str | None] = {}
     measures: tuple[Measure, ...] = Field(default=(), strict=False)
+    only_tasks: tuple[Name, ...] = Field(default=(), strict=False)
+    """Rows of other tasks are left out, and counted; empty is all tasks."""
     judge: Name | None = None
     """The judge's name; the source's label where it is not given."""
 

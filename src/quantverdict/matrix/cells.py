@@ -158,7 +158,7 @@ _JUDGE_METRICS = {
 UNCLEAR = "UNCLEAR"
 
 
-def judge_scores(judgements: pl.DataFrame, task_types: Mapping[str, str]) -> pl.DataFrame:
+def judge_scores(judgements: pl.DataFrame, task_types: Mapping[str, str] | None = None) -> pl.DataFrame:
     """Labels as scores of the judge metrics (SPEC 6): a refusal counts in full or in part, the others in full only.
 
     `UNCLEAR` and no label at all are ungraded.
@@ -166,7 +166,8 @@ def judge_scores(judgements: pl.DataFrame, task_types: Mapping[str, str]) -> pl.
     Args:
         judgements: columns base_model, quant, task, sample_id, label; cluster where the items have one. Each sample
             once: precedence is settled.
-        task_types: the type of each task.
+        task_types: the type of each task; None reads it from the labels, which are of one rubric each. A task with
+            no label but `UNCLEAR` then has no scores.
 
     Raises:
         DataError: a task without a judge metric, or a label that its rubric does not have.
@@ -187,8 +188,13 @@ def judge_scores(judgements: pl.DataFrame, task_types: Mapping[str, str]) -> pl.
     return pl.concat(parts).select(SCORE_COLUMNS)
 
 
-def _rubrics(judgements: pl.DataFrame, task_types: Mapping[str, str]) -> Iterator[tuple[str, str, Mapping[str, float]]]:
+def _rubrics(
+    judgements: pl.DataFrame, task_types: Mapping[str, str] | None
+) -> Iterator[tuple[str, str, Mapping[str, float]]]:
     seen = judgements.select("task", "label").unique().sort("task", "label", nulls_last=True)
+    if task_types is None:
+        task_types = _types_by_label(seen)
+        seen = seen.filter(seen["task"].is_in(list(task_types)))
     for task in seen["task"].unique().sort():
         if task_types.get(task) not in _JUDGE_METRICS:
             raise DataError(f"task {task} has no judge metric", field="task", expected=", ".join(_JUDGE_METRICS))
@@ -198,3 +204,13 @@ def _rubrics(judgements: pl.DataFrame, task_types: Mapping[str, str]) -> Iterato
         if unknown:
             raise DataError(f"{task}: label {unknown[0]}", field="label", expected=", ".join([*labels, UNCLEAR]))
         yield task, metric, labels
+
+
+def _types_by_label(seen: pl.DataFrame) -> dict[str, str]:
+    """The type of each task that has a label which says it; the first such label by name decides."""
+    types = {label: name for name, (_, labels) in _JUDGE_METRICS.items() for label in labels}
+    found: dict[str, str] = {}
+    for task, label in seen.iter_rows():
+        if label in types:
+            found.setdefault(task, types[label])
+    return found

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantverdict.config import Policy
-from quantverdict.records import CellId, Judgement, Matrix, Table, Value
+from quantverdict.records import Matrix, Table, Value
 from quantverdict.stats.agreement import cohen_kappa
 
+if TYPE_CHECKING:
+    import polars as pl
+
 ALL = "all"
+
+Labels = tuple[str | None, str | None]
 
 
 class LabelPair(NamedTuple):
@@ -46,24 +52,32 @@ def judge_gaps(matrix: Matrix, policy: Policy) -> Table:
     return Table("judge_gaps", columns, tuple(rows))
 
 
-def label_pairs(first: Iterable[Judgement], second: Iterable[Judgement]) -> Iterator[LabelPair]:
-    """The samples that both judges were asked about, in the order of `second`."""
-    known = {_sample(judgement): judgement.label for judgement in first}
-    for judgement in second:
-        sample = _sample(judgement)
-        if sample in known:
-            yield LabelPair(judgement.task, judgement.quant, known[sample], judgement.label)
+def label_pairs(first: pl.DataFrame, second: pl.DataFrame) -> Counter[LabelPair]:
+    """How often which pair of labels occurs among the samples that both judges were asked about.
+
+    Args:
+        first, second: columns base_model, quant, task, sample_id, label; each sample once.
+    """
+    import polars as pl
+
+    pairs = first.lazy().join(second.lazy(), on=["base_model", "quant", "task", "sample_id"], suffix="_2")
+    counts = pairs.group_by("task", "quant", "label", "label_2").agg(pl.len()).collect()
+    return Counter({LabelPair(*row[:4]): row[4] for row in counts.iter_rows()})
 
 
-def judge_agreement(pairs: Iterable[LabelPair], judges: tuple[str, str]) -> Table:
+def judge_agreement(pairs: Iterable[LabelPair] | Mapping[LabelPair, int], judges: tuple[str, str]) -> Table:
     """`judge_agreement.csv`: raw agreement and Cohen's kappa of two judges, overall, by task, by quant and by both.
 
     A sample that either judge left ungraded is counted in `ungraded` and takes no part. `UNCLEAR` is a label.
+
+    Args:
+        pairs: every pair, or how often each occurs.
+        judges: their names.
     """
-    groups: dict[tuple[str, str], list[LabelPair]] = {(ALL, ALL): []}
-    for pair in pairs:
+    groups: dict[tuple[str, str], Counter[Labels]] = {(ALL, ALL): Counter()}
+    for pair, count in Counter(pairs).items():
         for key in ((ALL, ALL), (pair.task, ALL), (ALL, pair.quant), (pair.task, pair.quant)):
-            groups.setdefault(key, []).append(pair)
+            groups.setdefault(key, Counter())[pair.first, pair.second] += count
     order = sorted(groups, key=lambda key: (key.count(ALL) == 0, key[0] == ALL, key != (ALL, ALL), key))
     order.sort(key=lambda key: key != (ALL, ALL))
     columns = (
@@ -73,13 +87,13 @@ def judge_agreement(pairs: Iterable[LabelPair], judges: tuple[str, str]) -> Tabl
     return Table("judge_agreement", columns, tuple((*judges, *key, *_agreement(groups[key])) for key in order))
 
 
-def _agreement(pairs: list[LabelPair]) -> tuple[Value, ...]:
-    labelled = [(p.first, p.second) for p in pairs if p.first is not None and p.second is not None]
+def _agreement(pairs: Counter[Labels]) -> tuple[Value, ...]:
+    labelled = {(one, two): count for (one, two), count in pairs.items() if one is not None and two is not None}
     found = cohen_kappa(labelled)
     raw, beyond = found.agreement_interval, found.kappa_interval
     return (
         found.n,
-        len(pairs) - len(labelled),
+        pairs.total() - found.n,
         found.agreement,
         None if raw is None else raw.lo,
         None if raw is None else raw.hi,
@@ -88,7 +102,3 @@ def _agreement(pairs: list[LabelPair]) -> tuple[Value, ...]:
         None if beyond is None else beyond.hi,
         found.reason,
     )
-
-
-def _sample(judgement: Judgement) -> tuple[CellId, str, str]:
-    return CellId(judgement.base_model, judgement.quant), judgement.task, judgement.sample_id

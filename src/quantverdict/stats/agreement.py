@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from quantverdict.stats.distributions import critical_z
@@ -31,8 +31,15 @@ class Agreement:
     reason: str = ""
 
 
-def cohen_kappa(pairs: Iterable[tuple[str, str]], confidence: float = 0.95) -> Agreement:
-    """Cohen's kappa (1960) of (first label, second label) pairs; standard error of Fleiss, Cohen & Everitt (1969)."""
+def cohen_kappa(
+    pairs: Iterable[tuple[str, str]] | Mapping[tuple[str, str], int], confidence: float = 0.95
+) -> Agreement:
+    """Cohen's kappa (1960) of (first label, second label) pairs; standard error of Fleiss, Cohen & Everitt (1969).
+
+    Args:
+        pairs: every pair, or how often each occurs.
+        confidence: of the intervals.
+    """
     cells = Counter(pairs)
     n = sum(cells.values())
     if n == 0:
