@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -199,10 +199,11 @@ class BatchScheduler:
 
 
 def shared_start(jobs: Sequence[Job]) -> int:
-    """Tokens that all prompts begin with, short of the last two of the shortest: a prompt is never left with one row."""
+    """Tokens that all prompts begin with, less where a prompt would be left with fewer than two of its own."""
     if len(jobs) < 2:
         return 0
-    common = len(commonprefix([job.prompt for job in jobs]))
+    first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
+    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return max(0, min(common, min(len(job.prompt) for job in jobs) - 2))
 
 
@@ -210,7 +211,7 @@ def even_parts(count: int, size: int) -> list[range]:
     """`count` rows in the fewest parts of at most `size`, none more than one row longer than another."""
     parts = -(-count // size)
     edges = [count * i // parts for i in range(parts + 1)] if parts else [0]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:

@@ -31,9 +31,11 @@ class LlamaEngine:
         self._library, self._ffi, self._api = library, library.ffi, library.api
         self._threads = threads
         self._context: Any = None
+        self._memory: Any = None
         self._shape = (0, 0)
         params = self._api.llama_model_default_params()
         params.n_gpu_layers = 0
+        params.use_extra_bufts = False  # repacked weights sum a lone row in another order than several
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
         if self._model == self._ffi.NULL:
             raise EngineError(f"{path} cannot be loaded by llama.cpp: {library.last_error() or 'no reason given'}")

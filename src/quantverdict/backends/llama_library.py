@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -11,6 +12,9 @@ from typing import Any
 
 from quantverdict.backends.llama_cdef import CDEF
 from quantverdict.errors import EngineError
+
+Foreign = Any
+"""What cffi gives: its interface, a library, a pointer. It has no static types."""
 
 PACKAGE = "xllamacpp"
 RELEASE = "2026.10.11549"
@@ -42,10 +46,10 @@ class Library:
         callback: what fills `log`; kept alive as long as the library may call it.
     """
 
-    ffi: Any
-    api: Any
+    ffi: Foreign
+    api: Foreign
     log: deque[str]
-    callback: Any
+    callback: Foreign
 
     def last_error(self) -> str:
         """The last line the library logged as an error, empty where it logged none."""
@@ -93,7 +97,7 @@ def _library_path() -> Path:
     raise EngineError(f"the library of {PACKAGE} was not found; {_NEEDED}")
 
 
-def _prove(api: Any) -> None:
+def _prove(api: Foreign) -> None:
     for params, defaults in (
         (api.llama_context_default_params(), _CONTEXT_DEFAULTS),
         (api.llama_model_default_params(), _MODEL_DEFAULTS),
@@ -103,8 +107,8 @@ def _prove(api: Any) -> None:
                 raise EngineError(f"{PACKAGE}: default {name} is {getattr(params, name)}, not {expected}; {_NEEDED}")
 
 
-def _keep_errors(ffi: Any, log: deque[str]) -> Any:
-    def keep(level: int, text: Any, _data: Any) -> None:
+def _keep_errors(ffi: Foreign, log: deque[str]) -> Callable[[int, Foreign, Foreign], None]:
+    def keep(level: int, text: Foreign, _data: Foreign) -> None:
         if level == _ERROR_LEVEL or (level == _CONTINUES and log):
             log.append(ffi.string(text).decode(errors="replace").strip())
 

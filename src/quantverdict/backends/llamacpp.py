@@ -27,7 +27,7 @@ from quantverdict.records import Completion, Prompt
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # waiting threads that spin cost 16 times the speed beside a busy neighbour
     "GGML_NO_BACKTRACE": "1",  # an abort must end the process, not start a debugger in it
-    "OMP_DISPLAY_ENV": "FALSE",
+    "GGML_CPU_TILED_MM": "0",  # the blocked product sums in another order from 8 rows on
 }
 _END_SECONDS = 5
 
@@ -70,10 +70,15 @@ class LlamaCppBackend:
             "kv_cache": "f16",
             "kv_unified": False,
             "flash_attention": True,
-            "repack": True,
+            "repack": False,
+            "tiled_matmul": False,
         }
         settings = {"path": str(path), "threads": threads, "parallel": placement.parallel, "context": placement.context}
-        self._ask(settings, "ready")
+        try:
+            self._ask(settings)
+        except EngineError:
+            self.close()
+            raise
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -101,15 +106,14 @@ class LlamaCppBackend:
                 for prompt in prompts
             ],
         }
-        found = self._ask(request, "completions", progress)
-        return [_completion(values) for values in found]
+        return [_completion(values) for values in self._ask(request, progress)["completions"]]
 
     def close(self) -> None:
         """End the worker and wait for it."""
         self._end()
 
-    def _ask(self, request: Mapping[str, Any], wanted: str, progress: Progress | None = None) -> Any:
-        """Send a line and read replies up to the wanted one."""
+    def _ask(self, request: Mapping[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+        """Send a line and read the reply that settles it."""
         if not self._end.alive:
             raise EngineError("the llama.cpp backend is closed")
         settled = False
@@ -117,14 +121,12 @@ class LlamaCppBackend:
             reply = self._exchange(request, progress)
             settled = True
         finally:
-            if not settled:  # a worker that is still busy with an abandoned batch answers nothing else
+            if not settled:  # it is dead, or still busy with a batch that nobody waits for
                 self._process.kill()
                 self.close()
         if "error" in reply:
-            if wanted == "ready":
-                self.close()
             raise EngineError(reply["error"])
-        return reply[wanted]
+        return reply
 
     def _exchange(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
         requests, replies = self._process.stdin, self._process.stdout

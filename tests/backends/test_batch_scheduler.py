@@ -1,0 +1,167 @@
+"""The scheduler against one prompt at a time, on an engine whose next token is a hash of all tokens before it."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.backends.batch_scheduler import (
+    BatchScheduler,
+    Job,
+    Limits,
+    checked,
+    even_parts,
+    log_softmax,
+    shared_start,
+)
+from quantverdict.errors import EngineError
+
+VOCABULARY = 11
+END = 0
+
+
+def logits_after(tokens):
+    seed = hashlib.sha256(repr(tuple(tokens)).encode()).digest()
+    return np.frombuffer(seed[:VOCABULARY], np.uint8).astype(np.float32) / 64
+
+
+class FakeEngine:
+    """Keeps what a real engine would; refuses what a real one refuses."""
+
+    def __init__(self):
+        self.lone_steps = 0
+        self.evaluations = []
+
+    def start(self, sequences, length):
+        self.length, self.memory = length, [[] for _ in range(sequences)]
+
+    def evaluate(self, rows, wanted):
+        after = []
+        for sequence, token, position in rows:
+            assert position == len(self.memory[sequence]), "a gap in a sequence"
+            assert position < self.length, "the memory of a sequence is full"
+            self.memory[sequence].append(token)
+            after.append(logits_after(self.memory[sequence]))
+        self.evaluations.append(rows)
+        return [after[i] for i in wanted]
+
+    def copy(self, source, target):
+        self.memory[target] = list(self.memory[source])
+
+    def cut(self, sequence, length):
+        assert length <= len(self.memory[sequence])
+        del self.memory[sequence][length:]
+
+    def is_end(self, token):
+        return token == END
+
+
+def naive(job, limits):
+    """What the prompt would get if it were alone in the world."""
+    tokens, answer, finish = list(job.prompt), [], "length"
+    while len(answer) < limits.max_new_tokens and len(tokens) < limits.context:
+        token = int(logits_after(tokens).argmax())
+        if token == END:
+            finish = "stop"
+            break
+        answer.append(token)
+        tokens.append(token)
+    scores = []
+    for choice in job.choices:
+        log_p = [log_softmax(logits_after([*job.prompt, *choice[:i]]))[choice[i]] for i in range(len(choice))]
+        scores.append(math.fsum(log_p))
+    return answer, finish, scores
+
+
+tokens = st.integers(1, VOCABULARY - 1)
+choices = st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple)
+prompts = st.lists(tokens, min_size=1, max_size=7).map(tuple)
+jobs_of = st.lists(st.builds(Job, prompts, choices), max_size=9)
+
+
+@given(
+    jobs=jobs_of,
+    start=st.lists(tokens, max_size=5).map(tuple),
+    slots=st.integers(1, 5),
+    chunk=st.integers(2, 6),
+    longest=st.integers(0, 8),
+)
+def test_every_prompt_gets_what_it_would_get_alone(jobs, start, slots, chunk, longest):
+    jobs = [Job(start + job.prompt, job.choices) for job in jobs]
+    limits = Limits(slots=slots, max_new_tokens=longest, chunk=max(chunk, slots), context=16)
+    answers = BatchScheduler(FakeEngine(), jobs, limits, lambda *_: None).run()
+    for job, answer in zip(jobs, answers, strict=True):
+        expected, finish, scores = naive(job, limits)
+        assert (answer.tokens, answer.finish) == (expected, finish)
+        assert answer.choice_logprobs == pytest.approx(scores, abs=1e-9)
+        assert (answer.ttft_ms is None) == (longest == 0)
+
+
+@given(st.lists(st.lists(tokens, min_size=2, max_size=7).map(tuple), max_size=9), st.integers(2, 5))
+def test_no_row_is_evaluated_alone(prompts, slots):
+    """A lone row is summed in another order than a row among others, so one that must not matter goes beside it."""
+    engine = FakeEngine()
+    BatchScheduler(engine, [Job(prompt) for prompt in prompts], Limits(slots, 6, 64, 32), lambda *_: None).run()
+    assert all(len(rows) > 1 for rows in engine.evaluations if rows[0][2] > 0)
+
+
+def test_the_common_start_is_evaluated_once():
+    jobs = [Job((1, 2, 3, 4, n, n)) for n in range(5, 9)]
+    engine = FakeEngine()
+    BatchScheduler(engine, jobs, Limits(2, 0, 64, 32), lambda *_: None).run()
+    assert [len(rows) for rows in engine.evaluations] == [4, 2, 2, 2, 2]
+
+
+def test_a_free_slot_takes_the_next_prompt_in_order():
+    """Which prompt runs where follows from the answers alone, so two runs evaluate the same rows."""
+    jobs = [Job((n, n + 1, n)) for n in range(1, 9)]
+    seen = []
+    for _ in range(2):
+        engine = FakeEngine()
+        BatchScheduler(engine, jobs, Limits(3, 5, 64, 32), lambda *_: None).run()
+        seen.append(engine.evaluations)
+    assert seen[0] == seen[1]
+
+
+def test_progress_counts_up_to_the_batch():
+    reports = []
+    jobs = [Job((n, n)) for n in range(1, 6)]
+    answers = BatchScheduler(FakeEngine(), jobs, Limits(2, 4, 64, 32), lambda *r: reports.append(r)).run()
+    assert reports == sorted(reports)
+    assert reports[-1][1] == sum(len(answer.tokens) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([(1, 2, 3, 4)], 0),
+        ([(1, 2, 3, 4), (1, 2, 3, 5)], 2),
+        ([(1, 2, 3, 4), (1, 2, 3, 4)], 2),
+        ([(1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 9, 3, 4, 5)], 1),
+        ([(1,), (1,)], 0),
+        ([(1, 2), (3, 4)], 0),
+    ],
+)
+def test_a_prompt_keeps_two_tokens_of_its_own(prompts, expected):
+    assert shared_start([Job(prompt) for prompt in prompts]) == expected
+
+
+@given(st.integers(0, 2000), st.integers(2, 600))
+def test_parts_are_even_and_cover_everything(count, size):
+    parts = even_parts(count, size)
+    assert [i for part in parts for i in part] == list(range(count))
+    assert not parts or max(map(len, parts)) <= min(size, min(map(len, parts)) + 1)
+    assert len(parts) == -(-count // size)
+
+
+def test_log_probabilities_sum_to_one_however_large_the_logits():
+    assert np.exp(log_softmax(np.array([1000.0, 999.0, -1000.0], np.float32))).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_refused(bad):
+    with pytest.raises(EngineError, match="not finite"):
+        checked(np.array([0.0, bad, 1.0], np.float32))
