@@ -19,6 +19,7 @@ LAYERS = [
     {"matrix"},
     {"protocol"},
     {"report"},
+    {"ingestion"},
     {"stages"},
     {"pipeline"},
     {"cli"},

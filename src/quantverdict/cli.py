@@ -54,6 +54,18 @@ def plan(study: Path, bundle: Path | None, task_dir: str | None, measure: bool, 
 
 
 @commands.command()
+@click.argument("sources", type=Existing)
+@click.option("--out", type=Existing, required=True, help="The bundle to write.")
+@click.option("--quarantine", is_flag=True, help="Set broken rows aside in the bundle instead of refusing the first.")
+@json_option
+def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
+    """Decide from scored samples and judgements in files, each checked by its hash first."""
+    from quantverdict import pipeline
+
+    show_decision(pipeline.ingest(sources, out, quarantine=quarantine), as_json)
+
+
+@commands.command()
 @click.argument("bundle", type=Existing, required=False)
 @click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV) instead of a bundle.")
 @click.option("--out", type=Existing, help="With --matrix: the bundle to write.")

@@ -14,9 +14,9 @@ from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import progress_view
 from quantverdict.collect.prompts import study_tasks
-from quantverdict.config import Study, load_policy, load_study
+from quantverdict.config import Policy, Study, load_policy, load_study
 from quantverdict.errors import BundleError
-from quantverdict.stages import ask, decide, forecast, grade, make_builds, render, summarise
+from quantverdict.stages import ask, decide, forecast, grade, make_builds, render, samples_of, summarise
 
 
 def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = None) -> Path:
@@ -36,9 +36,7 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
         builds = make_builds(study, bundle, view)
         ask(study, tasks, builds, bundle, view)
         grade(tasks, builds, bundle)
-        summarise(bundle)
-        decide(bundle)
-        render(bundle)
+        settle(bundle)
     return bundle.root
 
 
@@ -55,9 +53,36 @@ def plan(
 def analyze(path: Path, policy: str | None = None) -> Path:
     """Scores in, decision out: everything after grading, again."""
     with Bundle.reopen(path) as bundle:
-        if bundle.path("scores.parquet").exists():
-            summarise(bundle)
-        decide(bundle, load_policy(policy) if policy else None)
+        settle(bundle, load_policy(policy) if policy else None)
+    return bundle.root
+
+
+def settle(bundle: Bundle, policy: Policy | None = None) -> None:
+    """From the scores that a bundle holds, or the matrix alone where it holds none, to the report."""
+    samples = samples_of(bundle)
+    if samples is not None:
+        summarise(bundle, samples)
+    decide(bundle, policy, samples)
+    render(bundle)
+
+
+def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
+    """Scored samples and judgements from files in, decision out.
+
+    Args:
+        quarantine: set broken rows aside in `quarantine.jsonl`, instead of refusing the first.
+
+    Raises:
+        StudyError: `sources.yaml` is wrong.
+        DataError: a file has another hash, or a row cannot be used; nothing was written.
+        BundleError: `out` holds something that this would overwrite.
+    """
+    from quantverdict.ingestion import keep, load
+
+    loaded = load(sources_file, out, quarantine=quarantine)
+    with Bundle.open(out, loaded.found.sources) as bundle:
+        keep(loaded, bundle)
+        decide(bundle, None, loaded.samples)
         render(bundle)
     return bundle.root
 
@@ -75,9 +100,7 @@ def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
     with Bundle.open(out, None) as bundle:
         if bundle.recorded("config"):
             raise BundleError(f"{out}: holds the run of a study; name another bundle")
-        bundle.record(
-            sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}]
-        )
+        bundle.record(sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}])
         bundle.write_table(matrix_table(rows))
         decide(bundle, rules)
         render(bundle)

@@ -18,6 +18,7 @@ from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import Plan, make_plan
 from quantverdict.collect.schedule import Job, read_outcomes, run_cells
+from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Policy, StatisticsConfig, Study
 from quantverdict.errors import EngineError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from quantverdict.collect.estimate import Speed, StudyEstimate
     from quantverdict.collect.progress import LineProgress
     from quantverdict.matrix.cells import CellInfo
+    from quantverdict.matrix.grid import Grids
     from quantverdict.protocol.decide import Evidence
     from quantverdict.tasks.catalog import Task
 
@@ -95,31 +97,39 @@ def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> Non
     bundle.write_table(Table("templates", ("base_model", "quant", "metric", "value", "k", "n"), tuple(rows)))
 
 
-def summarise(bundle: Bundle) -> None:
-    """scores -> `matrix.csv`: one row a cell, every metric with its interval and n."""
+def samples_of(bundle: Bundle) -> Grids | None:
+    """Scores and judgements as the bundle holds them, None where it holds no scores."""
     import polars as pl
 
+    from quantverdict.ingestion import all_samples, stored_judgements
+
+    path = bundle.path("scores.parquet")
+    return all_samples(pl.read_parquet(path), stored_judgements(bundle)) if path.exists() else None
+
+
+def summarise(bundle: Bundle, samples: Grids) -> None:
+    """scores -> `matrix.csv`: one row a cell, every metric with its interval and n."""
     from quantverdict.matrix.cells import build_matrix
     from quantverdict.matrix.columns import matrix_table
 
     statistics, seed = statistics_of(bundle)
-    scores = pl.read_parquet(bundle.path("scores.parquet"))
-    matrix = build_matrix(scores, cell_infos(bundle), statistics, templates=read_templates(bundle), seed=seed)
+    matrix = build_matrix(samples, cell_infos(bundle), statistics, templates=read_templates(bundle), seed=seed)
     bundle.write_table(matrix_table(matrix))
 
 
-def decide(bundle: Bundle, policy: Policy | None = None) -> None:
-    """matrix -> the tables of statistics and protocol, and `decision.json`."""
+def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None = None) -> None:
+    """matrix -> the tables of statistics and protocol, and `decision.json`; `samples` where there are any."""
+    from quantverdict.ingestion import judge_tables
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
 
-    study = bundle.study() if bundle.recorded("config") == "study.yaml" else None
+    study = config_of(bundle)
     rules = policy or (study.policy if study else Policy())
     statistics, _ = statistics_of(bundle)
     matrix = read_matrix(bundle.path("matrix.csv"))
     synthesis = {table.name: table for table in synthesis_tables(matrix, rules)}
-    evidence = evidence_of(bundle, synthesis["sign_reversal"])
+    evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
     decision = decide_matrix(
         matrix,
         rules,
@@ -128,7 +138,7 @@ def decide(bundle: Bundle, policy: Policy | None = None) -> None:
         statistics=statistics,
         evidence=evidence,
     )
-    for table in (*synthesis.values(), *decision.tables):
+    for table in (*synthesis.values(), *decision.tables, *judge_tables(bundle, matrix, rules)):
         bundle.write_table(table)
     bundle.write_json("decision.json", decision.document)
 
@@ -147,10 +157,20 @@ def render(bundle: Bundle) -> None:
 
 def statistics_of(bundle: Bundle) -> tuple[StatisticsConfig, int]:
     """How intervals are made, and the seed."""
-    if bundle.recorded("config") != "study.yaml":
-        return StatisticsConfig(), 42
-    study = bundle.study()
-    return study.statistics, study.seed
+    config = config_of(bundle)
+    return (StatisticsConfig(), 42) if config is None else (config.statistics, config.seed)
+
+
+def config_of(bundle: Bundle) -> Study | Sources | None:
+    """The study or the sources that the bundle is made from, None where it is neither."""
+    from quantverdict.ingestion import sources_of
+
+    match bundle.recorded("config"):
+        case "study.yaml":
+            return bundle.study()
+        case "sources.yaml":
+            return sources_of(bundle)
+    return None
 
 
 def builds_of(bundle: Bundle) -> tuple[Build, ...]:
@@ -174,8 +194,12 @@ def failures(bundle: Bundle) -> dict[CellId, str]:
 
 def cell_infos(bundle: Bundle) -> list[CellInfo]:
     """What is known of every cell that has a row, besides its samples."""
+    from quantverdict import ingestion
     from quantverdict.matrix.cells import CellInfo
 
+    config = config_of(bundle)
+    if isinstance(config, Sources):
+        return ingestion.cell_infos(config)
     outcomes, failed = read_outcomes(bundle), failures(bundle)
     return [
         CellInfo(
@@ -212,15 +236,13 @@ def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
     return found
 
 
-def evidence_of(bundle: Bundle, sign_reversal: Table) -> Evidence:
+def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> Evidence:
     """What a decision rests on besides the matrix: samples; twins, failures and baselines that are not originals."""
-    import polars as pl
-
     from quantverdict.protocol.decide import Evidence
 
-    builds, scores = builds_of(bundle), bundle.path("scores.parquet")
+    builds, config = builds_of(bundle), config_of(bundle)
     return Evidence(
-        scores=pl.read_parquet(scores) if scores.exists() else None,
+        scores=samples,
         sign_reversal=sign_reversal,
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),
@@ -230,7 +252,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table) -> Evidence:
             for build in builds
             if build.is_baseline and build.artifact and build.artifact.dequantized_from
         },
-        order=tuple(build.cell for build in builds),
+        order=tuple(config.cells) if isinstance(config, Sources) else tuple(build.cell for build in builds),
         seed=statistics_of(bundle)[1],
     )
 

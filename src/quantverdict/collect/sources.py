@@ -38,7 +38,7 @@ class IngestedModel(Frozen):
     quants: Mapping[Name, Exact | None] = Field(min_length=1)
     """Each quant and its bits per weight, null where they are not known."""
     values: Mapping[Name, Mapping[Name, Exact]] = {}
-    """Metrics of a cell as a whole, by quant: size, speed, memory, or a refusal template that was measured elsewhere."""
+    """Metrics of a cell as a whole, by quant: size, speed, memory, or a refusal template measured elsewhere."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

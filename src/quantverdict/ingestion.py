@@ -1,0 +1,163 @@
+"""The stages of a bundle that is made from sources: scored samples and judgements instead of a model's answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, load_sources, write_ingested
+from quantverdict.collect.manifest import MANIFEST, Bundle, refuse_strangers
+from quantverdict.collect.matching import SAMPLE
+from quantverdict.collect.sources import Sources, read_sources
+from quantverdict.config import Policy
+from quantverdict.errors import StudyError
+from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer, template_of
+from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
+from quantverdict.matrix.columns import METRICS, matrix_table
+from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
+from quantverdict.matrix.judging import judge_agreement, label_pairs
+from quantverdict.protocol.second_judge import second_judge_regimes
+from quantverdict.records import CellId, Estimate, Matrix, Table
+from quantverdict.yaml_file import load_yaml
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Templates = Mapping[CellId, Mapping[str, Estimate]]
+JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What sources come to before anything is written: `matrix` is `matrix.csv`."""
+
+    found: Ingested
+    samples: Grids
+    templates: Templates
+    matrix: Table
+
+
+def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
+    """Read sources up to the matrix, so that whatever is wrong with them is said before a bundle is made at `out`.
+
+    Raises:
+        StudyError, DataError: the sources, a file or a row is wrong.
+        BundleError: `out` is in use, or holds something else.
+    """
+    sources = read_sources(sources_file)
+    if (out / MANIFEST).exists():
+        Bundle.open(out, sources).close()
+    elif out.is_dir():
+        refuse_strangers(out)
+    infos = cell_infos(sources)
+    found = load_sources(sources_file, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS)
+    samples = all_samples(found.scores, found.judgements)
+    told = templates(found.scores, found.answers)
+    matrix = build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed)
+    return Loaded(found, samples, told, matrix_table(matrix))
+
+
+def keep(loaded: Loaded, bundle: Bundle) -> None:
+    """sources -> `scores.parquet`, `judgements.parquet`, `sources.csv`, `templates.csv`, `matrix.csv`."""
+    write_ingested(bundle, loaded.found)
+    bundle.write_table(templates_table(loaded.templates))
+    bundle.write_table(loaded.matrix)
+
+
+def sources_of(bundle: Bundle) -> Sources:
+    """The bundle's `sources.yaml`."""
+    return load_yaml(bundle.path("sources.yaml"), Sources)
+
+
+def cell_infos(sources: Sources) -> list[CellInfo]:
+    """Every cell that the sources name, whether it has samples or not.
+
+    Raises:
+        StudyError: a value of a metric that samples give, or that there is not.
+    """
+    whole = [name for name, metric in METRICS.items() if metric.group in ("measured", "template")]
+    infos = []
+    for model in sources.models:
+        for quant, bpw in model.quants.items():
+            given = model.values.get(quant, {})
+            for name in given:
+                if name not in whole:
+                    raise StudyError("is not a metric of a whole cell", file=sources.file, expected=", ".join(whole),
+                                     field=f"{model.name}.values.{quant}.{name}")  # fmt: skip
+            values = {name: Estimate(value) for name, value in given.items()}
+            infos.append(
+                CellInfo(model.name, model.family, model.params_b, quant, bpw, quant == model.baseline, values)
+            )
+    return infos
+
+
+def all_samples(scores: pl.DataFrame, judgements: pl.DataFrame | None) -> Grids:
+    """Scores, and labels as scores of the judge metrics."""
+    import polars as pl
+
+    if judgements is None or judgements.height == 0:
+        return grids(scores)
+    return grids(pl.concat([scores.select(SCORE_COLUMNS), judge_scores(judgements).select(SCORE_COLUMNS)]))
+
+
+def stored_judgements(bundle: Bundle) -> pl.DataFrame | None:
+    """`judgements.parquet`, None where there is none."""
+    import polars as pl
+
+    path = bundle.path(JUDGEMENTS)
+    return pl.read_parquet(path) if path.exists() else None
+
+
+def templates(scores: pl.DataFrame, answers: pl.DataFrame) -> Templates:
+    """The refusal template of every cell that has scores or answers of the plain harmful task.
+
+    An answer is refused where its score says so; one without a score is read by pattern.
+    """
+    return {
+        cell: {name: found for name, found in template_of(readings).items() if found is not None}
+        for cell, readings in sorted(_readings(scores, answers).items())
+    }
+
+
+def templates_table(found: Templates) -> Table:
+    """`templates.csv`."""
+    rows = [(*cell, name, e.value, e.k, e.n) for cell, each in found.items() for name, e in each.items()]
+    return Table("templates", ("base_model", "quant", "metric", "value", "k", "n"), tuple(rows))
+
+
+def _readings(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId, list[Reading]]:
+    import polars as pl
+
+    scored = scores.lazy().filter(pl.col("task").is_in(PLAIN_HARMFUL_TASKS), pl.col("metric") == "refusal_rate")
+    scored = scored.select(*SAMPLE, "value", pl.lit(value=True).alias("scored"))
+    both = scored.join(answers.lazy().select(ANSWER_COLUMNS), on=SAMPLE, how="full", coalesce=True)
+    wanted = both.select("base_model", "quant", "scored", "value", "text", "output_tokens").collect()
+    found: dict[CellId, list[Reading]] = defaultdict(list)
+    for base_model, quant, is_scored, value, text, tokens in wanted.iter_rows():
+        if is_scored and value is None:
+            continue
+        refused = value == 1 if is_scored else None
+        found[CellId(base_model, quant)].append(read_answer(text, None if tokens is None else int(tokens), refused))
+    return found
+
+
+def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy) -> Iterator[Table]:
+    """`judge_agreement.csv` and `second_judge_regimes.csv`, where more than one judge labelled the same samples."""
+    import polars as pl
+
+    first, path = stored_judgements(bundle), bundle.path(OTHER_JUDGEMENTS)
+    if first is None or not path.exists():
+        return
+    agreement, regimes = [], []
+    for (name,), second in pl.read_parquet(path).partition_by("judge", as_dict=True, maintain_order=True).items():
+        told = first.join(second, on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
+        if told:
+            judges = ("+".join(told), str(name))
+            agreement.append(judge_agreement(label_pairs(first, second), judges))
+            regimes.append(second_judge_regimes(matrix, policy, first, second, judges))
+    for tables in (agreement, regimes):
+        if tables:
+            yield Table(tables[0].name, tables[0].columns, tuple(row for table in tables for row in table.rows))
