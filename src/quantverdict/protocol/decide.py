@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from quantverdict.config import Constraints, Policy, StatisticsConfig
 from quantverdict.matrix.columns import baselines
-from quantverdict.matrix.deltas import deltas, deltas_table
+from quantverdict.matrix.deltas import Delta, deltas, deltas_table
+from quantverdict.matrix.detectable import power_table
 from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.pairs import paired_draws
 from quantverdict.matrix.signals import all_signals
@@ -72,13 +73,14 @@ class Decision:
     floor: Table
     taxonomy: Table
     checklist: Table
+    power: Table
     document: Mapping[str, object]
 
     @property
     def tables(self) -> tuple[Table, ...]:
         return (
             self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
-            self.checklist,
+            self.checklist, self.power,
         )  # fmt: skip
 
 
@@ -141,6 +143,7 @@ def decide(
         floor=floor_table(floor),
         taxonomy=taxonomy_table(findings, policy),
         checklist=checklist_table(checklist(Protocol(rows, evidence.matrix_sha256, screen, floor))),
+        power=power_table(matrix, _discordance(found), statistics.power, statistics.confidence),
         document=document(judged),
     )
 
@@ -151,6 +154,11 @@ def _decided(matrix: Matrix, policy: Policy, draws: Mapping[CellId, Draws]) -> t
         regime = classify(signals, draws.get(signals.cell))
         rows.append(Decided(signals, regime, decide_action(signals, regime)))
     return tuple(rows)
+
+
+def _discordance(found: tuple[Delta, ...]) -> dict[tuple[CellId, str], float]:
+    """The share of pairs that differ, of every build and metric that is paired."""
+    return {(d.cell, d.metric): d.differing / d.n for d in found if d.differing is not None and d.n}
 
 
 def _regime_draws(
