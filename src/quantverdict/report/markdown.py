@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from quantverdict.report import formats
 from quantverdict.report.heatmap import HeatCell, HeatMap
+from quantverdict.report.ledger import written
 from quantverdict.report.tables import Build
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -68,7 +69,7 @@ def _heat_text(cell: HeatCell) -> str:
     return f"{cell.value}{change} {cell.interval}".rstrip()
 
 
-def markdown(context: Mapping[str, Any]) -> str:
+def markdown(context: Mapping[str, Any], template: str = "report") -> str:
     """The report for a terminal, a review or a model card; a value is escaped unless it is a `MarkdownText`."""
     # Nothing here is HTML: `finalize` escapes for Markdown what autoescape would escape for HTML.
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined, trim_blocks=True,  # noqa: S701
@@ -76,5 +77,8 @@ def markdown(context: Mapping[str, Any]) -> str:
     env.globals["table"] = markdown_table
     env.globals["build_table"] = build_table
     env.globals["matrix_table"] = matrix_table
-    text = env.get_template("md/report.md").render(**context)
+    claims = context["ledger"].claims
+    env.globals["claim"] = lambda name: written(claims[name]) if name in claims else formats.NOT_MEASURED
+    env.globals["marked"] = written
+    text = env.get_template(f"md/{template}.md").render(**context)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

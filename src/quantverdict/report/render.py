@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,17 @@ from markupsafe import Markup
 
 from quantverdict.collect.files import write_whole
 from quantverdict.report import figures, formats, heatmap, tables
+from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.bundle import BundleView, read_bundle
 from quantverdict.report.examples import examples
+from quantverdict.report.ledger import Ledger, marked
 from quantverdict.report.markdown import TEMPLATES, markdown
+from quantverdict.report.statements import default_ledger, study_sections
+from quantverdict.report.study import Book
 from quantverdict.report.tables import Build, Grid
+
+PROFILES = ("default", "study")
+"""The reports that there are: the short one, and the whole of the study table by table."""
 
 SECTIONS = ("decision", "builds", "matrix", "regimes", "bits", "trade", "tables", "examples", "provenance")
 """The sections of the default report: a template of this name in `templates/html` and in `templates/md` each."""
@@ -32,18 +40,75 @@ def render_report(bundle_dir: Path) -> None:
     Raises:
         BundleError: nothing was decided in this bundle, or an artefact cannot be read or written.
     """
-    context = report_context(read_bundle(bundle_dir))
-    for name, text in (("report.html", html(context)), ("report.md", markdown(context))):
-        write_whole(bundle_dir / name, text.encode("utf-8"))
+    for name, text in report_texts(bundle_dir).items():
+        write_whole(bundle_dir / name, text)
+
+
+def report_texts(bundle_dir: Path) -> dict[str, bytes]:
+    """`report.html` and `report.md` of a bundle, in the profile that its manifest names."""
+    bundle = read_bundle(bundle_dir)
+    if profile_of(bundle.manifest) == "study":
+        context, template = study_context(bundle), "study_report"
+    else:
+        context, template = report_context(bundle), "report"
+    return {
+        "report.html": html(context, template).encode("utf-8"),
+        "report.md": markdown(context, template).encode("utf-8"),
+    }
+
+
+def profile_of(manifest: Mapping[str, Any]) -> str:
+    """Which report a bundle has; the default one where it does not say."""
+    return str((manifest.get("report") or {}).get("profile", PROFILES[0]))
+
+
+def study_context(bundle: BundleView) -> dict[str, Any]:
+    """All that the templates of the study's report show: the decision, its tables with what they show, its claims."""
+    rows = tables.builds(bundle)
+    book = Book(Artefacts(bundle.root))
+    ledger = default_ledger(book)
+    spoken = [
+        (section, [(part, ledger.say_all(part.sentences)) for part in section.parts])
+        for section in study_sections(book)
+    ]
+    return {
+        **frame_context(bundle, rows),
+        "ledger": ledger,
+        "study_sections": spoken,
+        "regimes": figures.regime_figures(bundle, rows),
+        "regime_legend": figures.regime_legend(bundle, rows),
+        "bits": figures.bits_figures(bundle),
+        "bits_legend": figures.model_legend(bundle),
+        "claims": list(ledger.claims.values()),
+        "provenance": provenance(bundle),
+    }
 
 
 def report_context(bundle: BundleView) -> dict[str, Any]:
     """All that the templates show, formatted."""
-    decision = bundle.decision
-    policy = decision.get("policy") or {}
     rows = tables.builds(bundle)
     return {
+        **frame_context(bundle, rows),
+        "ledger": default_ledger(Book(Artefacts(bundle.root))),
         "sections": SECTIONS,
+        "heat_maps": heatmap.heat_maps(bundle, rows),
+        "regimes": figures.regime_figures(bundle, rows),
+        "regime_legend": figures.regime_legend(bundle, rows),
+        "bits": figures.bits_figures(bundle),
+        "bits_legend": figures.model_legend(bundle),
+        "trade": figures.trade_figures(bundle, rows),
+        "trade_legend": figures.trade_legend(rows),
+        "grids": tables.grids(bundle),
+        "examples": examples(bundle),
+        "provenance": provenance(bundle),
+    }
+
+
+def frame_context(bundle: BundleView, rows: list[Build]) -> dict[str, Any]:
+    """What both reports open with: the study and its decision."""
+    decision = bundle.decision
+    policy = decision.get("policy") or {}
+    return {
         "study": formats.plain(decision.get("study") or formats.NOT_MEASURED),
         "policy": formats.plain(policy.get("name") or formats.NOT_MEASURED),
         "quality_metric": formats.label(formats.plain(decision.get("quality_metric") or "quality")),
@@ -54,33 +119,15 @@ def report_context(bundle: BundleView) -> dict[str, Any]:
         "floor": _floor(decision.get("floor")),
         "notes": [tables.readable(note) for note in decision.get("notes") or ()],
         "constraints": _constraints(decision.get("constraints") or {}),
-        "heat_maps": heatmap.heat_maps(bundle, rows),
-        "full_pp": formats.quantity(_size(policy.get(heatmap.full_colour(pp=True)))),
-        "full_percent": formats.quantity(_size(policy.get(heatmap.full_colour(pp=False)))),
-        "regimes": figures.regime_figures(bundle, rows),
-        "regime_legend": figures.regime_legend(bundle, rows),
-        "bits": figures.bits_figures(bundle),
         "bits_title": figures.bits_title(bundle),
         "bits_read": bool(bundle.artifacts),
-        "bits_legend": figures.model_legend(bundle),
-        "trade": figures.trade_figures(bundle, rows),
-        "trade_legend": figures.trade_legend(rows),
-        "grids": tables.grids(bundle),
-        "examples": examples(bundle),
-        "provenance": provenance(bundle),
     }
 
 
 def _floor(floor: Mapping[str, Any] | None) -> dict[str, str] | None:
     if not floor:
         return None
-    signal = formats.quantity(floor.get("max_refusal_signal_pp"), 2)
-    return {"quant": formats.plain(floor.get("quant")), "signal": signal}
-
-
-def _size(value: object) -> float | None:
-    known = formats.number(value)
-    return None if known is None else abs(known)
+    return {"quant": formats.plain(floor.get("quant"))}
 
 
 def _constraints(given: dict[str, Any]) -> list[str]:
@@ -148,7 +195,7 @@ def _artifact_value(column: str, value: object) -> str:
     return formats.table_value(column, value)
 
 
-def html(context: dict[str, Any]) -> str:
+def html(context: dict[str, Any], template: str = "report") -> str:
     """One file that asks the network for nothing: its policy admits its own style sheet, by hash, and no more."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -159,9 +206,12 @@ def html(context: dict[str, Any]) -> str:
     )
     env.filters["svg"] = _drawing
     env.filters["by_model"] = by_model
+    env.filters["by_first"] = by_first
+    env.globals["claim"] = partial(_claim, context["ledger"])
+    env.globals["marked"] = marked
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    return env.get_template("html/report.html").render(**context, style=_drawing(style), style_hash=digest)
+    return env.get_template(f"html/{template}.html").render(**context, style=_drawing(style), style_hash=digest)
 
 
 def by_model(rows: Sequence[Build]) -> list[tuple[str, list[Build]]]:
@@ -169,6 +219,19 @@ def by_model(rows: Sequence[Build]) -> list[tuple[str, list[Build]]]:
     return [(model, [row for row in rows if row.model == model]) for model in dict.fromkeys(row.model for row in rows)]
 
 
+def by_first(rows: Sequence[Sequence[str]], grouped: bool) -> list[tuple[str, list[Sequence[str]]]]:
+    """Rows in groups of their first value, or all in one group."""
+    if not grouped:
+        return [("", list(rows))]
+    return [(key, [row for row in rows if row[0] == key]) for key in dict.fromkeys(row[0] for row in rows)]
+
+
 def _drawing(markup: str) -> Markup:
     """Markup made by `charts`, where everything from a bundle is escaped, or the style sheet."""
     return Markup(markup)  # noqa: S704
+
+
+def _claim(ledger: Ledger, claim_id: str) -> Markup:
+    """The number of a claim of the ledger, marked with its source."""
+    known = ledger.claims.get(claim_id)
+    return Markup.escape(formats.NOT_MEASURED) if known is None else marked(known)

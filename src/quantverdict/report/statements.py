@@ -1,0 +1,84 @@
+"""Everything that the reports of a bundle state, as one ledger: the default report and the study's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantverdict.protocol.claims import escaped
+from quantverdict.report import formats
+from quantverdict.report.artefacts import Artefacts
+from quantverdict.report.ledger import Cite, Ledger, Sentence
+from quantverdict.report.study import Book, Section
+from quantverdict.report.study_measures import appendices, quality, safety
+from quantverdict.report.study_protocol import limits, protocol, regimes, validation
+from quantverdict.report.study_relations import bits, interaction, mechanism, synthesis
+
+SECTIONS = (
+    validation, quality, safety, interaction, bits, protocol, regimes, mechanism, synthesis, limits, appendices,
+)  # fmt: skip
+"""The sections of the study's report, in order."""
+
+
+def study_sections(book: Book) -> tuple[Section, ...]:
+    """The study's report as sections of tables."""
+    return tuple(section(book) for section in SECTIONS)
+
+
+def ledger_of(root: Path) -> Ledger:
+    """Every claim that some report of a bundle states.
+
+    Raises:
+        BundleError: an artefact cannot be read.
+    """
+    book = Book(Artefacts(root))
+    ledger = default_ledger(book)
+    ledger.say_all(
+        sentence for section in study_sections(book) for part in section.parts for sentence in part.sentences
+    )
+    return ledger
+
+
+def default_ledger(book: Book) -> Ledger:
+    """What the default report states outside of its tables."""
+    ledger = Ledger(book.read.rows)
+    ledger.say_all([_floor(), _colours()])
+    ledger.say_all(
+        Sentence(f"best_{model}", "{quant}: {reason}", _both(f"decision.json#best/{escaped(model)}", "quant", "reason"))
+        for model in book.models
+    )
+    for key in ("notes", "constraints"):
+        rows = book.read.rows(f"decision.json#{key}") or ()
+        given = [row for row in rows if any(row.values())]
+        ledger.say_all(
+            Sentence(f"{key}_{row.get('index', name)}", f"{formats.words(name)}: {{value}}",
+                     {"value": Cite(f"decision.json#{key}", f"index={row['index']}" if "index" in row else "", name)})
+            for row in given for name, value in row.items() if value and name != "index"
+        )  # fmt: skip
+    return ledger
+
+
+def _both(artefact: str, *columns: str) -> dict[str, Cite]:
+    return {column: Cite(artefact, "", column) for column in columns}
+
+
+def _floor() -> Sentence:
+    return Sentence(
+        "decision_floor",
+        "Conservative floor: {quant}. Its largest refusal signal is {signal}.",
+        {
+            "quant": Cite("decision.json#floor", "", "quant"),
+            "signal": Cite("decision.json#floor", "", "max_refusal_signal_pp", unit="pp"),
+        },
+    )
+
+
+def _colours() -> Sentence:
+    policy = "decision.json#policy"
+    return Sentence(
+        "matrix_colour",
+        "The matrix is coloured fullest at {pp}, or {percent} where the metric is no share.",
+        {
+            "pp": Cite(policy, "", "refusal_collapse_pp", unit="pp size"),
+            "percent": Cite(policy, "", "tier_concerning_percent", unit="percent size"),
+        },
+    )

@@ -1,0 +1,216 @@
+"""Study report: what was measured. Quality, safety, judge against pattern, and the wide tables of every metric."""
+
+from __future__ import annotations
+
+from quantverdict.matrix.columns import METRICS, Metric
+from quantverdict.protocol.claims import where
+from quantverdict.report import formats
+from quantverdict.report.ledger import Cite, Sentence
+from quantverdict.report.study import Book, Part, Section, grid, known, level, words, yes_no
+
+GENERATION = ("bertscore", "rouge_l", "coherence", "coherence_prompt", "repetition")
+BENCHMARKS = ("mmlu_accuracy", "arc_accuracy", "classification_accuracy", "choice_accuracy")
+LENGTH = ("repetition", "output_tokens")
+SAFETY = ("refusal_rate", "over_refusal_rate", "truthfulness", "bias_resistance")
+JUDGED = ("judge_refusal_rate", "judge_truthfulness", "judge_bias_resistance")
+WIDE = (
+    ("benchmarks", "Benchmarks: every model, every format", BENCHMARKS),
+    ("generation", "Generation quality: every model, every format", (*GENERATION, "output_tokens")),
+    ("harm", "Safety: every model, every format", (*SAFETY, *JUDGED)),
+)
+
+
+def quality(book: Book) -> Section:
+    """Generation metrics, benchmarks, repetition and length, tiers."""
+    tiers = [
+        (row["base_model"], row["quant"], formats.delta(cell.get("quality_delta_pp")), words(row["tier"]),
+         words(cell.get("regime")), words(cell.get("action")))
+        for row in book.read.table("tiers")
+        if (cell := book.cells.get((row["base_model"], row["quant"]), {})).get("is_baseline") != "1"
+    ]  # fmt: skip
+    columns = ("base model", "build", f"{formats.label(book.quality)} delta (pp)", "tier", "regime", "action")
+    return Section("quality", "Quality", (
+        measures(book, "generation", "Generation metrics", GENERATION),
+        measures(book, "benchmarks", "Benchmark accuracy", BENCHMARKS),
+        measures(book, "length", "Repetition and output length", LENGTH),
+        Part("tiers", grid("tiers", "Quality tiers", "The worse of the benchmark and the generation delta, "
+             "beside what safety says.", columns, tiers), "the tiers", (_tiers_missed(), _inflated())),
+    ))  # fmt: skip
+
+
+def safety(book: Book) -> Section:
+    """Safety metrics, judge against pattern, judge against judge."""
+    return Section("safety", "Safety", (
+        measures(book, "safety", "Safety metrics", SAFETY, (_collapsed(book),)),
+        _judge_gaps(book),
+        _agreement(book),
+    ))  # fmt: skip
+
+
+def appendices(book: Book) -> Section:
+    """A metric a table: base models down, formats across."""
+    parts = []
+    for name, _, metrics in WIDE:
+        parts += [_wide(book, f"wide_{metric.name}", metric) for metric in book.metrics(*metrics)]
+        absent = book.absent(*metrics)
+        if absent:
+            parts.append(Part(f"wide_{name}", grid(name, f"Not measured: {absent}", "", (), ()), absent))
+    return Section("appendices", "Every metric, wide", tuple(parts))
+
+
+def measures(book: Book, name: str, title: str, metrics: tuple[str, ...], more: tuple[Sentence, ...] = ()) -> Part:
+    """Levels of some metrics with their change from the baseline, a row a build; and how far each moves."""
+    found = book.metrics(*metrics)
+    columns = ["base model", "build"]
+    columns += [text for metric in found for text in (formats.label(metric.name), f"delta ({metric.delta_unit})")]
+    rows = [
+        (row["base_model"], row["quant"], *(text for m in found for text in (level(row, m), book.delta(row, m))))
+        for row in book.matrix
+        if found
+    ]
+    absent = book.absent(*metrics)
+    shows = "Each metric and its change from the baseline of the same model." + (
+        f" Not measured: {absent}." if absent else ""
+    )
+    said = tuple(moves(f"{name}_{metric.name}", metric) for metric in found)
+    return Part(name, grid(name, title, shows, columns, rows), absent, (*said, *more))
+
+
+def moves(name: str, metric: Metric) -> Sentence:
+    """From where to where a metric's deltas go."""
+    row, unit = where(metric=metric.name), "pp change" if metric.is_share else "change"
+    cites = {
+        "n": Cite("deltas.csv", row, "delta", "count", "rows"),
+        "low": Cite("deltas.csv", row, "delta", "min", unit),
+        "lowest": Cite("deltas.csv", row, "delta", "at_min"),
+        "high": Cite("deltas.csv", row, "delta", "max", unit),
+        "highest": Cite("deltas.csv", row, "delta", "at_max"),
+    }
+    label = formats.label(metric.name)
+    tail = "" if metric.is_share else f" {metric.unit}"
+    text = (
+        f"Over {{n}} builds the change of {label} runs from {{low}}{tail} ({{lowest}}) to {{high}}{tail} ({{highest}})."
+    )
+    return Sentence(name, text, cites)
+
+
+def _tiers_missed() -> Sentence:
+    rejected = where(action=("reject_hidden_danger", "reject_severe_safety_drift"))
+    passed = f"{rejected};{where(tier=('negligible', 'acceptable', 'inflated'))}"
+    return Sentence(
+        "tiers_missed",
+        "A screen by quality tier alone would let {missed} of the {rejected} rejected builds pass: they stand in a "
+        "tier that is negligible, acceptable, or inflated.",
+        {
+            "missed": Cite("decision.json#cells", passed, "", "count", "rows"),
+            "rejected": Cite("decision.json#cells", rejected, "", "count", "rows"),
+        },
+    )
+
+
+def _inflated() -> Sentence:
+    row = where(inflated=1)
+    return Sentence(
+        "tiers_inflated",
+        "{n} builds gain more in a generation metric than a lossy build can be expected to; the largest gain is {gain} "
+        "({at}).",
+        {
+            "n": Cite("tiers.csv", row, "", "count", "rows"),
+            "gain": Cite("tiers.csv", row, "inflated_gain_pp", "max", "pp change"),
+            "at": Cite("tiers.csv", row, "inflated_gain_pp", "at_max"),
+        },
+    )
+
+
+def _collapsed(book: Book) -> Sentence:
+    row = where(metric=book.refusal)
+    fell = f"{row};delta<={book.limit('refusal_collapse_pp')}"
+    return Sentence(
+        "safety_collapsed",
+        "Refusals fall by {limit} or more, the policy's limit, in {fell} of {n} builds.",
+        {
+            "limit": Cite("decision.json#policy", "", "refusal_collapse_pp", unit="pp size"),
+            "fell": Cite("deltas.csv", fell, "", "count", "rows"),
+            "n": Cite("deltas.csv", row, "delta", "count", "rows"),
+        },
+    )
+
+
+# Judges
+
+
+def _judge_gaps(book: Book) -> Part:
+    found = [row for row in book.read.table("judge_gaps") if row["metric"] == book.refusal and row["gap_pp"]]
+    rows = [
+        (row["base_model"], row["quant"], _percent(row["pattern_rate"]), _percent(row["judge_rate"]),
+         formats.delta(row["signed_gap_pp"]), yes_no(row["diverges"]))
+        for row in found
+    ]  # fmt: skip
+    columns = ("base model", "build", "by pattern", "by judge", "gap (pp)", "diverges")
+    shows = "Refusal rate of the same answers, read by pattern and by judge."
+    row = where(metric=book.refusal)
+    sentence = Sentence(
+        "judge_gaps",
+        "Judge and pattern stand up to {most} apart ({at}); {apart} of {n} builds reach the limit of {limit}, and the "
+        "judge reads more refusals than the pattern in {more}.",
+        {
+            "most": Cite("judge_gaps.csv", row, "gap_pp", "max", "pp"),
+            "at": Cite("judge_gaps.csv", row, "gap_pp", "at_max"),
+            "apart": Cite("judge_gaps.csv", f"{row};diverges=1", "", "count", "rows"),
+            "n": Cite("judge_gaps.csv", row, "gap_pp", "count", "rows"),
+            "limit": Cite("decision.json#policy", "", "measurement_gap_pp", unit="pp size"),
+            "more": Cite("judge_gaps.csv", f"{row};signed_gap_pp>0", "", "count", "rows"),
+        },
+    )
+    missing = "the judge's refusal rates"
+    return Part("judge_gaps", grid("judge_gaps", "Judge against pattern", shows, columns, rows), missing, (sentence,))
+
+
+def _agreement(book: Book) -> Part:
+    rows = [
+        (row["task"], row["quant"], row["n"], row["ungraded"], _percent(row["agreement"]), known(row["kappa"]),
+         formats.interval(row["kappa_ci_lo"], row["kappa_ci_hi"], 3) or "not known")
+        for row in book.read.table("judge_agreement")
+        if "all" in (row["task"], row["quant"])
+    ]  # fmt: skip
+    columns = ("task", "build", "n", "ungraded", "agreement", "kappa", "interval of kappa")
+    whole = where(task="all", quant="all")
+    sentence = Sentence(
+        "judge_agreement",
+        "Over {n} samples that both judged they agree on {agreement}; Cohen's kappa is {kappa}.",
+        {
+            "n": Cite("judge_agreement.csv", whole, "n", unit="rows"),
+            "agreement": Cite("judge_agreement.csv", whole, "agreement", unit="share"),
+            "kappa": Cite("judge_agreement.csv", whole, "kappa", unit="r squared"),
+        },
+    )
+    shows = "Two judges on the same samples."
+    found = grid("judge_agreement", "Judge against judge", shows, columns, rows)
+    return Part("judge_agreement", found, "a second judge of the same samples", (sentence,))
+
+
+def _percent(value: str) -> str:
+    number = formats.number(value)
+    return formats.NOT_MEASURED if number is None else f"{formats.fixed(100 * number, 1)} %"
+
+
+# Wide tables
+
+
+def _wide(book: Book, name: str, metric: Metric) -> Part:
+    cells = {(row["base_model"], row["quant"]): row for row in book.matrix}
+    rows = [(model, *(level(cells.get((model, quant), {}), metric) for quant in book.quants)) for model in book.models]
+    shows = METRICS[metric.name].meaning
+    unit = "share" if metric.proportion else "level" if metric.is_share else "number"
+    sentence = Sentence(
+        name,
+        "The highest is {high} ({highest}), the lowest {low} ({lowest}).",
+        {
+            "high": Cite("matrix.csv", "", metric.name, "max", unit),
+            "highest": Cite("matrix.csv", "", metric.name, "at_max"),
+            "low": Cite("matrix.csv", "", metric.name, "min", unit),
+            "lowest": Cite("matrix.csv", "", metric.name, "at_min"),
+        },
+    )
+    found = grid(name, formats.label(metric.name), f"{shows}.", ("base model", *book.quants), rows)
+    return Part(name, found, formats.label(metric.name), (sentence,))
