@@ -21,7 +21,6 @@ from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.matrix.judging import judge_agreement, label_pairs
 from quantverdict.protocol.second_judge import second_judge_regimes
 from quantverdict.records import CellId, Estimate, Matrix, Table
-from quantverdict.yaml_file import load_yaml
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,7 +52,7 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     elif out.is_dir():
         refuse_strangers(out)
     infos = cell_infos(sources)
-    found = load_sources(sources_file, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS)
+    found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS)
     samples = all_samples(found.scores, found.judgements)
     told = templates(found.scores, found.answers)
     matrix = build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed)
@@ -65,11 +64,6 @@ def keep(loaded: Loaded, bundle: Bundle) -> None:
     write_ingested(bundle, loaded.found)
     bundle.write_table(templates_table(loaded.templates))
     bundle.write_table(loaded.matrix)
-
-
-def sources_of(bundle: Bundle) -> Sources:
-    """The bundle's `sources.yaml`."""
-    return load_yaml(bundle.path("sources.yaml"), Sources)
 
 
 def cell_infos(sources: Sources) -> list[CellInfo]:

@@ -163,13 +163,11 @@ def statistics_of(bundle: Bundle) -> tuple[StatisticsConfig, int]:
 
 def config_of(bundle: Bundle) -> Study | Sources | None:
     """The study or the sources that the bundle is made from, None where it is neither."""
-    from quantverdict.ingestion import sources_of
-
     match bundle.recorded("config"):
         case "study.yaml":
             return bundle.study()
         case "sources.yaml":
-            return sources_of(bundle)
+            return bundle.sources()
     return None
 
 

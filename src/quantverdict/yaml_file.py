@@ -21,10 +21,11 @@ def load_yaml(path: Path, model: type[Config]) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is not None:
             _refuse_repeated_keys(root, path)
-        data = yaml.safe_load(text)
+        data = None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise StudyError(f"not valid YAML: {error.problem}", file=path, line=line) from error

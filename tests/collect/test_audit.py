@@ -50,7 +50,7 @@ class Files:
     def load(self, **options):
         content = {"study": "s", "models": MODELS, "sources": self.sources} | self.extra
         (self.folder / "sources.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-        return load_sources(self.folder / "sources.yaml", **options)
+        return load_sources(read_sources(self.folder / "sources.yaml"), **options)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from quantverdict.collect.files import json_line, sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.matching import SAMPLE, Matcher, raise_broken
 from quantverdict.collect.rows import Broken, read_blocks
-from quantverdict.collect.sources import ScoreSource, Sources, format_of, read_sources
+from quantverdict.collect.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
 from quantverdict.records import Table
 
@@ -83,18 +83,16 @@ class _Loaded:
     superseded: int = 0
 
 
-def load_sources(path: Path, *, quarantine: bool = False, answers_of: Sequence[str] = ()) -> Ingested:
-    """Read every source that `sources.yaml` names. Writes nothing.
+def load_sources(sources: Sources, *, quarantine: bool = False, answers_of: Sequence[str] = ()) -> Ingested:
+    """Read every source that is named. Writes nothing.
 
     Args:
         answers_of: the tasks whose answers are kept, where a source has them.
         quarantine: set broken rows aside, instead of refusing the first.
 
     Raises:
-        StudyError: `sources.yaml` is wrong.
         DataError: a file is missing or has another hash (before any row is read), or a row is broken, by file and line.
     """
-    sources = read_sources(path)
     files = [sources.folder / source.path for source in sources.sources]
     for file, source in zip(files, sources.sources, strict=True):
         check_hash(file, source.sha256)

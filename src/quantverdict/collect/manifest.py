@@ -30,6 +30,7 @@ from quantverdict.collect.files import (
     write_whole,
 )
 from quantverdict.collect.meaning import as_yaml, first_difference
+from quantverdict.collect.sources import Sources
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.records import Table
@@ -54,6 +55,7 @@ class Bundle:
         self.root = root
         self._lock = lock
         self._manifest = manifest
+        self._sources: Sources | None = None
 
     @classmethod
     def open(cls, path: Path, config: BaseModel | None, *, resume: bool = True) -> Self:
@@ -110,6 +112,18 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Where the artefact `name` (`matrix.csv`, `responses/x.jsonl`) is."""
         return self.root / name
+
+    def sources(self) -> Sources:
+        """The sources that it was made from.
+
+        Raises:
+            BundleError: the bundle holds none.
+        """
+        if self._sources is None:
+            if not self.path("sources.yaml").exists():
+                raise BundleError(f"{self.root}: holds no sources.yaml")
+            self._sources = load_yaml(self.path("sources.yaml"), Sources)
+        return self._sources
 
     def study(self) -> Study:
         """The study as run.
