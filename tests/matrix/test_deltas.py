@@ -52,6 +52,13 @@ def test_other_metrics_keep_their_unit():
     assert (found.lo, found.hi, found.interval_kind) == (None, None, None)
 
 
+def test_falling_further_below_zero_is_a_loss_in_percent_too():
+    """A log-probability margin of -0.5 that becomes -1 fell by 100 % of its size."""
+    margins = {"FP16": Fraction(-1, 2), "Q2_K": Fraction(-1)}
+    matrix = tuple(row(q, q == "FP16", choice_accuracy_margin=Estimate(value)) for q, value in margins.items())
+    assert only(deltas(matrix, STATISTICS)).percent == -100
+
+
 def test_percent_of_nothing_is_not_known():
     found = only(
         deltas(

@@ -35,7 +35,7 @@ class Delta:
     Attributes:
         unit: of `delta`, `lo` and `hi`: pp for shares.
         delta: exact; None where either side was not measured.
-        percent: `delta` in percent of the baseline; None where the baseline is 0 too.
+        percent: `delta` in percent of the size of the baseline; None where that is 0.
         lo, hi: 95 % interval of `delta`.
         interval_kind: `paired_bootstrap`, `paired_cluster_bootstrap` or `newcombe`.
         n: prompts that both answered, where paired; else the build's graded samples.
@@ -103,7 +103,7 @@ def _delta(metric: Metric, row: Row, reference: Row, confidence: float, pair: Pa
     if value is None or baseline is None:
         return Delta(row.cell, metric.name, metric.delta_unit, baseline, value, None, None, n=n)
     change = metric.delta(value, baseline)
-    percent = (value - baseline) / baseline * 100 if baseline else None
+    percent = (value - baseline) / abs(baseline) * 100 if baseline else None
     interval, kind = _counted_interval(row.metrics[metric.name], reference.metrics[metric.name], confidence)
     if pair is not None:
         kind = "paired_cluster_bootstrap" if pair.clustered else "paired_bootstrap"
