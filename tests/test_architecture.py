@@ -21,6 +21,7 @@ LAYERS = [
     {"report"},
     {"ingestion"},
     {"stages"},
+    {"verification"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

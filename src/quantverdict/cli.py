@@ -86,12 +86,13 @@ def analyze(bundle: Path | None, matrix: Path | None, out: Path | None, policy: 
 
 @commands.command()
 @click.argument("bundle", type=Existing)
+@click.option("--profile", type=click.Choice(["default", "study"]), help="The short report, or the whole study.")
 @json_option
-def report(bundle: Path, as_json: bool) -> None:
+def report(bundle: Path, profile: str | None, as_json: bool) -> None:
     """Render a bundle's report again."""
     from quantverdict import pipeline
 
-    paths = pipeline.report(bundle)
+    paths = pipeline.report(bundle, profile)
     show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
 
 
@@ -99,11 +100,15 @@ def report(bundle: Path, as_json: bool) -> None:
 @click.argument("bundle", type=Existing)
 @json_option
 def verify(bundle: Path, as_json: bool) -> None:
-    """Recompute every hash of a bundle."""
+    """Recompute every hash, table, claim and report of a bundle."""
     from quantverdict import pipeline
 
     problems = pipeline.verify(bundle)
-    show({"ok": not problems, "problems": problems}, lambda: problems or [f"{bundle}: every hash holds"], as_json)
+    show(
+        {"ok": not problems, "problems": problems},
+        lambda: problems or [f"{bundle}: every hash, table and claim holds"],
+        as_json,
+    )
     if problems:
         raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
 

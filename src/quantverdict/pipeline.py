@@ -107,16 +107,30 @@ def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
     return bundle.root
 
 
-def report(path: Path) -> list[Path]:
-    """Render a bundle's report again."""
+def report(path: Path, profile: str | None = None) -> list[Path]:
+    """Render a bundle's report again.
+
+    Args:
+        profile: one of `report.render.PROFILES`, kept for the next time; the one that the bundle has if not given.
+    """
     with Bundle.reopen(path) as bundle:
+        if profile is not None:
+            bundle.record(report={"profile": profile})
         render(bundle)
     return [path / "report.md", path / "report.html"]
 
 
 def verify(path: Path) -> list[str]:
-    """What of a bundle is not as it was written; empty when every hash holds."""
-    return manifest.verify(path)
+    """What of a bundle is not as it was written, or does not follow from its data; empty when all holds.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    from quantverdict.verification import recheck
+
+    changed = manifest.verify(path)
+    finished = manifest.read_manifest(path)["run"].get("finished") is not None
+    return [*changed, *recheck(path)] if finished else changed
 
 
 def quantize(model: Path, levels: Sequence[str], out: Path) -> Mapping[str, Path]:

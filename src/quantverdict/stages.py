@@ -144,9 +144,12 @@ def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None =
 
 
 def render(bundle: Bundle) -> None:
-    """artefacts -> `report.md`, `report.html`, which show the hashes of all the others."""
+    """artefacts -> `claims.csv`, `report.md`, `report.html`; the reports show the hashes of all the others."""
+    from quantverdict.protocol.claims import claims_table
     from quantverdict.report.render import render_report
+    from quantverdict.report.statements import ledger_of
 
+    bundle.write_table(claims_table(ledger_of(bundle.root).claims.values()))
     bundle.finish()
     render_report(bundle.root)
     bundle.finish()

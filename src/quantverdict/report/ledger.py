@@ -6,7 +6,7 @@ A sentence is text with claims in braces; it is said only where every claim in i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -122,7 +122,11 @@ def marked(claim: Claim) -> Markup:
     )
 
 
-def cited(said: Iterable[Said]) -> Iterator[Claim]:
-    """The claims of sentences, in order."""
-    for one in said:
-        yield from (part for part in one.parts if isinstance(part, Claim))
+def spoken(said: Said) -> str:
+    """A sentence as plain text."""
+    return "".join(part if isinstance(part, str) else written(part) for part in said.parts)
+
+
+def spoken_marked(said: Said) -> Markup:
+    """A sentence in HTML, its claims marked."""
+    return Markup("").join(part if isinstance(part, str) else marked(part) for part in said.parts)

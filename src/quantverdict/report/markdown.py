@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from quantverdict.report import formats
 from quantverdict.report.heatmap import HeatCell, HeatMap
-from quantverdict.report.ledger import written
+from quantverdict.report.ledger import spoken, written
 from quantverdict.report.tables import Build
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,6 +79,6 @@ def markdown(context: Mapping[str, Any], template: str = "report") -> str:
     env.globals["matrix_table"] = matrix_table
     claims = context["ledger"].claims
     env.globals["claim"] = lambda name: written(claims[name]) if name in claims else formats.NOT_MEASURED
-    env.globals["marked"] = written
+    env.globals["say"] = spoken
     text = env.get_template(f"md/{template}.md").render(**context)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

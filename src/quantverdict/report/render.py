@@ -17,7 +17,7 @@ from quantverdict.report import figures, formats, heatmap, tables
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.bundle import BundleView, read_bundle
 from quantverdict.report.examples import examples
-from quantverdict.report.ledger import Ledger, marked
+from quantverdict.report.ledger import Ledger, marked, spoken_marked
 from quantverdict.report.markdown import TEMPLATES, markdown
 from quantverdict.report.statements import default_ledger, study_sections
 from quantverdict.report.study import Book
@@ -208,7 +208,7 @@ def html(context: dict[str, Any], template: str = "report") -> str:
     env.filters["by_model"] = by_model
     env.filters["by_first"] = by_first
     env.globals["claim"] = partial(_claim, context["ledger"])
-    env.globals["marked"] = marked
+    env.globals["say"] = spoken_marked
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     return env.get_template(f"html/{template}.html").render(**context, style=_drawing(style), style_hash=digest)

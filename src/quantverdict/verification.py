@@ -1,0 +1,166 @@
+"""Is a bundle still what its data say? Tables, claims and reports are computed again and compared with those stored.
+
+A hash in the manifest shows that a file changed; this shows that it is wrong, whoever wrote the hash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from quantverdict.collect.files import cell_text, read_csv
+from quantverdict.collect.manifest import Bundle, read_manifest
+from quantverdict.config import Policy
+from quantverdict.errors import QuantverdictError
+from quantverdict.protocol.claims import KEYS, broken, claims_of
+from quantverdict.records import Table, Value
+from quantverdict.report.render import report_texts
+from quantverdict.report.statements import ledger_of
+from quantverdict.stages import decide, samples_of, summarise
+
+LAST_PLACES = 1e-6
+"""How far, in relation to its size, a computed statistic may differ between machines; what is decided may not."""
+
+
+class Rehearsal(Bundle):
+    """A bundle that is read as it is, while what a stage writes is kept in memory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._manifest = read_manifest(root)
+        self.tables: dict[str, Table] = {}
+        self.documents: dict[str, Any] = {}
+
+    def write_table(self, table: Table) -> None:
+        self.tables[table.name] = table
+
+    def write_json(self, name: str, value: object) -> None:
+        self.documents[name] = value
+
+    def close(self) -> None:
+        """Nothing is locked."""
+
+
+def recheck(root: Path) -> list[str]:
+    """What of a bundle does not follow from its scores, or from its matrix where it has no scores.
+
+    Each table is named once, with its first difference.
+    """
+    problems: list[str] = []
+    for check in (wrong_tables, wrong_claims, wrong_reports):
+        try:
+            problems += check(root)
+        except QuantverdictError as error:
+            problems.append(str(error))
+    return problems
+
+
+def wrong_tables(root: Path) -> Iterator[str]:
+    """The statistics and the decision, computed again with the policy that `decision.json` holds."""
+    rehearsal = Rehearsal(root)
+    stored = rehearsal.read_json("decision.json")
+    try:
+        policy = Policy.model_validate(stored.get("policy") if isinstance(stored, dict) else stored)
+    except ValidationError as error:
+        yield f"decision.json: policy.{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        return
+    samples = samples_of(rehearsal)
+    if samples is not None:
+        summarise(rehearsal, samples)
+    decide(rehearsal, policy, samples)
+    for table in rehearsal.tables.values():
+        source = "scores.parquet" if table.name == "matrix" else "matrix.csv"
+        yield from difference(table, root / f"{table.name}.csv", source)
+    document = rehearsal.documents["decision.json"]
+    if rehearsal.recorded("config") is None:
+        document = {**document, "study": stored.get("study")}
+    yield from (f"decision.json: {text}" for text in list(unlike(stored, document))[:1])
+
+
+def difference(table: Table, path: Path, source: str) -> Iterator[str]:
+    """The first cell of a stored table that is not as computed from `source`, and how many more there are."""
+    if not path.is_file():
+        yield f"{path.name}: missing"
+        return
+    stored = read_csv(path)
+    if len(stored) != len(table.rows):
+        yield f"{path.name}: {len(stored)} rows; {source} gives {len(table.rows)}"
+        return
+    wrong = [
+        (dict(zip(table.columns, row, strict=True)), column, old.get(column) or "", cell_text(value))
+        for old, row in zip(stored, table.rows, strict=True)
+        for column, value in zip(table.columns, row, strict=True)
+        if not same(old.get(column) or "", value)
+    ]
+    if wrong:
+        row, column, old_text, text = wrong[0]
+        where = ";".join(f"{key}={row[key]}" for key in KEYS if row.get(key) is not None)
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        yield f"{path.name}: row {where}: {column} is {old_text or 'blank'}; {source} gives {text or 'blank'}{more}"
+
+
+def same(text: str, value: Value) -> bool:
+    """Whether a stored text is a computed value: exactly, but for the last places of a float."""
+    if text == cell_text(value):
+        return True
+    if not isinstance(value, float):
+        return False
+    try:
+        return math.isclose(float(text), value, rel_tol=LAST_PLACES, abs_tol=1e-12)
+    except ValueError:
+        return False
+
+
+def unlike(stored: object, computed: object, path: str = "") -> Iterator[str]:
+    """Where two JSON documents differ."""
+    if isinstance(stored, Mapping) and isinstance(computed, Mapping):
+        for key in {**stored, **computed}:
+            yield from unlike(stored.get(key), computed.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
+        for index, (one, two) in enumerate(zip(stored, computed, strict=True)):
+            yield from unlike(one, two, f"{path}[{index}]")
+    elif isinstance(stored, float | int) and isinstance(computed, float):
+        if not math.isclose(stored, computed, rel_tol=1e-9, abs_tol=1e-12):
+            yield f"{path} is {stored}; matrix.csv gives {computed}"
+    elif stored != computed:
+        yield f"{path} is {stored!r}; matrix.csv gives {computed!r}"
+
+
+def wrong_claims(root: Path) -> Iterator[str]:
+    """Claims that no longer hold, that are not those of the report, or that the ledger lacks."""
+    ledger = ledger_of(root)
+    stored = claims_of(read_csv(root / "claims.csv"))
+    yield from broken(stored, ledger.read)
+    known = {claim.claim_id: claim for claim in stored}
+    for claim_id, claim in ledger.claims.items():
+        old = known.get(claim_id)
+        if old is None:
+            yield f"claims.csv: claim {claim_id}, which the report states, is missing"
+            continue
+        for name in ("text", "artefact", "row", "column", "aggregate", "unit"):
+            if getattr(old, name) != getattr(claim, name):
+                yield f"claims.csv: claim {claim_id}: {name} is {getattr(old, name)!r}, not {getattr(claim, name)!r}"
+
+
+def wrong_reports(root: Path) -> Iterator[str]:
+    """Reports that are not what the artefacts give, by their first line that differs."""
+    for name, text in report_texts(root).items():
+        path = root / name
+        if not path.is_file() or path.read_bytes() == text:
+            continue
+        old, new = (data.decode("utf-8", "replace").splitlines() for data in (path.read_bytes(), text))
+        at = next((at for at, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(new))
+        lines = [around(lines, at, other) for lines, other in ((old, new), (new, old))]
+        yield f"{name}: line {at + 1} says {lines[0]!r}; the artefacts give {lines[1]!r}"
+
+
+def around(lines: list[str], at: int, other: list[str], width: int = 80) -> str:
+    """The part of a line where it leaves that of another text."""
+    line, against = (text[at] if at < len(text) else "" for text in (lines, other))
+    first = next((k for k, pair in enumerate(zip(line, against, strict=False)) if pair[0] != pair[1]), len(against))
+    start = max(0, first - width // 2)
+    return line[start : start + width]
