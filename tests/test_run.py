@@ -177,6 +177,52 @@ def test_a_model_that_does_not_exist_stops_before_anything_runs(study, tmp_path,
     assert not (tmp_path / "b" / "responses").exists()
 
 
+def test_a_model_cut_in_half_stops_before_anything_runs(study, tmp_path, capsys, demo_gguf):
+    whole = demo_gguf.read_bytes()
+    (tmp_path / "half.gguf").write_bytes(whole[: len(whole) // 2])
+    study.write_text(
+        STUDY.replace("    baseline:", "    source: {path: half.gguf}\n    baseline:").replace("replay,", "llamacpp,")
+    )
+    assert execute(["run", str(study), "--out", "b"]) == 2
+    error = capsys.readouterr().err
+    assert "half.gguf" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "b" / "responses").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", "prompt_template"),
+        ("{{ ''.__class__.__mro__ }}", "prompt_template"),
+        ("{% include '/etc/passwd' %}", "prompt_template"),
+    ],
+)
+def test_a_task_that_loops_or_reaches_out_stops_before_anything_runs(study, tmp_path, capsys, template, words):
+    task = {"name": "odd", "task_type": "qa", "prompt_template": template, "samples": [{"id": "1", "reference": "a"}]}
+    (tmp_path / "odd.yaml").write_text(json.dumps(task))
+    study.write_text(STUDY.replace("[starter_choice,", "[{path: odd.yaml}, starter_choice,"))
+    assert execute(["run", str(study), "--out", "b"]) == 2
+    error = capsys.readouterr().err
+    assert "odd.yaml" in error
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_cells_that_were_asked_other_tokens_are_named(study, tmp_path):
+    """The baseline and one build say which tokens they read; the build's differ for one prompt: TAX_009 names it."""
+    for quant, first in (("FP16", "a"), ("Q8_0", "b")):
+        path = tmp_path / "recorded" / f"tiny__{quant}.jsonl"
+        lines = [json.loads(line) | {"prompt_ids_sha256": "a"} for line in path.read_text().splitlines()]
+        lines[0]["prompt_ids_sha256"] = first
+        path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    execute(["run", str(study), "--out", "b"])
+    (row,) = [row for row in rows(tmp_path / "b" / "taxonomy.csv") if row["id"] == "TAX_009"]
+    assert "tiny/Q8_0" in row["cells"]
+    assert "1 prompts were other tokens, the first starter_choice/" in row["cells"]
+
+
 def test_plan_says_what_the_study_asks_and_can_show(study, capsys):
     assert execute(["plan", str(study), "--no-measure", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ from quantverdict.backends.base import Backend, Placement
 from quantverdict.collect.files import sha256_of
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.prompts import Plan, make_plan
+from quantverdict.collect.prompts import Plan, make_plan, prompt_parity
 from quantverdict.collect.schedule import Job, read_outcomes, run_cells
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
@@ -248,6 +248,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),
         twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
+        lineage=prompt_mismatches(bundle, builds),
         dequantized={
             build.cell: build.artifact.dequantized_from
             for build in builds
@@ -256,6 +257,21 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         order=tuple(config.cells) if isinstance(config, Sources) else tuple(build.cell for build in builds),
         seed=statistics_of(bundle)[1],
     )
+
+
+def prompt_mismatches(bundle: Bundle, builds: Sequence[Build]) -> dict[CellId, str]:
+    """Cells that were not asked the token sequences that their baseline was, and the first prompt that differs."""
+    found: dict[CellId, str] = {}
+    answers = {build.cell: responses_path(bundle.root, build.cell) for build in builds if build.runs}
+    baselines = {build.cell.base_model: build.cell for build in builds if build.is_baseline}
+    for cell, path in answers.items():
+        baseline = answers.get(baselines[cell.base_model])
+        if baseline is None or baseline == path or not (path.exists() and baseline.exists()):
+            continue
+        parity = prompt_parity(read_responses(baseline), read_responses(path))
+        if parity.different:
+            found[cell] = f"{parity.different} prompts were other tokens, the first {parity.first_difference}"
+    return found
 
 
 def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measure: bool) -> StudyEstimate:

@@ -68,11 +68,17 @@ def summary_lines(bundle_dir: Path) -> list[str]:
 
 def print_decision(bundle_dir: Path, console: Console | None = None) -> None:
     """Print the table, the summary and where the report is."""
-    console = console or Console()
+    console = console or _console()
     console.print(decision_table(bundle_dir))
     for line in summary_lines(bundle_dir):
         console.print(_text(line, console.options))
     console.print(_text(f"report: {formats.plain(bundle_dir / 'report.html')}", console.options), soft_wrap=True)
+
+
+def _console() -> Console:
+    """The terminal as wide as it is; a file or a pipe wide enough for every column."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _table(model: str, rows: Sequence[Build], options: ConsoleOptions) -> Table:
