@@ -64,7 +64,10 @@ class LlamaEngine:
             start: it begins the sequence: the start token is put before it where the model wants one and the text
                 does not begin with it already.
         """
-        data = text.encode()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise EngineError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         room = len(data) + 8
         ids = self._ffi.new("llama_token[]", room)
         n = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)

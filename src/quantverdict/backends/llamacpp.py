@@ -24,7 +24,7 @@ from quantverdict.backends.llama_library import BUILD, PACKAGE, RELEASE
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # waiting threads that spin cost 16 times the speed beside a busy neighbour
     "GGML_NO_BACKTRACE": "1",  # an abort must end the process, not start a debugger in it
     "GGML_CPU_TILED_MM": "0",  # the blocked product sums in another order from 8 rows on
@@ -51,7 +51,7 @@ class LlamaCppBackend:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | _ENVIRONMENT,
+            env=os.environ | ENVIRONMENT,
             text=True,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the program, which ends the worker itself
