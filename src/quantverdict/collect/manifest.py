@@ -51,11 +51,12 @@ UNTRACKED = (MANIFEST, ".lock")
 class Bundle:
     """A bundle that is open for writing: locked until it is closed."""
 
+    _sources: Sources | None = None
+
     def __init__(self, root: Path, lock: Lock, manifest: dict[str, Any]) -> None:
         self.root = root
         self._lock = lock
         self._manifest = manifest
-        self._sources: Sources | None = None
 
     @classmethod
     def open(cls, path: Path, config: BaseModel | None, *, resume: bool = True) -> Self:
