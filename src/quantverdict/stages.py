@@ -289,9 +289,12 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     file = None if path is None else inspect_gguf(path)
     asked = make_plan(study, tasks, file.chat_template if file else None, file.special_tokens if file else {})
     observed: dict[str, tuple[float, float]] = {}
+    cells = sum(len(each.variants) for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
             speed, observed = speed_of(bundle), observed_rates(bundle)
+            # Twins are not run, and which builds are twins is only known once they are made.
+            cells -= sum(build.twin_of is not None for build in builds_of(bundle))
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
@@ -301,7 +304,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         tasks,
         asked,
         speed,
-        cells=sum(len(each.variants) for each in study.models),
+        cells=cells,
         disk_bytes=estimates.ladder_bytes(levels, file.n_params if file else 0),
         detectable=estimates.detectable_differences(tasks, study.statistics.power, observed),
     )

@@ -139,9 +139,14 @@ def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response]) 
     tokens: dict[str, list[int]] = defaultdict(list)
     for response in baseline:
         tokens[response.task].append(response.output_tokens)
-    rates = [outcome.tokens_per_second for outcome in outcomes if outcome.tokens_per_second]
+    timed = [
+        (o.tokens_per_second * o.wall_seconds, o.wall_seconds)
+        for o in outcomes
+        if o.tokens_per_second and o.wall_seconds
+    ]
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
-    return Speed(means, sum(rates) / len(rates) if rates else None, "from the earlier run")
+    rate = sum(generated for generated, _ in timed) / sum(wall for _, wall in timed) if timed else None
+    return Speed(means, rate, "from the earlier run")
 
 
 def measured_speed(plan: Plan, open_backend: Callable[[], Backend]) -> Speed:
