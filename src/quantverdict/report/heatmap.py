@@ -125,7 +125,7 @@ def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, bundle: BundleVi
         return HeatCell(value, NOT_MEASURED, within)
     policy = bundle.decision.get("policy") or {}
     full = formats.number(policy.get(full_colour(pp=pp)))
-    return HeatCell(value, f"{formats.delta(amount)} {'pp' if pp else '%'}", within, _tone(metric, amount, full))
+    return HeatCell(value, f"{formats.delta(amount)} {'pp' if pp else '%'}", within, tone_of(metric, amount, full))
 
 
 def full_colour(*, pp: bool) -> str:
@@ -133,7 +133,8 @@ def full_colour(*, pp: bool) -> str:
     return "refusal_collapse_pp" if pp else "tier_concerning_percent"
 
 
-def _tone(metric: str, amount: float, full: float | None) -> str:
+def tone_of(metric: str, amount: float, full: float | None) -> str:
+    """The style class of a change: better, worse or just different, in five steps up to `full`."""
     step = min(5, round(5 * abs(amount) / abs(full))) if full else 0
     if step == 0:
         return ""

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from quantverdict.protocol.claims import Claim, Reader, settle
 from quantverdict.report import formats
+from quantverdict.report.tables import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def written(claim: Claim) -> str:
     """A claim's value in its unit."""
     known = formats.number(claim.value)
     if known is None or claim.unit not in WRITERS:
-        return formats.label(claim.value) if claim.unit == "metric" else formats.plain(claim.value)
+        return readable(claim.value)
     return WRITERS[claim.unit](known)
 
 
@@ -99,8 +100,8 @@ WRITERS: Mapping[str, Callable[[float], str]] = {
     "rows": lambda value: f"{value:.0f}",
     "pp": lambda value: f"{formats.fixed(value, 2)} pp",
     "pp change": lambda value: f"{formats.fixed(value, 2, sign=True)} pp",
-    "pp size": lambda value: f"{formats.significant(abs(value))} pp",
-    "percent size": lambda value: f"{formats.significant(abs(value))} %",
+    "pp size": lambda value: f"{abs(value):g} pp",
+    "percent size": lambda value: f"{abs(value):g} %",
     "change": lambda value: (
         formats.fixed(value, 3, sign=True) if abs(value) < 1 else formats.fixed(value, 1, sign=True)
     ),
@@ -117,8 +118,9 @@ WRITERS: Mapping[str, Callable[[float], str]] = {
 
 def marked(claim: Claim) -> Markup:
     """A claim in HTML: its number, with its id and its source."""
-    return Markup('<span class="claim" data-claim="{}" title="{}">{}</span>').format(
-        claim.claim_id, sources(claim), written(claim)
+    look = "claim list" if claim.aggregate == "names" else "claim"
+    return Markup('<span class="{}" data-claim="{}" title="{}">{}</span>').format(
+        look, claim.claim_id, sources(claim), written(claim)
     )
 
 

@@ -219,11 +219,12 @@ def by_model(rows: Sequence[Build]) -> list[tuple[str, list[Build]]]:
     return [(model, [row for row in rows if row.model == model]) for model in dict.fromkeys(row.model for row in rows)]
 
 
-def by_first(rows: Sequence[Sequence[str]], grouped: bool) -> list[tuple[str, list[Sequence[str]]]]:
-    """Rows in groups of their first value, or all in one group."""
-    if not grouped:
-        return [("", list(rows))]
-    return [(key, [row for row in rows if row[0] == key]) for key in dict.fromkeys(row[0] for row in rows)]
+def by_first(rows: Sequence[Sequence[str]], grouped: bool) -> list[tuple[str, list[tuple[int, Sequence[str]]]]]:
+    """Numbered rows in groups of their first value, or all in one group."""
+    groups: dict[str, list[tuple[int, Sequence[str]]]] = {}
+    for at, row in enumerate(rows):
+        groups.setdefault(row[0] if grouped else "", []).append((at, row))
+    return list(groups.items())
 
 
 def _drawing(markup: str) -> Markup:

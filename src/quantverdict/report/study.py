@@ -15,7 +15,7 @@ from quantverdict.errors import BundleError
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.report import formats
 from quantverdict.report.artefacts import Artefacts, Row
-from quantverdict.report.heatmap import metric_value
+from quantverdict.report.heatmap import full_colour, metric_value, tone_of
 from quantverdict.report.ledger import Sentence
 from quantverdict.report.tables import Grid
 
@@ -32,6 +32,7 @@ class Part:
         missing: what the bundle lacks.
         sentences: said below it, those whose numbers are known.
         figure: a chart of the default report that stands above it: `regimes` or `bits`.
+        tones: style class of each cell, where the table has colours.
     """
 
     name: str
@@ -39,6 +40,13 @@ class Part:
     missing: str
     sentences: tuple[Sentence, ...] = ()
     figure: str = ""
+    tones: tuple[Cells, ...] = ()
+
+    def looks(self, at: int) -> Cells:
+        """The style classes of each cell of a row: numbers stand right, and the tones."""
+        numeric = ["num" if right else "" for right in self.grid.numeric]
+        tones = self.tones[at] if self.tones else ("",) * len(numeric)
+        return tuple(" ".join(filter(None, pair)) for pair in zip(numeric, tones, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,20 @@ class Book:
         found = self.deltas.get((row["base_model"], row["quant"], metric.name))
         return formats.delta(found.get("delta") if found else None)
 
+    def absence(self, model: str, quant: str) -> str:
+        """Why a base model has no row for a format."""
+        return "did not run" if self.cells.get((model, quant), {}).get("status") == "failed" else "no build"
+
+    def tone(self, row: Row, metric: Metric) -> str:
+        """The colour of that change."""
+        found = self.deltas.get((row.get("base_model", ""), row.get("quant", ""), metric.name), {})
+        amount = formats.number(found.get("delta" if metric.is_share else "delta_percent"))
+        if not row:
+            return "missing"
+        if amount is None or row.get("is_baseline") == "1":
+            return ""
+        return tone_of(metric.name, amount, formats.number(self.policy.get(full_colour(pp=metric.is_share))))
+
 
 def level(row: Row, metric: Metric) -> str:
     """A metric of a matrix row in its unit."""
@@ -142,7 +164,7 @@ def grid(name: str, title: str, shows: str, columns: Sequence[str], rows: Sequen
 
 def _numeric(text: str) -> bool:
     """A number, alone or with its unit or interval; or a word that stands for one."""
-    if text in {formats.NOT_MEASURED, "baseline", "not known", "", "none"}:
+    if text in {formats.NOT_MEASURED, "baseline", "not known", "no build", "did not run", "", "none"}:
         return True
     return text.lstrip(f"+{formats.MINUS}[<")[:1].isdigit() or text.startswith("\N{INFINITY}")
 

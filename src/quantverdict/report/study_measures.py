@@ -68,12 +68,15 @@ def measures(book: Book, name: str, title: str, metrics: tuple[str, ...], more: 
         for row in book.matrix
         if found
     ]
+    tones = tuple(
+        ("", "", *(tone for metric in found for tone in ("", book.tone(row, metric)))) for row in book.matrix if found
+    )
     absent = book.absent(*metrics)
     shows = "Each metric and its change from the baseline of the same model." + (
         f" Not measured: {absent}." if absent else ""
     )
     said = tuple(moves(f"{name}_{metric.name}", metric) for metric in found)
-    return Part(name, grid(name, title, shows, columns, rows), absent, (*said, *more))
+    return Part(name, grid(name, title, shows, columns, rows), absent, (*said, *more), tones=tones)
 
 
 def moves(name: str, metric: Metric) -> Sentence:
@@ -200,6 +203,9 @@ def _percent(value: str) -> str:
 def _wide(book: Book, name: str, metric: Metric) -> Part:
     cells = {(row["base_model"], row["quant"]): row for row in book.matrix}
     rows = [(model, *(level(cells.get((model, quant), {}), metric) for quant in book.quants)) for model in book.models]
+    tones = tuple(
+        ("", *(book.tone(cells.get((model, quant), {}), metric) for quant in book.quants)) for model in book.models
+    )
     shows = METRICS[metric.name].meaning
     unit = "share" if metric.proportion else "level" if metric.is_share else "number"
     sentence = Sentence(
@@ -213,4 +219,4 @@ def _wide(book: Book, name: str, metric: Metric) -> Part:
         },
     )
     found = grid(name, formats.label(metric.name), f"{shows}.", ("base model", *book.quants), rows)
-    return Part(name, found, formats.label(metric.name), (sentence,))
+    return Part(name, found, formats.label(metric.name), (sentence,), tones=tones)

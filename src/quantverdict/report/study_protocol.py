@@ -12,8 +12,10 @@ from quantverdict.report import formats
 from quantverdict.report.ledger import Cite, Sentence
 from quantverdict.report.study import Book, Part, Section, grid, words
 from quantverdict.report.study_relations import significance
-from quantverdict.report.tables import readable
+from quantverdict.report.tables import readable, verdict_group
 
+STATUS = {"PASS": "ship", "FAIL": "reject"}
+"""Status to its style class; any other cannot be told."""
 DANGER = ("hidden_danger", "near_hidden_danger")
 
 
@@ -40,8 +42,11 @@ def validation(book: Book) -> Section:
         },
     )
     title, columns = "Validation summary", ("what", "required", "achieved", "status")
+    tones = tuple(("", "", "", STATUS.get(row[-1], "unknown")) for row in rows)
     found = grid("validation", title, "Each step of the protocol, then each format's bound.", columns, rows)
-    return Section("validation", "Validation", (Part("validation", found, "the checklist", (shape, _steps())),))
+    return Section(
+        "validation", "Validation", (Part("validation", found, "the checklist", (shape, _steps()), tones=tones),)
+    )
 
 
 def _steps() -> Sentence:
@@ -100,7 +105,8 @@ def _checklist(book: Book) -> Part:
         "Steps that do not pass: {names}.",
         {"names": Cite("checklist.csv", "status!=PASS", "", "names")},
     )
-    return Part("checklist", found, "the checklist", (sentence,))
+    tones = tuple(("", "", "", STATUS.get(row[-1], "unknown")) for row in rows)
+    return Part("checklist", found, "the checklist", (sentence,), tones=tones)
 
 
 def _taxonomy(book: Book) -> Part:
@@ -167,6 +173,10 @@ def _actions(book: Book) -> Part:
         for model in book.models
         if actions
     ]
+    tones = tuple(
+        ("", *(verdict_group({"action": actions.get((model, quant), "")}) for quant in book.quants))
+        for model in book.models
+    )
     cites = {action: Cite("row_actions.csv", where(action=action), "", "count", "rows") for action in ACTIONS[1:]}
     cites["n"] = Cite("row_actions.csv", "action!=reference", "", "count", "rows")
     said = ", ".join(f"{{{action}}} {words(action)}" for action in ACTIONS[1:])
@@ -174,7 +184,7 @@ def _actions(book: Book) -> Part:
     found = grid(
         "actions", "What to do with every build", "The action of each build.", ("base model", *book.quants), rows
     )
-    return Part("actions", found, "a build", (sentence,))
+    return Part("actions", found, "a build", (sentence,), tones=tones)
 
 
 # Regimes

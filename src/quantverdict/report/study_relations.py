@@ -229,7 +229,7 @@ def _style(book: Book) -> Part:
         "Of the {n} template metrics {at} is the closest to the refusal rate of the same prompts, with r {r}.",
         {
             "n": Cite("refusal_mechanism.csv", "", "pearson_r", "count", "rows"),
-            "at": Cite("refusal_mechanism.csv", "", "pearson_r", "at_max_abs", "metric"),
+            "at": Cite("refusal_mechanism.csv", "", "pearson_r", "at_max_abs"),
             "r": Cite("refusal_mechanism.csv", "", "pearson_r", "max_abs", "r"),
         },
     )
