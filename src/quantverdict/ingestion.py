@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,9 @@ def all_samples(scores: pl.DataFrame, judgements: pl.DataFrame | None) -> Grids:
     """Scores, and labels as scores of the judge metrics."""
     import polars as pl
 
-    if judgements is None or judgements.height == 0:
-        return grids(scores)
-    return grids(pl.concat([scores.select(SCORE_COLUMNS), judge_scores(judgements).select(SCORE_COLUMNS)]))
+    judged = [] if judgements is None or judgements.height == 0 else [judge_scores(judgements)]
+    named = pl.col(pl.String).cast(pl.Categorical)
+    return grids(pl.concat(frame.select(SCORE_COLUMNS).with_columns(named) for frame in (scores, *judged)))
 
 
 def stored_judgements(bundle: Bundle) -> pl.DataFrame | None:
@@ -112,7 +113,7 @@ def templates(scores: pl.DataFrame, answers: pl.DataFrame) -> Templates:
     """
     return {
         cell: {name: found for name, found in template_of(readings).items() if found is not None}
-        for cell, readings in sorted(_readings(scores, answers).items())
+        for cell, readings in _answers_by_cell(scores, answers)
     }
 
 
@@ -122,20 +123,17 @@ def templates_table(found: Templates) -> Table:
     return Table("templates", ("base_model", "quant", "metric", "value", "k", "n"), tuple(rows))
 
 
-def _readings(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId, list[Reading]]:
+def _answers_by_cell(scores: pl.DataFrame, answers: pl.DataFrame) -> Iterator[tuple[CellId, Iterator[Reading]]]:
     import polars as pl
 
-    scored = scores.lazy().filter(pl.col("task").is_in(PLAIN_HARMFUL_TASKS), pl.col("metric") == "refusal_rate")
-    scored = scored.select(*SAMPLE, "value", pl.lit(value=True).alias("scored"))
+    harmful = pl.any_horizontal(pl.col("task") == task for task in PLAIN_HARMFUL_TASKS)
+    scored = scores.lazy().filter(harmful & (pl.col("metric") == "refusal_rate"))
+    scored = scored.select(pl.col(SAMPLE).cast(pl.String), "value", pl.lit(value=True).alias("scored"))
     both = scored.join(answers.lazy().select(ANSWER_COLUMNS), on=SAMPLE, how="full", coalesce=True)
-    wanted = both.select("base_model", "quant", "scored", "value", "text", "output_tokens").collect()
-    found: dict[CellId, list[Reading]] = defaultdict(list)
-    for base_model, quant, is_scored, value, text, tokens in wanted.iter_rows():
-        if is_scored and value is None:
-            continue
-        refused = value == 1 if is_scored else None
-        found[CellId(base_model, quant)].append(read_answer(text, None if tokens is None else int(tokens), refused))
-    return found
+    graded = both.filter(pl.col("scored").is_null() | pl.col("value").is_not_null()).sort("base_model", "quant")
+    rows = graded.select("base_model", "quant", "value", "text", pl.col("output_tokens").cast(pl.Int64)).collect()
+    for cell, own in groupby(rows.iter_rows(), key=itemgetter(0, 1)):
+        yield CellId(*cell), (read_answer(text, tokens, None if v is None else v == 1) for *_, v, text, tokens in own)
 
 
 def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy) -> Iterator[Table]:

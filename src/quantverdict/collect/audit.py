@@ -49,7 +49,7 @@ class SourceAudit:
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What the sources hold.
+    """What the sources hold; names are categories.
 
     Attributes:
         scores: columns of `records.Score`; value null is ungraded.
@@ -150,17 +150,18 @@ def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
     one.frame = pl.concat(frames)
     one.answers = pl.concat(answers) if answers else None
     key = [*SAMPLE] if matcher.source.is_judge else [*SAMPLE, "metric"]
-    _drop_repeats(one, repeated(one.frame, key), "given twice in this file", quarantine)
+    rows = matcher.one_a_row(one.frame)
+    _drop_repeats(one, rows.filter(repeated(rows, key)), "given twice in this file", quarantine)
     return one
 
 
-def _drop_repeats(one: _Loaded, again: pl.Series, reason: str, quarantine: bool) -> None:
+def _drop_repeats(one: _Loaded, again: pl.DataFrame, reason: str, quarantine: bool) -> None:
     """Set aside the rows of which a sample was there before; a row goes with all its scores."""
     import polars as pl
 
-    if not again.any():
+    if not again.height:
         return
-    rows = one.frame.filter(again).unique("line", keep="first").sort("line")
+    rows = as_text(again).unique("line", keep="first").sort("line")
     broken = [
         Broken(row["line"], f"sample {'/'.join(row[name] for name in SAMPLE)} is {reason}", "")
         for row in rows.select("line", *SAMPLE).iter_rows(named=True)
@@ -196,16 +197,20 @@ def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> 
     if not loaded:
         return Matcher.nothing(columns)
     key = [*SAMPLE, "metric" if "metric" in columns else "judge"]
-    marked = [one.frame.with_columns(pl.lit(number, pl.UInt16).alias("source")) for number, one in enumerate(loaded)]
-    whole = pl.concat(marked)
-    again = repeated(whole, key) if len(loaded) > 1 else pl.Series([], dtype=pl.Boolean)
-    if again.any():
-        lines = whole.filter(again).select("source", "line").unique()
+    if _overlap(loaded, [name for name in key if name != "sample_id"]):
+        whole = pl.concat(one.frame.with_columns(pl.lit(n, pl.UInt16).alias("source")) for n, one in enumerate(loaded))
+        again = whole.filter(repeated(whole, key))
         for number, one in enumerate(loaded):
-            hit = pl.Series(lines.filter(pl.col("source") == number)["line"])
-            _drop_repeats(one, one.frame["line"].is_in(hit.to_list()), "in an earlier source", quarantine)
-        whole = pl.concat([one.frame for one in loaded])
-    return as_text(whole.select(columns))
+            _drop_repeats(one, again.filter(pl.col("source") == number), "in an earlier source", quarantine)
+    return pl.concat(one.frame.select(columns) for one in loaded)
+
+
+def _overlap(loaded: list[_Loaded], names: list[str]) -> bool:
+    """Whether two sources have rows of the same cell, task and metric or judge."""
+    import polars as pl
+
+    own = [one.frame.select(names).unique() for one in loaded]
+    return pl.concat(own).n_unique() < sum(frame.height for frame in own)
 
 
 def _first_label_wins(loaded: list[_Loaded]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -222,7 +227,7 @@ def _first_label_wins(loaded: list[_Loaded]) -> tuple[pl.DataFrame, pl.DataFrame
     kept = dict(winners.group_by("source").len().iter_rows())
     for number, one in enumerate(loaded):
         one.superseded = one.frame.height - kept.get(number, 0)
-    return as_text(winners.select(JUDGEMENT_COLUMNS)), as_text(others.select(JUDGEMENT_COLUMNS))
+    return winners.select(JUDGEMENT_COLUMNS), others.select(JUDGEMENT_COLUMNS)
 
 
 def _once(columns: tuple[str, ...], key: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -250,7 +255,7 @@ def _audit(one: _Loaded) -> SourceAudit:
 
 
 def as_text(frame: pl.DataFrame) -> pl.DataFrame:
-    """Names are categories while sources are read, which is small and fast, and text wherever they are used."""
+    """Names as text; they are categories in memory, which is small and fast, and text in every file."""
     import polars as pl
 
     return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))

@@ -285,11 +285,15 @@ def row_count(path: Path) -> int | None:
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> None:
-    """Write Parquet; what the file system says is an OSError again, not the engine's own exception."""
+    """Write Parquet, categories as text; what the file system says is an OSError again, not the engine's exception.
+
+    Streamed in groups of a fixed size: little memory, and the same bytes for any number of threads.
+    """
     import polars as pl
 
     try:
-        frame.rechunk().write_parquet(path, compression="zstd", compression_level=3)
+        text = frame.lazy().with_columns(pl.col(pl.Categorical).cast(pl.String))
+        text.sink_parquet(path, compression="zstd", compression_level=3, row_group_size=1 << 18)
     except pl.exceptions.PolarsError as error:
         told = re.search(r"\(os error (\d+)\)", str(error))
         if told is None:

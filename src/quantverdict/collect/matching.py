@@ -190,6 +190,21 @@ class Matcher:
             return (None, said, None)
         return (label, None, None) if label in LABELS else (None, None, f"unknown label {said}")
 
+    def one_a_row(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Of the scores that a row gives, one: that of the first measure that is read from its task."""
+        import polars as pl
+
+        metric, task = pl.col("metric"), pl.col("task")
+        taken: list[str] = []
+        firsts = []
+        for measure in self.source.measures:
+            own = _is_one_of(task, [name for name in measure.tasks if name not in taken])
+            firsts.append((metric == measure.metric) & (own if measure.tasks else ~_is_one_of(task, taken)))
+            taken += measure.tasks
+            if not measure.tasks:
+                break
+        return frame.filter(pl.any_horizontal(firsts)) if len(self.source.measures) > 1 else frame
+
     def _answers(self, frame: pl.DataFrame) -> pl.DataFrame | None:
         """The answers that are kept, of rows that belong to a cell."""
         import polars as pl
@@ -222,6 +237,12 @@ class Matcher:
             part = frame.filter(pl.col("task").is_in(list(measure.tasks))) if measure.tasks else frame
             parts.append(_scores(part, names, pl.lit(measure.metric), f"value_{number}"))
         return pl.concat(parts)
+
+
+def _is_one_of(column: pl.Expr, names: Iterable[str]) -> pl.Expr:
+    import polars as pl
+
+    return pl.any_horizontal(pl.lit(value=False), *(column == name for name in names))
 
 
 def _scores(frame: pl.DataFrame, names: list[pl.Expr], metric: pl.Expr, value: str) -> pl.DataFrame:

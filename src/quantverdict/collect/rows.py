@@ -108,9 +108,11 @@ def _whole_blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _booleans(data: bytes, wanted: Wanted) -> set[str]:
-    """Which number columns hold booleans, by the first lines that can be read."""
+    """Which number columns hold booleans, by the first value of each in the first lines that can be read."""
     found: dict[str, bool] = {}
     for line in data[:PEEK_BYTES].split(b"\n"):
+        if len(found) == len(wanted.numbers):
+            break
         try:
             row = json.loads(line)
             values = {name: _at(row, column) for name, column in wanted.numbers.items()}

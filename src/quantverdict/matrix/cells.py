@@ -176,6 +176,7 @@ def judge_scores(judgements: pl.DataFrame, task_types: Mapping[str, str] | None 
 
     if "cluster" not in judgements.columns:
         judgements = judgements.with_columns(cluster=pl.lit(None, pl.String))
+    judgements = judgements.with_columns(pl.col("label").cast(pl.String))
     parts = [
         judgements.filter(pl.col("task") == task).with_columns(
             metric=pl.lit(metric),
@@ -191,7 +192,9 @@ def judge_scores(judgements: pl.DataFrame, task_types: Mapping[str, str] | None 
 def _rubrics(
     judgements: pl.DataFrame, task_types: Mapping[str, str] | None
 ) -> Iterator[tuple[str, str, Mapping[str, float]]]:
-    seen = judgements.select("task", "label").unique().sort("task", "label", nulls_last=True)
+    import polars as pl
+
+    seen = judgements.select("task", "label").unique().cast(pl.String).sort("task", "label", nulls_last=True)
     if task_types is None:
         task_types = _types_by_label(seen)
         seen = seen.filter(seen["task"].is_in(list(task_types)))

@@ -72,7 +72,7 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
         scores = scores.with_columns(cluster=pl.lit(None, pl.String))
     graded = scores.lazy().select(SCORE_COLUMNS).filter(pl.col("value").is_not_null())
     prompts = _prompts(scores)
-    cells = graded.select("base_model", "quant").unique().sort("base_model", "quant").collect()
+    cells = graded.select("base_model", "quant").unique().sort(pl.col("base_model", "quant").cast(pl.String)).collect()
     coded = (
         graded.join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
         .join(prompts.lazy().select("task", "sample_id").with_row_index("prompt"), on=["task", "sample_id"])
@@ -132,9 +132,11 @@ def _prompts(scores: pl.DataFrame) -> pl.DataFrame:
     cluster = pl.col("cluster")
     prompts = (
         scores.lazy()
+        .select("task", "sample_id", cluster)
+        .unique()
         .group_by("task", "sample_id")
-        .agg(cluster.max(), cluster.min().alias("other"))
-        .sort("task", "sample_id")
+        .agg(cluster.cast(pl.String).max(), cluster.cast(pl.String).min().alias("other"))
+        .sort(pl.col("task", "sample_id").cast(pl.String))
         .collect()
     )
     torn = prompts.filter(cluster != pl.col("other"))

@@ -18,8 +18,11 @@ from quantverdict.stats.distributions import critical_z
 
 FloatArray = npt.NDArray[np.float64]
 
-_BLOCK = 1 << 18
-"""Draws counted at a time: small enough for the cache of one core."""
+_BLOCK = 1 << 20
+"""Draws counted at a time: few enough for little memory, enough for the product with many columns to be fast."""
+
+_SMALLEST_EXPONENT = -1074
+"""Of a double: below it a power of two is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,8 @@ def _summable(columns: FloatArray) -> FloatArray:
     The grid is 2^-52 of the largest possible sum; exact sums do not depend on their order, hence not on threads.
     """
     largest = np.abs(columns).max(axis=0) * len(columns)
-    grid = np.ldexp(1.0, np.frexp(np.where(largest > 0, largest, 1.0))[1] - 52)
+    exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]
+    grid = np.ldexp(1.0, np.maximum(exponent - 52, _SMALLEST_EXPONENT))
     return np.asarray(np.round(columns / grid) * grid, dtype=np.float64)
 
 
