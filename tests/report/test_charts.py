@@ -98,7 +98,7 @@ def test_equal_values_still_have_an_axis():
 
 def test_heat_colour_says_better_or_worse_by_the_metrics_direction(small):
     def tone(metric, amount):
-        return heatmap._tone(metric, amount, -10)
+        return heatmap.tone_of(metric, amount, -10)
 
     assert [tone("refusal_rate", -10), tone("refusal_rate", 4), tone("over_refusal_rate", 4)] == [
         "worse5",
@@ -106,7 +106,7 @@ def test_heat_colour_says_better_or_worse_by_the_metrics_direction(small):
         "worse2",
     ]
     assert [tone("output_tokens", 30), tone("refusal_rate", 0), tone("refusal_rate", -99)] == ["other5", "", "worse5"]
-    assert heatmap._tone("refusal_rate", -5, None) == ""
+    assert heatmap.tone_of("refusal_rate", -5, None) == ""
 
 
 def test_a_study_without_bits_per_weight_has_no_bits_chart(small):

@@ -20,6 +20,8 @@ from quantverdict.report.ledger import Sentence
 from quantverdict.report.tables import Grid
 
 Cells = tuple[str, ...]
+WIDE = 8
+"""Columns that a table may have before they stand close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Part:
     sentences: tuple[Sentence, ...] = ()
     figure: str = ""
     tones: tuple[Cells, ...] = ()
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its columns must stand close to fit a page."""
+        return len(self.grid.columns) > WIDE
 
     def looks(self, at: int) -> Cells:
         """The style classes of each cell of a row: numbers stand right, and the tones."""

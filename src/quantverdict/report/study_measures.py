@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.protocol.claims import where
 from quantverdict.report import formats
+from quantverdict.report.artefacts import Row
 from quantverdict.report.ledger import Cite, Sentence
 from quantverdict.report.study import Book, Part, Section, grid, known, level, words, yes_no
 
@@ -54,7 +57,7 @@ def appendices(book: Book) -> Section:
         parts += [_wide(book, f"wide_{metric.name}", metric) for metric in book.metrics(*metrics)]
         absent = book.absent(*metrics)
         if absent:
-            parts.append(Part(f"wide_{name}", grid(name, f"Not measured: {absent}", "", (), ()), absent))
+            parts.append(Part(f"wide_{name}", grid(name, "Metrics that no build has", "", (), ()), absent))
     return Section("appendices", "Every metric, wide", tuple(parts))
 
 
@@ -202,7 +205,9 @@ def _percent(value: str) -> str:
 
 def _wide(book: Book, name: str, metric: Metric) -> Part:
     cells = {(row["base_model"], row["quant"]): row for row in book.matrix}
-    rows = [(model, *(level(cells.get((model, quant), {}), metric) for quant in book.quants)) for model in book.models]
+    rows = [
+        (model, *(_wide_level(book, cells, (model, quant), metric) for quant in book.quants)) for model in book.models
+    ]
     tones = tuple(
         ("", *(book.tone(cells.get((model, quant), {}), metric) for quant in book.quants)) for model in book.models
     )
@@ -220,3 +225,7 @@ def _wide(book: Book, name: str, metric: Metric) -> Part:
     )
     found = grid(name, formats.label(metric.name), f"{shows}.", ("base model", *book.quants), rows)
     return Part(name, found, formats.label(metric.name), (sentence,), tones=tones)
+
+
+def _wide_level(book: Book, cells: Mapping[tuple[str, str], Row], cell: tuple[str, str], metric: Metric) -> str:
+    return level(cells[cell], metric) if cell in cells else book.absence(*cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.actions import ACTIONS
@@ -169,14 +170,9 @@ def _floor(book: Book) -> Part:
 def _actions(book: Book) -> Part:
     actions = {(row["base_model"], row["quant"]): row["action"] for row in book.read.table("row_actions")}
     rows = [
-        (model, *(words(action) if (action := actions.get((model, quant))) else "none" for quant in book.quants))
-        for model in book.models
-        if actions
+        (model, *(_action(book, actions, (model, quant)) for quant in book.quants)) for model in book.models if actions
     ]
-    tones = tuple(
-        ("", *(verdict_group({"action": actions.get((model, quant), "")}) for quant in book.quants))
-        for model in book.models
-    )
+    tones = tuple(("", *(_tone(actions.get((model, quant))) for quant in book.quants)) for model in book.models)
     cites = {action: Cite("row_actions.csv", where(action=action), "", "count", "rows") for action in ACTIONS[1:]}
     cites["n"] = Cite("row_actions.csv", "action!=reference", "", "count", "rows")
     said = ", ".join(f"{{{action}}} {words(action)}" for action in ACTIONS[1:])
@@ -185,6 +181,16 @@ def _actions(book: Book) -> Part:
         "actions", "What to do with every build", "The action of each build.", ("base model", *book.quants), rows
     )
     return Part("actions", found, "a build", (sentence,), tones=tones)
+
+
+def _action(book: Book, actions: Mapping[tuple[str, str], str], cell: tuple[str, str]) -> str:
+    return words(actions[cell]) if cell in actions else book.absence(*cell)
+
+
+def _tone(action: str | None) -> str:
+    if action is None:
+        return "missing"
+    return "" if action == ACTIONS[0] else verdict_group({"action": action})
 
 
 # Regimes
