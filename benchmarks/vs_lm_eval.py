@@ -148,9 +148,17 @@ def compare(chosen: argparse.Namespace, folder: Path) -> None:
             print(f"round {number + 1}  {name:8} {wall:7.1f} s", flush=True)
     faster = {name: round(median(a / b for a, b in zip(walls["lm-eval"], walls[name], strict=True)), 3)
               for name in ("FP16", "Q8_0")}  # fmt: skip
-    print(json.dumps({"prompts": chosen.prompts, "new_tokens": chosen.new_tokens, "threads": chosen.threads,
-                      "lm_eval_batch": best, "seconds": walls, "times_as_fast_as_lm_eval": faster,
-                      "same_answer_as_lm_eval": {name: agreeing(folder, texts) for name, texts in ours.items()}}))  # fmt: skip
+    agreed = {name: agreeing(folder, texts) for name, texts in ours.items()}
+    report = {
+        "prompts": chosen.prompts,
+        "new_tokens": chosen.new_tokens,
+        "threads": chosen.threads,
+        "lm_eval_batch": best,
+        "seconds": walls,
+        "times_as_fast_as_lm_eval": faster,
+        "same_answer_as_lm_eval": agreed,
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
