@@ -155,6 +155,15 @@ def test_choices_are_scored_as_token_by_token(backend):
     assert (found.text, found.output_tokens, found.ttft_ms) == ("", 0, None)
 
 
+def test_a_choice_that_melts_into_the_prompt_follows_it_as_generated_text_would(backend):
+    """`Hello wor` + `ld` is tokenised as `Hello world`, but after the prompt's own tokens only `ld` can come."""
+    asked = [Prompt("t", "0", text, None, "", ("ld",)) for text in ("Hello wor", "Hello world")]
+    melted, plain = backend.complete(asked, Decoding(max_new_tokens=0))
+    (same,) = backend.complete([replace(asked[0], choices=())], Decoding(max_new_tokens=0))
+    assert melted.prompt_ids_sha256 == same.prompt_ids_sha256 != plain.prompt_ids_sha256
+    assert -10 < melted.choice_logprobs[0] < 0
+
+
 def test_choices_do_not_change_the_answer_and_keep_their_order(backend, answers):
     letters = [prompt(text, name=str(i), choices="ABCD") for i, text in enumerate(QUESTIONS)]
     scored = what_counts(backend.complete(letters, SHORT))
@@ -172,6 +181,12 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_runs(backend):
         backend.complete([*PROMPTS, long], SHORT, lambda *report: reports.append(report))
     assert not reports
     assert backend.complete(PROMPTS[:1], SHORT)
+
+
+@pytest.mark.parametrize("text", ["", "half a pair: \udc80"])
+def test_a_prompt_that_cannot_be_read_is_named(backend, text):
+    with pytest.raises(EngineError, match=r"^task/odd: "):
+        backend.complete([Prompt("task", "odd", "", text, "")], SHORT)
 
 
 def test_an_answer_ends_where_the_context_ends(opened):

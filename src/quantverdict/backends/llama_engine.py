@@ -36,9 +36,10 @@ class LlamaEngine:
         params = self._api.llama_model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = False  # repacked weights sum a lone row in another order than several
+        library.log.clear()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
         if self._model == self._ffi.NULL:
-            raise EngineError(f"{path} cannot be loaded by llama.cpp: {library.last_error() or 'no reason given'}")
+            raise EngineError(f"{path} cannot be loaded by llama.cpp: {library.reason()}")
         self._refuse_architectures(path)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
@@ -107,11 +108,11 @@ class LlamaEngine:
         params.n_batch = params.n_ubatch = CHUNK
         params.n_threads = params.n_threads_batch = self._threads
         params.flash_attn_type = 1
+        self._library.log.clear()
         self._context = self._api.llama_init_from_model(self._model, params)
         if self._context == self._ffi.NULL:
             self._context = None
-            reason = self._library.last_error() or "no reason given"
-            raise EngineError(f"no memory for {sequences} sequences of {shape[1]} tokens: {reason}")
+            raise EngineError(f"no memory for {sequences} sequences of {shape[1]} tokens: {self._library.reason()}")
         self._memory = self._api.llama_get_memory(self._context)
         self._shape = shape
 
@@ -129,9 +130,10 @@ class LlamaEngine:
             batch.seq_id[i][0] = sequence
         for i in wanted:
             batch.logits[i] = 1
+        self._library.log.clear()
         status = self._api.llama_decode(self._context, batch)
         if status != 0:
-            raise EngineError(f"llama_decode returned {status}: {self._library.last_error() or 'no reason given'}")
+            raise EngineError(f"llama_decode returned {status}: {self._library.reason()}")
         return [self._logits(i) for i in wanted]
 
     def _logits(self, row: int) -> Logits:

@@ -42,7 +42,7 @@ class Library:
 
     Attributes:
         ffi, api: cffi's view of it; every pointer that comes out of `api` belongs to `ffi`.
-        log: its last messages, newest last; nothing is printed.
+        log: its errors, oldest first; nothing is printed.
         callback: what fills `log`; kept alive as long as the library may call it.
     """
 
@@ -51,9 +51,9 @@ class Library:
     log: deque[str]
     callback: Foreign
 
-    def last_error(self) -> str:
-        """The last line the library logged as an error, empty where it logged none."""
-        return next((line for line in reversed(self.log) if line), "")
+    def reason(self) -> str:
+        """The first error since `log` was cleared: what follows only says that something failed."""
+        return next((line for line in self.log if line), "no reason given")
 
 
 def open_library() -> Library:

@@ -1,7 +1,8 @@
 """llama.cpp inside a wheel: a GGUF build in a worker process of its own.
 
 The worker is talked to over a pipe: no port is opened, its crash is an `EngineError` here, and it ends with this
-process. Answers are greedy and depend on the batch alone, not on timing.
+process. Answers are greedy, and the kernels are chosen so that an answer depends on its prompt and the build alone:
+not on timing, threads, the batch, or the slots from two up (a lone slot sums F16 rows in another order).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LlamaCppBackend:
         threads = placement.threads or physical_cores()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "quantverdict.backends.worker"],
+            [sys.executable, "-P", "-m", "quantverdict.backends.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

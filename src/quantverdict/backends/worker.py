@@ -44,7 +44,7 @@ class Worker:
     def answer(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The completions of a batch, as the fields of `Completion`."""
         max_new_tokens = int(request["max_new_tokens"])
-        jobs = [self._job(prompt, max_new_tokens) for prompt in request["prompts"]]
+        jobs = [self._named_job(prompt, max_new_tokens) for prompt in request["prompts"]]
         slots = min(self.parallel, max(2, len(jobs)))
         limits = Limits(slots=slots, max_new_tokens=max_new_tokens, chunk=CHUNK, context=self.context)
         answers = BatchScheduler(self.engine, jobs, limits, self._report).run()
@@ -61,27 +61,32 @@ class Worker:
             for job, answer in zip(jobs, answers, strict=True)
         ]
 
-    def _job(self, prompt: Mapping[str, Any], max_new_tokens: int) -> Job:
-        text, name = prompt["text"], prompt["name"]
+    def _named_job(self, prompt: Mapping[str, Any], max_new_tokens: int) -> Job:
+        try:
+            return self._job(prompt["text"], prompt["choices"], max_new_tokens)
+        except EngineError as error:
+            raise EngineError(f"{prompt['name']}: {error}") from error
+
+    def _job(self, text: str, choices: Sequence[str], max_new_tokens: int) -> Job:
         tokens = self.engine.tokenize(text, start=True)
         if not tokens:
-            raise EngineError(f"{name}: the prompt has no tokens")
-        choices = tuple(self._continuation(text, tokens, choice, name) for choice in prompt["choices"])
-        needed = len(tokens) + max(1 if max_new_tokens else 0, max((len(choice) - 1 for choice in choices), default=0))
-        if needed > self.context:
+            raise EngineError("the prompt has no tokens")
+        continuations = tuple(self._continuation(text, tokens, choice) for choice in choices)
+        longest = max((len(tokens) for tokens in continuations), default=0)
+        if len(tokens) + max(min(1, max_new_tokens), longest - 1) > self.context:
             raise EngineError(
-                f"{name}: the prompt's {len(tokens)} tokens do not fit a context of {self.context};"
+                f"the prompt's {len(tokens)} tokens do not fit a context of {self.context};"
                 " expected a larger context or a shorter prompt"
             )
-        return Job(tuple(tokens), choices)
+        return Job(tuple(tokens), continuations)
 
-    def _continuation(self, text: str, prompt: Sequence[int], choice: str, name: str) -> tuple[int, ...]:
+    def _continuation(self, text: str, prompt: list[int], choice: str) -> tuple[int, ...]:
         """Tokens of a choice as they follow the prompt's; by itself where prompt and choice melt into one token."""
         joint = self.engine.tokenize(text + choice, start=True)
-        n = len(prompt)
-        tokens = joint[n:] if joint[:n] == list(prompt) else self.engine.tokenize(choice, start=False)
+        melted = joint[: len(prompt)] != prompt
+        tokens = self.engine.tokenize(choice, start=False) if melted else joint[len(prompt) :]
         if not tokens:
-            raise EngineError(f"{name}: the choice {choice!r} has no tokens")
+            raise EngineError(f"the choice {choice!r} has no tokens")
         return tuple(tokens)
 
     def _report(self, finished: int, generated: int) -> None:
