@@ -197,6 +197,7 @@ class Bundle:
     def _bind(self, config: BaseModel) -> None:
         """Bind a new bundle to its study, or check that a reopened one is of the same."""
         name = "study.yaml" if isinstance(config, Study) else "sources.yaml"
+        self._sources = config if isinstance(config, Sources) else None
         bound = self.recorded("config")
         if bound not in (None, name):
             raise BundleError(f"{self.root}: was made from a {bound}, not from a {name}")

@@ -1,0 +1,123 @@
+"""From scored rows to the full bundle with report, beside the ordinary pandas version: equal results, seconds, memory.
+
+    python benchmarks/analysis.py [--scales 1,10,100] [--format jsonl|parquet] [--no-reference] [--keep FOLDER]
+
+Every scale is `make_scores.py`'s (1 is the study's size), timed as a fresh process, best of `--repeat`. At scale 1 the
+reference (`reference_analysis.py`) is timed too, and every figure that both have is compared. Prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from make_scores import make
+
+HERE = Path(__file__).parent
+KEYS = {
+    "matrix": ("base_model", "quant"),
+    "deltas": ("base_model", "quant", "metric"),
+    "regimes": ("base_model", "quant"),
+    "row_actions": ("base_model", "quant"),
+    "correlations": ("scope", "quality_metric", "safety_metric"),
+    "leave_one_quant_out": ("omitted", "quality_metric", "safety_metric"),
+    "leave_one_model_out": ("omitted", "quality_metric", "safety_metric"),
+    "repeated_measures": ("quality_metric", "safety_metric"),
+    "mixed_effects": ("quality_metric", "safety_metric"),
+    "bpw_regressions": ("base_model", "metric"),
+    "refusal_mechanism": ("metric",),
+}
+TOLERANCE = {
+    # An optimiser stops near the maximum; the package goes on to it.
+    "mixed_effects": 2e-3,
+    # pingouin rounds what it prints.
+    "repeated_measures": 5e-3,
+}
+NEAR = 1e-8
+CSV = {"keep_default_na": False, "na_values": [""]}
+
+
+def timed(command: list[str]) -> dict[str, float]:
+    """Wall and CPU seconds and peak memory of a fresh process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss * unit / 2**20}
+
+
+def best(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(min(run[key] for run in runs), 2) for key in runs[0]}
+
+
+def ingest(sources: Path, out: Path) -> dict[str, float]:
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    code = "import sys; from quantverdict.cli import main; sys.argv[0] = 'quantverdict'; main()"
+    return timed([sys.executable, "-c", code, "ingest", str(sources), "--out", str(out), "--json"])
+
+
+def compare(bundle: Path, reference: Path) -> dict[str, Any]:
+    """How many figures both have, and those that are not the same."""
+    count, wrong = 0, []
+    for name, keys in KEYS.items():
+        ours, theirs = (
+            pd.read_csv(folder / f"{name}.csv", **CSV).set_index(list(keys)) for folder in (bundle, reference)
+        )
+        for column in [column for column in theirs if column in ours]:
+            for key, value in theirs[column].items():
+                count += 1
+                other = ours[column].get(key)
+                if not same(value, other, TOLERANCE.get(name, NEAR)):
+                    wrong.append(f"{name}: {key}: {column}: ours {other}, reference {value}")
+    return {"compared": count, "different": len(wrong), "examples": wrong[:20]}
+
+
+def same(one: object, two: object, tolerance: float) -> bool:
+    if pd.isna(one) or pd.isna(two):
+        return bool(pd.isna(one) and pd.isna(two))
+    if isinstance(one, str) or isinstance(two, str):
+        return one == two
+    return math.isclose(float(one), float(two), rel_tol=tolerance, abs_tol=tolerance)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scales", default="1")
+    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--keep", type=Path, help="Work in this folder and leave it.")
+    asked = parser.parse_args()
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.keep or Path(temporary)
+        for scale in map(int, asked.scales.split(",")):
+            sources, bundle = make(folder / f"x{scale}", scale, asked.format), folder / f"bundle{scale}"
+            repeat = asked.repeat if scale < 50 else 1
+            result[f"x{scale}"] = best([ingest(sources, bundle) for _ in range(repeat)])
+        if not asked.no_reference and "x1" in result:
+            script, out = str(HERE / "reference_analysis.py"), folder / "reference"
+            command = [sys.executable, "-W", "ignore", script, str(folder / "x1" / "sources.yaml"), "--out", str(out)]
+            result["reference"] = best([timed(command)])
+            result["equality"] = compare(folder / "bundle1", out)
+            for unit in ("wall_s", "cpu_s"):
+                result[f"times_faster_{unit}"] = round(result["reference"][unit] / result["x1"][unit], 1)
+    result["own_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
