@@ -55,6 +55,15 @@ def test_a_good_study_is_frozen(write):
         ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: x}", 9, "policy.severe_drift_pp", "not right"),
         ("[starter_qa]", "[starter_qa]\nseed: 1\nseed: 2", 10, "seed", "given twice"),
         ("[starter_qa]", "[starter_qa", 9, "", "not valid YAML"),
+        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: 1/0}", 9, "policy.severe_drift_pp", "not right"),
+        (
+            "[starter_qa]",
+            "[starter_qa]\npolicy: {severe_drift_pp: '1e999999999'}",
+            9,
+            "policy.severe_drift_pp",
+            "number",
+        ),
+        ("[starter_qa]", "[starter_qa]\n? [a, b]\n: 1", 9, "", "not a name"),
     ],
 )
 def test_a_mistake_names_file_line_key_and_expectation(write, old, new, line, field, words):
@@ -109,3 +118,20 @@ def test_the_demo_study_loads():
         "Q3_K_S",
         "Q2_K",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["study: a\x01b\n", "study: 2026-13-01\n", f"study: {'[' * 3000}{']' * 3000}\n"],
+    ids=["control", "date", "deep"],
+)
+def test_what_no_yaml_reader_can_read_is_refused_in_a_line(write, text):
+    """PyYAML raises three kinds of exception besides its own marked errors."""
+    with pytest.raises(StudyError, match="not valid YAML"):
+        load_study(write(text))
+
+
+@pytest.mark.parametrize("alias", ["study: &x [*x]\n", "study: &x {a: *x}\n"])
+def test_a_value_that_holds_itself_is_refused(write, alias):
+    with pytest.raises(StudyError):
+        load_study(write(alias))

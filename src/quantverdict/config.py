@@ -5,6 +5,7 @@ Unknown keys are refused. A mistake is answered with file, line, key and what wa
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,14 +22,21 @@ GGUF_LEVELS = (
 """GGUF levels that can be made from a model's source, from most to fewest bits."""
 
 
+_NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?)")
+"""A decimal or a fraction; a longer exponent would ask for more memory than there is."""
+
+
 def _exact(value: object) -> object:
     """A YAML number as the decimal it was written as, so that -10 pp means exactly -10."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
         raise ValueError("a number is expected")  # noqa: TRY004 - pydantic turns ValueErrors into its own
     try:
-        return Fraction(str(value))
-    except ValueError:
-        raise ValueError("a number is expected") from None
+        text = str(value)
+        if _NUMBER.fullmatch(text):
+            return Fraction(text)
+    except (ValueError, ZeroDivisionError):  # more digits than Python turns into text, and n/0
+        pass
+    raise ValueError("a number is expected")
 
 
 Exact = Annotated[Fraction, BeforeValidator(_exact)]

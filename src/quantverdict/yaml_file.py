@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -23,12 +22,16 @@ def load_yaml(path: Path, model: type[Config]) -> Config:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
-        if root is not None:
-            _refuse_repeated_keys(root, path)
-        data = None if root is None else loader.construct_document(root)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise StudyError(f"not valid YAML: {error.problem}", file=path, line=line) from error
+        wrong = None if root is None else wrong_key(root)
+        data = None if root is None or wrong is not None else loader.construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise StudyError(f"not valid YAML: {reason}", file=path, line=mark.line + 1 if mark else None) from error
+    if wrong is not None:
+        name = wrong.value if isinstance(wrong, yaml.ScalarNode) else None
+        problem = "not a name" if name is None else "given twice"
+        raise StudyError(problem, file=path, line=wrong.start_mark.line + 1, field=name, expected="each key once")
     if not isinstance(data, dict):
         raise StudyError("is not a mapping", file=path, line=1, expected=f"the keys of a {model.__name__}")
     try:
@@ -52,7 +55,7 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
         problem, expected = message.removesuffix(" is expected"), None
         if message != problem:
             problem, expected = f"{_shown(first['input'])} is not right", problem
-    return StudyError(problem, file=path, line=_line_of(root, location), field=field or None, expected=expected)
+    return StudyError(problem, file=path, line=line_of(root, location), field=field or None, expected=expected)
 
 
 def _shown(value: object) -> str:
@@ -81,8 +84,8 @@ def _is_model(item: object) -> bool:
     return isinstance(item, type) and issubclass(item, BaseModel)
 
 
-def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
-    """Line of the deepest node on the way to `location` that the file has."""
+def line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
+    """Line of the deepest node on the way to `location` that the file has; None for an empty file."""
     line = None if node is None else node.start_mark.line + 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
@@ -98,21 +101,24 @@ def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | N
     return line
 
 
-def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
-    """PyYAML keeps the last of two equal keys in silence; a study must not."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Hashable] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise StudyError(
-                    "given twice",
-                    file=path,
-                    line=key.start_mark.line + 1,
-                    field=str(key.value),
-                    expected="each key once",
-                )
-            seen.add(key.value)
-            _refuse_repeated_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, path)
+def wrong_key(root: yaml.Node) -> yaml.Node | None:
+    """A key that is no plain name, or that its mapping has twice: PyYAML keeps the last of two in silence.
+
+    None where every key is right. A node that an alias repeats is looked at once.
+    """
+    waiting, met = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        inner: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+            for key, value in pairs:
+                if not isinstance(key, yaml.ScalarNode) or key.value in names:
+                    return key
+                names.add(key.value)
+                inner.append(value)
+        fresh = [item for item in inner if id(item) not in met]
+        met.update(map(id, fresh))
+        waiting += reversed(fresh)
+    return None

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from quantverdict.errors import TaskError
+from quantverdict.yaml_file import line_of, wrong_key
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEPTH = 20
@@ -32,7 +33,10 @@ class TaskSource:
         try:
             self._refuse_depth_and_aliases(text)
             self.root = yaml.compose(text, Loader=_LOADER)
-            self._refuse_repeated_keys()
+            wrong = None if self.root is None else wrong_key(self.root)
+            if wrong is not None:
+                problem = f"key {str(wrong.value)[:60]!r} is given twice, or not a name"
+                raise TaskError(problem, file=path, line=wrong.start_mark.line + 1, expected="each key once")
             self.data: Any = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader, the C one where there is one
         except (yaml.YAMLError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
@@ -50,36 +54,8 @@ class TaskSource:
                 line = event.start_mark.line + 1 if event.start_mark else None
                 raise TaskError(problem, file=self.path, line=line, expected="plain values, written out")
 
-    def _refuse_repeated_keys(self) -> None:
-        """PyYAML keeps the last of two equal keys in silence."""
-        waiting = [] if self.root is None else [self.root]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, yaml.SequenceNode):
-                waiting.extend(node.value)
-            elif isinstance(node, yaml.MappingNode):
-                met: set[str] = set()
-                for key, value in node.value:
-                    if not isinstance(key, yaml.ScalarNode) or key.value in met:
-                        line = key.start_mark.line + 1
-                        problem = f"key {str(key.value)[:60]!r} is given twice, or not a name"
-                        raise TaskError(problem, file=self.path, line=line, expected="each key once")
-                    met.add(key.value)
-                    waiting.append(value)
-
     def refuse(self, location: tuple[str | int, ...], problem: str, expected: str | None = None) -> NoReturn:
         """Raise for what is at `location`, with the line of the nearest place that the file has."""
-        node, line = self.root, 1
-        for part in location:
-            if isinstance(node, yaml.MappingNode):
-                found = next(((key, value) for key, value in node.value if key.value == part), None)
-                if found is None:
-                    break
-                line, node = found[0].start_mark.line + 1, found[1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-                line = node.start_mark.line + 1
-            else:
-                break
+        line = line_of(self.root, location)
         field = ".".join(str(part) for part in location)
         raise TaskError(problem, file=self.path, line=line, field=field or None, expected=expected)
