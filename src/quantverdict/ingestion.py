@@ -145,7 +145,8 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy) -> Iterator[Tab
         return
     agreement, regimes = [], []
     for (name,), second in pl.read_parquet(path).partition_by("judge", as_dict=True, maintain_order=True).items():
-        told = first.join(second, on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
+        labelled = [frame.filter(frame["label"].is_not_null()) for frame in (first, second)]
+        told = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
         if told:
             judges = ("+".join(told), str(name))
             agreement.append(judge_agreement(label_pairs(first, second), judges))
