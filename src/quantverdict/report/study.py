@@ -31,7 +31,8 @@ class Part:
     Attributes:
         name: unique in the report.
         grid: the table; without rows its `shows` is not said, but `missing` is.
-        missing: what the bundle lacks.
+        missing: what the bundle lacks where there are no rows.
+        none: said instead where it lacks nothing and there is nothing to list.
         sentences: said below it, those whose numbers are known.
         figure: a chart of the default report that stands above it: `regimes` or `bits`.
         tones: style class of each cell, where the table has colours.
@@ -43,6 +44,7 @@ class Part:
     sentences: tuple[Sentence, ...] = ()
     figure: str = ""
     tones: tuple[Cells, ...] = ()
+    none: str = ""
 
     @property
     def is_wide(self) -> bool:

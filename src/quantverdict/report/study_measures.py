@@ -47,6 +47,7 @@ def safety(book: Book) -> Section:
         measures(book, "safety", "Safety metrics", SAFETY, (_collapsed(book),)),
         _judge_gaps(book),
         _agreement(book),
+        _second_judge(book),
     ))  # fmt: skip
 
 
@@ -173,26 +174,62 @@ def _judge_gaps(book: Book) -> Part:
 
 
 def _agreement(book: Book) -> Part:
+    table = [row for row in book.read.table("judge_agreement") if row["n"] != "0"]
     rows = [
-        (row["task"], row["quant"], row["n"], row["ungraded"], _percent(row["agreement"]), known(row["kappa"]),
+        (row["first_judge"], row["second_judge"], row["task"], row["quant"], row["n"], row["ungraded"],
+         _percent(row["agreement"]), known(row["kappa"]),
          formats.interval(row["kappa_ci_lo"], row["kappa_ci_hi"], 3) or "not known")
-        for row in book.read.table("judge_agreement")
+        for row in table
         if "all" in (row["task"], row["quant"])
     ]  # fmt: skip
-    columns = ("task", "build", "n", "ungraded", "agreement", "kappa", "interval of kappa")
-    whole = where(task="all", quant="all")
-    sentence = Sentence(
-        "judge_agreement",
-        "Over {n} samples that both judged they agree on {agreement}; Cohen's kappa is {kappa}.",
+    columns = ("judge", "other judge", "task", "build", "n", "ungraded", "agreement", "kappa", "interval of kappa")
+    pairs = dict.fromkeys((row["first_judge"], row["second_judge"]) for row in table)
+    said = tuple(_agree(f"judge_agreement_{at}", where(first_judge=one, second_judge=two, task="all", quant="all"))
+                 for at, (one, two) in enumerate(pairs, 1))  # fmt: skip
+    found = grid("judge_agreement", "Judge against judge", "Two judges on the same samples.", columns, rows)
+    return Part("judge_agreement", found, "a second judge of the same samples", said)
+
+
+def _agree(name: str, row: str) -> Sentence:
+    return Sentence(
+        name,
+        "{one} and {other} agree on {agreement} of the {n} samples that both judged; Cohen's kappa is {kappa}.",
         {
-            "n": Cite("judge_agreement.csv", whole, "n", unit="rows"),
-            "agreement": Cite("judge_agreement.csv", whole, "agreement", unit="share"),
-            "kappa": Cite("judge_agreement.csv", whole, "kappa", unit="r squared"),
+            "one": Cite("judge_agreement.csv", row, "first_judge"),
+            "other": Cite("judge_agreement.csv", row, "second_judge"),
+            "n": Cite("judge_agreement.csv", row, "n", unit="rows"),
+            "agreement": Cite("judge_agreement.csv", row, "agreement", unit="share"),
+            "kappa": Cite("judge_agreement.csv", row, "kappa", unit="r squared"),
         },
     )
-    shows = "Two judges on the same samples."
-    found = grid("judge_agreement", "Judge against judge", shows, columns, rows)
-    return Part("judge_agreement", found, "a second judge of the same samples", (sentence,))
+
+
+def _second_judge(book: Book) -> Part:
+    table = book.read.table("second_judge_regimes")
+    rows = [
+        (row["base_model"], row["quant"], row["first_judge"], row["second_judge"],
+         formats.delta(row["first_refusal_delta_pp"]), formats.delta(row["second_refusal_delta_pp"]),
+         words(row["first_regime"]), words(row["second_regime"]), words(row["first_action"]),
+         words(row["second_action"]))
+        for row in table
+        if row["changed"] == "1"
+    ]  # fmt: skip
+    columns = (
+        "base model", "build", "judge", "other judge", "refusal delta", "by the other", "regime", "by the other",
+        "action", "by the other",
+    )  # fmt: skip
+    sentence = Sentence(
+        "second_judge",
+        "Of {n} comparisons of a build by another judge {changed} change its regime or its action.",
+        {
+            "n": Cite("second_judge_regimes.csv", "first_regime!=baseline", "", "count", "rows"),
+            "changed": Cite("second_judge_regimes.csv", "changed=1", "", "count", "rows"),
+        },
+    )
+    found = grid("second_judge", "Decided by another judge", "Builds that another judge would file elsewhere, in pp.",
+                 columns, rows)  # fmt: skip
+    none = "Every build keeps its regime and its action by the other judge." if table else ""
+    return Part("second_judge", found, "a second judge of the same samples", (sentence,), none=none)
 
 
 def _percent(value: str) -> str:

@@ -46,8 +46,33 @@ def validation(book: Book) -> Section:
     tones = tuple(("", "", "", STATUS.get(row[-1], "unknown")) for row in rows)
     found = grid("validation", title, "Each step of the protocol, then each format's bound.", columns, rows)
     return Section(
-        "validation", "Validation", (Part("validation", found, "the checklist", (shape, _steps()), tones=tones),)
+        "validation",
+        "Validation",
+        (
+            Part("validation", found, "the checklist", (shape, _steps()), tones=tones),
+            _sources(book),
+        ),
     )
+
+
+def _sources(book: Book) -> Part:
+    table = book.read.table("sources")
+    rows = [
+        (row["label"], row["role"], row["raw"], row["loaded"], row["superseded"], row["quarantined"], row["unmatched"],
+         row["sha256"])
+        for row in table
+    ]  # fmt: skip
+    columns = ("source", "role", "rows", "loaded", "superseded", "quarantined", "unmatched", "SHA-256")
+    cites = {role: Cite("sources.csv", where(role=role), "loaded", "sum", "rows") for role in ("quality", "safety")}
+    cites["judge"] = Cite("sources.csv", where(role="judge"), "loaded", "sum", "rows")
+    cites["raw"] = Cite("sources.csv", "", "raw", "sum", "rows")
+    sentence = Sentence(
+        "sources",
+        "Of {raw} rows that were read {quality} of quality, {safety} of safety and {judge} of judges were loaded.",
+        cites,
+    )
+    found = grid("sources", "Source audit", "Each source, checked by its hash before a row was read.", columns, rows)
+    return Part("sources", found, "sources of scored samples", (sentence,))
 
 
 def _steps() -> Sentence:
@@ -164,7 +189,8 @@ def _floor(book: Book) -> Part:
     )
     title = f"The conservative floor, {quant}" if quant else "The conservative floor"
     found = grid("floor", title, "Its deltas on each base model.", columns, rows)
-    return Part("floor", found, "a format that qualifies", (chosen, held))
+    none = "No format qualifies." if book.read.table("quant_roles") else ""
+    return Part("floor", found, "a format besides the baselines", (chosen, held), none=none)
 
 
 def _actions(book: Book) -> Part:
@@ -240,8 +266,8 @@ def regimes(book: Book) -> Section:
     counted = grid("regimes", "Regimes counted", "Shares are of the builds that are no baseline.",
                    ("regime", "builds", "share"), shares)  # fmt: skip
     return Section("regimes", "Regimes", (
-        Part("danger", grid("danger", "Hidden danger", shows, columns, rows), "hidden-danger rows: there are none",
-             (worst,)),
+        Part("danger", grid("danger", "Hidden danger", shows, columns, rows), "", (worst,),
+             none="No build keeps its quality while its refusals collapse."),
         Part("regimes", counted, "the regimes", (spread,)),
     ))  # fmt: skip
 
@@ -271,9 +297,49 @@ def limits(book: Book) -> Section:
         },
     )
     tested = significance("limits_tests", "bpw_regressions.csv", "regressions on bits per weight")
+    none = "Every build has every metric of the matrix."
     return Section("limits", "Limits", (
-        Part("limits", found, "nothing: every build has every metric of the matrix", (visible, tested)),
+        Part("limits", found, "", (visible, tested), none=none), _power(book),
     ))  # fmt: skip
+
+
+def _power(book: Book) -> Part:
+    """The smallest and the largest of the smallest visible drops of each metric."""
+    table = [row for row in book.read.table("power") if row["mde_unpaired_pp"]]
+    rows = []
+    for metric in dict.fromkeys(row["metric"] for row in table):
+        mine = [row for row in table if row["metric"] == metric]
+        spans = [_span([row[column] for row in mine], digits)
+                 for column, digits in (("n", 0), ("mde_unpaired_pp", 1), ("mde_paired_pp", 1))]  # fmt: skip
+        rows.append((formats.label(metric), *spans))
+    said = tuple(
+        Sentence(
+            name,
+            f"The smallest drop that {{at}} can show {how} is {{least}}; at the other end is {{worst}} with {{most}}.",
+            {
+                "least": Cite("power.csv", "", column, "min", "pp"),
+                "at": Cite("power.csv", "", column, "at_min"),
+                "most": Cite("power.csv", "", column, "max", "pp"),
+                "worst": Cite("power.csv", "", column, "at_max"),
+            },
+        )
+        for name, how, column in (
+            ("power_unpaired", "against other prompts", "mde_unpaired_pp"),
+            ("power_paired", "on the same prompts", "mde_paired_pp"),
+        )
+    )
+    columns = ("metric", "prompts", "two samples (pp)", "in pairs (pp)")
+    shows = "The smallest drop of each rate that a build's prompts show, over all builds."
+    return Part("power", grid("power", "Smallest visible drops", shows, columns, rows), "counts of the rates", said)
+
+
+def _span(values: list[str], digits: int) -> str:
+    """From the least to the most, one number where they are the same."""
+    known = [number for value in values if (number := formats.number(value)) is not None]
+    if not known:
+        return formats.NOT_MEASURED
+    ends = dict.fromkeys(formats.fixed(end, digits) for end in (min(known), max(known)))
+    return " to ".join(ends)
 
 
 def _measured(book: Book) -> set[str]:
