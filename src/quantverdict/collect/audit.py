@@ -75,7 +75,7 @@ class _Loaded:
 
     source: ScoreSource
     path: Path
-    frame: pl.DataFrame
+    frame: pl.DataFrame = field(init=False)
     answers: pl.DataFrame | None = None
     raw: int = 0
     unmatched: Counter[str] = field(default_factory=Counter)
@@ -134,8 +134,8 @@ def check_hash(path: Path, expected: str) -> None:
 def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
     import polars as pl
 
-    one = _Loaded(matcher.source, path, matcher.empty())
-    frames, answers = [one.frame], list[pl.DataFrame]()
+    one = _Loaded(matcher.source, path)
+    frames, answers = list[pl.DataFrame](), list[pl.DataFrame]()
     for block in read_blocks(path, format_of(matcher.source) or "", matcher.wanted):
         matched = matcher.match(block)
         broken = sorted_by_line([*block.broken, *matched.broken])
@@ -147,7 +147,7 @@ def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
         frames.append(matched.frame)
         answers += [] if matched.answers is None else [matched.answers]
     matcher.refuse_empty_columns(path)
-    one.frame = pl.concat(frames)
+    one.frame = pl.concat(frames or [matcher.empty()])
     one.answers = pl.concat(answers) if answers else None
     key = [*SAMPLE] if matcher.source.is_judge else [*SAMPLE, "metric"]
     rows = matcher.one_a_row(one.frame)

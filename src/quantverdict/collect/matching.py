@@ -231,12 +231,12 @@ class Matcher:
             label = pl.col("label").cast(pl.Categorical)
             return frame.select("line", *names, judge, label, why.cast(pl.Categorical).alias("reason"))
         if "metric" in self.wanted.texts:
-            return _scores(frame, names, pl.col("metric"), "value_0")
-        parts = []
+            return _scores(frame.lazy(), names, pl.col("metric"), "value_0").collect()
+        whole, parts = frame.lazy(), []
         for number, measure in enumerate(self.source.measures):
-            part = frame.filter(pl.col("task").is_in(list(measure.tasks))) if measure.tasks else frame
+            part = whole.filter(_is_one_of(pl.col("task"), measure.tasks)) if measure.tasks else whole
             parts.append(_scores(part, names, pl.lit(measure.metric), f"value_{number}"))
-        return pl.concat(parts)
+        return pl.concat(parts).collect()
 
 
 def _is_one_of(column: pl.Expr, names: Iterable[str]) -> pl.Expr:
@@ -245,7 +245,7 @@ def _is_one_of(column: pl.Expr, names: Iterable[str]) -> pl.Expr:
     return pl.any_horizontal(pl.lit(value=False), *(column == name for name in names))
 
 
-def _scores(frame: pl.DataFrame, names: list[pl.Expr], metric: pl.Expr, value: str) -> pl.DataFrame:
+def _scores(frame: pl.LazyFrame, names: list[pl.Expr], metric: pl.Expr, value: str) -> pl.LazyFrame:
     import polars as pl
 
     why = pl.when(pl.col(value).is_null()).then(pl.col("reason").fill_null(UNGRADED)).otherwise(pl.lit(""))
