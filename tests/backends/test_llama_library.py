@@ -8,7 +8,8 @@ import pytest
 from quantverdict.backends import llama_library
 from quantverdict.errors import EngineError
 
-NEEDED = f"{llama_library.PACKAGE}=={llama_library.RELEASE}"
+WHEEL = llama_library.WHEELS["xllamacpp"]
+NEEDED = f"{WHEEL.package}=={WHEEL.release}"
 
 
 def fake(**changes):
@@ -23,14 +24,14 @@ def fake(**changes):
 
 
 def test_the_known_defaults_pass():
-    llama_library._prove(fake())
+    llama_library._prove(fake(), WHEEL)
 
 
 @pytest.mark.parametrize("change", [{"n_ctx": 0}, {"n_batch": 512}, {"type_v": 0}, {"use_extra_bufts": False}])
 def test_a_default_that_is_not_the_release_s_is_refused(change):
     (name,) = change
     with pytest.raises(EngineError, match=f"default {name} is .*{NEEDED}"):
-        llama_library._prove(fake(**change))
+        llama_library._prove(fake(**change), WHEEL)
 
 
 def test_another_release_is_refused(monkeypatch):

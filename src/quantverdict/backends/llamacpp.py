@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from quantverdict.backends.base import Decoding, Placement, Progress
 from quantverdict.backends.cores import physical_cores
-from quantverdict.backends.llama_library import BUILD, PACKAGE, RELEASE
+from quantverdict.backends.llama_library import WHEELS
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -45,7 +45,7 @@ class LlamaCppBackend:
     """
 
     def __init__(self, path: Path, placement: Placement) -> None:
-        threads = placement.threads or physical_cores()
+        threads, wheel = placement.threads or physical_cores(), WHEELS[placement.wheel]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "quantverdict.backends.worker"],
@@ -62,8 +62,8 @@ class LlamaCppBackend:
         self.peak_memory_bytes: int | None = None
         self._identity: dict[str, str | int | bool] = {
             "engine": "llama.cpp",
-            "build": BUILD,
-            "wheel": f"{PACKAGE} {RELEASE}",
+            "build": wheel.build,
+            "wheel": f"{wheel.package} {wheel.release}",
             "threads": threads,
             "parallel": placement.parallel,
             "context": placement.context,
@@ -74,7 +74,13 @@ class LlamaCppBackend:
             "repack": False,
             "tiled_matmul": False,
         }
-        settings = {"path": str(path), "threads": threads, "parallel": placement.parallel, "context": placement.context}
+        settings = {
+            "path": str(path),
+            "threads": threads,
+            "parallel": placement.parallel,
+            "context": placement.context,
+            "wheel": placement.wheel,
+        }
         try:
             self._ask(settings)
         except EngineError:

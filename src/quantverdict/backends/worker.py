@@ -32,13 +32,13 @@ class Worker:
     """A loaded model that answers batches.
 
     Args:
-        settings: `path`, `threads`, `parallel`, `context`.
+        settings: `path`, `threads`, `parallel`, `context`, `wheel`.
         replies: where lines go.
     """
 
     def __init__(self, settings: Mapping[str, Any], replies: TextIO) -> None:
         self.replies, self.parallel, self.context = replies, int(settings["parallel"]), int(settings["context"])
-        self.engine = LlamaEngine(open_library(), Path(settings["path"]), int(settings["threads"]))
+        self.engine = LlamaEngine(open_library(settings["wheel"]), Path(settings["path"]), int(settings["threads"]))
         self.reported = time.monotonic()
 
     def answer(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
