@@ -97,7 +97,7 @@ def written(claim: Claim) -> str:
 
 
 WRITERS: Mapping[str, Callable[[float], str]] = {
-    "rows": lambda value: f"{value:.0f}",
+    "rows": lambda value: f"{value:,.0f}",
     "pp": lambda value: f"{formats.fixed(value, 2)} pp",
     "pp change": lambda value: f"{formats.fixed(value, 2, sign=True)} pp",
     "pp size": lambda value: f"{abs(value):g} pp",

@@ -17,6 +17,9 @@ from quantverdict.report.tables import readable, verdict_group
 
 STATUS = {"PASS": "ship", "FAIL": "reject"}
 """Status to its style class; any other cannot be told."""
+SOURCE_COUNTS = ("raw", "loaded", "superseded", "quarantined", "unmatched")
+SHORT = 12
+"""Characters of a hash in a table; the artefact has all of them."""
 DANGER = ("hidden_danger", "near_hidden_danger")
 
 
@@ -56,13 +59,11 @@ def validation(book: Book) -> Section:
 
 
 def _sources(book: Book) -> Part:
-    table = book.read.table("sources")
     rows = [
-        (row["label"], row["role"], row["raw"], row["loaded"], row["superseded"], row["quarantined"], row["unmatched"],
-         row["sha256"])
-        for row in table
-    ]  # fmt: skip
-    columns = ("source", "role", "rows", "loaded", "superseded", "quarantined", "unmatched", "SHA-256")
+        (row["label"], words(row["role"]), *(f"{int(row[count]):,}" for count in SOURCE_COUNTS), row["sha256"][:SHORT])
+        for row in book.read.table("sources")
+    ]
+    columns = ("source", "role", "rows", *SOURCE_COUNTS[1:], "start of its SHA-256")
     cites = {role: Cite("sources.csv", where(role=role), "loaded", "sum", "rows") for role in ("quality", "safety")}
     cites["judge"] = Cite("sources.csv", where(role="judge"), "loaded", "sum", "rows")
     cites["raw"] = Cite("sources.csv", "", "raw", "sum", "rows")
