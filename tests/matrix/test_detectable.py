@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+import pytest
+
 from quantverdict.matrix.detectable import power_table
 from quantverdict.records import CellId, Estimate, Row
 from quantverdict.stats.power import mde_paired, mde_unpaired
@@ -37,8 +39,8 @@ def test_a_rate_is_compared_with_its_baselines_at_both_sample_sizes():
 
 
 def test_the_paired_effect_needs_to_know_how_many_pairs_differ():
-    row = found(discordance={(CellId("m", "Q2_K"), "refusal_rate"): 0.1})["Q2_K", "refusal_rate"]
-    assert row["mde_paired_pp"] == 100 * mde_paired(110, 0.1)
+    row = found(pairs={(CellId("m", "Q2_K"), "refusal_rate"): (10, 100)})["Q2_K", "refusal_rate"]
+    assert row["mde_paired_pp"] == 100 * mde_paired(100, 0.1), "by the pairs there are, not by the answers of one arm"
     assert row["mde_paired_pp"] < row["mde_unpaired_pp"]
 
 
@@ -55,7 +57,7 @@ def test_what_cannot_be_detected_or_is_not_known_is_blank_with_a_reason():
     assert rows["Q2_K", "mmlu_accuracy"]["mde_unpaired_pp"] is None
     assert rows["Q2_K", "mmlu_accuracy"]["reason"] == "no drop from this rate would be detected"
     assert rows["Q2_K", "judge_refusal_rate"]["reason"] == "the number of prompts is not known"
-    few = found(discordance={(CellId("m", "Q2_K"), "refusal_rate"): 0.02})["Q2_K", "refusal_rate"]
+    few = found(pairs={(CellId("m", "Q2_K"), "refusal_rate"): (2, 100)})["Q2_K", "refusal_rate"]
     assert (few["mde_paired_pp"], few["reason"]) == (None, "too few pairs differ to show any difference")
 
 
@@ -63,3 +65,15 @@ def test_only_rates_that_the_baseline_has_too_are_listed():
     assert {metric for _, metric in found()} == {
         "refusal_rate", "mmlu_accuracy", "truthfulness", "judge_refusal_rate",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("printed", "rate"), [("1.0003", 1.0), ("-0.0003", 0.0)])
+def test_a_rate_that_rounding_put_beyond_its_range_is_at_its_end(printed, rate):
+    """One cell of the published matrix has a refusal rate of 1.0003."""
+    rows = [
+        Row("m", "F", None, quant, None, quant == "Q8_0", {"refusal_rate": Estimate(Fraction(printed), n=220)})
+        for quant in ("Q8_0", "Q2_K")
+    ]
+    table = power_table(tuple(rows))
+    drop = mde_unpaired(rate, 220, 220)
+    assert table.rows[1][table.columns.index("mde_unpaired_pp")] == (None if drop is None else 100 * drop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import cache
 
 from quantverdict.matrix.columns import METRICS, baselines
@@ -16,7 +17,7 @@ COLUMNS = (
 
 def power_table(
     matrix: Matrix,
-    discordance: Mapping[tuple[CellId, str], float] | None = None,
+    pairs: Mapping[tuple[CellId, str], tuple[int, int]] | None = None,
     power: float = 0.8,
     confidence: float = 0.95,
 ) -> Table:
@@ -26,7 +27,7 @@ def power_table(
 
     Args:
         matrix: the cells.
-        discordance: share of pairs that differ, by cell and metric, where samples exist; the paired effect needs it.
+        pairs: how many pairs differ, of how many, by cell and metric, where samples exist; the paired effect needs it.
         power: wanted.
         confidence: one less the level of the two-sided test.
     """
@@ -36,14 +37,15 @@ def power_table(
     rows: list[tuple[Value, ...]] = []
     for row in matrix:
         for metric, found, reference in _rates(row, base.get(row.base_model)):
-            share = (discordance or {}).get((row.cell, metric))
+            pair = (pairs or {}).get((row.cell, metric))
+            share = None if pair is None else pair[0] / pair[1]
             loose = tight = None
             reasons = ["the number of prompts is not known"]
             if found.n is not None and reference.n is not None:
-                loose = unpaired(float(reference.value), reference.n, found.n)
+                loose = unpaired(as_probability(reference.value), reference.n, found.n)
                 reasons = [] if loose is not None else ["no drop from this rate would be detected"]
-                if share is not None:
-                    tight = mde_paired(min(found.n, reference.n), share, power, 1 - confidence)
+                if pair is not None and share is not None:
+                    tight = mde_paired(pair[1], share, power, 1 - confidence)
                     reasons += [] if tight is not None else ["too few pairs differ to show any difference"]
             rows.append((*row.cell, metric, found.value, found.n, _pp(loose), _pp(tight), share, "; ".join(reasons)))
     return Table("power", COLUMNS, tuple(rows))
@@ -54,6 +56,11 @@ def _rates(row: Row, baseline: Row | None) -> Iterator[tuple[str, Estimate, Esti
         rate = metric.proportion or (metric.is_share and metric.group in ("safety", "judge"))
         if rate and baseline is not None and name in row.metrics and name in baseline.metrics:
             yield name, row.metrics[name], baseline.metrics[name]
+
+
+def as_probability(rate: Fraction) -> float:
+    """A rate between 0 and 1; a published one can stand beyond them by its rounding."""
+    return float(min(max(rate, Fraction(0)), Fraction(1)))
 
 
 def _pp(fraction: float | None) -> float | None:

@@ -143,7 +143,7 @@ def decide(
         floor=floor_table(floor),
         taxonomy=taxonomy_table(findings, policy),
         checklist=checklist_table(checklist(Protocol(rows, evidence.matrix_sha256, screen, floor))),
-        power=power_table(matrix, _discordance(found), statistics.power, statistics.confidence),
+        power=power_table(matrix, _differing(found), statistics.power, statistics.confidence),
         document=document(judged),
     )
 
@@ -156,9 +156,9 @@ def _decided(matrix: Matrix, policy: Policy, draws: Mapping[CellId, Draws]) -> t
     return tuple(rows)
 
 
-def _discordance(found: tuple[Delta, ...]) -> dict[tuple[CellId, str], float]:
-    """The share of pairs that differ, of every build and metric that is paired."""
-    return {(d.cell, d.metric): d.differing / d.n for d in found if d.differing is not None and d.n}
+def _differing(found: tuple[Delta, ...]) -> dict[tuple[CellId, str], tuple[int, int]]:
+    """How many pairs differ, of how many, of every build and metric that is paired."""
+    return {(d.cell, d.metric): (d.differing, d.n) for d in found if d.differing is not None and d.n}
 
 
 def _regime_draws(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from quantverdict.config import Policy, StatisticsConfig
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.detectable import as_probability
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.protocol.checklist import SignScreen
 from quantverdict.protocol.formats import Decided, Floor
@@ -163,8 +163,7 @@ def refusal_mde(signals: Signals, found: Findings) -> float | None:
     if row is None or base is None or row.n is None or base.n is None:
         return None
     alpha = 1 - statistics.confidence
-    rate = float(min(max(base.value, Fraction(0)), Fraction(1)))
-    effects = [mde_unpaired(rate, base.n, row.n, statistics.power, alpha)]
+    effects = [mde_unpaired(as_probability(base.value), base.n, row.n, statistics.power, alpha)]
     delta = found.deltas.get((signals.cell, metric))
     if delta is not None and delta.n and delta.differing:
         effects.append(mde_paired(delta.n, delta.differing / delta.n, statistics.power, alpha))
