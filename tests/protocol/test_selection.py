@@ -38,6 +38,13 @@ def test_the_smallest_floor_candidate_wins(row, best):
     assert choice.reason.startswith("smallest file of 4 builds that nothing rules out; conservative_floor_candidate")
 
 
+def test_bits_per_weight_decide_and_are_named_where_a_file_size_is_missing(row, best):
+    """Q4_K_M has a file size and fewer bits than Q6_K, which has none: the two are compared by what both have."""
+    choice = best(sized(row, "Q4_K_M", 800), row("Q6_K", bpw="6.6"))
+    assert choice.quant == "Q4_K_M"
+    assert choice.reason.startswith("smallest bits per weight of 3 builds")
+
+
 @pytest.mark.parametrize(
     "fault",
     [

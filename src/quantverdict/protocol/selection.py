@@ -5,7 +5,7 @@ Best is the smallest build that nothing rules out. What was not measured rules a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -51,23 +51,22 @@ def best_build(base_model: str, rows: Sequence[Decided], tiers: Sequence[TierOf]
     fit = [row for row in rows if against[row.signals.cell.quant] is None]
     if not fit:
         return Choice(base_model, None, "; ".join(f"{quant}: {why}" for quant, why in against.items()))
-    size = _size_measure([row.signals.row for row in fit])
-    if size is None:
+    measure, ordered = _by_size(fit)
+    if not ordered:
         return Choice(base_model, None, "neither file size nor bits per weight is known of every build that is fit")
-    best = min(fit, key=lambda row: (size(row.signals.row), row.signals.cell.quant))
-    return Choice(base_model, best.signals.cell.quant, _why(best, fit, size))
+    return Choice(base_model, ordered[0].signals.cell.quant, _why(ordered, measure))
 
 
-def _why(best: Decided, fit: Sequence[Decided], size: Callable[[Row], Fraction]) -> str:
-    unit = "file" if best.signals.row.value("file_bytes") is not None else "bits per weight"
-    reason = f"smallest {unit} of {len(fit)} builds that nothing rules out; {best.action.action}: {best.action.reason}"
+def _why(ordered: Sequence[Decided], measure: str) -> str:
+    best = ordered[0]
+    action = f"{best.action.action}: {best.action.reason}"
+    reason = f"smallest {measure} of {len(ordered)} builds that nothing rules out; {action}"
     if best.action.action in {FLOOR_CANDIDATE, "reference"}:
         return reason
-    proven = [row for row in fit if row.action.action == FLOOR_CANDIDATE]
-    if not proven:
+    proven = next((row.signals.cell.quant for row in ordered if row.action.action == FLOOR_CANDIDATE), None)
+    if proven is None:
         return f"{reason}; no build is a {FLOOR_CANDIDATE}"
-    smallest = min(proven, key=lambda row: (size(row.signals.row), row.signals.cell.quant))
-    return f"{reason}; the smallest {FLOOR_CANDIDATE} is {smallest.signals.cell.quant}"
+    return f"{reason}; the smallest {FLOOR_CANDIDATE} is {proven}"
 
 
 def _rejected(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
@@ -112,13 +111,16 @@ def _too_slow(row: Decided, _tier: TierOf, constraints: Constraints) -> str | No
 EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _collapsed, _unacceptable, _too_large, _too_slow)
 
 
-def _size_measure(rows: Iterable[Row]) -> Callable[[Row], Fraction] | None:
-    """File size where every row has one, else bits per weight."""
-    known = list(rows)
-    for measure in (_file_bytes, _bpw):
-        if all(measure(row) is not None for row in known):
-            return lambda row, measure=measure: measure(row) or Fraction(0)  # type: ignore[misc]
-    return None
+def _by_size(fit: Sequence[Decided]) -> tuple[str, list[Decided]]:
+    """The builds from small to large, and by what: file size where every one has it, else bits per weight.
+
+    None of them where neither is known of all.
+    """
+    for name, measure in (("file", _file_bytes), ("bits per weight", _bpw)):
+        sizes = [(size, row.signals.cell.quant, row) for row in fit if (size := measure(row.signals.row)) is not None]
+        if len(sizes) == len(fit):
+            return name, [row for _, _, row in sorted(sizes, key=lambda entry: entry[:2])]
+    return "", []
 
 
 def _file_bytes(row: Row) -> Fraction | None:
