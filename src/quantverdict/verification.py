@@ -78,10 +78,10 @@ def wrong_tables(root: Path) -> Iterator[str]:
     samples = samples_of(rehearsal)
     if samples is not None:
         summarise(rehearsal, samples)
+        yield from difference(rehearsal.tables.pop("matrix"), root / "matrix.csv", "scores.parquet")
     decide(rehearsal, policy, samples)
     for table in rehearsal.tables.values():
-        source = "scores.parquet" if table.name == "matrix" else "matrix.csv"
-        yield from difference(table, root / f"{table.name}.csv", source)
+        yield from difference(table, root / f"{table.name}.csv", "matrix.csv")
     document = rehearsal.documents["decision.json"]
     if rehearsal.recorded("config") is None:
         document = {**document, "study": stored.get("study")}
