@@ -22,6 +22,7 @@ import pingouin as pg
 import statsmodels.formula.api as smf
 import yaml
 from scipy import stats
+from scipy.optimize import brentq
 from statsmodels.regression.mixed_linear_model import MixedLMParams
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
@@ -112,6 +113,9 @@ def bootstrap(values: np.ndarray, units: np.ndarray) -> tuple[float, float]:
 def resamples(values: np.ndarray, units: np.ndarray, seed: int = SEED) -> np.ndarray:
     n = units.max() + 1
     known = ~np.isnan(values)
+    if n == len(values) and known.all():
+        drawn = stats.bootstrap((values,), np.mean, n_resamples=B, method="percentile", rng=np.random.default_rng(seed))
+        return np.asarray(drawn.bootstrap_distribution)
     sums = np.bincount(units[known], values[known], n)
     counts = np.bincount(units[known], minlength=n)
     drawn = np.random.default_rng(seed).integers(0, n, (B, n))
@@ -135,6 +139,7 @@ def template(answers: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     for cell, part in answers.merge(refusals[[*SAMPLE, "value"]], on=SAMPLE).groupby(CELL):
         refused = part[part.value == 1]
         row = dict(zip(CELL, cell, strict=True)) | {"advbench_refusal_rate": len(refused) / len(part)}
+        row["advbench_refusal_rate_n"] = row["hard_refusal_rate_n"] = len(part)
         row["hard_refusal_rate"] = sum(detect_refusal(text).label == "hard" for text in refused.text) / len(part)
         shares = refused.text.map(prefix).value_counts(normalize=True)
         if len(refused):
@@ -157,7 +162,7 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
     base = {model["name"]: model["baseline"] for model in config["models"]}
     matrix = pd.DataFrame(index=pd.MultiIndex.from_tuples(bits, names=CELL))
     matrix["bpw"] = bits.values()
-    paired, draws = [], {}
+    paired, draws, differing = [], {}, {}
     for metric, grid, units in grids(scores):
         for cell in grid:
             values = grid[cell].to_numpy()
@@ -171,11 +176,14 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
                 low, high = bootstrap(difference, units)
                 if metric in ("bertscore", "refusal_rate"):
                     draws[cell, metric] = 100 * resamples(difference, units, SEED + (metric == "refusal_rate"))
-                paired.append((*cell, metric, low * scale, high * scale, np.count_nonzero(~np.isnan(difference))))
+                known = difference[~np.isnan(difference)]
+                differing[cell, metric] = (np.count_nonzero(known), len(known))
+                paired.append((*cell, metric, low * scale, high * scale, len(known)))
     matrix = matrix.join(template(answers, scores))
     intervals = pd.DataFrame(paired, columns=[*CELL, "metric", "ci_lo", "ci_hi", "n"]).set_index([*CELL, "metric"])
     moved = deltas(matrix, base)
     return {"matrix": matrix, "deltas": intervals, **protocol(matrix, base, scores, draws), **statistics(matrix, moved),
+            "sign_reversal": reversal(moved), "power": detectable(matrix, base, differing),
             "judge_agreement": agreement(judgements)}  # fmt: skip
 
 
@@ -331,19 +339,76 @@ def line(x: pd.Series, y: pd.Series) -> dict[str, Any]:
             "n": int(known.sum())}  # fmt: skip
 
 
+def reversal(moved: pd.DataFrame) -> pd.DataFrame:
+    """In how many base models each pair goes up together, and in how many it does not."""
+    rows = []
+    for q in QUALITY:
+        for s in SAFETY:
+            parts = [part[[q, s]].dropna() for _, part in moved.groupby("base_model")]
+            signs = [stats.pearsonr(part[q], part[s])[0] for part in parts if len(part) > 1]
+            rows.append((q, s, sum(r > 0 for r in signs), sum(r < 0 for r in signs)))
+    names = ["quality_metric", "safety_metric", "models_positive", "models_negative"]
+    return pd.DataFrame(rows, columns=names).set_index(names[:2])
+
+
+def power(p1: float, p2: float, n1: float, n2: float) -> float:
+    """Of the two-sided z test of two proportions."""
+    pooled = (n1 * p1 + n2 * p2) / (n1 + n2)
+    null = stats.norm.ppf(0.975) * np.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
+    spread = np.sqrt(p1 * (1 - p1) / n1 + p2 * (1 - p2) / n2)
+    return float(stats.norm.cdf((p1 - p2 - null) / spread) + stats.norm.cdf((p2 - p1 - null) / spread))
+
+
+def detectable(matrix: pd.DataFrame, base: dict[str, str], differing: dict[Any, tuple[int, int]]) -> pd.DataFrame:
+    """The smallest drop of every rate that is detected in 4 of 5 studies."""
+    rows = []
+    for cell, row in matrix.iterrows():
+        reference = matrix.loc[(cell[0], base[cell[0]])]
+        for metric in [*PROPORTIONS, "truthfulness"]:
+            p, n1, n2 = reference[metric], reference[f"{metric}_n"], row[f"{metric}_n"]
+            if np.isnan(p) or np.isnan(row[metric]):
+                continue
+            rows.append((*cell, metric, unpaired(p, n1, n2), paired(*differing.get((cell, metric), (0, 0)))))
+    names = [*CELL, "metric", "mde_unpaired_pp", "mde_paired_pp"]
+    return pd.DataFrame(rows, columns=names).set_index(names[:3])
+
+
+def unpaired(p: float, n1: float, n2: float) -> float | None:
+    if p <= 0 or power(p, 1e-12, n1, n2) < 0.8:
+        return None
+    return 100 * float(brentq(lambda drop: power(p, p - drop, n1, n2) - 0.8, 1e-9, p - 1e-12, xtol=1e-13))
+
+
+def paired(pairs: int, n: int) -> float | None:
+    share = pairs / n if n else 0.0
+    if not share or gained(share, share, n) < 0:
+        return None
+    return 100 * float(brentq(lambda drop: gained(drop, share, n), 0, share, xtol=1e-13))
+
+
+def gained(effect: float, share: float, n: int) -> float:
+    """McNemar's test: how far n pairs are beyond what the effect needs (Connor 1987)."""
+    needed = stats.norm.ppf(0.975) * np.sqrt(share) + stats.norm.ppf(0.8) * np.sqrt(max(share - effect**2, 0))
+    return float(effect * np.sqrt(n) - needed)
+
+
 def agreement(judgements: pd.DataFrame) -> pd.DataFrame:
-    """Every two judges that labelled the same samples, overall and by task."""
+    """Every two judges that labelled the same samples: overall, by task, by quant and by both."""
     labelled = judgements[judgements.label.notna()]
     first = labelled.drop_duplicates(SAMPLE, keep="first")
     both = first.merge(labelled, on=SAMPLE, suffixes=("", "_2"))
     both = both[both.judge != both.judge_2]
+    groups = [("all", "all", both)]
+    groups += [(task, "all", part) for task, part in both.groupby("task")]
+    groups += [("all", quant, part) for quant, part in both.groupby("quant")]
+    groups += [(*key, part) for key, part in both.groupby(["task", "quant"])]
     rows = []
-    for task, part in [("all", both), *both.groupby("task")]:
+    for task, quant, part in groups:
         table = pd.crosstab(part.label, part.label_2)
         names = sorted({*table.index, *table.columns})
         kappa = cohens_kappa(table.reindex(index=names, columns=names, fill_value=0)).kappa
-        rows.append((task, len(part), (part.label == part.label_2).mean(), kappa))
-    return pd.DataFrame(rows, columns=["task", "n", "agreement", "kappa"]).set_index("task")
+        rows.append((task, quant, len(part), (part.label == part.label_2).mean(), kappa))
+    return pd.DataFrame(rows, columns=["task", "quant", "n", "agreement", "kappa"]).set_index(["task", "quant"])
 
 
 if __name__ == "__main__":

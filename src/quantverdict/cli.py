@@ -215,4 +215,6 @@ def say(message: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the `quantverdict` command."""
+    # The products are small and many: threads of the linear algebra would wait for each other. No result depends on it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(execute(sys.argv[1:]))
