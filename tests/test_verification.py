@@ -145,3 +145,39 @@ def test_a_ruined_artefact_is_a_problem_and_never_a_crash(bundle, tmp_path, name
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert [problem for problem in problems if problem.startswith(f"{name}: changed")]
     assert all("\n" not in problem for problem in problems)
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A bundle of scored samples: two builds, twenty questions."""
+    root = tmp_path_factory.mktemp("sampled")
+    rows = [
+        {"model": "m", "quant": quant, "task": task, "id": f"{task}-{n}", "right": int(n % 5 > lost)}
+        for quant, lost in (("FP16", 0), ("Q4_K_M", 2))
+        for task in ("mmlu", "advbench_refusal")
+        for n in range(20)
+    ]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (root / "rows.jsonl").write_bytes(data)
+    columns = {"base_model": "model", "quant": "quant", "task": "task", "sample_id": "id"}
+    measures = [
+        {"metric": "mmlu_accuracy", "column": "right", "tasks": ["mmlu"]},
+        {"metric": "refusal_rate", "column": "right", "tasks": ["advbench_refusal"]},
+    ]
+    source = {"label": "rows", "role": "quality", "path": "rows.jsonl", "sha256": hashlib.sha256(data).hexdigest(),
+              "columns": columns, "measures": measures}  # fmt: skip
+    model = {"name": "m", "family": "f", "params_b": 1, "baseline": "FP16", "quants": {"FP16": 16, "Q4_K_M": "4.85"}}
+    policy = {"base": "tr125", "quality_metric": "mmlu_accuracy"}
+    study = {"study": "s", "models": [model], "sources": [source], "policy": policy}
+    (root / "sources.yaml").write_text(json.dumps(study))
+    return pipeline.ingest(root / "sources.yaml", root / "bundle")
+
+
+def test_a_matrix_that_does_not_follow_from_its_scores(sampled, tmp_path):
+    assert pipeline.verify(sampled) == []
+    copy = Path(shutil.copytree(sampled, tmp_path / "copy"))
+    text = (copy / "matrix.csv").read_text()
+    assert ",0.8,16,20," in text
+    (copy / "matrix.csv").write_text(text.replace(",0.8,16,20,", ",0.75,15,20,", 1))
+    problem = starting(pipeline.verify(copy), "matrix.csv: row ")[0]
+    assert "is 0.75; scores.parquet gives 0.8 (and 1 more)" in problem
