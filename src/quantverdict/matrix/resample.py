@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.stats.intervals import Interval, _draws, bootstrap_means, bootstrap_ratios
+from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_means, bootstrap_ratios, resampled_ratios
 
 Key = TypeVar("Key", bound=Hashable)
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +59,8 @@ def draws(columns: Mapping[Key, Column], statistics: StatisticsConfig, seed: int
     found: dict[Key, FloatArray] = {}
     for units, keys in by_units.items():
         sums, counts = (np.column_stack(part) for part in zip(*(_totals(columns[k], units) for k in keys), strict=True))
-        blocks = [
-            np.divide(drawn @ sums, n, out=np.full((len(drawn), len(keys)), np.nan), where=n > 0)
-            for drawn in _draws(units, statistics.bootstrap_samples, seed)
-            for n in [drawn @ counts]
-        ]
-        found |= dict(zip(keys, np.concatenate(blocks).T, strict=True))
+        means = resampled_ratios(sums, counts, samples=statistics.bootstrap_samples, seed=seed)
+        found |= dict(zip(keys, means.T, strict=True))
     return found
 
 

@@ -127,6 +127,15 @@ def bootstrap_ratios(
     which a cell has no sample at all says nothing and is left out.
 
     Raises:
+        ValueError: as `resampled_ratios`.
+    """
+    return _percentiles(resampled_ratios(sums, counts, samples=samples, seed=seed), confidence)
+
+
+def resampled_ratios(sums: npt.ArrayLike, counts: npt.ArrayLike, *, samples: int = 2000, seed: int = 42) -> FloatArray:
+    """The ratios of `bootstrap_ratios` themselves: (samples, cells), NaN where a draw has no sample of a cell.
+
+    Raises:
         ValueError: shapes differ, a count is negative, or a cell has no sample.
     """
     top, bottom = _columns(sums), _columns(counts)
@@ -136,7 +145,7 @@ def bootstrap_ratios(
     totals = [(drawn @ top, drawn @ bottom) for drawn in _draws(len(top), samples, seed)]
     above, below = (np.concatenate(part) for part in zip(*totals, strict=True))
     ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
-    return _percentiles(ratios, confidence)
+    return np.asarray(ratios, dtype=np.float64)
 
 
 def bootstrap_proportion(k: int, n: int, confidence: float = 0.95) -> Interval:
