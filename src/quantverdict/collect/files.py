@@ -151,7 +151,8 @@ def cell_text(value: Value) -> str:
 
 def decimal_text(value: Fraction) -> str:
     """Exact where 12 decimals are enough, else rounded to the nearest (ties to even)."""
-    scaled = round(value * 10**DECIMALS)
+    scaled, rest = divmod(value.numerator * 10**DECIMALS, value.denominator)
+    scaled += 2 * rest > value.denominator or (2 * rest == value.denominator and scaled % 2 == 1)
     whole, part = divmod(abs(scaled), 10**DECIMALS)
     digits = f"{part:0{DECIMALS}d}".rstrip("0")
     return ("-" if scaled < 0 else "") + str(whole) + (f".{digits}" if digits else "")
@@ -159,7 +160,10 @@ def decimal_text(value: Fraction) -> str:
 
 def quoted(text: str) -> str:
     """RFC 4180. The csv module leaves a lone CR bare, and readers take it for the end of the row."""
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+    return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text
+
+
+_NEEDS_QUOTES = re.compile('[,"\r\n]')
 
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
