@@ -255,6 +255,17 @@ def test_a_finished_matrix_becomes_a_decision(tmp_path, capsys):
     assert decision["floor"]["quant"] == "Q5_K_M"
 
 
+def test_a_matrix_is_analysed_again_by_the_policy_it_was_decided_by(tmp_path, capsys):
+    """Policy tr125 has no joint collapse; asked for by name, the project's own finds four."""
+    matrix, out = Path(__file__).parent / "data" / "published_matrix.csv", str(tmp_path / "b")
+    execute(["analyze", "--matrix", str(matrix), "--policy", "tr125", "--out", out])
+    for arguments, collapsed in (([], 0), (["--policy", "quantverdict"], 4), ([], 4)):
+        capsys.readouterr()
+        assert execute(["analyze", out, *arguments, "--json"]) == 0
+        cells = json.loads(capsys.readouterr().out)["cells"]
+        assert sum(cell["regime"] == "joint_collapse" for cell in cells) == collapsed
+
+
 def test_every_built_in_task_is_listed_and_shown(capsys):
     assert execute(["tasks", "list", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]

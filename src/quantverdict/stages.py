@@ -125,7 +125,7 @@ def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None =
     from quantverdict.protocol.decide import decide as decide_matrix
 
     study = config_of(bundle)
-    rules = policy or (study.policy if study else Policy())
+    rules = policy or (study.policy if study else decided_policy(bundle))
     statistics, _ = statistics_of(bundle)
     matrix = read_matrix(bundle.path("matrix.csv"))
     synthesis = {table.name: table for table in synthesis_tables(matrix, rules)}
@@ -141,6 +141,13 @@ def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None =
     for table in (*synthesis.values(), *decision.tables, *judge_tables(bundle, matrix, rules)):
         bundle.write_table(table)
     bundle.write_json("decision.json", decision.document)
+
+
+def decided_policy(bundle: Bundle) -> Policy:
+    """The policy that a bundle without a study was decided by, the default where it was not decided yet."""
+    if not bundle.path("decision.json").exists():
+        return Policy()
+    return Policy.model_validate(bundle.read_json("decision.json").get("policy"))
 
 
 def render(bundle: Bundle) -> None:
