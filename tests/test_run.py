@@ -4,11 +4,18 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from quantverdict.artifacts import builds as build_list
+from quantverdict.artifacts.builds import Build
 from quantverdict.cli import execute
+from quantverdict.collect.manifest import Bundle
+from quantverdict.errors import BundleError
+from quantverdict.records import Artifact, CellId
+from quantverdict.stages import refuse_other_files
 from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
 
 STUDY = """\
@@ -175,6 +182,19 @@ def test_a_model_that_does_not_exist_stops_before_anything_runs(study, tmp_path,
     assert execute(["run", str(study), "--out", "b"]) == 2
     assert "no.gguf: does not exist" in capsys.readouterr().err
     assert not (tmp_path / "b" / "responses").exists()
+
+
+def test_answers_of_one_file_are_not_shown_as_those_of_another(tmp_path):
+    """A model file that was replaced between two runs; where nothing was asked yet, the new one is taken."""
+    artifact = Artifact(**dict.fromkeys(Artifact.__slots__) | {"path": "m.gguf", "sha256": "new"})
+    build = Build(CellId("tiny", "Q8_0"), "Tiny", None, is_baseline=False, backend="llamacpp", artifact=artifact)
+    stored = build_list.as_json((replace(build, artifact=replace(artifact, sha256="old")),))
+    with Bundle.open(tmp_path / "b", None) as bundle:
+        bundle.write_json("artifacts.json", stored)
+        refuse_other_files(bundle, [build])
+        bundle.write_text("responses/tiny__Q8_0.jsonl", "{}\n")
+        with pytest.raises(BundleError, match=r"m\.gguf: is not the file that answered as tiny/Q8_0.* new, was old"):
+            refuse_other_files(bundle, [build])
 
 
 def test_a_model_cut_in_half_stops_before_anything_runs(study, tmp_path, capsys, demo_gguf):

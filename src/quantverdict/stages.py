@@ -21,7 +21,7 @@ from quantverdict.collect.schedule import Job, read_outcomes, run_cells
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Policy, StatisticsConfig, Study
-from quantverdict.errors import EngineError
+from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Estimate, Score, Table, Value
 
 if TYPE_CHECKING:
@@ -36,8 +36,28 @@ if TYPE_CHECKING:
 def make_builds(study: Study, bundle: Bundle, view: LineProgress) -> tuple[Build, ...]:
     """study.yaml -> `artifacts.json`: every build found or made, read, and compared with the others."""
     builds = build_list.prepare_builds(study, view.build)
+    refuse_other_files(bundle, builds)
     bundle.write_json("artifacts.json", build_list.as_json(builds))
     return builds
+
+
+def refuse_other_files(bundle: Bundle, builds: Sequence[Build]) -> None:
+    """The answers of one file are never completed by another, nor shown as another's.
+
+    Raises:
+        BundleError: naming the file and both hashes.
+    """
+    stored = bundle.read_json("artifacts.json") if bundle.path("artifacts.json").exists() else []
+    known = {build.cell: build.artifact.sha256 for build in build_list.from_json(stored) if build.artifact}
+    for build in builds:
+        was, answers = known.get(build.cell), responses_path(bundle.root, build.cell)
+        if not build.artifact or was in (None, build.artifact.sha256) or not answers.exists():
+            continue
+        if answers.stat().st_size:
+            raise BundleError(
+                f"{build.artifact.path}: is not the file that answered as {build.cell}: sha256 is "
+                f"{build.artifact.sha256}, was {was}; put that one back, or name another bundle"
+            )
 
 
 def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:

@@ -54,11 +54,21 @@ def test_a_study_that_means_the_same_reopens_its_bundle(tmp_path, kit):
     ],
 )
 def test_another_study_is_refused_by_the_key_that_differs(tmp_path, kit, change, told):
-    Bundle.open(tmp_path / "b", kit.make_study()).close()
+    with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
+        bundle.write_text("prompts/tiny.jsonl", "")
     with pytest.raises(BundleError) as caught:
         Bundle.open(tmp_path / "b", kit.make_study(**change))
     assert f"is of another study: {told}" in str(caught.value)
     Bundle.open(tmp_path / "b", kit.make_study()).close()
+
+
+def test_a_study_that_was_corrected_before_anything_was_asked_begins_anew(tmp_path, kit):
+    """As after a wrong path of a model, which is found when the bundle is there already."""
+    with Bundle.open(tmp_path / "b", kit.make_study(seed=43)) as bundle:
+        bundle.write_json("artifacts.json", [])
+    with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
+        assert bundle.study().seed == 42
+        assert bundle.recorded("seeds") == {"seed": 42}
 
 
 def test_a_bundle_of_another_version_is_refused(tmp_path, kit):

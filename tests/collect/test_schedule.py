@@ -157,3 +157,19 @@ def test_changed_responses_stop_the_run_by_file_and_line(tmp_path, kit):
         path.write_bytes(b"{}\n" + path.read_bytes())
         with pytest.raises(DataError, match=r"tiny__FP16\.jsonl:1: "):
             run_cells(bundle, jobs_of(kit, None, None), kit.RecordingView())
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b'"text":"', b'"text":"No. ', 1), lambda data: data[:-9]])
+def test_finished_answers_that_were_changed_are_not_taken_for_answers(tmp_path, kit, change):
+    """A rerun would write a new hash over the change, and `verify` would find nothing."""
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
+        bundle.finish()
+        path = tmp_path / "responses" / "tiny__FP16.jsonl"
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(BundleError, match=r"tiny__FP16\.jsonl: changed since it was written"):
+            run_cells(bundle, jobs_of(kit, None, None), kit.RecordingView())
+        path.unlink()
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
+        bundle.finish()
+    assert verify(tmp_path) == []

@@ -5,6 +5,7 @@ Times and what follows from them are apart in the manifest's `run`; equal runs o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -178,6 +179,20 @@ class Bundle:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
 
+    def refuse_changed(self, name: str) -> None:
+        """Check an append-only artefact before it is gone on from: what the manifest knows of it is still there.
+
+        Raises:
+            BundleError: it was changed or cut since the bundle was finished.
+        """
+        entry = (self.recorded("artefacts") or {}).get(name)
+        path = self.path(name)
+        if entry is None or not path.exists():
+            return
+        with saving(path), path.open("rb") as file:
+            if hashlib.sha256(file.read(entry["bytes"])).hexdigest() != entry["sha256"]:
+                raise BundleError(f"{path}: changed since it was written; put it back, or delete it to ask again")
+
     def record(self, **parts: object) -> None:
         """Put parts (`seeds`, `sources`, `batches`, `backends`) into the manifest, now and for good."""
         self._manifest |= parts
@@ -201,9 +216,9 @@ class Bundle:
         bound = self.recorded("config")
         if bound not in (None, name):
             raise BundleError(f"{self.root}: was made from a {bound}, not from a {name}")
-        if self.path(name).exists():
+        if self.path(name).exists() and not set(artefact_names(self.root)) <= {name, "artifacts.json"}:
             self._compare(name, config)
-        elif bound is None:
+        elif bound is None or self.path(name).exists():  # nothing was asked yet: a corrected study may begin anew
             self.write_text(name, as_yaml(config))
         else:
             raise BundleError(f"{self.root}: its {name} is missing; put it back, or name another bundle")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from quantverdict.collect.generate import CellOutcome, Identity, Known, OpenBackend, ProgressView, collect_cell
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import Plan, first_changed, prompt_lines, prompts_file, read_prompts
-from quantverdict.collect.store import CellStore
+from quantverdict.collect.store import CellStore, responses_path
 from quantverdict.errors import BundleError
 from quantverdict.records import CellId
 
@@ -35,7 +36,8 @@ def run_cells(
         retry: try again a cell that failed in an earlier run; else its row stays as it was.
 
     Raises:
-        BundleError: the prompts or the batch plan are not those the bundle was begun with; the disk is full.
+        BundleError: the prompts or the batch plan are not those the bundle was begun with, or finished answers were
+            changed; the disk is full.
         DataError: stored responses were changed, by file and line.
     """
     for job in jobs:
@@ -45,6 +47,7 @@ def run_cells(
         stored = log.outcomes.get(job.cell)
         if stored is not None and stored.status == "failed" and not retry:
             continue
+        bundle.refuse_changed(responses_path(Path(), job.cell).as_posix())
         store = CellStore(bundle.root, job.cell, job.plan)
         known = Known(log.identities.get(job.cell), stored.peak_memory_bytes if stored else None)
         log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), known))
