@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from urllib.parse import quote, unquote
 
+from quantverdict.matrix.fields import DECIMAL
 from quantverdict.records import Table
 
 Rows = Sequence[Mapping[str, str]]
@@ -141,7 +142,9 @@ def _condition(text: str) -> Callable[[Mapping[str, str]], bool]:
         raise ValueError(f"{text!r} is not a condition such as quant=Q8_0")
     column, sign, value = found.groups()
     if sign in _TESTS:
-        test, limit = _TESTS[sign], Fraction(unquote(value))
+        test, limit = _TESTS[sign], number(unquote(value))
+        if limit is None:
+            raise ValueError(f"{text!r} is not a condition such as p<0.05")
         return lambda row: (known := number(row.get(column))) is not None and test(known, limit)
     allowed = {unquote(each) for each in value.split("|")}
     return lambda row: ((row.get(column) or "") in allowed) == (sign == "=")
@@ -179,10 +182,7 @@ class Chosen:
 
 def number(text: str | None) -> Fraction | None:
     """A decimal as the exact number it is; None for anything else."""
-    try:
-        return Fraction(text) if text else None
-    except ValueError:
-        return None
+    return Fraction(text) if text and DECIMAL.fullmatch(text) else None
 
 
 def _only(chosen: Chosen) -> str:

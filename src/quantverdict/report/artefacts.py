@@ -24,14 +24,15 @@ class Artefacts:
         self._document = cache(self._json)
 
     def _rows(self, artefact: str) -> Sequence[Row] | None:
-        """The rows of `FILE.csv`, `FILE.parquet` or `FILE.json#key/path`; None where there is no such artefact.
+        """The rows of `FILE.csv`, `FILE.parquet` or `FILE.json#key/path`; None where the bundle has no such artefact.
 
         Raises:
             BundleError: it cannot be read.
         """
         name, _, keys = artefact.partition("#")
         path = self.root / name
-        if not path.is_file():
+        # A ledger is somebody's file: what it names outside of the bundle is no artefact of it.
+        if not path.is_file() or not path.resolve().is_relative_to(self.root.resolve()):
             return None
         match path.suffix:
             case ".csv":
