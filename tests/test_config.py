@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from quantverdict.config import POLICIES, Policy, load_study
+from quantverdict.config import POLICIES, Policy, load_policy, load_study
 from quantverdict.errors import StudyError
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -135,3 +135,13 @@ def test_what_no_yaml_reader_can_read_is_refused_in_a_line(write, text):
 def test_a_value_that_holds_itself_is_refused(write, alias):
     with pytest.raises(StudyError):
         load_study(write(alias))
+
+
+def test_a_policy_file_changes_a_named_policy(tmp_path):
+    file = tmp_path / "strict.yaml"
+    file.write_text("name: strict\nbase: tr125\nsevere_drift_pp: 7.5\n")
+    policy = load_policy(str(file))
+    assert (policy.joint_collapse, policy.severe_drift_pp, policy.name) == (False, Fraction(15, 2), "strict")
+    file.write_text("name: strict\nbase: [tr125]\n")
+    with pytest.raises(StudyError, match="base: one of quantverdict, tr125"):
+        load_policy(str(file))

@@ -87,6 +87,17 @@ class Policy(Frozen):
     floor_quality_pp: Exact = Fraction(-3)
     role_signal_pp: Exact = Fraction(5)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _based(cls, value: object) -> object:
+        """A mapping with `base` changes the policy of that name."""
+        if not isinstance(value, dict) or "base" not in value:
+            return value
+        base = value["base"]
+        if not isinstance(base, str) or base not in POLICIES:
+            raise ValueError(f"base: one of {', '.join(POLICIES)} is expected")
+        return {**POLICIES[base].model_dump(), **{key: item for key, item in value.items() if key != "base"}}
+
 
 TR125 = Policy(name="tr125", joint_collapse=False)
 POLICIES = {"quantverdict": Policy(), "tr125": TR125}
@@ -223,16 +234,11 @@ class Constraints(Frozen):
 
 
 def as_policy(value: object) -> object:
-    """A policy by name, or a mapping whose `base` names the policy it changes."""
+    """A policy by its name; a mapping is that of `Policy`."""
     if isinstance(value, str):
         if value not in POLICIES:
             raise ValueError(f"one of {', '.join(POLICIES)} is expected")
         return POLICIES[value]
-    if isinstance(value, dict):
-        base = value.get("base", "quantverdict")
-        if base not in POLICIES:
-            raise ValueError(f"base: one of {', '.join(POLICIES)} is expected")
-        return {**POLICIES[base].model_dump(), **{key: item for key, item in value.items() if key != "base"}}
     return value
 
 
@@ -279,7 +285,7 @@ class Study(Frozen):
 
 
 def load_policy(name_or_file: str) -> Policy:
-    """A policy by its name, or from a YAML file of its fields.
+    """A policy by its name, or from a YAML file of its fields, with the `base` that they change.
 
     Raises:
         StudyError: neither.
