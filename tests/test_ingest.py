@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,30 @@ def test_a_score_that_its_metric_cannot_have_is_refused_before_anything_is_writt
     with pytest.raises(DataError, match="neither 0 nor 1"):
         folder.ingest()
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"values": {"Q8_0": {"dominant_prefix_share": 64}}}, "dominant_prefix_share: 64; expected a share of 1"),
+        ({"values": {"Q8_0": {"file_bytes": -1}}}, "file_bytes: -1; expected a number of bytes"),
+        ({"quants": MODELS[0]["quants"] | {"Q8_0": -8.5}}, "bpw: -8.5 is not right"),
+    ],
+)
+def test_what_no_matrix_may_hold_is_refused_before_anything_is_written(folder, tmp_path, change, told):
+    folder.models = [MODELS[0] | change, *MODELS[1:]]
+    with pytest.raises(DataError, match=re.escape(told)):
+        folder.ingest()
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_bundle_of_a_matrix_is_not_overwritten(folder, tmp_path):
+    matrix = Path(__file__).parent / "data" / "published_matrix.csv"
+    pipeline.analyze_matrix(matrix, tmp_path / "bundle", "tr125")
+    before = (tmp_path / "bundle" / "matrix.csv").read_bytes()
+    with pytest.raises(BundleError, match=r"was not made from a sources\.yaml"):
+        folder.ingest()
+    assert (tmp_path / "bundle" / "matrix.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, load_sources, write_ingested
+from quantverdict.collect.files import csv_bytes
 from quantverdict.collect.manifest import MANIFEST, Bundle, refuse_strangers
 from quantverdict.collect.matching import SAMPLE
 from quantverdict.collect.sources import Sources, read_sources
@@ -17,7 +18,7 @@ from quantverdict.config import Policy
 from quantverdict.errors import StudyError
 from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer, template_of
 from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
-from quantverdict.matrix.columns import METRICS, matrix_table
+from quantverdict.matrix.columns import METRICS, matrix_table, parse_matrix
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.matrix.judging import judge_agreement, label_pairs
 from quantverdict.protocol.second_judge import second_judge_regimes
@@ -56,8 +57,10 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS)
     samples = all_samples(found.scores, found.judgements)
     told = templates(found.scores, found.answers)
-    matrix = build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed)
-    return Loaded(found, samples, told, matrix_table(matrix))
+    matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
+    # What the file would be refused for is said while there is none.
+    parse_matrix(csv_bytes(matrix).decode(), f"{sources_file}, as a matrix")
+    return Loaded(found, samples, told, matrix)
 
 
 def keep(loaded: Loaded, bundle: Bundle) -> None:

@@ -216,6 +216,8 @@ class Bundle:
         bound = self.recorded("config")
         if bound not in (None, name):
             raise BundleError(f"{self.root}: was made from a {bound}, not from a {name}")
+        if bound is None and set(artefact_names(self.root)) - {name}:
+            raise BundleError(f"{self.root}: was not made from a {name}; name another bundle")
         if self.path(name).exists() and not set(artefact_names(self.root)) <= {name, "artifacts.json"}:
             self._compare(name, config)
         elif bound is None or self.path(name).exists():  # nothing was asked yet: a corrected study may begin anew
