@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantverdict.artifacts.gguf import describe, inspect_gguf, read_chat_template
+from quantverdict.artifacts.gguf import describe, inspect_gguf
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.errors import ArtifactError
 
@@ -99,7 +99,7 @@ def test_what_a_small_model_is(tiny: Path) -> None:
     assert artifact.bpw_quantized == 16
     assert artifact.bpw > 16, "norms are float32"
     assert artifact.special_tokens == {"bos": "tok1", "eos": "tok2"}, "an id outside the vocabulary is no token"
-    assert artifact.chat_template == read_chat_template(tiny) == "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert artifact.chat_template == "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert artifact.dequantized_from is None
     types = Counter(tensor.type.name for tensor in open_gguf(tiny).tensors)
     assert artifact.tensor_types == types
@@ -146,8 +146,9 @@ def test_the_description_says_everything_in_plain_lines(tiny: Path) -> None:
 def test_a_model_without_template_says_that_prompts_go_in_as_text(tmp_path: Path) -> None:
     path = tmp_path / "bare.gguf"
     path.write_bytes(gguf_bytes([], [entry()]))
-    assert read_chat_template(path) is None
-    assert "none: prompts go in as plain text" in "\n".join(describe(inspect_gguf(path)))
+    artifact = inspect_gguf(path)
+    assert artifact.chat_template is None
+    assert "none: prompts go in as plain text" in "\n".join(describe(artifact))
 
 
 def test_reading_needs_no_engine_and_no_gguf_package(tiny: Path) -> None:

@@ -92,6 +92,13 @@ def test_reading_what_is_not_a_table_is_one_line(tmp_path):
         read_csv(tmp_path / "x.csv")
 
 
+@pytest.mark.parametrize("text", ["a,b\n1,2\n3\n", "a,b\n1,2\n3,4,5\n"])
+def test_a_row_that_does_not_fit_its_header_is_refused(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(BundleError, match=r"x\.csv: row 2 has more or fewer values"):
+        read_csv(tmp_path / "x.csv")
+
+
 def test_a_second_lock_is_refused_and_names_the_owner(tmp_path):
     lock = Lock(tmp_path)
     with pytest.raises(BundleError, match=f"in use by process {os.getpid()}"):

@@ -67,11 +67,6 @@ def open_model(path: Path) -> Gguf:
     return model
 
 
-def read_chat_template(path: Path) -> str | None:
-    """The Jinja source of the model's chat template, None where it has none; reads the header only."""
-    return open_gguf(path).text("tokenizer.chat_template")
-
-
 def dequantized_from(model: Gguf) -> str | None:
     """The low-bit type that the weights went through before: as recorded when it was made, else as the data show."""
     from quantverdict.artifacts.grid import low_bit_grid

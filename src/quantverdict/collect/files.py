@@ -121,13 +121,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows by column name; a missing value is the empty text.
 
     Raises:
-        BundleError: no such file, or not UTF-8.
+        BundleError: no such file, not UTF-8, or a row of another length than the header.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise BundleError(f"{path}: row {number} has more or fewer values than there are columns")
+    return rows
 
 
 def cell_text(value: Value) -> str:

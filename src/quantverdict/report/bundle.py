@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantverdict.collect.files import read_csv
 from quantverdict.errors import BundleError
 
 TABLES = (
@@ -60,7 +60,7 @@ def read_bundle(root: Path) -> BundleView:
     decision = _json(root / "decision.json")
     if decision is None:
         raise BundleError(f"{root}: no decision.json, so nothing was decided; run or analyze the bundle first")
-    tables = {name: rows for name in TABLES if (rows := _csv(root / f"{name}.csv")) is not None}
+    tables = {name: read_csv(path) for name in TABLES if (path := root / f"{name}.csv").is_file()}
     return BundleView(root, decision, tables, _artifacts(root), _json(root / "manifest.json") or {})
 
 
@@ -74,16 +74,6 @@ def _json(path: Path, kind: type = dict) -> Any:  # noqa: ANN401 - JSON of the a
     if not isinstance(data, kind):
         raise BundleError(f"{path}: not a {kind.__name__}")
     return data
-
-
-def _csv(path: Path) -> list[CsvRow] | None:
-    if not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            return [{k: v for k, v in row.items() if isinstance(v, str)} for row in csv.DictReader(lines)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
 
 
 def _artifacts(root: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
