@@ -139,7 +139,7 @@ def _answers_by_cell(scores: pl.DataFrame, answers: pl.DataFrame) -> Iterator[tu
         yield CellId(*cell), (read_answer(text, tokens, None if v is None else v == 1) for *_, v, text, tokens in own)
 
 
-def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy) -> Iterator[Table]:
+def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: float) -> Iterator[Table]:
     """`judge_agreement.csv` and `second_judge_regimes.csv`, where more than one judge labelled the same samples."""
     import polars as pl
 
@@ -152,7 +152,7 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy) -> Iterator[Tab
         told = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
         if told:
             judges = ("+".join(told), str(name))
-            agreement.append(judge_agreement(label_pairs(first, second), judges))
+            agreement.append(judge_agreement(label_pairs(first, second), judges, confidence))
             regimes.append(second_judge_regimes(matrix, policy, first, second, judges))
     for tables in (agreement, regimes):
         if tables:

@@ -148,7 +148,7 @@ def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None =
     rules = policy or (study.policy if study else decided_policy(bundle))
     statistics, _ = statistics_of(bundle)
     matrix = read_matrix(bundle.path("matrix.csv"))
-    synthesis = {table.name: table for table in synthesis_tables(matrix, rules)}
+    synthesis = {table.name: table for table in synthesis_tables(matrix, rules, statistics.confidence)}
     evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
     decision = decide_matrix(
         matrix,
@@ -158,7 +158,7 @@ def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None =
         statistics=statistics,
         evidence=evidence,
     )
-    for table in (*synthesis.values(), *decision.tables, *judge_tables(bundle, matrix, rules)):
+    for table in (*synthesis.values(), *decision.tables, *judge_tables(bundle, matrix, rules, statistics.confidence)):
         bundle.write_table(table)
     bundle.write_json("decision.json", decision.document)
 

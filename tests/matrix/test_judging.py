@@ -93,3 +93,11 @@ def test_agreement_is_reported_overall_by_task_by_quant_and_by_both():
 def test_no_second_judge_is_no_agreement():
     (found,) = records_of(judge_agreement([], ("a", "b")))
     assert (found["task"], found["n"], found["kappa"]) == ("all", 0, None)
+
+
+def test_agreement_has_intervals_at_the_confidence_that_is_asked_for():
+    pairs = [LabelPair("t", "Q2_K", one, two) for one, two in ["AA"] * 9 + ["AB"] * 4 + ["BB"] * 7]
+    wide, narrow = (records_of(judge_agreement(pairs, ("a", "b"), level))[0] for level in (0.95, 0.5))
+    assert narrow["kappa"] == wide["kappa"]
+    assert narrow["ci_hi"] - narrow["ci_lo"] < wide["ci_hi"] - wide["ci_lo"]
+    assert narrow["kappa_ci_hi"] - narrow["kappa_ci_lo"] < wide["kappa_ci_hi"] - wide["kappa_ci_lo"]

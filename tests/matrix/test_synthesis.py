@@ -354,3 +354,20 @@ def test_deltas_are_paired_by_cell_not_by_position():
             else:
                 assert float(found[column]) == pytest.approx(one[name])
     assert CellId("model-0", "Q2_K") in {CellId(r[0], r[1]) for r in all_tables(matrix)["asymmetry"].rows}
+
+
+@pytest.mark.parametrize("name", ["asymmetry_by_quant", "repeated_measures", "mixed_effects"])
+def test_every_interval_is_at_the_confidence_that_the_study_states(name):
+    """Less confidence, a narrower interval, and no other estimate."""
+    matrix = random_matrix(1)
+    wide, narrow = (
+        records_of({table.name: table for table in synthesis_tables(matrix, TR125, level)}[name])
+        for level in (0.95, 0.5)
+    )
+    pairs = [(a, b) for a, b in zip(wide, narrow, strict=True) if a["ci_lo"] is not None]
+    assert pairs
+    for a, b in pairs:
+        assert b["ci_hi"] - b["ci_lo"] < a["ci_hi"] - a["ci_lo"]
+        assert {k: v for k, v in a.items() if not k.startswith("ci_") and k != "power"} == {
+            k: v for k, v in b.items() if not k.startswith("ci_") and k != "power"
+        }

@@ -65,7 +65,9 @@ def label_pairs(first: pl.DataFrame, second: pl.DataFrame) -> Counter[LabelPair]
     return Counter({LabelPair(*row[:4]): row[4] for row in counts.iter_rows()})
 
 
-def judge_agreement(pairs: Iterable[LabelPair] | Mapping[LabelPair, int], judges: tuple[str, str]) -> Table:
+def judge_agreement(
+    pairs: Iterable[LabelPair] | Mapping[LabelPair, int], judges: tuple[str, str], confidence: float = 0.95
+) -> Table:
     """`judge_agreement.csv`: raw agreement and Cohen's kappa of two judges, overall, by task, by quant and by both.
 
     A sample that either judge left ungraded is counted in `ungraded` and takes no part. `UNCLEAR` is a label.
@@ -73,6 +75,7 @@ def judge_agreement(pairs: Iterable[LabelPair] | Mapping[LabelPair, int], judges
     Args:
         pairs: every pair, or how often each occurs.
         judges: their names.
+        confidence: of the intervals.
     """
     groups: dict[tuple[str, str], Counter[Labels]] = {(ALL, ALL): Counter()}
     for pair, count in Counter(pairs).items():
@@ -84,12 +87,14 @@ def judge_agreement(pairs: Iterable[LabelPair] | Mapping[LabelPair, int], judges
         "first_judge", "second_judge", "task", "quant", "n", "ungraded", "agreement", "ci_lo", "ci_hi", "kappa",
         "kappa_ci_lo", "kappa_ci_hi", "reason",
     )  # fmt: skip
-    return Table("judge_agreement", columns, tuple((*judges, *key, *_agreement(groups[key])) for key in order))
+    return Table(
+        "judge_agreement", columns, tuple((*judges, *key, *_agreement(groups[key], confidence)) for key in order)
+    )
 
 
-def _agreement(pairs: Counter[Labels]) -> tuple[Value, ...]:
+def _agreement(pairs: Counter[Labels], confidence: float) -> tuple[Value, ...]:
     labelled = {(one, two): count for (one, two), count in pairs.items() if one is not None and two is not None}
-    found = cohen_kappa(labelled)
+    found = cohen_kappa(labelled, confidence)
     raw, beyond = found.agreement_interval, found.kappa_interval
     return (
         found.n,

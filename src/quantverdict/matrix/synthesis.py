@@ -39,23 +39,24 @@ _TEST = ("r", "dof", "p_value", "ci_lo", "ci_hi", "power", "n")
 _FIT = ("coef", "p_value", "ci_lo", "ci_hi", "group_variance", "log_likelihood", "at_boundary")
 
 
-def synthesis_tables(matrix: Matrix, policy: Policy) -> tuple[Table, ...]:
+def synthesis_tables(matrix: Matrix, policy: Policy, confidence: float = 0.95) -> tuple[Table, ...]:
     """Every table of SPEC 5 that a matrix alone gives.
 
     Args:
         matrix: rows; builds that are the same file as another are best left out, or they count twice.
         policy: names the metrics that are called quality and safety; they join the standard ones.
+        confidence: of the intervals; power is that of the test at the level which is left.
     """
     pairing = policy_pairing(policy)
     moved = changes(matrix)
     uneven = asymmetry(matrix, policy)
     return (
         uneven,
-        asymmetry_by_quant(matrix, uneven),
+        asymmetry_by_quant(matrix, uneven, confidence),
         correlations(moved, pairing),
         sign_reversal(moved, pairing),
-        repeated_measures(moved, pairing),
-        mixed_effects(moved, pairing),
+        repeated_measures(moved, pairing, confidence),
+        mixed_effects(moved, pairing, confidence),
         bpw_regressions(matrix, pairing),
         leave_one_quant_out(matrix, moved, pairing),
         leave_one_model_out(moved, pairing),
@@ -86,7 +87,7 @@ def asymmetry(matrix: Matrix, policy: Policy) -> Table:
     return Table("asymmetry", columns, tuple(rows))
 
 
-def asymmetry_by_quant(matrix: Matrix, uneven: Table) -> Table:
+def asymmetry_by_quant(matrix: Matrix, uneven: Table, confidence: float = 0.95) -> Table:
     """`asymmetry_by_quant.csv`: of the builds of each format that have both deltas, in how many safety moves more."""
     column = uneven.columns.index("safety_degrades_faster")
     known = [(str(row[1]), bool(row[column])) for row in uneven.rows if row[column] is not None]
@@ -95,23 +96,23 @@ def asymmetry_by_quant(matrix: Matrix, uneven: Table) -> Table:
         faster = [flag for name, flag in known if quant in (name, "all")]
         k, n = sum(faster), len(faster)
         if n:
-            interval = wilson(k, n)
+            interval = wilson(k, n, confidence)
             rows.append((quant, n, k, Fraction(k, n), interval.lo, interval.hi))
     return Table("asymmetry_by_quant", ("quant", "n", "faster", "share", "ci_lo", "ci_hi"), tuple(rows))
 
 
-def repeated_measures(moved: Changes, pairing: Pairing) -> Table:
+def repeated_measures(moved: Changes, pairing: Pairing, confidence: float = 0.95) -> Table:
     """`repeated_measures.csv`: the common correlation within base models, of each pair."""
     rows: list[tuple[Value, ...]] = []
     for quality, safety in pairing.measured(moved):
         x, y, which = moved.both(quality, safety)
-        found = rm_corr(x, y, _models(moved, which))
+        found = rm_corr(x, y, _models(moved, which), confidence, alpha=1 - confidence)
         numbers = (found.r, found.dof, found.p, found.lo, found.hi, found.power, found.n)
         rows.append((quality, safety, *numbers, named(found.reason, quality, safety)))
     return adjusted("repeated_measures", (*PAIR, *_TEST, "reason"), rows, {"p_value": ""})
 
 
-def mixed_effects(moved: Changes, pairing: Pairing, *, random_slope: bool = False) -> Table:
+def mixed_effects(moved: Changes, pairing: Pairing, confidence: float = 0.95, *, random_slope: bool = False) -> Table:
     """`mixed_effects.csv`: safety delta on quality delta, both in pp, with a random intercept of each base model.
 
     `random_slope` gives each base model a slope of its own too (`mixed_effects_slope`).
@@ -119,7 +120,8 @@ def mixed_effects(moved: Changes, pairing: Pairing, *, random_slope: bool = Fals
     rows: list[tuple[Value, ...]] = []
     for quality, safety in pairing.measured(moved):
         x, y, which = moved.both(quality, safety)
-        found = fit_mixed_effects(y, x, _models(moved, which), random_slope=random_slope)
+        groups = _models(moved, which)
+        found = fit_mixed_effects(y, x, groups, random_slope=random_slope, confidence=confidence)
         numbers = (found.coef, found.p, found.lo, found.hi, found.group_variance, found.log_likelihood)
         reason = named(found.reason, quality, safety)
         rows.append((quality, safety, *numbers, found.at_boundary, reason, found.n))
