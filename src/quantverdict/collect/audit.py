@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ from quantverdict.records import Table
 
 if TYPE_CHECKING:
     import polars as pl
+
+AT_ONCE = 2
+"""Files read at the same time; each holds a block of its own in memory."""
 
 SCORE_COLUMNS = (*SAMPLE, "metric", "value", "cluster", "reason")
 JUDGEMENT_COLUMNS = (*SAMPLE, "judge", "label", "reason")
@@ -94,12 +99,11 @@ def load_sources(sources: Sources, *, quarantine: bool = False, answers_of: Sequ
         DataError: a file is missing or has another hash (before any row is read), or a row is broken, by file and line.
     """
     files = [sources.folder / source.path for source in sources.sources]
-    for file, source in zip(files, sources.sources, strict=True):
-        check_hash(file, source.sha256)
-    loaded = [
-        _load(file, Matcher(source, sources, answers_of), quarantine)
-        for file, source in zip(files, sources.sources, strict=True)
-    ]
+    matchers = [Matcher(source, sources, answers_of) for source in sources.sources]
+    # Whatever fails, the first source that does is named: results come in the order of the sources.
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        deque(pool.map(check_hash, files, [source.sha256 for source in sources.sources]), maxlen=0)
+        loaded = list(pool.map(_load, files, matchers, repeat(quarantine)))
     scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
     by_label = {one.source.label: one for one in loaded}
     judgements, superseded = _first_label_wins([by_label[label] for label in sources.precedence()])
