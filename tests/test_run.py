@@ -175,6 +175,15 @@ def test_bad_input_is_one_line_and_exit_2(study, capsys, arguments, words):
     assert len([line for line in error.splitlines() if "rror" in line]) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "words"), [("report", "holds no decision.json"), ("analyze", "holds no scores.parquet or matrix.csv")]
+)
+def test_later_stages_of_a_run_that_was_interrupted_say_so(tmp_path, capsys, command, words):
+    Bundle.open(tmp_path / "b", None).close()
+    assert execute([command, str(tmp_path / "b")]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_model_that_does_not_exist_stops_before_anything_runs(study, tmp_path, capsys):
     study.write_text(
         STUDY.replace("    baseline:", "    source: {path: no.gguf}\n    baseline:").replace("replay,", "llamacpp,")

@@ -53,6 +53,7 @@ def plan(
 def analyze(path: Path, policy: str | None = None) -> Path:
     """Scores in, decision out: everything after grading, again."""
     with Bundle.reopen(path) as bundle:
+        refuse_unfinished(bundle, "scores.parquet", "matrix.csv")
         settle(bundle, load_policy(policy) if policy else None)
     return bundle.root
 
@@ -114,10 +115,21 @@ def report(path: Path, profile: str | None = None) -> list[Path]:
         profile: one of `report.render.PROFILES`, kept for the next time; the one that the bundle has if not given.
     """
     with Bundle.reopen(path) as bundle:
+        refuse_unfinished(bundle, "decision.json")
         if profile is not None:
             bundle.record(report={"profile": profile})
         render(bundle)
     return [path / "report.md", path / "report.html"]
+
+
+def refuse_unfinished(bundle: Bundle, *names: str) -> None:
+    """Refuse a bundle that holds none of the artefacts that a stage starts from.
+
+    Raises:
+        BundleError: so it is.
+    """
+    if not any(bundle.path(name).exists() for name in names):
+        raise BundleError(f"{bundle.root}: holds no {' or '.join(names)}; bring the run that made it to its end first")
 
 
 def verify(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -49,6 +50,22 @@ def test_failed_twin_and_dequantised_builds_say_so(small):
     assert "Q5_K_M: the engine stopped: out of memory" in text
     assert "Q2_K: same weights as Q3_K_S" in text
     assert "FP16: dequantised from Q4_1" in text
+
+
+def test_a_build_made_of_other_types_than_its_name_says_so(small, tmp_path):
+    shutil.copytree(small, tmp_path / "b")
+    path = tmp_path / "b" / "artifacts.json"
+    builds = [build | {"fallbacks": {"Q5_0": 166, "Q8_0": 15}} for build in json.loads(path.read_text())]
+    path.write_text(json.dumps(builds))
+    assert "Q4_K_M: 181 matrices fell back to Q5_0, Q8_0; " in printed(tmp_path / "b", 120)
+    assert "fell back" not in printed(small, 120)
+
+
+def test_very_narrow_terminals_keep_the_action_readable(small):
+    text = printed(small, 60)
+    assert "action" in text
+    assert "regime" not in text
+    assert " danger" in text
 
 
 def test_narrow_terminals_lose_size_and_speed_only(small):

@@ -154,7 +154,7 @@ def _build(own: Cell, shown: Cell, bundle: BundleView) -> Build:
         regime=_words(shown.get("regime")),
         action="did not run" if failed else _words(shown.get("action")),
         reason=readable(shown.get("failure") or shown.get("action_reason") or ""),
-        notes=_notes(own),
+        notes=_notes(own, bundle),
         same_as=None if twin_of is None else formats.plain(twin_of),
         twins=twins_of(bundle, model, quant),
         is_best=best.get("quant") == quant,
@@ -168,12 +168,16 @@ def twins_of(bundle: BundleView, model: str, quant: str) -> tuple[str, ...]:
     return tuple(formats.plain(cell["quant"]) for cell in same)
 
 
-def _notes(cell: Cell) -> tuple[str, ...]:
+def _notes(cell: Cell, bundle: BundleView) -> tuple[str, ...]:
+    """What a reader must know of the file: whose twin it is, what it was decoded from, what it is not made of."""
     notes = []
     if cell.get("twin_of"):
         notes.append(f"same weights as {formats.plain(cell['twin_of'])}")
     if cell.get("dequantized_from"):
         notes.append(f"dequantised from {formats.plain(cell['dequantized_from'])}")
+    fallbacks = (bundle.artifacts.get((cell["base_model"], cell["quant"])) or {}).get("fallbacks")
+    if fallbacks:
+        notes.append(f"{sum(fallbacks.values())} matrices fell back to {formats.plain(', '.join(fallbacks))}")
     return tuple(notes)
 
 

@@ -17,8 +17,8 @@ from quantverdict.report.bundle import read_bundle
 from quantverdict.report.tables import Build
 
 COLOURS = {"ship": "blue", "reject": "red", "unknown": "yellow", "failed": "dim", "reference": ""}
-WIDE, MIDDLE = 112, 96
-"""Columns from which an action stands on one line, and from which file size and speed are shown."""
+WIDE, MIDDLE, NARROW = 112, 96, 72
+"""Columns from which an action stands on one line, file size and speed are shown, and the regime is."""
 ASCII = str.maketrans({"\N{CHECK MARK}": "+", "\N{MULTIPLICATION X}": "x", "\N{BLACK SQUARE}": "#", formats.MINUS: "-"})
 """Signs for a terminal that has no others."""
 
@@ -92,7 +92,8 @@ def _table(model: str, rows: Sequence[Build], options: ConsoleOptions) -> Table:
         table.add_column("tok/s", justify="right", no_wrap=True)
     table.add_column("quality\ndelta, pp", justify="right", no_wrap=True)
     table.add_column("refusal\ndelta, pp", justify="right", no_wrap=True)
-    table.add_column("regime", min_width=12, max_width=18 if wide else 12)
+    if options.max_width >= NARROW:
+        table.add_column("regime", min_width=12, max_width=18 if wide else 12)
     table.add_column("action", min_width=12, max_width=30 if wide else 12)
     for row in rows:
         table.add_row(*_cells(row, options, sized=middle))
@@ -106,7 +107,8 @@ def _cells(row: Build, options: ConsoleOptions, *, sized: bool) -> list[Text]:
     cells += [_value(row.bpw, options)]
     cells += [_value(row.size, options), _value(row.speed, options)] if sized else []
     cells += [_value(value, options).append_text(_text(f"\n{around}", options, "dim")) for value, around in deltas]
-    return [*cells, _value(row.regime, options), _text(row.action, options, colour)]
+    cells += [_value(row.regime, options)] if options.max_width >= NARROW else []
+    return [*cells, _text(row.action, options, colour)]
 
 
 def _why(row: Build, options: ConsoleOptions) -> Padding:
