@@ -79,5 +79,12 @@ def test_a_delta_below_the_smallest_detectable_drop_is_not_resolvable(row, modes
     assert modes(row(refusal_rate=refusal, judge_refusal_rate=None))["TAX_010"]["n"] == n
 
 
+@pytest.mark.parametrize(("tolerated", "n"), [("6.2", 1), ("6.3", 0)])
+def test_an_equal_build_is_resolved_once_a_drop_that_matters_would_be_seen(row, modes, tolerated, n):
+    """However many prompts are asked, a delta of 0 stays below what they detect: 6.24 pp here."""
+    policy = Policy(floor_drift_pp=tolerated)
+    assert modes(row(judge_refusal_rate=None), policy=policy)["TAX_010"]["n"] == n
+
+
 def test_a_rejected_row_needs_no_more_prompts(row, modes):
     assert modes(row(truthfulness=-100))["TAX_010"]["n"] == 0
