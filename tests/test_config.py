@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from quantverdict.config import POLICIES, Policy, load_policy, load_study
+from quantverdict.artifacts.kquant_mix import LEVELS
+from quantverdict.config import GGUF_LEVELS, POLICIES, Policy, load_policy, load_study
 from quantverdict.errors import StudyError
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -48,6 +49,7 @@ def test_a_good_study_is_frozen(write):
         ("{path: tiny.gguf}", "{path: a, hub: b}", 5, "models.0.source", "exactly one of path, hub, ollama, package"),
         ("[FP16, Q8_0]", "[FP16, FP16]", 3, "models.0", "each quant once"),
         ("[FP16, Q8_0]", "[FP16, AWQ]", 1, "", "tiny/AWQ: a source"),
+        ("[FP16, Q8_0]", "[FP16, fp16]", 1, "", "tiny/fp16: a file name of its own"),
         ("[starter_qa]", "[]", 8, "tasks", "at least 1 item"),
         ("[starter_qa]", "[{task: a, limit: '5'}]", 8, "tasks.0.limit", "valid integer"),
         ("[starter_qa]", "[starter_qa]\npolicy: tr124", 9, "policy", "one of quantverdict, tr125"),
@@ -145,3 +147,18 @@ def test_a_policy_file_changes_a_named_policy(tmp_path):
     file.write_text("name: strict\nbase: [tr125]\n")
     with pytest.raises(StudyError, match="base: one of quantverdict, tr125"):
         load_policy(str(file))
+
+
+def test_two_cells_never_share_the_file_of_their_answers(write):
+    """`a` with `b__c` and `a__b` with `c` would both be `a__b__c.jsonl`."""
+    models = "".join(
+        f"  - {{name: {name}, family: F, source: {{path: x}}, baseline: FP16, variants: [FP16, {{quant: {quant}, "
+        "source: {path: y}}]}\n"
+        for name, quant in (("a", "b__c"), ("a__b", "c"))
+    )
+    with pytest.raises(StudyError, match="a__b/c: a file name of its own"):
+        load_study(write(f"study: small\nmodels:\n{models}tasks: [starter_qa]\n"))
+
+
+def test_the_levels_a_study_may_name_are_those_that_can_be_made():
+    assert tuple(LEVELS) == GGUF_LEVELS

@@ -265,8 +265,13 @@ class Study(Frozen):
         names = [model.name for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("each model name once is expected")
+        files: set[str] = set()
         for model in self.models:
             for variant in model.variants:
+                file = f"{model.name}__{variant.quant}".casefold()
+                if file in files:
+                    raise ValueError(f"{model.name}/{variant.quant}: a file name of its own, BASE__QUANT, is expected")
+                files.add(file)
                 makeable = model.source is not None and variant.quant in GGUF_LEVELS
                 if variant.source is None and not makeable and self.backend_of(variant) != "replay":
                     raise ValueError(
