@@ -45,6 +45,15 @@ def test_an_untouched_bundle_holds_wherever_it_is(bundle, tmp_path):
     assert pipeline.verify(Path(shutil.copytree(bundle, tmp_path / "moved"))) == []
 
 
+def test_thresholds_that_are_no_whole_numbers_are_stated_and_verified(tmp_path):
+    """They stand in `decision.json` as fractions, and the study's report filters rows by them."""
+    policy = tmp_path / "mine.yaml"
+    policy.write_text("name: mine\nbase: tr125\nrefusal_collapse_pp: -7.5\nrole_signal_pp: 2.73\n")
+    bundle = pipeline.analyze_matrix(MATRIX, tmp_path / "bundle", str(policy))
+    pipeline.report(bundle, "study")
+    assert pipeline.verify(bundle) == []
+
+
 def test_either_profile_holds_and_is_kept(bundle, tmp_path):
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     short = (copy / "report.html").read_bytes()

@@ -26,17 +26,25 @@ _NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[
 """A decimal or a fraction; a longer exponent would ask for more memory than there is."""
 
 
+def exact(text: str) -> Fraction | None:
+    """The number that a decimal or a fraction is; None for any other text."""
+    try:
+        return Fraction(text) if _NUMBER.fullmatch(text) else None
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
 def _exact(value: object) -> object:
     """A YAML number as the decimal it was written as, so that -10 pp means exactly -10."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
         raise ValueError("a number is expected")  # noqa: TRY004 - pydantic turns ValueErrors into its own
     try:
-        text = str(value)
-        if _NUMBER.fullmatch(text):
-            return Fraction(text)
-    except (ValueError, ZeroDivisionError):  # more digits than Python turns into text, and n/0
-        pass
-    raise ValueError("a number is expected")
+        number = exact(str(value))
+    except ValueError:  # more digits than Python turns into text
+        number = None
+    if number is None:
+        raise ValueError("a number is expected")
+    return number
 
 
 Exact = Annotated[Fraction, BeforeValidator(_exact)]

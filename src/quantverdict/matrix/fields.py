@@ -55,12 +55,12 @@ class Line:
         return Cell("", column, self.line, self.file).error(problem, expected)
 
 
-DECIMAL = re.compile(r"[+-]?([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
 """A finite number, of a length that nobody has to wait for."""
 
 
 def number(cell: Cell) -> Fraction:
-    if not DECIMAL.fullmatch(cell.text):
+    if not _DECIMAL.fullmatch(cell.text):
         raise cell.error(f"{cell.text[:40]!r} is not a finite number", "a decimal such as 0.646, or blank")
     return Fraction(cell.text)
 

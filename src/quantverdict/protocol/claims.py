@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from urllib.parse import quote, unquote
 
-from quantverdict.matrix.fields import DECIMAL
+from quantverdict.config import exact
 from quantverdict.records import Table
 
 Rows = Sequence[Mapping[str, str]]
@@ -181,8 +181,8 @@ class Chosen:
 
 
 def number(text: str | None) -> Fraction | None:
-    """A decimal as the exact number it is; None for anything else."""
-    return Fraction(text) if text and DECIMAL.fullmatch(text) else None
+    """A decimal or a fraction as the exact number it is; None for anything else."""
+    return exact(text) if text else None
 
 
 def _only(chosen: Chosen) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.actions import ACTIONS
-from quantverdict.protocol.claims import where
+from quantverdict.protocol.claims import number, where
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.report import formats
 from quantverdict.report.ledger import Cite, Sentence
@@ -29,8 +29,7 @@ def validation(book: Book) -> Section:
             for row in book.read.table("checklist")]  # fmt: skip
     limit = f"refusal signal under {formats.number(book.limit('role_signal_pp')):g} pp"
     for row in book.read.table("quant_roles"):
-        signal = formats.number(row["max_refusal_signal_pp"])
-        bound = formats.number(book.limit("role_signal_pp"))
+        signal, bound = number(row["max_refusal_signal_pp"]), number(book.limit("role_signal_pp"))
         status = "not known" if signal is None or bound is None else "PASS" if signal < bound else "FAIL"
         rows.append((row["quant"], limit, formats.table_value("max_refusal_signal_pp", row["max_refusal_signal_pp"])
                      + (" pp" if signal is not None else ""), status))  # fmt: skip
