@@ -163,7 +163,9 @@ def test_another_study_is_not_resumed_into_a_bundle(study, capsys):
         (["inspect", "none.gguf"], "none.gguf"),
         (["inspect", "tiny.yaml"], "tiny.yaml"),
         (["tasks", "show", "starter_nothing"], "starter_nothing"),
-        (["quantize", "none.gguf", "--to", "Q8_0", "--out", "q"], "none.gguf"),
+        (["quantize", "none.gguf", "--to", "Q8_0, Q4_0", "--out", "q"], "none.gguf"),
+        (["quantize", "none.gguf", "--to", "Q8_0,Q9", "--out", "q"], "--to: no level 'Q9'"),
+        (["quantize", "none.gguf", "--to", "", "--out", "q"], "--to: no level ''"),
         (["plan", "tiny.yaml", "--task-dir", "x", "--bundle", "nowhere"], "not a bundle"),
     ],
 )

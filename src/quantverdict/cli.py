@@ -69,7 +69,7 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @click.argument("bundle", type=Existing, required=False)
 @click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV) instead of a bundle.")
 @click.option("--out", type=Existing, help="With --matrix: the bundle to write.")
-@click.option("--policy", help="A policy by name; the bundle's own if not given.")
+@click.option("--policy", help="A policy by name, or its YAML file; the bundle's own if not given.")
 @json_option
 def analyze(bundle: Path | None, matrix: Path | None, out: Path | None, policy: str | None, as_json: bool) -> None:
     """Decide from stored scores, or from a finished matrix."""
@@ -122,7 +122,7 @@ def quantize(model: Path, levels: str, out: Path, as_json: bool) -> None:
     """Make GGUF levels from a model file."""
     from quantverdict import pipeline
 
-    made = pipeline.quantize(model, tuple(levels.split(",")), out)
+    made = pipeline.quantize(model, [level.strip() for level in levels.split(",")], out)
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
 
 

@@ -14,8 +14,8 @@ from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import progress_view
 from quantverdict.collect.prompts import study_tasks
-from quantverdict.config import Policy, Study, load_policy, load_study
-from quantverdict.errors import BundleError
+from quantverdict.config import GGUF_LEVELS, Policy, Study, load_policy, load_study
+from quantverdict.errors import ArtifactError, BundleError
 from quantverdict.stages import ask, decide, forecast, grade, make_builds, render, samples_of, summarise
 
 
@@ -146,9 +146,16 @@ def verify(path: Path) -> list[str]:
 
 
 def quantize(model: Path, levels: Sequence[str], out: Path) -> Mapping[str, Path]:
-    """Make GGUF levels of a model file in a folder."""
+    """Make GGUF levels of a model file in a folder.
+
+    Raises:
+        ArtifactError: no such level (nothing is made then), or not a model file.
+    """
     from quantverdict.artifacts.quantize import make_level
 
+    for level in levels:
+        if level not in GGUF_LEVELS:
+            raise ArtifactError(f"no level {level!r}", field="--to", expected=f"some of {','.join(GGUF_LEVELS)}")
     return {level: make_level(model, level, out / f"{model.stem}-{level}.gguf") for level in levels}
 
 
