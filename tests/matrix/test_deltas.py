@@ -142,6 +142,23 @@ def test_only_prompts_that_both_answered_are_pairs():
     assert (found.n, found.differing) == (3, 1)
 
 
+@pytest.mark.parametrize("clusters", [None, [f"c{i // 4:02d}" for i in range(100)]])
+def test_the_interval_is_about_the_delta_where_one_build_left_prompts_ungraded(clusters):
+    """Of 50 prompts that the baseline refused, 40 have an empty answer: the 60 pairs that are left do not differ.
+
+    Checked against draws made one by one: prompts, or whole clusters, and the mean of what each arm has graded.
+    """
+    base, variant = [1.0] * 50 + [0.0] * 50, [None] * 40 + [1.0] * 10 + [0.0] * 50
+    found = from_samples("refusal_rate", base, variant, clusters)
+    assert (found.delta, found.n, found.differing) == (Fraction(-100, 3), 60, 0)
+    groups = np.arange(100).reshape(-1, 4 if clusters else 1)
+    mine, theirs = np.array(variant, dtype=float), np.array(base)
+    picks = np.random.default_rng(42).integers(0, len(groups), (STATISTICS.bootstrap_samples, len(groups)))
+    drawn = [np.nanmean(mine[groups[pick].ravel()]) - theirs[groups[pick].ravel()].mean() for pick in picks]
+    assert (found.lo, found.hi) == pytest.approx(tuple(100 * np.quantile(drawn, [0.025, 0.975])))
+    assert found.lo < float(found.delta) < found.hi < 0
+
+
 def test_without_a_common_prompt_counts_decide():
     found = from_samples("mmlu_accuracy", [1, 1, None, None], [None, None, 0, 1])
     assert (found.interval_kind, found.n) == ("newcombe", 2)

@@ -1,7 +1,7 @@
 """Every metric of every build less that of its baseline, with an interval.
 
-The delta is exact. With samples its interval is the paired bootstrap over the prompts that both builds answered,
-clusters whole; from counts alone it is Newcombe's; else it is not known.
+The delta is exact. With samples its interval is the paired bootstrap, clusters whole; from counts alone it is
+Newcombe's; else it is not known.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Paired intervals: each build against its baseline, on the prompts that both answered."""
+"""Paired intervals: each build against its baseline on the same prompts, which are drawn together.
+
+Where both answered every prompt that is the bootstrap of the differences. Where one left a prompt ungraded that the
+other did not, the means of both arms are drawn, so that the interval is about the delta of the matrix.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import FloatArray, Grid, Grids, grids
-from quantverdict.matrix.resample import Column, draws, intervals
+from quantverdict.matrix.resample import Column, difference_draws, difference_intervals, draws, intervals
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import Interval
 
@@ -20,9 +24,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+Arms = tuple[Column, Column]
+"""A build and its baseline."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairedInterval:
-    """Interval of a paired difference, in the metric's own unit, over `n` pairs of which some differ."""
+    """Interval of a paired difference, in the metric's own unit; `n` prompts both answered, of which some differ."""
 
     interval: Interval
     n: int
@@ -35,10 +43,15 @@ def paired_intervals(
 ) -> dict[tuple[CellId, str], PairedInterval]:
     """The interval of every cell and metric that shares a graded prompt with its baseline."""
     base = {cell.base_model: cell for cell in baselines}
-    columns = {
-        (cell, name): column for name, grid in grids(scores).items() for cell, column in _differences(grid, base)
-    }
-    found = intervals(columns, statistics, seed)
+    columns: dict[tuple[CellId, str], Column] = {}
+    uneven: dict[tuple[CellId, str], Arms] = {}
+    for name, grid in grids(scores).items():
+        for cell, column, arms in _differences(grid, base):
+            columns[cell, name] = column
+            if arms is not None:
+                uneven[cell, name] = arms
+    even = {key: column for key, column in columns.items() if key not in uneven}
+    found = intervals(even, statistics, seed) | difference_intervals(uneven, statistics, seed)
     return {
         key: PairedInterval(
             found[key],
@@ -55,16 +68,24 @@ def paired_draws(
 ) -> dict[CellId, FloatArray]:
     """The resampled mean differences of one metric from the baseline, (resamples,) a cell, in the metric's own unit."""
     grid = grids(scores).get(metric)
-    base = {cell.base_model: cell for cell in baselines}
-    return {} if grid is None else draws(dict(_differences(grid, base)), statistics, seed)
+    if grid is None:
+        return {}
+    differences = list(_differences(grid, {cell.base_model: cell for cell in baselines}))
+    even = {cell: column for cell, column, arms in differences if arms is None}
+    uneven = {cell: arms for cell, _, arms in differences if arms is not None}
+    return draws(even, statistics, seed) | difference_draws(uneven, statistics, seed)
 
 
-def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column]]:
+def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column, Arms | None]]:
+    """Each cell with its differences from the baseline, and both arms where they have other prompts graded."""
     index = {cell: column for column, cell in enumerate(grid.cells)}
     for cell, column in index.items():
         reference = base.get(cell.base_model)
         if reference is None or reference == cell or reference not in index:
             continue
-        difference = grid.values[:, column] - grid.values[:, index[reference]]
+        mine, theirs = grid.values[:, column], grid.values[:, index[reference]]
+        difference = mine - theirs
         if not np.isnan(difference).all():
-            yield cell, Column(difference, grid.units, grid.clustered)
+            alike = bool((np.isnan(mine) == np.isnan(theirs)).all())
+            arms = (Column(mine, grid.units, grid.clustered), Column(theirs, grid.units, grid.clustered))
+            yield cell, Column(difference, grid.units, grid.clustered), None if alike else arms

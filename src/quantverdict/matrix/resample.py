@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_means, bootstrap_ratios, resampled_ratios
+from quantverdict.stats.intervals import (
+    FloatArray,
+    Interval,
+    bootstrap_means,
+    bootstrap_ratios,
+    percentiles,
+    resampled_ratios,
+)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -62,6 +69,26 @@ def draws(columns: Mapping[Key, Column], statistics: StatisticsConfig, seed: int
         means = resampled_ratios(sums, counts, samples=statistics.bootstrap_samples, seed=seed)
         found |= dict(zip(keys, means.T, strict=True))
     return found
+
+
+def difference_draws(
+    arms: Mapping[Key, tuple[Column, Column]], statistics: StatisticsConfig, seed: int
+) -> dict[Key, FloatArray]:
+    """The resampled differences of two means over the same prompts, first less second, (resamples,) a key.
+
+    Both arms are drawn together; a prompt without a grade on one arm counts for the other alone.
+    """
+    found = draws({(key, side): pair[side] for key, pair in arms.items() for side in (0, 1)}, statistics, seed)
+    return {key: found[key, 0] - found[key, 1] for key in arms}
+
+
+def difference_intervals(
+    arms: Mapping[Key, tuple[Column, Column]], statistics: StatisticsConfig, seed: int
+) -> dict[Key, Interval]:
+    """The interval of each difference of means."""
+    found = difference_draws(arms, statistics, seed)
+    limits = {key: percentiles(drawn.reshape(-1, 1), statistics.confidence)[0] for key, drawn in found.items()}
+    return {key: Interval(float(lo), float(hi)) for key, (lo, hi) in limits.items()}
 
 
 def _totals(column: Column, units: int) -> tuple[FloatArray, FloatArray]:

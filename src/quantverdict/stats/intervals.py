@@ -115,7 +115,7 @@ def bootstrap_means(
     """
     columns = _summable(_columns(values))
     means = np.concatenate([counts @ columns for counts in _draws(len(columns), samples, seed)]) / len(columns)
-    return _percentiles(means, confidence)
+    return percentiles(means, confidence)
 
 
 def bootstrap_ratios(
@@ -129,7 +129,7 @@ def bootstrap_ratios(
     Raises:
         ValueError: as `resampled_ratios`.
     """
-    return _percentiles(resampled_ratios(sums, counts, samples=samples, seed=seed), confidence)
+    return percentiles(resampled_ratios(sums, counts, samples=samples, seed=seed), confidence)
 
 
 def resampled_ratios(sums: npt.ArrayLike, counts: npt.ArrayLike, *, samples: int = 2000, seed: int = 42) -> FloatArray:
@@ -203,7 +203,8 @@ def _draws(n: int, samples: int, seed: int) -> Iterator[FloatArray]:
         yield np.bincount(drawn.ravel(), minlength=block * n).reshape(block, n).astype(np.float64)
 
 
-def _percentiles(statistics: FloatArray, confidence: float) -> FloatArray:
+def percentiles(statistics: FloatArray, confidence: float) -> FloatArray:
+    """Limits of resampled statistics, (samples, cells) to (cells, 2); a NaN is a resample that says nothing."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
     tail = (1 - confidence) / 2
