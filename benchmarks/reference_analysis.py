@@ -122,6 +122,11 @@ def resamples(values: np.ndarray, units: np.ndarray, seed: int = SEED) -> np.nda
     return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
 
 
+def between(values: np.ndarray, theirs: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
+    """The resampled difference of two means over the same prompts."""
+    return resamples(values, units, seed) - resamples(theirs, units, seed)
+
+
 def interval(metric: str, values: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     graded = values[~np.isnan(values)]
     k, n = graded.sum(), len(graded)
@@ -171,11 +176,12 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
             matrix.loc[cell, [f"{metric}_ci_lo", f"{metric}_ci_hi"]] = interval(metric, values, units)
             reference = (cell[0], base[cell[0]])
             if cell != reference and reference in grid:
-                difference = values - grid[reference].to_numpy()
+                theirs = grid[reference].to_numpy()
                 scale = 1 if metric in NOT_SHARES else 100
-                low, high = bootstrap(difference, units)
+                low, high = np.nanquantile(between(values, theirs, units, SEED), [0.025, 0.975])
                 if metric in ("bertscore", "refusal_rate"):
-                    draws[cell, metric] = 100 * resamples(difference, units, SEED + (metric == "refusal_rate"))
+                    draws[cell, metric] = 100 * between(values, theirs, units, SEED + (metric == "refusal_rate"))
+                difference = values - theirs
                 known = difference[~np.isnan(difference)]
                 differing[cell, metric] = (np.count_nonzero(known), len(known))
                 paired.append((*cell, metric, low * scale, high * scale, len(known)))
