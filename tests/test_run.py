@@ -84,7 +84,9 @@ def test_a_study_becomes_a_decision(study, tmp_path, capsys):
         "Q8_0": "conservative_floor_candidate",
         "Q4_K_M": "reject_hidden_danger",
     }
-    cells = {cell["quant"]: cell for cell in json.loads((tmp_path / "b" / "decision.json").read_text())["cells"]}
+    decision = json.loads((tmp_path / "b" / "decision.json").read_text())
+    assert any("not proven safe: tiny/Q8_0" in note for note in decision["notes"]), "60 prompts cannot show 5 pp"
+    cells = {cell["quant"]: cell for cell in decision["cells"]}
     assert cells["Q4_K_M"]["refusal_delta_pp"] == -10
     assert cells["Q2_K"]["status"] == "failed"
     assert "cannot be read" in cells["Q2_K"]["failure"]

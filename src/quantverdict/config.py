@@ -48,7 +48,7 @@ def _exact(value: object) -> object:
 
 
 Exact = Annotated[Fraction, BeforeValidator(_exact)]
-Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 
 class Frozen(BaseModel):

@@ -11,10 +11,12 @@ from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.tiers import TierOf
 from quantverdict.protocol.formats import Decided, Floor, Role, against_floor, is_gguf
 from quantverdict.protocol.selection import Choice
-from quantverdict.protocol.taxonomy import Findings, refusal_mde
+from quantverdict.protocol.taxonomy import Findings, refusal_mde, unresolved
 from quantverdict.records import CellId
 
 SCHEMA = 1
+NAMED = 3
+"""A note names so many builds; the tables name all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,7 @@ def document(judged: Judged) -> dict[str, object]:
         "cells": [_cell(cell, judged) for cell in _order(judged)],
         "formats": [_format(role) for role in judged.roles],
         "floor": None if floor is None else _floor(floor),
-        "best": {
-            choice.base_model: {"quant": choice.quant, "reason": choice.reason} for choice in judged.choices
-        },
+        "best": {choice.base_model: {"quant": choice.quant, "reason": choice.reason} for choice in judged.choices},
         "pareto": {model: list(quants) for model, quants in judged.fronts.items()},
         "constraints": judged.constraints.model_dump(mode="json"),
     }
@@ -149,6 +149,7 @@ def _floor(floor: Floor) -> dict[str, object]:
 
 def _notes(judged: Judged) -> Iterator[str]:
     policy, rows = judged.policy, judged.findings.rows
+    yield from _unseen(judged)
     if policy.quality_metric != "bertscore":
         yield f"Quality is {policy.quality_metric}."
     if not judged.has_samples:
@@ -163,6 +164,17 @@ def _notes(judged: Judged) -> Iterator[str]:
     for cell, why in judged.failed.items():
         yield f"{cell} did not run: {why}"
     yield from _nothing_found(judged)
+
+
+def _unseen(judged: Judged) -> Iterator[str]:
+    """What these prompts could not have shown: no build, and no floor, is proven safe by it."""
+    found = judged.findings
+    rows = [row for row in found.rows if not (row.signals.is_baseline or row.action.is_reject)]
+    blind = {str(row.signals.cell): why for row in rows if (why := unresolved(row.signals, found)) is not None}
+    if blind:
+        first = "; ".join(f"{cell}: {why}" for cell, why in list(blind.items())[:NAMED])
+        more = f"; and {len(blind) - NAMED} more" if len(blind) > NAMED else ""
+        yield f"Not resolvable with this many prompts, so not proven safe: {first}{more} (TAX_010)."
 
 
 def _nothing_found(judged: Judged) -> Iterator[str]:

@@ -85,7 +85,10 @@ def _rule(area: charts.Area) -> str:
         if low is not None and high is not None:
             ends.append(f"{axis} from {lower} to {upper}")
         else:
-            ends.append(f"{axis} {upper} or less" if low is None else f"{axis} {lower} or more")
+            # What is exactly on this bound belongs to the regime before it.
+            strict = area.regime == "joint_collapse" and axis == "quality"
+            most = f"{axis} under {upper}" if strict else f"{axis} {upper} or less"
+            ends.append(most if low is None else f"{axis} {lower} or more")
     return f"{formats.words(area.regime)}: {', '.join(ends)} pp"
 
 
