@@ -262,6 +262,34 @@ def test_gzip_and_parquet_give_what_jsonl_gives(files, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("quarantine", [False, True])
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b""), ("a.jsonl", b" \n\n"), ("a.jsonl.gz", b"")])
+def test_a_source_without_rows_says_so(files, name, content, quarantine):
+    files.add("a", gzip.compress(content) if name.endswith("gz") else content, name=name)
+    with pytest.raises(DataError, match=rf"{name}: has no rows"):
+        files.load(quarantine=quarantine)
+
+
+def test_a_parquet_source_without_rows_says_so(files, tmp_path):
+    pl.DataFrame([row(0)]).clear().write_parquet(tmp_path / "made.parquet")
+    files.add("a", (tmp_path / "made.parquet").read_bytes(), name="a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: has no rows"):
+        files.load()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "Parquet"])
+def test_another_container_named_jsonl_is_told_apart_from_broken_lines(files, tmp_path, kind):
+    """Also with `quarantine`, which would set every line of it aside."""
+    pl.DataFrame([row(0)]).write_parquet(tmp_path / "made.parquet")
+    data = (tmp_path / "made.parquet").read_bytes() if kind == "Parquet" else gzip.compress(json.dumps(row(0)).encode())
+    files.add("a", data, name="a.jsonl")
+    form = "parquet" if kind == "Parquet" else "jsonl.gz"
+    with pytest.raises(DataError, match=rf"a\.jsonl: is a {kind} file; expected JSON lines .*format: {form}"):
+        files.load(quarantine=True)
+    files.sources[0]["format"] = form
+    assert files.load().scores.height == 1
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
 def test_a_damaged_container_is_one_line(files, tmp_path, name):
     pl.DataFrame([row(number) for number in range(99)]).write_parquet(tmp_path / "made.parquet")

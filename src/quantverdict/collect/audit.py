@@ -150,6 +150,8 @@ def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
         one.unmatched += matched.unmatched
         frames.append(matched.frame)
         answers += [] if matched.answers is None else [matched.answers]
+    if not one.raw:
+        raise DataError("has no rows", file=path, expected="at least one")
     matcher.refuse_empty_columns(path)
     one.frame = pl.concat(frames or [matcher.empty()])
     one.answers = pl.concat(answers) if answers else None

@@ -29,6 +29,9 @@ PEEK_BYTES = 1 << 18
 NOT_TEXT = r"^(\[|\{|true$|false$)"
 """How the fast parser renders a list, an object or a boolean where text is wanted."""
 
+CONTAINERS = {b"\x1f\x8b": ("gzip", "jsonl.gz"), b"PAR1": ("Parquet", "parquet")}
+"""How a file begins that is no plain text: what it is, and the format that reads it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -78,10 +81,20 @@ def read_blocks(path: Path, form: str, wanted: Wanted) -> Iterator[Block]:
         return
     opener = gzip.open if form == "jsonl.gz" else open
     try:
+        if form == "jsonl":
+            _refuse_container(path)
         with cast("IO[bytes]", opener(path, "rb")) as file:
             yield from _json_blocks(file, wanted)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read ({error})", file=path) from error
+
+
+def _refuse_container(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4)
+    for magic, (kind, form) in CONTAINERS.items():
+        if start.startswith(magic):
+            raise DataError(f"is a {kind} file", file=path, expected=f"JSON lines as plain text, or format: {form}")
 
 
 def _json_blocks(file: IO[bytes], wanted: Wanted) -> Iterator[Block]:
