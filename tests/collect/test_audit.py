@@ -196,6 +196,7 @@ def test_a_broken_line_is_refused_by_file_and_line_or_set_aside(files, line, tol
     done = balanced(files.load(quarantine=True))
     ((label, broken),) = done.quarantine
     assert (label, broken.line, broken.reason.startswith(told)) == ("a", 4, True)
+    assert broken.text == line.decode("utf-8", "replace")
     assert done.scores["sample_id"].to_list() == ["s0", "s1", "s2", "s4"]
     assert (done.audits[0].raw, done.audits[0].loaded, done.audits[0].quarantined) == (5, 4, 1)
 
@@ -310,7 +311,7 @@ def test_parquet_rows_are_checked_as_lines_are(files, tmp_path):
         files.load()
     done = balanced(files.load(quarantine=True))
     assert [broken.line for _, broken in done.quarantine] == [2, 3, 4]
-    assert json.loads(done.quarantine[1][1].text)["quant"] == "Q9"
+    assert [json.loads(broken.text)["quant"] for _, broken in done.quarantine] == ["FP16", "Q9", "FP16"]
 
 
 @pytest.mark.parametrize(("column", "told"), [("nope", "no such column"), ("task", "is String; expected numbers")])
@@ -330,6 +331,22 @@ def test_a_sample_of_an_earlier_source_is_a_repeat_unless_the_metric_is_another(
     done = balanced(files.load(quarantine=True))
     assert [audit.loaded for audit in done.audits] == [2, 1, 2]
     assert done.scores.height == 5
+    assert [(label, broken.line, json.loads(broken.text)) for label, broken in done.quarantine] == [("b", 2, row(1))]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_repeats_are_set_aside_with_what_they_say(files, tmp_path, monkeypatch, name):
+    """In every format, across blocks, and beside rows that are broken or of no cell."""
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 150)
+    monkeypatch.setattr(rows_module, "BLOCK_ROWS", 3)
+    content = [row(n % 7, score=n / 16, model="gemma" if n == 9 else "m") for n in range(12)]
+    text = b"\n".join(json.dumps(one).encode() for one in content)
+    pl.DataFrame(content).write_parquet(tmp_path / "made.parquet")
+    data = {"a.jsonl": text, "a.jsonl.gz": gzip.compress(text)}.get(name, (tmp_path / "made.parquet").read_bytes())
+    done = balanced(files.add("a", data, name=name).load(quarantine=True))
+    assert [broken.line for _, broken in done.quarantine] == [8, 9, 11, 12]
+    said = [json.loads(broken.text) for _, broken in done.quarantine]
+    assert [one.get("score", one.get("value_0")) for one in said] == [n / 16 for n in (7, 8, 10, 11)]
 
 
 def judged(number, label, **changes):

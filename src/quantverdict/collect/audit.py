@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from quantverdict.collect.files import json_line, sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.matching import SAMPLE, Matcher, raise_broken
-from quantverdict.collect.rows import Broken, read_blocks
+from quantverdict.collect.rows import Broken, Wanted, read_blocks, texts_at
 from quantverdict.collect.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
 from quantverdict.records import Table
@@ -80,12 +80,17 @@ class _Loaded:
 
     source: ScoreSource
     path: Path
+    wanted: Wanted
     frame: pl.DataFrame = field(init=False)
     answers: pl.DataFrame | None = None
     raw: int = 0
     unmatched: Counter[str] = field(default_factory=Counter)
     broken: list[Broken] = field(default_factory=list)
     superseded: int = 0
+
+    @property
+    def form(self) -> str:
+        return format_of(self.source) or ""
 
 
 def load_sources(sources: Sources, *, quarantine: bool = False, answers_of: Sequence[str] = ()) -> Ingested:
@@ -138,9 +143,9 @@ def check_hash(path: Path, expected: str) -> None:
 def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
     import polars as pl
 
-    one = _Loaded(matcher.source, path)
+    one = _Loaded(matcher.source, path, matcher.wanted)
     frames, answers = list[pl.DataFrame](), list[pl.DataFrame]()
-    for block in read_blocks(path, format_of(matcher.source) or "", matcher.wanted):
+    for block in read_blocks(path, one.form, one.wanted):
         matched = matcher.match(block)
         broken = sorted_by_line([*block.broken, *matched.broken])
         if broken and not quarantine:
@@ -168,14 +173,16 @@ def _drop_repeats(one: _Loaded, again: pl.DataFrame, reason: str, quarantine: bo
     if not again.height:
         return
     rows = as_text(again).unique("line", keep="first").sort("line")
-    broken = [
-        Broken(row["line"], f"sample {'/'.join(row[name] for name in SAMPLE)} is {reason}", "")
-        for row in rows.select("line", *SAMPLE).iter_rows(named=True)
-    ]
+    told = {
+        line: f"sample {'/'.join(sample)} is {reason}" for line, *sample in rows.select("line", *SAMPLE).iter_rows()
+    }
     if not quarantine:
-        raise_broken(one.path, broken[0])
-    one.broken += broken
-    kept = ~pl.col("line").is_in(rows["line"].to_list())
+        line = rows["line"][0]
+        raise_broken(one.path, Broken(line, told[line], ""))
+    # Which rows are repeats is known when the whole file is read, and its texts are not kept that long.
+    texts = texts_at(one.path, one.form, one.wanted, told)
+    one.broken += [Broken(line, why, texts[line]) for line, why in told.items()]
+    kept = ~pl.col("line").is_in(list(told))
     one.frame = one.frame.filter(kept)
     one.answers = None if one.answers is None else one.answers.filter(kept)
 

@@ -10,7 +10,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -87,6 +87,15 @@ def read_blocks(path: Path, form: str, wanted: Wanted) -> Iterator[Block]:
             yield from _json_blocks(file, wanted)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read ({error})", file=path) from error
+
+
+def texts_at(path: Path, form: str, wanted: Wanted, lines: Collection[int]) -> dict[int, str]:
+    """What the rows at these lines say, for lines that `read_blocks` gives in a frame."""
+    found: dict[int, str] = {}
+    for block in read_blocks(path, form, wanted):
+        index = block.frame["line"].is_in(list(lines)).arg_true()
+        found.update((block.frame["line"][row], block.text_of[row]) for row in index)
+    return found
 
 
 def _refuse_container(path: Path) -> None:
