@@ -229,11 +229,40 @@ def test_a_broken_line_is_refused_by_its_number_or_set_aside(folder, name, tmp_p
     assert (counts["raw"], counts["loaded"], counts["quarantined"]) == ("721", "720", "1")
 
 
-def test_a_score_that_its_metric_cannot_have_is_refused_before_anything_is_written(folder, tmp_path):
-    folder.rows["quality"][0]["right"] = 0.5
-    with pytest.raises(DataError, match="neither 0 nor 1"):
+@pytest.mark.parametrize(
+    ("source", "row", "column", "value", "expected"),
+    [
+        ("quality", 0, "right", 0.5, "0 or 1 is expected for mmlu_accuracy"),
+        ("quality", 0, "right", 2, "0 or 1 is expected for mmlu_accuracy"),
+        ("quality", 1, "bert", 64, "a number from 0 to 1 is expected for bertscore"),
+        ("quality", 1, "rouge", -1, "a number from 0 to 1 is expected for rouge_l"),
+        ("safety", 0, "truth", 1.5, "a number from 0 to 1 is expected for truthfulness"),
+        ("safety", 1, "refused", -1, "0 or 1 is expected for refusal_rate"),
+        ("safety", 1, "tokens", 9.5, "a whole number from 0 to 9007199254740992 is expected for output_tokens"),
+    ],
+)
+def test_a_score_that_its_metric_cannot_have_is_refused_by_its_line_or_set_aside(
+    folder, tmp_path, source, row, column, value, expected
+):
+    folder.rows[source][row][column] = value
+    line = rf"{source}\.jsonl:{row + 1}: {column}: {value} where {expected}"
+    with pytest.raises(DataError, match=line):
         folder.ingest()
     assert not (tmp_path / "bundle").exists()
+    bundle = folder.ingest(quarantine=True)
+    (aside,) = [json.loads(text) for text in (bundle / "quarantine.jsonl").read_text().splitlines()]
+    assert (aside["source"], aside["line"], json.loads(aside["text"])[column]) == (source, row + 1, value)
+    assert pipeline.verify(bundle) == []
+
+
+def test_a_cosine_may_be_negative_and_a_margin_anything(folder):
+    measures = [*SPEC["quality"]["measures"], {"metric": "coherence", "column": "cosine", "tasks": ["qa"]},
+                {"metric": "mmlu_accuracy_margin", "column": "margin", "tasks": ["mmlu"]}]  # fmt: skip
+    folder.changes["quality"] = {"measures": measures}
+    for row in folder.rows["quality"]:
+        row.update({"cosine": -0.25} if row["task"] == "qa" else {"margin": -7.5})
+    first = read_csv(folder.ingest() / "matrix.csv")[0]
+    assert (first["coherence"], first["mmlu_accuracy_margin"]) == ("-0.25", "-7.5")
 
 
 @pytest.mark.parametrize(

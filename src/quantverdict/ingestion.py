@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, load_sources, write_ingested
 from quantverdict.collect.files import csv_bytes
 from quantverdict.collect.manifest import MANIFEST, Bundle, refuse_strangers
-from quantverdict.collect.matching import SAMPLE
+from quantverdict.collect.matching import SAMPLE, Allowed
 from quantverdict.collect.sources import Sources, read_sources
 from quantverdict.config import Policy
 from quantverdict.errors import StudyError
 from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer, template_of
 from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
-from quantverdict.matrix.columns import METRICS, matrix_table, parse_matrix
+from quantverdict.matrix.columns import METRICS, Metric, matrix_table, parse_matrix
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.matrix.judging import judge_agreement, label_pairs
 from quantverdict.protocol.second_judge import second_judge_regimes
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 Templates = Mapping[CellId, Mapping[str, Estimate]]
+COSINES = ("coherence", "coherence_prompt")
+EXACT_BELOW = 2**53
+"""Every whole number up to here is a float."""
 JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
 
 
@@ -54,7 +57,7 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     elif out.is_dir():
         refuse_strangers(out)
     infos = cell_infos(sources)
-    found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS)
+    found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS, metrics=allowed_values())
     samples = all_samples(found.scores, found.judgements)
     told = templates(found.scores, found.answers)
     matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
@@ -68,6 +71,19 @@ def keep(loaded: Loaded, bundle: Bundle) -> None:
     write_ingested(bundle, loaded.found)
     bundle.write_table(templates_table(loaded.templates))
     bundle.write_table(loaded.matrix)
+
+
+def allowed_values() -> dict[str, Allowed]:
+    """What the score of one sample can be, for every metric."""
+    return {name: _allowed(metric) for name, metric in METRICS.items()}
+
+
+def _allowed(metric: Metric) -> Allowed:
+    if metric.is_share:
+        return Allowed(-1 if metric.name in COSINES else 0, 1, whole=metric.proportion)
+    if metric.name == "output_tokens":
+        return Allowed(0, EXACT_BELOW, whole=True)
+    return Allowed() if metric.unit == "nats" else Allowed(0)
 
 
 def cell_infos(sources: Sources) -> list[CellInfo]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from quantverdict.collect import rows as rows_module
 from quantverdict.collect.audit import audit_table, load_sources, write_ingested
 from quantverdict.collect.manifest import Bundle, verify
+from quantverdict.collect.matching import Allowed
 from quantverdict.collect.sources import read_sources
 from quantverdict.errors import DataError, StudyError
 
@@ -199,6 +200,89 @@ def test_a_broken_line_is_refused_by_file_and_line_or_set_aside(files, line, tol
     assert broken.text == line.decode("utf-8", "replace")
     assert done.scores["sample_id"].to_list() == ["s0", "s1", "s2", "s4"]
     assert (done.audits[0].raw, done.audits[0].loaded, done.audits[0].quarantined) == (5, 4, 1)
+
+
+METRICS = {
+    "refusal_rate": Allowed(0, 1, whole=True),
+    "rouge_l": Allowed(0, 1),
+    "coherence": Allowed(-1, 1),
+    "ttft_ms": Allowed(0),
+    "output_tokens": Allowed(0, 2**53, whole=True),
+    "mmlu_accuracy_margin": Allowed(),
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "kept", "refused", "expected"),
+    [
+        ("refusal_rate", [0, 1, -0.0, True], [2, -1, 0.5, 1.0001, 1e300], "0 or 1"),
+        ("rouge_l", [0, 0.5, 1, 1.0005], [-0.002, 1.002, 64], "a number from 0 to 1"),
+        ("coherence", [-1, -1.0005, 0.3, 1], [-1.002, 1.002], "a number from -1 to 1"),
+        ("ttft_ms", [0, 0.5, 1e300], [-1e-9, -5], "a number of at least 0"),
+        ("output_tokens", [0, 7, 2**53], [-1, 7.5, 2**54], "a whole number from 0 to 9007199254740992"),
+        ("mmlu_accuracy_margin", [-1e300, 0, 7.5], [], ""),
+    ],
+)
+@pytest.mark.parametrize("by_column", [False, True])
+def test_a_value_that_its_metric_cannot_have_is_refused_or_set_aside(files, metric, kept, refused, expected, by_column):
+    """As a measure and by a column that names the metric: at its bounds, just outside, and far outside."""
+    content = [row(n, score=value, kind=metric) for n, value in enumerate([*kept, None, *refused])]
+    how = {"columns": {"metric": "kind", "value": "score"}}
+    files.add("a", content, **(how if by_column else {"measures": [{"metric": metric, "column": "score"}]}))
+    done = balanced(files.load(quarantine=True, metrics=METRICS))
+    assert done.scores["value"].to_list() == [*kept, None]
+    assert [(broken.line, json.loads(broken.text)["score"]) for _, broken in done.quarantine] == [
+        (len(kept) + 2 + n, value) for n, value in enumerate(refused)
+    ]
+    if refused:
+        line = rf"a\.jsonl:{len(kept) + 2}: score: -?[0-9.e-]+ where {expected} is expected for {metric}$"
+        with pytest.raises(DataError, match=line):
+            files.load(metrics=METRICS)
+
+
+def test_a_value_is_held_to_the_metric_that_is_read_from_its_task_and_cell(files):
+    """One column for two metrics; what is read from no task or belongs to no cell may be anything."""
+    measures = [
+        {"metric": "refusal_rate", "column": "score", "tasks": ["ask"]},
+        {"metric": "rouge_l", "column": "score", "tasks": ["qa"]},
+        {"metric": "ttft_ms", "column": "wait", "tasks": ["qa"]},
+    ]
+    content = [
+        row(0, task="ask", wait=-1),
+        row(1, task="qa", score=0.5, wait=9),
+        row(2, task="poem", score=7),
+        row(3, task="qa", score=7, model="gemma"),
+        row(4, task="qa", score=0.5, wait=-1),
+        row(5, task="ask", score=0.5),
+    ]
+    done = balanced(files.add("a", content, measures=measures).load(quarantine=True, metrics=METRICS))
+    assert [(broken.line, broken.reason) for _, broken in done.quarantine] == [
+        (5, "wait: -1 where a number of at least 0 is expected for ttft_ms"),
+        (6, "score: 0.5 where 0 or 1 is expected for refusal_rate"),
+    ]
+    assert (done.audits[0].loaded, sum(done.audits[0].unmatched.values())) == (2, 2)
+
+
+def test_a_metric_that_there_is_not_is_named_by_its_line(files):
+    content = [row(0, kind="em"), row(1, kind="nope")]
+    files.add("a", content, columns={"metric": "kind", "value": "score"}, metrics={"em": "refusal_rate"})
+    with pytest.raises(DataError, match=r"a\.jsonl:2: unknown metric nope"):
+        files.load(metrics=METRICS)
+
+
+def test_tokens_of_an_answer_are_whole(files):
+    content = [row(0, said="No.", n=3), row(1, said="No.", n=3.5), row(2, said="No.", n=1e300)]
+    files.add("a", content, columns={"text": "said", "output_tokens": "n"})
+    done = balanced(files.load(quarantine=True, metrics=METRICS, answers_of=["t"]))
+    assert done.answers["output_tokens"].to_list() == [3.0]
+    assert [broken.line for _, broken in done.quarantine] == [2, 3]
+
+
+def test_parquet_values_are_held_to_their_metric(files, tmp_path):
+    pl.DataFrame([row(0), row(1, score=2.0)]).write_parquet(tmp_path / "made.parquet")
+    files.add("a", (tmp_path / "made.parquet").read_bytes(), name="a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet:2: score: 2 where 0 or 1 is expected for refusal_rate"):
+        files.load(metrics=METRICS)
 
 
 def test_blank_lines_are_no_rows(files):
@@ -407,7 +491,7 @@ def test_the_fast_path_and_line_by_line_agree(content, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rows_module, "BLOCK_BYTES", size)
             files = Files(tmp_path_factory.mktemp("x")).add("a", [row(0), *content])
-            done = balanced(files.load(quarantine=True))
+            done = balanced(files.load(quarantine=True, metrics=METRICS))
             found.append((plain(done.scores), done.audits, [(b.line, b.reason) for _, b in done.quarantine]))
     assert found[0] == found[1]
     assert found[0][1][0].raw == len(content) + 1

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from quantverdict.collect.files import json_line, sha256_of
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.matching import SAMPLE, Matcher, raise_broken
+from quantverdict.collect.matching import SAMPLE, Allowed, Matcher, raise_broken
 from quantverdict.collect.rows import Broken, Wanted, read_blocks, texts_at
 from quantverdict.collect.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
@@ -93,18 +94,25 @@ class _Loaded:
         return format_of(self.source) or ""
 
 
-def load_sources(sources: Sources, *, quarantine: bool = False, answers_of: Sequence[str] = ()) -> Ingested:
+def load_sources(
+    sources: Sources,
+    *,
+    quarantine: bool = False,
+    answers_of: Sequence[str] = (),
+    metrics: Mapping[str, Allowed] = MappingProxyType({}),
+) -> Ingested:
     """Read every source that is named. Writes nothing.
 
     Args:
-        answers_of: the tasks whose answers are kept, where a source has them.
         quarantine: set broken rows aside, instead of refusing the first.
+        answers_of: the tasks whose answers are kept, where a source has them.
+        metrics: every metric there is, and what its values can be; empty: any metric, any number.
 
     Raises:
         DataError: a file is missing or has another hash (before any row is read), or a row is broken, by file and line.
     """
     files = [sources.folder / source.path for source in sources.sources]
-    matchers = [Matcher(source, sources, answers_of) for source in sources.sources]
+    matchers = [Matcher(source, sources, answers_of, metrics) for source in sources.sources]
     # Whatever fails, the first source that does is named: results come in the order of the sources.
     with ThreadPoolExecutor(AT_ONCE) as pool:
         deque(pool.map(check_hash, files, [source.sha256 for source in sources.sources]), maxlen=0)

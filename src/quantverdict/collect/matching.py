@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,6 +19,32 @@ if TYPE_CHECKING:
 SAMPLE = ("base_model", "quant", "task", "sample_id")
 UNGRADED = "not graded in the source"
 UNLABELLED = "not labelled in the source"
+ROUNDING = 1e-3
+"""How far beyond its bound a share may stand: the cosine of equal texts is 1.0005 in half precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The values that one sample of a metric can have."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+
+    def __str__(self) -> str:
+        if self == Allowed(0, 1, whole=True):
+            return "0 or 1"
+        kind = "a whole number" if self.whole else "a number"
+        if math.isinf(self.high):
+            return kind if math.isinf(self.low) else f"{kind} of at least {self.low:g}"
+        return f"{kind} from {self.low:.17g} to {self.high:.17g}"
+
+    def refuses(self, value: pl.Expr) -> pl.Expr:
+        """Whether a value is none of these; null where there is none."""
+        if self.whole:
+            return (value < self.low) | (value > self.high) | (value.floor() != value)
+        slack = 0 if math.isinf(self.high) else ROUNDING
+        return (value < self.low - slack) | (value > self.high + slack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +64,19 @@ class Matched:
 
 
 class Matcher:
-    """Reads the rows of one source; `answers_of` are the tasks whose answers are kept."""
+    """Reads the rows of one source.
 
-    def __init__(self, source: ScoreSource, sources: Sources, answers_of: Sequence[str] = ()) -> None:
+    Args:
+        answers_of: the tasks whose answers are kept.
+        metrics: every metric there is, and what its values can be; empty: any metric, any number.
+    """
+
+    def __init__(
+        self, source: ScoreSource, sources: Sources, answers_of: Sequence[str], metrics: Mapping[str, Allowed]
+    ) -> None:
         self.source = source
         self.answers_of = list(answers_of)
+        self.metrics = metrics
         self.cells = sources.cells
         self.models = {cell.base_model for cell in self.cells}
         self.quants = {cell.quant for cell in self.cells}
@@ -135,14 +170,33 @@ class Matcher:
 
         if self.source.is_judge:
             return pl.col("broken_label")
-        return pl.coalesce(
-            pl.when(~pl.col(name).is_finite()).then(
-                pl.concat_str(
-                    pl.lit(f"{column}: "), pl.col(name).cast(pl.String), pl.lit(" where a number is expected")
-                )
-            )
-            for name, column in self.wanted.numbers.items()
+        columns = self.wanted.numbers
+        no_number = (
+            _refusal(column, name, ~pl.col(name).is_finite(), pl.lit("a number is expected"))
+            for name, column in columns.items()
         )
+        not_allowed = (
+            _refusal(columns[name], name, read & allowed.refuses(pl.col(name)),
+                     pl.concat_str(pl.lit(f"{allowed} is expected for "), metric))
+            for name, read, metric, allowed in self._allowed()
+        )  # fmt: skip
+        return pl.coalesce(*no_number, *not_allowed)
+
+    def _allowed(self) -> Iterator[tuple[str, pl.Expr, pl.Expr, Allowed]]:
+        """(number, which rows have such a score, its metric, what it can be)."""
+        import polars as pl
+
+        for number, measure in enumerate(self.source.measures):
+            if measure.metric in self.metrics:
+                read = _is_one_of(pl.col("task"), measure.tasks) if measure.tasks else pl.lit(value=True)
+                yield f"value_{number}", read, pl.lit(measure.metric), self.metrics[measure.metric]
+        if "metric" in self.wanted.texts:
+            for allowed in dict.fromkeys(self.metrics.values()):
+                names = [name for name, own in self.metrics.items() if own == allowed]
+                yield "value_0", pl.col("metric").is_in(names), pl.col("metric"), allowed
+        if "output_tokens" in self.wanted.numbers and "output_tokens" in self.metrics:
+            tokens = "output_tokens"
+            yield tokens, pl.lit(value=True), pl.lit(tokens), self.metrics[tokens]
 
     def _cell_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
         """(base_model, quant, broken, unmatched) of what a row says."""
@@ -178,7 +232,10 @@ class Matcher:
 
     def _metric_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
         said = key[0] or ""
-        return (self.source.metrics.get(said, said), None if said else _missing(self.source.columns.metric))
+        metric = self.source.metrics.get(said, said)
+        if not metric:
+            return (metric, _missing(self.source.columns.metric))
+        return (metric, f"unknown metric {metric}" if self.metrics and metric not in self.metrics else None)
 
     def _label_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
         """(label, why it is ungraded, broken)."""
@@ -237,6 +294,14 @@ class Matcher:
             part = whole.filter(_is_one_of(pl.col("task"), measure.tasks)) if measure.tasks else whole
             parts.append(_scores(part, names, pl.lit(measure.metric), f"value_{number}"))
         return pl.concat(parts).collect()
+
+
+def _refusal(column: str, name: str, which: pl.Expr, expected: pl.Expr) -> pl.Expr:
+    """What is wrong with the number `name` of a row, null where nothing is."""
+    import polars as pl
+
+    shown = pl.col(name).cast(pl.String).str.strip_suffix(".0")
+    return pl.when(which).then(pl.concat_str(pl.lit(f"{column}: "), shown, pl.lit(" where "), expected))
 
 
 def _is_one_of(column: pl.Expr, names: Iterable[str]) -> pl.Expr:
