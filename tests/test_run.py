@@ -101,6 +101,20 @@ def test_json_is_exactly_one_document(study, capsys):
     assert json.loads(capsys.readouterr().out)["study"] == "tiny"
 
 
+def test_a_baseline_that_did_not_run_is_shown_as_one_and_named_judges_as_idle(study, tmp_path, capsys):
+    """Of two base models one has no recorded baseline: its cells are failures, the other is decided all the same."""
+    other = "  - {name: other, family: Tiny, baseline: FP16, variants: [FP16, Q8_0]}\n"
+    judges = "judges: [{name: gemma, model: gemma3-12b}]\n"
+    study.write_text(STUDY.replace("collect:", f"{other}{judges}collect:"))
+    assert execute(["run", str(study), "--out", "b", "--json"]) == 0
+    decision = json.loads(capsys.readouterr().out)
+    cells = {(cell["base_model"], cell["quant"]): cell for cell in decision["cells"]}
+    assert cells["other", "FP16"]["status"] == "failed"
+    assert cells["other", "FP16"]["is_baseline"]
+    assert cells["tiny", "Q8_0"]["action"] == "conservative_floor_candidate"
+    assert "The study names judges that gave no label: gemma." in decision["notes"]
+
+
 def artefacts(bundle):
     """Every artefact that holds no time: name to bytes."""
     return {

@@ -281,6 +281,8 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
             for build in builds
             if build.is_baseline and build.artifact and build.artifact.dequantized_from
         },
+        baselines=frozenset(build.cell for build in builds if build.is_baseline),
+        idle_judges=tuple(judge.name for judge in config.judges) if isinstance(config, Study) else (),
         order=tuple(config.cells) if isinstance(config, Sources) else tuple(build.cell for build in builds),
         seed=statistics_of(bundle)[1],
     )

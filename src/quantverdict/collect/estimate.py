@@ -53,6 +53,7 @@ class Detectable:
     """The smallest difference that n prompts show at the study's power, in percentage points; None where none would.
 
     Attributes:
+        clusters: independent groups of items, counted instead of n where there are fewer; None where each is its own.
         paired_pp: the same prompts on both arms, of which a share `discordance` differs whatever the builds.
         unpaired_pp: a drop from `rate` on other prompts.
     """
@@ -215,7 +216,8 @@ NOMINAL_BITS: Mapping[str, float] = {
 
 def _detectable(metric: str, n: int, clusters: int, power: float, observed: tuple[float, float] | None) -> Detectable:
     rate, discordance = observed or (ASSUMED_RATE, ASSUMED_DISCORDANCE)
-    paired, unpaired = mde_paired_over(n, discordance, power), mde_unpaired(rate, n, n, power)
+    # Items of a cluster may all answer alike: counting clusters is the cautious end.
+    paired, unpaired = mde_paired_over(clusters, discordance, power), mde_unpaired(rate, clusters, clusters, power)
     return Detectable(
         metric=metric,
         n=n,

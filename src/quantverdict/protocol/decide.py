@@ -46,6 +46,8 @@ class Evidence:
         twins: cells with the same weights as another build of their base model, and that build's quant.
         lineage: cells whose origin or prompt is in doubt, and why.
         dequantized: baselines that were themselves dequantised, and from what.
+        baselines: the cells that others are compared with, whether they ran or not.
+        idle_judges: judges that the study names and that gave no label.
         order: the cells of the study in its order; the matrix's own order where it is empty.
         seed: of the bootstrap.
     """
@@ -57,6 +59,8 @@ class Evidence:
     twins: Mapping[CellId, str] = field(default_factory=dict)
     lineage: Mapping[CellId, str] = field(default_factory=dict)
     dequantized: Mapping[CellId, str] = field(default_factory=dict)
+    baselines: frozenset[CellId] = frozenset()
+    idle_judges: tuple[str, ...] = ()
     order: tuple[CellId, ...] = ()
     seed: int = 42
 
@@ -131,6 +135,8 @@ def decide(
         failed=evidence.failed,
         twins=evidence.twins,
         dequantized=evidence.dequantized,
+        baselines=evidence.baselines,
+        idle_judges=evidence.idle_judges,
         order=evidence.order,
         has_samples=evidence.scores is not None,
     )

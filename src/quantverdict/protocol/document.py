@@ -34,6 +34,8 @@ class Judged:
     failed: Mapping[CellId, str]
     twins: Mapping[CellId, str]
     dequantized: Mapping[CellId, str]
+    baselines: frozenset[CellId]
+    idle_judges: tuple[str, ...]
     order: tuple[CellId, ...]
     has_samples: bool
 
@@ -76,7 +78,7 @@ def _cell(cell: CellId, judged: Judged) -> dict[str, object]:
         "base_model": cell.base_model,
         "family": family,
         "quant": cell.quant,
-        "is_baseline": False,
+        "is_baseline": cell in judged.baselines,
         "twin_of": judged.twins.get(cell),
         "status": "twin" if cell in judged.twins else "failed",
         "failure": judged.failed.get(cell),
@@ -148,15 +150,8 @@ def _floor(floor: Floor) -> dict[str, object]:
 
 
 def _notes(judged: Judged) -> Iterator[str]:
-    policy, rows = judged.policy, judged.findings.rows
     yield from _unseen(judged)
-    if policy.quality_metric != "bertscore":
-        yield f"Quality is {policy.quality_metric}."
-    if not judged.has_samples:
-        yield "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs."
-    for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
-        if not any(name in row.signals.row.metrics for row in rows):
-            yield f"{name} was not measured."
+    yield from _unmeasured(judged)
     for cell, source in judged.dequantized.items():
         yield f"{cell} was itself dequantised from {source}: levels near that grid look better than they are."
     for cell, quant in judged.twins.items():
@@ -164,6 +159,20 @@ def _notes(judged: Judged) -> Iterator[str]:
     for cell, why in judged.failed.items():
         yield f"{cell} did not run: {why}"
     yield from _nothing_found(judged)
+
+
+def _unmeasured(judged: Judged) -> Iterator[str]:
+    """What stands for what, and what there is no number for."""
+    policy, rows = judged.policy, judged.findings.rows
+    if policy.quality_metric != "bertscore":
+        yield f"Quality is {policy.quality_metric}."
+    if not judged.has_samples:
+        yield "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs."
+    for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
+        if not any(name in row.signals.row.metrics for row in rows):
+            yield f"{name} was not measured."
+    if judged.idle_judges:
+        yield f"The study names judges that gave no label: {', '.join(judged.idle_judges)}."
 
 
 def _unseen(judged: Judged) -> Iterator[str]:
