@@ -190,6 +190,34 @@ def test_json_is_one_document_and_the_exit_code_0(folder, capsys):
     assert document["policy"]["name"] == "tr125"
 
 
+def test_a_source_of_which_not_all_was_loaded_is_one_line_on_stderr(folder, capsys):
+    """A source that was loaded in whole is not worth a line; what a reason quotes cannot move the cursor."""
+    folder.rows["quality"] += [
+        {**folder.rows["quality"][0], "model": name} for name in ("x", "y\n\x1b[2J", "y\n\x1b[2J")
+    ]
+    folder.rows["quality"].append(folder.rows["quality"][0])
+    folder.rows["safety"].append({**folder.rows["safety"][0], "task": "poem"})
+    folder.changes["second_judge"] = {"role": "judge"}
+    code = execute(["ingest", str(folder.write()), "--out", str(folder.root.parent / "out"), "--quarantine", "--json"])
+    printed = capsys.readouterr()
+    assert code == 0
+    assert json.loads(printed.out)["cells"]
+    assert printed.err.splitlines() == [
+        (
+            "quality: 724 raw, 720 loaded, 0 superseded, 1 quarantined, 3 unmatched "
+            "(mostly, 2: base model y??[2J is not in the study)"
+        ),
+        "safety: 1081 raw, 1080 loaded, 0 superseded, 0 quarantined, 1 unmatched (no metric is read from task poem)",
+        "judge: 360 raw, 348 loaded, 12 superseded, 0 quarantined, 0 unmatched",
+        "second_judge: 360 raw, 12 loaded, 348 superseded, 0 quarantined, 0 unmatched",
+    ]
+
+
+def test_nothing_is_said_of_sources_that_were_loaded_in_whole(folder, capsys):
+    assert execute(["ingest", str(folder.write()), "--out", str(folder.root.parent / "out")]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_another_hash_refuses_the_load_and_writes_nothing(folder, capsys):
     file = folder.write()
     (folder.root / "judge.jsonl").write_bytes(jsonl(folder.rows["judge"][1:]))

@@ -60,9 +60,12 @@ def plan(study: Path, bundle: Path | None, task_dir: str | None, measure: bool, 
 @json_option
 def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
     """Decide from scored samples and judgements in files, each checked by its hash first."""
-    from quantverdict import pipeline
+    from quantverdict import ingestion, pipeline
 
-    show_decision(pipeline.ingest(sources, out, quarantine=quarantine), as_json)
+    bundle = pipeline.ingest(sources, out, quarantine=quarantine)
+    for line in ingestion.source_lines(bundle):
+        print(line, file=sys.stderr)
+    show_decision(bundle, as_json)
 
 
 @commands.command()

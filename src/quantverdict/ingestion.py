@@ -9,9 +9,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, load_sources, write_ingested
+from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, SourceAudit, audit_lines, load_sources, write_ingested
 from quantverdict.collect.files import csv_bytes
-from quantverdict.collect.manifest import MANIFEST, Bundle, refuse_strangers
+from quantverdict.collect.manifest import MANIFEST, Bundle, read_manifest, refuse_strangers
 from quantverdict.collect.matching import SAMPLE, Allowed
 from quantverdict.collect.sources import Sources, read_sources
 from quantverdict.config import Policy
@@ -71,6 +71,11 @@ def keep(loaded: Loaded, bundle: Bundle) -> None:
     write_ingested(bundle, loaded.found)
     bundle.write_table(templates_table(loaded.templates))
     bundle.write_table(loaded.matrix)
+
+
+def source_lines(bundle: Path) -> list[str]:
+    """What became of the rows of each source that an ingested bundle was not made from in whole; a line each."""
+    return audit_lines(SourceAudit(**audit) for audit in read_manifest(bundle)["sources"])
 
 
 def allowed_values() -> dict[str, Allowed]:

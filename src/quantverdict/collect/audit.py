@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -296,6 +296,23 @@ def _audit_row(audit: SourceAudit) -> tuple[str | int, ...]:
     reasons = "; ".join(f"{reason}: {count}" for reason, count in audit.unmatched.items())
     counts = (audit.raw, audit.loaded, audit.superseded, audit.quarantined, sum(audit.unmatched.values()))
     return (audit.label, audit.role, audit.path, audit.sha256, *counts, reasons)
+
+
+def audit_lines(audits: Iterable[SourceAudit]) -> list[str]:
+    """A line for each source of which not every row was loaded."""
+    return [_audit_line(audit) for audit in audits if audit.loaded != audit.raw]
+
+
+def _audit_line(audit: SourceAudit) -> str:
+    line = (
+        f"{audit.label}: {audit.raw} raw, {audit.loaded} loaded, {audit.superseded} superseded, "
+        f"{audit.quarantined} quarantined, {sum(audit.unmatched.values())} unmatched"
+    )
+    if audit.unmatched:
+        reason, count = min(audit.unmatched.items(), key=lambda one: (-one[1], one[0]))
+        line += f" ({reason})" if len(audit.unmatched) == 1 else f" (mostly, {count}: {reason})"
+    # A reason quotes the file.
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def write_ingested(bundle: Bundle, ingested: Ingested) -> None:
