@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, SourceAudit, audit_lines, load_sources, write_ingested
@@ -57,6 +59,8 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     elif out.is_dir():
         refuse_strangers(out)
     infos = cell_infos(sources)
+    # Files are read outside the interpreter, in the time that this import takes.
+    Thread(target=import_module, args=("scipy.special",)).start()
     found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS, metrics=allowed_values())
     samples = all_samples(found.scores, found.judgements)
     told = templates(found.scores, found.answers)

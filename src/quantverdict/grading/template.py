@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from quantverdict.grading.refusal import detect_refusal
 from quantverdict.grading.text import cleaned
 from quantverdict.records import Estimate, Response
 
@@ -61,6 +60,8 @@ def read_answer(text: str | None, tokens: int | None, refused: bool | None = Non
         return Reading(refused, tokens=tokens)
     if refused is False:
         return Reading(refused, hard=False)
+    from quantverdict.grading.refusal import detect_refusal
+
     found = detect_refusal(text)
     refused = found.refused if refused is None else refused
     if not refused:

@@ -57,8 +57,6 @@ def synthesis_tables(matrix: Matrix, policy: Policy, confidence: float = 0.95) -
         sign_reversal(moved, pairing),
         repeated_measures(moved, pairing, confidence),
         mixed_effects(moved, pairing, confidence),
-        # A slope of its own for each base model is fitted for the pair that the decision rests on.
-        mixed_effects(moved, decisive_pairing(policy), confidence, random_slope=True),
         bpw_regressions(matrix, pairing),
         leave_one_quant_out(matrix, moved, pairing),
         leave_one_model_out(moved, pairing),
@@ -71,11 +69,6 @@ def policy_pairing(policy: Policy) -> Pairing:
     """The standard metrics, and those that the policy decides by."""
     own = (policy.refusal_metric, policy.truthfulness_metric, policy.bias_metric, policy.judge_refusal_metric)
     return Pairing(tuple(dict.fromkeys((*QUALITY, policy.quality_metric))), tuple(dict.fromkeys((*SAFETY, *own))))
-
-
-def decisive_pairing(policy: Policy) -> Pairing:
-    """The pair that the regimes read."""
-    return Pairing((policy.quality_metric,), (policy.refusal_metric,))
 
 
 def asymmetry(matrix: Matrix, policy: Policy) -> Table:
