@@ -2,8 +2,9 @@
 
     python benchmarks/analysis.py [--scales 1,10,100] [--format jsonl|parquet] [--no-reference] [--keep FOLDER]
 
-Every scale is `make_scores.py`'s (1 is the study's size), timed as a fresh process, best of `--repeat`. At scale 1 the
-reference (`reference_analysis.py`) is timed too, and every figure that both have is compared. Prints one JSON document.
+Every scale is `make_scores.py`'s (1 is the study's size), timed as a fresh process, the median of `--repeat`. At 1
+the reference (`reference_analysis.py`) is timed turn about with ours, and every figure that both have is compared.
+Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -67,8 +69,8 @@ def timed(command: list[str]) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss * unit / 2**20}
 
 
-def best(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {key: round(min(run[key] for run in runs), 2) for key in runs[0]}
+def middle(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(median(run[key] for run in runs), 2) for key in runs[0]}
 
 
 def ingest(sources: Path, out: Path) -> dict[str, float]:
@@ -112,17 +114,22 @@ def main() -> None:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.keep or Path(temporary)
+        reference, out = [sys.executable, "-W", "ignore", str(HERE / "reference_analysis.py")], folder / "reference"
         for scale in map(int, asked.scales.split(",")):
             sources, bundle = make(folder / f"x{scale}", scale, asked.format), folder / f"bundle{scale}"
-            repeat = asked.repeat if scale < 50 else 1
-            result[f"x{scale}"] = best([ingest(sources, bundle) for _ in range(repeat)])
-        if not asked.no_reference and "x1" in result:
-            script, out = str(HERE / "reference_analysis.py"), folder / "reference"
-            command = [sys.executable, "-W", "ignore", script, str(folder / "x1" / "sources.yaml"), "--out", str(out)]
-            result["reference"] = best([timed(command)])
-            result["equality"] = compare(folder / "bundle1", out)
-            for unit in ("wall_s", "cpu_s"):
-                result[f"times_faster_{unit}"] = round(result["reference"][unit] / result["x1"][unit], 1)
+            turn_about = scale == 1 and not asked.no_reference
+            rounds = []
+            for _ in range(asked.repeat if scale < 50 else 1):
+                ours = ingest(sources, bundle)
+                rounds.append((ours, timed([*reference, str(sources), "--out", str(out)]) if turn_about else ours))
+            result[f"x{scale}"] = middle([ours for ours, _ in rounds])
+            if turn_about:
+                result["reference"] = middle([theirs for _, theirs in rounds])
+                result["equality"] = compare(bundle, out)
+                for unit in ("wall_s", "cpu_s"):
+                    ratios = [theirs[unit] / ours[unit] for ours, theirs in rounds]
+                    result[f"times_faster_{unit}"] = [round(ratio, 1) for ratio in ratios]
+                    result[f"median_times_faster_{unit}"] = round(median(ratios), 1)
     result["own_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(result, indent=2))
 
