@@ -10,6 +10,7 @@ SRC = Path(__file__).parents[1] / "src" / "quantverdict"
 LAYERS = [
     {"records", "errors"},
     {"yaml_file"},
+    {"policy"},
     {"config"},
     {"stats", "tasks"},
     {"artifacts"},

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from quantverdict.artifacts.kquant_mix import LEVELS
-from quantverdict.config import GGUF_LEVELS, POLICIES, Policy, load_policy, load_study
+from quantverdict.config import GGUF_LEVELS, load_study
 from quantverdict.errors import StudyError
+from quantverdict.policy import POLICIES, Policy, load_policy
 
 STUDIES = Path(__file__).parents[1] / "studies"
 GOOD = """\
@@ -48,7 +49,7 @@ def test_a_good_study_is_frozen(write):
         ("baseline: FP16", "baseline: Q4_0", 3, "models.0", "a baseline among the variants"),
         ("{path: tiny.gguf}", "{path: a, hub: b}", 5, "models.0.source", "exactly one of path, hub, ollama, package"),
         ("[FP16, Q8_0]", "[FP16, FP16]", 3, "models.0", "each quant once"),
-        ("[FP16, Q8_0]", "[FP16, AWQ]", 1, "", "tiny/AWQ: a source"),
+        ("[FP16, Q8_0]", "[FP16, EXL2]", 1, "", "tiny/EXL2: a source"),
         ("[FP16, Q8_0]", "[FP16, fp16]", 1, "", "tiny/fp16: a file name of its own"),
         ("[starter_qa]", "[]", 8, "tasks", "at least 1 item"),
         ("[starter_qa]", "[{task: a, limit: '5'}]", 8, "tasks.0.limit", "valid integer"),

@@ -16,13 +16,13 @@ from quantverdict.collect.files import csv_bytes
 from quantverdict.collect.manifest import MANIFEST, Bundle, read_manifest, refuse_strangers
 from quantverdict.collect.matching import SAMPLE, Allowed
 from quantverdict.collect.sources import Sources, read_sources
-from quantverdict.config import Policy
 from quantverdict.errors import StudyError
 from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer, template_of
 from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
 from quantverdict.matrix.columns import METRICS, Metric, matrix_table, parse_matrix
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.matrix.judging import judge_agreement, label_pairs
+from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
 from quantverdict.records import CellId, Estimate, Matrix, Table
 

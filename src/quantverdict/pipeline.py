@@ -14,8 +14,9 @@ from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import progress_view
 from quantverdict.collect.prompts import study_tasks
-from quantverdict.config import GGUF_LEVELS, Policy, Study, load_policy, load_study
+from quantverdict.config import GGUF_LEVELS, Study, load_study
 from quantverdict.errors import ArtifactError, BundleError
+from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import ask, decide, forecast, grade, make_builds, render, samples_of, summarise
 
 

@@ -20,8 +20,9 @@ from quantverdict.collect.prompts import Plan, make_plan, prompt_parity
 from quantverdict.collect.schedule import Job, read_outcomes, run_cells
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
-from quantverdict.config import Policy, StatisticsConfig, Study
+from quantverdict.config import StatisticsConfig, Study
 from quantverdict.errors import BundleError, EngineError
+from quantverdict.policy import Policy
 from quantverdict.records import CellId, Estimate, Score, Table, Value
 
 if TYPE_CHECKING:

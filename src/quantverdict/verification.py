@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from quantverdict.collect.files import cell_text, read_csv
 from quantverdict.collect.manifest import Bundle, read_manifest
-from quantverdict.config import Policy
 from quantverdict.errors import QuantverdictError
+from quantverdict.policy import Policy
 from quantverdict.protocol.claims import KEYS, broken, claims_of
 from quantverdict.records import Table, Value
 from quantverdict.report.render import report_texts

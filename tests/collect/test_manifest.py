@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from quantverdict.collect.manifest import MANIFEST, Bundle, verify
-from quantverdict.config import POLICIES
 from quantverdict.errors import BundleError
+from quantverdict.policy import POLICIES
 from quantverdict.records import Table
 
 HOLD = (

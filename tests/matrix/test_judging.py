@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from quantverdict.config import TR125, Policy
 from quantverdict.matrix.judging import LabelPair, judge_agreement, judge_gaps, label_pairs
+from quantverdict.policy import TR125, Policy
 from quantverdict.records import Estimate, Row
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from quantverdict.config import TR125, Policy
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.synthesis import quant_order, synthesis_tables
+from quantverdict.policy import TR125, Policy
 from quantverdict.records import CellId, Estimate, Row
 
 QUANTS = {"FP16": 16, "Q8_0": "8.5", "Q6_K": "6.5625", "Q4_K_M": "4.85", "AWQ": "4.25", "Q2_K": "2.63"}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from quantverdict.config import TR125
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.matrix.relations import changes
 from quantverdict.matrix.synthesis import synthesis_tables
+from quantverdict.policy import TR125
 from quantverdict.stats import likelihood
 
 LAST_DIGIT = 1.2

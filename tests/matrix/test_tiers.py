@@ -4,9 +4,10 @@ from fractions import Fraction
 
 import pytest
 
-from quantverdict.config import Policy, StatisticsConfig
+from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.deltas import deltas
 from quantverdict.matrix.tiers import tiers, tiers_table
+from quantverdict.policy import Policy
 from quantverdict.records import Estimate, Row
 
 

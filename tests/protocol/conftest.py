@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict.config import Policy
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.matrix.signals import all_signals
+from quantverdict.policy import Policy
 from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.formats import Decided
 from quantverdict.protocol.regimes import classify

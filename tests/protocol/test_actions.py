@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantverdict.config import TR125, Policy
+from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.actions import ACTIONS
 
 FLOOR = "conservative_floor_candidate"

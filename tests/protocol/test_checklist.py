@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.config import Policy
+from quantverdict.policy import Policy
 from quantverdict.protocol.decide import Evidence, decide
 from quantverdict.records import Table
 

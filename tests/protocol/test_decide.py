@@ -6,10 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantverdict.config import TR125, Constraints, Policy, StatisticsConfig
+from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.errors import StudyError
 from quantverdict.matrix.cells import CellInfo, build_matrix, scores_frame
 from quantverdict.matrix.columns import matrix_order
+from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import Evidence, decide
 from quantverdict.records import CellId, Score
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.config import Policy
+from quantverdict.policy import Policy
 from quantverdict.protocol.formats import against_floor, conservative_floor, formats_of, is_gguf, role_of
 
 POLICY = Policy()

@@ -8,9 +8,9 @@ from fractions import Fraction
 
 import pytest
 
-from quantverdict.config import TR125, Policy
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.signals import all_signals
+from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import Evidence, decide
 from quantverdict.records import Table
 

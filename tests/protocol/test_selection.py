@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.config import Constraints, Policy, StatisticsConfig
+from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.deltas import deltas
 from quantverdict.matrix.tiers import tiers
+from quantverdict.policy import Policy
 from quantverdict.protocol.selection import best_build, pareto_front
 from quantverdict.records import Estimate, Row
 

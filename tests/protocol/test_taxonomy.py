@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.config import TR125, Policy
+from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import Evidence, decide
 from quantverdict.records import CellId, Table
 

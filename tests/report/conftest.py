@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from quantverdict.collect.files import csv_bytes
-from quantverdict.config import TR125, Constraints, Policy
+from quantverdict.config import Constraints
 from quantverdict.matrix.columns import METRICS, matrix_table
+from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import Evidence, decide
 from quantverdict.records import CellId, Estimate, Row
 from quantverdict.stats.intervals import wilson

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from quantverdict.config import TR125, Policy
+from quantverdict.policy import TR125, Policy
 from quantverdict.report import figures, heatmap, tables
 from quantverdict.report.bundle import read_bundle
 from quantverdict.report.charts import Axis, Mark, regime_areas, regime_panel, shared_axes, trade_panel

@@ -35,12 +35,45 @@ class Placement:
         threads: CPU threads; None is the number of physical cores given to this process.
         context: tokens of context a sequence may use, prompt and answer together.
         wheel: the package whose llama.cpp runs GGUF builds.
+        dtype: of a checkpoint's arithmetic; `auto` is float32 on a CPU.
     """
 
     parallel: int = 16
     threads: int | None = None
     context: int = 2048
     wheel: str = "xllamacpp"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A program that answers over HTTP.
+
+    Attributes:
+        url: its base address, with the API's version where it has one.
+        model: the name it knows the model by.
+        api_key_env: the environment variable that holds the key; None where none is needed.
+        timeout_s: seconds that one answer may take.
+        retries: how often a request that was refused, timed out or broken off is made again.
+    """
+
+    url: str
+    model: str
+    api_key_env: str | None = None
+    timeout_s: float = 120.0
+    retries: int = 5
+
+
+class Tokenizer(Protocol):
+    """The tokens a backend reads a prompt as, without the model: proves that two backends are asked the same."""
+
+    def ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt as the backend evaluates them, the start token included."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """The text of one token, special tokens by their name."""
+        ...
 
 
 class Backend(Protocol):

@@ -10,8 +10,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from quantverdict.config import Constraints, Exact, Frozen, Name, Policy, StatisticsConfig, as_policy
+from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.errors import StudyError
+from quantverdict.policy import Exact, Frozen, Name, Policy, as_policy
 from quantverdict.records import CellId, Row
 from quantverdict.yaml_file import load_yaml
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantverdict.config import Policy
+from quantverdict.policy import Policy
 from quantverdict.records import Matrix, Table, Value
 from quantverdict.stats.agreement import cohen_kappa
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from quantverdict.config import Policy
 from quantverdict.errors import StudyError
 from quantverdict.matrix.columns import METRICS, baselines
+from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Row
 
 POLICY_METRICS = ("quality_metric", "refusal_metric", "judge_refusal_metric", "truthfulness_metric", "bias_metric")

@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import numpy as np
 
-from quantverdict.config import Policy
 from quantverdict.matrix.judging import judge_gaps
 from quantverdict.matrix.mechanism import refusal_mechanism
 from quantverdict.matrix.relations import (
@@ -29,6 +28,7 @@ from quantverdict.matrix.relations import (
     named,
     sign_reversal,
 )
+from quantverdict.policy import Policy
 from quantverdict.records import Matrix, Table, Value
 from quantverdict.stats.correlation import rm_corr
 from quantverdict.stats.intervals import wilson

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.config import Policy
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.signals import limit, pp, signed
+from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Table
 
 TIERS = ("negligible", "acceptable", "concerning", "unacceptable")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from urllib.parse import quote, unquote
 
-from quantverdict.config import exact
+from quantverdict.policy import exact
 from quantverdict.records import Table
 
 Rows = Sequence[Mapping[str, str]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from quantverdict.config import Constraints, Policy, StatisticsConfig
+from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table
 from quantverdict.matrix.detectable import power_table
@@ -14,6 +14,7 @@ from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.pairs import paired_draws
 from quantverdict.matrix.signals import all_signals
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
+from quantverdict.policy import Policy
 from quantverdict.protocol.actions import decide_action, row_actions_table
 from quantverdict.protocol.checklist import Protocol, checklist, checklist_table, sign_screen
 from quantverdict.protocol.document import Judged, document

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.config import Constraints, Policy
+from quantverdict.config import Constraints
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.tiers import TierOf
+from quantverdict.policy import Policy
 from quantverdict.protocol.formats import Decided, Floor, Role, against_floor, is_gguf
 from quantverdict.protocol.selection import Choice
 from quantverdict.protocol.taxonomy import Findings, refusal_mde, unresolved

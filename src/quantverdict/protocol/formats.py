@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.config import GGUF_LEVELS, Policy
+from quantverdict.config import GGUF_LEVELS
 from quantverdict.matrix.signals import Signals, limit, pp
+from quantverdict.policy import Policy
 from quantverdict.protocol.actions import FLOOR_CANDIDATE, RowAction
 from quantverdict.protocol.regimes import Regime
 from quantverdict.records import Table

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.config import Policy
 from quantverdict.matrix.signals import Signals, limit, pp
+from quantverdict.policy import Policy
 from quantverdict.records import CellId, Table
 
 Rule = Callable[[Signals], str | None]

@@ -7,10 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from quantverdict.config import Policy
 from quantverdict.matrix.cells import judge_scores
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.signals import Signals, all_signals
+from quantverdict.policy import Policy
 from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.regimes import classify
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value

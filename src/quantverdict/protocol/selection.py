@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.config import Constraints, Policy
+from quantverdict.config import Constraints
 from quantverdict.matrix.tiers import TierOf
+from quantverdict.policy import Policy
 from quantverdict.protocol.actions import FLOOR_CANDIDATE
 from quantverdict.protocol.formats import Decided
 from quantverdict.records import Row

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from quantverdict.config import Policy, StatisticsConfig
+from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.detectable import as_probability
 from quantverdict.matrix.signals import Signals, limit, pp
+from quantverdict.policy import Policy
 from quantverdict.protocol.checklist import SignScreen
 from quantverdict.protocol.formats import Decided, Floor
 from quantverdict.records import CellId, Table
