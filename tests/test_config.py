@@ -95,11 +95,11 @@ def test_thresholds_are_the_decimals_that_were_written(write):
     assert study.policy.joint_collapse is False
 
 
-def test_policy_tr125_differs_only_in_joint_collapse():
+def test_policy_tr125_reads_deltas_and_knows_no_joint_collapse():
     differing = {
         key for key in Policy.model_fields if getattr(POLICIES["tr125"], key) != getattr(POLICIES["quantverdict"], key)
     }
-    assert differing == {"name", "joint_collapse"}
+    assert differing == {"name", "rules", "joint_collapse"}
 
 
 def test_the_published_study_loads():

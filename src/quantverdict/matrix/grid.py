@@ -6,7 +6,7 @@ Prompts and cells are sorted by name, so that nothing after this depends on the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,12 +34,18 @@ class Grid:
         values: (prompts, cells), NaN where there is no grade; prompts sorted by task and sample.
         units: (prompts,), what is drawn together: 0, 1, ... in order of first appearance.
         clustered: whether a unit can have more than one prompt.
+        tasks: (prompts,), the task of each.
+        prompts: (prompts,), a number for each that is its own in all grids made together.
+        ungraded: the numbers of the prompts that a cell answered without getting a grade; not all of them are rows.
     """
 
     cells: tuple[CellId, ...]
     values: FloatArray
     units: Codes
     clustered: bool
+    tasks: npt.NDArray[np.object_]
+    prompts: Codes
+    ungraded: Mapping[CellId, Codes] = field(default_factory=dict)
 
 
 Grids = Mapping[str, Grid]
@@ -70,23 +76,34 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
 
     if "cluster" not in scores.columns:
         scores = scores.with_columns(cluster=pl.lit(None, pl.String))
-    graded = scores.lazy().select(SCORE_COLUMNS).filter(pl.col("value").is_not_null())
+    samples = scores.lazy().select(SCORE_COLUMNS)
+    graded, ungraded = samples.filter(pl.col("value").is_not_null()), samples.filter(pl.col("value").is_null())
     prompts = _prompts(scores)
     cells = graded.select("base_model", "quant").unique().sort(pl.col("base_model", "quant").cast(pl.String)).collect()
-    coded = (
-        graded.join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
+    coded, without = (
+        part.join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
         .join(prompts.lazy().select("task", "sample_id").with_row_index("prompt"), on=["task", "sample_id"])
         .select("metric", "cell", "prompt", "value")
         .collect()
+        for part in (graded, ungraded)
     )
     names = tuple(CellId(*row) for row in cells.iter_rows())
-    clusters = _codes(prompts)
+    clusters, tasks = _codes(prompts), prompts["task"].cast(pl.String).to_numpy()
     found = coded.partition_by("metric", as_dict=True, include_key=False)
     _refuse_unknown(str(key[0]) for key in found)
-    return {name: _grid(name, found[name,], names, clusters) for name in METRICS if (name,) in found}
+    made = {name: _grid(name, found[name,], names, (clusters, tasks)) for name in METRICS if (name,) in found}
+    for (name, cell), rows in without.partition_by("metric", "cell", as_dict=True).items():
+        if str(name) in made:
+            grid = made[str(name)]
+            mine = {names[int(cell)]: rows["prompt"].unique().sort().to_numpy().astype(np.int64)}
+            made[str(name)] = replace(grid, ungraded={**grid.ungraded, **mine})
+    return made
 
 
-def _grid(name: str, samples: pl.DataFrame, names: tuple[CellId, ...], clusters: Codes) -> Grid:
+def _grid(
+    name: str, samples: pl.DataFrame, names: tuple[CellId, ...], of_prompts: tuple[Codes, npt.NDArray[np.object_]]
+) -> Grid:
+    clusters, tasks = of_prompts
     values = samples["value"].to_numpy().astype(np.float64, copy=False)
     if not np.isfinite(values).all():
         raise DataError("a value that is not finite", field=name, expected="a number, or null where ungraded")
@@ -101,7 +118,8 @@ def _grid(name: str, samples: pl.DataFrame, names: tuple[CellId, ...], clusters:
     _, first, inverse = np.unique(clusters[prompts], return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    return Grid(tuple(names[cell] for cell in cells), table, rank[inverse], clustered=len(first) < len(prompts))
+    columns, clustered = tuple(names[cell] for cell in cells), len(first) < len(prompts)
+    return Grid(columns, table, rank[inverse], clustered, tasks[prompts], prompts)
 
 
 def _compact(codes: Codes, size: int) -> tuple[Codes, Codes]:
