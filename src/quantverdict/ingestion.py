@@ -33,6 +33,8 @@ Templates = Mapping[CellId, Mapping[str, Estimate]]
 COSINES = ("coherence", "coherence_prompt")
 EXACT_BELOW = 2**53
 """Every whole number up to here is a float."""
+NEEDED_LATER = ("polars", "quantverdict.protocol.decide", "quantverdict.matrix.synthesis", "quantverdict.report.render")
+"""Modules that are slow to import, in the order in which they are needed."""
 JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
 
 
@@ -59,8 +61,8 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     elif out.is_dir():
         refuse_strangers(out)
     infos = cell_infos(sources)
-    # Files are read outside the interpreter, in the time that this import takes.
-    Thread(target=import_module, args=("scipy.special",)).start()
+    # Files are hashed and read outside the interpreter, in the time that these imports take.
+    Thread(target=lambda: [*map(import_module, NEEDED_LATER)]).start()
     found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS, metrics=allowed_values())
     samples = all_samples(found.scores, found.judgements)
     told = templates(found.scores, found.answers)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from quantverdict.stats.distributions import (
     correlation_two_sided,
+    critical_correlation,
     critical_z,
     normal_cdf,
-    t_quantile,
 )
 from quantverdict.stats.intervals import FloatArray
 
@@ -110,8 +110,7 @@ def correlation_power(r: float, n: int, alpha: float = 0.05) -> float | None:
         return None
     if abs(r) == 1:
         return 1.0
-    t = t_quantile(1 - alpha / 2, n - 2)
-    bound = math.atanh(math.sqrt(t * t / (t * t + n - 2)))
+    bound = math.atanh(critical_correlation(alpha, n - 2))
     shift = math.atanh(abs(r)) + abs(r) / (2 * (n - 1))
     root = math.sqrt(n - 3)
     return normal_cdf((shift - bound) * root) + normal_cdf((-shift - bound) * root)

@@ -1,14 +1,21 @@
-"""The normal and Student's t distribution, as far as the other statistics need them.
+"""The normal, Student's t and the binomial distribution, as far as the other statistics need them.
 
-`scipy.special` is imported on first use: `scipy.stats` costs more than a whole analysis, and the normal needs neither.
+An analysis needs no more of SciPy than stands here in few lines, and importing it would take a tenth of its time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
+import numpy as np
+
 _NORMAL = NormalDist()
+_CONVERGED = 2.0**-48
+_TIE = 1e-12
+"""Relative rounding within which a binomial tail is the one asked for: exact ties exist where p is a half."""
 
 
 def normal_cdf(z: float) -> float:
@@ -42,9 +49,28 @@ def correlation_two_sided(r: float, dof: int) -> float:
 
     The incomplete beta form keeps its precision where t overflows (`r` near 1).
     """
-    from scipy.special import betainc
+    return _incomplete_beta(dof / 2, 0.5, max(0.0, (1 - r) * (1 + r)), r * r)
 
-    return float(betainc(dof / 2, 0.5, max(0.0, (1 - r) * (1 + r))))
+
+@lru_cache
+def critical_correlation(alpha: float, dof: int) -> float:
+    """The r whose two-sided p-value is `alpha`, by bisection."""
+    below, above = 0.0, 1.0
+    while above - below > 2.0**-52:
+        middle = (below + above) / 2
+        below, above = (middle, above) if correlation_two_sided(middle, dof) > alpha else (below, middle)
+    return above
+
+
+def binomial_quantiles(k: int, n: int, levels: Sequence[float]) -> list[int]:
+    """The least j with P(X <= j) >= level, for X ~ Binomial(n, k/n) and each level; 0 < k < n."""
+    # Relative to the mode, which is the mean, nothing overflows, and what underflows is nothing.
+    odds = k / (n - k)
+    above = np.arange(k + 1, n + 1)
+    below = np.arange(k - 1, -1, -1)
+    up, down = np.cumprod((n + 1 - above) / above * odds), np.cumprod((below + 1) / (n - below) / odds)
+    reached = np.cumsum(np.concatenate([down[::-1], [1.0], up]))
+    return [int(at) for at in np.searchsorted(reached / reached[-1], np.asarray(levels) * (1 - _TIE))]
 
 
 def t_quantile(probability: float, dof: float) -> float:
@@ -52,3 +78,26 @@ def t_quantile(probability: float, dof: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(dof, probability))
+
+
+def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
+    """The regularised I_x(a, b) for `rest` = 1 - x, by its continued fraction (DLMF 8.17.22, Lentz's method)."""
+    if x <= 0 or rest <= 0:
+        return float(rest <= 0)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, rest, x)
+    log_factor = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
+    front, back, fraction = 1.0, 0.0, 1.0
+    m, change = 0, 0.0
+    while abs(change - 1) > _CONVERGED:
+        change = 1.0
+        for term in (
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+            (m + 1) * (b - m - 1) * x / ((a + 2 * m + 1) * (a + 2 * m + 2)),
+        ):
+            back = 1 / (1 + term * back)
+            front = 1 + term / front
+            change *= front * back
+        fraction *= change
+        m += 1
+    return math.exp(log_factor) / (a * fraction)

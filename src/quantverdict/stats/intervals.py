@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.stats.distributions import critical_z
+from quantverdict.stats.distributions import binomial_quantiles, critical_z
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -153,15 +153,13 @@ def bootstrap_proportion(k: int, n: int, confidence: float = 0.95) -> Interval:
 
     Exact, needs no draws, and has no clusters.
     """
-    from scipy.special import bdtrik
-
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"{k} of {n} is not a proportion")
     if k in (0, n):
         return Interval(k / n, k / n)
     tail = (1 - confidence) / 2
-    limits = (max(0.0, math.ceil(float(bdtrik(level, n, k / n)))) / n for level in (tail, 1 - tail))
-    return Interval(*limits)
+    lo, hi = binomial_quantiles(k, n, (tail, 1 - tail))
+    return Interval(lo / n, hi / n)
 
 
 def _columns(values: npt.ArrayLike) -> FloatArray:
