@@ -6,14 +6,28 @@ for anything else. It is positive where the variant is worse, and a fraction (0.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
 import numpy.typing as npt
 
+from quantverdict.stats.distributions import normal_quantile, t_quantile
+from quantverdict.stats.exact_paired import p_below
+from quantverdict.stats.intervals import FloatArray
+from quantverdict.stats.multiplicity import holm
+
 Outcome = Literal["non_inferior", "inferior", "not_resolvable"]
+
+_PRECISION = 1e-5
+"""Of the limits of a rate: a thousandth of a percentage point."""
+_FEW = 10
+"""Units that differ, below which their spread is no guide."""
+_CAUTION = 1.0
+"""Differing pairs that the assumption of clusters that move as one counts for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +42,7 @@ class Loss:
         n: pairs.
         units: independent units, clusters where there are any.
         differing: pairs that differ.
+        design_effect: what clustering is taken to multiply the variance by; so many times as many pairs are needed.
     """
 
     estimate: float
@@ -38,10 +53,11 @@ class Loss:
     n: int
     units: int
     differing: int
+    design_effect: float = 1.0
 
 
 def rate_loss(lost: int, gained: int, n: int, margin: Fraction | float, alpha: float = 0.025) -> Loss:
-    """Loss of a 0/1 metric whose pairs are independent.
+    """Loss of a 0/1 metric whose pairs are independent: exact tests by `exact_paired`, and the limits that invert them.
 
     Args:
         lost: pairs that are 1 in the baseline and 0 in the variant.
@@ -53,13 +69,19 @@ def rate_loss(lost: int, gained: int, n: int, margin: Fraction | float, alpha: f
     Raises:
         ValueError: counts, margin or level out of range.
     """
-    raise NotImplementedError
+    if lost < 0 or gained < 0 or lost + gained > n or n == 0:
+        raise ValueError(f"{lost} lost and {gained} gained of {n} pairs")
+    _check(margin, alpha)
+    return _rate((lost, gained, n), n, 1.0, float(margin), alpha)
 
 
 def clustered_rate_loss(
     differences: npt.ArrayLike, clusters: Sequence[Hashable], margin: Fraction | float, alpha: float = 0.025
 ) -> Loss:
-    """Loss of a 0/1 metric whose pairs come in clusters.
+    """Loss of a 0/1 metric whose pairs come in clusters: the exact tests of counts divided by the design effect.
+
+    Dividing counts by what clustering multiplies the variance by is Rao & Scott's (1992, Biometrics 48:577). The
+    divided counts are rounded against the claim, and the design effect is taken high (see `design_effect`).
 
     Args:
         differences: (n,), baseline less variant, each -1, 0 or 1.
@@ -69,7 +91,14 @@ def clustered_rate_loss(
     Raises:
         ValueError: another value, unequal lengths, or no pair.
     """
-    raise NotImplementedError
+    _check(margin, alpha)
+    values = np.asarray(differences, dtype=np.float64)
+    if not np.isin(values, (-1, 0, 1)).all():
+        raise ValueError("differences of 0/1 values are expected")
+    sums, sizes = cluster_sums(values, clusters)
+    lost, gained = int((values > 0).sum()), int((values < 0).sum())
+    effect = design_effect(sums, sizes, lost + gained, alpha)
+    return _rate((lost, gained, values.size), len(sizes), effect, float(margin), alpha)
 
 
 def mean_loss(
@@ -79,31 +108,197 @@ def mean_loss(
     clusters: Sequence[Hashable] | None = None,
     largest: float = 1.0,
 ) -> Loss:
-    """Loss of a continuous metric.
+    """Loss of a continuous metric: Student's t of the units' sums, their skewness taken out (Hall 1992, JRSS B 54:221).
+
+    No spread that was seen rules out a loss by rare prompts that lose `largest` each. So the p-value of
+    non-inferiority is at least the chance to meet none of those; and where fewer than 10 units differ, both tests are
+    at least as cautious as the binomial of whole losses. Builds that agree on every prompt are non-inferior only where
+    enough prompts were asked, as for a rate.
 
     Args:
         differences: (n,), baseline less variant (variant less baseline where less is better), finite.
         margin: the tolerated loss, above 0, in the metric's unit.
         alpha: one-sided level, of each test.
         clusters: a label for each pair; None is a cluster of its own.
-        largest: the largest loss that one prompt can have; what few differing pairs cannot rule out depends on it.
+        largest: the largest loss that one prompt can have.
 
     Raises:
         ValueError: a value that is not finite, unequal lengths, no pair, or margin out of range.
     """
-    raise NotImplementedError
+    _check(margin, alpha)
+    values = np.asarray(differences, dtype=np.float64)
+    labels = [None] * values.size if clusters is None else clusters
+    sums, sizes = cluster_sums(values, labels)
+    if not margin > 0 or not largest > 0:
+        raise ValueError(f"margin {margin} of at most {largest}: numbers above 0 are expected")
+    n, differing = values.size, int((values != 0).sum())
+    estimate, units = float(sums.sum()) / n, n * n / float(np.square(sizes).sum())
+    if len(sizes) == 1:
+        return Loss(estimate, -largest, largest, 1.0, 1.0, n, 1, differing)
+    residuals = sums - sizes * estimate
+    se = math.sqrt(len(sizes) / (len(sizes) - 1) * float(np.square(residuals).sum())) / n
+    cubes = float((residuals**3).sum()) / len(sizes)
+    skew = cubes / (se * n / math.sqrt(len(sizes))) ** 3 if se > 0 else 0.0
+    shape = (skew / math.sqrt(len(sizes)), units - 1)
+    below, above = _tails(estimate - float(margin), se, shape)
+    reach = float(t_quantile(1 - alpha, units - 1))
+    lo, hi = (estimate - se * _unskewed(sign * reach, shape[0]) for sign in (1, -1))
+    few = _whole_losses(sums / sizes, units, float(margin) / largest, largest, alpha)
+    below, above, lo, hi = max(below, few[0]), max(above, few[1]), min(lo, few[2] * largest), max(hi, few[3] * largest)
+    spread = float(np.square(values - estimate).sum()) / (n * (n - 1))
+    effect = max(1.0, se * se / spread) if spread > 0 else 1.0
+    return Loss(estimate, max(lo, -largest), min(hi, largest), below, above, n, len(sizes), differing, effect)
 
 
 def outcome(loss: Loss, alpha: float = 0.025) -> Outcome:
     """The outcome of one metric alone, at one-sided level `alpha`."""
-    if loss.p_noninferior <= alpha:
-        return "non_inferior"
-    return "inferior" if loss.p_inferior <= alpha else "not_resolvable"
+    return outcomes((loss,), alpha)[0]
 
 
 def outcomes(losses: Sequence[Loss], alpha: float = 0.025) -> tuple[Outcome, ...]:
     """The outcomes of a family: Holm over all tests of one direction, so that each direction errs at most at `alpha`.
 
-    A wrong `non_inferior` anywhere in the family has a chance of at most alpha, and a wrong `inferior` too.
+    A wrong `non_inferior` anywhere in the family has a chance of at most alpha, and a wrong `inferior` too, however
+    the metrics depend on each other.
     """
-    raise NotImplementedError
+    within = holm([loss.p_noninferior for loss in losses])
+    beyond = holm([loss.p_inferior for loss in losses])
+    return tuple(resolved(one, two, alpha) for one, two in zip(within, beyond, strict=True))
+
+
+def resolved(p_noninferior: float | None, p_inferior: float | None, alpha: float = 0.025) -> Outcome:
+    """The outcome of two (adjusted) p-values; None, not tested, resolves nothing."""
+    if p_noninferior is not None and p_noninferior <= alpha:
+        return "non_inferior"
+    return "inferior" if p_inferior is not None and p_inferior <= alpha else "not_resolvable"
+
+
+def cluster_sums(values: FloatArray, clusters: Sequence[Hashable]) -> tuple[FloatArray, FloatArray]:
+    """Sum and size of each cluster, in order of first appearance; a label of None is a cluster of its own.
+
+    Raises:
+        ValueError: no value, one that is not finite, or unequal lengths.
+    """
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or len(clusters) != values.size:
+        raise ValueError(f"{len(clusters)} cluster labels for {values.size} values: a label for each finite value")
+    seen: dict[tuple[bool, Hashable], int] = {}
+    labels = ((label is None, i if label is None else label) for i, label in enumerate(clusters))
+    codes = np.array([seen.setdefault(label, len(seen)) for label in labels])
+    return np.bincount(codes, weights=values).astype(np.float64), np.bincount(codes).astype(np.float64)
+
+
+def design_effect(sums: FloatArray, sizes: FloatArray, differing: int, alpha: float) -> float:
+    """What clustering multiplies the variance of a mean paired difference of -1, 0 and 1 by, taken high.
+
+    The ratio of the variance between clusters to that of independent pairs, between 1 and what it is where a cluster
+    always moves as one. That upper end counts as one differing pair would (and is all there is where none differs): a
+    few flips cannot show that they come alone. Student's t for the normal allows for few clusters.
+
+    Args:
+        sums, sizes: (clusters,), as `cluster_sums`.
+        differing: pairs that differ.
+        alpha: one-sided level of the test it is for.
+    """
+    n, clusters = float(sizes.sum()), len(sizes)
+    most = float(np.square(sizes).sum()) / n
+    if most == 1 or clusters == 1:
+        return most
+    mean = float(sums.sum()) / n
+    independent = differing - n * mean * mean
+    between = clusters / (clusters - 1) * float(np.square(sums - sizes * mean).sum())
+    seen = min(max(between / independent, 1.0), most) if independent > 0 else most
+    seen = (differing * seen + _CAUTION * most) / (differing + _CAUTION)
+    return min(seen * float(t_quantile(1 - alpha, n / most - 1) / normal_quantile(1 - alpha)) ** 2, most)
+
+
+def _rate(counts: tuple[int, int, int], units: int, effect: float, margin: float, alpha: float) -> Loss:
+    """Both exact tests of the counts lost, gained and n divided by `effect`, and their limits."""
+    lost, gained, n = counts
+    estimate = (lost - gained) / n
+    if units == 1 and n > 1:
+        return Loss(estimate, -1.0, 1.0, 1.0, 1.0, n, 1, lost + gained, effect)
+    fewer = max(1, math.floor(n / effect))
+    more_lost, less_gained = min(math.ceil(lost / effect), fewer), math.floor(gained / effect)
+    less_gained = min(less_gained, fewer - more_lost)
+    more = math.ceil(n / effect)
+    more_gained = math.ceil(gained / effect)
+    less_lost = min(math.floor(lost / effect), more - more_gained)
+
+    def within(loss: float) -> float:
+        return p_below(more_lost, less_gained, fewer, loss)
+
+    def beyond(loss: float) -> float:
+        return p_below(more_gained, less_lost, more, -loss)
+
+    one, two = within(margin), beyond(margin)
+    hi = _limit(within, (margin, one <= alpha), max(estimate, -1.0), 1.0, alpha)
+    lo = _limit(beyond, (margin, two <= alpha), min(estimate, 1.0), -1.0, alpha)
+    return Loss(estimate, lo, hi, one, two, n, units, lost + gained, effect)
+
+
+def _limit(
+    p_value: Callable[[float], float], known: tuple[float, bool], inside: float, outside: float, alpha: float
+) -> float:
+    """Where a p-value passes alpha between a loss it allows and one it does not; `known` keeps it on the margin's side.
+
+    The limit stands outside the interval by less than the precision.
+    """
+    margin, rejected = known
+    if rejected:
+        outside = margin
+    elif (margin - inside) * (outside - inside) > 0:
+        inside = margin
+    while abs(outside - inside) > _PRECISION:
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if p_value(middle) <= alpha else (middle, outside)
+    return outside
+
+
+def _tails(gap: float, se: float, shape: tuple[float, float]) -> tuple[float, float]:
+    """P(T <= gap / se) and P(T >= gap / se), T Student's once Hall's cubic has taken the skewness out.
+
+    Args:
+        gap: mean less margin; where nothing varies it decides alone.
+        se: standard error of the mean.
+        shape: skewness over the root of the units, and degrees of freedom.
+    """
+    from scipy.special import stdtr
+
+    if se == 0:
+        return (0.0, 1.0) if gap < 0 else (1.0, float(gap == 0))
+    skew, dof = shape
+    t = gap / se
+    t += skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+    return float(stdtr(dof, t)), float(stdtr(dof, -t))
+
+
+def _unskewed(t: float, skew: float) -> float:
+    """The inverse of Hall's cubic."""
+    if abs(skew) < 1e-9:
+        return t
+    return 3 / skew * (math.cbrt(1 + skew * (t - skew / 6)) - 1)
+
+
+def _whole_losses(
+    means: FloatArray, units: float, share: float, largest: float, alpha: float
+) -> tuple[float, float, float, float]:
+    """Both p-values and limits if a unit lost either nothing or `largest`: the binomial of the losses seen, rounded.
+
+    Where 10 units or more differ, only what could have been missed altogether counts.
+    """
+    from scipy.special import bdtr, betaincinv
+
+    n, share = max(1, math.floor(units)), min(share, 1.0)
+    if np.count_nonzero(means) >= _FEW:
+        return float((1 - share) ** n), 0.0, math.inf, 1 - alpha ** (1 / n)
+    lost = min(n, round(float(means[means > 0].sum()) / largest))
+    net = max(0, math.floor(float(means.sum()) / largest))
+    hi = 1.0 if lost >= n else float(betaincinv(lost + 1, n - lost, 1 - alpha))
+    lo = float(betaincinv(net, n - net + 1, alpha)) if net > 0 else 0.0
+    beyond = 1 - float(bdtr(net - 1, n, share)) if net > 0 else 1.0
+    return float(bdtr(lost, n, share)), beyond, lo if net > 0 else -1.0, hi
+
+
+def _check(margin: Fraction | float, alpha: float) -> None:
+    if not 0 <= margin < 1 or not 0 < alpha < 0.5:
+        raise ValueError(f"margin {margin} from 0 to below 1 and level {alpha} between 0 and 1/2 are expected")
