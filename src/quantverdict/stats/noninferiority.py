@@ -211,24 +211,49 @@ def design_effect(sums: FloatArray, sizes: FloatArray, differing: int, alpha: fl
     return min(seen * float(t_quantile(1 - alpha, n / most - 1) / normal_quantile(1 - alpha)) ** 2, most)
 
 
+def rate_tests(
+    counts: tuple[int, int, int], units: int, effect: float, margin: Fraction | float
+) -> tuple[float, float]:
+    """The p-values of `clustered_rate_loss` alone: of H0: loss >= margin, and of H0: loss <= margin.
+
+    Args:
+        counts: lost, gained and all pairs.
+        units: clusters; as many as pairs where these are independent.
+        effect: what clustering multiplies the variance by, 1 for independent pairs.
+        margin: the tolerated loss.
+    """
+    if units == 1 and counts[2] > 1:
+        return 1.0, 1.0
+    below, above = _divided(counts, effect)
+    return p_below(*below, float(margin)), p_below(*above, -float(margin))
+
+
+def _divided(counts: tuple[int, int, int], effect: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Lost, gained and n divided by `effect`, rounded against `non_inferior`; gained, lost and n against `inferior`."""
+    lost, gained, n = counts
+    fewer = max(1, math.floor(n / effect))
+    more_lost = min(math.ceil(lost / effect), fewer)
+    more = math.ceil(n / effect)
+    more_gained = math.ceil(gained / effect)
+    return (
+        (more_lost, min(math.floor(gained / effect), fewer - more_lost), fewer),
+        (more_gained, min(math.floor(lost / effect), more - more_gained), more),
+    )
+
+
 def _rate(counts: tuple[int, int, int], units: int, effect: float, margin: float, alpha: float) -> Loss:
     """Both exact tests of the counts lost, gained and n divided by `effect`, and their limits."""
     lost, gained, n = counts
     estimate = (lost - gained) / n
     if units == 1 and n > 1:
         return Loss(estimate, -1.0, 1.0, 1.0, 1.0, n, 1, lost + gained, effect)
-    fewer = max(1, math.floor(n / effect))
-    more_lost, less_gained = min(math.ceil(lost / effect), fewer), math.floor(gained / effect)
-    less_gained = min(less_gained, fewer - more_lost)
-    more = math.ceil(n / effect)
-    more_gained = math.ceil(gained / effect)
-    less_lost = min(math.floor(lost / effect), more - more_gained)
+    below, above = _divided(counts, effect)
 
     def within(loss: float) -> float:
-        return p_below(more_lost, less_gained, fewer, loss)
+        return p_below(*below, loss)
 
     def beyond(loss: float) -> float:
-        return p_below(more_gained, less_lost, more, -loss)
+        return p_below(*above, -loss)
 
     one, two = within(margin), beyond(margin)
     hi = _limit(within, (margin, one <= alpha), max(estimate, -1.0), 1.0, alpha)
