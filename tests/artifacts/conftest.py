@@ -154,3 +154,47 @@ def write_model() -> Callable[..., Path]:
 def tiny(write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A true F16 model with rows that K-quants fit."""
     return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+BF16 = "BF16"
+"""Marks a float array that `write_checkpoint` stores as BF16."""
+
+
+def _stored(value: object) -> tuple[str, np.ndarray]:
+    """Dtype name and the array to write, of an array or of ("BF16", float array)."""
+    if isinstance(value, tuple):
+        bits = np.ascontiguousarray(value[1], np.float32).view(np.uint32).astype(np.uint64)
+        return BF16, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
+    names = {"f": "F", "i": "I", "u": "U"}
+    return f"{names[value.dtype.kind]}{8 * value.dtype.itemsize}", np.ascontiguousarray(value)
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, object]) -> None:
+    header, blobs, at = {}, [], 0
+    for name, value in tensors.items():
+        dtype, array = _stored(value)
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        blobs.append(array.tobytes())
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., Path]:
+    """Write a checkpoint folder from arrays, in `parts` files, with the JSON files given as `name=dict`."""
+
+    def write(folder: Path, tensors: Mapping[str, object], *, parts: int = 1, **jsons: Mapping[str, object]) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {"config": {"model_type": "llama"}, **jsons}.items():
+            (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        if parts == 1:
+            _write_safetensors(folder / "model.safetensors", tensors)
+            return folder
+        placed = {name: f"model-{1 + at % parts:05}-of-{parts:05}.safetensors" for at, name in enumerate(tensors)}
+        for file in set(placed.values()):
+            _write_safetensors(folder / file, {name: tensors[name] for name in placed if placed[name] == file})
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
+        return folder
+
+    return write
