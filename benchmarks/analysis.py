@@ -35,7 +35,7 @@ KEYS = {
     "leave_one_quant_out": ("omitted", "quality_metric", "safety_metric"),
     "leave_one_model_out": ("omitted", "quality_metric", "safety_metric"),
     "repeated_measures": ("quality_metric", "safety_metric"),
-    "mixed_effects": ("quality_metric", "safety_metric"),
+    "mixed_effects": ("quality_metric", "safety_metric", "random"),
     "bpw_regressions": ("base_model", "metric"),
     "refusal_mechanism": ("metric",),
     "sign_reversal": ("quality_metric", "safety_metric"),

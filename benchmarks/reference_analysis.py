@@ -269,7 +269,7 @@ def statistics(matrix: pd.DataFrame, moved: pd.DataFrame) -> dict[str, pd.DataFr
     tables["leave_one_model_out"] = linked("omitted", without)
     pairs = [(q, s) for q in QUALITY for s in SAFETY]
     tables["repeated_measures"] = holm(pd.DataFrame([repeated(data, *pair) for pair in pairs]))
-    tables["mixed_effects"] = holm(pd.DataFrame([mixed(data, *pair) for pair in pairs]))
+    tables["mixed_effects"] = holm(pd.DataFrame([{**mixed(data, *pair), "random": "intercept"} for pair in pairs]))
     lines = [
         {"base_model": model, "metric": metric} | line(part.bpw, part[metric])
         for model, part in matrix.reset_index().groupby("base_model")
@@ -279,7 +279,7 @@ def statistics(matrix: pd.DataFrame, moved: pd.DataFrame) -> dict[str, pd.DataFr
     tables["refusal_mechanism"] = holm(pd.DataFrame(
         [{"metric": name} | link(data, name, "advbench_refusal_rate") for name in TEMPLATE]), "pearson_p")  # fmt: skip
     pair = ["quality_metric", "safety_metric"]
-    keys = {"repeated_measures": pair, "mixed_effects": pair,
+    keys = {"repeated_measures": pair, "mixed_effects": [*pair, "random"],
             "bpw_regressions": ["base_model", "metric"], "refusal_mechanism": ["metric"]}  # fmt: skip
     return {name: table.set_index(keys[name]) if name in keys else table for name, table in tables.items()}
 

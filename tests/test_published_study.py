@@ -156,7 +156,8 @@ CROSS_REFERENCE = [
     ("judge_gaps", {"base_model": "mistral-7b", "quant": "Q8_0"}, "signed_gap_pp", 67.7, 0.05),
     # Where the study contradicts its data: what it prints is in docs/tr125.md.
     ("asymmetry_by_quant", {"quant": "all"}, "share", 33 / 41, 1e-9),
-    ("mixed_effects", {"quality_metric": "rouge_l", "safety_metric": "refusal_rate"}, "p_value", 0.027, 0.0005),
+    ("mixed_effects", {"quality_metric": "rouge_l", "safety_metric": "refusal_rate", "random": "intercept"},
+     "p_value", 0.027, 0.0005),
     ("quant_roles", {"quant": "AWQ"}, "max_refusal_signal_pp", 37.44, 0.005),
     ("quant_roles", {"quant": "GPTQ"}, "max_refusal_signal_pp", 44.29, 0.005),
 ]  # fmt: skip

@@ -174,12 +174,22 @@ def test_no_quality_regression_is_significant_and_the_median_fits_poorly(tables)
 )
 def test_table_20_mixed_effects_at_the_better_optimum(tables, metric, coef, p, lo, hi, likelihood):
     """Printed: ROUGE-L -0.861 (p 0.017), BERTScore +0.775 (0.326), coherence -0.953 (0.068)."""
-    found = row(tables["mixed_effects"], quality_metric=metric, safety_metric="refusal_rate")
+    found = row(tables["mixed_effects"], quality_metric=metric, safety_metric="refusal_rate", random="intercept")
     numbers = [found[key] for key in ("coef", "p_value", "ci_lo", "ci_hi")]
     assert numbers == pytest.approx([coef, p, lo, hi], abs=0.0006)
     assert found["log_likelihood"] == pytest.approx(likelihood, abs=1e-3)
     assert found["at_boundary"] is False
     assert found["group_variance"] > 15
+
+
+@pytest.mark.parametrize("metric", ["rouge_l", "bertscore", "coherence"])
+def test_a_slope_of_each_model_fits_better_and_shows_that_no_common_one_stands(tables, metric):
+    """Both models of the same deltas are in the table; the study fitted the first alone."""
+    where = {"quality_metric": metric, "safety_metric": "refusal_rate"}
+    one, own = (row(tables["mixed_effects"], **where, random=kind) for kind in ("intercept", "slope"))
+    assert own["log_likelihood"] > one["log_likelihood"] + 1
+    assert own["p_value"] > 0.2
+    assert (one["slope_variance"], own["n"]) == (None, one["n"])
 
 
 @pytest.mark.parametrize(("metric", "coef"), [("rouge_l", -0.861), ("bertscore", 0.775), ("coherence", -0.953)])
@@ -195,7 +205,7 @@ def test_the_printed_mixed_effects_are_the_slopes_within_models(matrix, tables, 
     within = np.concatenate([[x[i] - np.mean(x[np.array(models) == one])] for i, one in enumerate(models)])
     assert within @ y / (within @ within) == pytest.approx(coef, abs=0.0015)
     stuck = likelihood.log_likelihood(data, np.array([[100.0]]))
-    found = row(tables["mixed_effects"], quality_metric=metric, safety_metric="refusal_rate")
+    found = row(tables["mixed_effects"], quality_metric=metric, safety_metric="refusal_rate", random="intercept")
     assert found["log_likelihood"] > stuck + 1
 
 
@@ -264,6 +274,6 @@ def test_table_9_judge_gaps(tables, model, quant, gap):
 def test_corrected_for_the_family_the_two_headline_p_values_do_not_stand(tables):
     """ROUGE-L against refusal (0.037 and 0.027) and qwen2.5-7b's bpw line, over the tests that were made."""
     where = {"quality_metric": "rouge_l", "safety_metric": "refusal_rate"}
-    for table in ("repeated_measures", "mixed_effects"):
-        found = row(tables[table], **where)
+    for table, kind in (("repeated_measures", {}), ("mixed_effects", {"random": "intercept"})):
+        found = row(tables[table], **where, **kind)
         assert found["p_value"] < 0.05 < found["p_bh"] <= found["p_holm"]

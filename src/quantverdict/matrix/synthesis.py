@@ -7,6 +7,7 @@ vary) is blank, with the reason in the last columns; no table holds a NaN.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -32,8 +33,7 @@ from quantverdict.policy import Policy
 from quantverdict.records import Matrix, Table, Value
 from quantverdict.stats.correlation import rm_corr
 from quantverdict.stats.intervals import wilson
-from quantverdict.stats.regression import mixed_effects as fit_mixed_effects
-from quantverdict.stats.regression import ols
+from quantverdict.stats.regression import mixed_effects_of_each, ols
 
 _TEST = ("r", "dof", "p_value", "ci_lo", "ci_hi", "power", "n")
 _FIT = ("coef", "p_value", "ci_lo", "ci_hi", "group_variance", "log_likelihood", "at_boundary")
@@ -112,21 +112,25 @@ def repeated_measures(moved: Changes, pairing: Pairing, confidence: float = 0.95
     return adjusted("repeated_measures", (*PAIR, *_TEST, "reason"), rows, {"p_value": ""})
 
 
-def mixed_effects(moved: Changes, pairing: Pairing, confidence: float = 0.95, *, random_slope: bool = False) -> Table:
-    """`mixed_effects.csv`: safety delta on quality delta, both in pp, with a random intercept of each base model.
+def mixed_effects(moved: Changes, pairing: Pairing, confidence: float = 0.95) -> Table:
+    """`mixed_effects.csv`: safety delta on quality delta, both in pp, with random terms of each base model.
 
-    `random_slope` gives each base model a slope of its own too (`mixed_effects_slope`).
+    `random` is what differs between base models: the `intercept`, or the `slope` as well. The tests of either are a
+    family of their own.
     """
-    rows: list[tuple[Value, ...]] = []
-    for quality, safety in pairing.measured(moved):
-        x, y, which = moved.both(quality, safety)
-        groups = _models(moved, which)
-        found = fit_mixed_effects(y, x, groups, random_slope=random_slope, confidence=confidence)
-        numbers = (found.coef, found.p, found.lo, found.hi, found.group_variance, found.log_likelihood)
-        reason = named(found.reason, quality, safety)
-        rows.append((quality, safety, *numbers, found.at_boundary, reason, found.n))
-    name = "mixed_effects_slope" if random_slope else "mixed_effects"
-    return adjusted(name, (*PAIR, *_FIT, "reason", "n"), rows, {"p_value": ""})
+    pairs = list(pairing.measured(moved))
+    points = [(y, x, _models(moved, which)) for x, y, which in (moved.both(*pair) for pair in pairs)]
+    tables = []
+    for kind in ("intercept", "slope"):
+        fits = mixed_effects_of_each(points, random_slope=kind == "slope", confidence=confidence)
+        rows: list[tuple[Value, ...]] = []
+        for pair, found in zip(pairs, fits, strict=True):
+            numbers = (found.coef, found.p, found.lo, found.hi, found.group_variance, found.log_likelihood)
+            spread = (found.at_boundary, named(found.reason, *pair), found.n, kind, found.slope_variance)
+            rows.append((*pair, *numbers, *spread))
+        columns = (*PAIR, *_FIT, "reason", "n", "random", "slope_variance")
+        tables.append(adjusted("mixed_effects", columns, rows, {"p_value": ""}))
+    return replace(tables[0], rows=tuple(row for table in tables for row in table.rows))
 
 
 def bpw_regressions(matrix: Matrix, pairing: Pairing) -> Table:

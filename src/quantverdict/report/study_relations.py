@@ -270,34 +270,46 @@ def _mixed(book: Book) -> Part:
     rows = [
         (formats.label(row["quality_metric"]), formats.label(row["safety_metric"]), known(row["coef"], sign=True),
          p_value(row["p_value"]), p_value(row["p_bh"]), _interval(row), known(row["group_variance"], 2),
-         "yes" if row["at_boundary"] == "1" else "no", row["n"])
+         "yes" if row["at_boundary"] == "1" else "no", row["n"], row["random"])
         for row in book.read.table("mixed_effects")
     ]  # fmt: skip
     columns = (
         "quality", "safety", "coefficient", "p", "p, Benjamini-Hochberg", "interval", "group variance", "at boundary",
-        "n",
+        "n", "random",
     )  # fmt: skip
     pair = where(quality_metric=book.quality, safety_metric=book.refusal)
+    one, own = f"{pair};random=intercept", f"{pair};random=slope"
     headline = Sentence(
         "mixed_headline",
         f"A point of {formats.label(book.quality)} goes with {{coef}} points of the refusal rate (p {{p}}).",
         {
-            "coef": Cite("mixed_effects.csv", pair, "coef", unit="coefficient"),
-            "p": Cite("mixed_effects.csv", pair, "p_value", unit="p"),
+            "coef": Cite("mixed_effects.csv", one, "coef", unit="coefficient"),
+            "p": Cite("mixed_effects.csv", one, "p_value", unit="p"),
+        },
+    )
+    slope = Sentence(
+        "mixed_slope",
+        "With a slope of its own for each base model that is {coef} (p {p}).",
+        {
+            "coef": Cite("mixed_effects.csv", own, "coef", unit="coefficient"),
+            "p": Cite("mixed_effects.csv", own, "p_value", unit="p"),
         },
     )
     boundary = Sentence(
         "mixed_boundary",
-        "{boundary} of {n} fits end with the variance between models at its boundary.",
+        "With a random intercept {boundary} of {n} fits end with the variance between models at its boundary; with a "
+        "random slope {own} of {own_n} do, or with intercept and slope wholly correlated.",
         {
-            "boundary": Cite("mixed_effects.csv", "at_boundary=1", "", "count", "rows"),
-            "n": Cite("mixed_effects.csv", "", "coef", "count", "rows"),
+            "boundary": Cite("mixed_effects.csv", "random=intercept;at_boundary=1", "", "count", "rows"),
+            "n": Cite("mixed_effects.csv", "random=intercept", "coef", "count", "rows"),
+            "own": Cite("mixed_effects.csv", "random=slope;at_boundary=1", "", "count", "rows"),
+            "own_n": Cite("mixed_effects.csv", "random=slope", "coef", "count", "rows"),
         },
     )
-    shows = "Safety delta on quality delta, both in percentage points, with a random intercept of each base model."
+    shows = "Safety delta on quality delta, both in pp, with a random intercept, and a slope, of each base model."
     found = grid("mixed", "Mixed effects", shows, columns, rows)
-    tested = significance("mixed_tests", "mixed_effects.csv", "fits")
-    return Part("mixed", found, "the deltas of two base models", (headline, tested, boundary))
+    tested = significance("mixed_tests", "mixed_effects.csv", "fits with a random intercept", "random=intercept")
+    return Part("mixed", found, "the deltas of two base models", (headline, slope, tested, boundary))
 
 
 def _left_out(book: Book, name: str, title: str) -> Part:

@@ -1,4 +1,4 @@
-"""The likelihood of the linear mixed model on one predictor, profiled, and its global maximum.
+"""The likelihood of the linear mixed model on one predictor, profiled; its global maximum with a random intercept.
 
 A group enters only by its 3 x 3 matrix of cross products of (1, x, y). `factor` is the lower triangular square root of
 the random effects' covariance relative to the residual variance: 1 x 1 for an intercept, 2 x 2 with a slope.
@@ -66,10 +66,8 @@ def unbounded(data: Crossproducts, random_slope: bool) -> bool:
     return bool(left <= _NOTHING * data.n)
 
 
-def maximise(data: Crossproducts, random_slope: bool) -> Maximum:
-    """The highest likelihood over all covariances of the random effects."""
-    intercept = _best_intercept(data)
-    factor = _best_slope(data, intercept) if random_slope else intercept
+def fit_at(data: Crossproducts, factor: FloatArray) -> Maximum:
+    """The fit whose random effects have this factor: that of the highest likelihood, `best_intercept` or another."""
     value, fixed, residual, whitened = _solve(data, factor)
     covariance = factor @ factor.T
     at_boundary = _singular(covariance)
@@ -121,8 +119,11 @@ def _solve(data: Crossproducts, factor: FloatArray) -> tuple[float, FloatArray, 
     return float(log_likelihood(data, factor)), fixed, residual, whitened
 
 
-def _best_intercept(data: Crossproducts) -> FloatArray:
-    """Search the share of variance between groups over [0, 1): a grid, then a zoom into each local maximum."""
+def best_intercept(data: Crossproducts) -> FloatArray:
+    """The factor, (1, 1), at the highest likelihood without random slopes.
+
+    Searches the share of variance between groups over [0, 1): a grid, then a zoom into each local maximum.
+    """
     steps = np.logspace(-8, 0, 81)[:-1]
     grid = np.unique(np.concatenate([[0.0, 0.5], steps / 2, 1 - steps / 2]))
     values = _at_shares(data, grid)
@@ -147,33 +148,6 @@ def _zoom(data: Crossproducts, below: float, above: float) -> float:
 
 def _at_shares(data: Crossproducts, shares: FloatArray) -> FloatArray:
     return log_likelihood(data, np.sqrt(shares / (1 - shares))[:, None, None])
-
-
-def _best_slope(data: Crossproducts, intercept: FloatArray) -> FloatArray:
-    """Several starts, the model without slope among them, each by two optimisers; the best of all."""
-    from scipy.optimize import minimize
-
-    def loss(entries: FloatArray) -> float:
-        return -float(log_likelihood(data, _triangle(entries)))
-
-    levels = (0.05, 0.2, 0.6, 1.5, 5.0)
-    starts = [
-        (one, two * tilt, two * math.sqrt(1 - tilt**2)) for one in levels for two in levels for tilt in (-0.9, 0.0, 0.9)
-    ]
-    order = np.argsort([loss(np.array(start)) for start in starts])
-    chosen = [np.array(starts[index]) for index in order[:3]]
-    spread = float(intercept[0, 0])
-    chosen += [np.array([spread, 0.0, 0.0]), np.array([spread, 0.3, 0.3]), np.array([0.0, 0.0, 0.3])]
-    found = list(chosen)
-    for start in chosen:
-        rough = minimize(loss, start, method="BFGS").x
-        fine = minimize(loss, rough, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-11, "maxiter": 2000}).x
-        found += [rough, fine]
-    return _triangle(found[int(np.argmin([loss(entries) for entries in found]))])
-
-
-def _triangle(entries: FloatArray) -> FloatArray:
-    return np.array([[entries[0], 0.0], [entries[1], entries[2]]])
 
 
 def _singular(covariance: FloatArray) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from quantverdict.stats import likelihood
 from quantverdict.stats.correlation import pearson
 from quantverdict.stats.distributions import critical_z, normal_two_sided
+from quantverdict.stats.slopes import best_slopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,44 @@ def mixed_effects(
 
     The fixed effects and the residual variance have closed forms given the random effects' covariance relative to the
     residual variance; the likelihood left over is searched globally in what remains: one number on a grid of the whole
-    half line, every local maximum refined; or three from several starts by two optimisers. The standard error comes
-    from the observed information of all parameters (that of statsmodels' MixedLM).
+    half line, every local maximum refined; or three from several starts by two optimisers (`slopes`). The standard
+    error comes from the observed information of all parameters (that of statsmodels' MixedLM).
 
     Raises:
         ValueError: unequal lengths, or a value that is not finite.
     """
+    return mixed_effects_of_each([(y, x, groups)], random_slope=random_slope, confidence=confidence)[0]
+
+
+Points = tuple[npt.ArrayLike, npt.ArrayLike, Sequence[Hashable]]
+"""y, x and the group of each point."""
+
+
+def mixed_effects_of_each(
+    samples: Sequence[Points], *, random_slope: bool = False, confidence: float = 0.95
+) -> list[MixedFit]:
+    """`mixed_effects` of many sets of points: random slopes are sought for all of them together."""
+    prepared = [_prepared(*points, random_slope) for points in samples]
+    ready = [one for one in prepared if isinstance(one, _Scaled)]
+    if random_slope:
+        factors = list(best_slopes([one.data for one in ready])) if ready else []
+    else:
+        factors = [likelihood.best_intercept(one.data) for one in ready]
+    fitted = iter([_fit(one, factor, confidence) for one, factor in zip(ready, factors, strict=True)])
+    return [next(fitted) if isinstance(one, _Scaled) else one for one in prepared]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """Points ready to fit: mean of x, and the units of x and y that are taken out."""
+
+    data: likelihood.Crossproducts
+    centre: float
+    scale_x: float
+    scale_y: float
+
+
+def _prepared(y: npt.ArrayLike, x: npt.ArrayLike, groups: Sequence[Hashable], random_slope: bool) -> _Scaled | MixedFit:
     raw_y, raw_x = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
     n = len(raw_y)
     if len(groups) != n:
@@ -96,26 +129,31 @@ def mixed_effects(
         return MixedFit(n, reason=link.reason)
     if len(set(groups)) < 2:
         return MixedFit(n, reason="fewer than 2 groups")
-    scale_x, scale_y = float(np.std(raw_x)), float(np.std(raw_y))
-    data = likelihood.crossproducts((raw_x - raw_x.mean()) / scale_x, (raw_y - raw_y.mean()) / scale_y, groups)
+    centre, scale_x, scale_y = float(raw_x.mean()), float(np.std(raw_x)), float(np.std(raw_y))
+    data = likelihood.crossproducts((raw_x - centre) / scale_x, (raw_y - raw_y.mean()) / scale_y, groups)
     if likelihood.unbounded(data, random_slope):
         return MixedFit(n, reason="too few points within groups to tell their spread from the residual")
-    fit = likelihood.maximise(data, random_slope)
-    coef, se = fit.slope * scale_y / scale_x, fit.slope_se * scale_y / scale_x
+    return _Scaled(data, centre, scale_x, scale_y)
+
+
+def _fit(points: _Scaled, factor: npt.NDArray[np.float64], confidence: float) -> MixedFit:
+    fit = likelihood.fit_at(points.data, factor)
+    unit = points.scale_y / points.scale_x
+    coef, se = fit.slope * unit, fit.slope_se * unit
     reach = critical_z(confidence) * se
-    variance = fit.covariance * scale_y**2
-    back = np.array([[1.0, -float(raw_x.mean()) / scale_x], [0.0, 1 / scale_x]])[: len(variance), : len(variance)]
-    variance = back @ variance @ back.T
+    size = len(factor)
+    back = np.array([[1.0, -points.centre / points.scale_x], [0.0, 1 / points.scale_x]])[:size, :size]
+    variance = back @ fit.covariance @ back.T * points.scale_y**2
     return MixedFit(
-        n=n,
+        n=points.data.n,
         coef=coef,
         se=se,
         p=normal_two_sided(coef / se),
         lo=coef - reach,
         hi=coef + reach,
         group_variance=float(variance[0, 0]),
-        slope_variance=float(variance[1, 1]) if random_slope else None,
-        residual_variance=fit.residual * scale_y**2,
-        log_likelihood=fit.log_likelihood - n * math.log(scale_y),
+        slope_variance=float(variance[1, 1]) if size > 1 else None,
+        residual_variance=fit.residual * points.scale_y**2,
+        log_likelihood=fit.log_likelihood - points.data.n * math.log(points.scale_y),
         at_boundary=fit.at_boundary,
     )
