@@ -53,7 +53,7 @@ def most_lost(n: int, loss: float, alpha: float) -> tuple[int, ...]:
     low, high = 4 * normal_quantile(alpha) - 4, 0.0
     if n > EXACT_UP_TO:
         low = high = normal_quantile(alpha)
-    while high - low > 1e-6:
+    while high - low > 1e-5:
         middle = (low + high) / 2
         low, high = (middle, high) if _size(middle, n, loss) <= alpha else (low, middle)
     return tuple(_limits(low, n, loss).tolist())
