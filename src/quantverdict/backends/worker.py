@@ -7,7 +7,6 @@ outlive the process that asked. A crash needs no handling here: the other side s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
@@ -22,6 +21,7 @@ from typing import Any, TextIO
 from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits
 from quantverdict.backends.llama_engine import CHUNK, LlamaEngine
 from quantverdict.backends.llama_library import open_library
+from quantverdict.backends.token_hash import hash_ids
 from quantverdict.errors import EngineError
 
 _PROGRESS_SECONDS = 0.1
@@ -97,11 +97,6 @@ class Worker:
         if select.select([_FD_IN], [], [], 0)[0]:
             raise SystemExit(0)  # nothing is sent while a batch runs: the input has ended
         send(self.replies, {"progress": [finished, generated]})
-
-
-def hash_ids(tokens: Sequence[int]) -> str:
-    """SHA-256 of token ids, each as a decimal followed by a space."""
-    return hashlib.sha256("".join(f"{token} " for token in tokens).encode()).hexdigest()
 
 
 def send(replies: TextIO, message: Mapping[str, Any]) -> None:

@@ -1,0 +1,102 @@
+"""What the backends that ask a server share: many prompts at once, replies checked field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quantverdict.backends.base import Progress
+from quantverdict.backends.http import HttpClient, RefusedError
+from quantverdict.errors import EngineError
+from quantverdict.records import Completion, Prompt
+
+
+class Reply(BaseModel):
+    """A part of a server's reply: of the right types, whatever else it holds."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+Shape = TypeVar("Shape", bound=Reply)
+
+
+def read_reply(shape: type[Shape], found: Mapping[str, Any], where: str) -> Shape:
+    """A reply as a value.
+
+    Raises:
+        RefusedError: a field is missing or of another type.
+    """
+    try:
+        return shape.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RefusedError(f"{where}: not the reply that was expected: {field}: {first['msg']}") from None
+
+
+def ask_all(
+    client: HttpClient,
+    ask: Callable[[Prompt], Completion],
+    prompts: Sequence[Prompt],
+    parallel: int,
+    progress: Progress | None,
+) -> list[Completion]:
+    """The answers in the order of `prompts`, at most `parallel` asked at once; the first failure breaks off the rest.
+
+    Raises:
+        EngineError: a prompt was not answered, by its name.
+    """
+    if not prompts:
+        return []
+
+    def named(prompt: Prompt) -> Completion:
+        try:
+            return ask(prompt)
+        except EngineError as error:
+            raise EngineError(f"{prompt.task}/{prompt.sample_id}: {error}") from error
+
+    pool = ThreadPoolExecutor(max(1, min(parallel, len(prompts))), thread_name_prefix="quantverdict-ask")
+    settled, tokens = False, 0
+    try:
+        futures = [pool.submit(named, prompt) for prompt in prompts]
+        for finished, future in enumerate(as_completed(futures), start=1):
+            tokens += future.result().output_tokens
+            if progress is not None:
+                progress(finished, tokens)
+        settled = True
+    finally:
+        if not settled:  # an interrupt too: nobody waits for the other answers
+            client.stop()
+        pool.shutdown(cancel_futures=True)
+        if not settled:
+            client.resume()
+    return [future.result() for future in futures]
+
+
+def without_start(text: str, starts: Sequence[str]) -> str:
+    """A text without the start token written at its beginning, for a server that puts one itself."""
+    written = next((start for start in starts if start and text.startswith(start)), "")
+    return text.removeprefix(written)
+
+
+def is_loaded(models: Sequence[str], wanted: str, where: str) -> str:
+    """The name by which a server knows a model.
+
+    Args:
+        models: what it has.
+        wanted: the name given; empty where it has only one.
+
+    Raises:
+        EngineError: it has none, or not this one.
+    """
+    if not models:
+        raise EngineError(f"{where}: the server has no model")
+    if not wanted and len(models) == 1:
+        return models[0]
+    if wanted not in models:
+        shown = ", ".join(models[:10]) + (", ..." if len(models) > 10 else "")
+        raise EngineError(f"{where}: the server has no model {wanted!r}; it has {shown}")
+    return wanted
