@@ -23,7 +23,7 @@ from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import StatisticsConfig, Study
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.policy import Policy
-from quantverdict.records import CellId, Estimate, Score, Table, Value
+from quantverdict.records import CellId, Estimate, Score, Table
 
 if TYPE_CHECKING:
     from quantverdict.collect.estimate import Speed, StudyEstimate
@@ -99,23 +99,24 @@ def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> Non
     import polars as pl
 
     from quantverdict.grading.grade import grade_responses
-    from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, template_metrics
+    from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer
     from quantverdict.matrix.grid import scores_frame
+    from quantverdict.matrix.templates import template_estimates, templates_table
 
     outcomes = read_outcomes(bundle)
     by_name = {task.name: task for task in tasks}
     scores: list[Score] = []
-    rows: list[tuple[Value, ...]] = []
+    harmful: dict[CellId, list[Reading]] = {}
     for build in builds:
         if build.cell not in outcomes or outcomes[build.cell].failure is not None:
             continue
         responses = tuple(read_responses(responses_path(bundle.root, build.cell)))
         scores += grade_responses(by_name, responses)
-        found = template_metrics(answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS)
-        rows += [(*build.cell, name, e.value, e.k, e.n) for name, e in found.items() if e is not None]
+        plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
+        harmful[build.cell] = [read_answer(answer.text, answer.output_tokens) for answer in plain]
     frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
     bundle.write_parquet("scores.parquet", frame)
-    bundle.write_table(Table("templates", ("base_model", "quant", "metric", "value", "k", "n"), tuple(rows)))
+    bundle.write_table(templates_table(template_estimates(harmful, *statistics_of(bundle))))
 
 
 def samples_of(bundle: Bundle) -> Grids | None:
@@ -175,11 +176,12 @@ def render(bundle: Bundle) -> None:
     """artefacts -> `claims.csv`, `report.md`, `report.html`; the reports show the hashes of all the others."""
     from quantverdict.protocol.claims import claims_table
     from quantverdict.report.render import render_report
-    from quantverdict.report.statements import ledger_of
+    from quantverdict.report.statements import told_of
 
-    bundle.write_table(claims_table(ledger_of(bundle.root).claims.values()))
-    bundle.finish()
-    render_report(bundle.root)
+    told = told_of(bundle.root)
+    bundle.write_table(claims_table(told.everything.claims.values()))
+    bundle.take_stock()
+    render_report(bundle.root, told)
     bundle.finish()
 
 
@@ -261,7 +263,8 @@ def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
     for row in bundle.read_table("templates") if bundle.path("templates.csv").exists() else []:
         k, n = (int(row[name]) if row[name] else None for name in ("k", "n"))
         value = Fraction(row["value"]) if k is None or n is None else Fraction(k, n)
-        found.setdefault(CellId(row["base_model"], row["quant"]), {})[row["metric"]] = Estimate(value, n=n, k=k)
+        lo, hi = (float(row[name]) for name in ("ci_lo", "ci_hi"))
+        found.setdefault(CellId(row["base_model"], row["quant"]), {})[row["metric"]] = Estimate(value, lo, hi, n, k)
     return found
 
 

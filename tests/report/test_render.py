@@ -12,6 +12,7 @@ from quantverdict.errors import BundleError
 from quantverdict.report.bundle import read_bundle
 from quantverdict.report.markdown import TEMPLATES
 from quantverdict.report.render import SECTIONS, html, render_report, report_context
+from quantverdict.report.statements import told_of
 
 EVIL = "evil\"'><script>alert(1)</script>&amp;|`*_x_* [a](http://b.c) {{ 7 }}"
 
@@ -270,7 +271,7 @@ def test_values_that_no_matrix_column_explains_are_still_shown(small):
     path = small / "quant_roles.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([f"{lines[0]},novel_column", *(f"{line},7.5" for line in lines[1:])]) + "\n")
-    assert "novel column" in html(report_context(read_bundle(small)))
+    assert "novel column" in html(report_context(read_bundle(small), told_of(small)))
 
 
 def test_bits_per_weight_are_called_true_only_where_files_were_read(small):

@@ -11,7 +11,9 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -48,34 +50,50 @@ def saving(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; when the block ends well its file is flushed to the disk and becomes `path`."""
+def replacing(path: Path, *, flushed: bool = True) -> Iterator[Path]:
+    """A path to write to; when the block ends well its file is flushed to the disk and becomes `path`.
+
+    Args:
+        flushed: False leaves the flush, which waits for the disk, to `flush`.
+    """
     partial = path.with_name(f".{path.name}{PARTIAL}")
     with saving(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+            if flushed:
+                flush_file(partial)
             partial.replace(path)
-            sync_folder(path.parent)
+            if flushed:
+                flush_file(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file or, on any failure, leave the one before it.
+def write_whole(path: Path, data: bytes, *, flushed: bool = True) -> None:
+    """Write a file or, on any failure, leave the one before it; `flushed` as in `replacing`.
 
     Raises:
         BundleError: the disk is full, or the path is not writable.
     """
-    with replacing(path) as partial:
+    with replacing(path, flushed=flushed) as partial:
         partial.write_bytes(data)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a new name in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(root: Path, files: Iterable[Path]) -> None:
+    """Make files, and their names in `root`, survive a power cut; many at a time, as each waits for the disk.
+
+    Raises:
+        BundleError: the disk is full or failed.
+    """
+    with saving(root), ThreadPoolExecutor(8) as pool:
+        deque(pool.map(flush_file, files), maxlen=0)
+        flush_file(root)
+
+
+def flush_file(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -23,6 +23,7 @@ from quantverdict.collect.files import (
     Json,
     Lock,
     csv_bytes,
+    flush,
     json_text,
     read_csv,
     replacing,
@@ -48,6 +49,9 @@ TIMED = ("timings/", "cells.json")
 """Artefacts that hold times and nothing else that a later stage decides on."""
 UNTRACKED = (MANIFEST, ".lock")
 
+Entry = dict[str, str | int | None]
+Stamp = tuple[int, int, int]
+
 
 class Bundle:
     """A bundle that is open for writing: locked until it is closed."""
@@ -58,6 +62,7 @@ class Bundle:
         self.root = root
         self._lock = lock
         self._manifest = manifest
+        self._entries: dict[str, tuple[Stamp, Entry]] = {}
 
     @classmethod
     def open(cls, path: Path, config: BaseModel | None, *, resume: bool = True) -> Self:
@@ -145,11 +150,15 @@ class Bundle:
         self.write_text(name, json_text(value))
 
     def write_table(self, table: Table) -> None:
-        """Write `NAME.csv`."""
-        write_whole(self.path(f"{table.name}.csv"), csv_bytes(table))
+        """Write `NAME.csv`; it follows from what is stored, and is flushed to the disk with the others by `finish`."""
+        name, data = f"{table.name}.csv", csv_bytes(table)
+        write_whole(self.path(name), data, flushed=False)
+        entry: Entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": len(table.rows)}
+        self._entries[name] = stamp_of(self.path(name)), entry
 
     def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
-        with replacing(self.path(name)) as partial:
+        """As `write_table`."""
+        with replacing(self.path(name), flushed=False) as partial:
             write_frame(partial, frame)
 
     def read_text(self, name: str) -> str:
@@ -198,13 +207,27 @@ class Bundle:
         self._manifest |= parts
         self._save()
 
-    def finish(self) -> None:
-        """Hash every artefact and say that the run is complete."""
-        entries = {name: entry_of(self.path(name)) for name in artefact_names(self.root)}
+    def take_stock(self) -> None:
+        """Put the hash of every artefact into the manifest."""
+        entries = {name: self._entry(name) for name in artefact_names(self.root)}
         timed = {name: entry for name, entry in entries.items() if name.startswith(TIMED)}
         self._manifest["artefacts"] = {name: entry for name, entry in entries.items() if name not in timed}
-        self._manifest["run"] |= {"finished": now(), "artefacts": timed}
+        self._manifest["run"] |= {"artefacts": timed}
         self._save()
+
+    def _entry(self, name: str) -> Entry:
+        """`entry_of` an artefact, made once for each time that it is written."""
+        path = self.path(name)
+        stamp, entry = self._entries.get(name, (None, {}))
+        if stamp != stamp_of(path):
+            self._entries[name] = stamp_of(path), entry_of(path)
+        return self._entries[name][1]
+
+    def finish(self) -> None:
+        """Flush and hash every artefact, and say that the run is complete."""
+        flush(self.root, map(self.path, artefact_names(self.root)))
+        self._manifest["run"] |= {"finished": now()}
+        self.take_stock()
 
     def _save(self) -> None:
         write_whole(self.root / MANIFEST, json_text(self._manifest).encode())
@@ -282,7 +305,13 @@ def artefact_names(root: Path) -> list[str]:
     return sorted(name for name in names if name not in UNTRACKED and not name.endswith(PARTIAL))
 
 
-def entry_of(path: Path) -> dict[str, str | int | None]:
+def stamp_of(path: Path) -> Stamp:
+    """What changes whenever a file is written."""
+    told = path.stat()
+    return told.st_ino, told.st_size, told.st_mtime_ns
+
+
+def entry_of(path: Path) -> Entry:
     """What the manifest says of an artefact."""
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size, "rows": row_count(path)}
 

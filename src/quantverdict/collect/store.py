@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from quantverdict.collect.files import json_line, saving, sync_folder, whole_lines
+from quantverdict.collect.files import json_line, saving, flush_file, whole_lines
 from quantverdict.collect.prompts import Plan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -62,7 +62,7 @@ class CellStore:
             with saving(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-                sync_folder(path.parent)
+                flush_file(path.parent)
         self.done = self._recover_responses()
         self.timings = self._recover_timings()
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from quantverdict.policy import exact
@@ -180,6 +181,7 @@ class Chosen:
         return " ".join(row[key] for key in KEYS if row.get(key) and key not in self.bound)
 
 
+@lru_cache(1 << 16)
 def number(text: str | None) -> Fraction | None:
     """A decimal or a fraction as the exact number it is; None for anything else."""
     return exact(text) if text else None
@@ -200,9 +202,10 @@ def _extreme(
     """Text and row name of the extreme of the column; the first of equals."""
 
     def find(chosen: Chosen) -> tuple[str, str]:
-        if not chosen.numbers:
+        numbers = chosen.numbers
+        if not numbers:
             return "", ""
-        _, text, row = best(chosen.numbers, key=lambda one: size(one[0]))
+        _, text, row = best(numbers, key=lambda one: size(one[0]))
         return text, chosen.name(row)
 
     return find

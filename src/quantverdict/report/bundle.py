@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantverdict.collect.files import read_csv
 from quantverdict.errors import BundleError
+from quantverdict.report.artefacts import Artefacts
 
 TABLES = (
     "matrix", "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist", "paired",
@@ -51,8 +51,8 @@ class BundleView:
         return {(row["base_model"], row["quant"]): row for row in self.tables.get(table, ())}
 
 
-def read_bundle(root: Path) -> BundleView:
-    """Read what the report needs.
+def read_bundle(root: Path, read: Artefacts | None = None) -> BundleView:
+    """Read what the report needs; `read` has some of it already.
 
     Raises:
         BundleError: there is no decision, or an artefact is not what its name says.
@@ -60,7 +60,8 @@ def read_bundle(root: Path) -> BundleView:
     decision = _json(root / "decision.json")
     if decision is None:
         raise BundleError(f"{root}: no decision.json, so nothing was decided; run or analyze the bundle first")
-    tables = {name: read_csv(path) for name in TABLES if (path := root / f"{name}.csv").is_file()}
+    rows = (read or Artefacts(root)).rows
+    tables = {name: found for name in TABLES if (found := rows(f"{name}.csv")) is not None}
     return BundleView(root, decision, tables, _artifacts(root), _json(root / "manifest.json") or {})
 
 

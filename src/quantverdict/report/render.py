@@ -14,13 +14,11 @@ from markupsafe import Markup
 
 from quantverdict.collect.files import write_whole
 from quantverdict.report import figures, formats, heatmap, tables
-from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.bundle import BundleView, read_bundle
 from quantverdict.report.examples import examples
 from quantverdict.report.ledger import Ledger, marked, spoken_marked
 from quantverdict.report.markdown import TEMPLATES, markdown
-from quantverdict.report.statements import default_ledger, study_sections
-from quantverdict.report.study import Book
+from quantverdict.report.statements import Told, told_of
 from quantverdict.report.tables import Build, Grid
 
 PROFILES = ("default", "study")
@@ -32,25 +30,27 @@ SECTIONS = ("decision", "builds", "matrix", "regimes", "bits", "trade", "tables"
 CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
 
 
-def render_report(bundle_dir: Path) -> None:
+def render_report(bundle_dir: Path, told: Told | None = None) -> None:
     """Write `report.md` and `report.html` into a bundle.
 
-    Both are functions of the bundle's other artefacts alone: the same bundle gives the same bytes.
+    Both are functions of the bundle's other artefacts alone: the same bundle gives the same bytes. `told` is what was
+    read of these already.
 
     Raises:
         BundleError: nothing was decided in this bundle, or an artefact cannot be read or written.
     """
-    for name, text in report_texts(bundle_dir).items():
-        write_whole(bundle_dir / name, text)
+    for name, text in report_texts(bundle_dir, told).items():
+        write_whole(bundle_dir / name, text, flushed=False)
 
 
-def report_texts(bundle_dir: Path) -> dict[str, bytes]:
+def report_texts(bundle_dir: Path, told: Told | None = None) -> dict[str, bytes]:
     """`report.html` and `report.md` of a bundle, in the profile that its manifest names."""
-    bundle = read_bundle(bundle_dir)
+    told = told or told_of(bundle_dir)
+    bundle = read_bundle(bundle_dir, told.book.read)
     if profile_of(bundle.manifest) == "study":
-        context, template = study_context(bundle), "study_report"
+        context, template = study_context(bundle, told), "study_report"
     else:
-        context, template = report_context(bundle), "report"
+        context, template = report_context(bundle, told), "report"
     return {
         "report.html": html(context, template).encode("utf-8"),
         "report.md": markdown(context, template).encode("utf-8"),
@@ -62,34 +62,28 @@ def profile_of(manifest: Mapping[str, Any]) -> str:
     return str((manifest.get("report") or {}).get("profile", PROFILES[0]))
 
 
-def study_context(bundle: BundleView) -> dict[str, Any]:
+def study_context(bundle: BundleView, told: Told) -> dict[str, Any]:
     """All that the templates of the study's report show: the decision, its tables with what they show, its claims."""
     rows = tables.builds(bundle)
-    book = Book(Artefacts(bundle.root))
-    ledger = default_ledger(book)
-    spoken = [
-        (section, [(part, ledger.say_all(part.sentences)) for part in section.parts])
-        for section in study_sections(book)
-    ]
     return {
         **frame_context(bundle, rows),
-        "ledger": ledger,
-        "study_sections": spoken,
+        "ledger": told.ledger,
+        "study_sections": told.sections,
         "regimes": figures.regime_figures(bundle, rows),
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
         "bits_legend": figures.model_legend(bundle),
-        "claims": list(ledger.claims.values()),
+        "claims": list(told.everything.claims.values()),
         "provenance": provenance(bundle),
     }
 
 
-def report_context(bundle: BundleView) -> dict[str, Any]:
+def report_context(bundle: BundleView, told: Told) -> dict[str, Any]:
     """All that the templates show, formatted."""
     rows = tables.builds(bundle)
     return {
         **frame_context(bundle, rows),
-        "ledger": default_ledger(Book(Artefacts(bundle.root))),
+        "ledger": told.ledger,
         "sections": SECTIONS,
         "heat_maps": heatmap.heat_maps(bundle, rows),
         "regimes": figures.regime_figures(bundle, rows),

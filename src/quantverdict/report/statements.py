@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from quantverdict.protocol.claims import escaped
 from quantverdict.report import formats
 from quantverdict.report.artefacts import Artefacts
-from quantverdict.report.ledger import Cite, Ledger, Sentence
-from quantverdict.report.study import Book, Section
+from quantverdict.report.ledger import Cite, Ledger, Said, Sentence
+from quantverdict.report.study import Book, Part, Section
 from quantverdict.report.study_measures import appendices, quality, safety
 from quantverdict.report.study_protocol import limits, protocol, regimes, validation
 from quantverdict.report.study_relations import bits, interaction, mechanism, synthesis
@@ -24,18 +26,44 @@ def study_sections(book: Book) -> tuple[Section, ...]:
     return tuple(section(book) for section in SECTIONS)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the reports of a bundle state, each sentence settled once, when it is asked for."""
+
+    book: Book
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The claims of the default report, and of the study's once its `sections` were asked for."""
+        return default_ledger(self.book)
+
+    @cached_property
+    def sections(self) -> list[tuple[Section, list[tuple[Part, tuple[Said, ...]]]]]:
+        """The study's report: each section, its parts, and the sentences of each that can be said."""
+        return [
+            (section, [(part, self.ledger.say_all(part.sentences)) for part in section.parts])
+            for section in study_sections(self.book)
+        ]
+
+    @property
+    def everything(self) -> Ledger:
+        """Every claim that some report states."""
+        tuple(self.sections)  # asking for them settles them
+        return self.ledger
+
+
+def told_of(root: Path) -> Told:
+    """What the reports of the bundle at `root` state, as its artefacts are."""
+    return Told(Book(Artefacts(root)))
+
+
 def ledger_of(root: Path) -> Ledger:
     """Every claim that some report of a bundle states.
 
     Raises:
         BundleError: an artefact cannot be read.
     """
-    book = Book(Artefacts(root))
-    ledger = default_ledger(book)
-    ledger.say_all(
-        sentence for section in study_sections(book) for part in section.parts for sentence in part.sentences
-    )
-    return ledger
+    return told_of(root).everything
 
 
 def default_ledger(book: Book) -> Ledger:
