@@ -218,8 +218,7 @@ class Bundle:
     def _entry(self, name: str) -> Entry:
         """`entry_of` an artefact, made once for each time that it is written."""
         path = self.path(name)
-        stamp, entry = self._entries.get(name, (None, {}))
-        if stamp != stamp_of(path):
+        if name not in self._entries or self._entries[name][0] != stamp_of(path):
             self._entries[name] = stamp_of(path), entry_of(path)
         return self._entries[name][1]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from quantverdict.collect.files import json_line, saving, flush_file, whole_lines
+from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
 from quantverdict.collect.prompts import Plan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
