@@ -40,12 +40,13 @@ JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What sources come to before anything is written: `matrix` is `matrix.csv`."""
+    """What sources come to before anything is written: `matrix` is `matrix.csv`, and `rows` what is read from it."""
 
     found: Ingested
     samples: Grids
     templates: Templates
     matrix: Table
+    rows: Matrix
 
 
 def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
@@ -68,8 +69,8 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     told = templates(found.scores, found.answers)
     matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
     # What the file would be refused for is said while there is none.
-    parse_matrix(csv_bytes(matrix).decode(), f"{sources_file}, as a matrix")
-    return Loaded(found, samples, told, matrix)
+    rows = parse_matrix(csv_bytes(matrix).decode(), f"{sources_file}, as a matrix")
+    return Loaded(found, samples, told, matrix, rows)
 
 
 def keep(loaded: Loaded, bundle: Bundle) -> None:

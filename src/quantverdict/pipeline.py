@@ -84,7 +84,7 @@ def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
     loaded = load(sources_file, out, quarantine=quarantine)
     with Bundle.open(out, loaded.found.sources) as bundle:
         keep(loaded, bundle)
-        decide(bundle, None, loaded.samples)
+        decide(bundle, None, loaded.samples, loaded.rows)
         render(bundle)
     return bundle.root
 

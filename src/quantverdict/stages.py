@@ -23,7 +23,7 @@ from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import StatisticsConfig, Study
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.policy import Policy
-from quantverdict.records import CellId, Estimate, Score, Table
+from quantverdict.records import CellId, Estimate, Matrix, Score, Table
 
 if TYPE_CHECKING:
     from quantverdict.collect.estimate import Speed, StudyEstimate
@@ -139,8 +139,16 @@ def summarise(bundle: Bundle, samples: Grids) -> None:
     bundle.write_table(matrix_table(matrix))
 
 
-def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None = None) -> None:
-    """matrix -> the tables of statistics and protocol, and `decision.json`; `samples` where there are any."""
+def decide(
+    bundle: Bundle, policy: Policy | None = None, samples: Grids | None = None, matrix: Matrix | None = None
+) -> None:
+    """matrix -> the tables of statistics and protocol, and `decision.json`.
+
+    Args:
+        policy: None is the study's, or that of the last decision.
+        samples: where there are any.
+        matrix: what `matrix.csv` holds, where it was read already.
+    """
     from quantverdict.ingestion import judge_tables
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.synthesis import synthesis_tables
@@ -149,7 +157,7 @@ def decide(bundle: Bundle, policy: Policy | None = None, samples: Grids | None =
     study = config_of(bundle)
     rules = policy or (study.policy if study else decided_policy(bundle))
     statistics, _ = statistics_of(bundle)
-    matrix = read_matrix(bundle.path("matrix.csv"))
+    matrix = matrix or read_matrix(bundle.path("matrix.csv"))
     synthesis = {table.name: table for table in synthesis_tables(matrix, rules, statistics.confidence)}
     evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
     decision = decide_matrix(

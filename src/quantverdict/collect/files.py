@@ -130,7 +130,7 @@ def csv_bytes(table: Table) -> bytes:
     """A table as UTF-8, LF, comma, RFC 4180 quotes; see `cell_text` for the values."""
     rows = [
         [quoted(name) for name in table.columns],
-        *([quoted(cell_text(value)) for value in row] for row in table.rows),
+        *([quoted(value) if isinstance(value, str) else cell_text(value) for value in row] for row in table.rows),
     ]
     return "".join(",".join(row) + "\n" for row in rows).encode("utf-8", "backslashreplace")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -77,10 +78,15 @@ def positive_finite(cell: Cell) -> float:
 
 
 def finite(cell: Cell) -> float:
-    return float(number(cell))
+    value = float(cell.text) if _DECIMAL.fullmatch(cell.text) else float(number(cell))
+    if math.isinf(value):
+        raise cell.error(f"{cell.text} is not a finite number", "a decimal such as 0.646, or blank")
+    return value
 
 
 def count(cell: Cell) -> int:
+    if cell.text.isdecimal() and cell.text.isascii() and len(cell.text) <= 18:
+        return int(cell.text)
     value = number(cell)
     if value.denominator != 1 or value < 0:
         raise cell.error(f"{cell.text} is not a count", "a whole number of samples")

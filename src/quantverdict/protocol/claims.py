@@ -66,7 +66,9 @@ def value_of(claim: Claim, read: Reader) -> str:
     rows = read(claim.artefact)
     if rows is None:
         return ""
-    chosen = [row for row in rows if all(holds(row) for holds in conditions)]
+    chosen = rows
+    for holds in conditions:
+        chosen = [row for row in chosen if holds(row)]
     return AGGREGATES[claim.aggregate](Chosen(chosen, claim.column, fixed_columns(claim.row)))
 
 
@@ -148,7 +150,9 @@ def _condition(text: str) -> Callable[[Mapping[str, str]], bool]:
             raise ValueError(f"{text!r} is not a condition such as p<0.05")
         return lambda row: (known := number(row.get(column))) is not None and test(known, limit)
     allowed = {unquote(each) for each in value.split("|")}
-    return lambda row: ((row.get(column) or "") in allowed) == (sign == "=")
+    if sign == "=":
+        return lambda row: (row.get(column) or "") in allowed
+    return lambda row: (row.get(column) or "") not in allowed
 
 
 # Aggregates
