@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -178,9 +178,7 @@ class HttpClient:
         if kept is not None:
             try:
                 return self._over(kept, method, path, content)
-            except TimeoutError:
-                raise
-            except (OSError, HTTPException):
+            except ConnectionError:
                 if self._stopped.is_set():
                     raise
         return self._over(self._connection(), method, path, content)
@@ -285,13 +283,19 @@ def _body(response: HTTPResponse, sock: socket.socket, deadline: float) -> bytes
     pieces = []
     while True:
         sock.settimeout(_left(deadline))
-        piece = response.read1(1 << 16)
+        try:
+            piece = response.read1(1 << 16)
+        except ConnectionError:
+            break
         if not piece:
             break
         pieces.append(piece)
-    if response.length:
-        raise ConnectionResetError(f"{response.length} bytes of the answer are missing")
-    return b"".join(pieces)
+    body = b"".join(pieces)
+    whole = not response.length
+    response.close()  # at its end it is not closed by itself, and the connection could not be used again
+    if not whole:
+        raise IncompleteRead(body, response.length)
+    return body
 
 
 def _asked_wait(retry_after: str | None) -> float:

@@ -87,7 +87,7 @@ class OllamaBackend:
     def __init__(self, service: Service, placement: Placement) -> None:
         self._client = HttpClient(service)
         self._placement = placement
-        ready = False
+        ready, self._puts_start = False, False
         try:
             self._identity, shown = self._look_up(service.model)
             self._start = _start_text(shown)

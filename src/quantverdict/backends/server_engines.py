@@ -73,8 +73,10 @@ def identify(client: HttpClient, wanted: str) -> Engine:
     """
     where = client.base + "/models"
     models = read_reply(_Models, client.get(where), client.host + where).data
-    name = is_loaded([name for model in models for name in (model.id, *model.aliases)], wanted, client.host + where)
-    model = next(model for model in models if name in (model.id, *model.aliases))
+    by_name = {name: model for model in models for name in (model.id, *model.aliases)}
+    only = models[0].id if len(models) == 1 else ""
+    name = is_loaded(list(by_name), wanted or only, client.host + where)
+    model = by_name[name]
     known = _KNOWN.get(model.owned_by, _other)
     return known(client, name, model, client.base.removesuffix("/v1"))
 
