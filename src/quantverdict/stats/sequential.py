@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from quantverdict.stats.intervals import FloatArray, Interval
 
-_STAKES = np.array([0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.32, 0.48, 0.68, 0.9, 1.0])
-"""Shares of the capital that are staked, each on an equal part of it: as good as the best of them but for log 11."""
+_STAKES = np.array([0.03, 0.1, 0.3, 0.6, 0.95])
+"""Shares of the capital that are staked, each on an equal part of it: as good as the best of them but for log 5."""
 _PRECISION = 1e-6
 _LEAST = 1e-12
 
@@ -36,24 +36,37 @@ class ConfidenceSequence:
         if not 0 < alpha < 1 or (population is not None and population < 1):
             raise ValueError(f"level {alpha} of {population} values")
         self.alpha, self.population = alpha, population
-        self._values = np.empty(0)
+        self._values, self._weights = np.empty(0), np.empty(0)
+        self._ends: list[int] = []
         self._lo, self._hi = -1.0, 1.0
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def update(self, differences: npt.ArrayLike) -> Interval:
+    def update(self, differences: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Interval:
         """Take further losses in the order in which they were asked, and return the interval so far: it only narrows.
 
+        Between updates nobody looks. Where values differ in kind (tasks, sizes of clusters), each update should have
+        the same mix of them: what holds for values drawn alike then holds at its end, as a product of factors whose
+        mean is 1 is at most 1.
+
+        Args:
+            differences: (n,), from -1 to 1; means, where a value stands for a cluster of prompts.
+            weights: (n,), from above 0 to 1: the size of each cluster over that of the largest there is. The mean is
+                then that over prompts.
+
         Raises:
-            ValueError: a value outside [-1, 1], or more than the population has.
+            ValueError: a value or weight out of range, more values than the population has, or weights in one.
         """
         values = np.atleast_1d(np.asarray(differences, dtype=np.float64))
-        if values.ndim != 1 or not (np.abs(values) <= 1).all():
-            raise ValueError("losses from -1 to 1 are expected")
-        if self.population is not None and len(self._values) + len(values) > self.population:
-            raise ValueError(f"more than the {self.population} values of the population")
-        self._values = np.concatenate([self._values, values])
+        sizes = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+        if values.shape != sizes.shape or not ((np.abs(values) <= 1) & (sizes > 0) & (sizes <= 1)).all():
+            raise ValueError("losses from -1 to 1, with weights above 0 and at most 1, are expected")
+        if self.population is not None and (weights is not None or len(self._values) + len(values) > self.population):
+            raise ValueError(f"at most the {self.population} values of the population, without weights, are expected")
+        self._values, self._weights = np.append(self._values, values), np.append(self._weights, sizes)
+        if len(values):
+            self._ends.append(len(self._values))
         bound = float(np.log(2 / self.alpha))
         least, most = self._possible()
         lo, hi = max(self._lo, least), min(self._hi, most)
@@ -64,7 +77,7 @@ class ConfidenceSequence:
     def p_values(self, margin: float) -> tuple[float, float]:
         """P-values of H0: mean >= margin (`non_inferior`) and H0: mean <= margin (`inferior`), as of now.
 
-        The reciprocals of the gamblers' capital: valid at any one time, chosen by whatever was seen till then.
+        The reciprocals of the most that each gambler ever had after an update: valid whenever one chooses to stop.
         """
         least, most = self._possible()
         below = 0.0 if margin > most else float(np.exp(-max(self._log_capital(margin, -1), 0.0)))
@@ -79,10 +92,10 @@ class ConfidenceSequence:
         return (total - left) / self.population, (total + left) / self.population
 
     def _log_capital(self, mean: float, side: int) -> float:
-        """Log capital of who bets on values above `mean` (side 1), or below it (side -1).
+        """Log of the most capital that a bet on values above `mean` (side 1), or below it (side -1), has had.
 
-        A stake f of the most that can be bet multiplies the capital by 1 - f + f (1 + x) / (1 + m): never below 0, and
-        1 on average. m is the mean of what is left, where values are drawn without replacement.
+        A stake f of the most that can be bet multiplies the capital by 1 + w f ((1 + x) / (1 + m) - 1): never below 0,
+        and 1 on average. m is the mean of what is left, where values are drawn without replacement.
         """
         values = self._values
         if len(values) == 0:
@@ -92,9 +105,9 @@ class ConfidenceSequence:
             before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
             left = (self.population * mean - before) / (self.population - np.arange(len(values)))
         odds = (1 + side * values) / np.maximum(1 + side * np.asarray(left), _LEAST)
-        with np.errstate(divide="ignore"):
-            logs = np.log1p(_STAKES[:, None] * (odds - 1)).sum(axis=1)
-        return float(np.logaddexp.reduce(logs) - np.log(len(_STAKES)))
+        logs = np.log1p(_STAKES[:, None] * self._weights * (odds - 1)).cumsum(axis=1)
+        capital = np.logaddexp.reduce(logs[:, np.array(self._ends) - 1], axis=0)
+        return float(capital.max() - np.log(len(_STAKES)))
 
 
 def _edge(refused: Callable[[float], bool], outside: float, inside: float) -> float:
