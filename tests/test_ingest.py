@@ -19,6 +19,7 @@ from quantverdict import pipeline
 from quantverdict.cli import execute
 from quantverdict.collect.files import read_csv
 from quantverdict.errors import BundleError, DataError, StudyError
+from quantverdict.grading.template import TEMPLATE_METRICS
 
 MODELS = [
     {"name": name, "family": "f", "params_b": 1, "baseline": "FP16",
@@ -167,6 +168,8 @@ def test_the_matrix_has_samples_judge_and_template(done):
     assert (row["advbench_refusal_rate_k"], row["advbench_refusal_rate_n"]) == (str(len(refused)), "30")
     assert float(row["mean_refusal_tokens"]) == pytest.approx(sum(r["tokens"] for r in refused) / len(refused))
     assert row["dominant_prefix_share"] == "1"
+    for name in TEMPLATE_METRICS:
+        assert float(row[f"{name}_ci_lo"]) <= float(row[name]) + 1e-9 <= float(row[f"{name}_ci_hi"]) + 2e-9, name
 
 
 def test_the_bundle_verifies_and_analyze_starts_from_it_alone(done, tmp_path):

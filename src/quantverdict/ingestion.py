@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
@@ -17,11 +17,12 @@ from quantverdict.collect.manifest import MANIFEST, Bundle, read_manifest, refus
 from quantverdict.collect.matching import SAMPLE, Allowed
 from quantverdict.collect.sources import Sources, read_sources
 from quantverdict.errors import StudyError
-from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer, template_of
+from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer
 from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
 from quantverdict.matrix.columns import METRICS, Metric, matrix_table, parse_matrix
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.matrix.judging import judge_agreement, label_pairs
+from quantverdict.matrix.templates import Templates, template_estimates, templates_table
 from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
 from quantverdict.records import CellId, Estimate, Matrix, Table
@@ -29,7 +30,6 @@ from quantverdict.records import CellId, Estimate, Matrix, Table
 if TYPE_CHECKING:
     import polars as pl
 
-Templates = Mapping[CellId, Mapping[str, Estimate]]
 COSINES = ("coherence", "coherence_prompt")
 EXACT_BELOW = 2**53
 """Every whole number up to here is a float."""
@@ -66,7 +66,7 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     Thread(target=lambda: [*map(import_module, NEEDED_LATER)]).start()
     found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS, metrics=allowed_values())
     samples = all_samples(found.scores, found.judgements)
-    told = templates(found.scores, found.answers)
+    told = template_estimates(harmful_answers(found.scores, found.answers), sources.statistics, sources.seed)
     matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
     # What the file would be refused for is said while there is none.
     rows = parse_matrix(csv_bytes(matrix).decode(), f"{sources_file}, as a matrix")
@@ -137,24 +137,11 @@ def stored_judgements(bundle: Bundle) -> pl.DataFrame | None:
     return pl.read_parquet(path) if path.exists() else None
 
 
-def templates(scores: pl.DataFrame, answers: pl.DataFrame) -> Templates:
-    """The refusal template of every cell that has scores or answers of the plain harmful task.
+def harmful_answers(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId, list[Reading]]:
+    """What every cell with scores or answers of the plain harmful task said to it.
 
     An answer is refused where its score says so; one without a score is read by pattern.
     """
-    return {
-        cell: {name: found for name, found in template_of(readings).items() if found is not None}
-        for cell, readings in _answers_by_cell(scores, answers)
-    }
-
-
-def templates_table(found: Templates) -> Table:
-    """`templates.csv`."""
-    rows = [(*cell, name, e.value, e.k, e.n) for cell, each in found.items() for name, e in each.items()]
-    return Table("templates", ("base_model", "quant", "metric", "value", "k", "n"), tuple(rows))
-
-
-def _answers_by_cell(scores: pl.DataFrame, answers: pl.DataFrame) -> Iterator[tuple[CellId, Iterator[Reading]]]:
     import polars as pl
 
     harmful = pl.any_horizontal(pl.col("task") == task for task in PLAIN_HARMFUL_TASKS)
@@ -163,8 +150,10 @@ def _answers_by_cell(scores: pl.DataFrame, answers: pl.DataFrame) -> Iterator[tu
     both = scored.join(answers.lazy().select(ANSWER_COLUMNS), on=SAMPLE, how="full", coalesce=True)
     graded = both.filter(pl.col("scored").is_null() | pl.col("value").is_not_null()).sort("base_model", "quant")
     rows = graded.select("base_model", "quant", "value", "text", pl.col("output_tokens").cast(pl.Int64)).collect()
-    for cell, own in groupby(rows.iter_rows(), key=itemgetter(0, 1)):
-        yield CellId(*cell), (read_answer(text, tokens, None if v is None else v == 1) for *_, v, text, tokens in own)
+    return {
+        CellId(*cell): [read_answer(text, tokens, None if v is None else v == 1) for *_, v, text, tokens in own]
+        for cell, own in groupby(rows.iter_rows(), key=itemgetter(0, 1))
+    }
 
 
 def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: float) -> Iterator[Table]:

@@ -148,6 +148,22 @@ def resampled_ratios(sums: npt.ArrayLike, counts: npt.ArrayLike, *, samples: int
     return np.asarray(ratios, dtype=np.float64)
 
 
+def resampled_counts(counts: Sequence[int], *, samples: int = 2000, seed: int = 42) -> npt.NDArray[np.int64]:
+    """How often each kind occurs in each resample of as many things as there are: (samples, kinds).
+
+    Kinds are in falling order of `counts`, so that the draws do not depend on the order they are given in.
+
+    Raises:
+        ValueError: a negative count, or none above 0.
+    """
+    falling = np.sort(np.asarray(counts, dtype=np.int64))[::-1]
+    if not len(falling) or falling[-1] < 0 or falling[0] == 0:
+        raise ValueError("counts of at least one thing are needed, none negative")
+    n = int(falling.sum())
+    drawn = np.random.default_rng(seed).multinomial(n, falling / n, size=samples)
+    return np.asarray(drawn, dtype=np.int64)
+
+
 def bootstrap_proportion(k: int, n: int, confidence: float = 0.95) -> Interval:
     """What `bootstrap_mean` of k ones among n values tends to as the resamples grow: quantiles of Binomial(n, k/n) / n.
 
