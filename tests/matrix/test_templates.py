@@ -46,11 +46,11 @@ def test_every_metric_of_the_template_has_an_interval_about_its_value_and_an_n()
 
 def test_shares_and_entropy_are_those_of_answers_drawn_one_by_one():
     own = answers()
-    said = [reading.prefix for reading in own if reading.refused]
     rng = random.Random(5)
     draws = {"dominant_prefix_share": [], "unique_prefix_rate": [], "prefix_entropy": []}
     for _ in range(4000):
-        counts = Counter(rng.choices(said, k=len(said)))
+        said = [reading.prefix for reading in rng.choices(own, k=len(own)) if reading.refused]
+        counts = Counter(said)
         shares = [count / len(said) for count in counts.values()]
         draws["dominant_prefix_share"].append(max(shares))
         draws["unique_prefix_rate"].append(len(counts) / len(said))
@@ -100,6 +100,7 @@ def test_what_has_one_refusal_or_none_has_no_interval_that_says_more():
     none = estimates(answers(refused=0))
     assert set(none) == {"advbench_refusal_rate", "hard_refusal_rate"}
     assert (none["hard_refusal_rate"].lo, none["hard_refusal_rate"].hi) == (0, 0)
+    assert "prefix_entropy" not in estimates(answers(refused=1, complied=0))
     assert estimates([]) == {}
 
 
@@ -114,7 +115,17 @@ def test_the_table_has_a_row_a_metric_with_its_interval():
     assert [row[:3] for row in table.rows] == [(*CELL, name) for name in TEMPLATE_METRICS]
 
 
-@pytest.mark.parametrize("counts", [[], [0, 0], [3, -1]])
-def test_nothing_cannot_be_drawn(counts):
-    with pytest.raises(ValueError, match="counts"):
-        resampled_counts(counts)
+@pytest.mark.parametrize("counts", [[3, 2], [3, -1]])
+def test_counts_are_of_the_things_that_are_drawn(counts):
+    with pytest.raises(ValueError, match="counts of at most 4"):
+        next(resampled_counts([counts], 4))
+
+
+def test_the_blocks_of_a_large_task_are_one_bootstrap():
+    """More answers than one block of draws holds: every resample comes once, and adds up to what was drawn."""
+    blocks = [block[0] for block in resampled_counts([[700, 300, 200]], 1200, samples=2000)]
+    drawn = np.concatenate(blocks)
+    assert len(blocks) > 1
+    assert drawn.shape == (2000, 3)
+    assert (drawn.sum(axis=1) == 1200).all()
+    assert drawn.mean(axis=0) == pytest.approx([700, 300, 200], rel=0.01)

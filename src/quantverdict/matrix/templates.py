@@ -1,8 +1,7 @@
 """The refusal template of every cell with its intervals, and `templates.csv`.
 
-The openings of refusals are drawn as the multinomial counts they are, the refused answers being as many as they were;
-for the means answers are drawn, those without a refusal adding nothing, so that all cells share their draws. Either
-way the order of the answers does not matter.
+Answers are drawn, those that are no refusal with the others: they add nothing, and all cells share their draws. The
+order of the answers does not matter.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.grading.template import Reading, openings, template_of
@@ -20,6 +20,7 @@ from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_proport
 
 Key = tuple[CellId, str]
 Templates = Mapping[CellId, Mapping[str, Estimate]]
+SHARES = ("dominant_prefix_share", "unique_prefix_rate", "prefix_entropy")
 COLUMNS = ("base_model", "quant", "metric", "value", "k", "n", "ci_lo", "ci_hi")
 
 
@@ -40,8 +41,7 @@ def template_estimates(
         if estimate is not None
     }
     limits = intervals(dict(_means(answers, found)), statistics, seed)
-    for cell, own in answers.items():
-        limits |= {(cell, name): limit for name, limit in _shares(own, statistics, seed)}
+    limits |= dict(_shares(answers, statistics, seed))
     estimates: dict[CellId, dict[str, Estimate]] = {cell: {} for cell in answers}
     for (cell, name), one in found.items():
         limit = limits.get((cell, name)) or _proportion(one, statistics.confidence)
@@ -74,23 +74,30 @@ def _means(
                 yield (cell, name), Column(values, np.arange(len(values)), clustered=False)
 
 
-def _shares(own: Sequence[Reading], statistics: StatisticsConfig, seed: int) -> Iterator[tuple[str, Interval]]:
-    counts = openings(own)
-    n = counts.total()
-    if not n:
-        return
-    drawn = resampled_counts(list(counts.values()), samples=statistics.bootstrap_samples, seed=seed)
-    found = {"dominant_prefix_share": drawn.max(axis=1) / n, "unique_prefix_rate": np.count_nonzero(drawn, axis=1) / n}
-    if n > 1:
-        spread = np.arange(n + 1) * np.log(np.maximum(np.arange(n + 1), 1))
-        found["prefix_entropy"] = np.maximum(1 - spread[drawn].sum(axis=1) / (n * np.log(n)), 0)
-    for name, values in found.items():
-        yield name, _limits(values, statistics.confidence)
+def _shares(
+    answers: Mapping[CellId, Sequence[Reading]], statistics: StatisticsConfig, seed: int
+) -> Iterator[tuple[Key, Interval]]:
+    by_size: dict[int, dict[CellId, list[int]]] = {}
+    for cell, own in answers.items():
+        if counts := openings(own):
+            by_size.setdefault(len(own), {})[cell] = list(counts.values())
+    for n, cells in by_size.items():
+        blocks = resampled_counts(list(cells.values()), n, samples=statistics.bootstrap_samples, seed=seed)
+        figures = [[_figures(counts) for counts in block] for block in blocks]
+        for cell, drawn in zip(cells, zip(*figures, strict=True), strict=True):
+            for name, values in zip(SHARES, np.concatenate(drawn).T, strict=True):
+                if not np.isnan(values).all():
+                    lo, hi = percentiles(values.reshape(-1, 1), statistics.confidence)[0]
+                    yield (cell, name), Interval(float(lo), float(hi))
 
 
-def _limits(values: FloatArray, confidence: float) -> Interval:
-    lo, hi = percentiles(values.reshape(-1, 1), confidence)[0]
-    return Interval(float(lo), float(hi))
+def _figures(counts: npt.NDArray[np.int64]) -> FloatArray:
+    """`SHARES` of each resample: (resamples, kinds) to (resamples, 3), NaN where it says nothing of one."""
+    n = counts.sum(axis=1)
+    some, several = np.where(n > 0, n, np.nan), np.where(n > 1, n, np.nan)
+    spread = np.arange(counts.max() + 1) * np.log(np.maximum(np.arange(counts.max() + 1), 1))
+    entropy = 1 - spread[counts].sum(axis=1) / (several * np.log(several))
+    return np.column_stack([counts.max(axis=1) / some, np.count_nonzero(counts, axis=1) / some, entropy.clip(0)])
 
 
 def _proportion(one: Estimate, confidence: float) -> Interval:

@@ -148,20 +148,30 @@ def resampled_ratios(sums: npt.ArrayLike, counts: npt.ArrayLike, *, samples: int
     return np.asarray(ratios, dtype=np.float64)
 
 
-def resampled_counts(counts: Sequence[int], *, samples: int = 2000, seed: int = 42) -> npt.NDArray[np.int64]:
-    """How often each kind occurs in each resample of as many things as there are: (samples, kinds).
+def resampled_counts(
+    cells: Sequence[Sequence[int]], n: int, *, samples: int = 2000, seed: int = 42
+) -> Iterator[list[npt.NDArray[np.int64]]]:
+    """How often each kind of thing occurs in each resample of n things of which some are of a kind.
 
-    Kinds are in falling order of `counts`, so that the draws do not depend on the order they are given in.
+    All cells share their draws. Kinds are in falling order of their counts, so that the draws do not depend on the
+    order they are given in. Memory is bounded: what comes is a block of resamples, (resamples, kinds) for each cell.
+
+    Args:
+        cells: how many things there are of each kind, at most n in all.
+        n: things that are drawn.
+        samples: resamples.
+        seed: of the draws.
 
     Raises:
-        ValueError: a negative count, or none above 0.
+        ValueError: a negative count, or more than n.
     """
-    falling = np.sort(np.asarray(counts, dtype=np.int64))[::-1]
-    if not len(falling) or falling[-1] < 0 or falling[0] == 0:
-        raise ValueError("counts of at least one thing are needed, none negative")
-    n = int(falling.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, falling / n, size=samples)
-    return np.asarray(drawn, dtype=np.int64)
+    edges = [np.concatenate([[0], np.cumsum(np.sort(np.asarray(counts, dtype=np.int64))[::-1])]) for counts in cells]
+    if any(edge[-1] > n or (np.diff(edge) < 0).any() for edge in edges):
+        raise ValueError(f"counts of at most {n} things are needed, none negative")
+    for drawn in _draws(n, samples, seed):
+        running = np.zeros((len(drawn), n + 1), dtype=np.int64)
+        np.cumsum(drawn, axis=1, out=running[:, 1:], dtype=np.int64)
+        yield [np.diff(running[:, edge], axis=1) for edge in edges]
 
 
 def bootstrap_proportion(k: int, n: int, confidence: float = 0.95) -> Interval:
