@@ -124,7 +124,7 @@ def _special_ids(
     for name, known in _SPECIAL.items():
         token = settings.get(f"{name}_token")
         text = token.get("content") if isinstance(token, dict) else token
-        number = numbers.get(text) if isinstance(text, str) else None
+        number: object = numbers.get(text) if isinstance(text, str) else None
         if number is None:
             number = model.get(f"{name}_token_id", _inner(model, "text_config").get(f"{name}_token_id"))
             number = number[0] if isinstance(number, list) and number else number

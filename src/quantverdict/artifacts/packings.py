@@ -18,7 +18,7 @@ Floats: TypeAlias = NDArray[np.float32]
 Whole: TypeAlias = NDArray[np.int64]
 Words: TypeAlias = NDArray[np.uint32]
 
-ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8, "F8_E4M3": 2.0**-4, "F8_E5M2": 2.0**-3}
+ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """How far storing may move a value, relative to it: half the distance of neighbours just above a power of two."""
 
 _ITEM = {
@@ -158,14 +158,22 @@ def _scaled(weight: Weight, rows: Whole) -> Rows | None:
     scales = np.broadcast_to(scales, (weight.shape[0], scales.shape[1]))[rows]
     if main.tensor.dtype != "I8":
         groups = np.arange(weight.shape[1]) // weight.group
-        values = widened(raw(main)[rows], main.tensor.dtype) * scales[:, groups]
-        return wide_rows(values, ROUNDING[main.tensor.dtype])
+        return _float8_rows(widened(raw(main)[rows], main.tensor.dtype), scales[:, groups], main.tensor.dtype)
     given = weight.parts.get("weight_zero_point")
     zeros = np.zeros(scales.shape, np.int64)
     if given is not None:
         zeros = np.broadcast_to(raw(given).reshape(-1, scales.shape[1]), (weight.shape[0], scales.shape[1]))[rows]
     numbers = raw(main)[rows].astype(np.int64) + 128
     return _levels(weight, numbers, zeros + 128, scales, np.arange(weight.shape[1]) // weight.group)
+
+
+def _float8_rows(values: Floats, scales: Floats, dtype: str) -> Rows:
+    """8-bit floats times their scales: the distance of neighbours grows with the value."""
+    fraction_bits, least, largest = (3, -6, 448.0) if dtype == "F8_E4M3" else (2, -14, 57344.0)
+    exponent = np.maximum(np.frexp(values)[1] - 1, least)
+    step, outermost = np.ldexp(np.abs(scales), exponent - fraction_bits), np.abs(scales) * np.float32(largest)
+    found = values * scales
+    return Rows(found, step.astype(np.float32), -outermost, outermost, np.abs(found) * np.float32(2.0**-8))
 
 
 def _levels(

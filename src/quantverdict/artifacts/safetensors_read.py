@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from quantverdict.errors import ArtifactError
 
@@ -108,7 +108,7 @@ def _entry(path: Path, name: str, item: object, begin: int) -> Stored:
     if not isinstance(item, dict):
         raise ArtifactError("is corrupt: no entry of a tensor", file=path, field=shown)
     dtype, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ArtifactError(f"is corrupt or too new: dtype {dtype!r:.40}", file=path, field=shown)
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or prod(shape) >= 2**60:
         raise ArtifactError(
@@ -121,7 +121,7 @@ def _entry(path: Path, name: str, item: object, begin: int) -> Stored:
     return Stored(name, dtype, tuple(shape), begin + offsets[0], nbytes)
 
 
-def _counts(value: object) -> bool:
+def _counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

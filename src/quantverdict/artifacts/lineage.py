@@ -1,0 +1,187 @@
+"""Does a variant come from the baseline it is compared with?
+
+Tokenizer, special tokens, chat template, and every weight: those left wide are equal within the rounding of their
+types, and the quantised ones are what rounding the baseline's gives, after undoing scales that were only moved. The
+verdict is `same`, `different` or `cannot_tell`, and `same` states the smallest change of weights it would have seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, DIFFERENT, SAME, Finding
+from quantverdict.artifacts.lineage_tokenizer import TokenizerFacts, tokenizer_facts
+from quantverdict.artifacts.lineage_weights import Comparison, Pair, pairs
+from quantverdict.artifacts.weights import Weights, open_weights
+
+COARSEST = 0.03
+"""A relative change of weights that must have been seen for `same`: fine-tunes change weights by 0.01 to 0.05."""
+_COVERED = 0.99
+"""Share of either model's weights that must have been compared for `same`."""
+_PADDING = re.compile(r"|\[PAD\d+\]|<pad\d*>|<unused\d+>|\[unused\d+\]")
+_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was compared.
+
+    Attributes:
+        verdict: `same`, `different` or `cannot_tell`.
+        reason: one line.
+        tensors: the weights that say so, worst first.
+    """
+
+    name: str
+    verdict: str
+    reason: str
+    tensors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Whether a variant is a build of a baseline.
+
+    Attributes:
+        reason: one line: the first check that decides, or what `same` rests on.
+        resolution: the smallest change of any matrix, relative to it, that would have been seen; None where unknown.
+    """
+
+    baseline: str
+    variant: str
+    verdict: str
+    reason: str
+    checks: tuple[Check, ...]
+    resolution: float | None
+
+
+def compare(baseline: Path, variant: Path) -> Lineage:
+    """Compare a variant with the baseline it is said to come from; GGUF files and checkpoints, in any pairing.
+
+    Raises:
+        ArtifactError: a file is missing, corrupt, or of neither format.
+        QuantverdictError: a low-bit GGUF, and the llamacpp extra is not installed.
+    """
+    ours, theirs = open_weights(baseline), open_weights(variant)
+    both = pairs(ours, theirs)
+    fitting = {pair.name: pair for pair in both if pair.comparable}
+    findings = Comparison(fitting, method=theirs.method).findings()
+    low_bit = {pair.name for pair in both if pair.variant.low_bit}
+    resolution = _resolution(findings, fitting)
+    checks = (
+        *_tokenizer_checks(tokenizer_facts(ours.path), tokenizer_facts(theirs.path)),
+        _coverage(ours, theirs, both),
+        _weights_check("weights left wide", [item for item in findings if item.name not in low_bit]),
+        _weights_check("quantised weights", [item for item in findings if item.name in low_bit]),
+    )
+    verdict, reason = _decide(checks, resolution)
+    return Lineage(str(baseline), str(variant), verdict, reason, checks, resolution)
+
+
+def lineage_lines(found: Lineage) -> list[str]:
+    """What `quantverdict lineage` prints for one variant: the verdict, then a line a check."""
+    lines = [f"{found.variant}: {found.verdict.replace('_', ' ')}: {found.reason}"]
+    width = max(len(check.name) for check in found.checks)
+    for check in found.checks:
+        lines.append(f"  {check.name:<{width}}  {check.verdict.replace('_', ' '):<11}  {check.reason}")
+        if check.verdict != SAME and check.tensors:
+            more = f" and {len(check.tensors) - _SHOWN} more" if len(check.tensors) > _SHOWN else ""
+            lines.append(f"  {'':<{width}}  {'':<11}  {', '.join(check.tensors[:_SHOWN])}{more}")
+    return ["".join(character if character.isprintable() else "?" for character in line) for line in lines]
+
+
+def as_json(found: Lineage) -> dict[str, object]:
+    """A lineage in plain values."""
+    return asdict(found)
+
+
+def _decide(checks: Sequence[Check], resolution: float | None) -> tuple[str, str]:
+    for verdict in (DIFFERENT, CANNOT_TELL):
+        for check in checks:
+            if check.verdict == verdict:
+                return verdict, f"{check.name}: {check.reason}"
+    if resolution is None or resolution > COARSEST:
+        seen = "no change" if resolution is None else f"only a change of {resolution:.1%} or more"
+        return CANNOT_TELL, f"of some matrix {seen} would have been seen; fine-tunes change less"
+    return SAME, f"a change of {resolution:.2%} or more of any matrix that was read would have been seen"
+
+
+def _tokenizer_checks(ours: TokenizerFacts, theirs: TokenizerFacts) -> tuple[Check, ...]:
+    return _tokens(ours, theirs), _special(ours, theirs), _template(ours.chat_template, theirs.chat_template)
+
+
+def _tokens(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
+    if ours.tokens is None or theirs.tokens is None:
+        return Check("tokenizer", CANNOT_TELL, "a file shows no vocabulary")
+    for number in range(max(len(ours.tokens), len(theirs.tokens))):
+        left, right = (facts[number] if number < len(facts) else "" for facts in (ours.tokens, theirs.tokens))
+        # A format may fill ids that no token has.
+        if left != right and not (_PADDING.fullmatch(left) and _PADDING.fullmatch(right)):
+            return Check("tokenizer", DIFFERENT, f"token {number} is {left!r:.40} here and {right!r:.40} there")
+    if ours.merges is not None and theirs.merges is not None and ours.merges != theirs.merges:
+        return Check("tokenizer", DIFFERENT, "the merges differ")
+    return Check("tokenizer", SAME, f"{len(ours.tokens)} tokens are equal")
+
+
+def _special(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
+    """Padding is left out: it is masked wherever it occurs, and files name it as they like."""
+    for name in ("bos", "eos"):
+        left, right = ours.special.get(name), theirs.special.get(name)
+        if left is not None and right is not None and left != right:
+            texts = ours.special_tokens.get(name), theirs.special_tokens.get(name)
+            return Check(
+                "special tokens", DIFFERENT, f"{name} is {texts[0]!r} ({left}) here, {texts[1]!r} ({right}) there"
+            )
+    return Check("special tokens", SAME, "begin and end of text are the same ids")
+
+
+def _template(ours: str | None, theirs: str | None) -> Check:
+    if ours is None and theirs is None:
+        return Check("chat template", SAME, "neither has one")
+    if ours is None or theirs is None:
+        return Check("chat template", DIFFERENT, f"the {'variant' if theirs is None else 'baseline'} has none")
+    # Jinja drops one line end at the end of a template.
+    if ours.removesuffix("\n") != theirs.removesuffix("\n"):
+        return Check("chat template", DIFFERENT, f"the templates differ ({len(ours)} and {len(theirs)} characters)")
+    return Check("chat template", SAME, f"equal, {len(ours)} characters")
+
+
+def _coverage(ours: Weights, theirs: Weights, both: Sequence[Pair]) -> Check:
+    """Whether both models have the same weights, in the same shapes."""
+    wrong = [pair for pair in both if not pair.comparable]
+    if wrong:
+        pair = wrong[0]
+        reason = f"{pair.name} has shape {pair.baseline.shape} here and {pair.variant.shape} there"
+        return Check("shapes", DIFFERENT, reason, tuple(pair.name for pair in wrong))
+    compared = {pair.name for pair in both}
+    alone = [name for weights in (ours, theirs) for name in weights.handles if name not in compared]
+    for which, weights in (("baseline", ours), ("variant", theirs)):
+        total = sum(handle.n_elements for handle in weights.handles.values())
+        covered = sum(handle.n_elements for name, handle in weights.handles.items() if name in compared)
+        if covered < _COVERED * total:
+            reason = f"{1 - covered / total:.1%} of the {which}'s weights have no counterpart by name"
+            return Check("shapes", CANNOT_TELL, reason, tuple(alone))
+    return Check("shapes", SAME, f"{len(both)} weights have the same shapes", tuple(alone))
+
+
+def _weights_check(name: str, findings: Sequence[Finding]) -> Check:
+    if not findings:
+        return Check(name, SAME, "there are none")
+    for verdict in (DIFFERENT, CANNOT_TELL):
+        said = sorted((item for item in findings if item.verdict == verdict), key=lambda item: -(item.off or 0))
+        if said:
+            worst = said[0]
+            reason = f"{len(said)} of {len(findings)}: {worst.name} ({worst.type_name}): {worst.note}"
+            return Check(name, verdict, reason, tuple(item.name for item in said))
+    types = ", ".join(sorted({item.type_name for item in findings}))
+    return Check(name, SAME, f"{len(findings)} ({types}) are the baseline's, rounded")
+
+
+def _resolution(findings: Sequence[Finding], compared: dict[str, Pair]) -> float | None:
+    """The coarsest of all matrices; None where one of them would show nothing. Vectors are too short to say."""
+    seen = [item.resolution for item in findings if compared[item.name].baseline.n_rows > 1]
+    known = [item for item in seen if item is not None]
+    return max(known) if known and len(known) == len(seen) else None
