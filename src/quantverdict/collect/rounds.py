@@ -19,7 +19,7 @@ from quantverdict.collect.prompts import Batches
 from quantverdict.records import Prompt
 from quantverdict.stats.sequential import ConfidenceSequence
 
-ROUNDS = 10
+ROUNDS = 12
 SEQUENTIAL_SHARE = 0.2
 """Of the level, for stopping early; the rest is for the tests of a full run."""
 
@@ -77,7 +77,7 @@ def add_round(watched: Watched, losses: Sequence[float], clusters: Sequence[str 
     for at, (label, loss) in enumerate(zip(clusters, losses, strict=True)):
         units.setdefault((label is None, at if label is None else label), []).append(loss)
     means = [sum(unit) / len(unit) for unit in units.values()]
-    watched.sequence.update(means, [len(unit) / largest for unit in units.values()])
+    watched.sequence.add(means, [len(unit) / largest for unit in units.values()])
 
 
 def decided(cell: Iterable[Watched], alpha: float, family: int) -> bool:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from quantverdict.stats.intervals import FloatArray, Interval
 
 _STAKES = np.array([0.03, 0.1, 0.3, 0.6, 0.95])
-"""Shares of the capital that are staked, each on an equal part of it: as good as the best of them but for log 5."""
+_PURSE = np.log([0.1, 0.15, 0.2, 0.25, 0.3])
+"""Shares of the capital that are staked, and how much of it at first goes to each: nearly as good as the best alone."""
 _PRECISION = 1e-6
 _LEAST = 1e-12
 
@@ -44,10 +45,20 @@ class ConfidenceSequence:
         return len(self._values)
 
     def update(self, differences: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Interval:
-        """Take further losses in the order in which they were asked, and return the interval so far: it only narrows.
+        """`add` further losses and return the interval so far: it only narrows."""
+        self.add(differences, weights)
+        bound = float(np.log(2 / self.alpha))
+        least, most = self._possible()
+        lo, hi = max(self._lo, least), min(self._hi, most)
+        self._lo = _edge(lambda mean: self._log_capital(mean, 1) >= bound, lo, hi)
+        self._hi = _edge(lambda mean: self._log_capital(mean, -1) >= bound, hi, lo)
+        return Interval(self._lo, self._hi)
 
-        Between updates nobody looks. Where values differ in kind (tasks, sizes of clusters), each update should have
-        the same mix of them: what holds for values drawn alike then holds at its end, as a product of factors whose
+    def add(self, differences: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
+        """Take further losses in the order in which they were asked.
+
+        Only after it is looked. Where values differ in kind (tasks, sizes of clusters), each call should have the same
+        mix of them: what holds for values drawn alike then holds at its end, as a product of factors whose
         mean is 1 is at most 1.
 
         Args:
@@ -67,17 +78,11 @@ class ConfidenceSequence:
         self._values, self._weights = np.append(self._values, values), np.append(self._weights, sizes)
         if len(values):
             self._ends.append(len(self._values))
-        bound = float(np.log(2 / self.alpha))
-        least, most = self._possible()
-        lo, hi = max(self._lo, least), min(self._hi, most)
-        self._lo = _edge(lambda mean: self._log_capital(mean, 1) >= bound, lo, hi)
-        self._hi = _edge(lambda mean: self._log_capital(mean, -1) >= bound, hi, lo)
-        return Interval(self._lo, self._hi)
 
     def p_values(self, margin: float) -> tuple[float, float]:
         """P-values of H0: mean >= margin (`non_inferior`) and H0: mean <= margin (`inferior`), as of now.
 
-        The reciprocals of the most that each gambler ever had after an update: valid whenever one chooses to stop.
+        The reciprocals of the most that each gambler ever had after an `add`: valid whenever one chooses to stop.
         """
         least, most = self._possible()
         below = 0.0 if margin > most else float(np.exp(-max(self._log_capital(margin, -1), 0.0)))
@@ -106,8 +111,8 @@ class ConfidenceSequence:
             left = (self.population * mean - before) / (self.population - np.arange(len(values)))
         odds = (1 + side * values) / np.maximum(1 + side * np.asarray(left), _LEAST)
         logs = np.log1p(_STAKES[:, None] * self._weights * (odds - 1)).cumsum(axis=1)
-        capital = np.logaddexp.reduce(logs[:, np.array(self._ends) - 1], axis=0)
-        return float(capital.max() - np.log(len(_STAKES)))
+        capital = np.logaddexp.reduce(logs[:, np.array(self._ends) - 1] + _PURSE[:, None], axis=0)
+        return float(capital.max())
 
 
 def _edge(refused: Callable[[float], bool], outside: float, inside: float) -> float:

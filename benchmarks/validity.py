@@ -1,0 +1,396 @@
+"""How often the decisions are wrong, by simulation: false alarms, missed losses, coverage, power, early stopping.
+
+    python benchmarks/validity.py [--studies 4000] [--seed 1] [--only SECTION] [--write]
+
+Prompts differ in difficulty, and every arm repeats the baseline's answers but for some that it draws anew, by the
+prompt's own chance (so 1 to 3 % differ, both ways alike, though nothing changed). A lossy variant also fails some that
+it would have got right, whole clusters rather than single ones where prompts are clustered. Exits 1 where a claim does
+not hold; `--write` puts the tables into docs/validity.md.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from quantverdict.collect.rounds import ROUNDS, Watched, add_round, full_p_values, stopped_p_values
+from quantverdict.stats.distributions import normal_cdf
+from quantverdict.stats.exact_paired import most_lost, score
+from quantverdict.stats.floor import excess_flips
+from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
+from quantverdict.stats.paired import tango_interval
+from quantverdict.stats.power import outcome_probabilities
+from quantverdict.stats.sequential import ConfidenceSequence
+
+ALPHA = 0.025
+MARGIN = 0.05
+DIFFICULTY = (1.6, 0.4)
+"""Beta distribution of a prompt's chance of a right answer: 80 % on average, most prompts nearly always or never."""
+RIGHT = DIFFICULTY[0] / sum(DIFFICULTY)
+TOGETHER = 0.3
+"""Correlation of losses within a cluster."""
+DOC = Path(__file__).parents[1] / "docs" / "validity.md"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Studies of `n` prompts in clusters of `cluster`, `flips` of which differ for nothing, `loss` lost in truth."""
+
+    n: int
+    flips: float = 0.03
+    loss: float = 0.0
+    cluster: int = 1
+
+    @property
+    def clusters(self):
+        return self.n // self.cluster
+
+    @property
+    def discordance(self):
+        """Share of pairs that differ."""
+        back = self.flips / 2 * (1 - self.loss / RIGHT)
+        return self.loss + 2 * back
+
+
+def simulate(setting, studies, rng, arms=1):
+    """Baseline less each further arm, (arms, studies, n) of -1, 0, 1; the loss is in the first arm alone."""
+    shape = (studies, setting.clusters)
+    right = np.repeat(rng.beta(*DIFFICULTY, shape), setting.cluster, axis=1)
+    a, b = DIFFICULTY
+    fickle = setting.flips / (2 * a * b / ((a + b) * (a + b + 1)))
+    same = rng.random(right.shape) < right
+
+    def answer():
+        return np.where(rng.random(right.shape) < fickle, rng.random(right.shape) < right, same)
+
+    others = np.array([answer() for _ in range(arms)])
+    if setting.loss > 0:
+        share = setting.loss / RIGHT
+        if setting.cluster > 1:
+            spread = 1 / TOGETHER - 1
+            hit = np.repeat(rng.beta(share * spread, (1 - share) * spread, shape), setting.cluster, axis=1)
+        else:
+            hit = np.full(right.shape, share)
+        others[0] &= rng.random(right.shape) >= hit
+    return (same[None].astype(np.int8) - others.astype(np.int8)).astype(np.int8)
+
+
+@cache
+def region(n, loss):
+    return np.array(most_lost(n, loss, ALPHA))
+
+
+def rejected(setting, differences, loss):
+    """For each study, whether H0: true loss >= `loss`, and <= `loss`, is rejected by the tests of the package."""
+    lost, gained = (differences > 0).sum(axis=1), (differences < 0).sum(axis=1)
+    if setting.cluster == 1:
+        return lost <= region(setting.n, loss)[gained], gained <= region(setting.n, -loss)[lost]
+    labels = np.repeat(np.arange(setting.clusters), setting.cluster)
+    found = [
+        clustered(row, labels, (int(b), int(c)), loss) for row, b, c in zip(differences, lost, gained, strict=True)
+    ]
+    return tuple(np.array(found).T)
+
+
+def clustered(row, labels, counts, loss):
+    sums, sizes = cluster_sums(row.astype(float), labels)
+    effect = design_effect(sums, sizes, sum(counts), ALPHA)
+    n = len(row) / effect
+    if n > 100:
+        # Far from the level the normal approximation says the same in a hundredth of the time.
+        z = float(score(counts[0] / effect, counts[1] / effect, n, loss))
+        near = [ALPHA / 6 < normal_cdf(side) < 6 * ALPHA for side in (z, -z)]
+        if not any(near):
+            return normal_cdf(z) <= ALPHA, normal_cdf(-z) <= ALPHA
+    below, above = rate_tests((*counts, len(row)), len(sizes), effect, loss)
+    return below <= ALPHA, above <= ALPHA
+
+
+def covered(setting, differences):
+    """For each study, whether Tango's interval, of counts over the design effect, holds the true loss."""
+    lost, gained = (differences > 0).sum(axis=1), (differences < 0).sum(axis=1)
+    if setting.cluster == 1:
+        z = score(lost, gained, setting.n, setting.loss)
+        return np.abs(z) <= 1.959964
+    labels = np.repeat(np.arange(setting.clusters), setting.cluster)
+    held = []
+    for row, b, c in zip(differences, lost, gained, strict=True):
+        effect = design_effect(*cluster_sums(row.astype(float), labels), int(b + c), ALPHA)
+        found = tango_interval(c / effect, b / effect, len(row) / effect)
+        held.append(-found.hi <= setting.loss <= -found.lo)
+    return np.array(held)
+
+
+def percent(flags):
+    return 100 * float(np.mean(flags))
+
+
+def false_alarms(studies, rng):
+    """Wrong outcomes at n, and the rule that any flip is a regression."""
+    rows = []
+    for n in (12, 24, 48, 100, 220, 500, 1000):
+        for flips in (0.01, 0.03):
+            for cluster in (1, 4):
+                count = studies if cluster == 1 else studies // 4
+                plain = Setting(n, flips, 0.0, cluster)
+                same = simulate(plain, count, rng)[0]
+                edge = simulate(Setting(n, flips, MARGIN, cluster), count, rng)[0]
+                within, beyond = rejected(plain, edge, MARGIN)
+                rows.append(
+                    {
+                        "n": n,
+                        "null flips %": 100 * flips,
+                        "cluster": cluster,
+                        "any flip is a regression %": percent((same != 0).any(axis=1)),
+                        "inferior, no loss %": percent(rejected(plain, same, MARGIN)[1]),
+                        "inferior, loss = margin %": percent(beyond),
+                        "non_inferior, loss = margin %": percent(within),
+                        "non_inferior, no loss %": percent(rejected(plain, same, MARGIN)[0]),
+                    }
+                )
+    return rows
+
+
+def coverage(studies, rng):
+    rows = []
+    for n in (48, 100, 220, 500, 1000):
+        for loss in (0.0, 0.05, 0.2):
+            for cluster in (1, 4):
+                setting = Setting(n, 0.03, loss, cluster)
+                seen = simulate(setting, studies if cluster == 1 else studies // 4, rng)[0]
+                within, beyond = rejected(setting, seen, loss) if cluster == 1 else (None, None)
+                rows.append(
+                    {
+                        "n": n,
+                        "true loss pp": 100 * loss,
+                        "cluster": cluster,
+                        "pairs that differ": round(float((seen != 0).sum(axis=1).mean()), 1),
+                        "Tango %": percent(covered(setting, seen)),
+                        "exact %": None if within is None else percent(~(within | beyond)),
+                    }
+                )
+    return rows
+
+
+def power(studies, rng):
+    """A true loss of 5 pp against margins, as planned and as simulated."""
+    rows = []
+    for n in (50, 100, 220, 500, 1000):
+        for flips, loss, margin in ((0.01, 0.05, 0.02), (0.03, 0.05, 0.02), (0.03, 0.05, 0.0), (0.03, 0.05, 0.1)):
+            setting = Setting(n, flips, loss)
+            planned = outcome_probabilities(n, setting.discordance, loss, margin, ALPHA)
+            within, beyond = rejected(setting, simulate(setting, studies, rng)[0], margin)
+            rows.append(
+                {
+                    "n": n,
+                    "null flips %": 100 * flips,
+                    "margin pp": 100 * margin,
+                    "inferior, planned %": 100 * planned.inferior,
+                    "inferior, simulated %": percent(beyond),
+                    "non_inferior, planned %": 100 * planned.non_inferior,
+                    "non_inferior, simulated %": percent(within),
+                }
+            )
+    return rows
+
+
+def stopped(setting, values, family):
+    """One study asked in rounds: how many prompts it took, and what was decided."""
+    watched, units = Watched(ConfidenceSequence(), MARGIN), setting.clusters
+    ends = [setting.cluster * ((units * number + ROUNDS // 2) // ROUNDS) for number in range(ROUNDS + 1)]
+    labels = [None if setting.cluster == 1 else str(at // setting.cluster) for at in range(setting.n)]
+    for before, after in pairwise(ends):
+        add_round(watched, values[before:after].tolist(), labels[before:after], setting.cluster)
+        outcome = decision(stopped_p_values(watched), family)
+        if outcome != "not_resolvable":
+            return after, outcome
+    return setting.n, decision(full_p_values(watched, full_tests(setting, values)), family)
+
+
+def decision(both, family):
+    below, above = both
+    if min(both) > ALPHA / family:
+        return "not_resolvable"
+    return "non_inferior" if below < above else "inferior"
+
+
+def full_tests(setting, values):
+    lost, gained = int((values > 0).sum()), int((values < 0).sum())
+    if setting.cluster == 1:
+        return rate_tests((lost, gained, setting.n), setting.n, 1.0, MARGIN)
+    sums, sizes = cluster_sums(values, np.arange(setting.n) // setting.cluster)
+    return rate_tests((lost, gained, setting.n), len(sizes), design_effect(sums, sizes, lost + gained, ALPHA), MARGIN)
+
+
+def stopping(studies, rng):
+    rows = []
+    for n, family, cluster in ((220, 1, 1), (220, 10, 1), (500, 10, 1), (1000, 10, 1), (500, 10, 4)):
+        for loss in (0.0, MARGIN, 0.3):
+            setting = Setting(n, 0.03, loss, cluster)
+            seen = simulate(setting, studies // 4, rng)[0].astype(float)
+            found = [stopped(setting, row, family) for row in seen]
+            outcomes = np.array([outcome for _, outcome in found])
+            full = np.array([decision(full_tests(setting, row), family) for row in seen])
+            rows.append(
+                {
+                    "n": n,
+                    "family": family,
+                    "cluster": cluster,
+                    "true loss pp": 100 * loss,
+                    "prompts asked %": 100 * float(np.mean([asked for asked, _ in found])) / n,
+                    "inferior %": percent(outcomes == "inferior"),
+                    "non_inferior %": percent(outcomes == "non_inferior"),
+                    "inferior, full run %": percent(full == "inferior"),
+                    "non_inferior, full run %": percent(full == "non_inferior"),
+                }
+            )
+    return rows
+
+
+def means(studies, rng):
+    """Continuous metrics whose true loss is the margin: smooth, half of answers equal, rare collapses."""
+    rows = []
+    for name in ("every answer changes a little", "half of the answers are the same", "1 of 16 collapses, others same"):
+        for n in (12, 50, 100, 220):
+            found = [mean_loss(draw(name, n, rng), MARGIN, ALPHA) for _ in range(studies // 4)]
+            rows.append(
+                {
+                    "differences": name,
+                    "n": n,
+                    "inferior, loss = margin %": percent([one.p_inferior <= ALPHA for one in found]),
+                    "non_inferior, loss = margin %": percent([one.p_noninferior <= ALPHA for one in found]),
+                    "coverage %": percent([one.lo <= MARGIN <= one.hi for one in found]),
+                }
+            )
+    return rows
+
+
+def draw(name, n, rng):
+    if name.startswith("every"):
+        return np.clip(rng.normal(MARGIN, 0.15, n), -1, 1)
+    if name.startswith("half"):
+        return np.where(rng.random(n) < 0.5, 0.0, np.clip(rng.normal(2 * MARGIN, 0.15, n), -1, 1))
+    return np.where(rng.random(n) < 1 / 16, 16 * MARGIN, 0.0)
+
+
+def floors(studies, rng):
+    """A build that is one more null arm, beside two null arms, and one that loses 5 pp."""
+    rows = []
+    for n in (24, 100, 500):
+        for cluster in (1, 4):
+            row = {"n": n, "cluster": cluster}
+            for loss in (0.0, MARGIN):
+                seen = simulate(Setting(n, 0.03, loss, cluster), studies // 8, rng, arms=3) != 0
+                labels = None if cluster == 1 else np.repeat(np.arange(n // cluster), cluster).tolist()
+                found = [excess_flips(seen[0, at], seen[1:, at], labels).p for at in range(seen.shape[1])]
+                row[f"excess at 5 %, loss {100 * loss:.0f} pp %"] = percent(np.array(found) <= 0.05)
+            rows.append(row)
+    return rows
+
+
+def too_often(row):
+    """An outcome that is wrong is due at most one time in 20."""
+    wrong = ("inferior, no loss %", "inferior, loss = margin %", "non_inferior, loss = margin %")
+    return any(row.get(column, 0) > 5 for column in wrong)
+
+
+def off_nominal(row):
+    """Within 1.5 points of 95 %; where few pairs differ, or by clusters, it may be more."""
+    tango, exact = row["Tango %"], row["exact %"]
+    many = row["pairs that differ"] >= 15 and row["cluster"] == 1
+    return tango < 93.5 or (exact is not None and exact < 93.5) or (many and tango > 96.5)
+
+
+def unlike_plan(row):
+    return any(
+        abs(row[f"{name}, planned %"] - row[f"{name}, simulated %"]) > 5 for name in ("inferior", "non_inferior")
+    )
+
+
+def stopped_wrongly(row):
+    loss = row["true loss pp"]
+    wrong = (row["inferior %"] if loss <= 5 else 0, row["non_inferior %"] if loss >= 5 else 0)
+    # Some forty to eighty independent prompts decide: more than a third of a small set, or of one of few clusters.
+    enough = row["cluster"] == 1 and row["n"] >= 220 * row["family"] ** 0.2
+    return max(wrong) > 5 or (loss == 30 and enough and row["prompts asked %"] > 100 / 3)
+
+
+def excess_for_nothing(row):
+    return row["excess at 5 %, loss 0 pp %"] > 5 + 1.5
+
+
+CLAIMS = {
+    "false_alarms": too_often,
+    "coverage": off_nominal,
+    "power": unlike_plan,
+    "stopping": stopped_wrongly,
+    "means": too_often,
+    "floors": excess_for_nothing,
+}
+
+
+def broken_claims(tables):
+    """The rows that say what should not be."""
+    return [f"{name}: {row}" for name, rows in tables.items() for row in rows if CLAIMS[name](row)]
+
+
+SECTIONS = {
+    "false_alarms": false_alarms,
+    "coverage": coverage,
+    "power": power,
+    "stopping": stopping,
+    "means": means,
+    "floors": floors,
+}
+
+
+def as_table(rows):
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---:" for _ in names) + " |"]
+    for row in rows:
+        cells = ["" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table(name, studies, seed=1):
+    """A section's table; its random numbers depend on no other section."""
+    return SECTIONS[name](studies, np.random.default_rng([seed, list(SECTIONS).index(name)]))
+
+
+def write(tables):
+    text = DOC.read_text()
+    for name, rows in tables.items():
+        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, rest = text.split(start)
+        text = before + start + "\n" + as_table(rows) + "\n" + end + rest.split(end)[1]
+    DOC.write_text(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    tables = {}
+    for name in SECTIONS:
+        if given.only in (None, name):
+            start = time.perf_counter()
+            tables[name] = table(name, given.studies, given.seed)
+            print(f"## {name} ({time.perf_counter() - start:.0f} s)\n\n{as_table(tables[name])}\n", flush=True)
+    if given.write:
+        write(tables)
+    broken = broken_claims(tables)
+    print("\n".join(broken) or "every claim holds")
+    return bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
