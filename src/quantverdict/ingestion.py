@@ -164,13 +164,14 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: flo
     if first is None or not path.exists():
         return
     agreement, regimes = [], []
+    scores = pl.read_parquet(bundle.path("scores.parquet"))
     for (name,), second in pl.read_parquet(path).partition_by("judge", as_dict=True, maintain_order=True).items():
         labelled = [frame.filter(frame["label"].is_not_null()) for frame in (first, second)]
         told = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
         if told:
             judges = ("+".join(told), str(name))
             agreement.append(judge_agreement(label_pairs(first, second), judges, confidence))
-            regimes.append(second_judge_regimes(matrix, policy, first, second, judges))
+            regimes.append(second_judge_regimes(matrix, policy, first, second, judges, scores))
     for tables in (agreement, regimes):
         if tables:
             yield Table(tables[0].name, tables[0].columns, tuple(row for table in tables for row in table.rows))

@@ -28,25 +28,33 @@ Rates = Mapping[CellId, Mapping[str, Estimate]]
 
 
 def second_judge_regimes(
-    matrix: Matrix, policy: Policy, first: pl.DataFrame, second: pl.DataFrame, judges: tuple[str, str]
+    matrix: Matrix,
+    policy: Policy,
+    first: pl.DataFrame,
+    second: pl.DataFrame,
+    judges: tuple[str, str],
+    scores: pl.DataFrame,
 ) -> Table:
     """`second_judge_regimes.csv`: regime and action of every build by each of two judges.
 
     The regime reads the judge's refusal delta in place of the pattern's; the action is that of the usual rules with
-    this judge's rates. Only samples with a label of both take part.
+    this judge's rates. Only samples with a label of both take part, in the pattern's refusal rate too: how far apart
+    judge and pattern are is not how other samples are answered.
 
     Args:
         matrix: the cells.
         policy: every threshold.
         first, second: judgements; each sample once.
         judges: their names.
+        scores: scored samples (`grid.SCORE_COLUMNS`), those of the pattern among them.
     """
     labelled = [frame.filter(frame["label"].is_not_null()) for frame in (first, second)]
     shared = (
         labelled[0].join(labelled[1], on=SAMPLE, how="semi"),
         labelled[1].join(labelled[0], on=SAMPLE, how="semi"),
     )
-    one, two = (_by_judge(matrix, policy, _rates(frame)) for frame in shared)
+    pattern = _pattern_rates(scores, shared[0], policy.refusal_metric)
+    one, two = (_by_judge(matrix, policy, _merged(_rates(judge_scores(frame)), pattern)) for frame in shared)
     rows: list[tuple[Value, ...]] = []
     for (signals, *first_says), (other, *second_says) in zip(one, two, strict=True):
         found = other.row.metrics.get(policy.judge_refusal_metric)
@@ -57,13 +65,21 @@ def second_judge_regimes(
     return Table("second_judge_regimes", COLUMNS, tuple(rows))
 
 
-def _rates(judgements: pl.DataFrame) -> dict[CellId, dict[str, Estimate]]:
+def _pattern_rates(scores: pl.DataFrame, labelled: pl.DataFrame, metric: str) -> Rates:
+    """The pattern's refusal rate of the samples that have a label."""
+    own = scores.filter(scores["metric"] == metric).join(labelled, on=SAMPLE, how="semi")
+    return _rates(own)
+
+
+def _merged(one: Rates, two: Rates) -> Rates:
+    return {cell: {**one.get(cell, {}), **two.get(cell, {})} for cell in {**one, **two}}
+
+
+def _rates(scores: pl.DataFrame) -> dict[CellId, dict[str, Estimate]]:
     import polars as pl
 
     value = pl.col("value")
-    counts = (
-        judge_scores(judgements).group_by("base_model", "quant", "metric").agg(value.sum(), value.count().alias("n"))
-    )
+    counts = scores.group_by("base_model", "quant", "metric").agg(value.sum(), value.count().alias("n"))
     found: dict[CellId, dict[str, Estimate]] = {}
     for base_model, quant, metric, k, n in counts.iter_rows():
         if n:
@@ -72,7 +88,7 @@ def _rates(judgements: pl.DataFrame) -> dict[CellId, dict[str, Estimate]]:
 
 
 def _by_judge(matrix: Matrix, policy: Policy, rates: Rates) -> list[tuple[Signals, str, str]]:
-    judged = tuple(_with_rates(row, rates.get(row.cell, {})) for row in matrix)
+    judged = tuple(_with_rates(row, rates.get(row.cell, {}), policy.refusal_metric) for row in matrix)
     by_judge = policy.model_copy(update={"refusal_metric": policy.judge_refusal_metric})
     return [
         (signals, classify(read).regime, decide_action(signals, classify(signals)).action)
@@ -80,6 +96,6 @@ def _by_judge(matrix: Matrix, policy: Policy, rates: Rates) -> list[tuple[Signal
     ]
 
 
-def _with_rates(row: Row, rates: Mapping[str, Estimate]) -> Row:
-    kept = {name: found for name, found in row.metrics.items() if METRICS[name].group != "judge"}
+def _with_rates(row: Row, rates: Mapping[str, Estimate], refusal: str) -> Row:
+    kept = {name: one for name, one in row.metrics.items() if METRICS[name].group != "judge" and name != refusal}
     return replace(row, metrics={**kept, **rates})
