@@ -28,7 +28,7 @@ from demo_model import level, prompts
 
 from quantverdict.backends.base import Decoding, Placement
 from quantverdict.backends.cores import physical_cores
-from quantverdict.backends.llamacpp import ENVIRONMENT
+from quantverdict.backends.llamacpp import ENVIRONMENT, SEVERAL_SLOTS
 from quantverdict.backends.open import open_backend
 from quantverdict.records import Prompt
 
@@ -111,7 +111,7 @@ def process_cpu() -> float:
 
 def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt], new_tokens: int) -> None:
     """Share of a batch's wall time that is not spent inside llama_decode, in the worker's own code."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | SEVERAL_SLOTS)
     from quantverdict.backends.worker import Worker
 
     worker = Worker(

@@ -25,9 +25,13 @@ class LlamaEngine:
 
     Each sequence has a memory of its own (`kv_unified` off), so that what else is decoded beside it cannot change the
     order in which its attention is summed.
+
+    Args:
+        repack: lay weights out for speed. A row on its own is then summed in another order than a row among others,
+            which only matters where there are others.
     """
 
-    def __init__(self, library: Library, path: Path, threads: int) -> None:
+    def __init__(self, library: Library, path: Path, threads: int, *, repack: bool = False) -> None:
         self._library, self._ffi, self._api = library, library.ffi, library.api
         self._threads = threads
         self._context: Any = None
@@ -35,7 +39,7 @@ class LlamaEngine:
         self._shape = (0, 0)
         params = self._api.llama_model_default_params()
         params.n_gpu_layers = 0
-        params.use_extra_bufts = False  # repacked weights sum a lone row in another order than several
+        params.use_extra_bufts = repack
         library.log.clear()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
         if self._model == self._ffi.NULL:

@@ -1,8 +1,9 @@
 """llama.cpp inside a wheel: a GGUF build in a worker process of its own.
 
 The worker is talked to over a pipe: no port is opened, its crash is an `EngineError` here, and it ends with this
-process. Answers are greedy, and the kernels are chosen so that an answer depends on its prompt and the build alone:
-not on timing, threads, the batch, or the slots from two up (a lone slot sums F16 rows in another order).
+process. Answers are greedy. With two slots or more the kernels are those by which an answer depends on its prompt and
+the build alone: not on timing, threads, the batch, or how many slots. A lone slot has the fastest ones instead: equal
+batches still give equal answers, but another batch may share another start, which is summed in another order.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from quantverdict.records import Completion, Prompt
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # waiting threads that spin cost 16 times the speed beside a busy neighbour
     "GGML_NO_BACKTRACE": "1",  # an abort must end the process, not start a debugger in it
-    "GGML_CPU_TILED_MM": "0",  # the blocked product sums in another order from 8 rows on
 }
+SEVERAL_SLOTS = {"GGML_CPU_TILED_MM": "0"}  # the blocked product sums in another order from 8 rows on
 _END_SECONDS = 5
 
 
@@ -46,13 +47,14 @@ class LlamaCppBackend:
 
     def __init__(self, path: Path, placement: Placement) -> None:
         threads, wheel = placement.threads or physical_cores(), WHEELS[placement.wheel]
+        lone = placement.parallel == 1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "quantverdict.backends.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | ({} if lone else SEVERAL_SLOTS),
             text=True,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the program, which ends the worker itself
@@ -71,8 +73,8 @@ class LlamaCppBackend:
             "kv_cache": "f16",
             "kv_unified": False,
             "flash_attention": True,
-            "repack": False,
-            "tiled_matmul": False,
+            "repack": lone,
+            "tiled_matmul": lone,
         }
         settings = {
             "path": str(path),

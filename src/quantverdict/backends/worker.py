@@ -38,7 +38,9 @@ class Worker:
 
     def __init__(self, settings: Mapping[str, Any], replies: TextIO) -> None:
         self.replies, self.parallel, self.context = replies, int(settings["parallel"]), int(settings["context"])
-        self.engine = LlamaEngine(open_library(settings["wheel"]), Path(settings["path"]), int(settings["threads"]))
+        self.engine = LlamaEngine(
+            open_library(settings["wheel"]), Path(settings["path"]), int(settings["threads"]), repack=self.parallel == 1
+        )
         self.reported = time.monotonic()
 
     def answer(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
