@@ -21,7 +21,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """Its folder: two layers of random weights, a tokenizer of 300 tokens; the test is skipped where the transformers extra is not installed."""
+    """Its folder: two layers of random weights, 300 tokens; the test is skipped without the transformers extra."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

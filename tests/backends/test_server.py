@@ -89,8 +89,8 @@ class TestRealServer:
     pytestmark = real
 
     def test_a_second_call_gives_the_same_answers(self, backend):
-        first = backend.complete(PROMPTS, SHORT)
-        assert what_counts(backend.complete(PROMPTS, SHORT)) == what_counts(first)
+        first = backend.complete(PROMPTS[:2], SHORT)
+        assert what_counts(backend.complete(PROMPTS[:2], SHORT)) == what_counts(first)
         assert all(answer.text and answer.ttft_ms > 0 for answer in first)
 
     def test_its_prompts_are_the_embedded_engines_tokens(self, backend, embedded):
@@ -116,7 +116,7 @@ class TestRealServer:
 
     def test_a_prompt_that_does_not_fit_is_named(self, backend):
         with pytest.raises(EngineError, match=r"^task/long: the prompt's 6\d\d tokens do not fit a context of 512"):
-            backend.complete([*PROMPTS, prompt("word " * 600, name="long")], SHORT)
+            backend.complete([prompt("word " * 600, name="long")], SHORT)
         assert backend.complete(PROMPTS[:1], SHORT)
 
     def test_a_server_with_less_context_than_asked_for_is_refused(self, address):
@@ -129,7 +129,7 @@ class TestRealServer:
 
     def test_choices_are_scored_as_by_the_embedded_engine(self, backend, embedded):
         """Frequent, rare and long ones, in order; the two sum in another order, so the last digits differ."""
-        choices = (" Paris", " Paris is", "The", "Xylophone", " in the north", "The capital")
+        choices = (" Paris", " Paris is", "The", "Xylophone", "The capital")
         ((found,), (same,)) = (
             each.complete([prompt(QUESTIONS[0], choices=choices)], Decoding(max_new_tokens=0))
             for each in (backend, embedded)
@@ -143,10 +143,10 @@ class TestRealServer:
         assert found.choice_logprobs == pytest.approx(same.choice_logprobs, abs=0.01)
 
     def test_choices_change_no_answer(self, backend):
-        asked = [prompt(text, name=str(i), choices="ABCD") for i, text in enumerate(QUESTIONS)]
+        asked = [prompt(text, name=str(i), choices="AB") for i, text in enumerate(QUESTIONS[:2])]
         scored = backend.complete(asked, SHORT)
         plain = [replace(completion, choice_logprobs=None) for completion in what_counts(scored)]
-        assert plain == what_counts(backend.complete(PROMPTS, SHORT))
+        assert plain == what_counts(backend.complete(PROMPTS[:2], SHORT))
         assert all(0 < math.fsum(map(math.exp, answer.choice_logprobs)) < 1 for answer in scored)
 
     def test_several_at_once_keep_their_order(self, address):
