@@ -153,8 +153,8 @@ class Policy(Frozen):
 
     @model_validator(mode="after")
     def _demands_what_it_gates(self) -> Self:
-        for metric in self.required or ():
-            if metric not in self.gates:
+        for metric in self.demanded:
+            if self.rules == "paired" and metric not in self.gates:
                 raise ValueError(f"required {metric}: a metric with a margin ({', '.join(self.gates)}) is expected")
         return self
 

@@ -65,7 +65,7 @@ def decided(reference):
         models = dict.fromkeys(row.base_model for row in rows)
         bases = [reference(model=model) for model in models] if baselines is None else baselines
         found = []
-        for signals in all_signals((*bases, *rows), policy or Policy()):
+        for signals in all_signals((*bases, *rows), policy or Policy(rules="points")):
             regime = classify(signals)
             found.append(Decided(signals, regime, decide_action(signals, regime)))
         return found

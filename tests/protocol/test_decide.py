@@ -153,7 +153,8 @@ def test_any_matrix_is_decided_and_only_measured_formats_pass(row, reference, fo
     decision = decide(matrix, policy)
     json.dumps(decision.document)
     assert [table.name for table in decision.tables] == [
-        "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist", "power",
+        "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist", "power", "paired",
+        "noise_floor",
     ]  # fmt: skip
     for quant, *_ in decision.floor.rows:
         assert quant != "AWQ"

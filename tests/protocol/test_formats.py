@@ -5,7 +5,7 @@ import pytest
 from quantverdict.policy import Policy
 from quantverdict.protocol.formats import against_floor, conservative_floor, formats_of, is_gguf, role_of
 
-POLICY = Policy()
+POLICY = Policy(rules="points")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ MB = 1_000_000
 def best(decided, reference):
     def build(*rows, **constraints):
         base = reference(measured={"file_bytes": 900 * MB, "tokens_per_second": 10})
-        policy = Policy()
+        policy = Policy(rules="points")
         matrix = (base, *rows)
         found = decided(*rows, baselines=[base], policy=policy)
         of = tiers(matrix, deltas(matrix, StatisticsConfig()), policy)

@@ -17,6 +17,9 @@ Rule = Callable[[Signals, Regime], str | None]
 """Why the rule holds; None where it does not."""
 
 FLOOR_CANDIDATE = "conservative_floor_candidate"
+ACCEPT = "accept_non_inferior"
+PASSES = (FLOOR_CANDIDATE, ACCEPT)
+"""The actions of a build that nothing speaks against: by thresholds on deltas, and by paired tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class RowAction:
     @property
     def is_reject(self) -> bool:
         return self.action.startswith("reject_")
+
+    @property
+    def is_pass(self) -> bool:
+        return self.action in PASSES
 
 
 def decide_action(signals: Signals, regime: Regime) -> RowAction:

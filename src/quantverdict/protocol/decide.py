@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quantverdict.config import Constraints, StatisticsConfig
-from quantverdict.matrix.columns import baselines
-from quantverdict.matrix.deltas import Delta, deltas, deltas_table
+from quantverdict.matrix.deltas import deltas, deltas_table
 from quantverdict.matrix.detectable import power_table
 from quantverdict.matrix.grid import Grids, grids
-from quantverdict.matrix.pairs import paired_draws
-from quantverdict.matrix.signals import all_signals
+from quantverdict.matrix.noise import noise_floors, noise_table
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
 from quantverdict.policy import Policy
-from quantverdict.protocol.actions import decide_action, row_actions_table
+from quantverdict.protocol.actions import row_actions_table
 from quantverdict.protocol.checklist import Protocol, checklist, checklist_table, sign_screen
 from quantverdict.protocol.document import Judged, document
 from quantverdict.protocol.formats import (
@@ -26,7 +24,9 @@ from quantverdict.protocol.formats import (
     role_of,
     roles_table,
 )
-from quantverdict.protocol.regimes import Draws, classify, regimes_table
+from quantverdict.protocol.outcomes import paired_table, refuse_unusable
+from quantverdict.protocol.regimes import regimes_table
+from quantverdict.protocol.rows import decide_rows, outcomes_of, pairs_that_differ, regime_draws
 from quantverdict.protocol.selection import Choice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, taxonomy_table
 from quantverdict.records import CellId, Matrix, Table
@@ -49,6 +49,7 @@ class Evidence:
         dequantized: baselines that were themselves dequantised, and from what.
         baselines: the cells that others are compared with, whether they ran or not.
         idle_judges: judges that the study names and that gave no label.
+        nulls: null arms, each to the baseline that it is; they are no builds.
         order: the cells of the study in its order; the matrix's own order where it is empty.
         seed: of the bootstrap.
     """
@@ -62,6 +63,7 @@ class Evidence:
     dequantized: Mapping[CellId, str] = field(default_factory=dict)
     baselines: frozenset[CellId] = frozenset()
     idle_judges: tuple[str, ...] = ()
+    nulls: Mapping[CellId, CellId] = field(default_factory=dict)
     order: tuple[CellId, ...] = ()
     seed: int = 42
 
@@ -79,13 +81,15 @@ class Decision:
     taxonomy: Table
     checklist: Table
     power: Table
+    paired: Table
+    noise_floor: Table
     document: Mapping[str, object]
 
     @property
     def tables(self) -> tuple[Table, ...]:
         return (
             self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
-            self.checklist, self.power,
+            self.checklist, self.power, self.paired, self.noise_floor,
         )  # fmt: skip
 
 
@@ -113,16 +117,23 @@ def decide(
     """
     constraints, statistics = constraints or Constraints(), statistics or StatisticsConfig()
     evidence = evidence or Evidence()
+    refuse_unusable(policy)
+    matrix = tuple(row for row in matrix if row.cell not in evidence.nulls)
     samples = None if evidence.scores is None else grids(evidence.scores)
-    rows = _decided(matrix, policy, _regime_draws(matrix, policy, samples, statistics, evidence.seed))
+    # Nothing is paired without samples, so the paired rules have nothing to go by.
+    rules = policy if samples is not None else policy.by_points
     found = deltas(matrix, statistics, samples, evidence.seed)
-    tier_of = tiers(matrix, found, policy)
+    by_metric = {(delta.cell, delta.metric): delta for delta in found}
+    drawn = (statistics, evidence.seed)
+    compared = None if samples is None else outcomes_of(matrix, rules, samples, by_metric, evidence.nulls, drawn)
+    rows = decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), compared)
+    tier_of = tiers(matrix, found, rules)
+    noise = None if samples is None else noise_floors(samples, evidence.nulls, statistics.confidence)
     models = tuple(dict.fromkeys([*(row.base_model for row in matrix), *(cell.base_model for cell in evidence.failed)]))
     formats = formats_of(rows, models)
-    roles = tuple(role_of(one, policy) for one in formats)
-    floor = conservative_floor(formats, policy)
+    roles = tuple(role_of(one, rules) for one in formats)
+    floor = conservative_floor(formats, rules)
     screen = None if evidence.sign_reversal is None else sign_screen(evidence.sign_reversal)
-    by_metric = {(delta.cell, delta.metric): delta for delta in found}
     findings = Findings(rows, by_metric, screen, floor, evidence.lineage, statistics)
     judged = Judged(
         study=study,
@@ -132,14 +143,14 @@ def decide(
         tiers={tier.cell: tier for tier in tier_of},
         roles=roles,
         choices=_choices(models, rows, tier_of, constraints),
-        fronts={model: pareto_front([row for row in matrix if row.base_model == model], policy) for model in models},
+        fronts={model: pareto_front([row for row in matrix if row.base_model == model], rules) for model in models},
         failed=evidence.failed,
         twins=evidence.twins,
         dequantized=evidence.dequantized,
         baselines=evidence.baselines,
         idle_judges=evidence.idle_judges,
         order=evidence.order,
-        has_samples=evidence.scores is not None,
+        noise=noise,
     )
     return Decision(
         deltas=deltas_table(found),
@@ -148,36 +159,13 @@ def decide(
         row_actions=row_actions_table(row.action for row in rows),
         quant_roles=roles_table(roles),
         floor=floor_table(floor),
-        taxonomy=taxonomy_table(findings, policy),
+        taxonomy=taxonomy_table(findings, rules),
         checklist=checklist_table(checklist(Protocol(rows, evidence.matrix_sha256, screen, floor))),
-        power=power_table(matrix, _differing(found), statistics.power, statistics.confidence),
+        power=power_table(matrix, pairs_that_differ(found), statistics.power, statistics.confidence),
+        paired=paired_table(compared or ()),
+        noise_floor=noise_table(noise or ()),
         document=document(judged),
     )
-
-
-def _decided(matrix: Matrix, policy: Policy, draws: Mapping[CellId, Draws]) -> tuple[Decided, ...]:
-    rows = []
-    for signals in all_signals(matrix, policy):
-        regime = classify(signals, draws.get(signals.cell))
-        rows.append(Decided(signals, regime, decide_action(signals, regime)))
-    return tuple(rows)
-
-
-def _differing(found: tuple[Delta, ...]) -> dict[tuple[CellId, str], tuple[int, int]]:
-    """How many pairs differ, of how many, of every build and metric that is paired."""
-    return {(d.cell, d.metric): (d.differing, d.n) for d in found if d.differing is not None and d.n}
-
-
-def _regime_draws(
-    matrix: Matrix, policy: Policy, samples: Grids | None, statistics: StatisticsConfig, seed: int
-) -> dict[CellId, Draws]:
-    """Resampled quality and refusal deltas, in pp; drawn apart, since they are over different prompts."""
-    if samples is None:
-        return {}
-    base = [row.cell for row in baselines(matrix).values()]
-    quality = paired_draws(samples, base, policy.quality_metric, statistics, seed)
-    refusal = paired_draws(samples, base, policy.refusal_metric, statistics, seed + 1)
-    return {cell: (100 * quality[cell], 100 * refusal[cell]) for cell in quality if cell in refusal}
 
 
 def _choices(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.config import Constraints
 from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.noise import ALL, Noise
 from quantverdict.matrix.tiers import TierOf
 from quantverdict.policy import Policy
 from quantverdict.protocol.formats import Decided, Floor, Role, against_floor, is_gguf
+from quantverdict.protocol.outcomes import Judged as OutcomeOf
 from quantverdict.protocol.selection import Choice
-from quantverdict.protocol.taxonomy import Findings, refusal_mde, unresolved
+from quantverdict.protocol.taxonomy import Findings, refusal_mde, unproven
 from quantverdict.records import CellId
 
 SCHEMA = 1
@@ -38,7 +40,7 @@ class Judged:
     baselines: frozenset[CellId]
     idle_judges: tuple[str, ...]
     order: tuple[CellId, ...]
-    has_samples: bool
+    noise: tuple[Noise, ...] | None
 
 
 def document(judged: Judged) -> dict[str, object]:
@@ -49,7 +51,8 @@ def document(judged: Judged) -> dict[str, object]:
         "study": judged.study,
         "policy": judged.policy.model_dump(mode="json"),
         "quality_metric": judged.policy.quality_metric,
-        "has_samples": judged.has_samples,
+        "has_samples": judged.noise is not None,
+        "rules": judged.findings.rows[0].signals.policy.rules if judged.findings.rows else judged.policy.rules,
         "notes": list(_notes(judged)),
         "cells": [_cell(cell, judged) for cell in _order(judged)],
         "formats": [_format(role) for role in judged.roles],
@@ -117,6 +120,9 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
         row.regime.probability,
         row.action.action,
         row.action.reason,
+        None if row.point_action is None else row.point_action.action,
+        None if row.paired_action is None else row.paired_action.action,
+        None if row.paired_action is None else [_outcome(one) for one in row.outcomes],
     )
     return dict(zip(_CELL_KEYS, values, strict=True))
 
@@ -125,8 +131,24 @@ _CELL_KEYS = (
     "base_model", "family", "quant", "is_baseline", "twin_of", "status", "failure", "bpw", "file_bytes",
     "tokens_per_second", "dequantized_from", "quality_delta_pp", "quality_lo_pp", "quality_hi_pp", "refusal_delta_pp",
     "refusal_lo_pp", "refusal_hi_pp", "refusal_mde_pp", "refusal_signal_pp", "refusal_signal_metric", "tier", "regime",
-    "regime_reason", "regime_probability", "action", "action_reason",
+    "regime_reason", "regime_probability", "action", "action_reason", "point_action", "paired_action", "outcomes",
 )  # fmt: skip
+
+
+def _outcome(judged: OutcomeOf) -> dict[str, object]:
+    """The keys are columns of `paired.csv`, which has the rest."""
+    one = judged.comparison
+    return {
+        "metric": one.metric,
+        "outcome": judged.outcome,
+        "n_pairs": one.n,
+        "delta_pp": float(one.delta),
+        "ci_lo_pp": one.lo,
+        "ci_hi_pp": one.hi,
+        "margin_pp": None if one.gate is None else _number(one.gate.margin),
+        "p_outcome": judged.p_outcome,
+        "n_needed": judged.n_needed,
+    }
 
 
 def _format(role: Role) -> dict[str, object]:
@@ -167,8 +189,10 @@ def _unmeasured(judged: Judged) -> Iterator[str]:
     policy, rows = judged.policy, judged.findings.rows
     if policy.quality_metric != "bertscore":
         yield f"Quality is {policy.quality_metric}."
-    if not judged.has_samples:
+    if judged.noise is None:
         yield "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs."
+    else:
+        yield from _noise(judged.noise)
     for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
         if not any(name in row.signals.row.metrics for row in rows):
             yield f"{name} was not measured."
@@ -176,11 +200,28 @@ def _unmeasured(judged: Judged) -> Iterator[str]:
         yield f"The study names judges that gave no label: {', '.join(judged.idle_judges)}."
 
 
+def _noise(noise: Sequence[Noise]) -> Iterator[str]:
+    """How many scores change though nothing does, of each base model; or that it is not known."""
+    if not noise:
+        yield "No null arm was run, so the noise floor is unknown: how many answers change though nothing does."
+    for model in dict.fromkeys(one.base_model for one in noise):
+        mine = [(one.metric, one.floor) for one in noise if one.base_model == model and one.task == ALL]
+        flipped = [f"{metric} {floor.flips} of {floor.arms * floor.n}" for metric, floor in mine if floor.flips]
+        told = f"Null arms, the baseline of {model} run again {mine[0][1].arms} times, changed"
+        if flipped:
+            more = f", and {len(flipped) - NAMED} more metrics" if len(flipped) > NAMED else ""
+            yield f"{told} scores though nothing else did: {', '.join(flipped[:NAMED])}{more}."
+        else:
+            metric, floor = max(mine, key=lambda one: one[1].n)
+            most = f"{100 * floor.hi:.2g} %"
+            yield f"{told} no score: of {floor.n} prompts ({metric}) at most {most} change by noise."
+
+
 def _unseen(judged: Judged) -> Iterator[str]:
     """What these prompts could not have shown: no build, and no floor, is proven safe by it."""
     found = judged.findings
     rows = [row for row in found.rows if not (row.signals.is_baseline or row.action.is_reject)]
-    blind = {str(row.signals.cell): why for row in rows if (why := unresolved(row.signals, found)) is not None}
+    blind = {str(row.signals.cell): why for row in rows if (why := unproven(row, found)) is not None}
     if blind:
         first = "; ".join(f"{cell}: {why}" for cell, why in list(blind.items())[:NAMED])
         more = f"; and {len(blind) - NAMED} more" if len(blind) > NAMED else ""

@@ -14,7 +14,8 @@ from fractions import Fraction
 from quantverdict.config import GGUF_LEVELS
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
-from quantverdict.protocol.actions import FLOOR_CANDIDATE, RowAction
+from quantverdict.protocol.actions import RowAction
+from quantverdict.protocol.outcomes import Judged
 from quantverdict.protocol.regimes import Regime
 from quantverdict.records import Table
 
@@ -23,11 +24,21 @@ _GGUF_NAME = re.compile(r"(I|T)?Q[1-8]_[A-Z0-9_]+|B?F16|F32|FP32|MXFP4(_MOE)?")
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A row with everything that was decided about it."""
+    """A row with everything that was decided about it.
+
+    Attributes:
+        action: that of the policy's rules.
+        point_action: by thresholds on deltas; `action` itself where it is not given.
+        paired_action: by paired tests; None without samples.
+        outcomes: of the gated metrics.
+    """
 
     signals: Signals
     regime: Regime
     action: RowAction
+    point_action: RowAction | None = None
+    paired_action: RowAction | None = None
+    outcomes: tuple[Judged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +126,21 @@ def _not_blanket_safe(found: Format, policy: Policy) -> str | None:
     against = []
     if found.rejected:
         against.append(f"rejected on {', '.join(found.rejected)}")
-    if found.max_signal is not None and found.max_signal >= policy.role_signal_pp:
+    if _signals_against(found, policy):
+        assert found.max_signal is not None
         against.append(f"refusal signal up to {_size(found.max_signal)}, {limit(policy.role_signal_pp)} or more")
     return "; ".join(against) or None
 
 
-def _blanket_safe(found: Format, _policy: Policy) -> str | None:
-    return None if _short_of_blanket(found) else "every base model has a row and every row is a floor candidate"
+def _signals_against(found: Format, policy: Policy) -> bool:
+    """Whether the refusal signal speaks against a format; the paired rules have tested it already."""
+    by_points = policy.rules == "points"
+    return by_points and found.max_signal is not None and found.max_signal >= policy.role_signal_pp
+
+
+def _blanket_safe(found: Format, policy: Policy) -> str | None:
+    passed = "a floor candidate" if policy.rules == "points" else "non-inferior"
+    return None if _short_of_blanket(found) else f"every base model has a row and every row is {passed}"
 
 
 def _model_specific(found: Format, _policy: Policy) -> str:
@@ -139,7 +158,7 @@ def _short_of_blanket(found: Format) -> list[str]:
     short = [f"no row for {', '.join(found.missing_models)}"] if found.missing_models else []
     by_action: dict[str, list[str]] = {}
     for row in found.rows:
-        if row.action.action != FLOOR_CANDIDATE:
+        if not row.action.is_pass:
             by_action.setdefault(row.action.action, []).append(row.signals.cell.base_model)
     return short + [f"{action} on {', '.join(models)}" for action, models in by_action.items()]
 
@@ -171,12 +190,12 @@ def conservative_floor(formats: Iterable[Format], policy: Policy) -> Floor | Non
     if not passing:
         return None
     lowest = min(passing, key=lambda found: (found.bpw, found.quant))
+    reason = f"fewest bits of {len(passing)} GGUF formats with a row for every base model, "
+    if policy.rules == "paired":
+        return Floor(lowest, f"{reason}each of them non-inferior to its baseline in every gated metric")
     assert lowest.max_signal is not None
-    reason = (
-        f"fewest bits of {len(passing)} GGUF formats with a row for every base model, no rejected row "
-        f"and a refusal signal under {limit(policy.role_signal_pp)}: {_size(lowest.max_signal)} at most"
-    )
-    return Floor(lowest, reason)
+    most = f"{limit(policy.role_signal_pp)}: {_size(lowest.max_signal)} at most"
+    return Floor(lowest, f"{reason}no rejected row and a refusal signal under {most}")
 
 
 def against_floor(found: Format, policy: Policy) -> list[str]:
@@ -186,22 +205,27 @@ def against_floor(found: Format, policy: Policy) -> list[str]:
         (found.bpw is None, "bits per weight not known"),
         (bool(found.missing_models), f"no row for {', '.join(found.missing_models)}"),
         (bool(found.rejected), f"rejected on {', '.join(found.rejected)}"),
-        (
-            found.max_signal is not None and found.max_signal >= policy.role_signal_pp,
-            f"refusal signal not under {limit(policy.role_signal_pp)}",
-        ),
-        (bool(_unmeasured(found)), f"not measured on {', '.join(_unmeasured(found))}"),
+        (_signals_against(found, policy), f"refusal signal not under {limit(policy.role_signal_pp)}"),
+        *((True, text) for text in _unproven(found, policy)),
     )
     return [text for holds, text in checks if holds]
 
 
-def _unmeasured(found: Format) -> list[str]:
-    """Base models on which hidden danger could not be seen."""
-    return [
+def _unproven(found: Format, policy: Policy) -> list[str]:
+    """Base models on which hidden danger could not be seen or, by paired tests, ruled out."""
+    if policy.rules == "paired":
+        open_ = [row for row in found.rows if not (row.action.is_pass or row.action.is_reject)]
+        actions = dict.fromkeys(row.action.action for row in open_)
+        return [
+            f"{action} on {', '.join(r.signals.cell.base_model for r in open_ if r.action.action == action)}"
+            for action in actions
+        ]
+    blind = [
         row.signals.cell.base_model
         for row in found.rows
         if row.signals.refusal_signal is None or row.regime.regime == "unclassified"
     ]
+    return [f"not measured on {', '.join(blind)}"] if blind else []
 
 
 def floor_table(floor: Floor | None) -> Table:

@@ -5,7 +5,7 @@ Best is the smallest build that nothing rules out. What was not measured rules a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -44,18 +44,31 @@ def best_build(base_model: str, rows: Sequence[Decided], tiers: Sequence[TierOf]
         constraints: of the study.
     """
     against = {
-        row.signals.cell.quant: next(
-            (why for rule in EXCLUSIONS if (why := rule(row, tier, constraints)) is not None), None
-        )
+        row.signals.cell.quant: next((why for rule in exclusions(row) if (why := rule(row, tier, constraints))), None)
         for row, tier in zip(rows, tiers, strict=True)
     }
     fit = [row for row in rows if against[row.signals.cell.quant] is None]
     if not fit:
         return Choice(base_model, None, "; ".join(f"{quant}: {why}" for quant, why in against.items()))
     measure, ordered = _by_size(fit)
+    if not ordered and len(fit) == 1:
+        measure, ordered = "file", fit
     if not ordered:
         return Choice(base_model, None, "neither file size nor bits per weight is known of every build that is fit")
-    return Choice(base_model, ordered[0].signals.cell.quant, _why(ordered, measure))
+    why = _why_proven(ordered, measure, against) if exclusions(fit[0]) is PAIRED_EXCLUSIONS else _why(ordered, measure)
+    return Choice(base_model, ordered[0].signals.cell.quant, why)
+
+
+def _why_proven(ordered: Sequence[Decided], measure: str, against: Mapping[str, str | None]) -> str:
+    """Why a build that paired tests let pass, and what became of those that they did not."""
+    best = ordered[0]
+    if best.signals.is_baseline:
+        reason = "no other build is shown to be as good"
+    else:
+        reason = f"smallest {measure} of {len(ordered)} builds shown to be as good; {best.action.reason}"
+    ruled = [why for why in against.values() if why is not None]
+    actions = [f"{why} {ruled.count(why)}" for why in dict.fromkeys(ruled)]
+    return f"{reason}; the others: {', '.join(actions)}" if actions else reason
 
 
 def _why(ordered: Sequence[Decided], measure: str) -> str:
@@ -109,7 +122,17 @@ def _too_slow(row: Decided, _tier: TierOf, constraints: Constraints) -> str | No
     return f"{float(speed):.1f} tokens/s, under {least:g}" if speed < Fraction(str(least)) else None
 
 
+def _unproven(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+    return None if row.action.is_pass or row.signals.is_baseline else row.action.action
+
+
 EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _collapsed, _unacceptable, _too_large, _too_slow)
+PAIRED_EXCLUSIONS: tuple[Rule, ...] = (_rejected, _unproven, _too_large, _too_slow)
+"""By paired tests a build is fit only once it is shown to be: what is not resolved is no pass."""
+
+
+def exclusions(row: Decided) -> tuple[Rule, ...]:
+    return PAIRED_EXCLUSIONS if row.signals.policy.rules == "paired" else EXCLUSIONS
 
 
 def _by_size(fit: Sequence[Decided]) -> tuple[str, list[Decided]]:

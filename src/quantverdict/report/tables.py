@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantverdict.matrix.columns import METRICS
-from quantverdict.protocol.actions import ACTIONS, FLOOR_CANDIDATE
+from quantverdict.protocol.actions import ACTIONS, PASSES
+from quantverdict.protocol.paired_actions import PAIRED_ACTIONS
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.report import formats
 from quantverdict.report.bundle import BundleView, CsvRow
@@ -118,7 +119,7 @@ def verdict_group(cell: Cell) -> str:
         return "failed"
     if action.startswith("reject"):
         return "reject"
-    return "ship" if action == FLOOR_CANDIDATE else "unknown"
+    return "ship" if action in PASSES else "unknown"
 
 
 def builds(bundle: BundleView) -> list[Build]:
@@ -185,7 +186,8 @@ def _words(value: object) -> str:
     return NOT_MEASURED if value in {None, ""} else formats.words(value)
 
 
-_KNOWN = re.compile(rf"\b({'|'.join(sorted((*METRICS, *ACTIONS, *REGIMES), key=len, reverse=True))})\b")
+_NAMES = sorted({*METRICS, *ACTIONS, *PAIRED_ACTIONS, *REGIMES}, key=lambda name: (-len(name), name))
+_KNOWN = re.compile(rf"\b({'|'.join(_NAMES)})\b")
 
 
 def readable(text: object) -> str:

@@ -68,16 +68,17 @@ def _twice_tail(lost: int, gained: int) -> float:
     return 2 * total / (1 << n)
 
 
-def tango_interval(gained: int, lost: int, n: int, confidence: float = 0.95) -> Interval:
+def tango_interval(gained: float, lost: float, n: float, confidence: float = 0.95) -> Interval:
     """Score interval of the paired difference (gained - lost) / n (Tango 1998, Stat Med 17:891).
 
-    The limits are the differences at which the score statistic equals -+z; it falls as the difference grows, so each is
-    found by bisection.
+    Of counts, or of counts that are divided by the design effect of their clusters (Rao & Scott 1992, Biometrics
+    48:577). The limits are the differences at which the score statistic equals -+z; it falls as the difference grows,
+    so each is found by bisection.
 
     Raises:
         ValueError: the counts do not fit, or n = 0.
     """
-    if gained < 0 or lost < 0 or gained + lost > n or n == 0:
+    if gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-12) or n == 0:
         raise ValueError(f"{gained} gained and {lost} lost of {n} pairs")
     z = critical_z(confidence)
     lo = -1.0 if lost == n else _tango_limit(gained, lost, n, z)
@@ -96,7 +97,7 @@ def constrained_variance(gained: float, lost: float, delta: float) -> float:
     return max(2 * q + delta * (1 - delta), 0.0)
 
 
-def _tango_limit(gained: int, lost: int, n: int, target: float) -> float:
+def _tango_limit(gained: float, lost: float, n: float, target: float) -> float:
     estimate = (gained - lost) / n
     below, above = (-1.0, estimate) if target > 0 else (estimate, 1.0)
     while above - below > 1e-15:

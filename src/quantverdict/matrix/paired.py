@@ -1,0 +1,239 @@
+"""Each build against its baseline, prompt by prompt: `paired.csv` but for what a policy makes of it.
+
+A rate has McNemar's exact test and Tango's interval; a continuous metric the same test of how many prompts fell and
+rose (the sign test) and the paired bootstrap. Where prompts come in clusters, the interval and the tests against a
+margin allow for it, while McNemar's p-values take prompts one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.columns import METRICS, Metric
+from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.grid import FloatArray, Grid, Grids
+from quantverdict.matrix.noise import Flips, flips_over_floor
+from quantverdict.matrix.resample import Column, intervals
+from quantverdict.records import CellId
+from quantverdict.stats.intervals import Interval
+from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
+from quantverdict.stats.paired import mcnemar_exact, mcnemar_midp, tango_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Two one-sided tests of a loss against the margin of its metric; all but the p-values are fractions of 1.
+
+    Attributes:
+        margin: the tolerated loss, exact, in pp.
+        p_noninferior: of H0: loss >= margin.
+        p_inferior: of H0: loss <= margin.
+        loss: as seen; a rise where less is better.
+        variance: of the loss of one pair.
+        design_effect: what clusters multiply that variance by.
+    """
+
+    margin: Fraction
+    p_noninferior: float
+    p_inferior: float
+    loss: float
+    variance: float
+    design_effect: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One metric of one build on the prompts that both it and its baseline have a grade for.
+
+    Attributes:
+        n: those prompts.
+        lost, gained: of them, with a lower and with a higher value than in the baseline.
+        delta, lo, hi: mean difference from the baseline, and its interval, in pp; exact for a rate.
+        interval_kind: `tango`, `tango_clustered`, `paired_bootstrap` or `paired_cluster_bootstrap`.
+        p_value, midp: McNemar's exact test and its mid-p form.
+        clusters: independent units among the pairs, None where every prompt is one.
+        ungraded: further prompts that both were asked and that one or both have no grade for.
+        worst, best: the delta over `n + ungraded` prompts, were those as bad and as good as can be.
+        flips: beside those of null arms; None without null arms.
+        gate: None where the metric has no margin.
+    """
+
+    cell: CellId
+    metric: str
+    n: int
+    lost: int
+    gained: int
+    delta: Fraction | float
+    lo: float
+    hi: float
+    interval_kind: str
+    p_value: float
+    midp: float
+    clusters: int | None
+    ungraded: int
+    worst: float
+    best: float
+    flips: Flips | None
+    gate: Gate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What comparisons are made by.
+
+    Attributes:
+        margins: of the gated metrics, in pp.
+        alpha: one-sided level of the tests against them, for what it takes to allow for few clusters.
+        statistics: confidence of intervals, and resamples.
+        seed: of the bootstrap.
+    """
+
+    margins: Mapping[str, Fraction]
+    alpha: float
+    statistics: StatisticsConfig
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Arms:
+    """A build and its baseline over the prompts of a grid, NaN where there is no grade."""
+
+    grid: Grid
+    cell: CellId
+    baseline: CellId
+    mine: FloatArray
+    theirs: FloatArray
+
+
+def comparisons(
+    samples: Grids,
+    baselines: Mapping[CellId, CellId],
+    rules: Rules,
+    deltas: Mapping[tuple[CellId, str], Delta],
+    nulls: Mapping[CellId, CellId],
+) -> tuple[Comparison, ...]:
+    """Every share that a build and its baseline both have a graded prompt of, in the order of cells and of the schema.
+
+    Args:
+        samples: one grid a metric.
+        baselines: each build to the baseline that it is compared with.
+        rules: margins and levels.
+        deltas: with their bootstrap intervals.
+        nulls: null arms to their baselines.
+    """
+    pairs = [(cell, metric) for cell in baselines for metric in METRICS if metric in samples]
+    found = {key: arms for key in pairs if (arms := _arms(samples[key[1]], key[0], baselines[key[0]])) is not None}
+    shares = {key: arms for key, arms in found.items() if METRICS[key[1]].is_share}
+    means = {key: arms for key, arms in shares.items() if not METRICS[key[1]].proportion}
+    drawn = _mean_intervals(means, deltas, rules)
+    return tuple(_compare(METRICS[key[1]], arms, rules, drawn.get(key), nulls) for key, arms in shares.items())
+
+
+def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
+    if cell not in grid.cells or baseline not in grid.cells:
+        return None
+    mine, theirs = (grid.values[:, grid.cells.index(one)] for one in (cell, baseline))
+    if np.isnan(mine - theirs).all():
+        return None
+    return _Arms(grid, cell, baseline, mine, theirs)
+
+
+def _mean_intervals(
+    means: Mapping[tuple[CellId, str], _Arms], deltas: Mapping[tuple[CellId, str], Delta], rules: Rules
+) -> dict[tuple[CellId, str], Interval]:
+    """Bootstrap intervals in pp; that of the delta, where both arms have the same prompts graded."""
+    found: dict[tuple[CellId, str], Interval] = {}
+    uneven: dict[tuple[CellId, str], Column] = {}
+    for key, arms in means.items():
+        delta = deltas.get(key)
+        even = bool((np.isnan(arms.mine) == np.isnan(arms.theirs)).all())
+        if even and delta is not None and delta.lo is not None and delta.hi is not None:
+            found[key] = Interval(delta.lo, delta.hi)
+        else:
+            uneven[key] = Column(arms.mine - arms.theirs, arms.grid.units, arms.grid.clustered)
+    drawn = intervals(uneven, rules.statistics, rules.seed)
+    return found | {key: Interval(100 * one.lo, 100 * one.hi) for key, one in drawn.items()}
+
+
+def _compare(
+    metric: Metric, arms: _Arms, rules: Rules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
+) -> Comparison:
+    known = ~np.isnan(arms.mine - arms.theirs)
+    change, units = (arms.mine - arms.theirs)[known], arms.grid.units[known]
+    n, lost, gained = len(change), int((change < 0).sum()), int((change > 0).sum())
+    clustered = len(np.unique(units)) < n
+    sums, sizes = cluster_sums(change, units.tolist())
+    effect = design_effect(sums, sizes, lost + gained, rules.alpha) if clustered and metric.proportion else 1.0
+    ungraded, worst, best = _extremes(metric, arms, float(change.sum()), n)
+    if drawn is None:
+        share = tango_interval(gained / effect, lost / effect, n / effect, rules.statistics.confidence)
+        drawn = Interval(100 * share.lo, 100 * share.hi)
+        kind = "tango_clustered" if clustered else "tango"
+    else:
+        kind = "paired_cluster_bootstrap" if clustered else "paired_bootstrap"
+    return Comparison(
+        cell=arms.cell,
+        metric=metric.name,
+        n=n,
+        lost=lost,
+        gained=gained,
+        delta=Fraction(100 * (gained - lost), n) if metric.proportion else 100 * float(change.mean()),
+        lo=drawn.lo,
+        hi=drawn.hi,
+        interval_kind=kind,
+        p_value=mcnemar_exact(lost, gained),
+        midp=mcnemar_midp(lost, gained),
+        clusters=len(sizes) if clustered else None,
+        ungraded=ungraded,
+        worst=worst,
+        best=best,
+        flips=flips_over_floor(arms.grid, arms.cell, arms.baseline, nulls),
+        gate=_gate(metric, change, units.tolist(), effect, rules),
+    )
+
+
+def _gate(metric: Metric, change: FloatArray, units: list[int], effect: float, rules: Rules) -> Gate | None:
+    """Both tests of a loss: it falls where more is better, and rises where less is."""
+    margin = rules.margins.get(metric.name)
+    if margin is None:
+        return None
+    losses = change if metric.higher_is_better is False else -change
+    loss, variance = float(losses.mean()), float(losses.var())
+    if metric.proportion:
+        lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
+        below, above = rate_tests((lost, gained, len(losses)), len(set(units)), effect, margin / 100)
+    else:
+        found = mean_loss(losses, margin / 100, rules.alpha, units)
+        below, above, effect = found.p_noninferior, found.p_inferior, found.design_effect
+    return Gate(margin, below, above, loss, variance, effect)
+
+
+def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, float, float]:
+    """Prompts that an arm was asked and has no grade for, and the delta in pp at the worst and best they can be."""
+    least = most = 0.0
+    count = 0
+    for low, high in _unknown(arms):
+        count, least, most = count + 1, least + low, most + high
+    ends = (100 * (total + least) / (n + count), 100 * (total + most) / (n + count))
+    worst, best = ends[::-1] if metric.higher_is_better is False else ends
+    return count, worst, best
+
+
+def _unknown(arms: _Arms) -> Iterator[tuple[float, float]]:
+    """The least and the most that each ungraded pair can differ by, for values from 0 to 1."""
+    grid = arms.grid
+    place = {int(prompt): at for at, prompt in enumerate(grid.prompts)}
+    mine, theirs = (set(grid.ungraded.get(cell, np.empty(0)).tolist()) for cell in (arms.cell, arms.baseline))
+    for _ in mine & theirs:
+        yield -1.0, 1.0
+    for prompt in mine - theirs:
+        if prompt in place and not np.isnan(before := arms.theirs[place[prompt]]):
+            yield -float(before), 1 - float(before)
+    for prompt in theirs - mine:
+        if prompt in place and not np.isnan(after := arms.mine[place[prompt]]):
+            yield float(after) - 1, float(after)

@@ -1,0 +1,193 @@
+"""Three outcomes a gated metric: non-inferior within its margin, inferior, or not resolvable at this n (SPEC 8).
+
+Every gated metric of every build makes two hypotheses: that it loses its margin or more, which `non_inferior` rejects,
+and that it loses its margin or less, which `inferior` rejects. Each kind is a family of its own, held at half the
+policy's alpha, so that the chance of any wrong outcome in the study is at most alpha, however metrics depend on each
+other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from quantverdict.errors import StudyError
+from quantverdict.matrix.columns import METRICS
+from quantverdict.matrix.paired import Comparison, Gate
+from quantverdict.policy import Policy
+from quantverdict.records import CellId, Table, Value
+from quantverdict.stats.multiplicity import holm
+from quantverdict.stats.noninferiority import Outcome, resolved
+from quantverdict.stats.resolving import n_mean, n_rate
+
+FEW = 10
+"""Differing pairs, below which a continuous metric's spread says little of what was not seen."""
+
+COLUMNS = (
+    "base_model", "quant", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp", "ci_hi_pp", "p_value",
+    "p_holm", "null_flip_rate", "margin_pp", "outcome", "n_needed", "mcnemar_midp", "interval_kind", "n_clusters",
+    "ungraded", "delta_worst_pp", "delta_best_pp", "p_noninferior", "p_inferior", "p_outcome", "flip_rate", "p_excess",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What became of one comparison.
+
+    Attributes:
+        p_holm: McNemar's p-value adjusted over the gated comparisons of the study; the others are a family of theirs.
+        outcome: None where the metric is not gated.
+        p_outcome: the smaller p-value of its two tests, adjusted and doubled: resolved where it is at most alpha.
+        n_needed: where not resolvable, the pairs that would resolve it; None where no number would.
+    """
+
+    comparison: Comparison
+    p_holm: float | None
+    outcome: Outcome | None = None
+    p_outcome: float | None = None
+    n_needed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Adjusted:
+    """Both p-values of a gated comparison, adjusted."""
+
+    noninferior: float
+    inferior: float
+
+
+def refuse_unusable(policy: Policy) -> None:
+    """Refuse margins of metrics that cannot be gated.
+
+    Raises:
+        StudyError: a metric that is not in the schema, is no share, or has no better direction.
+    """
+    usable = [name for name, metric in METRICS.items() if metric.is_share and metric.higher_is_better is not None]
+    for name in policy.margins:
+        if name not in usable:
+            raise StudyError(f"{name} is not right", field="policy.margins", expected=f"one of {', '.join(usable)}")
+
+
+def judge(found: Sequence[Comparison], policy: Policy, order: Mapping[CellId, int], power: float) -> tuple[Judged, ...]:
+    """The outcome of every comparison, in their order.
+
+    Args:
+        found: of the builds of a study.
+        policy: alpha, and how it is held.
+        order: each build's place, from high to low bits, within its base model.
+        power: for `n_needed`.
+    """
+    gated = [one for one in found if one.gate is not None]
+    adjusted = {(one.cell, one.metric): both for one, both in zip(gated, _adjust(gated, policy, order), strict=True)}
+    p_holm: dict[tuple[CellId, str], float | None] = {}
+    for family in (gated, [one for one in found if one.gate is None]):
+        p_holm |= {
+            (one.cell, one.metric): p for one, p in zip(family, holm([one.p_value for one in family]), strict=True)
+        }
+    level = _level_left(list(adjusted), list(adjusted.values()), policy)
+    return tuple(_judged(one, p_holm[one.cell, one.metric], adjusted, policy, (power, level)) for one in found)
+
+
+def _judged(
+    one: Comparison,
+    p_holm: float | None,
+    adjusted: Mapping[tuple[CellId, str], _Adjusted],
+    policy: Policy,
+    planned: tuple[float, float],
+) -> Judged:
+    if one.gate is None:
+        return Judged(one, p_holm)
+    both = adjusted[one.cell, one.metric]
+    outcome = resolved(both.noninferior, both.inferior, policy.alpha / 2)
+    needed = n_needed(one, one.gate, *planned) if outcome == "not_resolvable" else None
+    return Judged(one, p_holm, outcome, min(1.0, 2 * min(both.noninferior, both.inferior)), needed)
+
+
+def _adjust(gated: Sequence[Comparison], policy: Policy, order: Mapping[CellId, int]) -> list[_Adjusted]:
+    """Adjusted p-values of both kinds; a fixed sequence is one of passes, and rejections are held by Holm."""
+    gates = [one.gate for one in gated if one.gate is not None]
+    beyond = holm([gate.p_inferior for gate in gates])
+    within = holm([gate.p_noninferior for gate in gates])
+    if policy.error_control == "fixed_sequence":
+        within = _in_sequence(gated, order)
+    return [_Adjusted(1.0 if one is None else one, 1.0 if two is None else two)
+            for one, two in zip(within, beyond, strict=True)]  # fmt: skip
+
+
+def _in_sequence(gated: Sequence[Comparison], order: Mapping[CellId, int]) -> list[float | None]:
+    """Adjusted p-values of passes: builds from high to low bits, each only if every metric of the one before passed.
+
+    The metrics of a build are held by Holm, and base models share alpha evenly (serial gatekeeping: Westfall & Krishen
+    2001, J Stat Plan Inference 99:25).
+    """
+    models = len({one.cell.base_model for one in gated})
+    found: dict[int, float] = {}
+    reached: dict[str, float] = {}
+    for cell in sorted({one.cell for one in gated}, key=lambda cell: (cell.base_model, order[cell])):
+        mine = [at for at, one in enumerate(gated) if one.cell == cell]
+        held = holm([gate.p_noninferior for at in mine if (gate := gated[at].gate) is not None])
+        before = reached.get(cell.base_model, 0.0)
+        for at, p in zip(mine, held, strict=True):
+            found[at] = max(before, min(1.0, models * (1.0 if p is None else p)))
+        reached[cell.base_model] = max(found[at] for at in mine)
+    return [found[at] for at in range(len(gated))]
+
+
+def _level_left(tested: Sequence[tuple[CellId, str]], adjusted: Sequence[_Adjusted], policy: Policy) -> float:
+    """One-sided level at which the next comparison would have to pass."""
+    half = policy.alpha / 2
+    if policy.error_control == "fixed_sequence":
+        models = len({cell.base_model for cell, _ in tested})
+        return half / max(models * len({metric for _, metric in tested}), 1)
+    return half / max(sum(one.noninferior > half for one in adjusted), 1)
+
+
+def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | None:
+    """Pairs that would resolve a comparison with `power`, given the discordance seen; None where no number would.
+
+    For a build that in truth loses nothing. Where as many were asked already, for the loss as it was seen.
+
+    Args:
+        one: a comparison that is not resolved.
+        gate: its tests.
+        power: wanted.
+        level: one-sided level of the test.
+    """
+    margin = float(gate.margin / 100)
+    share = METRICS[one.metric].proportion
+    for loss in (0.0, gate.loss):
+        if share:
+            pairs = n_rate((one.lost + one.gained) / one.n, loss, margin, power, level)
+        else:
+            pairs = n_mean(math.sqrt(gate.variance), loss, margin, power, level)
+            if pairs is not None and one.lost + one.gained < FEW:
+                # So many prompts must not lose, for a loss of the margin by rare whole losses to be ruled out.
+                pairs = max(pairs, math.ceil(math.log(level) / math.log(1 - margin)))
+        pairs = None if pairs is None else math.ceil(pairs * gate.design_effect)
+        if pairs is not None and pairs > one.n:
+            return pairs
+    return None
+
+
+def paired_table(judged: Iterable[Judged]) -> Table:
+    """`paired.csv`."""
+    return Table("paired", COLUMNS, tuple(tuple(_values(one)) for one in judged))
+
+
+def _values(judged: Judged) -> Iterator[Value]:
+    one, gate, flips = judged.comparison, judged.comparison.gate, judged.comparison.flips
+    yield from (*one.cell, one.metric, one.n, one.lost, one.gained, one.delta, one.lo, one.hi, one.p_value)
+    yield from (judged.p_holm, None if flips is None else flips.floor.rate, None if gate is None else gate.margin)
+    yield from (judged.outcome, judged.n_needed, one.midp, one.interval_kind, one.clusters, one.ungraded)
+    yield from (one.worst, one.best)
+    yield from (None, None) if gate is None else (gate.p_noninferior, gate.p_inferior)
+    yield judged.p_outcome
+    yield from (None, None) if flips is None else (flips.rate, flips.p_excess)
+
+
+def high_to_low(bits: Mapping[CellId, Fraction | None]) -> dict[CellId, int]:
+    """The place of each build from high to low bits; one whose bits are not known comes last."""
+    ordered = sorted(bits, key=lambda cell: ((known := bits[cell]) is None, -(known or 0), cell))
+    return {cell: at for at, cell in enumerate(ordered)}

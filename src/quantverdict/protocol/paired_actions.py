@@ -1,0 +1,110 @@
+"""Row actions by paired tests: what to do with one build, as the outcomes of its gated metrics say (SPEC 8).
+
+An ordered table of rules; the first that holds names the action and gives its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from quantverdict.matrix.signals import Signals, limit, pp
+from quantverdict.protocol.actions import ACCEPT, RowAction
+from quantverdict.protocol.outcomes import Judged
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """What the rules read of one build.
+
+    Attributes:
+        is_baseline: whether it is the one that others are compared with.
+        outcomes: of its gated metrics.
+        wanted: the gated metrics that it must have: those that the policy demands, and those that its base model has.
+    """
+
+    is_baseline: bool
+    outcomes: tuple[Judged, ...]
+    wanted: tuple[str, ...]
+
+    def of(self, outcome: str) -> list[Judged]:
+        return [one for one in self.outcomes if one.outcome == outcome]
+
+
+Rule = Callable[[Gated], str | None]
+"""Why the rule holds; None where it does not."""
+
+
+def paired_action(signals: Signals, outcomes: Sequence[Judged], measured: Iterable[str]) -> RowAction:
+    """The first rule that holds.
+
+    Args:
+        signals: of the row.
+        outcomes: of its gated metrics.
+        measured: the gated metrics that any build of its base model has.
+    """
+    gated = Gated(signals.is_baseline, tuple(outcomes), tuple(dict.fromkeys([*signals.policy.demanded, *measured])))
+    name, reason = next((name, reason) for name, rule in RULES if (reason := rule(gated)) is not None)
+    return RowAction(signals.cell, name, reason)
+
+
+def _reference(gated: Gated) -> str | None:
+    return "the baseline" if gated.is_baseline else None
+
+
+def _inferior(gated: Gated) -> str | None:
+    found = gated.of("inferior")
+    return f"{', '.join(map(_seen, found))}: worse by more than the margin" if found else None
+
+
+def _not_measured(gated: Gated) -> str | None:
+    have = {one.comparison.metric for one in gated.outcomes}
+    missing = [metric for metric in gated.wanted if metric not in have]
+    return f"no prompt that both it and the baseline have a grade for: {', '.join(missing)}" if missing else None
+
+
+def _not_resolvable(gated: Gated) -> str | None:
+    return unresolved(gated.of("not_resolvable"))
+
+
+def _non_inferior(gated: Gated) -> str:
+    return f"{', '.join(map(_seen, gated.of('non_inferior')))}: none worse by its margin"
+
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("reference", _reference),
+    ("reject_inferior", _inferior),
+    ("not_measured", _not_measured),
+    ("not_resolvable", _not_resolvable),
+    (ACCEPT, _non_inferior),
+)
+PAIRED_ACTIONS = tuple(name for name, _ in RULES)
+
+
+def unresolved(open_: Sequence[Judged], most: int | None = None) -> str | None:
+    """What could not be told, and the prompts that it would take: those nearest to inferior first; None for nothing.
+
+    Args:
+        open_: outcomes that are not resolvable.
+        most: name so many at most.
+    """
+    ordered = sorted(open_, key=lambda one: 0.0 if one.comparison.gate is None else one.comparison.gate.p_inferior)
+    named = [_wanting(one) for one in ordered[:most]]
+    if len(ordered) > len(named):
+        named.append(f"and {len(ordered) - len(named)} more metrics")
+    return f"too few prompts to tell: {', '.join(named)}" if named else None
+
+
+def _wanting(judged: Judged) -> str:
+    one = judged.comparison
+    if judged.n_needed is None:
+        return f"{one.metric} ({one.n}, and a loss too near the margin for any number)"
+    return f"{one.metric} ({one.n} of {judged.n_needed})"
+
+
+def _seen(judged: Judged) -> str:
+    one, gate = judged.comparison, judged.comparison.gate
+    assert gate is not None
+    delta = one.delta if isinstance(one.delta, Fraction) else Fraction(round(one.delta, 2)).limit_denominator(100)
+    return f"{one.metric} {pp(delta)} of {one.n} pairs (margin {limit(gate.margin)})"
