@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, DIFFERENT, SAME, Finding
+from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, COARSEST, DIFFERENT, SAME, Finding
 from quantverdict.artifacts.lineage_tokenizer import TokenizerFacts, tokenizer_facts
 from quantverdict.artifacts.lineage_weights import Comparison, Pair, pairs
 from quantverdict.artifacts.weights import Weights, open_weights
 
-COARSEST = 0.03
-"""A relative change of weights that must have been seen for `same`: fine-tunes change weights by 0.01 to 0.05."""
 _COVERED = 0.99
 """Share of either model's weights that must have been compared for `same`."""
 _PADDING = re.compile(r"|\[PAD\d+\]|<pad\d*>|<unused\d+>|\[unused\d+\]")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,17 @@ _MEAN_ABS = 0.8
 """Mean size of a normal variable over its standard deviation."""
 _UNRELATED = 0.5
 """Correlation below which weights are not the baseline's, whatever their type: 2-bit types keep more than 0.9."""
-_LEAST_ROWS = 16
+COARSEST = 0.03
+"""A relative change of weights that must have been seen for `same`: fine-tunes change weights by 0.01 to 0.05."""
+
+
+class Verdict(NamedTuple):
+    """`same`, `different` or `cannot_tell`, with the fields of `Finding` that it rests on."""
+
+    verdict: str
+    off: float | None
+    resolution: float | None
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class Residual:
 
     Attributes:
         off: (rows, inputs): further from the baseline than rounding takes it; None where there are no regular levels.
+        near: (rows, inputs): within 0.1 step of where rounding turns, on either side.
         size: root mean square of the baseline's values.
         error: root mean square of the difference over `size`.
         correlation: of the two, 1 where both are constant and equal.
@@ -64,6 +75,7 @@ class Residual:
     """
 
     off: NDArray[np.bool_] | None
+    near: NDArray[np.bool_] | None
     size: float
     error: float
     correlation: float
@@ -85,14 +97,16 @@ def residual(baseline: Rows, variant: Rows) -> Residual:
     size, difference = _rms(ours), _rms(theirs - ours)
     error = difference / size if size > 0 else float("inf") if difference > 0 else 0.0
     product = _rms(ours) * _rms(theirs)
-    correlation = float(np.mean(ours * theirs, dtype=np.float64)) / product if product > 0 else float(error == 0)
+    mean = float(np.vdot(ours.reshape(-1), theirs.reshape(-1))) / max(1, ours.size)
+    correlation = mean / product if product > 0 else float(error == 0)
     if baseline.step is None or variant.step is None:
-        return Residual(None, size, error, correlation, 0.0, 0.0)
+        return Residual(None, None, size, error, correlation, 0.0, 0.0)
     slack = variant.slack + baseline.slack + baseline.step / 2
     # A weight beyond the outermost level is stored as that level, however far it is.
     distance = np.abs(np.clip(ours, variant.low, variant.high) - np.clip(theirs, baseline.low, baseline.high))
     off = distance > variant.step * np.float32(0.5 + 1e-4) + slack
-    return Residual(off, size, error, correlation, float(np.mean(variant.step)), float(np.mean(slack)))
+    near = np.abs(distance - variant.step * np.float32(0.5)) <= variant.step * np.float32(0.1)
+    return Residual(off, near, size, error, correlation, float(np.mean(variant.step)), float(np.mean(slack)))
 
 
 def judge(name: str, type_name: str, found: Residual) -> Finding:
@@ -106,7 +120,7 @@ def judge(name: str, type_name: str, found: Residual) -> Finding:
     off = float(np.mean(found.off))
     usual = _USUALLY_OFF if found.step > 0 else 0.0
     allowed = max(usual, _ALLOWED_OFF.get(type_name, 0.0))
-    resolution = _resolution(found, max(off, usual))
+    resolution = resolution_of(found, max(off, usual))
     if off > allowed:
         what = "at their nearest level" if found.step > 0 else "equal within rounding"
         return Finding(name, type_name, DIFFERENT, off, found.error, resolution, f"{off:.2%} of values are not {what}")
@@ -114,40 +128,11 @@ def judge(name: str, type_name: str, found: Residual) -> Finding:
     return Finding(name, type_name, SAME, off, found.error, resolution, note)
 
 
-def judge_first_column(name: str, type_name: str, found: Residual, sizes: Floats) -> Finding:
-    """The verdict for a maker that moves later columns to make up for earlier ones' rounding, as GPTQ does.
-
-    The first column it takes has nothing to make up for: all its values are at the nearest level. That is column 0, or
-    any column where the maker takes them in an order of its own. A changed model leaves no such column.
-
-    Args:
-        sizes: root mean square of each input's weights in the baseline; columns of next to none say nothing.
-    """
-    assert found.off is not None
-    n_rows, shares = len(found.off), found.off.mean(axis=0)
-    telling = sizes >= 0.2 * np.median(sizes)
-    count = int(np.count_nonzero(telling))
-    if n_rows < _LEAST_ROWS or not count:
-        return Finding(name, type_name, CANNOT_TELL, None, found.error, None, f"only {n_rows} rows to tell by")
-    first = bool(telling[0]) and shares[0] == 0
-    clean = first or bool(np.any(shares[telling] == 0))
-    # Of columns that a change touches alike, none is clean but once in 100 if each has this share off.
-    share = ((0.0 if first else log(count)) + log(100)) / n_rows
-    resolution = _resolution(found, share) if share < 0.5 else None
-    off = float(np.mean(shares[telling]))
-    if clean:
-        column = 0 if first else int(np.flatnonzero(telling & (shares == 0))[0])
-        note = f"column {column} is at its nearest levels, error {found.error:.2%}"
-        verdict = SAME if resolution is not None else CANNOT_TELL
-        return Finding(name, type_name, verdict, off, found.error, resolution, note)
-    note = f"no column is at its nearest levels: of the best, {shares[telling].min():.2%} is off"
-    return Finding(name, type_name, DIFFERENT, off, found.error, resolution, note)
-
-
-def _resolution(found: Residual, share: float) -> float | None:
+def resolution_of(found: Residual, share: float) -> float:
     """The relative size of a change of normal distribution that puts this share off its nearest level."""
-    return (share * found.step + found.slack) / (_MEAN_ABS * found.size) if found.size > 0 else None
+    return (share * found.step + found.slack) / (_MEAN_ABS * found.size) if found.size > 0 else float("inf")
 
 
 def _rms(values: Floats) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+    flat = values.reshape(-1)
+    return float(np.sqrt(np.vdot(flat, flat) / flat.size)) if flat.size else 0.0

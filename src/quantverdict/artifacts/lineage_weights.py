@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from quantverdict.artifacts.lineage_columns import joined, judge_columns, pool_of
 from quantverdict.artifacts.lineage_folds import Fold, norm_before, norm_fold, pair_fold, reader_of
 from quantverdict.artifacts.lineage_tensors import (
     CANNOT_TELL,
@@ -18,7 +19,6 @@ from quantverdict.artifacts.lineage_tensors import (
     Finding,
     Residual,
     judge,
-    judge_first_column,
     residual,
     scaled,
 )
@@ -28,7 +28,7 @@ from quantverdict.artifacts.weights import Handle, Weights
 _BUDGET = 24_000_000
 """Values read of each model in the first pass: a second or two."""
 _ROWS = (24, 256)
-_COLUMN_ROWS, _LEAST_LAYERS, _COLUMN_BUDGET = 2048, 4, 48_000_000
+_COLUMN_ROWS, _LEAST_LAYERS, _COLUMN_BUDGET = 1536, 4, 32_000_000
 """For makers that move weights: rows of a matrix that are looked at for a first column, and in how many layers."""
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LEARNED_ROUNDING = ("auto-round", "autoround", "intel/auto-round")
@@ -189,19 +189,24 @@ class Comparison:
         """
         moved = [name for name, finding in found.items() if finding.verdict == DIFFERENT and _may_move(finding)]
         layers = sorted({_layer(name) for name in moved})
-        values = sum(
-            min(self.checked[name].rows, _COLUMN_ROWS) * self.checked[name].baseline.shape[-1] for name in moved
-        )
-        share = _COLUMN_BUDGET / max(1, values)
+        sizes = {
+            name: min(self.checked[name].rows, _COLUMN_ROWS) * self.checked[name].baseline.shape[-1] for name in moved
+        }
+        share = _COLUMN_BUDGET / max(1, sum(sizes.values()))
         read = {layers[at] for at in _spread(len(layers), max(_LEAST_LAYERS, int(share * len(layers))))}
+        pools: dict[tuple[str, str], dict[str, Residual]] = {}
         for name in moved:
-            pair = self.checked[name]
-            both = self._read(pair, _spread(pair.rows, _COLUMN_ROWS)) if _layer(name) in read else None
-            if both is None:
+            rows = _spread(self.checked[name].rows, _COLUMN_ROWS)
+            both = self._read(self.checked[name], rows) if _layer(name) in read else None
+            if both is not None:
+                pools.setdefault(pool_of(name), {})[name] = residual(*both)
+            else:
                 del found[name]
-                continue
-            sizes = np.sqrt(np.mean(both[0].values ** 2, axis=0))
-            found[name] = judge_first_column(name, pair.variant.type_name, residual(*both), sizes)
+        verdicts = judge_columns({key: joined(tuple(parts.values())) for key, parts in pools.items()})
+        for key, parts in pools.items():
+            for name, part in parts.items():
+                said, type_name = verdicts[key], self.checked[name].variant.type_name
+                found[name] = Finding(name, type_name, said.verdict, said.off, part.error, said.resolution, said.note)
 
 
 def _may_move(finding: Finding) -> bool:

@@ -104,12 +104,12 @@ def weight_rows(weight: Weight, rows: Whole) -> Rows | None:
         raise ArtifactError(problem, file=main.file.path, field=weight.name) from error
 
 
-def unpack(words: Words, bits: int, count: int) -> Whole:
+def unpack(words: Words, bits: int, count: int) -> NDArray[np.integer]:
     """`count` numbers of `bits` bits along the last axis, from words filled from the lowest bit on without gaps."""
-    if 32 % bits == 0:
-        shifts = np.arange(0, 32, bits, dtype=np.uint32)
-        numbers = (words[..., None] >> shifts) & np.uint32(2**bits - 1)
-        return numbers.reshape(*words.shape[:-1], -1)[..., :count].astype(np.int64)
+    if 8 % bits == 0:
+        octets = np.ascontiguousarray(words, "<u4").view(np.uint8)
+        numbers = (octets[..., None] >> np.arange(0, 8, bits, dtype=np.uint8)) & np.uint8(2**bits - 1)
+        return numbers.reshape(*words.shape[:-1], -1)[..., :count].astype(np.int16)
     start = np.arange(count) * bits
     wide = words.astype(np.uint64)
     after = np.minimum(start // 32 + 1, words.shape[-1] - 1)
@@ -139,7 +139,7 @@ def _packed(weight: Weight, rows: Whole) -> Rows:
     half = 2 ** (weight.bits - 1)
     numbers = unpack(_words(weight, "weight_packed")[rows], weight.bits, weight.shape[1])
     scales = _scales(weight, "weight_scale")[rows]
-    zeros: Whole = np.full(scales.shape, half)
+    zeros: NDArray[np.integer] = np.full(scales.shape, half)
     given = weight.parts.get("weight_zero_point")
     if given is not None and given.tensor.dtype == "I32":
         zeros = unpack(_words(weight, "weight_zero_point").T, weight.bits, weight.shape[0]).T[rows]
@@ -181,11 +181,12 @@ def _levels(
 ) -> Rows:
     """Numbers (rows, inputs), zero points and scales (rows, groups), and the group of each input, as values."""
     dtype = weight.parts["scales" if "scales" in weight.parts else "weight_scale"].tensor.dtype
-    step, zero = scales[:, groups], zeros.astype(np.float32)[:, groups]
-    low, high = -zero * step, (np.float32(2**weight.bits - 1) - zero) * step
-    slack = np.maximum(np.abs(low), np.abs(high)) * np.float32(ROUNDING[dtype])
-    values = (numbers.astype(np.float32) - zero) * step
-    return Rows(values, np.abs(step), np.minimum(low, high), np.maximum(low, high), slack)
+    low, high = -zeros * scales, (2.0**weight.bits - 1 - zeros) * scales
+    slack = np.maximum(np.abs(low), np.abs(high)) * ROUNDING[dtype]
+    each = (np.abs(scales), np.minimum(low, high), np.maximum(low, high), slack)
+    step, lowest, highest, more = (np.take(item.astype(np.float32), groups, axis=1) for item in each)
+    above = numbers.astype(np.float32) - np.take(zeros.astype(np.float32), groups, axis=1)
+    return Rows(above * np.take(scales, groups, axis=1), step, lowest, highest, more)
 
 
 def _groups(weight: Weight, leaf: str) -> Whole:
