@@ -111,8 +111,8 @@ def mean_loss(
     """Loss of a continuous metric: Student's t of the units' sums, their skewness taken out (Hall 1992, JRSS B 54:221).
 
     No spread that was seen rules out a loss by rare prompts that lose `largest` each. So the p-value of
-    non-inferiority is at least the chance to meet none of those; and where fewer than 10 units differ, both tests are
-    at least as cautious as the binomial of whole losses. Builds that agree on every prompt are non-inferior only where
+    non-inferiority is at least the chance to meet none of those; and where fewer than 10 units differ, which is too few
+    for t, both tests are binomial, of whole losses. Builds that agree on every prompt are non-inferior only where
     enough prompts were asked, as for a rate.
 
     Args:
@@ -143,8 +143,11 @@ def mean_loss(
     below, above = _tails(estimate - float(margin), se, shape)
     reach = float(t_quantile(1 - alpha, units - 1))
     lo, hi = (estimate - se * _unskewed(sign * reach, shape[0]) for sign in (1, -1))
-    few = _whole_losses(sums / sizes, units, float(margin) / largest, largest, alpha)
-    below, above, lo, hi = max(below, few[0]), max(above, few[1]), min(lo, few[2] * largest), max(hi, few[3] * largest)
+    if np.count_nonzero(sums) < _FEW:
+        below, above, lo, hi = _whole_losses(sums / sizes, math.floor(units), float(margin), largest, alpha)
+    else:
+        below = max(below, (1 - min(float(margin) / largest, 1.0)) ** math.floor(units))
+        hi = max(hi, largest * (1 - alpha ** (1 / math.floor(units))))
     spread = float(np.square(values - estimate).sum()) / (n * (n - 1))
     effect = max(1.0, se * se / spread) if spread > 0 else 1.0
     return Loss(estimate, max(lo, -largest), min(hi, largest), below, above, n, len(sizes), differing, effect)
@@ -305,23 +308,22 @@ def _unskewed(t: float, skew: float) -> float:
 
 
 def _whole_losses(
-    means: FloatArray, units: float, share: float, largest: float, alpha: float
+    means: FloatArray, n: int, margin: float, largest: float, alpha: float
 ) -> tuple[float, float, float, float]:
-    """Both p-values and limits if a unit lost either nothing or `largest`: the binomial of the losses seen, rounded.
+    """Both p-values and limits if each of n units lost either nothing or `largest`: the binomial of the losses seen.
 
-    Where 10 units or more differ, only what could have been missed altogether counts.
+    Their sum is rounded; smaller losses vary less than that. What was gained counts against `inferior` alone.
     """
     from scipy.special import bdtr, betaincinv
 
-    n, share = max(1, math.floor(units)), min(share, 1.0)
-    if np.count_nonzero(means) >= _FEW:
-        return float((1 - share) ** n), 0.0, math.inf, 1 - alpha ** (1 / n)
+    share = min(margin / largest, 1.0)
     lost = min(n, round(float(means[means > 0].sum()) / largest))
     net = max(0, math.floor(float(means.sum()) / largest))
     hi = 1.0 if lost >= n else float(betaincinv(lost + 1, n - lost, 1 - alpha))
-    lo = float(betaincinv(net, n - net + 1, alpha)) if net > 0 else 0.0
-    beyond = 1 - float(bdtr(net - 1, n, share)) if net > 0 else 1.0
-    return float(bdtr(lost, n, share)), beyond, lo if net > 0 else -1.0, hi
+    if net == 0:
+        return float(bdtr(lost, n, share)), 1.0, -largest, hi * largest
+    lo = float(betaincinv(net, n - net + 1, alpha))
+    return float(bdtr(lost, n, share)), 1 - float(bdtr(net - 1, n, share)), lo * largest, hi * largest
 
 
 def _check(margin: Fraction | float, alpha: float) -> None:
