@@ -184,6 +184,10 @@ BROKEN = [
     (json.dumps(row(id=["x"])).encode(), "id: a list where text is expected"),
     (json.dumps(row(1)).encode(), "sample m/FP16/t/s1 is given twice in this file"),
     (b'{"model": "m"}{"model": "m"}', "not valid JSON"),
+    (json.dumps(row(9)).replace("}", ', "score": 0}').encode(), "score: given twice"),
+    (json.dumps(row(9)).replace("}", ', "score" : null}').encode(), "score: given twice"),
+    (json.dumps(row(9)).replace("}", ', "qu\\u0061nt": "Q4_K_M"}').encode(), "quant: given twice"),
+    (json.dumps(row(9)).replace('"task": "t"', '"id": "s9"').encode(), "id: given twice"),
 ]
 
 
@@ -200,6 +204,34 @@ def test_a_broken_line_is_refused_by_file_and_line_or_set_aside(files, line, tol
     assert broken.text == line.decode("utf-8", "replace")
     assert done.scores["sample_id"].to_list() == ["s0", "s1", "s2", "s4"]
     assert (done.audits[0].raw, done.audits[0].loaded, done.audits[0].quarantined) == (5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"note": 'it said \\"score\\": 1, "score": 0, and {"id": 7}'},
+        {"meta": {"id": 1, "score": 2}},
+        {"note": "score", "other": "id"},
+        {"not\u00e9": 1, "caf\u00e9": "\u2019"},
+    ],
+)
+def test_a_key_that_a_row_seems_to_give_twice_is_loaded(files, more):
+    """In its text, in another object, as a value; and a key that is spelled with escapes."""
+    done = files.add("a", [row(0), row(1, **more)]).load()
+    assert done.scores["value"].to_list() == [1.0, 1.0]
+
+
+def test_a_key_of_a_nested_column_is_held_to_once_too(files):
+    files.add("a", [{**row(0), "s": {"score": 1}}], measures=[{"metric": "refusal_rate", "column": "s.score"}])
+    line = b'{"model": "m", "quant": "FP16", "task": "t", "id": "b", "s": {"score": 1, "score": 0}}\n'
+    files.add("b", line, measures=[{"metric": "refusal_rate", "column": "s.score"}])
+    with pytest.raises(DataError, match=r"b\.jsonl:1: score: given twice"):
+        files.load()
+
+
+def test_a_key_that_no_column_reads_may_be_given_twice(files):
+    line = json.dumps(row(0)).replace("}", ', "note": 1, "note": 2}').encode()
+    assert files.add("a", line).load().scores["value"].to_list() == [1.0]
 
 
 METRICS = {

@@ -9,9 +9,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -37,12 +40,16 @@ CONTAINERS = {b"\x1f\x8b": ("gzip", "jsonl.gz"), b"PAR1": ("Parquet", "parquet")
 class Wanted:
     """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`).
 
-    `prose` are the texts that may begin in any way.
+    `prose` are the texts that may begin in any way. `keys` are those of every column.
     """
 
     texts: Mapping[str, str]
     numbers: Mapping[str, str]
     prose: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(key for name in (*self.texts.values(), *self.numbers.values()) for key in name.split("."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,8 @@ def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Sche
         *(_column(column).cast(pl.Float64).alias(name) for name, column in wanted.numbers.items()),
     )
     lines = _Lines(data)
-    return Block(frame, count, text_of=lines) if _trusted(frame, wanted) and _is_prose(frame, lines, wanted) else None
+    right = _trusted(frame, wanted) and _is_prose(frame, lines, wanted) and _has_keys_once(data, lines, wanted)
+    return Block(frame, count, text_of=lines) if right else None
 
 
 def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
@@ -212,6 +220,26 @@ def _is_prose(frame: pl.DataFrame, lines: Sequence[str], wanted: Wanted) -> bool
     odd = [pl.col(name).str.contains(NOT_TEXT) | pl.col(name).str.contains("\0", literal=True) for name in wanted.prose]
     try:
         for index in frame.select(pl.any_horizontal(odd).fill_null(value=False).arg_true()).to_series():
+            _parse_line(lines[index].encode(), wanted)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _has_keys_once(data: bytes, lines: Sequence[str], wanted: Wanted) -> bool:
+    """Whether no line gives a key twice, of which the fast parser takes the first: those that seem to are read again.
+
+    Inside a string a quote has a backslash before it, so that what is looked for is a key, of this object or of
+    another; any that is spelled with an escape may be one too.
+    """
+    import polars as pl
+
+    text = pl.Series([data.decode("utf-8", "replace")])
+    twice = "|".join([*(rf'"{key}"\s*:.*"{key}"\s*:' for key in map(re.escape, wanted.keys)), r'\\u[^"\n]*"\s*:'])
+    if not text.str.contains(twice).item():
+        return True
+    try:
+        for index in text.str.split("\n").explode().str.contains(twice).arg_true():
             _parse_line(lines[index].encode(), wanted)
     except (ValueError, RecursionError):
         return False
@@ -267,8 +295,7 @@ def _parse_slow(data: bytes, line: int, wanted: Wanted) -> Block:
 def _parse_line(content: bytes, wanted: Wanted) -> list[object]:
     """The wanted values of one line; ValueError says what is wrong with it."""
     try:
-        # Of a key given twice the first counts, as in the fast parser.
-        row = json.loads(content.decode(), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+        row = json.loads(content.decode(), object_pairs_hook=partial(_object, keys=wanted.keys))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -277,6 +304,15 @@ def _parse_line(content: bytes, wanted: Wanted) -> list[object]:
         raise ValueError("not a JSON object")  # noqa: TRY004 - one exception for all that can be wrong with a line
     texts = [_as_text(_at(row, column), column) for column in wanted.texts.values()]
     return texts + [_as_number(_at(row, column), column) for column in wanted.numbers.values()]
+
+
+def _object(pairs: list[tuple[str, Json]], keys: frozenset[str]) -> dict[str, Json]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1 and key in keys)
+        if twice:
+            raise ValueError(f"{twice[0]}: given twice")
+    return row
 
 
 def _at(row: Json, column: str) -> Json:
