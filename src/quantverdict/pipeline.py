@@ -117,6 +117,7 @@ def report(path: Path, profile: str | None = None) -> list[Path]:
     """
     with Bundle.reopen(path) as bundle:
         refuse_unfinished(bundle, "decision.json")
+        bundle.refuse_lost()
         if profile is not None:
             bundle.record(report={"profile": profile})
         render(bundle)

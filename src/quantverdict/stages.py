@@ -153,6 +153,7 @@ def decide(
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
+    from quantverdict.protocol.regime_counts import regime_counts
 
     study = config_of(bundle)
     rules = policy or (study.policy if study else decided_policy(bundle))
@@ -168,7 +169,8 @@ def decide(
         statistics=statistics,
         evidence=evidence,
     )
-    for table in (*synthesis.values(), *decision.tables, *judge_tables(bundle, matrix, rules, statistics.confidence)):
+    tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes))
+    for table in (*tables, *judge_tables(bundle, matrix, rules, statistics.confidence)):
         bundle.write_table(table)
     bundle.write_json("decision.json", decision.document)
 

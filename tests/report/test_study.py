@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantverdict import pipeline
+from quantverdict.errors import BundleError
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.ledger import Cite, Ledger, Sentence, marked, sources, spoken, written
 from quantverdict.report.markdown import TEMPLATES
@@ -198,3 +199,14 @@ def test_a_marked_claim_names_its_artefact_row_and_column():
     claim = ledger.claims["s_x"]
     assert sources(claim) == "s_x: t.csv, row quant=Q8_0, value of delta"
     assert marked(claim) == (f'<span class="claim" data-claim="s_x" title="{sources(claim)}">{written(claim)}</span>')
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text(""), lambda path: path.write_text("a\n")])
+def test_a_bundle_that_lost_a_table_has_no_report(bundle, tmp_path, damage):
+    """Missing, emptied, or without its rows: one line, and the old report stays."""
+    root = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    before = (root / "report.md").read_bytes()
+    damage(root / "regimes.csv")
+    with pytest.raises(BundleError, match=r"regimes\.csv: .*analyze the bundle again"):
+        pipeline.report(root)
+    assert (root / "report.md").read_bytes() == before

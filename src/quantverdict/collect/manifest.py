@@ -188,6 +188,21 @@ class Bundle:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
 
+    def refuse_lost(self) -> None:
+        """Check that every table that the bundle was finished with is there, with all of its rows.
+
+        Raises:
+            BundleError: naming the first that is not.
+        """
+        for name, entry in (self.recorded("artefacts") or {}).items():
+            path = self.path(name)
+            if path.suffix != ".csv":
+                continue
+            rows = row_count(path) if path.is_file() and path.stat().st_size else None
+            if rows != entry["rows"]:
+                told = "is missing or empty" if rows is None else f"has {rows} rows, not {entry['rows']}"
+                raise BundleError(f"{path}: {told}; analyze the bundle again")
+
     def refuse_changed(self, name: str) -> None:
         """Check an append-only artefact before it is gone on from: what the manifest knows of it is still there.
 

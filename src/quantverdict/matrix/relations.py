@@ -7,7 +7,7 @@ baseline have both metrics. A family of p-values is one table; its Holm and Benj
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.records import CellId, Matrix, Row, Table, Value
-from quantverdict.stats.correlation import pearson, spearman
+from quantverdict.stats.correlation import Correlation, Spread, correlated, ranks, spread
 from quantverdict.stats.intervals import FloatArray
 from quantverdict.stats.multiplicity import benjamini_hochberg, holm
 
@@ -61,6 +61,8 @@ class Changes:
 
     cells: tuple[CellId, ...]
     columns: Mapping[str, FloatArray]
+    _spreads: dict[tuple[str, bytes], tuple[Spread, Spread]] = field(default_factory=dict)
+    """Made once for every column and choice of rows: a column is paired with many."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -80,6 +82,18 @@ class Changes:
         if among is not None:
             known &= among
         return one[known], two[known], known
+
+    def link(self, x: str, y: str, among: BoolArray | None = None) -> tuple[Correlation, Correlation]:
+        """Pearson's and Spearman's correlation of the deltas of x and y where both are known."""
+        one, two, known = self.both(x, y, among)
+        (linear_x, ranked_x), (linear_y, ranked_y) = self._spread(x, one, known), self._spread(y, two, known)
+        return correlated(linear_x, linear_y), correlated(ranked_x, ranked_y)
+
+    def _spread(self, name: str, values: FloatArray, known: BoolArray) -> tuple[Spread, Spread]:
+        key = name, known.tobytes()
+        if key not in self._spreads:
+            self._spreads[key] = spread(values), spread(ranks(values))
+        return self._spreads[key]
 
 
 def exact_changes(matrix: Matrix) -> Iterator[tuple[Row, Mapping[str, Fraction]]]:
@@ -130,7 +144,7 @@ def leave_one_out(name: str, moved: Changes, pairing: Pairing, groups: Mapping[s
         groups: what is left out, by the name it has in column `omitted`.
     """
     rows: list[tuple[Value, ...]] = []
-    whole = {pair: pearson(*moved.both(*pair)[:2]).r for pair in pairing.measured(moved)}
+    whole = {pair: moved.link(*pair)[0].r for pair in pairing.measured(moved)}
     for omitted, group in groups.items():
         for pair, full in whole.items():
             found = link(moved, *pair, ~group)
@@ -150,7 +164,7 @@ def sign_reversal(moved: Changes, pairing: Pairing) -> Table:
     models = {model: moved.of_model(model) for model in moved.models}
     rows: list[tuple[Value, ...]] = []
     for pair in pairing:
-        signs = {model: pearson(*moved.both(*pair, among)[:2]).r or 0.0 for model, among in models.items()}
+        signs = {model: moved.link(*pair, among)[0].r or 0.0 for model, among in models.items()}
         up = [model for model, r in signs.items() if r > 0]
         down = [model for model, r in signs.items() if r < 0]
         reverses = bool(up and down) if len(up) + len(down) > 1 else None
@@ -161,8 +175,7 @@ def sign_reversal(moved: Changes, pairing: Pairing) -> Table:
 
 def link(moved: Changes, x: str, y: str, among: BoolArray | None = None) -> tuple[Value, ...]:
     """The columns of `LINK`, then the reason for those that are missing."""
-    one, two, _ = moved.both(x, y, among)
-    linear, monotone = pearson(one, two), spearman(one, two)
+    linear, monotone = moved.link(x, y, among)
     return (linear.r, linear.p, monotone.r, monotone.p, linear.n, named(linear.reason, x, y))
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.actions import ACTIONS
 from quantverdict.protocol.claims import number, where
-from quantverdict.protocol.regimes import REGIMES
 from quantverdict.report import formats
 from quantverdict.report.ledger import Cite, Sentence
 from quantverdict.report.study import Book, Part, Section, grid, words
@@ -246,13 +244,11 @@ def regimes(book: Book) -> Section:
             "least_at": Cite("regimes.csv", row, "refusal_delta_pp", "at_max"),
         },
     )
-    counts = Counter(row["regime"] for row in table)
-    variants = sum(counts.values()) - counts["baseline"]
     shares = [
-        (words(name), str(counts[name]),
-         "none" if name == "baseline" else f"{formats.fixed(100 * counts[name] / variants, 1)} %")
-        for name in REGIMES if counts[name] and variants
-    ]  # fmt: skip
+        (words(row["regime"]), row["n"], f"{formats.fixed(100 * share, 1)} %" if share is not None else "none")
+        for row in book.read.table("regime_counts")
+        for share in [formats.number(row["share"])]
+    ]
     spread = Sentence(
         "regimes",
         "Of {n} builds that are no baseline {neutral} are neutral; {unclassified} could not be classified.",

@@ -50,19 +50,28 @@ class RepeatedMeasures:
     reason: str = ""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Spread:
+    """A column as correlations take it: its deviations from the mean, of length 1 together; None: it does not vary."""
+
+    n: int
+    unit: FloatArray | None
+
+
 def pearson(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Correlation:
     """Pearson's r; p from Student's t with n - 2 degrees of freedom, interval tanh(atanh r -+ z / sqrt(n - 3)).
 
     Raises:
         ValueError: x and y are not equally long, or hold a value that is not finite.
     """
-    return _correlate(*_pair(x, y), confidence)
+    one, two = _pair(x, y)
+    return correlated(spread(one), spread(two), confidence)
 
 
 def spearman(x: npt.ArrayLike, y: npt.ArrayLike, confidence: float = 0.95) -> Correlation:
     """Spearman's rho: Pearson's r of the ranks, ties sharing their mean rank; p and interval as for Pearson's."""
     one, two = _pair(x, y)
-    return _correlate(ranks(one), ranks(two), confidence)
+    return correlated(spread(ranks(one)), spread(ranks(two)), confidence)
 
 
 def rm_corr(
@@ -85,7 +94,7 @@ def rm_corr(
     dof = len(one) - len(index) - 1
     if dof < 1:
         return RepeatedMeasures(len(one), reason="too few points within subjects")
-    inner = _correlation(_within(one, codes), _within(two, codes), (_magnitude(one), _magnitude(two)))
+    inner = _correlation(*(_unit(_within(values, codes), values) for values in (one, two)))
     if isinstance(inner, str):
         return RepeatedMeasures(len(one), reason=f"{inner} within subjects")
     lo, hi = fisher_interval(inner, dof + 2, confidence)
@@ -122,27 +131,36 @@ def ranks(values: FloatArray) -> FloatArray:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
-def _correlate(x: FloatArray, y: FloatArray, confidence: float) -> Correlation:
-    n = len(x)
-    if n < 3:
-        return Correlation(n, reason="fewer than 3 points")
-    r = _correlation(x - x.mean(), y - y.mean(), (_magnitude(x), _magnitude(y)))
+def spread(values: FloatArray) -> Spread:
+    """A column of finite numbers, ready to be correlated with others."""
+    return Spread(len(values), _unit(values - values.mean(), values) if len(values) else None)
+
+
+def correlated(x: Spread, y: Spread, confidence: float = 0.95) -> Correlation:
+    """`pearson` of two equally long columns; `spearman` where they are spreads of ranks."""
+    if x.n < 3:
+        return Correlation(x.n, reason="fewer than 3 points")
+    r = _correlation(x.unit, y.unit)
     if isinstance(r, str):
-        return Correlation(n, reason=r)
-    lo, hi = fisher_interval(r, n, confidence)
-    return Correlation(n, r, correlation_two_sided(r, n - 2), lo, hi)
+        return Correlation(x.n, reason=r)
+    lo, hi = fisher_interval(r, x.n, confidence)
+    return Correlation(x.n, r, correlation_two_sided(r, x.n - 2), lo, hi)
 
 
-def _correlation(x: FloatArray, y: FloatArray, magnitudes: tuple[float, float]) -> float | str:
-    """Correlation of two centred arrays, or the reason why there is none."""
-    lengths = []
-    for name, values, magnitude in (("x", x, magnitudes[0]), ("y", y, magnitudes[1])):
-        largest = float(np.abs(values).max())
-        if largest <= _ROUNDING * magnitude:
-            return f"{name} does not vary"
-        # Scaled first, so that squares neither overflow nor vanish.
-        lengths.append(largest * math.sqrt(float(np.square(values / largest).sum())))
-    r = float((x / lengths[0]) @ (y / lengths[1]))
+def _unit(centred: FloatArray, values: FloatArray) -> FloatArray | None:
+    """Deviations of `values` scaled to length 1; None where there is nothing but rounding."""
+    largest = float(np.abs(centred).max())
+    if largest <= _ROUNDING * float(np.abs(values).max()):
+        return None
+    # Scaled first, so that squares neither overflow nor vanish.
+    return np.asarray(centred / (largest * math.sqrt(float(np.square(centred / largest).sum()))), dtype=np.float64)
+
+
+def _correlation(x: FloatArray | None, y: FloatArray | None) -> float | str:
+    """Correlation of two columns of deviations, or the reason why there is none."""
+    if x is None or y is None:
+        return f"{'x' if x is None else 'y'} does not vary"
+    r = float(x @ y)
     # A sign that rounding made is no sign.
     return 0.0 if abs(r) <= _ROUNDING else max(-1.0, min(1.0, r))
 
@@ -152,10 +170,6 @@ def _pair(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     if one.ndim != 1 or one.shape != two.shape or not (np.isfinite(one).all() and np.isfinite(two).all()):
         raise ValueError("two equally long arrays of finite numbers are expected")
     return one, two
-
-
-def _magnitude(values: FloatArray) -> float:
-    return float(np.abs(values).max()) if values.size else 0.0
 
 
 def _within(values: FloatArray, codes: npt.NDArray[np.int64]) -> FloatArray:

@@ -83,10 +83,20 @@ def fit_at(data: Crossproducts, factor: FloatArray) -> Maximum:
 
 def log_likelihood(data: Crossproducts, factor: FloatArray) -> FloatArray:
     """Profile log-likelihood for factors (..., q, q), the fixed effects and the residual variance at their best."""
-    whitened, log_det = _whiten(data, factor)
-    total = whitened.sum(axis=-3)
+    total, log_det = _totals(data, factor)
     rest = total[..., 2, 2] - _quadratic(total[..., :2, :2], total[..., :2, 2])
     return np.asarray(-0.5 * (data.n * (np.log(2 * math.pi * rest / data.n) + 1) + log_det), dtype=np.float64)
+
+
+def _totals(data: Crossproducts, factor: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """`_whiten` summed over the groups: (..., 3, 3), and log det V."""
+    if factor.shape[-1] > 1:
+        whitened, log_det = _whiten(data, factor)
+        return whitened.sum(axis=-3), log_det
+    # The search asks for nothing else, thousands of times: no array for every group.
+    square = factor[..., 0] ** 2
+    weight = 1 + square * data.groups[:, 0, 0]
+    return data.groups.sum(axis=0) - np.einsum("...g,gij->...ij", square / weight, data.outer), np.log(weight).sum(-1)
 
 
 def _whiten(data: Crossproducts, factor: FloatArray) -> tuple[FloatArray, FloatArray]:
