@@ -24,7 +24,8 @@ def plain(value: object) -> Json:
 
 def as_yaml(config: BaseModel) -> str:
     """The configuration with every default written out; loads to an equal one."""
-    return yaml.safe_dump(plain(config.model_dump()), sort_keys=False, allow_unicode=True, width=120)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # loads the same, three times as fast
+    return yaml.dump(plain(config.model_dump()), Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def first_difference(stored: BaseModel, given: BaseModel) -> str | None:

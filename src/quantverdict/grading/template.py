@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from itertools import islice
 from typing import NamedTuple
 
 from quantverdict.grading.text import cleaned
@@ -28,7 +29,7 @@ TEMPLATE_METRICS = (
 )
 PREFIX_WORDS = 5
 
-_PUNCTUATION = re.compile(r"[\W_]+")
+_WORD = re.compile(r"[^\W_]+")
 
 
 class Reading(NamedTuple):
@@ -101,7 +102,8 @@ def openings(readings: Iterable[Reading]) -> Counter[str]:
 
 def prefix(text: str) -> str:
     """The first 5 words of an answer, lower case, punctuation to spaces."""
-    return " ".join(_PUNCTUATION.sub(" ", cleaned(text[:2000].lower())).split()[:PREFIX_WORDS])
+    found = _WORD.finditer(cleaned(text[:2000].lower()))
+    return " ".join(word[0] for word in islice(found, PREFIX_WORDS))
 
 
 def _share(k: int, n: int) -> Estimate | None:
