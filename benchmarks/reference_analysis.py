@@ -167,12 +167,13 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
     base = {model["name"]: model["baseline"] for model in config["models"]}
     matrix = pd.DataFrame(index=pd.MultiIndex.from_tuples(bits, names=CELL))
     matrix["bpw"] = bits.values()
-    paired, draws, differing = [], {}, {}
+    paired, draws, differing, counted = [], {}, {}, {}
     for metric, grid, units in grids(scores):
         for cell in grid:
             values = grid[cell].to_numpy()
             matrix.loc[cell, metric] = np.nanmean(values)
             matrix.loc[cell, f"{metric}_n"] = np.count_nonzero(~np.isnan(values))
+            counted[cell, metric] = len(np.unique(units[~np.isnan(values)]))
             matrix.loc[cell, [f"{metric}_ci_lo", f"{metric}_ci_hi"]] = interval(metric, values, units)
             reference = (cell[0], base[cell[0]])
             if cell != reference and reference in grid:
@@ -183,13 +184,14 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
                     draws[cell, metric] = 100 * between(values, theirs, units, SEED + (metric == "refusal_rate"))
                 difference = values - theirs
                 known = difference[~np.isnan(difference)]
-                differing[cell, metric] = (np.count_nonzero(known), len(known))
+                pairs_of = len(np.unique(units[~np.isnan(difference)]))
+                differing[cell, metric] = (np.count_nonzero(known), len(known), pairs_of)
                 paired.append((*cell, metric, low * scale, high * scale, len(known)))
     matrix = matrix.join(template(answers, scores))
     intervals = pd.DataFrame(paired, columns=[*CELL, "metric", "ci_lo", "ci_hi", "n"]).set_index([*CELL, "metric"])
     moved = deltas(matrix, base)
     return {"matrix": matrix, "deltas": intervals, **protocol(matrix, base, scores, draws), **statistics(matrix, moved),
-            "sign_reversal": reversal(moved), "power": detectable(matrix, base, differing),
+            "sign_reversal": reversal(moved), "power": detectable(matrix, base, differing, counted),
             "judge_agreement": agreement(judgements)}  # fmt: skip
 
 
@@ -365,16 +367,20 @@ def power(p1: float, p2: float, n1: float, n2: float) -> float:
     return float(stats.norm.cdf((p1 - p2 - null) / spread) + stats.norm.cdf((p2 - p1 - null) / spread))
 
 
-def detectable(matrix: pd.DataFrame, base: dict[str, str], differing: dict[Any, tuple[int, int]]) -> pd.DataFrame:
-    """The smallest drop of every rate that is detected in 4 of 5 studies."""
+def detectable(
+    matrix: pd.DataFrame, base: dict[str, str], differing: dict[Any, tuple[int, int, int]], counted: dict[Any, int]
+) -> pd.DataFrame:
+    """The smallest drop of every rate that is detected in 4 of 5 studies; clusters are counted, not their prompts."""
     rows = []
     for cell, row in matrix.iterrows():
         reference = matrix.loc[(cell[0], base[cell[0]])]
         for metric in [*PROPORTIONS, "truthfulness"]:
-            p, n1, n2 = reference[metric], reference[f"{metric}_n"], row[f"{metric}_n"]
+            p = reference[metric]
             if np.isnan(p) or np.isnan(row[metric]):
                 continue
-            rows.append((*cell, metric, unpaired(p, n1, n2), paired(*differing.get((cell, metric), (0, 0)))))
+            # The plain harmful prompts are read from answers, and are no clusters.
+            n1, n2 = (counted.get((c.name, metric), c[f"{metric}_n"]) for c in (reference, row))
+            rows.append((*cell, metric, unpaired(p, n1, n2), paired(*differing.get((cell, metric), (0, 0, 0)))))
     names = [*CELL, "metric", "mde_unpaired_pp", "mde_paired_pp"]
     return pd.DataFrame(rows, columns=names).set_index(names[:3])
 
@@ -385,11 +391,11 @@ def unpaired(p: float, n1: float, n2: float) -> float | None:
     return 100 * float(brentq(lambda drop: power(p, p - drop, n1, n2) - 0.8, 1e-9, p - 1e-12, xtol=1e-13))
 
 
-def paired(pairs: int, n: int) -> float | None:
+def paired(pairs: int, n: int, units: int) -> float | None:
     share = pairs / n if n else 0.0
-    if not share or gained(share, share, n) < 0:
+    if not share or gained(share, share, units) < 0:
         return None
-    return 100 * float(brentq(lambda drop: gained(drop, share, n), 0, share, xtol=1e-13))
+    return 100 * float(brentq(lambda drop: gained(drop, share, units), 0, share, xtol=1e-13))
 
 
 def gained(effect: float, share: float, n: int) -> float:

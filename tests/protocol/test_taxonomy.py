@@ -2,9 +2,13 @@
 
 import pytest
 
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.taxonomy import Findings, refusal_mde
 from quantverdict.records import CellId, Table
+from quantverdict.stats.power import mde_unpaired
 
 
 @pytest.fixture
@@ -88,3 +92,15 @@ def test_an_equal_build_is_resolved_once_a_drop_that_matters_would_be_seen(row, 
 
 def test_a_rejected_row_needs_no_more_prompts(row, modes):
     assert modes(row(truthfulness=-100))["TAX_010"]["n"] == 0
+
+
+def test_prompts_that_come_in_clusters_detect_what_their_clusters_do(row, reference):
+    """1000 prompts of 250 behaviours each in four forms: a drop of 12.4 pp, not of 6.2, is the smallest that shows."""
+    baseline, build = reference(), row(refusal_rate=0)
+    _, signals = all_signals((baseline, build), Policy())
+    units = {(one.cell, "refusal_rate"): 250 for one in (baseline, build)}
+    plain, clustered = (
+        refusal_mde(signals, Findings((), {}, None, None, {}, StatisticsConfig(), among)) for among in ({}, units)
+    )
+    assert (plain, clustered) == (100 * mde_unpaired(0.5, 1000, 1000), 100 * mde_unpaired(0.5, 250, 250))
+    assert clustered > 1.9 * plain

@@ -40,6 +40,7 @@ class Delta:
         interval_kind: `paired_bootstrap`, `paired_cluster_bootstrap` or `newcombe`.
         n: prompts that both answered, where paired; else the build's graded samples.
         differing: of those pairs, how many differ; None where not paired.
+        units: of how many independent units those pairs are; None where not paired.
     """
 
     cell: CellId
@@ -54,6 +55,7 @@ class Delta:
     interval_kind: str | None = None
     n: int | None = None
     differing: int | None = None
+    units: int | None = None
 
 
 def deltas(
@@ -110,8 +112,8 @@ def _delta(metric: Metric, row: Row, reference: Row, confidence: float, pair: Pa
         interval, n = pair.interval, pair.n
     scale = 100 if metric.is_share else 1
     lo, hi = (None, None) if interval is None else (interval.lo * scale, interval.hi * scale)
-    differing = None if pair is None else pair.differing
-    return Delta(row.cell, metric.name, metric.delta_unit, baseline, value, change, percent, lo, hi, kind, n, differing)
+    counts = (None, None) if pair is None else (pair.differing, pair.units)
+    return Delta(row.cell, metric.name, metric.delta_unit, baseline, value, change, percent, lo, hi, kind, n, *counts)
 
 
 def _counted_interval(one: Estimate, two: Estimate, confidence: float) -> tuple[Interval | None, str | None]:

@@ -122,6 +122,11 @@ def _grid(
     return Grid(columns, table, rank[inverse], clustered, tasks[prompts], prompts)
 
 
+def independent(values: FloatArray, units: Codes) -> int:
+    """How many independent units, prompts or clusters of them, have a value among (prompts,) of them."""
+    return int(np.count_nonzero(np.bincount(units[~np.isnan(values)])))
+
+
 def _compact(codes: Codes, size: int) -> tuple[Codes, Codes]:
     """Which of the codes 0 .. size - 1 occur, and the place of each among those."""
     present = np.zeros(size, dtype=np.bool_)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.grid import FloatArray, Grid, Grids, grids
+from quantverdict.matrix.grid import FloatArray, Grid, Grids, grids, independent
 from quantverdict.matrix.resample import Column, difference_draws, difference_intervals, draws, intervals
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import Interval
@@ -30,11 +30,15 @@ Arms = tuple[Column, Column]
 
 @dataclass(frozen=True, slots=True)
 class PairedInterval:
-    """Interval of a paired difference, in the metric's own unit; `n` prompts both answered, of which some differ."""
+    """Interval of a paired difference, in the metric's own unit.
+
+    `n` prompts both answered, of which some differ; they are of so many `units`, prompts or clusters of them.
+    """
 
     interval: Interval
     n: int
     differing: int
+    units: int
     clustered: bool
 
 
@@ -57,6 +61,7 @@ def paired_intervals(
             found[key],
             n=int((~np.isnan(column.values)).sum()),
             differing=int((np.nan_to_num(column.values) != 0).sum()),
+            units=independent(column.values, column.units),
             clustered=column.clustered,
         )
         for key, column in columns.items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.deltas import deltas, deltas_table
-from quantverdict.matrix.detectable import power_table
+from quantverdict.matrix.detectable import power_table, units_of
 from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.noise import noise_floors, noise_table
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
@@ -134,7 +134,8 @@ def decide(
     roles = tuple(role_of(one, rules) for one in formats)
     floor = conservative_floor(formats, rules)
     screen = None if evidence.sign_reversal is None else sign_screen(evidence.sign_reversal)
-    findings = Findings(rows, by_metric, screen, floor, evidence.lineage, statistics)
+    units = {} if samples is None else units_of(samples)
+    findings = Findings(rows, by_metric, screen, floor, evidence.lineage, statistics, units)
     judged = Judged(
         study=study,
         policy=policy,
@@ -161,7 +162,7 @@ def decide(
         floor=floor_table(floor),
         taxonomy=taxonomy_table(findings, rules),
         checklist=checklist_table(checklist(Protocol(rows, evidence.matrix_sha256, screen, floor))),
-        power=power_table(matrix, pairs_that_differ(found), statistics.power, statistics.confidence),
+        power=power_table(matrix, statistics, pairs_that_differ(found), units),
         paired=paired_table(compared or ()),
         noise_floor=noise_table(noise or ()),
         document=document(judged),

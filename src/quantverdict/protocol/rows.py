@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.detectable import Pairs
 from quantverdict.matrix.grid import Grids
 from quantverdict.matrix.paired import Rules, comparisons
 from quantverdict.matrix.pairs import paired_draws
@@ -88,6 +89,10 @@ def decide_rows(
     return tuple(rows)
 
 
-def pairs_that_differ(found: Sequence[Delta]) -> dict[tuple[CellId, str], tuple[int, int]]:
-    """How many pairs differ, of how many, of every build and metric that is paired."""
-    return {(d.cell, d.metric): (d.differing, d.n) for d in found if d.differing is not None and d.n}
+def pairs_that_differ(found: Sequence[Delta]) -> dict[tuple[CellId, str], Pairs]:
+    """The pairs of every build and metric that is paired."""
+    return {
+        (d.cell, d.metric): Pairs(d.differing, d.n, d.units)
+        for d in found
+        if d.differing is not None and d.n and d.units
+    }

@@ -7,19 +7,19 @@ the study did not: gains that no lossy build makes, doubts about where a build c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
-from quantverdict.matrix.detectable import as_probability
+from quantverdict.matrix.detectable import Pairs, Units, as_probability, counted, paired_drop
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
 from quantverdict.protocol.checklist import SignScreen
 from quantverdict.protocol.formats import Decided, Floor
 from quantverdict.protocol.paired_actions import unresolved as too_few
 from quantverdict.records import CellId, Table
-from quantverdict.stats.power import mde_paired, mde_unpaired
+from quantverdict.stats.power import mde_unpaired
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Findings:
         floor: None where there is none.
         lineage: cells whose origin or prompt is in doubt, and why.
         statistics: the power and confidence that TAX_010 asks for.
+        units: of how many independent units prompts are, where they come in clusters.
     """
 
     rows: tuple[Decided, ...]
@@ -41,6 +42,7 @@ class Findings:
     floor: Floor | None
     lineage: Mapping[CellId, str]
     statistics: StatisticsConfig
+    units: Units = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +167,21 @@ def unresolved(signals: Signals, found: Findings) -> str | None:
 def refusal_mde(signals: Signals, found: Findings) -> float | None:
     """Smallest drop of the refusal rate, in pp, that the row's prompts detect at the study's power; None if none.
 
-    The better of the unpaired test on the counts and, where samples tell how many pairs differ, McNemar's.
+    The better of the unpaired test on the counts and, where samples tell how many pairs differ, McNemar's; clusters are
+    counted, not their prompts.
     """
     metric, statistics = signals.policy.refusal_metric, found.statistics
-    row = signals.row.metrics.get(metric)
-    base = None if signals.baseline is None else signals.baseline.metrics.get(metric)
-    if row is None or base is None or row.n is None or base.n is None:
+    base, row = signals.baseline, signals.row
+    if base is None or metric not in base.metrics or metric not in row.metrics:
         return None
-    alpha = 1 - statistics.confidence
-    effects = [mde_unpaired(as_probability(base.value), base.n, row.n, statistics.power, alpha)]
+    n_base, n = counted(base, metric, found.units), counted(row, metric, found.units)
+    if n_base is None or n is None:
+        return None
+    rate = as_probability(base.metrics[metric].value)
+    effects = [mde_unpaired(rate, n_base, n, statistics.power, 1 - statistics.confidence)]
     delta = found.deltas.get((signals.cell, metric))
-    if delta is not None and delta.n and delta.differing:
-        effects.append(mde_paired(delta.n, delta.differing / delta.n, statistics.power, alpha))
+    if delta is not None and delta.n and delta.differing and delta.units:
+        effects.append(paired_drop(Pairs(delta.differing, delta.n, delta.units), statistics))
     return min((100 * effect for effect in effects if effect is not None), default=None)
 
 
