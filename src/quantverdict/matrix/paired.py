@@ -16,7 +16,7 @@ import numpy as np
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.matrix.deltas import Delta
-from quantverdict.matrix.grid import FloatArray, Grid, Grids
+from quantverdict.matrix.grid import Codes, FloatArray, Grid, Grids
 from quantverdict.matrix.noise import Flips, flips_over_floor
 from quantverdict.matrix.resample import Column, intervals
 from quantverdict.records import CellId
@@ -166,9 +166,11 @@ def _compare(
     known = ~np.isnan(arms.mine - arms.theirs)
     change, units = (arms.mine - arms.theirs)[known], arms.grid.units[known]
     n, lost, gained = len(change), int((change < 0).sum()), int((change > 0).sum())
-    clustered = len(np.unique(units)) < n
-    sums, sizes = cluster_sums(change, units.tolist())
-    effect = design_effect(sums, sizes, lost + gained, rules.alpha) if clustered and metric.proportion else 1.0
+    clusters = len(np.unique(units)) if arms.grid.clustered else n
+    clustered = clusters < n
+    effect = 1.0
+    if clustered and metric.proportion:
+        effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, rules.alpha)
     ungraded, worst, best = _extremes(metric, arms, float(change.sum()), n)
     if drawn is None:
         share = tango_interval(gained / effect, lost / effect, n / effect, rules.statistics.confidence)
@@ -188,16 +190,16 @@ def _compare(
         interval_kind=kind,
         p_value=mcnemar_exact(lost, gained),
         midp=mcnemar_midp(lost, gained),
-        clusters=len(sizes) if clustered else None,
+        clusters=clusters if clustered else None,
         ungraded=ungraded,
         worst=worst,
         best=best,
         flips=flips_over_floor(arms.grid, arms.cell, arms.baseline, nulls),
-        gate=_gate(metric, change, units.tolist(), effect, rules),
+        gate=_gate(metric, change, units if clustered else None, effect, rules),
     )
 
 
-def _gate(metric: Metric, change: FloatArray, units: list[int], effect: float, rules: Rules) -> Gate | None:
+def _gate(metric: Metric, change: FloatArray, units: Codes | None, effect: float, rules: Rules) -> Gate | None:
     """Both tests of a loss: it falls where more is better, and rises where less is."""
     margin = rules.margins.get(metric.name)
     if margin is None:
@@ -206,9 +208,10 @@ def _gate(metric: Metric, change: FloatArray, units: list[int], effect: float, r
     loss, variance = float(losses.mean()), float(losses.var())
     if metric.proportion:
         lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
-        below, above = rate_tests((lost, gained, len(losses)), len(set(units)), effect, margin / 100)
+        independent = len(losses) if units is None else len(np.unique(units))
+        below, above = rate_tests((lost, gained, len(losses)), independent, effect, margin / 100)
     else:
-        found = mean_loss(losses, margin / 100, rules.alpha, units)
+        found = mean_loss(losses, margin / 100, rules.alpha, None if units is None else units.tolist())
         below, above, effect = found.p_noninferior, found.p_inferior, found.design_effect
     return Gate(margin, below, above, loss, variance, effect)
 
@@ -227,6 +230,8 @@ def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, f
 def _unknown(arms: _Arms) -> Iterator[tuple[float, float]]:
     """The least and the most that each ungraded pair can differ by, for values from 0 to 1."""
     grid = arms.grid
+    if not (grid.ungraded.keys() & {arms.cell, arms.baseline}):
+        return
     place = {int(prompt): at for at, prompt in enumerate(grid.prompts)}
     mine, theirs = (set(grid.ungraded.get(cell, np.empty(0)).tolist()) for cell in (arms.cell, arms.baseline))
     for _ in mine & theirs:

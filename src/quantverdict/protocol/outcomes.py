@@ -22,9 +22,6 @@ from quantverdict.stats.multiplicity import holm
 from quantverdict.stats.noninferiority import Outcome, resolved
 from quantverdict.stats.resolving import n_mean, n_rate
 
-FEW = 10
-"""Differing pairs, below which a continuous metric's spread says little of what was not seen."""
-
 COLUMNS = (
     "base_model", "quant", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp", "ci_hi_pp", "p_value",
     "p_holm", "null_flip_rate", "margin_pp", "outcome", "n_needed", "mcnemar_midp", "interval_kind", "n_clusters",
@@ -162,8 +159,8 @@ def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | N
             pairs = n_rate((one.lost + one.gained) / one.n, loss, margin, power, level)
         else:
             pairs = n_mean(math.sqrt(gate.variance), loss, margin, power, level)
-            if pairs is not None and one.lost + one.gained < FEW:
-                # So many prompts must not lose, for a loss of the margin by rare whole losses to be ruled out.
+            if pairs is not None:
+                # Fewer prompts could not rule out a loss of the margin by rare whole losses, whatever was seen.
                 pairs = max(pairs, math.ceil(math.log(level) / math.log(1 - margin)))
         pairs = None if pairs is None else math.ceil(pairs * gate.design_effect)
         if pairs is not None and pairs > one.n:

@@ -228,7 +228,13 @@ def rate_tests(
     if units == 1 and counts[2] > 1:
         return 1.0, 1.0
     below, above = _divided(counts, effect)
-    return p_below(*below, float(margin)), p_below(*above, -float(margin))
+    return _shown(below, float(margin)), _shown(above, -float(margin))
+
+
+def _shown(counts: tuple[int, int, int], loss: float) -> float:
+    """`p_below`, but 1 where what is seen speaks for H0: it rejects at no level, and costs as much to know exactly."""
+    lost, gained, n = counts
+    return 1.0 if lost - gained >= n * loss else p_below(lost, gained, n, loss)
 
 
 def _divided(counts: tuple[int, int, int], effect: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
