@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -130,30 +130,27 @@ def percent(flags):
     return 100 * float(np.mean(flags))
 
 
+def wrong_outcomes(setting, studies, rng):
+    """Outcomes of a variant that loses nothing, and of one that loses the margin; and the rule of any flip."""
+    edge = Setting(setting.n, setting.flips, MARGIN, setting.cluster)
+    same, lossy = simulate(setting, studies, rng)[0], simulate(edge, studies, rng)[0]
+    (right, alarm), (within, beyond) = rejected(setting, same, MARGIN), rejected(edge, lossy, MARGIN)
+    return {
+        "n": setting.n,
+        "null flips %": 100 * setting.flips,
+        "cluster": setting.cluster,
+        "any flip is a regression %": percent((same != 0).any(axis=1)),
+        "inferior, no loss %": percent(alarm),
+        "inferior, loss = margin %": percent(beyond),
+        "non_inferior, loss = margin %": percent(within),
+        "non_inferior, no loss %": percent(right),
+    }
+
+
 def false_alarms(studies, rng):
-    """Wrong outcomes at n, and the rule that any flip is a regression."""
-    rows = []
-    for n in (12, 24, 48, 100, 220, 500, 1000):
-        for flips in (0.01, 0.03):
-            for cluster in (1, 4):
-                count = studies if cluster == 1 else studies // 4
-                plain = Setting(n, flips, 0.0, cluster)
-                same = simulate(plain, count, rng)[0]
-                edge = simulate(Setting(n, flips, MARGIN, cluster), count, rng)[0]
-                within, beyond = rejected(plain, edge, MARGIN)
-                rows.append(
-                    {
-                        "n": n,
-                        "null flips %": 100 * flips,
-                        "cluster": cluster,
-                        "any flip is a regression %": percent((same != 0).any(axis=1)),
-                        "inferior, no loss %": percent(rejected(plain, same, MARGIN)[1]),
-                        "inferior, loss = margin %": percent(beyond),
-                        "non_inferior, loss = margin %": percent(within),
-                        "non_inferior, no loss %": percent(rejected(plain, same, MARGIN)[0]),
-                    }
-                )
-    return rows
+    sizes, flips, clusters = (12, 24, 48, 100, 220, 500, 1000), (0.01, 0.03), (1, 4)
+    settings = [Setting(n, share, 0.0, cluster) for n, share, cluster in product(sizes, flips, clusters)]
+    return [wrong_outcomes(one, studies if one.cluster == 1 else studies // 4, rng) for one in settings]
 
 
 def coverage(studies, rng):
@@ -232,7 +229,7 @@ def stopping(studies, rng):
     for n, family, cluster in ((220, 1, 1), (220, 10, 1), (500, 10, 1), (1000, 10, 1), (500, 10, 4)):
         for loss in (0.0, MARGIN, 0.3):
             setting = Setting(n, 0.03, loss, cluster)
-            seen = simulate(setting, studies // 4, rng)[0].astype(float)
+            seen = simulate(setting, studies // 8, rng)[0].astype(float)
             found = [stopped(setting, row, family) for row in seen]
             outcomes = np.array([outcome for _, outcome in found])
             full = np.array([decision(full_tests(setting, row), family) for row in seen])

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pingouin as pg
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import power_proportions_2indep
 
+from quantverdict.stats.exact_paired import p_below
 from quantverdict.stats.paired import tango_interval
 from quantverdict.stats.power import (
     mde_continuous,
@@ -21,7 +22,9 @@ from quantverdict.stats.power import (
     n_continuous,
     n_noninferior,
     n_paired,
+    n_resolved,
     n_unpaired,
+    outcome_probabilities,
     power_continuous,
     power_unpaired,
 )
@@ -138,6 +141,7 @@ def integrated_power(shift, dof):
 
 
 @settings(deadline=None)
+@example(2.4375, 0.75, 146)
 @given(st.floats(0.01, 3), st.floats(0.1, 10), st.integers(2, 300))
 def test_continuous_power_is_that_of_statsmodels(effect, sd, n):
     theirs = TTestPower().power(effect / sd, n, 0.05)
@@ -177,3 +181,42 @@ def test_a_difference_over_a_background_is_the_fixed_point_of_the_paired_one(n, 
         assert mde_paired(n, 1.0) is None or mde_paired(n, 1.0) > 1 - background
     else:
         assert mde_paired(n, background + effect) == pytest.approx(effect, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "loss", "margin"), [(40, 0.0, 0.1), (120, 0.05, 0.0), (120, 0.3, 0.05), (60, -0.1, 0.05)]
+)
+def test_chances_of_outcomes_are_those_of_simulated_tables(n, loss, margin):
+    share = max(0.1, abs(loss))
+    lost, gained = (share + loss) / 2, (share - loss) / 2
+    tables = np.random.default_rng(n).multinomial(n, [lost, gained, 1 - share], size=4000)
+    kinds, counts = np.unique(tables[:, :2], axis=0, return_counts=True)
+    seen = {"non_inferior": 0, "inferior": 0, "not_resolvable": 0}
+    for (b, c), count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        below, above = p_below(b, c, n, margin), p_below(c, b, n, -margin)
+        seen["non_inferior" if below <= 0.025 else "inferior" if above <= 0.025 else "not_resolvable"] += count
+    found = outcome_probabilities(n, 0.1, loss, margin)
+    for outcome, count in seen.items():
+        assert getattr(found, outcome) == pytest.approx(count / 4000, abs=0.025)
+
+
+@pytest.mark.parametrize(
+    ("discordance", "loss", "margin"), [(0.0, 0.0, 0.05), (0.02, 0.0, 0.05), (0.1, 0.0, 0.05), (0.1, 0.2, 0.05)]
+)
+def test_planned_n_resolves_with_the_wanted_power_and_four_fifths_of_it_do_not(discordance, loss, margin):
+    n = n_resolved(discordance, loss, margin)
+    which = "non_inferior" if loss < margin else "inferior"
+    assert getattr(outcome_probabilities(n, discordance, loss, margin), which) >= 0.8
+    assert getattr(outcome_probabilities(int(0.8 * n), discordance, loss, margin), which) < 0.8
+
+
+def test_planned_n_of_equal_builds_is_near_nams_and_none_resolves_a_loss_at_the_margin():
+    for discordance in (0.02, 0.05, 0.1):
+        assert n_resolved(discordance, 0.0, 0.05) == pytest.approx(n_noninferior(0.05, discordance), rel=0.05)
+    assert n_resolved(0.1, 0.05, 0.05) is None
+
+
+def test_what_cannot_be_planned_is_refused():
+    for arguments in ((0, 0.1, 0.0, 0.05), (10, 1.1, 0.0, 0.05), (10, 0.1, 2.0, 0.05), (10, 0.1, 0.0, 1.0)):
+        with pytest.raises(ValueError):
+            outcome_probabilities(*arguments)

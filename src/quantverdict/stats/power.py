@@ -193,9 +193,9 @@ def power_continuous(effect: float, sd: float, n: int, alpha: float = 0.05) -> f
 
     bound = t_quantile(1 - alpha / 2, n - 1)
     shift = abs(effect) / sd * math.sqrt(n)
-    # The far tail underflows to NaN for large shifts, where it is nothing.
-    far = float(nctdtr(n - 1, shift, -bound)) if shift < 5 else 0.0
-    return 1 - float(nctdtr(n - 1, shift, bound)) + far
+    near, far = (float(nctdtr(n - 1, shift, limit)) for limit in (bound, -bound))
+    # Tails far below the shift underflow to NaN, where they are nothing.
+    return 1 - (0.0 if math.isnan(near) else near) + (far if shift < 5 else 0.0)
 
 
 def mde_continuous(n: int, sd: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
