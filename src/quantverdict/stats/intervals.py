@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -218,6 +219,21 @@ def _draws(n: int, samples: int, seed: int) -> Iterator[FloatArray]:
 
     The stream is that of `numpy.random.default_rng(seed).integers(0, n, (samples, n))`, which is scipy's too.
     """
+    if samples * n <= _BLOCK:
+        yield _one_block(n, samples, seed)
+    else:
+        yield from _blocks(n, samples, seed)
+
+
+@lru_cache(8)
+def _one_block(n: int, samples: int, seed: int) -> FloatArray:
+    """The draws of a small study, kept: its matrix, deltas and regimes draw the same ones."""
+    (block,) = _blocks(n, samples, seed)
+    block.flags.writeable = False
+    return block
+
+
+def _blocks(n: int, samples: int, seed: int) -> Iterator[FloatArray]:
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n)
     for start in range(0, samples, rows):
