@@ -203,16 +203,16 @@ def test_chances_of_outcomes_are_those_of_simulated_tables(n, loss, margin):
 @pytest.mark.parametrize(
     ("discordance", "loss", "margin"), [(0.0, 0.0, 0.05), (0.02, 0.0, 0.05), (0.1, 0.0, 0.05), (0.1, 0.2, 0.05)]
 )
-def test_planned_n_resolves_with_the_wanted_power_and_four_fifths_of_it_do_not(discordance, loss, margin):
+def test_planned_n_resolves_with_the_wanted_power_and_three_quarters_of_it_do_not(discordance, loss, margin):
     n = n_resolved(discordance, loss, margin)
     which = "non_inferior" if loss < margin else "inferior"
     assert getattr(outcome_probabilities(n, discordance, loss, margin), which) >= 0.8
-    assert getattr(outcome_probabilities(int(0.8 * n), discordance, loss, margin), which) < 0.8
+    assert getattr(outcome_probabilities(int(0.75 * n), discordance, loss, margin), which) < 0.8
 
 
 def test_planned_n_of_equal_builds_is_near_nams_and_none_resolves_a_loss_at_the_margin():
     for discordance in (0.02, 0.05, 0.1):
-        assert n_resolved(discordance, 0.0, 0.05) == pytest.approx(n_noninferior(0.05, discordance), rel=0.05)
+        assert n_resolved(discordance, 0.0, 0.05) == pytest.approx(n_noninferior(0.05, discordance), rel=0.08)
     assert n_resolved(0.1, 0.05, 0.05) is None
 
 

@@ -164,8 +164,8 @@ def n_resolved(
 ) -> int | None:
     """Pairs at which the right outcome has chance `power`, checked exactly; None where the loss is the margin.
 
-    From the normal approximation (Nam 1997, Connor 1987) upwards in steps of 4 %, so within about that of the least.
-    Multiply it by the design effect where pairs are clustered.
+    From the normal approximation (Nam 1997, Connor 1987) in steps of 4 % to where the last one matters; the chance
+    climbs in a saw, so some fewer pairs may do by luck. Multiply it by the design effect where pairs are clustered.
 
     Raises:
         ValueError: as `outcome_probabilities`.
@@ -178,13 +178,17 @@ def n_resolved(
     null = constrained_variance(gained, lost, -margin)
     reach = normal_quantile(1 - alpha) * math.sqrt(null)
     reach += normal_quantile(power) * math.sqrt(max(share - true_loss**2, 0.0))
-    n = max(1, math.ceil((reach / (margin - true_loss)) ** 2))
-    while n < _MOST:
+
+    def enough(n: int) -> bool:
         found = outcome_probabilities(n, share, true_loss, margin, alpha)
-        if (found.non_inferior if true_loss < margin else found.inferior) >= power:
-            return n
+        return (found.non_inferior if true_loss < margin else found.inferior) >= power
+
+    n = max(1, math.ceil((reach / (margin - true_loss)) ** 2))
+    while n < _MOST and not enough(n):
         n += max(1, n // 25)
-    return None
+    while n > 1 and enough(n - max(1, n // 25)):
+        n -= max(1, n // 25)
+    return n if n < _MOST else None
 
 
 def power_continuous(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
