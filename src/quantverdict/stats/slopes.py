@@ -1,8 +1,8 @@
 """The highest likelihood of the mixed model with a random slope: several starts, two optimisers, many fits at once.
 
 The relative covariance D of the random effects is sought by its triangular root. From each start ECME climbs (Liu &
-Rubin 1994, Biometrika 81:633), and Newton's method from the start and from where ECME got; the highest end wins. A
-boundary is where the root loses rank, an ordinary point of the search: nothing has to stop short of it.
+Rubin 1994, Biometrika 81:633) a few steps, and Newton's method from there; the highest end wins. A boundary is where
+the root loses rank, an ordinary point of the search: nothing has to stop short of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from quantverdict.stats.intervals import FloatArray
 from quantverdict.stats.likelihood import Crossproducts, best_intercept
 
-_STARTS, _CLIMBS, _STEPS = 6, 15, 400
+_STARTS, _CLIMBS, _STEPS = 6, 5, 400
 """Starts that are followed of those that are looked at; steps of ECME, and at most of Newton's method, from each."""
 _LEVELS, _TILTS = (0.05, 0.2, 0.6, 1.5, 5.0), (-0.9, 0.0, 0.9)
 _REACH = 1e-6
@@ -53,8 +53,7 @@ def best_slopes(fits: Sequence[Crossproducts]) -> FloatArray:
     every = data.of(np.repeat(np.arange(len(fits)), _STARTS))
     begun = starts.reshape(-1, 3)
     climbed = _climb(every, begun)
-    twice = data.of(np.tile(np.repeat(np.arange(len(fits)), _STARTS), 2))
-    ends = [begun, climbed, *np.split(_newton(twice, np.concatenate([begun, climbed])), 2)]
+    ends = [begun, climbed, _newton(every, climbed)]
     values = np.stack([_look(every, end)[0] for end in ends], axis=-1).reshape(len(fits), -1)
     best = np.stack(ends, axis=1).reshape(len(fits), -1, 3)[np.arange(len(fits)), values.argmax(axis=1)]
     return np.stack([np.stack([best[:, 0], np.zeros(len(fits))], -1), best[:, 1:]], axis=-2)
