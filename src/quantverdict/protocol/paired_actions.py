@@ -99,8 +99,8 @@ def unresolved(open_: Sequence[Judged], most: int | None = None) -> str | None:
 def _wanting(judged: Judged) -> str:
     one = judged.comparison
     if judged.n_needed is None:
-        return f"{one.metric} ({one.n}, and a loss too near the margin for any number)"
-    return f"{one.metric} ({one.n} of {judged.n_needed})"
+        return f"{one.metric} (has {one.n}, and a loss too near the margin for any number)"
+    return f"{one.metric} (has {one.n}, needs {judged.n_needed})"
 
 
 def _seen(judged: Judged) -> str:

@@ -6,8 +6,8 @@ probability: the share of the resampled differences that would be filed under it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -30,14 +30,23 @@ REJECTED_REGIMES = ("hidden_danger", "near_hidden_danger")
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """The regime of a row and the numbers that put it there; `probability` is None without samples."""
+    """The regime of a row and the numbers that put it there.
+
+    Attributes:
+        probabilities: of every regime that draws can fall under; empty without samples.
+    """
 
     cell: CellId
     regime: str
     quality_delta: Fraction | None
     refusal_delta: Fraction | None
     reason: str
-    probability: float | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def probability(self) -> float | None:
+        """Of `regime`."""
+        return self.probabilities.get(self.regime)
 
 
 def classify(signals: Signals, draws: Draws | None = None) -> Regime:
@@ -48,13 +57,22 @@ def classify(signals: Signals, draws: Draws | None = None) -> Regime:
         draws: resampled quality and refusal deltas in pp, of equal length; None where there are no samples.
     """
     name, reason = next((name, reason) for name, rule in RULES if (reason := rule(signals)) is not None)
-    share = None if draws is None or name in {"baseline", "unclassified"} else probability(name, draws, signals.policy)
-    return Regime(signals.cell, name, signals.quality, signals.refusal, reason, share)
+    shares: Mapping[str, float] = {}
+    if draws is not None and name not in {"baseline", "unclassified"}:
+        shares = probabilities(draws, signals.policy)
+    return Regime(signals.cell, name, signals.quality, signals.refusal, reason, shares)
 
 
 def probability(regime: str, draws: Draws, policy: Policy) -> float | None:
     """Share of the draws that fall under a regime; None where no draw has both deltas."""
+    return probabilities(draws, policy).get(regime)
+
+
+def probabilities(draws: Draws, policy: Policy) -> dict[str, float]:
+    """Share of the draws that fall under each regime; empty where no draw has both deltas."""
     known = ~(np.isnan(draws[0]) | np.isnan(draws[1]))
+    if not known.any():
+        return {}
     # Sums of hundredths are a few 1e-15 off; a draw at a threshold meets it.
     quality, refusal = (np.round(part[known], 9) for part in draws)
     at = _thresholds(policy, float)
@@ -62,17 +80,28 @@ def probability(regime: str, draws: Draws, policy: Policy) -> float | None:
     found = {}
     for name, holds in CONDITIONS:
         here = left & holds(quality, refusal, at)
-        found[name], left = int(here.sum()), left & ~here
-    return found.get(regime, int(left.sum())) / len(quality) if len(quality) else None
+        found[name], left = int(here.sum()) / len(quality), left & ~here
+    return {**found, "neutral": int(left.sum()) / len(quality)}
 
 
 def regimes_table(regimes: Iterable[Regime]) -> Table:
-    """`regimes.csv`."""
+    """`regimes.csv`: with the share of the resampled differences that fall under each regime."""
     columns = ("base_model", "quant", "regime", "quality_delta_pp", "refusal_delta_pp", "reason", "probability")
     return Table(
         "regimes",
-        columns,
-        tuple((*r.cell, r.regime, r.quality_delta, r.refusal_delta, r.reason, r.probability) for r in regimes),
+        (*columns, *(f"p_{name}" for name in DRAWN)),
+        tuple(
+            (
+                *r.cell,
+                r.regime,
+                r.quality_delta,
+                r.refusal_delta,
+                r.reason,
+                r.probability,
+                *map(r.probabilities.get, DRAWN),
+            )
+            for r in regimes
+        ),
     )
 
 
@@ -182,6 +211,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("neutral", _neutral),
 )
 REGIMES = tuple(name for name, _ in RULES)
+DRAWN = (*(name for name, _ in CONDITIONS), "neutral")
+"""The regimes that resampled deltas can fall under."""
 
 
 def _exact(signals: Signals) -> tuple[Numbers, Numbers, Thresholds]:

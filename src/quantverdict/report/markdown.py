@@ -60,7 +60,8 @@ def build_table(rows: Sequence[Build]) -> MarkdownText:
 def matrix_table(heat: HeatMap) -> MarkdownText:
     """The matrix of one base model: metrics down, builds across."""
     columns = ("metric", *(f"{row.quant} = {row.same_as}" if row.same_as else row.quant for row in heat.builds))
-    body = [(line.metric, *(_heat_text(cell) for cell in line.cells)) for _, lines in heat.groups for line in lines]
+    body = [("regime", *(row.regime for row in heat.builds))]
+    body += [(line.metric, *(_heat_text(cell) for cell in line.cells)) for _, lines in heat.groups for line in lines]
     return markdown_table(columns, body, (False, *[True] * len(heat.builds)))
 
 

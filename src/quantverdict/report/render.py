@@ -18,13 +18,14 @@ from quantverdict.report.bundle import BundleView, read_bundle
 from quantverdict.report.examples import examples
 from quantverdict.report.ledger import Ledger, marked, spoken_marked
 from quantverdict.report.markdown import TEMPLATES, markdown
+from quantverdict.report.outcomes import outcomes
 from quantverdict.report.statements import Told, told_of
 from quantverdict.report.tables import Build, Grid
 
 PROFILES = ("default", "study")
 """The reports that there are: the short one, and the whole of the study table by table."""
 
-SECTIONS = ("decision", "builds", "matrix", "regimes", "bits", "trade", "tables", "examples", "provenance")
+SECTIONS = ("decision", "builds", "outcomes", "matrix", "regimes", "bits", "trade", "tables", "examples", "provenance")
 """The sections of the default report: a template of this name in `templates/html` and in `templates/md` each."""
 
 CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
@@ -85,6 +86,7 @@ def report_context(bundle: BundleView, told: Told) -> dict[str, Any]:
         **frame_context(bundle, rows),
         "ledger": told.ledger,
         "sections": SECTIONS,
+        "outcomes": outcomes(bundle),
         "heat_maps": heatmap.heat_maps(bundle, rows),
         "regimes": figures.regime_figures(bundle, rows),
         "regime_legend": figures.regime_legend(bundle, rows),

@@ -10,6 +10,7 @@ from quantverdict.protocol.claims import escaped
 from quantverdict.report import formats
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.ledger import Cite, Ledger, Said, Sentence
+from quantverdict.report.outcomes import outcome_sentences
 from quantverdict.report.study import Book, Part, Section
 from quantverdict.report.study_measures import appendices, quality, safety
 from quantverdict.report.study_protocol import limits, protocol, regimes, validation
@@ -69,7 +70,7 @@ def ledger_of(root: Path) -> Ledger:
 def default_ledger(book: Book) -> Ledger:
     """What the default report states outside of its tables."""
     ledger = Ledger(book.read.rows)
-    ledger.say_all([_floor(), _colours()])
+    ledger.say_all([_floor(), _colours(), *outcome_sentences(book.read.table("paired"))])
     ledger.say_all(
         Sentence(f"best_{model}", "{quant}: {reason}", _both(f"decision.json#best/{escaped(model)}", "quant", "reason"))
         for model in book.models

@@ -152,7 +152,7 @@ def _build(own: Cell, shown: Cell, bundle: BundleView) -> Build:
         refusal=difference("refusal"),
         refusal_interval=within("refusal"),
         visible_drop="" if (mde := formats.number(shown.get("refusal_mde_pp"))) is None else formats.fixed(mde, 1),
-        regime=_words(shown.get("regime")),
+        regime=_regime(shown),
         action="did not run" if failed else _words(shown.get("action")),
         reason=readable(shown.get("failure") or shown.get("action_reason") or ""),
         notes=_notes(own, bundle),
@@ -180,6 +180,12 @@ def _notes(cell: Cell, bundle: BundleView) -> tuple[str, ...]:
     if fallbacks:
         notes.append(f"{sum(fallbacks.values())} matrices fell back to {formats.plain(', '.join(fallbacks))}")
     return tuple(notes)
+
+
+def _regime(cell: Cell) -> str:
+    """A regime with its probability, where samples give it one."""
+    share = formats.number(cell.get("regime_probability"))
+    return _words(cell.get("regime")) + ("" if share is None else f" {formats.fixed(100 * share, 0)} %")
 
 
 def _words(value: object) -> str:

@@ -1,0 +1,103 @@
+"""The paired comparison as the report shows it: outcomes, where the two kinds of rules differ, and the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from quantverdict.matrix.noise import ALL
+from quantverdict.report import formats
+from quantverdict.report.bundle import BundleView, CsvRow
+from quantverdict.report.ledger import Cite, Sentence
+from quantverdict.report.tables import Grid
+
+SIGNS = {"non_inferior": "\N{CHECK MARK}", "inferior": "\N{MULTIPLICATION X}", "not_resolvable": "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The tables of the section; one without rows is not shown.
+
+    Attributes:
+        gated: every gated metric of every build.
+        differing: builds that the other kind of rules would treat otherwise.
+        noise: how many scores of the null arms changed.
+    """
+
+    gated: Grid
+    differing: Grid
+    noise: Grid
+
+
+def outcomes(bundle: BundleView) -> Outcomes:
+    """All of them empty for a bundle without samples."""
+    return Outcomes(_gated(bundle.tables.get("paired", ())), _differing(bundle), _noise(bundle))
+
+
+def _gated(rows: Sequence[CsvRow]) -> Grid:
+    columns = ("build", "metric", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome", "pairs needed")
+    body = tuple(_comparison(row) for row in rows if row.get("outcome"))
+    shows = "Prompts that a build and its baseline both have a grade for, and what they can tell of a loss."
+    numeric = (False, False, True, True, True, True, True, False, True)
+    return Grid("gated", "Gated metrics", shows, columns, body, numeric)
+
+
+def _comparison(row: CsvRow) -> tuple[str, ...]:
+    within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 1, sign=True)
+    outcome = row.get("outcome") or ""
+    return (
+        formats.plain(f"{row['base_model']}/{row['quant']}"),
+        formats.label(row["metric"]),
+        row["n_pairs"],
+        row["lost"],
+        row["gained"],
+        f"{formats.delta(row.get('delta_pp'))} {within}".rstrip(),
+        formats.table_value("margin", row.get("margin_pp")),
+        f"{SIGNS.get(outcome, '')} {formats.words(outcome)}".strip(),
+        row.get("n_needed") or "",
+    )
+
+
+def _differing(bundle: BundleView) -> Grid:
+    columns = ("build", "by thresholds on deltas", "by paired tests")
+    shows = "Builds that the rules which did not decide here would treat otherwise."
+    return Grid("differing", "Where the two kinds of rules differ", shows, columns, tuple(_other_actions(bundle)))
+
+
+def _other_actions(bundle: BundleView) -> Iterator[tuple[str, ...]]:
+    for cell in bundle.cells:
+        point, paired = cell.get("point_action"), cell.get("paired_action")
+        if point and paired and point != paired:
+            build = f"{cell['base_model']}/{cell['quant']}"
+            yield formats.plain(build), formats.words(point), formats.words(paired)
+
+
+def _noise(bundle: BundleView) -> Grid:
+    columns = ("base model", "metric", "prompts", "null arms", "flips", "rate (%)", "at most (%)")
+    body = tuple(
+        (formats.plain(row["base_model"]), formats.label(row["metric"]), row["n"], row["arms"], row["flips"],
+         *(_percent(row.get(name)) for name in ("null_flip_rate", "null_flip_hi")))
+        for row in bundle.tables.get("noise_floor", ()) if row["task"] == ALL
+    )  # fmt: skip
+    shows = "Scores of the baseline run again in another order, batch size and thread count: what changes by itself."
+    return Grid("noise", "Noise floor", shows, columns, body, (False, False, *[True] * 5))
+
+
+def _percent(value: object) -> str:
+    known = formats.number(value)
+    return formats.NOT_MEASURED if known is None else formats.fixed(100 * known, 2)
+
+
+def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
+    """How many gated comparisons came out which way; nothing where there are none."""
+    if not any(row.get("outcome") for row in rows):
+        return []
+    counts = {"all": "outcome!=", **{f"{name}": f"outcome={name}" for name in SIGNS}}
+    return [
+        Sentence(
+            "outcomes",
+            "Of {all} gated comparisons {non_inferior} are non-inferior, {inferior} inferior and {not_resolvable} not "
+            "resolvable with this many prompts.",
+            {name: Cite("paired.csv", row, "", "count", "rows") for name, row in counts.items()},
+        )
+    ]
