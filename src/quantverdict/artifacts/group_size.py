@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ from quantverdict.errors import ArtifactError
 
 GROUP_SIZES = (128, 64, 32)
 """Tried in this order: fewer scales first."""
-_KEPT = ("embed", "wte", "wpe", "lm_head", "output", ".gate.", "router", "shared_expert_gate")
-"""Parts of the names of matrices that stay as they are: embeddings, the output layer, routers of experts."""
+_KEPT = re.compile(r"embed|\bw[tp]e\b|(^|\.)(lm_head|output|gate|router|shared_expert_gate)\.weight$")
+"""Names of matrices that stay as they are: embeddings, the output layer, routers of experts."""
 _NAMES_SHOWN = 3
 
 
@@ -29,7 +30,7 @@ def row_lengths(checkpoint: Path) -> Mapping[str, int]:
     for file in files:
         for name, shape in _shapes(file).items():
             layer = name.removesuffix(".weight")
-            if len(shape) == 2 and layer != name and not any(part in name for part in _KEPT):
+            if len(shape) == 2 and layer != name and not _KEPT.search(name):
                 lengths[layer] = shape[1]
     if not lengths:
         raise ArtifactError("holds no matrices to quantise", file=checkpoint, expected="an unquantised checkpoint")

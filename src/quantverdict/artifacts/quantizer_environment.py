@@ -43,14 +43,20 @@ def quantizer_python(tool: str, cache: Path, say: Say | None = None) -> Path:
             f"{tool} needs a C compiler to be installed and is needed again to load what it made, so it gets no "
             f"environment of its own; expected it in this one, by: pip install {tool}=={TOOLS[tool]} optimum"
         )
-    torch = _installed("torch")
-    name = f"{tool}-{TOOLS[tool]}-torch-{torch or 'any'}-py{sys.version_info.major}.{sys.version_info.minor}"
-    folder = cache / "environments" / name
-    if not _works(_python_of(folder), tool):
+    python = own_python(tool, cache)
+    if not _works(python, tool):
+        folder = python.parents[1]
         shutil.rmtree(folder, ignore_errors=True)
         with folder_whole(folder) as part:
-            _make(part, tool, torch, say or (lambda _line: None))
-    return _python_of(folder)
+            _make(part, tool, say or (lambda _line: None))
+    return python
+
+
+def own_python(tool: str, cache: Path) -> Path:
+    """Where the interpreter of the tool's own environment is, or would be: one for each torch and Python."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    name = f"{tool}-{TOOLS[tool]}-torch-{_installed('torch') or 'any'}-py{python}"
+    return _python_of(cache / "environments" / name)
 
 
 def can_load_here(*packages: str) -> bool:
@@ -128,10 +134,10 @@ def _works(python: Path, tool: str) -> bool:
     return done.returncode == 0 and done.stdout.split()[-1:] == [TOOLS[tool]]
 
 
-def _make(folder: Path, tool: str, torch: str | None, say: Say) -> None:
+def _make(folder: Path, tool: str, say: Say) -> None:
     """Lay down the environment, with this one's torch: the same build if pip finds it, else the same release."""
     say(f"making an environment of its own for {tool} {TOOLS[tool]} (once; about 1.5 GB without GPU libraries)")
-    python = _python_of(folder)
+    python, torch = _python_of(folder), _installed("torch")
     done = _quietly([sys.executable, "-m", "venv", str(folder)])
     if done.returncode == 0:
         pip = [str(python), "-m", "pip", "install", "--quiet", f"{tool}=={TOOLS[tool]}", "accelerate"]

@@ -53,10 +53,17 @@ def quantize(settings: Settings) -> Settings:
 def prove(settings: Settings) -> Settings:
     """Load the checkpoint `source` and generate one token: what loads may still fail on its first one."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
     tokenizer = AutoTokenizer.from_pretrained(settings["source"])
-    model = AutoModelForCausalLM.from_pretrained(settings["source"], dtype=_compute_dtype()).to(_device())
+    method = (getattr(AutoConfig.from_pretrained(settings["source"]), "quantization_config", None) or {}).get(
+        "quant_method"
+    )
+    options = {}
+    if method == "compressed-tensors":
+        # Decoded while they are loaded: some releases of Transformers expect packed zero points in another shape else.
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(settings["source"], dtype=_compute_dtype(), **options).to(_device())
     inputs = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False).to(model.device)
     with torch.no_grad():
         logits = model(**inputs).logits
@@ -120,7 +127,9 @@ def _refuse_rows(model: Any, ignored: list[str], group_size: int) -> None:
     """Name the layers whose rows the groups do not divide, before hours are spent on them."""
     import torch
 
-    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    if all(name in ignored for name, _layer in layers):
+        raise ValueError("the model has no linear layers that could be quantised")
     wrong = {
         name: layer.in_features for name, layer in layers if name not in ignored and layer.in_features % group_size
     }
