@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
+from quantverdict.artifacts.inspect import inspect_artifact
+from quantverdict.artifacts.sources import resolve
 from quantverdict.backends.base import Backend, Decoding
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.prompts import Plan
+from quantverdict.config import Model, Study
 from quantverdict.records import Response
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
 from quantverdict.tasks.catalog import Task
@@ -210,7 +213,9 @@ RATES: Mapping[str, str | None] = {
 """The rate that a task type measures; the accuracy of any other is its own."""
 
 NOMINAL_BITS: Mapping[str, float] = {
-    "FP16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_S": 3.5, "Q2_K": 3.0,
+    "F32": 32.0, "FP16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_K_S": 5.5, "Q5_1": 6.0,
+    "Q5_0": 5.5, "Q4_K_M": 4.9, "Q4_K_S": 4.6, "Q4_1": 5.0, "Q4_0": 4.5, "Q3_K_L": 4.2, "Q3_K_M": 3.9, "Q3_K_S": 3.5,
+    "Q2_K": 3.0, "AWQ": 4.25, "GPTQ": 4.25,
 }  # fmt: skip
 
 
@@ -227,6 +232,28 @@ def _detectable(metric: str, n: int, clusters: int, power: float, observed: tupl
         paired_pp=None if paired is None else paired * 100,
         unpaired_pp=None if unpaired is None else unpaired * 100,
     )
+
+
+def made_bytes(study: Study) -> int:
+    """About what the builds that are still to be made take on disk, over every base model of the study.
+
+    Raises:
+        ArtifactError: a model whose size the study does not state cannot be read.
+    """
+    total = 0
+    for model in study.models:
+        made = [each for each in model.variants if each.source is None and study.backend_of(each) != "replay"]
+        if made:
+            total += ladder_bytes([variant.format for variant in made], _n_params(study, model))
+    return total
+
+
+def _n_params(study: Study, model: Model) -> int:
+    """As the study states, else as the file says that levels are made from."""
+    if model.params_b is not None:
+        return round(model.params_b * 1e9)
+    source = model.source or model.checkpoint
+    return 0 if source is None else inspect_artifact(resolve(source, study.folder)).n_params
 
 
 def ladder_bytes(levels: Sequence[str], n_params: int) -> int:

@@ -1,0 +1,47 @@
+"""What a study would take on disk: every build that is made, of every base model."""
+
+from __future__ import annotations
+
+import pytest
+
+from quantverdict.collect.estimate import NOMINAL_BITS, ladder_bytes, made_bytes
+from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study
+
+
+def study(*models, **more):
+    return Study.model_validate({"study": "s", "models": models, "tasks": ["starter_harmful"], **more})
+
+
+def model(name, variants, **more):
+    return {
+        "name": name,
+        "family": "F",
+        "baseline": "FP16",
+        "source": {"path": f"{name}.gguf"},
+        "variants": variants,
+    } | more
+
+
+def test_every_base_model_counts_and_not_the_first_alone():
+    small = model("small", ["FP16", "Q8_0"], params_b=1)
+    large = model("large", ["FP16", {"quant": "mine", "source": {"path": "mine.gguf"}}, "Q4_K_M"], params_b=7)
+    assert made_bytes(study(small)) == 24.5 * 1e9 / 8
+    assert made_bytes(study(small, large)) == pytest.approx((24.5 + 7 * 20.9) * 1e9 / 8)
+
+
+def test_a_variant_takes_what_its_level_takes_whatever_its_name():
+    named = model("m", ["FP16", {"quant": "small-one", "level": "Q2_K"}], params_b=1)
+    assert made_bytes(study(named)) == ladder_bytes(["FP16", "Q2_K"], 10**9)
+
+
+def test_recorded_answers_make_nothing():
+    assert made_bytes(study(model("m", ["FP16", "Q8_0"], params_b=1), collect={"backend": "replay"})) == 0
+
+
+def test_a_size_that_the_study_does_not_state_is_read_from_the_file(demo_gguf):
+    one = model("m", ["FP16"], source={"path": str(demo_gguf)})
+    assert 2.5e8 < made_bytes(study(one)) < 3e8
+
+
+def test_every_level_that_can_be_made_has_its_bits():
+    assert set(GGUF_LEVELS + CHECKPOINT_LEVELS) <= set(NOMINAL_BITS)
