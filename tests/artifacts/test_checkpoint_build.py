@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from quantverdict.artifacts import checkpoint_build, quantizer_environment
+from quantverdict.artifacts import checkpoint_build, quantizer_environment, quantizer_script
 from quantverdict.artifacts.checkpoint_build import (
     RECORD,
     checkpoint_of_gguf,
@@ -237,6 +238,41 @@ def test_levels_are_copied_to_folders_with_the_models_name(source: Path, fake: P
 def test_gptqmodel_makes_no_awq_builds(source: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="gptqmodel makes AWQ builds on CUDA devices alone; expected tool: llmcomp"):
         make_checkpoint(source, "AWQ", FEW.model_copy(update={"tool": "gptqmodel"}), tmp_path)
+
+
+def test_gptqmodel_is_given_the_settings_that_were_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Against a stand-in: 4 bits, our groups, our token ids, and no bfloat16 where there is no accelerator."""
+    heard: dict[str, object] = {}
+
+    class Model:
+        @staticmethod
+        def load(source: str, how: object, **options: object) -> type[Model]:
+            heard.update(source=source, how=how, options=options)
+            return Model
+
+        @staticmethod
+        def quantize(samples: object, batch_size: int) -> None:
+            heard.update(samples=samples, batch_size=batch_size)
+
+        @staticmethod
+        def save(out: str) -> None:
+            heard.update(out=out)
+
+    tool = SimpleNamespace(GPTQModel=Model, QuantizeConfig=lambda **settings: settings)
+    monkeypatch.setitem(sys.modules, "gptqmodel", tool)
+    monkeypatch.setattr(quantizer_script, "_compute_dtype", lambda: "torch.float32")
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")
+    settings = {"source": "base", "out": "made", "group_size": 64}
+    made = quantizer_script._by_gptqmodel(settings, [[5, 6]])
+    assert heard == {
+        "source": "base",
+        "how": {"bits": 4, "group_size": 64},
+        "options": {"dtype": "torch.float32"},
+        "samples": [{"input_ids": [5, 6], "attention_mask": [1, 1]}],
+        "batch_size": 1,
+        "out": "made",
+    }
+    assert made["compute_dtype"] == "float32"
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:

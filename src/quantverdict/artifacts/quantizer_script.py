@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,9 @@ def _by_llmcompressor(settings: Settings, samples: list[list[int]]) -> Settings:
 
 
 def _by_gptqmodel(settings: Settings, samples: list[list[int]]) -> Settings:
+    if (os.cpu_count() or 1) <= 2:
+        # Its pool for loading wants two workers, and takes fewer than that on so small a machine.
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     gptqmodel = importlib.import_module("gptqmodel")
     # The tool's own choice on a CPU, bfloat16, takes four times as long.
     dtype = _compute_dtype()
