@@ -21,6 +21,8 @@ LAYERS = [
     {"protocol"},
     {"report"},
     {"ingestion"},
+    {"comparable"},
+    {"asking"},
     {"stages"},
     {"verification"},
     {"pipeline"},

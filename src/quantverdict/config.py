@@ -25,11 +25,11 @@ SERVICES = ("ollama", "server")
 """Backends that ask a program which holds the model, wherever its files are."""
 
 
-_PLACES = ("path", "hub", "ollama", "package", "url")
+_PLACES = ("path", "hub", "ollama", "package")
 
 
 class Source(Frozen):
-    """Where a model is. Exactly one of `path`, `hub`, `ollama`, `package`, `url`."""
+    """Where a model is: one of `path`, `hub`, `ollama`, `package`; or a `url`, with the file it runs if known."""
 
     path: str | None = None
     hub: str | None = None
@@ -43,17 +43,23 @@ class Source(Frozen):
     file: str | None = None
     """File name or glob inside the hub repository or the package."""
 
+    @property
+    def has_file(self) -> bool:
+        """Whether it names a file or folder, and not a server alone."""
+        return any(getattr(self, key) for key in _PLACES)
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         given = [key for key in _PLACES if getattr(self, key)]
-        if len(given) != 1:
-            raise ValueError(f"exactly one of {', '.join(_PLACES)} is expected")
-        if self.model is not None and self.url is None:
-            raise ValueError("model: a url beside it is expected")
+        if len(given) > 1 or not (given or self.url):
+            raise ValueError(f"exactly one of {', '.join(_PLACES)}, url is expected")
+        if (self.model is None) != (self.url is None):
+            raise ValueError("url and model are expected together")
         return self
 
     def __str__(self) -> str:
-        place = next(f"{key}:{getattr(self, key)}" for key in _PLACES if getattr(self, key))
+        keys = [key for key in (*_PLACES, "url") if getattr(self, key)]
+        place = f"{keys[0]}:{getattr(self, keys[0])}"
         return place + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quantverdict.asking import ask, make_builds
 from quantverdict.collect import manifest
 from quantverdict.collect.estimate import StudyEstimate
 from quantverdict.collect.files import sha256_of
@@ -17,7 +18,7 @@ from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import GGUF_LEVELS, Study, load_study
 from quantverdict.errors import ArtifactError, BundleError
 from quantverdict.policy import Policy, load_policy
-from quantverdict.stages import ask, decide, forecast, grade, make_builds, render, samples_of, summarise
+from quantverdict.stages import decide, forecast, grade, render, samples_of, summarise
 
 
 def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = None) -> Path:
@@ -34,7 +35,7 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
     study = read_study(study_file, task_dir)
     tasks = study_tasks(study)
     with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
-        builds = make_builds(study, bundle, view)
+        builds = make_builds(study, tasks, bundle, view)
         ask(study, tasks, builds, bundle, view)
         grade(tasks, builds, bundle)
         settle(bundle)

@@ -8,90 +8,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
-from quantverdict.artifacts.gguf import inspect_gguf
+from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.sources import resolve
-from quantverdict.backends.base import Backend, Placement
+from quantverdict.asking import open_file, stored_builds
 from quantverdict.collect.files import sha256_of
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.prompts import Plan, make_plan, prompt_parity
-from quantverdict.collect.schedule import Job, read_outcomes, run_cells
+from quantverdict.collect.prompts import make_plan, prompt_parity
+from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
+from quantverdict.comparable import doubts
 from quantverdict.config import StatisticsConfig, Study
-from quantverdict.errors import BundleError, EngineError
+from quantverdict.errors import EngineError
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Estimate, Matrix, Score, Table
 
 if TYPE_CHECKING:
     from quantverdict.collect.estimate import Speed, StudyEstimate
-    from quantverdict.collect.progress import LineProgress
     from quantverdict.matrix.cells import CellInfo
     from quantverdict.matrix.grid import Grids
     from quantverdict.protocol.decide import Evidence
     from quantverdict.tasks.catalog import Task
-
-
-def make_builds(study: Study, bundle: Bundle, view: LineProgress) -> tuple[Build, ...]:
-    """study.yaml -> `artifacts.json`: every build found or made, read, and compared with the others."""
-    builds = build_list.prepare_builds(study, view.build)
-    refuse_other_files(bundle, builds)
-    bundle.write_json("artifacts.json", build_list.as_json(builds))
-    return builds
-
-
-def refuse_other_files(bundle: Bundle, builds: Sequence[Build]) -> None:
-    """The answers of one file are never completed by another, nor shown as another's.
-
-    Raises:
-        BundleError: naming the file and both hashes.
-    """
-    stored = bundle.read_json("artifacts.json") if bundle.path("artifacts.json").exists() else []
-    known = {build.cell: build.artifact.sha256 for build in build_list.from_json(stored) if build.artifact}
-    for build in builds:
-        was, answers = known.get(build.cell), responses_path(bundle.root, build.cell)
-        if not build.artifact or was in (None, build.artifact.sha256) or not answers.exists():
-            continue
-        if answers.stat().st_size:
-            raise BundleError(
-                f"{build.artifact.path}: is not the file that answered as {build.cell}: sha256 is "
-                f"{build.artifact.sha256}, was {was}; put that one back, or name another bundle"
-            )
-
-
-def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:
-    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
-    jobs: list[Job] = []
-    for model in study.models:
-        own = [build for build in builds if build.cell.base_model == model.name]
-        asked = model_plan(study, tasks, own)
-        jobs += [Job(build.cell, asked, partial(open_build, study, build)) for build in own if build.runs]
-    run_cells(bundle, jobs, view)
-
-
-def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build]) -> Plan:
-    """What the builds of one base model are asked, in the chat template of its baseline."""
-    baseline = next(build.artifact for build in builds if build.is_baseline)
-    if baseline is None:
-        return make_plan(study, tasks, None, {})
-    return make_plan(study, tasks, baseline.chat_template, baseline.special_tokens)
-
-
-def open_build(study: Study, build: Build) -> Backend:
-    """Load a build; recorded answers where it has no file."""
-    path = study.folder / (study.collect.replay_dir or ".") if build.artifact is None else Path(build.artifact.path)
-    return open_file(study, path, build.backend, build.cell)
-
-
-def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId | None = None) -> Backend:
-    """Load a file as the study places it on the machine."""
-    from quantverdict.backends.open import open_backend
-
-    settings = study.collect
-    placement = Placement(settings.parallel, settings.threads, settings.context, settings.wheel)
-    return open_backend(backend, path, placement, cell=cell)
 
 
 def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> None:
@@ -214,16 +153,12 @@ def config_of(bundle: Bundle) -> Study | Sources | None:
     return None
 
 
-def builds_of(bundle: Bundle) -> tuple[Build, ...]:
-    """The builds that `artifacts.json` lists, none where there is no such file."""
-    return build_list.from_json(bundle.read_json("artifacts.json")) if bundle.path("artifacts.json").exists() else ()
-
-
 def failures(bundle: Bundle) -> dict[CellId, str]:
     """Cells that have no row, and why: not made, not run, or without a baseline to compare with."""
-    builds, outcomes = builds_of(bundle), read_outcomes(bundle)
+    builds, outcomes = [build for build in stored_builds(bundle) if not build.null], read_outcomes(bundle)
     why = {build.cell: build.failure for build in builds if build.failure is not None}
-    why |= {cell: outcome.failure for cell, outcome in outcomes.items() if outcome.failure is not None}
+    ran = {build.cell: outcomes[build.cell].failure for build in builds if build.cell in outcomes}
+    why |= {cell: failure for cell, failure in ran.items() if failure is not None}
     lost = {build.cell.base_model: why[build.cell] for build in builds if build.is_baseline and build.cell in why}
     if builds and len(lost) == len({build.cell.base_model for build in builds}):
         raise EngineError(f"no baseline could be run: {next(iter(lost.values()))}")
@@ -252,8 +187,8 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
             is_baseline=build.is_baseline,
             measured=measurements(build, outcomes[build.cell]),
         )
-        for build in builds_of(bundle)
-        if build.runs and build.cell not in failed
+        for build in stored_builds(bundle)
+        if build.runs and not build.null and build.cell not in failed
     ]
 
 
@@ -282,14 +217,15 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
     """What a decision rests on besides the matrix: samples; twins, failures and baselines that are not originals."""
     from quantverdict.protocol.decide import Evidence
 
-    builds, config = builds_of(bundle), config_of(bundle)
+    builds, config = stored_builds(bundle), config_of(bundle)
     return Evidence(
         scores=samples,
         sign_reversal=sign_reversal,
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),
         twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
-        lineage=prompt_mismatches(bundle, builds),
+        lineage=doubts(builds) | prompt_mismatches(bundle, builds),  # what was seen stands above what was foreseen
+        nulls=null_arms(builds),
         dequantized={
             build.cell: build.artifact.dequantized_from
             for build in builds
@@ -297,9 +233,17 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         },
         baselines=frozenset(build.cell for build in builds if build.is_baseline),
         idle_judges=tuple(judge.name for judge in config.judges) if isinstance(config, Study) else (),
-        order=tuple(config.cells) if isinstance(config, Sources) else tuple(build.cell for build in builds),
+        order=tuple(config.cells)
+        if isinstance(config, Sources)
+        else tuple(build.cell for build in builds if not build.null),
         seed=statistics_of(bundle)[1],
     )
+
+
+def null_arms(builds: Sequence[Build]) -> dict[CellId, CellId]:
+    """Each null arm and the baseline that it is."""
+    baselines = {build.cell.base_model: build.cell for build in builds if build.is_baseline}
+    return {build.cell: baselines[build.cell.base_model] for build in builds if build.null and build.failure is None}
 
 
 def prompt_mismatches(bundle: Bundle, builds: Sequence[Build]) -> dict[CellId, str]:
@@ -329,7 +273,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     model = study.models[0]
     source = model.source or model.variants[0].source
     path = resolve(source, study.folder) if source and study.collect.backend == "llamacpp" else None
-    file = None if path is None else inspect_gguf(path)
+    file = None if path is None else inspect_artifact(path)
     asked = make_plan(study, tasks, file.chat_template if file else None, file.special_tokens if file else {})
     observed: dict[str, tuple[float, float]] = {}
     cells = sum(len(each.variants) for each in study.models)
@@ -337,18 +281,17 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         with Bundle.reopen(earlier) as bundle:
             speed, observed = speed_of(bundle), observed_rates(bundle)
             # Twins are not run, and which builds are twins is only known once they are made.
-            cells -= sum(build.twin_of is not None for build in builds_of(bundle))
+            cells -= sum(build.twin_of is not None for build in stored_builds(bundle))
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
         speed = estimates.Speed({}, None, "no measurement; answers are taken to reach their limit")
-    levels = [variant.quant for variant in model.variants if variant.source is None]
     return estimates.estimate(
         tasks,
         asked,
         speed,
         cells=cells,
-        disk_bytes=estimates.ladder_bytes(levels, file.n_params if file else 0),
+        disk_bytes=estimates.made_bytes(study),
         detectable=estimates.detectable_differences(tasks, study.statistics.power, observed),
     )
 
@@ -358,7 +301,7 @@ def speed_of(bundle: Bundle) -> Speed:
     from quantverdict.collect.estimate import speed_of_run
 
     outcomes = read_outcomes(bundle)
-    baseline = next((b.cell for b in builds_of(bundle) if b.is_baseline and b.cell in outcomes), None)
+    baseline = next((b.cell for b in stored_builds(bundle) if b.is_baseline and b.cell in outcomes), None)
     answers = () if baseline is None else read_responses(responses_path(bundle.root, baseline))
     return speed_of_run(outcomes.values(), answers)
 
@@ -371,7 +314,7 @@ def observed_rates(bundle: Bundle) -> dict[str, tuple[float, float]]:
 
     if not bundle.path("scores.parquet").exists():
         return {}
-    cells = pl.DataFrame([(*build.cell, build.is_baseline) for build in builds_of(bundle)], orient="row",
+    cells = pl.DataFrame([(*build.cell, build.is_baseline) for build in stored_builds(bundle)], orient="row",
                          schema={"base_model": pl.String, "quant": pl.String, "is_baseline": pl.Boolean})  # fmt: skip
     rates = [metric.name for metric in METRICS.values() if metric.is_share]
     scores = pl.read_parquet(bundle.path("scores.parquet")).filter(pl.col("metric").is_in(rates)).drop_nulls("value")

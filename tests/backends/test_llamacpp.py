@@ -230,7 +230,7 @@ def test_the_identity_says_what_could_change_an_answer(backend):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGABRT])
 def test_a_worker_that_dies_is_an_error_with_its_reason(opened, how):
     backend = opened()
-    worker = backend._process
+    worker = backend._worker.process
     with pytest.raises(EngineError, match=f"was killed by {how.name}"):
         backend.complete(PROMPTS * 20, Decoding(), lambda *_: worker.send_signal(how))
     assert worker.returncode == -how
@@ -246,18 +246,18 @@ def test_interrupting_a_batch_ends_the_worker(opened):
 
     with pytest.raises(KeyboardInterrupt):
         backend.complete(PROMPTS * 20, Decoding(), interrupt)
-    assert backend._process.returncode is not None
+    assert backend._worker.process.returncode is not None
 
 
 def test_closing_twice_is_closing(opened):
     backend = opened()
     backend.close()
     backend.close()
-    assert backend._process.returncode == 0
+    assert backend._worker.process.returncode == 0
 
 
 def test_a_forgotten_backend_ends_its_worker(demo_gguf):
-    process = open_backend("llamacpp", demo_gguf, Placement(threads=1))._process
+    process = open_backend("llamacpp", demo_gguf, Placement(threads=1))._worker.process
     assert process.wait(20) == 0
 
 
@@ -292,7 +292,7 @@ def test_the_start_token_is_put_once(opened, backend, demo_gguf, tmp_path):
 def test_nothing_is_printed_and_no_socket_is_open(opened, capfd):
     backend = opened()
     backend.complete(PROMPTS, SHORT)
-    links = [str(path.readlink()) for path in Path(f"/proc/{backend._process.pid}/fd").iterdir()]
+    links = [str(path.readlink()) for path in Path(f"/proc/{backend._worker.process.pid}/fd").iterdir()]
     backend.close()
     assert not [link for link in links if link.startswith("socket:")]
     assert capfd.readouterr() == ("", "")
@@ -304,7 +304,7 @@ def test_the_worker_does_not_outlive_a_killed_program(demo_gguf):
         "from quantverdict.backends.base import *; from quantverdict.backends.open import open_backend\n"
         "from quantverdict.records import Prompt\n"
         "b = open_backend('llamacpp', Path(sys.argv[1]), Placement(threads=1))\n"
-        "def die(*_): print(b._process.pid, flush=True); os.kill(os.getpid(), 9)\n"
+        "def die(*_): print(b._worker.process.pid, flush=True); os.kill(os.getpid(), 9)\n"
         "b.complete([Prompt('t', 'x', 'Once upon a time', None, '')], Decoding(2000), die)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(demo_gguf)], capture_output=True, text=True, check=False)

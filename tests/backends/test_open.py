@@ -8,16 +8,29 @@ from quantverdict.backends.base import Placement
 from quantverdict.backends.cores import physical_cores
 from quantverdict.backends.open import open_backend
 from quantverdict.errors import EngineError
+from quantverdict.records import CellId
 
 
 def test_an_unknown_kind_is_refused_with_those_known(tmp_path):
-    with pytest.raises(EngineError, match="'vllm'; expected one of llamacpp, replay"):
-        open_backend("vllm", tmp_path, Placement())
+    with pytest.raises(EngineError, match="'tgi'; expected one of llamacpp, replay, transformers, vllm, "):
+        open_backend("tgi", tmp_path, Placement())
 
 
 def test_a_replay_needs_its_cell(tmp_path):
     with pytest.raises(EngineError, match="a cell"):
         open_backend("replay", tmp_path, Placement())
+
+
+@pytest.mark.parametrize("kind", ["server", "ollama"])
+def test_a_server_needs_its_address(tmp_path, kind):
+    with pytest.raises(EngineError, match="a source with url and model"):
+        open_backend(kind, tmp_path, Placement())
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "transformers", "vllm", "replay"])
+def test_an_engine_in_this_process_needs_a_file(kind):
+    with pytest.raises(EngineError, match="no file on this machine"):
+        open_backend(kind, None, Placement(), cell=CellId("m", "Q8_0"))
 
 
 def system(root, siblings, quota="max 100000"):

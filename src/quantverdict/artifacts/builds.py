@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from quantverdict.artifacts.gguf import inspect_gguf
+from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.quantize import BuildProgress, build_ladder, find_twins
 from quantverdict.artifacts.sources import cache_dir, resolve
-from quantverdict.config import Model, Study, Variant
-from quantverdict.errors import EngineError
+from quantverdict.config import GGUF_LEVELS, SERVICES, Model, Source, Study, Variant
+from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId
+
+Say = Callable[[str], None]
+_WIDE = ("F32", "FP16", "BF16")
+_OWN = ("family", "params_b", "is_baseline", "backend", "level", "twin_of", "null", "failure")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whether a build may be compared with its baseline.
+
+    Attributes:
+        check: `lineage` (it comes from the baseline) or `prompt` (it reads every prompt as the same tokens).
+        verdict: `same`, `different` or `cannot_tell`.
+        reason: in one line.
+        key: of what was compared; the same key needs no second look.
+        waived: why the study compares them all the same, None where it does not say so.
+        details: the checks behind the verdict.
+    """
+
+    check: str
+    verdict: str
+    reason: str
+    key: str
+    waived: str | None = None
+    details: tuple[Mapping[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +45,12 @@ class Build:
 
     Attributes:
         backend: what runs it.
-        artifact: what the file is; None for recorded responses and for a build that could not be made.
+        level: the format; the quant's own name unless the study says otherwise.
+        artifact: what the file is; None where it is not here: recorded responses, a server, a build that failed.
+        null: which null arm of the baseline it is, 0 for a build.
         twin_of: the earlier quant whose weights are the same bytes; a twin is neither run nor counted.
         failure: why there is no build, None where there is one.
+        proofs: that it may be compared with its baseline.
     """
 
     cell: CellId
@@ -30,9 +58,12 @@ class Build:
     params_b: float | None
     is_baseline: bool
     backend: str
+    level: str = ""
     artifact: Artifact | None = None
     twin_of: str | None = None
+    null: int = 0
     failure: str | None = None
+    proofs: tuple[Proof, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -40,47 +71,138 @@ class Build:
         return self.failure is None and self.twin_of is None
 
 
-def prepare_builds(study: Study, progress: BuildProgress | None = None) -> tuple[Build, ...]:
-    """Find or make, then read, every build of the study, in study order.
+def prepare_builds(study: Study, progress: BuildProgress | None = None, say: Say | None = None) -> tuple[Build, ...]:
+    """Find or make, then read, every build of the study, in study order; after a baseline its null arms.
+
+    Args:
+        progress: told how far a GGUF level is.
+        say: told what begins that takes long.
 
     Raises:
         ArtifactError: a named file does not exist or is not what it should be: nothing runs on a guess.
     """
-    return tuple(build for model in study.models for build in _builds_of(study, model, progress))
+    return tuple(build for model in study.models for build in _Maker(study, model, progress, say).builds())
 
 
-def _builds_of(study: Study, model: Model, progress: BuildProgress | None) -> Iterator[Build]:
-    found = {variant.quant: _find(study, variant) for variant in model.variants if variant.source is not None}
-    made = [variant for variant in model.variants if variant.source is None]
-    levels = [variant.quant for variant in made if study.backend_of(variant) == "llamacpp"]
-    failures: dict[str, str] = {}
-    if levels and model.source is not None:
+class _Maker:
+    """The builds of one model."""
+
+    def __init__(self, study: Study, model: Model, progress: BuildProgress | None, say: Say | None) -> None:
+        self.study, self.model, self.progress, self.say = study, model, progress, say
+        self.paths: dict[str, Path] = {}
+        self.failures: dict[str, str] = {}
+
+    def builds(self) -> Iterator[Build]:
+        for variant in self.model.variants:
+            if variant.source is not None:
+                self._find(variant, variant.source)
+        self._make_ladder()
+        for variant in self.model.variants:
+            if variant.source is None and variant.format not in GGUF_LEVELS and self._wants_file(variant):
+                self._make_checkpoint(variant)
+        artifacts = {quant: inspect_artifact(path) for quant, path in self.paths.items()}
+        twins = self._twins(artifacts)
+        for variant in self.model.variants:
+            build = Build(
+                cell=CellId(self.model.name, variant.quant),
+                family=self.model.family,
+                params_b=self.model.params_b,
+                is_baseline=variant.quant == self.model.baseline,
+                backend=self.study.backend_of(variant),
+                level=variant.format,
+                artifact=artifacts.get(variant.quant),
+                twin_of=twins.get(variant.quant),
+                failure=self.failures.get(variant.quant),
+            )
+            yield build
+            if build.is_baseline:
+                yield from (null_arm(build, number) for number in range(1, self.study.nulls + 1))
+
+    def _wants_file(self, variant: Variant) -> bool:
+        return self.study.backend_of(variant) != "replay"
+
+    def _find(self, variant: Variant, source: Source) -> None:
+        """The variant's own file; a program that holds the model may run where its file is not."""
+        backend = self.study.backend_of(variant)
+        if not source.has_file or backend == "replay":
+            return
         try:
-            found |= build_ladder(resolve(model.source, study.folder), levels, cache_dir(), progress)
+            self.paths[variant.quant] = resolve(source, self.study.folder)
+        except ArtifactError:
+            if backend not in SERVICES or source.path is not None:
+                raise
+
+    def _make_ladder(self) -> None:
+        made = [variant for variant in self.model.variants if variant.source is None and self._wants_file(variant)]
+        levels = {variant.quant: variant.format for variant in made if variant.format in GGUF_LEVELS}
+        if not levels:
+            return
+        start = self._start()
+        if start.is_dir():
+            self._wide_from(start, levels)
+            return
+        try:
+            ladder = build_ladder(start, tuple(dict.fromkeys(levels.values())), cache_dir(), self.progress)
+            self.paths |= {quant: ladder[level] for quant, level in levels.items()}
         except EngineError as error:
-            failures = dict.fromkeys(levels, str(error))
-    named = [variant.quant for variant in model.variants]
-    artifacts = {quant: inspect_gguf(path) for quant in named if (path := found.get(quant)) is not None}
-    # The baseline first: it is run under its own name, whatever equals it.
-    order = sorted(artifacts, key=lambda quant: quant != model.baseline)
-    twins = find_twins({quant: artifacts[quant] for quant in order})
-    for variant in model.variants:
-        yield Build(
-            cell=CellId(model.name, variant.quant),
-            family=model.family,
-            params_b=model.params_b,
-            is_baseline=variant.quant == model.baseline,
-            backend=study.backend_of(variant),
-            artifact=artifacts.get(variant.quant),
-            twin_of=twins.get(variant.quant),
-            failure=failures.get(variant.quant),
+            self.failures |= dict.fromkeys(levels, str(error))
+
+    def _wide_from(self, folder: Path, levels: Mapping[str, str]) -> None:
+        """A checkpoint is its own unquantised level; a GGUF level needs the model as a GGUF file."""
+        for quant, level in levels.items():
+            if level not in _WIDE:
+                raise ArtifactError(
+                    f"{self.model.name}/{quant} cannot be made from a checkpoint", file=folder, expected="a GGUF source"
+                )
+            self.paths[quant] = folder
+
+    def _make_checkpoint(self, variant: Variant) -> None:
+        from quantverdict.artifacts.checkpoint_build import make_checkpoint
+
+        source = self.model.checkpoint
+        start = self._start() if source is None else resolve(source, self.study.folder)
+        how = variant.quantize or self.study.quantize
+        try:
+            self.paths[variant.quant] = make_checkpoint(
+                start, "AWQ" if variant.format == "AWQ" else "GPTQ", how, cache_dir(), self.say
+            )
+        except EngineError as error:
+            self.failures[variant.quant] = str(error)
+
+    def _start(self) -> Path:
+        """What levels are made from."""
+        source = self.model.source or self.model.checkpoint
+        assert source is not None  # a study without either is refused when it is read
+        return resolve(source, self.study.folder)
+
+    def _twins(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+        """Builds that the same engine would run from the same bytes."""
+        engines = {variant.quant: self.study.backend_of(variant) for variant in self.model.variants}
+        # The baseline first: it is run under its own name, whatever equals it.
+        order = sorted(
+            (variant.quant for variant in self.model.variants if variant.quant in artifacts),
+            key=lambda quant: quant != self.model.baseline,
         )
+        found: dict[str, str] = {}
+        for engine in dict.fromkeys(engines.values()):
+            found |= find_twins({quant: artifacts[quant] for quant in order if engines[quant] == engine})
+        return found
 
 
-def _find(study: Study, variant: Variant) -> Path | None:
-    """The variant's own file; None where its backend needs none here."""
-    needed = variant.source is not None and study.backend_of(variant) == "llamacpp"
-    return resolve(variant.source, study.folder) if needed and variant.source else None
+def null_arm(baseline: Build, number: int) -> Build:
+    """The baseline again, as a cell of its own that is asked in another way."""
+    base_model, quant = baseline.cell
+    return replace(baseline, cell=CellId(base_model, f"{quant}~null{number}"), is_baseline=False, null=number)
+
+
+def engine_baseline(builds: Sequence[Build], build: Build) -> Build | None:
+    """The baseline's format on the engine of `build`, None where the study does not run it there."""
+    mine = [one for one in builds if one.cell.base_model == build.cell.base_model and one.runs and not one.null]
+    base = next((other for other in mine if other.is_baseline), None)
+    if base is None:
+        return None
+    alike = (other for other in mine if other.backend == build.backend and other.level == base.level)
+    return base if build.backend == base.backend else next(alike, None)
 
 
 def as_json(builds: tuple[Build, ...]) -> list[dict[str, object]]:
@@ -96,8 +218,11 @@ def _row(build: Build) -> dict[str, object]:
         "params_b": build.params_b,
         "is_baseline": build.is_baseline,
         "backend": build.backend,
+        "level": build.level,
         "twin_of": build.twin_of,
+        "null": build.null,
         "failure": build.failure,
+        "lineage": [asdict(proof) for proof in build.proofs],
     }
     return row if build.artifact is None else row | artifact_json(build.artifact)
 
@@ -114,8 +239,14 @@ def from_json(rows: list[dict[str, object]]) -> tuple[Build, ...]:
 
 
 def _build(row: dict[str, object]) -> Build:
-    own = {name: row[name] for name in ("family", "params_b", "is_baseline", "backend", "twin_of", "failure")}
+    own = {name: row[name] for name in _OWN if name in row}
     build = Build(cell=CellId(str(row["base_model"]), str(row["quant"])), **own)  # type: ignore[arg-type]
+    proofs: list[dict[str, object]] = row.get("lineage", [])  # type: ignore[assignment]
+    build = replace(build, proofs=tuple(_proof(proof) for proof in proofs))
     if "sha256" not in row:
         return build
     return replace(build, artifact=Artifact(**{name: row[name] for name in Artifact.__slots__}))  # type: ignore[arg-type]
+
+
+def _proof(row: dict[str, object]) -> Proof:
+    return Proof(**{**row, "details": tuple(row["details"])})  # type: ignore[arg-type]

@@ -29,9 +29,12 @@ class LlamaEngine:
     Args:
         repack: lay weights out for speed. A row on its own is then summed in another order than a row among others,
             which only matters where there are others.
+        vocab_only: leave the weights where they are: text to tokens and back is all that works.
     """
 
-    def __init__(self, library: Library, path: Path, threads: int, *, repack: bool = False) -> None:
+    def __init__(
+        self, library: Library, path: Path, threads: int, *, repack: bool = False, vocab_only: bool = False
+    ) -> None:
         self._library, self._ffi, self._api = library, library.ffi, library.api
         self._threads = threads
         self._context: Any = None
@@ -39,7 +42,7 @@ class LlamaEngine:
         self._shape = (0, 0)
         params = self._api.llama_model_default_params()
         params.n_gpu_layers = 0
-        params.use_extra_bufts = repack
+        params.use_extra_bufts, params.vocab_only = repack, vocab_only
         library.log.clear()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
         if self._model == self._ffi.NULL:
@@ -95,6 +98,11 @@ class LlamaEngine:
             self._piece = self._ffi.new("char[]", -n)
             n = self._api.llama_token_to_piece(self._vocab, token, self._piece, -n, 0, False)
         return bytes(self._ffi.buffer(self._piece, max(n, 0)))
+
+    def piece(self, token: int) -> str:
+        """The text of one token, special tokens by their name."""
+        n = self._api.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, True)
+        return bytes(self._ffi.buffer(self._piece, max(n, 0))).decode(errors="replace")
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends the answer."""

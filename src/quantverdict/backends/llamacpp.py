@@ -8,30 +8,24 @@ batches still give equal answers, but another batch may share another start, whi
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from quantverdict.backends.base import Decoding, Placement, Progress
 from quantverdict.backends.cores import physical_cores
 from quantverdict.backends.llama_library import WHEELS
+from quantverdict.backends.worker_process import WorkerProcess
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
+MODULE = "quantverdict.backends.worker"
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # waiting threads that spin cost 16 times the speed beside a busy neighbour
     "GGML_NO_BACKTRACE": "1",  # an abort must end the process, not start a debugger in it
 }
 SEVERAL_SLOTS = {"GGML_CPU_TILED_MM": "0"}  # the blocked product sums in another order from 8 rows on
-_END_SECONDS = 5
 
 
 class LlamaCppBackend:
@@ -48,20 +42,7 @@ class LlamaCppBackend:
     def __init__(self, path: Path, placement: Placement) -> None:
         threads, wheel = placement.threads or physical_cores(), WHEELS[placement.wheel]
         lone = placement.parallel == 1
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "quantverdict.backends.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=os.environ | ENVIRONMENT | ({} if lone else SEVERAL_SLOTS),
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for the program, which ends the worker itself
-        )
-        self._end = weakref.finalize(self, _end, self._process, self._errors)
-        self.cpu_seconds = 0.0
-        self.peak_memory_bytes: int | None = None
+        self._worker = WorkerProcess("llama.cpp", MODULE, ENVIRONMENT | ({} if lone else SEVERAL_SLOTS))
         self._identity: dict[str, str | int | bool] = {
             "engine": "llama.cpp",
             "build": wheel.build,
@@ -84,10 +65,20 @@ class LlamaCppBackend:
             "wheel": placement.wheel,
         }
         try:
-            self._ask(settings)
+            self._worker.ask(settings)
         except EngineError:
             self.close()
             raise
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the worker so far."""
+        return float(self._worker.usage["cpu_seconds"])
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Most memory that the worker held."""
+        return int(self._worker.usage["peak_memory_bytes"])
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -115,78 +106,40 @@ class LlamaCppBackend:
                 for prompt in prompts
             ],
         }
-        return [_completion(values) for values in self._ask(request, progress)["completions"]]
+        return [_completion(values) for values in self._worker.ask(request, progress)["completions"]]
 
     def close(self) -> None:
         """End the worker and wait for it."""
-        self._end()
+        self._worker.close()
 
-    def _ask(self, request: Mapping[str, Any], progress: Progress | None = None) -> dict[str, Any]:
-        """Send a line and read the reply that settles it."""
-        if not self._end.alive:
-            raise EngineError("the llama.cpp backend is closed")
-        settled = False
+
+class LlamaTokenizer:
+    """What llama.cpp reads a prompt as: its vocabulary alone, in a worker; see `Tokenizer`.
+
+    Raises:
+        EngineError: as `LlamaCppBackend`.
+    """
+
+    def __init__(self, path: Path, wheel: str = "xllamacpp") -> None:
+        self._worker = WorkerProcess("llama.cpp", MODULE, ENVIRONMENT)
+        settings = {"path": str(path), "threads": 1, "parallel": 1, "context": 1, "wheel": wheel, "vocab_only": True}
         try:
-            reply = self._exchange(request, progress)
-            settled = True
-        finally:
-            if not settled:  # it is dead, or still busy with a batch that nobody waits for
-                self._process.kill()
-                self.close()
-        if "error" in reply:
-            raise EngineError(reply["error"])
-        return reply
+            self._worker.ask(settings)
+        except EngineError:
+            self._worker.close()
+            raise
 
-    def _exchange(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-        requests, replies = self._process.stdin, self._process.stdout
-        assert requests is not None
-        assert replies is not None
-        try:
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
-        except BrokenPipeError:
-            raise EngineError(self._reason()) from None
-        for line in replies:
-            reply: dict[str, Any] = json.loads(line)
-            if "progress" not in reply:
-                self.cpu_seconds = reply["usage"]["cpu_seconds"]
-                self.peak_memory_bytes = reply["usage"]["peak_memory_bytes"]
-                return reply
-            if progress is not None:
-                progress(*reply["progress"])
-        raise EngineError(self._reason())
+    def ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt, the start token included."""
+        text = prompt.text if prompt.chat is None else prompt.chat
+        return tuple(self._worker.ask({"tokenize": text})["tokens"])
 
-    def _reason(self) -> str:
-        """Why the worker ended, in one line."""
-        code = self._process.wait()
-        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
-        lines = self._errors.read().decode(errors="replace").split("\n")
-        said = " | ".join(line.strip() for line in lines if line.strip())[-300:]
-        if code >= 0:
-            how = f"ended with exit code {code}"
-        else:
-            how = f"was killed by {signal.Signals(-code).name}"
-            how += " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"the llama.cpp worker {how}" + (f": {said}" if said else "")
+    def piece(self, token: int) -> str:
+        """The text of one token, special tokens by their name."""
+        return str(self._worker.ask({"piece": token})["text"])
 
 
 def _completion(values: Mapping[str, Any]) -> Completion:
     known = {field.name: values[field.name] for field in fields(Completion)}
     logprobs = known["choice_logprobs"]
     return Completion(**known | {"choice_logprobs": None if logprobs is None else tuple(logprobs)})
-
-
-def _end(process: subprocess.Popen[str], errors: IO[bytes]) -> None:
-    """Close the pipes, which ends the worker; kill it where that does not."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue  # what was still to be sent has no reader
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    errors.close()

@@ -32,16 +32,28 @@ class Worker:
     """A loaded model that answers batches.
 
     Args:
-        settings: `path`, `threads`, `parallel`, `context`, `wheel`.
+        settings: `path`, `threads`, `parallel`, `context`, `wheel`; `vocab_only` to tokenise and no more.
         replies: where lines go.
     """
 
     def __init__(self, settings: Mapping[str, Any], replies: TextIO) -> None:
         self.replies, self.parallel, self.context = replies, int(settings["parallel"]), int(settings["context"])
         self.engine = LlamaEngine(
-            open_library(settings["wheel"]), Path(settings["path"]), int(settings["threads"]), repack=self.parallel == 1
+            open_library(settings["wheel"]),
+            Path(settings["path"]),
+            int(settings["threads"]),
+            repack=self.parallel == 1,
+            vocab_only=bool(settings.get("vocab_only")),
         )
         self.reported = time.monotonic()
+
+    def reply(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """To one line of input."""
+        if "tokenize" in request:
+            return {"tokens": self.engine.tokenize(request["tokenize"], start=True)}
+        if "piece" in request:
+            return {"text": self.engine.piece(int(request["piece"]))}
+        return {"completions": self.answer(request)}
 
     def answer(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The completions of a batch, as the fields of `Completion`."""
@@ -124,7 +136,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
                 worker = Worker(request, replies)
                 send(replies, {"ready": True, "usage": usage()})
             else:
-                send(replies, {"completions": worker.answer(request), "usage": usage()})
+                send(replies, {**worker.reply(request), "usage": usage()})
         except EngineError as error:
             send(replies, {"error": str(error), "usage": usage()})
 

@@ -35,6 +35,10 @@ class LineProgress(ProgressView):
         if done == total:
             print(f"made {level}", file=self.stream, flush=True)
 
+    def say(self, line: str) -> None:
+        """Something that takes long begins."""
+        print(line, file=self.stream, flush=True)
+
     def start_cell(self, cell: CellId, total: int, done: int) -> None:  # noqa: ARG002 - the protocol's
         self.start, self.new, self.tokens = time.perf_counter(), 0, 0
 
@@ -88,6 +92,9 @@ class BarProgress(LineProgress):
         if done == total:
             self.bars.update(self.task, visible=False)
             self.bars.console.print(f"made {level}", highlight=False, markup=False)
+
+    def say(self, line: str) -> None:
+        self.bars.console.print(line, markup=False, highlight=False)
 
     def start_cell(self, cell: CellId, total: int, done: int) -> None:
         super().start_cell(cell, total, done)

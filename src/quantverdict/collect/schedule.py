@@ -20,11 +20,16 @@ CELLS = "cells.json"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A cell that is to be asked: its plan, and how to load its build."""
+    """A cell that is to be asked: its plan, how to load its build, and whose plan it is (its base model's if empty)."""
 
     cell: CellId
     plan: Plan
     open_backend: OpenBackend
+    plan_name: str = ""
+
+    @property
+    def asked_as(self) -> str:
+        return self.plan_name or self.cell.base_model
 
 
 def run_cells(
@@ -65,22 +70,20 @@ def freeze_plan(bundle: Bundle, job: Job) -> None:
     Raises:
         BundleError: naming the first prompt that differs, or the batch plan.
     """
-    name = prompts_file(job.cell.base_model)
+    name = prompts_file(job.asked_as)
     if not bundle.freeze_text(name, prompt_lines(job.plan.prompts)):
         changed = first_changed(read_prompts(bundle.path(name)), job.plan.prompts) or "their order"
         raise BundleError(f"{bundle.path(name)}: the prompts are not those this bundle was begun with: {changed}")
-    _freeze_part(bundle, "batches", job.cell.base_model, [list(batch) for batch in job.plan.batches])
-    _freeze_part(
-        bundle, "decoding", job.cell.base_model, {task: asdict(how) for task, how in job.plan.decoding.items()}
-    )
+    _freeze_part(bundle, "batches", job.asked_as, [list(batch) for batch in job.plan.batches])
+    _freeze_part(bundle, "decoding", job.asked_as, {task: asdict(how) for task, how in job.plan.decoding.items()})
 
 
-def _freeze_part(bundle: Bundle, key: str, base_model: str, value: object) -> None:
+def _freeze_part(bundle: Bundle, key: str, whose: str, value: object) -> None:
     parts: Mapping[str, object] = bundle.recorded(key) or {}
-    if base_model not in parts:
-        bundle.record(**{key: {**parts, base_model: value}})
-    elif parts[base_model] != value:
-        raise BundleError(f"{bundle.root}: the {key} of {base_model} are not those this bundle was begun with")
+    if whose not in parts:
+        bundle.record(**{key: {**parts, whose: value}})
+    elif parts[whose] != value:
+        raise BundleError(f"{bundle.root}: the {key} of {whose} are not those this bundle was begun with")
 
 
 class _Log:

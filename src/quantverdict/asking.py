@@ -1,0 +1,156 @@
+"""The first stages of a run: builds are made and proved comparable, then every one answers the same prompts."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.artifacts import builds as build_list
+from quantverdict.artifacts.builds import Build
+from quantverdict.backends.base import Backend, Placement, Service
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.prompts import Plan, make_plan, plan_batches
+from quantverdict.collect.schedule import Job, run_cells
+from quantverdict.collect.store import responses_path
+from quantverdict.comparable import prove, refuse_mismatches
+from quantverdict.config import Source, Study, Variant
+from quantverdict.errors import BundleError
+from quantverdict.records import CellId
+
+if TYPE_CHECKING:
+    from quantverdict.collect.progress import LineProgress
+    from quantverdict.tasks.catalog import Task
+
+OLLAMA = "http://127.0.0.1:11434"
+
+
+def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineProgress) -> tuple[Build, ...]:
+    """study.yaml -> `artifacts.json`: every build found or made, read, and proved to be what its baseline is.
+
+    Raises:
+        ArtifactError: a build is not of its baseline, or reads the prompts as other tokens; nothing was asked.
+    """
+    made = build_list.prepare_builds(study, view.build, view.say)
+    stored = stored_builds(bundle)
+    refuse_other_files(bundle, made, stored)
+    plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
+    builds = prove(study, made, plans, {build.cell: build.proofs for build in stored})
+    bundle.write_json("artifacts.json", build_list.as_json(builds))
+    refuse_mismatches(builds)
+    return builds
+
+
+def stored_builds(bundle: Bundle) -> tuple[Build, ...]:
+    """The builds that `artifacts.json` lists, none where there is no such file."""
+    return build_list.from_json(bundle.read_json("artifacts.json")) if bundle.path("artifacts.json").exists() else ()
+
+
+def refuse_other_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[Build]) -> None:
+    """The answers of one file are never completed by another, nor shown as another's.
+
+    Raises:
+        BundleError: naming the file and both hashes.
+    """
+    known = {build.cell: build.artifact.sha256 for build in stored if build.artifact}
+    for build in builds:
+        was, answers = known.get(build.cell), responses_path(bundle.root, build.cell)
+        if not build.artifact or was in (None, build.artifact.sha256) or not answers.exists():
+            continue
+        if answers.stat().st_size:
+            raise BundleError(
+                f"{build.artifact.path}: is not the file that answered as {build.cell}: sha256 is "
+                f"{build.artifact.sha256}, was {was}; put that one back, or name another bundle"
+            )
+
+
+def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:
+    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
+    jobs: list[Job] = []
+    for model in study.models:
+        asked = model_plan(study, tasks, builds, model.name)
+        for build in builds:
+            if build.cell.base_model == model.name and build.runs:
+                plan = null_plan(asked, study, build.null) if build.null else asked
+                jobs.append(Job(build.cell, plan, partial(open_build, study, build), plan_name(build)))
+    run_cells(bundle, jobs, view)
+
+
+def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str) -> Plan:
+    """What the builds of one base model are asked, in the chat template of its baseline, or of the first file here."""
+    mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
+    file = next((build.artifact for build in mine if build.artifact is not None), None)
+    if file is None:
+        return make_plan(study, tasks, None, {})
+    return make_plan(study, tasks, file.chat_template, file.special_tokens)
+
+
+def plan_name(build: Build) -> str:
+    """Whose prompts they are: a base model's, or a null arm's own order of them."""
+    return f"{build.cell.base_model}~null{build.null}" if build.null else build.cell.base_model
+
+
+def null_plan(asked: Plan, study: Study, number: int) -> Plan:
+    """The same prompts in another order and in batches of another size."""
+    prompts: list[int] = list(range(len(asked.prompts)))
+    random.Random(study.seed + number).shuffle(prompts)  # noqa: S311 - no secret
+    by_task: dict[str, list[int]] = {}
+    for index in prompts:
+        by_task.setdefault(asked.prompts[index].task, []).append(index)
+    ordered = tuple(asked.prompts[index] for indices in by_task.values() for index in indices)
+    return Plan(ordered, plan_batches(ordered, max(1, study.collect.batch_size // (number + 1))), asked.decoding)
+
+
+def open_build(study: Study, build: Build) -> Backend:
+    """Load a build; recorded answers where it has no file. A null arm has other slots and threads."""
+    if build.backend == "replay":
+        return open_file(study, study.folder / (study.collect.replay_dir or "."), "replay", build.cell)
+    from quantverdict.backends.open import open_backend
+
+    path = None if build.artifact is None else Path(build.artifact.path)
+    return open_backend(
+        build.backend, path, placement_of(study, build.null), cell=build.cell, service=service_of(study, build)
+    )
+
+
+def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId | None = None) -> Backend:
+    """Load a file as the study places it on the machine."""
+    from quantverdict.backends.open import open_backend
+
+    return open_backend(backend, path, placement_of(study), cell=cell)
+
+
+def placement_of(study: Study, null: int = 0) -> Placement:
+    """How the study uses the machine; a null arm uses half the slots and another number of threads."""
+    settings = study.collect
+    parallel, threads = settings.parallel, settings.threads
+    if null:
+        from quantverdict.backends.cores import physical_cores
+
+        given = threads or physical_cores()
+        parallel, threads = max(2, parallel // 2**null), given - 1 if given > 1 and null % 2 else given + 1
+    return Placement(parallel, threads, settings.context, settings.wheel, settings.dtype)
+
+
+def service_of(study: Study, build: Build) -> Service | None:
+    """The program that holds a build, None where the study names none."""
+    variant = variants_of(study).get(build.cell)
+    source = variant.source if variant else None
+    if source is None or not (source.url or source.ollama):
+        return None
+    settings = study.collect
+    return Service(*_address(source), settings.api_key_env, settings.timeout_s, settings.retries)
+
+
+def variants_of(study: Study) -> Mapping[CellId, Variant]:
+    return {CellId(model.name, variant.quant): variant for model in study.models for variant in model.variants}
+
+
+def _address(source: Source) -> tuple[str, str]:
+    if source.url is not None:
+        return source.url, source.model or ""
+    host = os.environ.get("OLLAMA_HOST") or OLLAMA
+    return host if "://" in host else f"http://{host}", source.ollama or ""

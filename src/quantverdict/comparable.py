@@ -1,0 +1,149 @@
+"""Before anything is compared: does each build come from its baseline, and does it read the prompts as the same tokens?
+
+What is proved once is not looked at again: a proof has the key of the files it compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from quantverdict.artifacts.builds import Build, Proof
+from quantverdict.backends.base import Tokenizer
+from quantverdict.collect.prompts import Plan
+from quantverdict.config import Study
+from quantverdict.errors import ArtifactError, EngineError
+from quantverdict.records import Artifact, CellId
+
+SAME, DIFFERENT, CANNOT_TELL = "same", "different", "cannot_tell"
+_RECIPE = "1"
+"""Part of a proof's key; raise it when the same files would get another verdict."""
+
+
+def prove(
+    study: Study, builds: Sequence[Build], plans: Mapping[str, Plan], known: Mapping[CellId, tuple[Proof, ...]]
+) -> tuple[Build, ...]:
+    """Every build with its proofs; baselines, twins, null arms and recorded answers need none.
+
+    Args:
+        plans: what each base model is asked.
+        known: proofs of an earlier run.
+
+    Raises:
+        ArtifactError: a file cannot be read.
+    """
+    return tuple(
+        replace(build, proofs=tuple(_Case(study, build, base, plans[build.cell.base_model], known).proofs()))
+        if base is not None and build.runs and not build.is_baseline and not build.null and build.backend != "replay"
+        else build
+        for build, base in ((build, _baseline(builds, build)) for build in builds)
+    )
+
+
+def refuse_mismatches(builds: Sequence[Build]) -> None:
+    """Stop before anything is asked of a build that is not what its baseline is.
+
+    Raises:
+        ArtifactError: naming the first, and how to compare them all the same.
+    """
+    for build in builds:
+        for proof in build.proofs:
+            if proof.verdict == DIFFERENT and proof.waived is None:
+                where = None if build.artifact is None else build.artifact.path
+                raise ArtifactError(
+                    f"{build.cell} cannot be compared with its baseline: {proof.check}: {proof.reason}",
+                    file=where,
+                    expected="a build of the baseline, or a waiver in the study: "
+                    f"waivers: [{{cell: {build.cell}, check: {proof.check}, reason: ...}}]",
+                )
+
+
+def doubts(builds: Sequence[Build]) -> dict[CellId, str]:
+    """Cells whose origin or prompts are not proved to be their baseline's, and why."""
+    found: dict[CellId, str] = {}
+    for build in builds:
+        said = [_doubt(proof) for proof in build.proofs if proof.verdict != SAME]
+        if said:
+            found[build.cell] = "; ".join(said)
+    return found
+
+
+def _doubt(proof: Proof) -> str:
+    how = "is not proved" if proof.verdict == CANNOT_TELL else "differs"
+    return f"{proof.check} {how}: {proof.reason}" + (f" (waived: {proof.waived})" if proof.waived else "")
+
+
+def _baseline(builds: Sequence[Build], build: Build) -> Build | None:
+    same = (one for one in builds if one.is_baseline and one.cell.base_model == build.cell.base_model)
+    return next(same, None)
+
+
+class _Case:
+    """One build against its baseline."""
+
+    def __init__(
+        self, study: Study, build: Build, base: Build, plan: Plan, known: Mapping[CellId, tuple[Proof, ...]]
+    ) -> None:
+        self.build, self.base, self.plan = build, base, plan
+        self.waived: dict[str, str] = {
+            str(waiver.check): waiver.reason for waiver in study.waivers if waiver.cell == str(build.cell)
+        }
+        self.known = {proof.key: proof for proof in known.get(build.cell, ())}
+
+    def proofs(self) -> list[Proof]:
+        return [self._proof("lineage"), self._proof("prompt")]
+
+    def _proof(self, check: str) -> Proof:
+        key = self._key(check)
+        proof = self.known.get(key) or (self._lineage(key) if check == "lineage" else self._prompt(key))
+        return replace(proof, waived=self.waived.get(check))
+
+    def _key(self, check: str) -> str:
+        sides = [f"{one.backend}:{one.artifact.sha256 if one.artifact else '?'}" for one in (self.base, self.build)]
+        asked = [prompt.sha256 for prompt in self.plan.prompts] if check == "prompt" else []
+        return hashlib.sha256(" ".join((check, _RECIPE, *sides, *asked)).encode()).hexdigest()
+
+    def _lineage(self, key: str) -> Proof:
+        ours, theirs = self.base.artifact, self.build.artifact
+        if ours is None or theirs is None:
+            who = "the baseline" if ours is None else "the build"
+            return Proof("lineage", CANNOT_TELL, f"the file of {who} is not on this machine", key)
+        if ours.weights_sha256 == theirs.weights_sha256 and ours.tokenizer_sha256 == theirs.tokenizer_sha256:
+            return Proof("lineage", SAME, "the same weights", key)
+        from quantverdict.artifacts import lineage
+
+        found = lineage.compare(Path(ours.path), Path(theirs.path))
+        details = lineage.as_json(found)["checks"]
+        assert isinstance(details, list | tuple)
+        return Proof("lineage", found.verdict, found.reason, key, details=tuple(details))
+
+    def _prompt(self, key: str) -> Proof:
+        ours, theirs = self.base.artifact, self.build.artifact
+        if ours is not None and theirs is not None and self._alike(ours, theirs):
+            return Proof("prompt", SAME, "the same tokenizer in the same engine", key)
+        sides = [self._tokenizer(one) for one in (self.base, self.build)]
+        if sides[0] is None or sides[1] is None:
+            who = self.base if sides[0] is None else self.build
+            return Proof("prompt", CANNOT_TELL, f"{who.backend} shows no tokens before it is asked", key)
+        from quantverdict.collect.parity import first_difference
+
+        difference = first_difference(self.plan.prompts, sides[0], sides[1])
+        if difference is not None:
+            return Proof("prompt", DIFFERENT, str(difference), key)
+        return Proof("prompt", SAME, f"{len(self.plan.prompts)} prompts are the same tokens", key)
+
+    def _alike(self, ours: Artifact, theirs: Artifact) -> bool:
+        same = ours.tokenizer_sha256 == theirs.tokenizer_sha256 and ours.format == theirs.format
+        return same and self.base.backend == self.build.backend
+
+    def _tokenizer(self, build: Build) -> Tokenizer | None:
+        from quantverdict.backends.open import open_tokenizer
+
+        if build.artifact is None:
+            return None
+        try:
+            return open_tokenizer(build.backend, Path(build.artifact.path))
+        except EngineError:
+            return None  # the engine is not here: the cell itself will say why
