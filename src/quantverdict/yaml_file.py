@@ -13,6 +13,14 @@ from quantverdict.errors import StudyError
 Config = TypeVar("Config", bound=BaseModel)
 
 
+class MisplacedError(ValueError):
+    """What a validator of a whole model finds wrong in a part of it: `at` leads there from that model."""
+
+    def __init__(self, message: str, *at: int | str) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 def load_yaml(path: Path, model: type[Config]) -> Config:
     """Read a YAML file into a strict model, saying the line of a mistake."""
     try:
@@ -43,7 +51,8 @@ def load_yaml(path: Path, model: type[Config]) -> Config:
 def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: type[BaseModel]) -> StudyError:
     # A misspelt key is both unknown and missing: the unknown one is the mistake to show.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
-    location = first["loc"]
+    cause = first.get("ctx", {}).get("error")
+    location = (*first["loc"], *(cause.at if isinstance(cause, MisplacedError) else ()))
     field = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, location[:-1])

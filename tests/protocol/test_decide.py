@@ -80,6 +80,13 @@ def test_a_dequantised_baseline_is_named(row, document):
     assert any("was itself dequantised from Q4_1" in note for note in found["notes"])
 
 
+def test_a_rate_that_rounding_put_beyond_1_is_kept_and_said(published):
+    """One published judge rate is 1.0003: a gap of two places added to a rate."""
+    notes = decide(published, TR125).document["notes"]
+    told = [note for note in notes if "no share can be" in note]
+    assert told == ["judge_refusal_rate of qwen2.5-7b/Q3_K_S is 1.0003, which no share can be: taken for a rounding."]
+
+
 def test_what_was_measured_nowhere_is_noted(row, reference):
     matrix = (reference("judge_refusal_rate"), row(judge_refusal_rate=None))
     found = decide(matrix, Policy(quality_metric="mmlu_accuracy")).document

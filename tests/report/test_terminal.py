@@ -7,6 +7,7 @@ import shutil
 import pytest
 from rich.console import Console
 
+from quantverdict.report.tables import BEST
 from quantverdict.report.terminal import decision_table, print_decision, summary_lines
 
 QUANTS = ("FP16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
@@ -43,6 +44,16 @@ def test_a_row_a_build_with_its_figures(small):
     ):
         assert shown in rejected
     assert "[\u221231.36, \u22125.74]" in text
+
+
+def test_the_star_beside_a_build_is_explained_and_only_where_one_stands(small, study):
+    for bundle in (small, study):
+        text = printed(bundle, 120)
+        starred = [line for line in text.splitlines() if " * " in line[2:16]]
+        legends = [line.strip() for line in text.splitlines() if line.startswith("  * ")]
+        assert len(legends) == len(starred)
+        assert {legend.removeprefix("* ") for legend in legends} <= {*BEST.values()}
+    assert "  * " in printed(small, 120)
 
 
 def test_failed_twin_and_dequantised_builds_say_so(small):

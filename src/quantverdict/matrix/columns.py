@@ -21,6 +21,9 @@ from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
 DECIMALS = 12
 """Places kept of a mean, in memory as in the CSV, so that both decide alike."""
 
+ROUNDED = Fraction(1, 1000)
+"""How far a share may stand beyond its range, being the sum of others that were rounded; it is said where one does."""
+
 Group = Literal["quality", "safety", "judge", "template", "measured"]
 Tier = Literal["benchmark", "generation"]
 
@@ -291,14 +294,26 @@ def _rounding(text: str) -> Fraction:
 
 
 def _check_range(line: Line, metric: Metric, value: Fraction) -> None:
-    """Shares stand in 0..1, up to the rounding of the table they come from; a cosine may be negative."""
-    slack = Fraction(1, 100)
+    """Shares stand in 0..1, up to the rounding of what they were computed from; a cosine may be negative."""
     if metric.is_share:
-        low, high = (-1 if metric.tier == "generation" else 0) - slack, 1 + slack
-        if not low <= value <= high:
+        low, high = _bounds(metric)
+        if not low - ROUNDED <= value <= high + ROUNDED:
             raise line.error(metric.name, f"{float(value):g}", "a share of 1 (0.64, not 64 or 64 %)")
     elif value < 0 and metric.unit != "nats":
         raise line.error(metric.name, f"{float(value):g}", f"a number of {metric.unit}, at least 0")
+
+
+def _bounds(metric: Metric) -> tuple[int, int]:
+    return (-1 if metric.tier == "generation" else 0, 1)
+
+
+def beyond_bounds(row: Row) -> Iterator[tuple[str, Fraction]]:
+    """Shares of a row that rounding put beyond what a share can be: they are kept as they were given."""
+    for name, found in row.metrics.items():
+        metric = METRICS[name]
+        low, high = _bounds(metric)
+        if metric.is_share and not low <= found.value <= high:
+            yield name, found.value
 
 
 def _refuse_duplicates(rows: list[tuple[int, Row]], file: str) -> None:

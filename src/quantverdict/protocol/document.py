@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.config import Constraints
+from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.noise import ALL, Noise
 from quantverdict.matrix.tiers import TierOf
@@ -193,6 +194,9 @@ def _unmeasured(judged: Judged) -> Iterator[str]:
         yield "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs."
     else:
         yield from _noise(judged.noise)
+    for row in rows:
+        for name, value in beyond_bounds(row.signals.row):
+            yield f"{name} of {row.signals.cell} is {float(value):g}, which no share can be: taken for a rounding."
     for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
         if not any(name in row.signals.row.metrics for row in rows):
             yield f"{name} was not measured."

@@ -34,6 +34,8 @@ class DecisionTable:
             rows = [row for row in self.rows if row.model == model]
             yield _table(model, rows, options)
             yield from (_why(row, options) for row in rows)
+            for best in [row for row in rows if row.is_best]:
+                yield Padding(_text(f"* {tables.BEST.get(best.group, 'the best')}", options, "dim"), (0, 0, 0, 2))
             yield ""
 
 
