@@ -118,14 +118,20 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("model", type=Existing)
-@click.option("--to", "levels", required=True, help="Levels to make, separated by commas: Q8_0,Q4_K_M")
+@click.option("--to", "levels", required=True, help="Levels to make, separated by commas: Q8_0,Q4_K_M,AWQ,GPTQ")
 @click.option("--out", type=Existing, required=True, help="The folder to write to.")
+@click.option("--group-size", type=int, help="AWQ, GPTQ: weights a scale; the largest that fits if not given.")
+@click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file of yours.")
+@click.option("--samples", type=int, default=128, help="AWQ, GPTQ: calibration texts.")
 @json_option
-def quantize(model: Path, levels: str, out: Path, as_json: bool) -> None:
-    """Make GGUF levels from a model file."""
+def quantize(  # noqa: PLR0913 - one argument an option
+    model: Path, levels: str, out: Path, *, group_size: int | None, calibration: str, samples: int, as_json: bool
+) -> None:
+    """Make GGUF levels, AWQ and GPTQ builds from a model."""
     from quantverdict import pipeline
 
-    made = pipeline.quantize(model, [level.strip() for level in levels.split(",")], out)
+    how = {"group_size": group_size, "calibration": calibration, "samples": samples}
+    made = pipeline.quantize(model, [level.strip() for level in levels.split(",")], out, how)
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
 
 
@@ -133,12 +139,26 @@ def quantize(model: Path, levels: str, out: Path, as_json: bool) -> None:
 @click.argument("artifact", type=Existing)
 @json_option
 def inspect(artifact: Path, as_json: bool) -> None:
-    """Show what a model file is: hash, true bits per weight, tensor types, chat template."""
+    """Show what a model is, GGUF file or checkpoint: hash, true bits per weight, tensor types, chat template."""
     from quantverdict.artifacts.builds import artifact_json
-    from quantverdict.artifacts.gguf import describe, inspect_gguf
+    from quantverdict.artifacts.gguf import describe
+    from quantverdict.artifacts.inspect import inspect_artifact
 
-    found = inspect_gguf(artifact)
+    found = inspect_artifact(artifact)
     show(artifact_json(found), lambda: describe(found), as_json)
+
+
+@commands.command()
+@click.argument("baseline", type=Existing)
+@click.argument("variants", type=Existing, nargs=-1, required=True)
+@json_option
+def lineage(baseline: Path, variants: tuple[Path, ...], as_json: bool) -> None:
+    """Say whether each VARIANT comes from the BASELINE, and the weights that say so."""
+    from quantverdict.artifacts import lineage as lineages
+
+    found = [lineages.compare(baseline, variant) for variant in variants]
+    lines = [line for one in found for line in lineages.lineage_lines(one)]
+    show([lineages.as_json(one) for one in found], lambda: lines, as_json)
 
 
 @commands.group()

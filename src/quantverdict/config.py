@@ -5,11 +5,13 @@ Unknown keys are refused. A mistake is answered with file, line, key and what wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from quantverdict.errors import StudyError
 from quantverdict.policy import Frozen, Name, Policy, as_policy
 from quantverdict.yaml_file import load_yaml
 
@@ -274,3 +276,17 @@ def load_study(path: Path) -> Study:
         StudyError: with file, line and key of the first mistake.
     """
     return load_yaml(path, Study).model_copy(update={"file": str(path)})
+
+
+def quantize_config(options: Mapping[str, object]) -> QuantizeConfig:
+    """How AWQ and GPTQ builds are made, from options of the command line.
+
+    Raises:
+        StudyError: naming the option.
+    """
+    try:
+        return QuantizeConfig.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise StudyError(f"is {first['input']!r}", field=option, expected=first["msg"]) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quantverdict.artifacts.sources import cache_dir
 from quantverdict.asking import ask, make_builds
 from quantverdict.collect import manifest
 from quantverdict.collect.estimate import StudyEstimate
@@ -15,7 +16,7 @@ from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import progress_view
 from quantverdict.collect.prompts import study_tasks
-from quantverdict.config import GGUF_LEVELS, Study, load_study
+from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError
 from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import decide, forecast, grade, render, samples_of, summarise
@@ -148,18 +149,30 @@ def verify(path: Path) -> list[str]:
     return [*changed, *recheck(path)] if finished else changed
 
 
-def quantize(model: Path, levels: Sequence[str], out: Path) -> Mapping[str, Path]:
-    """Make GGUF levels of a model file in a folder.
+def quantize(
+    model: Path, levels: Sequence[str], out: Path, how: Mapping[str, object] | None = None
+) -> Mapping[str, Path]:
+    """Make GGUF levels of a model file, and AWQ and GPTQ builds of a file or a checkpoint, in a folder.
+
+    Args:
+        how: fields of `QuantizeConfig`, for AWQ and GPTQ.
 
     Raises:
-        ArtifactError: no such level (nothing is made then), or not a model file.
+        ArtifactError: no such level (nothing is made then), or not a model.
+        EngineError: a tool cannot make a build of this model; its reason.
     """
+    from quantverdict.artifacts.checkpoint_build import quantize_checkpoint_levels
     from quantverdict.artifacts.quantize import make_level
 
+    known = GGUF_LEVELS + CHECKPOINT_LEVELS
     for level in levels:
-        if level not in GGUF_LEVELS:
-            raise ArtifactError(f"no level {level!r}", field="--to", expected=f"some of {','.join(GGUF_LEVELS)}")
-    return {level: make_level(model, level, out / f"{model.stem}-{level}.gguf") for level in levels}
+        if level not in known:
+            raise ArtifactError(f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}")
+    made = {lv: make_level(model, lv, out / f"{model.stem}-{lv}.gguf") for lv in levels if lv in GGUF_LEVELS}
+    others = [level for level in levels if level in CHECKPOINT_LEVELS]
+    with progress_view() as view:
+        made |= quantize_checkpoint_levels(model, others, out, quantize_config(how or {}), cache_dir(), view.say)
+    return made
 
 
 def read_study(study_file: Path, task_dir: str | None) -> Study:
