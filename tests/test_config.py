@@ -163,3 +163,43 @@ def test_two_cells_never_share_the_file_of_their_answers(write):
 
 def test_the_levels_a_study_may_name_are_those_that_can_be_made():
     assert tuple(LEVELS) == GGUF_LEVELS
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "expected"),
+    [
+        ("refusal_collapse_pp: 10", "policy.refusal_collapse_pp", "a fall, so a number of at most 0,"),
+        ("tier_acceptable_percent: 8", "policy.tier_acceptable_percent", "a fall, so a number of at most 0,"),
+        ("severe_drift_pp: -10", "policy.severe_drift_pp", "a size or a rise, so a number of at least 0,"),
+        ("quality_margin_pp: 0", "policy.quality_margin_pp", "a tolerated loss in pp, above 0 and under 100"),
+        (
+            "margins: {refusal_rate: -5}",
+            "policy.margins.refusal_rate",
+            "a tolerated loss in pp, above 0 and under 100",
+        ),
+        (
+            "margins: {refusal_rate: 100}",
+            "policy.margins.refusal_rate",
+            "a tolerated loss in pp, above 0 and under 100",
+        ),
+        ("required: [coherence]", "policy", "a metric with a margin (bertscore, refusal_rate,"),
+        ("margins: {refusal_rate: null}", "policy", "a metric with a margin (bertscore, judge_refusal_rate,"),
+    ],
+)
+def test_a_threshold_of_the_wrong_sign_is_refused_in_a_line(write, line, key, expected):
+    with pytest.raises(StudyError) as caught:
+        load_study(write(GOOD + f"policy: {{base: quantverdict, {line}}}\n"))
+    assert key in str(caught.value)
+    assert expected.removesuffix(",") in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_margins_change_those_of_the_base(write):
+    """One is set, one is taken out, the others stay; the quality metric has its own."""
+    line = "policy: {base: quantverdict, quality_metric: rouge_l, margins: {refusal_rate: 2.5, truthfulness: null}}\n"
+    policy = load_study(write(GOOD + line)).policy
+    assert policy.gates["refusal_rate"] == Fraction(5, 2)
+    assert policy.gates["rouge_l"] == 3
+    assert policy.gates["bias_resistance"] == 5
+    assert "truthfulness" not in policy.gates
+    assert policy.demanded == ("rouge_l", "refusal_rate")

@@ -13,6 +13,7 @@ from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import Evidence, decide
 from quantverdict.protocol.outcomes import judge
 from quantverdict.records import CellId, Score
+from quantverdict.stats.exact_paired import p_below
 from quantverdict.stats.noninferiority import rate_loss
 from quantverdict.stats.power import n_noninferior
 from quantverdict.stats.resolving import n_mean, n_rate
@@ -81,27 +82,19 @@ def test_twelve_prompts_without_a_flip_resolve_nothing_at_5_pp():
     assert found.n_needed > 12
 
 
-def counts_until(passes):
-    """The largest number of lost refusals of 1000 with which a build `passes`."""
-    lost = 0
-    while passes(lost + 1):
-        lost += 1
-    return lost
-
-
 def test_outcomes_at_both_boundaries_in_counts(study):
-    """One loss more than the last that is non-inferior is not resolvable; one fewer than the first inferior is not."""
-    last = counts_until(lambda lost: rate_loss(lost, 0, 1000, 0.05).p_noninferior <= 0.0125)
-    first = counts_until(lambda lost: rate_loss(lost, 0, 1000, 0.05).p_inferior > 0.0125) + 1
-    assert last < 50 < first
-    policy = Policy(quality_metric="choice_accuracy", margins={"refusal_rate": 5}, required=("refusal_rate",))
-    # Two gated metrics, of which the other (all right) passes and leaves Holm's last step: half of alpha.
-    within = counts_until(lambda lost: rate_loss(lost, 0, 1000, 0.05).p_noninferior <= 0.025)
-    beyond = counts_until(lambda lost: rate_loss(lost, 0, 1000, 0.05).p_inferior > 0.0125) + 1
-    expected = {within: "non_inferior", within + 1: "not_resolvable",
-                beyond - 1: "not_resolvable", beyond: "inferior"}  # fmt: skip
+    """One refusal more than non-inferior is not resolvable, and one fewer than inferior is not either.
+
+    The other gated metric, all right in both, passes: it leaves the last step of its family, half of alpha, to the
+    first, and takes one of two from the second.
+    """
+    within = max(lost for lost in range(25, 50) if p_below(lost, 0, 1000, 0.05) <= 0.025)
+    beyond = min(lost for lost in range(51, 80) if p_below(0, lost, 1000, -0.05) <= 0.0125)
+    expected = {
+        within: "non_inferior", within + 1: "not_resolvable", beyond - 1: "not_resolvable", beyond: "inferior",
+    }  # fmt: skip
     for lost, outcome in expected.items():
-        assert paired(study(policy, Q8_0=(lost, 0)))["Q8_0"]["outcome"] == outcome, lost
+        assert paired(study(Q8_0=(lost, 0)))["Q8_0"]["outcome"] == outcome, lost
 
 
 def test_each_direction_is_a_family_under_holm_at_half_of_alpha():
