@@ -198,3 +198,133 @@ def write_checkpoint() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+WIDTH, FFN, LAYERS, HEADS, KV_HEADS, VOCAB = 256, 512, 2, 8, 4, 128
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def made_weights() -> Callable[..., Arrays]:
+    """Weights of a small llama, under the names and in the order of a Transformers checkpoint, in F16."""
+
+    def make(seed: int = 1) -> Arrays:
+        rng = np.random.default_rng(seed)
+        shapes = {"model.embed_tokens.weight": (VOCAB, WIDTH), "lm_head.weight": (VOCAB, WIDTH)}
+        key_width = WIDTH // HEADS * KV_HEADS
+        for layer in (f"model.layers.{number}." for number in range(LAYERS)):
+            shapes |= {f"{layer}self_attn.{role}_proj.weight": (WIDTH, WIDTH) for role in "qo"}
+            shapes |= {f"{layer}self_attn.{role}_proj.weight": (key_width, WIDTH) for role in "kv"}
+            shapes |= {f"{layer}mlp.{role}_proj.weight": (FFN, WIDTH) for role in ("gate", "up")}
+            shapes |= {f"{layer}mlp.down_proj.weight": (WIDTH, FFN)}
+        made = {name: 0.02 * rng.standard_t(6, shape) for name, shape in shapes.items()}
+        norms = [f"model.layers.{number}.{name}_layernorm" for number in range(LAYERS)
+                 for name in ("input", "post_attention")]  # fmt: skip
+        made |= {f"{name}.weight": rng.uniform(0.5, 2, WIDTH) for name in (*norms, "model.norm")}
+        return {name: values.astype(np.float16) for name, values in made.items()}
+
+    return make
+
+
+LLAMA = {
+    "model_type": "llama", "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "hidden_size": WIDTH,
+}  # fmt: skip
+_TEXTS = [f"tok{number}" for number in range(VOCAB)]
+TOKENIZER = {
+    "config": LLAMA,
+    "tokenizer": {"model": {"type": "BPE", "vocab": {text: at for at, text in enumerate(_TEXTS)}, "merges": ["a b"]}},
+    "tokenizer_config": {"bos_token": "tok1", "eos_token": "tok2", "chat_template": "{{ messages }}"},
+}
+
+
+@pytest.fixture(scope="session")
+def save_llama(write_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
+    """Write weights as a checkpoint with the small llama's configuration and tokenizer."""
+    return lambda folder, tensors, **jsons: write_checkpoint(folder, tensors, **(TOKENIZER | jsons))
+
+
+def _reordered(values: np.ndarray, heads: int) -> np.ndarray:
+    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
+    return (
+        values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    )
+
+
+_GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def convert_llama() -> Callable[[Path, Arrays], Path]:
+    """Write weights as the F16 GGUF that llama.cpp's converter makes of the checkpoint."""
+    pytest.importorskip("gguf")
+
+    def convert(path: Path, tensors: Arrays) -> Path:
+        import gguf
+
+        writer = gguf.GGUFWriter(str(path), "llama")
+        writer.add_file_type(1)
+        writer.add_block_count(LAYERS)
+        writer.add_head_count(HEADS)
+        writer.add_head_count_kv(KV_HEADS)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(_TEXTS)
+        writer.add_token_merges(["a b"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_chat_template("{{ messages }}")
+        for name, values in tensors.items():
+            stem = name.removesuffix(".weight").removeprefix("model.layers.")
+            layer, _, role = stem.partition(".")
+            known = f"blk.{layer}.{_GGUF_NAMES[role]}" if layer.isdigit() else _GGUF_NAMES[stem]
+            if role in ("self_attn.q_proj", "self_attn.k_proj"):
+                tensor = _reordered(values, HEADS if "q_proj" in role else KV_HEADS)
+            else:
+                tensor = values.astype(np.float32) if values.ndim == 1 else values
+            writer.add_tensor(f"{known}.weight", tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return convert
+
+
+class Packer:
+    """Low-bit tensors as the tools write them, from whole numbers, zero points and scales of (outputs, groups)."""
+
+    @staticmethod
+    def awq(numbers: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> Arrays:
+        """AutoAWQ's WQLinear_GEMM.from_linear."""
+
+        def pack(values: np.ndarray) -> np.ndarray:
+            words = np.zeros((values.shape[0], values.shape[1] // 8), np.uint32)
+            for place, output in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+                words |= values[:, output::8].astype(np.uint32) << np.uint32(4 * place)
+            return words.view(np.int32)
+
+        return {"qweight": pack(numbers.T), "qzeros": pack(zeros.T), "scales": scales.T.astype(np.float16)}
+
+    @staticmethod
+    def stream(values: np.ndarray, bits: int) -> np.ndarray:
+        """Rows of numbers one after the other in 32-bit words, the lowest bits first."""
+        ones = (values[..., None].astype(np.int64) >> np.arange(bits)) & 1
+        flat = ones.reshape(len(values), -1)
+        flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 32)))
+        return np.packbits(flat.astype(np.uint8), axis=1, bitorder="little").view(np.int32)
+
+    @classmethod
+    def gptq(cls, numbers: np.ndarray, zeros: np.ndarray, scales: np.ndarray, groups: np.ndarray, bits: int) -> Arrays:
+        """AutoGPTQ's QuantLinear.pack: zero points less one."""
+        packed = {"qweight": cls.stream(numbers, bits).T, "qzeros": cls.stream(zeros.T - 1, bits)}
+        return packed | {"scales": scales.T.astype(np.float16), "g_idx": groups.astype(np.int32)}
+
+
+@pytest.fixture(scope="session")
+def packer() -> type[Packer]:
+    return Packer

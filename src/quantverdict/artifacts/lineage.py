@@ -2,7 +2,7 @@
 
 Tokenizer, special tokens, chat template, and every weight: those left wide are equal within the rounding of their
 types, and the quantised ones are what rounding the baseline's gives, after undoing scales that were only moved. The
-verdict is `same`, `different` or `cannot_tell`, and `same` states the smallest change of weights it would have seen.
+verdict is `same`, `different` or `cannot_tell`, and `same` states the smallest change of weights that it rules out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Lineage:
 
     Attributes:
         reason: one line: the first check that decides, or what `same` rests on.
-        resolution: the smallest change of any matrix, relative to it, that would have been seen; None where unknown.
+        resolution: the smallest change, relative to its matrix, that is ruled out in every one; None where unknown.
     """
 
     baseline: str
@@ -72,8 +72,8 @@ def compare(baseline: Path, variant: Path) -> Lineage:
     checks = (
         *_tokenizer_checks(tokenizer_facts(ours.path), tokenizer_facts(theirs.path)),
         _coverage(ours, theirs, both),
-        _weights_check("weights left wide", [item for item in findings if item.name not in low_bit]),
-        _weights_check("quantised weights", [item for item in findings if item.name in low_bit]),
+        _weights_check("weights left wide", [item for item in findings if item.name not in low_bit], 0),
+        _weights_check("quantised weights", [item for item in findings if item.name in low_bit], len(low_bit)),
     )
     verdict, reason = _decide(checks, resolution)
     return Lineage(str(baseline), str(variant), verdict, reason, checks, resolution)
@@ -103,8 +103,8 @@ def _decide(checks: Sequence[Check], resolution: float | None) -> tuple[str, str
                 return verdict, f"{check.name}: {check.reason}"
     if resolution is None or resolution > COARSEST:
         seen = "no change" if resolution is None else f"only a change of {resolution:.1%} or more"
-        return CANNOT_TELL, f"of some matrix {seen} would have been seen; fine-tunes change less"
-    return SAME, f"a change of {resolution:.2%} or more of any matrix that was read would have been seen"
+        return CANNOT_TELL, f"of some matrix {seen} is ruled out; fine-tunes change less"
+    return SAME, f"a change of {resolution:.2%} or more of any matrix that was read is ruled out"
 
 
 def _tokenizer_checks(ours: TokenizerFacts, theirs: TokenizerFacts) -> tuple[Check, ...]:
@@ -165,7 +165,8 @@ def _coverage(ours: Weights, theirs: Weights, both: Sequence[Pair]) -> Check:
     return Check("shapes", SAME, f"{len(both)} weights have the same shapes", tuple(alone))
 
 
-def _weights_check(name: str, findings: Sequence[Finding]) -> Check:
+def _weights_check(name: str, findings: Sequence[Finding], total: int) -> Check:
+    """`total`: how many there are, where a sample of them may have been read."""
     if not findings:
         return Check(name, SAME, "there are none")
     for verdict in (DIFFERENT, CANNOT_TELL):
@@ -175,7 +176,8 @@ def _weights_check(name: str, findings: Sequence[Finding]) -> Check:
             reason = f"{len(said)} of {len(findings)}: {worst.name} ({worst.type_name}): {worst.note}"
             return Check(name, verdict, reason, tuple(item.name for item in said))
     types = ", ".join(sorted({item.type_name for item in findings}))
-    return Check(name, SAME, f"{len(findings)} ({types}) are the baseline's, rounded")
+    many = f"{len(findings)} of {total}" if total > len(findings) else f"{len(findings)}"
+    return Check(name, SAME, f"{many} ({types}) are the baseline's, rounded")
 
 
 def _resolution(findings: Sequence[Finding], compared: dict[str, Pair]) -> float | None:

@@ -48,7 +48,7 @@ class Finding:
         type_name: as the variant stores it.
         off: share of the read values that are not at the nearest level; None where the type has no regular levels.
         error: root mean square of the difference over that of the baseline's values.
-        resolution: the smallest such error by a change of the model that would have been seen; None where none would.
+        resolution: the smallest such error by a change of the model that is ruled out; None where none is.
         note: what the verdict rests on.
     """
 
@@ -89,6 +89,13 @@ def scaled(rows: Rows, factors: Floats, relative_error: Floats) -> Rows:
     slack = rows.slack * factors + np.abs(values) * relative_error
     step = None if rows.step is None else rows.step * factors
     return Rows(values, step, rows.low * factors, rows.high * factors, slack)
+
+
+def as_decoded(rows: Rows) -> Rows:
+    """Rows taken for the very values that were rounded, not for what these were rounded to."""
+    infinite = np.full((1, 1), np.inf, np.float32)
+    none = np.zeros((1, 1), np.float32)
+    return Rows(rows.values, none, -infinite, infinite, np.abs(rows.values) * np.float32(2.0**-11))
 
 
 def residual(baseline: Rows, variant: Rows) -> Residual:

@@ -23,7 +23,7 @@ ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 
 _ITEM = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<u4", "I16": "<i2", "I8": "|i1",
-    "U8": "|u1", "F8_E4M3": "|u1", "F8_E5M2": "|u1",
+    "U8": "|u1", "F8_E4M3": "|u1",
 }  # fmt: skip
 _AWQ_ORDER = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 """Where in its word AWQ puts each of eight neighbouring outputs."""
@@ -73,8 +73,8 @@ def widened(stored: NDArray[np.generic], dtype: str) -> Floats:
     """Values as float32, from what `raw` gives."""
     if dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
-    if dtype in ("F8_E4M3", "F8_E5M2"):
-        floats: Floats = _float8(dtype)[stored.astype(np.uint8)]
+    if dtype == "F8_E4M3":
+        floats: Floats = _float8()[stored.astype(np.uint8)]
         return floats
     return np.asarray(stored, dtype=np.float32)
 
@@ -151,14 +151,14 @@ def _packed(weight: Weight, rows: Whole) -> Rows:
 def _scaled(weight: Weight, rows: Whole) -> Rows | None:
     """8-bit integers or floats, with a scale for all, for each row, or for each group of each row."""
     main, scale = weight.parts[weight.main], weight.parts.get("weight_scale")
-    if scale is None or main.tensor.dtype not in ("I8", "F8_E4M3", "F8_E5M2"):
+    if scale is None or main.tensor.dtype not in ("I8", "F8_E4M3"):
         return None
     scales = widened(raw(scale), scale.tensor.dtype)
     scales = scales.reshape(1, -1) if scales.ndim < 2 else scales
     scales = np.broadcast_to(scales, (weight.shape[0], scales.shape[1]))[rows]
     if main.tensor.dtype != "I8":
         groups = np.arange(weight.shape[1]) // weight.group
-        return _float8_rows(widened(raw(main)[rows], main.tensor.dtype), scales[:, groups], main.tensor.dtype)
+        return _float8_rows(widened(raw(main)[rows], main.tensor.dtype), scales[:, groups])
     given = weight.parts.get("weight_zero_point")
     zeros = np.zeros(scales.shape, np.int64)
     if given is not None:
@@ -167,11 +167,10 @@ def _scaled(weight: Weight, rows: Whole) -> Rows | None:
     return _levels(weight, numbers, zeros + 128, scales, np.arange(weight.shape[1]) // weight.group)
 
 
-def _float8_rows(values: Floats, scales: Floats, dtype: str) -> Rows:
-    """8-bit floats times their scales: the distance of neighbours grows with the value."""
-    fraction_bits, least, largest = (3, -6, 448.0) if dtype == "F8_E4M3" else (2, -14, 57344.0)
-    exponent = np.maximum(np.frexp(values)[1] - 1, least)
-    step, outermost = np.ldexp(np.abs(scales), exponent - fraction_bits), np.abs(scales) * np.float32(largest)
+def _float8_rows(values: Floats, scales: Floats) -> Rows:
+    """8-bit floats of 3 bits of fraction times their scales: the step grows with the value."""
+    exponent = np.maximum(np.frexp(values)[1] - 1, -6)
+    step, outermost = np.ldexp(np.abs(scales), exponent - 3), np.abs(scales) * np.float32(448)
     found = values * scales
     return Rows(found, step.astype(np.float32), -outermost, outermost, np.abs(found) * np.float32(2.0**-8))
 
@@ -181,6 +180,7 @@ def _levels(
 ) -> Rows:
     """Numbers (rows, inputs), zero points and scales (rows, groups), and the group of each input, as values."""
     dtype = weight.parts["scales" if "scales" in weight.parts else "weight_scale"].tensor.dtype
+    zeros = zeros.astype(np.int64)  # they may come unsigned
     low, high = -zeros * scales, (2.0**weight.bits - 1 - zeros) * scales
     slack = np.maximum(np.abs(low), np.abs(high)) * ROUNDING[dtype]
     each = (np.abs(scales), np.minimum(low, high), np.maximum(low, high), slack)
@@ -208,12 +208,11 @@ def _scales(weight: Weight, leaf: str) -> Floats:
     return widened(raw(piece), piece.tensor.dtype)
 
 
-def _float8(dtype: str) -> Floats:
-    """The value of every 8-bit float: a sign, 4 or 5 bits of exponent, the rest of fraction."""
+def _float8() -> Floats:
+    """The value of every 8-bit float of 4 bits of exponent and 3 of fraction; all ones is not a number."""
     bits = np.arange(256)
-    fraction_bits, bias = (3, 7) if dtype == "F8_E4M3" else (2, 15)
-    exponent, fraction = bits % 128 >> fraction_bits, bits % 2**fraction_bits / 2**fraction_bits
-    size = np.where(exponent > 0, (1 + fraction) * 2.0 ** (exponent - bias), fraction * 2.0 ** (1 - bias))
-    size[(bits % 128 == 127) if dtype == "F8_E4M3" else (exponent == 31)] = np.nan
+    exponent, fraction = bits % 128 >> 3, bits % 8 / 8
+    size = np.where(exponent > 0, (1 + fraction) * 2.0 ** (exponent - 7), fraction * 2.0**-6)
+    size[bits % 128 == 127] = np.nan
     values: Floats = np.where(bits < 128, size, -size).astype(np.float32)
     return values
