@@ -228,7 +228,7 @@ def test_a_model_cut_anywhere_is_refused(tiny: Path, tmp_path: Path) -> None:
         refused(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bits_give_a_model_or_one_line_but_nothing_else(
     data: st.DataObject, tiny: Path, tmp_path: Path
@@ -248,7 +248,7 @@ def test_flipped_bits_give_a_model_or_one_line_but_nothing_else(
     assert all("\n" not in line for line in lines)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rest=st.binary(max_size=400))
 def test_noise_after_the_magic_is_refused(rest: bytes, tmp_path: Path) -> None:
     path = tmp_path / "noise.gguf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.backends.base import Decoding
@@ -89,7 +89,6 @@ def test_a_wrong_line_is_refused_by_file_and_line(replay, row, told):
         replay(FULL, row)
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("fuzz")

@@ -514,7 +514,7 @@ odd_rows = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(content=st.lists(odd_rows, max_size=12))
 def test_the_fast_path_and_line_by_line_agree(content, tmp_path_factory):
     """On any rows: the same scores, counts and quarantine, whatever was in the block beside a row."""
@@ -529,7 +529,7 @@ def test_the_fast_path_and_line_by_line_agree(content, tmp_path_factory):
     assert found[0][1][0].raw == len(content) + 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=300))
 def test_any_bytes_are_counted_or_refused(content, tmp_path_factory):
     files = Files(tmp_path_factory.mktemp("x")).add("a", json.dumps(row(0)).encode() + b"\n" + content)

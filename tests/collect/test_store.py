@@ -61,7 +61,7 @@ def files(folder):
     return responses_path(folder, CELL), folder / "timings" / "tiny__Q8_0.jsonl"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_kill_at_any_byte_then_a_resume_gives_the_same_bytes(data, plan, batches, whole):
     """Both files cut anywhere, the timings never shorter than what was written before the responses."""
@@ -80,7 +80,7 @@ def test_a_kill_at_any_byte_then_a_resume_gives_the_same_bytes(data, plan, batch
         assert [path.read_bytes() for path in files(folder)] == [responses, timings]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(kept=st.integers(0, 10_000), junk=st.binary(max_size=20))
 def test_timings_cut_or_broken_anywhere_never_stop_a_resume(kept, junk, plan, batches, whole):
     responses, timings = (path.read_bytes() for path in files(whole))
@@ -95,7 +95,6 @@ def test_timings_cut_or_broken_anywhere_never_stop_a_resume(kept, junk, plan, ba
         assert responses_path(folder, CELL).read_bytes() == responses
 
 
-@settings(deadline=None)
 @given(
     text=st.text(st.characters(), max_size=40),
     name=st.text(max_size=10),
@@ -113,7 +112,7 @@ def test_every_text_comes_back_as_it_was_on_one_line(text, name, logprobs):
     assert response_line(again) == line
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_fuzzed_file_is_refused_by_line_or_read_as_what_it_says(data, plan, whole):
     """Any byte overwritten: never an exception of another kind, never a file that grew or changed in silence."""

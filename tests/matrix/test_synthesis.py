@@ -80,7 +80,7 @@ def pearson_of(part, found):
         assert (found["pearson_p"], found["spearman_p"]) == pytest.approx((linear.pvalue, ranked.pvalue), abs=1e-7)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6))
 def test_correlations_and_leave_one_out_are_scipys(seed):
     matrix = random_matrix(seed)
@@ -92,7 +92,7 @@ def test_correlations_and_leave_one_out_are_scipys(seed):
             pearson_of(frame[frame[column] != found["omitted"]], found)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6))
 def test_repeated_measures_are_pingouins(seed):
     matrix = random_matrix(seed)
@@ -110,7 +110,7 @@ def test_repeated_measures_are_pingouins(seed):
         assert found["dof"] == theirs["dof"]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.integers(0, 10**6))
 def test_mixed_effects_are_never_below_statsmodels(seed):
     matrix = random_matrix(seed, models=5, missing=0.05)
@@ -129,7 +129,7 @@ def test_mixed_effects_are_never_below_statsmodels(seed):
                 assert found["coef"] == pytest.approx(theirs.params["x"], rel=1e-2, abs=1e-3)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6))
 def test_bpw_regressions_are_scipys_on_levels_with_the_baseline(seed):
     matrix = random_matrix(seed)
@@ -159,7 +159,7 @@ def test_families_are_whole_tables():
             assert [one[prefix + title] for one in found] == pytest.approx(list(theirs))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_sign_reversal_counts_models_by_the_sign_of_their_correlation(seed):
     tables = all_tables(random_matrix(seed, models=3))
@@ -214,7 +214,7 @@ def test_asymmetry_of_what_was_not_measured_is_neither():
     assert tables["asymmetry_by_quant"].rows == ()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.data())
 def test_changing_a_number_changes_the_tables(seed, data):
     """Nothing is fitted to one matrix: moving one rate of one build moves every statistic that it takes part in."""

@@ -145,7 +145,7 @@ names = (
 changes = st.dictionaries(st.sampled_from(names), st.one_of(st.none(), st.integers(-400, 200)))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["Q8_0", "Q4_K_M", "AWQ"]), changes), max_size=5,
              unique_by=lambda one: one[:2]),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa
 
@@ -11,7 +11,6 @@ from quantverdict.stats.agreement import cohen_kappa
 LABELS = ("FULL_REFUSAL", "PARTIAL_REFUSAL", "COMPLIANCE", "UNCLEAR")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=200))
 def test_kappa_and_its_error_are_those_of_statsmodels(pairs):
     ours = cohen_kappa(pairs)

@@ -21,7 +21,6 @@ def columns(points):
     return np.array(points, dtype=float).T
 
 
-@settings(deadline=None)
 @given(st.one_of(tied, smooth))
 def test_pearson_is_scipys_with_its_interval(points):
     x, y = columns(points)
@@ -37,7 +36,6 @@ def test_pearson_is_scipys_with_its_interval(points):
         assert (ours.lo, ours.hi) == pytest.approx(tuple(theirs.confidence_interval()), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(st.one_of(tied, smooth))
 def test_spearman_is_scipys_with_ties(points):
     x, y = columns(points)
@@ -51,7 +49,6 @@ def test_spearman_is_scipys_with_ties(points):
         assert ours.p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=50))
 def test_ranks_are_scipys(values):
     assert ranks(np.array(values, dtype=float)).tolist() == scipy_stats.rankdata(values).tolist()
@@ -130,7 +127,7 @@ def test_rm_corr_of_the_authors_own_data():
     check_rm_corr(frame["pH"].to_numpy(), frame["PacO2"].to_numpy(), list(frame["Subject"]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(3, 8), st.floats(-2, 2))
 def test_rm_corr_is_pingouins_on_random_unbalanced_data(seed, n_subjects, slope):
     rng = np.random.default_rng(seed)
@@ -164,7 +161,6 @@ def test_rm_corr_without_variation_within_subjects_is_none_with_a_reason(x, subj
     assert reason in ours.reason
 
 
-@settings(deadline=None)
 @given(st.floats(-0.999, 0.999), st.integers(5, 200))
 def test_power_of_a_correlation_is_pingouins(r, n):
     assert correlation_power(r, n) == pytest.approx(pg.power_corr(r=r, n=n), abs=1e-9)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 from scipy import stats as scipy_stats
@@ -10,7 +10,6 @@ from scipy import stats as scipy_stats
 from quantverdict.stats.distributions import binomial_quantiles, correlation_two_sided, critical_correlation
 
 
-@settings(deadline=None)
 @given(st.floats(-1, 1).filter(lambda r: abs(r) > 1e-3), st.integers(1, 5000))
 def test_p_value_of_a_correlation_is_the_incomplete_beta(r, dof):
     theirs = special.betainc(dof / 2, 0.5, (1 - r) * (1 + r))

@@ -24,7 +24,6 @@ from quantverdict.stats.intervals import (
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-@settings(deadline=None)
 @given(counts, st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_wilson_is_that_of_statsmodels(count, confidence):
     k, n = count
@@ -46,7 +45,6 @@ def test_nothing_measured_is_not_a_proportion(k, n):
             interval(k, n)
 
 
-@settings(deadline=None)
 @given(counts, counts)
 def test_newcombe_is_that_of_statsmodels(one, two):
     (k1, n1), (k2, n2) = one, two
@@ -81,7 +79,7 @@ def scipy_bootstrap(data, statistic, seed, **options):
     return result.confidence_interval
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=2, max_size=300), st.integers(0, 2**32))
 def test_bootstrap_is_scipys_at_the_same_draws(values, seed):
     ours = bootstrap_mean(values, seed=seed)
@@ -94,7 +92,7 @@ def ratio(top, bottom, axis):
     return top.sum(axis=axis) / bottom.sum(axis=axis)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(2, 60))
 def test_clusters_are_drawn_whole_as_scipy_draws_pairs_of_sum_and_size(seed, clusters):
     rng = np.random.default_rng(seed)
@@ -167,7 +165,6 @@ def test_exact_shortcut_is_the_limit_of_the_bootstrap():
     assert exact.hi == scipy_stats.binom.ppf(0.975, 220, 146 / 220) / 220
 
 
-@settings(deadline=None)
 @given(counts.filter(lambda count: count[1] < 400), st.sampled_from([0.8, 0.95]))
 def test_exact_shortcut_is_scipys_binomial_quantile(count, confidence):
     k, n = count

@@ -11,13 +11,12 @@ from quantverdict.stats.multiplicity import benjamini_hochberg, holm
 p_values = st.lists(st.one_of(st.none(), st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), max_size=16)
 
 
-@settings(deadline=None)
 @given(p_values)
 def test_benjamini_hochberg_is_scipys_over_what_was_tested(values):
     check(benjamini_hochberg(values), values, false_discovery_control)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(p_values)
 def test_holm_is_that_of_statsmodels_over_what_was_tested(values):
     check(holm(values), values, lambda tested: multipletests(tested, method="holm")[1])

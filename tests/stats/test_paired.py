@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
@@ -23,7 +23,6 @@ def test_what_is_not_right_or_wrong_has_no_discordance(variant):
         discordant([1, 0, 1], variant)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_exact_mcnemar_is_that_of_statsmodels_and_of_the_binomial_test(lost, gained):
     ours = mcnemar_exact(lost, gained)
@@ -34,7 +33,6 @@ def test_exact_mcnemar_is_that_of_statsmodels_and_of_the_binomial_test(lost, gai
         assert ours == 1
 
 
-@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_mid_p_takes_off_the_chance_of_the_table_seen(lost, gained):
     ours, n = mcnemar_midp(lost, gained), lost + gained
@@ -60,7 +58,6 @@ def test_tango_reproduces_published_tables(gained, lost, n, lo, hi):
     assert (round(ours.lo, 4), round(ours.hi, 4)) == (lo, hi)
 
 
-@settings(deadline=None)
 @given(pair_counts, st.sampled_from([0.9, 0.95, 0.99]))
 def test_tango_mirrors_and_holds_the_estimate(counts, confidence):
     gained, lost, same = counts

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pingouin as pg
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
@@ -30,7 +30,6 @@ from quantverdict.stats.power import (
 )
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.integers(5, 2000), st.integers(5, 2000))
 def test_unpaired_power_is_that_of_statsmodels(p1, p2, n1, n2):
     theirs = power_proportions_2indep(p2 - p1, p1, n2, ratio=n1 / n2, return_results=False)
@@ -82,7 +81,6 @@ def test_no_n_for_an_effect_that_is_none():
     assert n_continuous(0.0, 1.0) is None
 
 
-@settings(deadline=None)
 @given(st.integers(20, 5000), st.floats(0.01, 1.0))
 def test_paired_effect_and_n_are_each_others_inverse(n, discordance):
     effect = mde_paired(n, discordance)
@@ -140,7 +138,6 @@ def integrated_power(shift, dof):
     return integrate.quad(beyond, 0, 8, limit=400, points=[shift / bound] if shift < 8 * bound else None)[0]
 
 
-@settings(deadline=None)
 @example(2.4375, 0.75, 146)
 @given(st.floats(0.01, 3), st.floats(0.1, 10), st.integers(2, 300))
 def test_continuous_power_is_that_of_statsmodels(effect, sd, n):

@@ -14,7 +14,6 @@ from scipy import stats as scipy_stats
 from quantverdict.stats.regression import mixed_effects, ols
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 60), st.floats(-1e3, 1e3))
 def test_ols_is_scipys(seed, n, slope):
     rng = np.random.default_rng(seed)
@@ -68,7 +67,7 @@ def best_of_statsmodels(frame, random_slope=False):
     return max(fits, key=lambda fit: fit.llf)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(2, 8), st.sampled_from([0.0, 0.5, 2.0, 30.0]))
 def test_random_intercept_likelihood_is_never_below_statsmodels(seed, n_groups, spread):
     frame = random_data(seed, n_groups, spread)
@@ -83,7 +82,7 @@ def test_random_intercept_likelihood_is_never_below_statsmodels(seed, n_groups, 
         assert ours.residual_variance == pytest.approx(theirs.scale, rel=1e-2)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 2**32), st.integers(4, 7), st.sampled_from([0.0, 2.0]), st.sampled_from([0.0, 1.0]))
 def test_random_slope_likelihood_is_never_below_statsmodels(seed, n_groups, spread, slope_spread):
     frame = random_data(seed, n_groups, spread, slope_spread)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
+
+
+def given_cpus() -> Collection[int]:
+    """The logical CPUs that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def physical_cores(system: Path = Path("/sys")) -> int:
@@ -12,8 +18,7 @@ def physical_cores(system: Path = Path("/sys")) -> int:
     Args:
         system: root of the kernel's files; where they are missing (not Linux), logical CPUs are counted.
     """
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_siblings(system, cpu) for cpu in cpus}
+    cores = {_siblings(system, cpu) for cpu in given_cpus()}
     return max(1, min(len(cores), _quota(system)))
 
 

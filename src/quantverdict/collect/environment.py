@@ -10,6 +10,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from quantverdict.backends.cores import given_cpus
+
 PACKAGE = "quantverdict"
 NOT_ENGINES = {"dev", "reference"}
 
@@ -35,11 +37,10 @@ def packages() -> dict[str, str]:
 
 def hardware() -> dict[str, object]:
     """CPU model, cores (of the machine, and given to this process), bytes of memory, platform."""
-    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "cores_given": given,
+        "cores_given": len(given_cpus()),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "platform": platform.platform(),
     }

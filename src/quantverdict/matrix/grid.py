@@ -15,13 +15,13 @@ import numpy.typing as npt
 from quantverdict.errors import DataError
 from quantverdict.matrix.columns import METRICS
 from quantverdict.records import CellId, Score
+from quantverdict.stats.intervals import FloatArray
 
 if TYPE_CHECKING:
     import polars as pl
 
 SCORE_COLUMNS = ("base_model", "quant", "task", "sample_id", "metric", "value", "cluster")
 
-FloatArray = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
 
 

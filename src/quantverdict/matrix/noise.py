@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.matrix.grid import FloatArray, Grid, Grids
+from quantverdict.matrix.grid import Grid, Grids
 from quantverdict.records import CellId, Table
 from quantverdict.stats.floor import NoiseFloor, excess_flips, noise_floor
+from quantverdict.stats.intervals import FloatArray
 
 ALL = "all"
 """Stands for all tasks of a metric."""

@@ -16,11 +16,11 @@ import numpy as np
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.matrix.deltas import Delta
-from quantverdict.matrix.grid import Codes, FloatArray, Grid, Grids
+from quantverdict.matrix.grid import Codes, Grid, Grids
 from quantverdict.matrix.noise import Flips, flips_over_floor
 from quantverdict.matrix.resample import Column, intervals
 from quantverdict.records import CellId
-from quantverdict.stats.intervals import Interval
+from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
 from quantverdict.stats.paired import mcnemar_exact, mcnemar_midp, tango_interval
 

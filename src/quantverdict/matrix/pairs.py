@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.grid import FloatArray, Grid, Grids, grids, independent
+from quantverdict.matrix.grid import Grid, Grids, grids, independent
 from quantverdict.matrix.resample import Column, difference_draws, difference_intervals, draws, intervals
 from quantverdict.records import CellId
-from quantverdict.stats.intervals import Interval
+from quantverdict.stats.intervals import FloatArray, Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
