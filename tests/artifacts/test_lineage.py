@@ -52,18 +52,22 @@ def nearest(values, zeros, scales):
     return np.clip(np.rint(values.astype(np.float32) / spread[1] + spread[0]), 0, 15).astype(int)
 
 
-def compensated(values, zeros, scales, inputs, by_importance):
-    """GPTQ (Frantar et al. 2023, algorithm 1, without its blocks): whole numbers, each column's error moved on."""
+def order_and_factor(inputs, by_importance):
+    """The order GPTQ takes inputs in, and the upper Cholesky factor of the inverse Hessian in that order."""
     hessian = inputs.T @ inputs
     hessian += 0.01 * np.mean(np.diag(hessian)) * np.eye(len(hessian))
     order = np.argsort(-np.diag(hessian)) if by_importance else np.arange(len(hessian))
-    upper = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T
-    left, numbers = values.astype(np.float64)[:, order], np.empty(values.shape, int)
+    return order, np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)])).T
+
+
+def compensated(values, zeros, scales, order, upper):
+    """GPTQ (Frantar et al. 2023, algorithm 1, without its blocks): whole numbers, each column's error moved on."""
+    left, numbers = values.astype(np.float32)[:, order].T.copy(), np.empty(values.shape, int)
     for place, column in enumerate(order):
-        zero, scale = (item[:, column // GROUP].astype(np.float64) for item in (zeros, scales))
-        numbers[:, column] = np.clip(np.rint(left[:, place] / scale + zero), 0, 15)
-        error = (left[:, place] - (numbers[:, column] - zero) * scale) / upper[place, place]
-        left[:, place + 1 :] -= error[:, None] * upper[place, place + 1 :]
+        zero, scale = (item[:, column // GROUP].astype(np.float32) for item in (zeros, scales))
+        numbers[:, column] = np.clip(np.rint(left[place] / scale + zero), 0, 15)
+        error = (left[place] - (numbers[:, column] - zero) * scale) / upper[place, place]
+        left[place + 1 :] -= upper[place, place + 1 :, None].astype(np.float32) * error.astype(np.float32)
     return numbers
 
 
@@ -88,8 +92,12 @@ def folded(weights):
 def build(tmp_path_factory, save_llama, convert_llama, packer) -> Callable[[str, dict], Path]:
     """Make a build of weights: a GGUF level, or `AWQ`, `GPTQ`, `GPTQ by importance`, `nearest` as a checkpoint."""
     folder = tmp_path_factory.mktemp("builds")
-    inputs = {width: np.random.default_rng(width).normal(size=(700, width)) for width in (256, 512)}
-    mixing = {width: np.random.default_rng(9).normal(size=(width, width)) / width**0.5 for width in (256, 512)}
+    orders = {}
+    for width in (256, 512):
+        rng = np.random.default_rng(width)
+        seen = rng.normal(size=(600, width))
+        seen = (seen + 2 * seen @ rng.normal(size=(width, width)) / width**0.5) * np.exp(0.5 * rng.normal(size=width))
+        orders |= {(width, importance): order_and_factor(seen, importance) for importance in (False, True)}
 
     def packed(kind: str, name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         zeros, scales = grid(values, symmetric=kind == "nearest")
@@ -101,9 +109,7 @@ def build(tmp_path_factory, save_llama, convert_llama, packer) -> Callable[[str,
             parts = {"weight_packed": numbers, "weight_scale": scales, "weight_shape": np.array(values.shape)}
         else:
             width = values.shape[1]
-            seen = inputs[width] + 2 * inputs[width] @ mixing[width]
-            seen = seen * np.exp(0.5 * inputs[width][:1])
-            numbers = compensated(values, zeros, scales, seen, "importance" in kind)
+            numbers = compensated(values, zeros, scales, *orders[width, "importance" in kind])
             parts = packer.gptq(numbers, zeros, scales, np.arange(width) // GROUP, 4)
         return {f"{name.removesuffix('weight')}{leaf}": part for leaf, part in parts.items()}
 

@@ -19,7 +19,7 @@ _LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)\.(weight|bias)")
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj")
 _FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj")
 _PAIRS = {"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"}
-_LARGEST = 1e4
+_LARGEST, _SHRUNK = 1e4, 0.2
 
 
 class Fold(NamedTuple):
@@ -80,7 +80,9 @@ def pair_fold(writer: tuple[Rows, Rows], reader: tuple[Rows, Rows]) -> Fold | No
     if down.shape != up.shape or np.any(down <= 0) or np.any(up <= 0):
         return None
     both = np.sqrt(down_error**2 + up_error**2)
-    if not np.all(np.isfinite(both) & (both > 0)) or _spread(np.log(down * up) / both) > 2:
+    product = np.log(down * up)
+    usual = float(np.median(product))  # clipping its largest weights shrinks a matrix, and so both slopes
+    if not np.all(np.isfinite(both) & (both > 0)) or abs(usual) > _SHRUNK or _spread((product - usual) / both) > 2:
         return None
     if _spread(np.log(up / down) / both) < 3:
         return None

@@ -33,6 +33,7 @@ _COLUMN_ROWS, _LEAST_LAYERS, _COLUMN_BUDGET = 1536, 4, 32_000_000
 """For makers that move weights: rows of a matrix that are looked at for a first column, and in how many layers."""
 _LEAST_MOVED = 0.05
 """Share of values that such makers leave off their nearest level at the least; GPTQ of a real model left 0.1 to 0.3."""
+_PLAIN_FACTORS = 0.05
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LEARNED_ROUNDING = ("auto-round", "autoround", "intel/auto-round")
 
@@ -94,8 +95,8 @@ class Comparison:
         """One finding a weight, in the order of the pairs."""
         found = {name: self._first_pass(pair) for name, pair in self.checked.items()}
         self._unfold_pairs(found)
-        self._unfolded_norms(found)
         self._look_for_first_columns(found)
+        self._unfolded_norms(found)
         if any(name in self.method.lower() for name in _LEARNED_ROUNDING):
             found = {name: _learned(finding) for name, finding in found.items()}
         return tuple(found.values())
@@ -176,15 +177,21 @@ class Comparison:
         return None if writer is None or reader is None else pair_fold(writer, reader)
 
     def _unfolded_norms(self, found: dict[str, Finding]) -> None:
-        """A norm that differs is the same where all that read it are the same with its factors."""
+        """A norm that differs is the same where its factors are in a matrix that reads it.
+
+        Where that was seen in a first column alone, factors near 1 are not believed: it would not have shown them.
+        """
         for norm, fold in self.folds.items():
             readers = [name for name in self.checked if norm_before(name, self.checked) == norm]
-            if fold is None or not readers:
+            read = [found[name] for name in readers if name in found]
+            if fold is None or found[norm].verdict != DIFFERENT:
                 continue
-            judged = {found[name].verdict for name in readers}
-            if judged == {SAME} and found[norm].verdict == DIFFERENT:
-                note = f"its factors are in the {len(readers)} matrices that read it"
-                kept = found[norm]
+            if readers and not read:
+                del found[norm]
+                continue
+            plain = float(np.std(np.log(fold.factors))) < _PLAIN_FACTORS
+            if any(item.verdict == SAME and not (plain and (item.off or 0) > _LEAST_MOVED) for item in read):
+                kept, note = found[norm], "its factors are in the matrices that read it"
                 found[norm] = Finding(norm, kept.type_name, SAME, kept.off, kept.error, kept.resolution, note)
 
     def _look_for_first_columns(self, found: dict[str, Finding]) -> None:
