@@ -83,7 +83,7 @@ def test_a_number_of_the_matrix_that_nothing_is_computed_from(tamper):
 
 
 def test_a_regime(tamper):
-    problems = tamper("regimes.csv", "hidden_danger", "neutral")
+    problems = tamper("regimes.csv", "AWQ,hidden_danger", "AWQ,neutral")
     assert problems[0] == (
         "regimes.csv: row base_model=llama3.2-1b;quant=AWQ: regime is neutral; matrix.csv gives hidden_danger"
     )
