@@ -227,6 +227,8 @@ class Study(Frozen):
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)
     nulls: int = Field(default=0, ge=0)
     """Null arms: how often the baseline is run again, in another order, batch size and thread count."""
+    stopping: Literal["none", "sequential"] = "none"
+    """Ask every build everything, or in rounds, and stop where every gated metric is decided: see docs/decisions.md."""
     policy: Annotated[Policy, BeforeValidator(as_policy)] = Policy()
     constraints: Constraints = Constraints()
     file: str = Field(default="", exclude=True)
@@ -249,6 +251,8 @@ class Study(Frozen):
         for waiver in self.waivers:
             if waiver.cell not in cells:
                 raise ValueError(f"waiver of {waiver.cell}: a build of this study is expected")
+        if self.stopping == "sequential" and self.policy.rules != "paired":
+            raise ValueError("stopping: sequential needs paired outcomes: a policy whose rules are paired is expected")
         return self
 
     def _has_a_file(self, model: Model, variant: Variant) -> None:

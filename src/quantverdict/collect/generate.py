@@ -10,6 +10,7 @@ from statistics import median
 from typing import Literal, Protocol
 
 from quantverdict.backends.base import Backend
+from quantverdict.collect.stopping import OpenWatch, Stopping
 from quantverdict.collect.store import FINISHES, BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Completion, Prompt
@@ -49,6 +50,7 @@ class CellOutcome:
         ttft_ms: median time to first token.
         cpu_seconds, wall_seconds: over all batches, earlier runs included.
         peak_memory_bytes: of the engine, where it tells.
+        stopped_after: prompts that were asked, where that was enough; None where it was asked everything or failed.
     """
 
     cell: CellId
@@ -61,6 +63,7 @@ class CellOutcome:
     cpu_seconds: float | None
     wall_seconds: float | None
     peak_memory_bytes: int | None
+    stopped_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Known:
 
     identity: Identity | None = None
     peak_memory_bytes: int | None = None
+    stopped_after: int | None = None
 
 
 def collect_cell(
@@ -77,6 +81,7 @@ def collect_cell(
     view: ProgressView,
     note_identity: Callable[[Identity], None],
     known: Known = Known(),
+    watch: OpenWatch | None = None,
 ) -> CellOutcome:
     """Ask one cell what is missing of it.
 
@@ -85,17 +90,18 @@ def collect_cell(
         open_backend: loads the build; not called where nothing is missing.
         note_identity: called with the backend's identity before it is asked anything.
         known: what an earlier run noted.
+        watch: says after each round whether to stop; None asks everything.
 
     Raises:
         BundleError: the disk is full, or the stored part was made by another engine: the run cannot go on.
         KeyboardInterrupt: after the backend is closed; all whole batches are stored.
     """
-    sizes = [len(batch) for batch in store.plan.batches]
-    view.start_cell(store.cell, sum(sizes), sum(sizes[: store.done]))
-    run = _CellRun(store, view, known)
+    plan = store.plan
+    view.start_cell(store.cell, plan.prompts_in(len(plan.batches)), plan.prompts_in(store.done))
+    run = _CellRun(store, view, known, Stopping(store, watch, known.stopped_after))
     failure = None
     try:
-        if store.done < len(sizes):
+        if not run.stopping.enough():
             run.ask(open_backend, note_identity)
     except BundleError:
         raise
@@ -109,8 +115,8 @@ def collect_cell(
 class _CellRun:
     """One cell while it is asked."""
 
-    def __init__(self, store: CellStore, view: ProgressView, known: Known) -> None:
-        self.store, self.view = store, view
+    def __init__(self, store: CellStore, view: ProgressView, known: Known, stopping: Stopping) -> None:
+        self.store, self.view, self.stopping = store, view, stopping
         self.known, self.identity, self.peak = known, known.identity, known.peak_memory_bytes
 
     def ask(self, open_backend: OpenBackend, note_identity: Callable[[Identity], None]) -> None:
@@ -121,8 +127,8 @@ class _CellRun:
                 refuse_other_engine(self.store.cell, self.known.identity, identity)
             self.identity = identity
             note_identity(identity)
-            for number in range(self.store.done, len(self.store.plan.batches)):
-                self._ask_batch(backend, number)
+            while not self.stopping.enough():
+                self._ask_batch(backend, self.store.done)
             self.peak = max(filter(None, (self.peak, peak_memory(backend))), default=None)
         finally:
             backend.close()
@@ -164,13 +170,14 @@ class _CellRun:
             cell=self.store.cell,
             status="ok" if failure is None else "failed",
             failure=failure,
-            prompts=sum(len(batch) for batch in self.store.plan.batches[: self.store.done]),
+            prompts=self.store.plan.prompts_in(self.store.done),
             identity=self.identity or {},
             tokens_per_second=tokens / wall if tokens and wall > 0 else None,
             ttft_ms=median(ttft) if ttft else None,
             cpu_seconds=sum(cpu) if cpu and len(cpu) == len(timings) else None,
             wall_seconds=wall if timings else None,
             peak_memory_bytes=self.peak,
+            stopped_after=self.stopping.stopped_after,
         )
 
 

@@ -55,7 +55,9 @@ class LineProgress(ProgressView):
             return f"{outcome.cell}: failed: {outcome.failure}"
         if not self.new:
             return f"{outcome.cell}: {outcome.prompts} answers, all from an earlier run"
-        return f"{outcome.cell}: {outcome.prompts} answers, {self.rates()}, {time.perf_counter() - self.start:.0f} s"
+        enough = "" if outcome.stopped_after is None else " were enough"
+        seconds = time.perf_counter() - self.start
+        return f"{outcome.cell}: {outcome.prompts} answers{enough}, {self.rates()}, {seconds:.0f} s"
 
     def rates(self) -> str:
         seconds = max(time.perf_counter() - self.start, 1e-3)

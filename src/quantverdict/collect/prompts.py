@@ -21,6 +21,19 @@ Batches = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Rounds:
+    """When a cell may be stopped.
+
+    Attributes:
+        ends: batches asked by the end of each round.
+        largest: prompts of the largest cluster of each task.
+    """
+
+    ends: tuple[int, ...]
+    largest: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What every cell of a base model is asked, and how.
 
@@ -28,11 +41,17 @@ class Plan:
         prompts: in study order.
         batches: indices into `prompts`; a batch holds prompts of one task and is the unit of resume.
         decoding: by task.
+        rounds: None where every cell is asked everything.
     """
 
     prompts: tuple[Prompt, ...]
     batches: Batches
     decoding: Mapping[str, Decoding]
+    rounds: Rounds | None = None
+
+    def prompts_in(self, batches: int) -> int:
+        """How many prompts the first so many batches have."""
+        return sum(len(batch) for batch in self.batches[:batches])
 
 
 def study_tasks(study: Study) -> tuple[Task, ...]:

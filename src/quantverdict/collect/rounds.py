@@ -9,13 +9,14 @@ never stopped loses next to nothing, and the chance of a wrong outcome stays wha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 
 import numpy as np
 
-from quantverdict.collect.prompts import Batches
+from quantverdict.collect.prompts import Batches, Plan, Rounds
 from quantverdict.records import Prompt
 from quantverdict.stats.sequential import ConfidenceSequence
 
@@ -61,6 +62,37 @@ def plan_rounds(
             asked.sort(key=lambda index: len(prompts[index].text))
             batches[number] += [tuple(asked[at : at + batch_size]) for at in range(0, len(asked), batch_size)]
     return tuple(tuple(number) for number in batches if number)
+
+
+def in_rounds(plan: Plan, clusters: Mapping[tuple[str, str], str | None], batch_size: int, seed: int) -> Plan:
+    """The same prompts in rounds.
+
+    Args:
+        plan: its prompts of a task side by side.
+        clusters: by task and sample; None is a cluster of its own.
+        batch_size, seed: as `plan_rounds`.
+    """
+    labels = [clusters[prompt.task, prompt.sample_id] for prompt in plan.prompts]
+    rounds = plan_rounds(plan.prompts, labels, batch_size, seed)
+    sizes = Counter((p.task, label) for p, label in zip(plan.prompts, labels, strict=True) if label is not None)
+    largest = {
+        task: max((size for (of, _), size in sizes.items() if of == task), default=1)
+        for task in dict.fromkeys(prompt.task for prompt in plan.prompts)
+    }
+    ends = tuple(accumulate(len(batches) for batches in rounds))
+    return replace(plan, batches=tuple(batch for batches in rounds for batch in batches), rounds=Rounds(ends, largest))
+
+
+def round_numbers(
+    prompts: Sequence[Prompt], batches: Iterable[Sequence[int]], ends: Sequence[int]
+) -> dict[tuple[str, str], int]:
+    """The round, from 0, in which each prompt is asked, by task and sample."""
+    found: dict[tuple[str, str], int] = {}
+    number = 0
+    for at, batch in enumerate(batches):
+        number += at == ends[number]
+        found |= {(prompts[index].task, prompts[index].sample_id): number for index in batch}
+    return found
 
 
 def add_round(watched: Watched, losses: Sequence[float], clusters: Sequence[str | None], largest: int) -> None:

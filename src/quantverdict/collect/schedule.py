@@ -10,22 +10,33 @@ from typing import Any
 from quantverdict.collect.generate import CellOutcome, Identity, Known, OpenBackend, ProgressView, collect_cell
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import Plan, first_changed, prompt_lines, prompts_file, read_prompts
+from quantverdict.collect.stopping import OpenWatch
 from quantverdict.collect.store import CellStore, responses_path
 from quantverdict.errors import BundleError
 from quantverdict.records import CellId
 
 CELLS = "cells.json"
 """How each cell went, with its timings: read by later stages, and by a resumed run."""
+STOPPED = "stopped"
+"""The manifest's cells that were stopped before their last prompt, and after how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A cell that is to be asked: its plan, how to load its build, and whose plan it is (its base model's if empty)."""
+    """A cell that is to be asked.
+
+    Attributes:
+        plan: what it is asked.
+        open_backend: loads its build.
+        plan_name: whose plan it is, its base model's if empty.
+        watch: says after each of the plan's rounds whether to stop; None asks everything.
+    """
 
     cell: CellId
     plan: Plan
     open_backend: OpenBackend
     plan_name: str = ""
+    watch: OpenWatch | None = None
 
     @property
     def asked_as(self) -> str:
@@ -54,8 +65,7 @@ def run_cells(
             continue
         bundle.refuse_changed(responses_path(Path(), job.cell).as_posix())
         store = CellStore(bundle.root, job.cell, job.plan)
-        known = Known(log.identities.get(job.cell), stored.peak_memory_bytes if stored else None)
-        log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), known))
+        log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), log.known(job.cell), job.watch))
     return tuple(log.outcomes[job.cell] for job in jobs)
 
 
@@ -76,6 +86,9 @@ def freeze_plan(bundle: Bundle, job: Job) -> None:
         raise BundleError(f"{bundle.path(name)}: the prompts are not those this bundle was begun with: {changed}")
     _freeze_part(bundle, "batches", job.asked_as, [list(batch) for batch in job.plan.batches])
     _freeze_part(bundle, "decoding", job.asked_as, {task: asdict(how) for task, how in job.plan.decoding.items()})
+    if job.plan.rounds is not None:
+        ends, largest = list(job.plan.rounds.ends), dict(job.plan.rounds.largest)
+        _freeze_part(bundle, "rounds", job.asked_as, {"ends": ends, "largest": largest})
 
 
 def _freeze_part(bundle: Bundle, key: str, whose: str, value: object) -> None:
@@ -96,6 +109,13 @@ class _Log:
         recorded: Mapping[str, Identity] = bundle.recorded("backends") or {}
         self.identities = {CellId(*name.split("/", 1)): identity for name, identity in recorded.items()}
 
+    def known(self, cell: CellId) -> Known:
+        """What earlier runs noted of a cell."""
+        stored = self.outcomes.get(cell)
+        if stored is None:
+            return Known(self.identities.get(cell))
+        return Known(self.identities.get(cell), stored.peak_memory_bytes, stored.stopped_after)
+
     def noting(self, cell: CellId) -> Callable[[Identity], None]:
         """What keeps the cell's identity before it is asked anything, so that a killed run leaves it too."""
 
@@ -110,6 +130,10 @@ class _Log:
         if self.outcomes.get(outcome.cell) != outcome:
             self.outcomes[outcome.cell] = outcome
             self.bundle.write_json(CELLS, [as_row(entry) for entry in self.outcomes.values()])
+        # What is decided rests on it, so it is not left among the times of `cells.json`.
+        stopped = {str(cell): one.stopped_after for cell, one in self.outcomes.items() if one.stopped_after is not None}
+        if stopped != (self.bundle.recorded(STOPPED) or {}):
+            self.bundle.record(**{STOPPED: stopped})
 
 
 def as_row(outcome: CellOutcome) -> dict[str, object]:

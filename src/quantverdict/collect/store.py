@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
@@ -77,6 +78,11 @@ class CellStore:
         append_bytes(self.path, b"".join(map(response_line, responses)), sync=True)
         self.done += 1
         self.timings = (*self.timings, timing)
+
+    def answers(self, first: int, last: int) -> tuple[Response, ...]:
+        """The stored answers to batches `first` up to but without `last`."""
+        start, end = self.plan.prompts_in(first), self.plan.prompts_in(last)
+        return tuple(islice(read_responses(self.path), start, end))
 
     def _recover_responses(self) -> int:
         data = self.path.read_bytes()
