@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from quantverdict.stats.exact_paired import EXACT_UP_TO, chance, most_lost, p_below, score
 from quantverdict.stats.paired import tango_interval
@@ -27,6 +28,54 @@ def naive_size(inside, n, loss):
     """The largest chance of the tables over a fine grid of what the null leaves open."""
     shares = np.linspace(max(0.0, -loss), (1 - loss) / 2, 2001)
     return float(sum((table_chance(*table, n, shares + loss, shares) for table in inside), np.zeros(1)).max())
+
+
+def slow_p_value(lost, gained, n, loss):
+    """The same grid of discordances, every table by its score and every tail by SciPy."""
+    gains = np.arange(n + 1)
+    scores = score(gains[None, :], gains[:, None], n, loss)
+    inside = (scores <= score(lost, gained, n, loss) + 1e-9) & (gains[None, :] + gains[:, None] <= n)
+    region = inside.sum(axis=1) - 1
+    assert (inside == (gains[None, :] <= region[:, None])).all(), "a region is all lost pairs up to a limit"
+
+    def chances(shares):
+        rest = np.clip((shares + loss) / np.maximum(1 - shares, 1e-300), 0, 1)[:, None]
+        return (binom.pmf(gains, n, shares[:, None]) * binom.cdf(region, n - gains, rest)).sum(axis=1)
+
+    low, high = max(0.0, -loss), (1 - loss) / 2
+    shares = low + (high - low) * np.linspace(0, 1, 40) ** 3
+    coarse = chances(shares)
+    worst = int(coarse.argmax())
+    fine = chances(np.linspace(shares[max(worst - 1, 0)], shares[min(worst + 1, 39)], 17))
+    return min(1.0, max(coarse.max(), fine.max()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 120),
+    st.sampled_from([0.0, 0.05, -0.05, 0.1, -0.3, 0.9, -0.95])
+    | st.integers(-99, 99).map(lambda percent: percent / 100),
+    st.data(),
+)
+def test_p_value_by_steps_of_its_region_is_that_by_binomial_tails(n, loss, data):
+    lost = data.draw(st.integers(0, n))
+    gained = data.draw(st.integers(0, n - lost))
+    assert p_below(lost, gained, n, loss) == pytest.approx(slow_p_value(lost, gained, n, loss), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1000, EXACT_UP_TO])
+@pytest.mark.parametrize("loss", [-0.05, 0.0, 0.05])
+def test_p_value_of_many_pairs_is_that_by_binomial_tails(n, loss):
+    for differing, net in ((0.02, -0.01), (0.1, 0.03), (0.6, -0.02)):
+        lost = round(n * (differing + net) / 2)
+        table = (lost, round(n * differing) - lost, n, loss)
+        assert p_below(*table) == pytest.approx(slow_p_value(*table), abs=1e-9)
+
+
+def test_a_loss_of_every_pair_is_the_edge_of_what_can_be_tested():
+    assert p_below(4, 1, 5, 1.0) < 1e-200
+    assert p_below(5, 0, 5, 1.0) == 1.0
+    assert p_below(0, 5, 5, -1.0) == 1.0
 
 
 @settings(max_examples=60)
