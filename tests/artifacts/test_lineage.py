@@ -88,16 +88,21 @@ def folded(weights):
     return {name: values.astype(np.float16) for name, values in changed.items()}
 
 
-@pytest.fixture(scope="session")
-def build(tmp_path_factory, save_llama, convert_llama, packer) -> Callable[[str, dict], Path]:
-    """Make a build of weights: a GGUF level, or `AWQ`, `GPTQ`, `GPTQ by importance`, `nearest` as a checkpoint."""
-    folder = tmp_path_factory.mktemp("builds")
+def gptq_orders():
+    """By width and whether inputs are taken by importance: `order_and_factor` for correlated inputs."""
     orders = {}
     for width in (256, 512):
         rng = np.random.default_rng(width)
         seen = rng.normal(size=(600, width))
         seen = (seen + 2 * seen @ rng.normal(size=(width, width)) / width**0.5) * np.exp(0.5 * rng.normal(size=width))
         orders |= {(width, importance): order_and_factor(seen, importance) for importance in (False, True)}
+    return orders
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory, save_llama, convert_llama, packer) -> Callable[[str, dict], Path]:
+    """Make a build of weights: a GGUF level, or `AWQ`, `GPTQ`, `GPTQ by importance`, `nearest` as a checkpoint."""
+    folder, orders = tmp_path_factory.mktemp("builds"), gptq_orders()
 
     def packed(kind: str, name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         zeros, scales = grid(values, symmetric=kind == "nearest")
