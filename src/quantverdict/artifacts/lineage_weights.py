@@ -163,7 +163,7 @@ class Comparison:
             fold = self._pair_fold(first, second)
             if fold is None:
                 continue
-            outputs = Fold(1 / fold.factors, fold.relative_error)
+            outputs = Fold(np.float32(1) / fold.factors, fold.relative_error)
             found[name] = self._judged(first, None, outputs)
             found[reader] = self._judged(second, fold, None)
             if (bias := name.removesuffix("weight") + "bias") in self.checked:
