@@ -73,11 +73,41 @@ def binomial_quantiles(k: int, n: int, levels: Sequence[float]) -> list[int]:
     return [int(at) for at in np.searchsorted(reached / reached[-1], np.asarray(levels) * (1 - _TIE))]
 
 
-def t_quantile(probability: float, dof: float) -> float:
-    """The t with P(T <= t) = `probability`."""
-    from scipy.special import stdtrit
+def t_cdf(t: float, dof: float) -> float:
+    """P(T <= t)."""
+    tail = 0.0 if math.isinf(t) else _incomplete_beta(dof / 2, 0.5, dof / (dof + t * t), t * t / (dof + t * t)) / 2
+    return tail if t < 0 else 1 - tail
 
-    return float(stdtrit(dof, probability))
+
+@lru_cache(maxsize=1 << 10)
+def t_quantile(probability: float, dof: float) -> float:
+    """The t with P(T <= t) = `probability`, by Newton's method."""
+    if probability == 0.5:
+        return 0.0
+    tail, t = min(probability, 1 - probability), abs(_NORMAL.inv_cdf(probability))
+    # From below the quantile every step goes out and none too far; two terms of its expansion in 1 / dof are below it.
+    t += (t**3 + t) / (4 * dof) if dof >= 1 else 0.0
+    log_density = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - math.log(dof * math.pi) / 2
+    step = t
+    while step > _CONVERGED * t:
+        step = (t_cdf(-t, dof) - tail) / math.exp(log_density - (dof + 1) / 2 * math.log1p(t * t / dof))
+        t += step
+    return math.copysign(t, probability - 0.5)
+
+
+def binomial_cdf(k: int, n: int, share: float) -> float:
+    """P(X <= k) for X ~ Binomial(n, share)."""
+    return float(k >= n) if k < 0 or k >= n else _incomplete_beta(n - k, k + 1, 1 - share, share)
+
+
+@lru_cache(maxsize=1 << 10)
+def beta_quantile(probability: float, a: float, b: float) -> float:
+    """The x with I_x(a, b) = `probability`, by bisection."""
+    below, above = 0.0, 1.0
+    while above - below > _CONVERGED / 4 * above:
+        middle = (below + above) / 2
+        below, above = (middle, above) if _incomplete_beta(a, b, middle, 1 - middle) < probability else (below, middle)
+    return above
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from quantverdict.stats.distributions import beta_quantile
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseFloor:
@@ -56,13 +58,11 @@ def noise_floor(nulls: npt.ArrayLike, confidence: float = 0.95) -> NoiseFloor:
     Raises:
         ValueError: no arm or no prompt.
     """
-    from scipy.special import betaincinv
-
     flips = _arms(nulls)
     arms, n = flips.shape
     total = int(flips.sum())
     one = -(-total // arms)
-    hi = 1.0 if one == n else float(betaincinv(one + 1, n - one, confidence))
+    hi = 1.0 if one == n else beta_quantile(confidence, one + 1, n - one)
     return NoiseFloor(n, arms, total, total / (arms * n), hi)
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.stats.distributions import normal_quantile, t_quantile
+from quantverdict.stats.distributions import beta_quantile, binomial_cdf, normal_quantile, t_cdf, t_quantile
 from quantverdict.stats.exact_paired import p_below
 from quantverdict.stats.intervals import FloatArray
 from quantverdict.stats.multiplicity import holm
@@ -141,7 +141,7 @@ def mean_loss(
     skew = cubes / (se * n / math.sqrt(len(sizes))) ** 3 if se > 0 else 0.0
     shape = (skew / math.sqrt(len(sizes)), units - 1)
     below, above = _tails(estimate - float(margin), se, shape)
-    reach = float(t_quantile(1 - alpha, units - 1))
+    reach = t_quantile(1 - alpha, units - 1)
     lo, hi = (estimate - se * _unskewed(sign * reach, shape[0]) for sign in (1, -1))
     if np.count_nonzero(sums) < _FEW:
         below, above, lo, hi = _whole_losses(sums / sizes, math.floor(units), float(margin), largest, alpha)
@@ -211,7 +211,7 @@ def design_effect(sums: FloatArray, sizes: FloatArray, differing: int, alpha: fl
     between = clusters / (clusters - 1) * float(np.square(sums - sizes * mean).sum())
     seen = min(max(between / independent, 1.0), most) if independent > 0 else most
     seen = (differing * seen + _CAUTION * most) / (differing + _CAUTION)
-    return min(seen * float(t_quantile(1 - alpha, n / most - 1) / normal_quantile(1 - alpha)) ** 2, most)
+    return min(seen * (t_quantile(1 - alpha, n / most - 1) / normal_quantile(1 - alpha)) ** 2, most)
 
 
 def rate_tests(
@@ -296,14 +296,12 @@ def _tails(gap: float, se: float, shape: tuple[float, float]) -> tuple[float, fl
         se: standard error of the mean.
         shape: skewness over the root of the units, and degrees of freedom.
     """
-    from scipy.special import stdtr
-
     if se == 0:
         return (0.0, 1.0) if gap < 0 else (1.0, float(gap == 0))
     skew, dof = shape
     t = gap / se
     t += skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
-    return float(stdtr(dof, t)), float(stdtr(dof, -t))
+    return t_cdf(t, dof), t_cdf(-t, dof)
 
 
 def _unskewed(t: float, skew: float) -> float:
@@ -320,16 +318,14 @@ def _whole_losses(
 
     Their sum is rounded; smaller losses vary less than that. What was gained counts against `inferior` alone.
     """
-    from scipy.special import bdtr, betaincinv
-
     share = min(margin / largest, 1.0)
     lost = min(n, round(float(means[means > 0].sum()) / largest))
     net = max(0, math.floor(float(means.sum()) / largest))
-    hi = 1.0 if lost >= n else float(betaincinv(lost + 1, n - lost, 1 - alpha))
+    hi = 1.0 if lost >= n else beta_quantile(1 - alpha, lost + 1, n - lost)
     if net == 0:
-        return float(bdtr(lost, n, share)), 1.0, -largest, hi * largest
-    lo = float(betaincinv(net, n - net + 1, alpha))
-    return float(bdtr(lost, n, share)), 1 - float(bdtr(net - 1, n, share)), lo * largest, hi * largest
+        return binomial_cdf(lost, n, share), 1.0, -largest, hi * largest
+    lo = beta_quantile(alpha, net, n - net + 1)
+    return binomial_cdf(lost, n, share), 1 - binomial_cdf(net - 1, n, share), lo * largest, hi * largest
 
 
 def _check(margin: Fraction | float, alpha: float) -> None:
