@@ -14,11 +14,14 @@ from quantverdict.artifacts.builds import Build
 from quantverdict.backends.base import Backend, Placement, Service
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import Plan, make_plan, plan_batches
-from quantverdict.collect.schedule import Job, run_cells
-from quantverdict.collect.store import responses_path
+from quantverdict.collect.rounds import in_rounds
+from quantverdict.collect.schedule import Job, read_outcomes, run_cells
+from quantverdict.collect.stopping import OpenWatch, Watch
+from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.comparable import prove, refuse_mismatches
 from quantverdict.config import Source, Study, Variant
 from quantverdict.errors import BundleError
+from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
 from quantverdict.records import CellId
 
 if TYPE_CHECKING:
@@ -75,17 +78,46 @@ def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bu
         for build in builds:
             if build.cell.base_model == model.name and build.runs:
                 plan = null_plan(asked, study, build.null) if build.null else asked
-                jobs.append(Job(build.cell, plan, partial(open_build, study, build), plan_name(build)))
+                watch = watch_of(study, tasks, builds, build, bundle)
+                jobs.append(Job(build.cell, plan, partial(open_build, study, build), plan_name(build), watch))
+    if study.stopping == "sequential":
+        # A build is stopped by its losses, so what it is compared with has answered before.
+        baselines = {build.cell for build in builds if build.is_baseline}
+        jobs.sort(key=lambda job: job.cell not in baselines)
+        if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
+            view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
     run_cells(bundle, jobs, view)
+
+
+def watch_of(
+    study: Study, tasks: Sequence[Task], builds: Sequence[Build], build: Build, bundle: Bundle
+) -> OpenWatch | None:
+    """What says when a build was asked enough; None where it is asked everything."""
+    baseline = next(one for one in builds if one.is_baseline and one.cell.base_model == build.cell.base_model)
+    whole = study.stopping == "none" or build.is_baseline or bool(build.null) or not baseline.runs
+    if whole or graded_later(tasks, study.policy, judged=bool(study.judges)):
+        return None
+    metrics = gated_while_asked(tasks, study.policy)
+    compared = sum(one.runs and not one.null and not one.is_baseline for one in builds)
+    watching = Watching({task.name: task for task in tasks}, metrics, study.policy, len(metrics) * compared)
+
+    def open_watch() -> Watch:
+        failed = read_outcomes(bundle)[baseline.cell].failure is not None
+        return Watcher(watching, () if failed else read_responses(responses_path(bundle.root, baseline.cell)))
+
+    return open_watch
 
 
 def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str) -> Plan:
     """What the builds of one base model are asked, in the chat template of its baseline, or of the first file here."""
     mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
     file = next((build.artifact for build in mine if build.artifact is not None), None)
-    if file is None:
-        return make_plan(study, tasks, None, {})
-    return make_plan(study, tasks, file.chat_template, file.special_tokens)
+    template, special = (None, {}) if file is None else (file.chat_template, file.special_tokens)
+    plan = make_plan(study, tasks, template, special)
+    if study.stopping == "none":
+        return plan
+    clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
+    return in_rounds(plan, clusters, study.collect.batch_size, study.seed)
 
 
 def plan_name(build: Build) -> str:

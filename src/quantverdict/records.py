@@ -169,8 +169,26 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What a build that was stopped is compared with.
+
+    Attributes:
+        stopped_after: prompts that it was asked.
+        metrics: those of its baseline, over these prompts.
+    """
+
+    stopped_after: int
+    metrics: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the matrix. A metric that was not measured is absent from `metrics`."""
+    """One row of the matrix.
+
+    Attributes:
+        metrics: one that was not measured is absent.
+        shared: None where the build was asked everything; no part of `matrix.csv`.
+    """
 
     base_model: str
     family: str
@@ -179,6 +197,7 @@ class Row:
     bpw: Fraction | None
     is_baseline: bool
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    shared: Shared | None = None
 
     @property
     def cell(self) -> CellId:

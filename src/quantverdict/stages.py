@@ -15,8 +15,9 @@ from quantverdict.asking import open_file, stored_builds
 from quantverdict.collect.files import sha256_of
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.prompts import make_plan, prompt_parity
-from quantverdict.collect.schedule import read_outcomes
+from quantverdict.collect.prompts import make_plan, prompt_parity, prompts_file, read_prompts
+from quantverdict.collect.rounds import round_numbers
+from quantverdict.collect.schedule import STOPPED, read_outcomes
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.comparable import doubts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from quantverdict.collect.estimate import Speed, StudyEstimate
     from quantverdict.matrix.cells import CellInfo
     from quantverdict.matrix.grid import Grids
+    from quantverdict.matrix.rounds import Asked
     from quantverdict.protocol.decide import Evidence
     from quantverdict.tasks.catalog import Task
 
@@ -63,9 +65,29 @@ def samples_of(bundle: Bundle) -> Grids | None:
     import polars as pl
 
     from quantverdict.ingestion import all_samples, stored_judgements
+    from quantverdict.matrix.rounds import in_rounds
 
     path = bundle.path("scores.parquet")
-    return all_samples(pl.read_parquet(path), stored_judgements(bundle)) if path.exists() else None
+    if not path.exists():
+        return None
+    return in_rounds(all_samples(pl.read_parquet(path), stored_judgements(bundle)), asked_in_rounds(bundle))
+
+
+def asked_in_rounds(bundle: Bundle) -> dict[CellId, Asked]:
+    """How the builds of a study with `stopping: sequential` were asked, by the frozen plan; empty for any other."""
+    from quantverdict.matrix.rounds import Asked
+
+    found: dict[CellId, Asked] = {}
+    stopped, builds = bundle.recorded(STOPPED) or {}, stored_builds(bundle)
+    for model, plan in (bundle.recorded("rounds") or {}).items():
+        prompts = read_prompts(bundle.path(prompts_file(model)))
+        rounds = round_numbers(prompts, bundle.recorded("batches")[model], plan["ends"])
+        mine = [build for build in builds if build.cell.base_model == model and build.runs and not build.null]
+        baseline = next((build.cell for build in mine if build.is_baseline), None)
+        for build in mine:
+            if baseline is not None and build.cell != baseline:
+                found[build.cell] = Asked(baseline, rounds, plan["largest"], stopped.get(str(build.cell)))
+    return found
 
 
 def summarise(bundle: Bundle, samples: Grids) -> None:
@@ -90,6 +112,7 @@ def decide(
     """
     from quantverdict.ingestion import judge_tables
     from quantverdict.matrix.columns import read_matrix
+    from quantverdict.matrix.rounds import with_shared
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
     from quantverdict.protocol.regime_counts import regime_counts
@@ -97,7 +120,7 @@ def decide(
     study = config_of(bundle)
     rules = policy or (study.policy if study else decided_policy(bundle))
     statistics, _ = statistics_of(bundle)
-    matrix = matrix or read_matrix(bundle.path("matrix.csv"))
+    matrix = with_shared(matrix or read_matrix(bundle.path("matrix.csv")), samples)
     synthesis = {table.name: table for table in synthesis_tables(matrix, rules, statistics.confidence)}
     evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
     decision = decide_matrix(

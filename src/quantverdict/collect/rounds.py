@@ -74,13 +74,17 @@ def in_rounds(plan: Plan, clusters: Mapping[tuple[str, str], str | None], batch_
     """
     labels = [clusters[prompt.task, prompt.sample_id] for prompt in plan.prompts]
     rounds = plan_rounds(plan.prompts, labels, batch_size, seed)
-    sizes = Counter((p.task, label) for p, label in zip(plan.prompts, labels, strict=True) if label is not None)
-    largest = {
-        task: max((size for (of, _), size in sizes.items() if of == task), default=1)
-        for task in dict.fromkeys(prompt.task for prompt in plan.prompts)
-    }
+    by_task: dict[str, list[str | None]] = {}
+    for prompt, label in zip(plan.prompts, labels, strict=True):
+        by_task.setdefault(prompt.task, []).append(label)
+    largest = {task: largest_cluster(of) for task, of in by_task.items()}
     ends = tuple(accumulate(len(batches) for batches in rounds))
     return replace(plan, batches=tuple(batch for batches in rounds for batch in batches), rounds=Rounds(ends, largest))
+
+
+def largest_cluster(labels: Iterable[str | None]) -> int:
+    """Prompts of the largest cluster of a task; None is a cluster of its own."""
+    return max(Counter(label for label in labels if label is not None).values(), default=1)
 
 
 def round_numbers(

@@ -9,7 +9,7 @@ import csv
 import difflib
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -135,6 +135,19 @@ def matrix_order(row: Row) -> tuple[str, bool, Fraction, str]:
 def baselines(matrix: Iterable[Row]) -> dict[str, Row]:
     """The baseline row of each base model."""
     return {row.base_model: row for row in matrix if row.is_baseline}
+
+
+def references(matrix: Iterable[Row]) -> dict[CellId, Row]:
+    """What each row is compared with: its baseline's, over the prompts that it was asked."""
+    rows = tuple(matrix)
+    base = baselines(rows)
+    return {
+        row.cell: base[row.base_model]
+        if row.shared is None
+        else replace(base[row.base_model], metrics=row.shared.metrics)
+        for row in rows
+        if row.base_model in base
+    }
 
 
 def decimal(value: float | Fraction) -> Fraction:

@@ -7,12 +7,12 @@ Newcombe's; else it is not known.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.columns import METRICS, Metric, baselines
+from quantverdict.matrix.columns import METRICS, Metric, baselines, references
 from quantverdict.matrix.pairs import PairedInterval, paired_intervals
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table
 from quantverdict.stats.intervals import Interval, newcombe_difference
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "base_model", "quant", "metric", "unit", "baseline_value", "value", "delta", "delta_percent", "ci_lo", "ci_hi",
-    "interval_kind", "n",
+    "interval_kind", "n", "stopped_after",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ class Delta:
         n: prompts that both answered, where paired; else the build's graded samples.
         differing: of those pairs, how many differ; None where not paired.
         units: of how many independent units those pairs are; None where not paired.
+        stopped_after: prompts that the build was asked, where it was stopped: the baseline's value is then over these.
     """
 
     cell: CellId
@@ -56,6 +57,7 @@ class Delta:
     n: int | None = None
     differing: int | None = None
     units: int | None = None
+    stopped_after: int | None = None
 
 
 def deltas(
@@ -78,7 +80,20 @@ def deltas(
 def deltas_table(found: tuple[Delta, ...]) -> Table:
     """`deltas.csv`."""
     rows = tuple(
-        (*d.cell, d.metric, d.unit, d.baseline_value, d.value, d.delta, d.percent, d.lo, d.hi, d.interval_kind, d.n)
+        (
+            *d.cell,
+            d.metric,
+            d.unit,
+            d.baseline_value,
+            d.value,
+            d.delta,
+            d.percent,
+            d.lo,
+            d.hi,
+            d.interval_kind,
+            d.n,
+            d.stopped_after,
+        )
         for d in found
     )
     return Table("deltas", COLUMNS, rows)
@@ -87,15 +102,16 @@ def deltas_table(found: tuple[Delta, ...]) -> Table:
 def _all_deltas(
     matrix: Matrix, confidence: float, paired: Mapping[tuple[CellId, str], PairedInterval]
 ) -> Iterator[Delta]:
-    base = baselines(matrix)
+    base = references(matrix)
     for row in matrix:
-        reference = base.get(row.base_model)
+        reference = base.get(row.cell)
         if reference is None or row.is_baseline:
             continue
         for metric in METRICS.values():
             if metric.name in row.metrics or metric.name in reference.metrics:
                 pair = paired.get((row.cell, metric.name))
-                yield _delta(metric, row, reference, confidence, pair)
+                delta = _delta(metric, row, reference, confidence, pair)
+                yield delta if row.shared is None else replace(delta, stopped_after=row.shared.stopped_after)
 
 
 def _delta(metric: Metric, row: Row, reference: Row, confidence: float, pair: PairedInterval | None) -> Delta:

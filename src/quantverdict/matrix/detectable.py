@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.columns import METRICS, baselines
+from quantverdict.matrix.columns import METRICS, references
 from quantverdict.matrix.grid import Grids, independent
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
 from quantverdict.stats.power import mde_paired, mde_unpaired
@@ -63,12 +63,12 @@ def power_table(
     """
     # The same few rates and counts come again and again, one a base model and metric.
     unpaired = cache(lambda p, n1, n2: mde_unpaired(p, n1, n2, statistics.power, 1 - statistics.confidence))
-    base, units = baselines(matrix), units or {}
+    base, units = references(matrix), units or {}
     rows: list[tuple[Value, ...]] = []
     for row in matrix:
-        for metric, found, reference in _rates(row, base.get(row.base_model)):
+        for metric, found, reference in _rates(row, base.get(row.cell)):
             pair = (pairs or {}).get((row.cell, metric))
-            n, n_base = counted(row, metric, units), counted(base[row.base_model], metric, units)
+            n, n_base = counted(row, metric, units), counted(base[row.cell], metric, units)
             loose = tight = None
             reasons = ["the number of prompts is not known"]
             if n is not None and n_base is not None:

@@ -26,6 +26,23 @@ Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Looks:
+    """The rounds in which a build was asked the prompts of a grid.
+
+    Attributes:
+        rounds: (prompts,), the round of each, from 0.
+        asked: rounds that the build was asked; it has no answer to later ones.
+        largest: prompts of the largest cluster.
+        stopped_after: prompts of all tasks that it was asked, where it was stopped; None where it was asked everything.
+    """
+
+    rounds: Codes
+    asked: int
+    largest: int
+    stopped_after: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """The grades of one metric.
 
@@ -36,7 +53,9 @@ class Grid:
         clustered: whether a unit can have more than one prompt.
         tasks: (prompts,), the task of each.
         prompts: (prompts,), a number for each that is its own in all grids made together.
+        samples: (prompts,), the sample of each.
         ungraded: the numbers of the prompts that a cell answered without getting a grade; not all of them are rows.
+        looks: of the builds that were asked in rounds.
     """
 
     cells: tuple[CellId, ...]
@@ -45,7 +64,20 @@ class Grid:
     clustered: bool
     tasks: npt.NDArray[np.object_]
     prompts: Codes
+    samples: npt.NDArray[np.object_]
     ungraded: Mapping[CellId, Codes] = field(default_factory=dict)
+    looks: Mapping[CellId, Looks] = field(default_factory=dict)
+
+    def values_of(self, cell: CellId) -> FloatArray:
+        """(prompts,), the grades of a cell."""
+        return self.values[:, self.cells.index(cell)]
+
+    def compared(self, cell: CellId, baseline: CellId) -> tuple[FloatArray, FloatArray]:
+        """(prompts,) grades of a build and of its baseline; neither has any of what a stopped build was not asked."""
+        looks, theirs = self.looks.get(cell), self.values_of(baseline)
+        if looks is not None and looks.stopped_after is not None:
+            theirs = np.where(looks.rounds < looks.asked, theirs, np.nan)
+        return self.values_of(cell), theirs
 
 
 Grids = Mapping[str, Grid]
@@ -88,10 +120,10 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
         for part in (graded, ungraded)
     )
     names = tuple(CellId(*row) for row in cells.iter_rows())
-    clusters, tasks = _codes(prompts), prompts["task"].cast(pl.String).to_numpy()
+    of_prompts = _codes(prompts), *(prompts[name].cast(pl.String).to_numpy() for name in ("task", "sample_id"))
     found = coded.partition_by("metric", as_dict=True, include_key=False)
     _refuse_unknown(str(key[0]) for key in found)
-    made = {name: _grid(name, found[name,], names, (clusters, tasks)) for name in METRICS if (name,) in found}
+    made = {name: _grid(name, found[name,], names, of_prompts) for name in METRICS if (name,) in found}
     for (name, cell), rows in without.partition_by("metric", "cell", as_dict=True).items():
         if str(name) in made:
             grid = made[str(name)]
@@ -101,9 +133,12 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
 
 
 def _grid(
-    name: str, samples: pl.DataFrame, names: tuple[CellId, ...], of_prompts: tuple[Codes, npt.NDArray[np.object_]]
+    name: str,
+    samples: pl.DataFrame,
+    names: tuple[CellId, ...],
+    of_prompts: tuple[Codes, npt.NDArray[np.object_], npt.NDArray[np.object_]],
 ) -> Grid:
-    clusters, tasks = of_prompts
+    clusters, tasks, ids = of_prompts
     values = samples["value"].to_numpy().astype(np.float64, copy=False)
     if not np.isfinite(values).all():
         raise DataError("a value that is not finite", field=name, expected="a number, or null where ungraded")
@@ -119,7 +154,7 @@ def _grid(
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     columns, clustered = tuple(names[cell] for cell in cells), len(first) < len(prompts)
-    return Grid(columns, table, rank[inverse], clustered, tasks[prompts], prompts)
+    return Grid(columns, table, rank[inverse], clustered, tasks[prompts], prompts, ids[prompts])
 
 
 def independent(values: FloatArray, units: Codes) -> int:

@@ -8,17 +8,19 @@ margin allow for it, while McNemar's p-values take prompts one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
+from quantverdict.collect.rounds import Watched, full_p_values, stopped_p_values
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.grid import Codes, Grid, Grids
 from quantverdict.matrix.noise import Flips, flips_over_floor
 from quantverdict.matrix.resample import Column, intervals
+from quantverdict.matrix.rounds import losses_of, sequence_interval, watched_over
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
@@ -54,13 +56,15 @@ class Comparison:
         n: those prompts.
         lost, gained: of them, with a lower and with a higher value than in the baseline.
         delta, lo, hi: mean difference from the baseline, and its interval, in pp; exact for a rate.
-        interval_kind: `tango`, `tango_clustered`, `paired_bootstrap` or `paired_cluster_bootstrap`.
+        interval_kind: `tango`, `tango_clustered`, `paired_bootstrap` or `paired_cluster_bootstrap`; of a gated metric
+            of a build that was stopped `confidence_sequence`, which holds whenever one stops.
         p_value, midp: McNemar's exact test and its mid-p form.
         clusters: independent units among the pairs, None where every prompt is one.
         ungraded: further prompts that both were asked and that one or both have no grade for.
         worst, best: the delta over `n + ungraded` prompts, were those as bad and as good as can be.
         flips: beside those of null arms; None without null arms.
         gate: None where the metric has no margin.
+        stopped_after: prompts of all tasks that the build was asked, where it was stopped; None where everything.
     """
 
     cell: CellId
@@ -80,6 +84,7 @@ class Comparison:
     best: float
     flips: Flips | None
     gate: Gate | None
+    stopped_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ def comparisons(
 def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
     if cell not in grid.cells or baseline not in grid.cells:
         return None
-    mine, theirs = (grid.values[:, grid.cells.index(one)] for one in (cell, baseline))
+    mine, theirs = grid.compared(cell, baseline)
     if np.isnan(mine - theirs).all():
         return None
     return _Arms(grid, cell, baseline, mine, theirs)
@@ -172,12 +177,19 @@ def _compare(
     if clustered and metric.proportion:
         effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, rules.alpha)
     ungraded, worst, best = _extremes(metric, arms, float(change.sum()), n)
+    looks, watched = arms.grid.looks.get(arms.cell), _watched(metric, arms, rules)
     if drawn is None:
         share = tango_interval(gained / effect, lost / effect, n / effect, rules.statistics.confidence)
         drawn = Interval(100 * share.lo, 100 * share.hi)
         kind = "tango_clustered" if clustered else "tango"
     else:
         kind = "paired_cluster_bootstrap" if clustered else "paired_bootstrap"
+    stopped_after = None if looks is None else looks.stopped_after
+    if watched is not None and stopped_after is not None:
+        drawn, kind = sequence_interval(metric, watched), "confidence_sequence"
+    gate = _gate(metric, change, units if clustered else None, effect, rules)
+    if gate is not None and watched is not None:
+        gate = _at_any_time(gate, watched, stopped=stopped_after is not None)
     return Comparison(
         cell=arms.cell,
         metric=metric.name,
@@ -195,8 +207,25 @@ def _compare(
         worst=worst,
         best=best,
         flips=flips_over_floor(arms.grid, arms.cell, arms.baseline, nulls),
-        gate=_gate(metric, change, units if clustered else None, effect, rules),
+        gate=gate,
+        stopped_after=stopped_after,
     )
+
+
+def _watched(metric: Metric, arms: _Arms, rules: Rules) -> Watched | None:
+    """The losses of a gated metric as they came, where the build was asked in rounds."""
+    margin, looks = rules.margins.get(metric.name), arms.grid.looks.get(arms.cell)
+    if margin is None or looks is None:
+        return None
+    losses = losses_of(metric.name, arms.mine - arms.theirs)
+    return watched_over(looks, losses, arms.grid.units, margin / 100, 1 - rules.statistics.confidence)
+
+
+def _at_any_time(gate: Gate, watched: Watched, *, stopped: bool) -> Gate:
+    """The tests of a build that might have been stopped after any round."""
+    full = (gate.p_noninferior, gate.p_inferior)
+    below, above = stopped_p_values(watched) if stopped else full_p_values(watched, full)
+    return replace(gate, p_noninferior=below, p_inferior=above)
 
 
 def _gate(metric: Metric, change: FloatArray, units: Codes | None, effect: float, rules: Rules) -> Gate | None:

@@ -83,12 +83,11 @@ def paired_draws(
 
 def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column, Arms | None]]:
     """Each cell with its differences from the baseline, and both arms where they have other prompts graded."""
-    index = {cell: column for column, cell in enumerate(grid.cells)}
-    for cell, column in index.items():
+    for cell in grid.cells:
         reference = base.get(cell.base_model)
-        if reference is None or reference == cell or reference not in index:
+        if reference is None or reference == cell or reference not in grid.cells:
             continue
-        mine, theirs = grid.values[:, column], grid.values[:, index[reference]]
+        mine, theirs = grid.compared(cell, reference)
         difference = mine - theirs
         if not np.isnan(difference).all():
             alike = bool((np.isnan(mine) == np.isnan(theirs)).all())

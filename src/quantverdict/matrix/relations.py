@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.matrix.columns import METRICS, baselines
+from quantverdict.matrix.columns import METRICS, references
 from quantverdict.records import CellId, Matrix, Row, Table, Value
 from quantverdict.stats.correlation import Correlation, Spread, correlated, ranks, spread
 from quantverdict.stats.intervals import FloatArray
@@ -98,9 +98,9 @@ class Changes:
 
 def exact_changes(matrix: Matrix) -> Iterator[tuple[Row, Mapping[str, Fraction]]]:
     """Each non-baseline row with its exact deltas, in their delta units, of the metrics that both sides have."""
-    base = baselines(matrix)
+    base = references(matrix)
     for row in matrix:
-        reference = base.get(row.base_model)
+        reference = base.get(row.cell)
         if reference is not None and not row.is_baseline:
             yield (
                 row,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
 from quantverdict.errors import StudyError
-from quantverdict.matrix.columns import METRICS, baselines
+from quantverdict.matrix.columns import METRICS, references
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Row
 
@@ -105,8 +104,8 @@ def all_signals(matrix: Matrix, policy: Policy) -> tuple[Signals, ...]:
         name = getattr(policy, field)
         if name not in usable:
             raise StudyError(f"{name} is not right", field=f"policy.{field}", expected=f"one of {', '.join(usable)}")
-    base: Mapping[str, Row] = baselines(matrix)
-    return tuple(Signals(row, base.get(row.base_model), policy) for row in matrix)
+    base = references(matrix)
+    return tuple(Signals(row, base.get(row.cell), policy) for row in matrix)
 
 
 def pp(value: Fraction) -> str:

@@ -1,0 +1,134 @@
+"""Builds that were asked in rounds: what was asked of each, and what its losses say at any time of looking.
+
+A build that was stopped is compared with its baseline over the prompts that it was asked, in every table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from quantverdict.collect.rounds import Watched, add_round
+from quantverdict.matrix.columns import METRICS, Metric, baselines, decimal
+from quantverdict.matrix.grid import Codes, Grid, Grids, Looks
+from quantverdict.records import CellId, Estimate, Matrix, Row, Shared
+from quantverdict.stats.intervals import FloatArray, Interval
+from quantverdict.stats.sequential import ConfidenceSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How the prompts of a base model were asked of one of its builds.
+
+    Attributes:
+        baseline: what it is compared with; that was asked everything.
+        rounds: the round of every prompt, from 0, by task and sample.
+        largest: prompts of the largest cluster of each task.
+        stopped_after: prompts that it was asked, where it was stopped; None where it was asked everything.
+    """
+
+    baseline: CellId
+    rounds: Mapping[tuple[str, str], int]
+    largest: Mapping[str, int]
+    stopped_after: int | None
+
+    @property
+    def whole_rounds(self) -> int:
+        """Rounds that it was asked."""
+        if self.stopped_after is None:
+            return max(self.rounds.values(), default=-1) + 1
+        left, number = self.stopped_after, 0
+        counts = np.bincount(np.array(list(self.rounds.values()), dtype=np.int64))
+        while number < len(counts) and left >= counts[number]:
+            left -= int(counts[number])
+            number += 1
+        return number
+
+
+def in_rounds(samples: Grids, asked: Mapping[CellId, Asked]) -> Grids:
+    """The grids, with the rounds in which each of these builds was asked their prompts."""
+    if not asked:
+        return samples
+    return {name: replace(grid, looks=_looks(grid, asked)) for name, grid in samples.items()}
+
+
+def _looks(grid: Grid, asked: Mapping[CellId, Asked]) -> dict[CellId, Looks]:
+    names = [(str(task), str(sample)) for task, sample in zip(grid.tasks, grid.samples, strict=True)]
+    found: dict[CellId, Looks] = {}
+    for cell, how in asked.items():
+        if cell in grid.cells and how.baseline in grid.cells:
+            numbers = np.array([how.rounds.get(name, -1) for name in names], dtype=np.int64)
+            graded = grid.tasks[~np.isnan(grid.values_of(how.baseline))]
+            largest = max((how.largest.get(task, 1) for task in dict.fromkeys(graded.tolist())), default=1)
+            found[cell] = Looks(numbers, how.whole_rounds, largest, how.stopped_after)
+    return found
+
+
+def losses_of(metric: str, change: FloatArray) -> FloatArray:
+    """What a build loses by changes from the baseline: a fall, or a rise where less is better."""
+    losses = change if METRICS[metric].higher_is_better is False else -change
+    return np.clip(losses, -1, 1)  # a cosine may change by more; no bet is made on that
+
+
+def watched_over(looks: Looks, losses: FloatArray, units: Codes, margin: Fraction, alpha: float) -> Watched:
+    """A metric's losses as they came, round by round.
+
+    Args:
+        looks: of the build.
+        losses: (prompts,), NaN where an arm has no grade.
+        units: (prompts,), the cluster of each.
+        margin: as a fraction of 1.
+        alpha: two-sided, of the sequence's interval.
+    """
+    watched = Watched(ConfidenceSequence(alpha), float(margin))
+    for number in range(looks.asked):
+        here = (looks.rounds == number) & ~np.isnan(losses)
+        add_round(watched, losses[here].tolist(), [str(unit) for unit in units[here]], looks.largest)
+    return watched
+
+
+def sequence_interval(metric: Metric, watched: Watched) -> Interval:
+    """The interval of the delta, in pp, that holds whenever one stops."""
+    loss = watched.sequence.update([])
+    if metric.higher_is_better is False:
+        return Interval(100 * loss.lo, 100 * loss.hi)
+    return Interval(-100 * loss.hi, -100 * loss.lo)
+
+
+def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
+    """The matrix, with what each build that was stopped is compared with."""
+    base = baselines(matrix)
+    stopped = {
+        cell: looks.stopped_after
+        for grid in (samples or {}).values()
+        for cell, looks in grid.looks.items()
+        if looks.stopped_after is not None
+    }
+    return tuple(
+        replace(row, shared=Shared(stopped[row.cell], _shared_metrics(row.cell, base[row.base_model], samples or {})))
+        if row.cell in stopped and row.base_model in base
+        else row
+        for row in matrix
+    )
+
+
+def _shared_metrics(cell: CellId, baseline: Row, samples: Grids) -> dict[str, Estimate]:
+    """The baseline's metrics over what `cell` was asked; those of a cell as a whole stay as they are."""
+    metrics: dict[str, Estimate] = {}
+    for name, estimate in baseline.metrics.items():
+        grid = samples.get(name)
+        if grid is None or cell not in grid.looks:
+            metrics[name] = estimate
+            continue
+        values = grid.compared(cell, baseline.cell)[1]
+        values = values[~np.isnan(values)]
+        n, total = len(values), math.fsum(values)
+        if n and METRICS[name].proportion:
+            metrics[name] = Estimate(Fraction(int(total), n), n=n, k=int(total))
+        elif n:
+            metrics[name] = Estimate(decimal(Fraction(total) / n), n=n)
+    return metrics

@@ -1,0 +1,101 @@
+"""When a build that is asked in rounds was asked enough: as soon as each of its gated metrics is decided.
+
+The losses go to the same sequences here and, over the whole bundle, in `matrix.paired`; a verdict rests on the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantverdict.collect.rounds import Watched, add_round, decided, largest_cluster
+from quantverdict.grading.grade import grade_responses
+from quantverdict.matrix.columns import METRICS
+from quantverdict.matrix.rounds import losses_of
+from quantverdict.policy import Policy
+from quantverdict.records import Response, Score
+from quantverdict.stats.sequential import ConfidenceSequence
+from quantverdict.tasks.catalog import Task
+
+Key = tuple[str, str, str]
+"""Task, sample and metric."""
+BY_ENCODER = ("bertscore", "coherence", "coherence_prompt")
+"""Metrics that a model grades after all answers are there."""
+
+
+def gated_while_asked(tasks: Iterable[Task], policy: Policy) -> tuple[str, ...]:
+    """The gated metrics that answers are graded by as they come."""
+    graded = {metric for task in tasks for metric in task.metrics}
+    return tuple(metric for metric in policy.gates if metric in graded)
+
+
+def graded_later(tasks: Iterable[Task], policy: Policy, *, judged: bool) -> tuple[str, ...]:
+    """The gated metrics that cannot be decided while asking: with any of them nothing is ever stopped.
+
+    Args:
+        judged: whether the study has judges.
+    """
+    now = gated_while_asked(tasks, policy)
+    judges = (name for name in policy.gates if judged and METRICS[name].group == "judge")
+    wanted = {*policy.demanded, *judges, *(name for name in BY_ENCODER if name in policy.gates)}
+    return tuple(metric for metric in policy.gates if metric in wanted and metric not in now)
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """What a build is watched by.
+
+    Attributes:
+        tasks: by name.
+        metrics: the gated ones.
+        policy: margins and alpha.
+        family: gated metrics times builds of the whole study.
+    """
+
+    tasks: Mapping[str, Task]
+    metrics: tuple[str, ...]
+    policy: Policy
+    family: int
+
+
+class Watcher:
+    """One build while it is asked: told the answers of a round, it says whether all so far are enough."""
+
+    def __init__(self, watching: Watching, baseline: Iterable[Response]) -> None:
+        """`baseline` is everything that the baseline answered."""
+        largest = {name: largest_cluster(map(task.cluster, task.items)) for name, task in watching.tasks.items()}
+        self._watching = watching
+        self._baseline = {_key(score): value for score, value in _graded(watching, baseline)}
+        tasks: dict[str, set[str]] = {}
+        for task, _, metric in self._baseline:
+            tasks.setdefault(metric, set()).add(task)
+        self._largest = {metric: max(largest[task] for task in of) for metric, of in tasks.items()}
+        margins = watching.policy.gates
+        self._watched = {name: Watched(ConfidenceSequence(), float(margins[name] / 100)) for name in self._largest}
+
+    def __call__(self, answers: Sequence[Response]) -> bool:
+        changes: dict[str, list[float]] = {metric: [] for metric in self._watched}
+        clusters: dict[str, list[str | None]] = {metric: [] for metric in self._watched}
+        for score, value in _graded(self._watching, answers):
+            before = self._baseline.get(_key(score))
+            if before is not None:
+                changes[score.metric].append(value - before)
+                clusters[score.metric].append(None if score.cluster is None else f"{score.task}/{score.cluster}")
+        for metric, watched in self._watched.items():
+            losses = losses_of(metric, np.array(changes[metric])).tolist()
+            add_round(watched, losses, clusters[metric], self._largest[metric])
+        half = self._watching.policy.alpha / 2
+        return bool(self._watched) and decided(self._watched.values(), half, self._watching.family)
+
+
+def _graded(watching: Watching, answers: Iterable[Response]) -> Iterator[tuple[Score, float]]:
+    """The grades of the gated metrics."""
+    for score in grade_responses(watching.tasks, answers):
+        if score.metric in watching.metrics and score.value is not None:
+            yield score, score.value
+
+
+def _key(score: Score) -> Key:
+    return score.task, score.sample_id, score.metric
