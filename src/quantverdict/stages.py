@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantverdict.artifacts.builds import Build
+from quantverdict.artifacts.builds import Build, engine_baseline
 from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.sources import resolve
 from quantverdict.asking import open_file, stored_builds
@@ -28,7 +28,9 @@ from quantverdict.records import CellId, Estimate, Matrix, Score, Table
 
 if TYPE_CHECKING:
     from quantverdict.collect.estimate import Speed, StudyEstimate
+    from quantverdict.collect.prospects import Gating, Observed
     from quantverdict.matrix.cells import CellInfo
+    from quantverdict.matrix.engines import Elsewhere
     from quantverdict.matrix.grid import Grids
     from quantverdict.matrix.rounds import Asked
     from quantverdict.protocol.decide import Evidence
@@ -112,6 +114,7 @@ def decide(
     """
     from quantverdict.ingestion import judge_tables
     from quantverdict.matrix.columns import read_matrix
+    from quantverdict.matrix.engines import engines_table
     from quantverdict.matrix.rounds import with_shared
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
@@ -119,7 +122,7 @@ def decide(
 
     study = config_of(bundle)
     rules = policy or (study.policy if study else decided_policy(bundle))
-    statistics, _ = statistics_of(bundle)
+    statistics, seed = statistics_of(bundle)
     matrix = with_shared(matrix or read_matrix(bundle.path("matrix.csv")), samples)
     synthesis = {table.name: table for table in synthesis_tables(matrix, rules, statistics.confidence)}
     evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
@@ -131,7 +134,8 @@ def decide(
         statistics=statistics,
         evidence=evidence,
     )
-    tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes))
+    engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
+    tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes), engines)
     for table in (*tables, *judge_tables(bundle, matrix, rules, statistics.confidence)):
         bundle.write_table(table)
     bundle.write_json("decision.json", decision.document)
@@ -238,6 +242,7 @@ def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
 
 def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> Evidence:
     """What a decision rests on besides the matrix: samples; twins, failures and baselines that are not originals."""
+    from quantverdict.matrix.engines import mixed_up
     from quantverdict.protocol.decide import Evidence
 
     builds, config = stored_builds(bundle), config_of(bundle)
@@ -249,6 +254,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
         lineage=doubts(builds) | prompt_mismatches(bundle, builds),  # what was seen stands above what was foreseen
         nulls=null_arms(builds),
+        mixed_up=mixed_up(elsewhere(builds)),
         dequantized={
             build.cell: build.artifact.dequantized_from
             for build in builds
@@ -261,6 +267,20 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         else tuple(build.cell for build in builds if not build.null),
         seed=statistics_of(bundle)[1],
     )
+
+
+def elsewhere(builds: Sequence[Build]) -> dict[CellId, Elsewhere]:
+    """The cells that run on another engine than their baseline."""
+    from quantverdict.matrix.engines import Elsewhere
+
+    bases = {build.cell.base_model: build for build in builds if build.is_baseline}
+    found: dict[CellId, Elsewhere] = {}
+    for build in builds:
+        base = bases[build.cell.base_model]
+        if build.runs and not build.null and build.backend != base.backend:
+            anchor = engine_baseline(builds, build)
+            found[build.cell] = Elsewhere(build.cell, build.backend, base.cell, None if anchor is None else anchor.cell)
+    return found
 
 
 def null_arms(builds: Sequence[Build]) -> dict[CellId, CellId]:
@@ -292,17 +312,18 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         measure: time that batch; without it the time is not known.
     """
     from quantverdict.collect import estimate as estimates
+    from quantverdict.collect.prospects import prospects
 
     model = study.models[0]
     source = model.source or model.variants[0].source
     path = resolve(source, study.folder) if source and study.collect.backend == "llamacpp" else None
     file = None if path is None else inspect_artifact(path)
     asked = make_plan(study, tasks, file.chat_template if file else None, file.special_tokens if file else {})
-    observed: dict[str, tuple[float, float]] = {}
+    observed: dict[str, Observed] = {}
     cells = sum(len(each.variants) for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
-            speed, observed = speed_of(bundle), observed_rates(bundle)
+            speed, observed = speed_of(bundle), pairs_seen(bundle, study.policy)
             # Twins are not run, and which builds are twins is only known once they are made.
             cells -= sum(build.twin_of is not None for build in stored_builds(bundle))
     elif measure and path is not None:
@@ -315,7 +336,29 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         speed,
         cells=cells,
         disk_bytes=estimates.made_bytes(study),
-        detectable=estimates.detectable_differences(tasks, study.statistics.power, observed),
+        shows=(
+            estimates.detectable_differences(tasks, study.statistics.power, observed),
+            prospects(tasks, gating(study, cells - len(study.models)), observed),
+        ),
+    )
+
+
+def gating(study: Study, builds: int) -> Gating:
+    """What the outcomes of `builds` builds, baselines not counted, would be decided by."""
+    from quantverdict.collect.prospects import Gating
+    from quantverdict.collect.rounds import SEQUENTIAL_SHARE
+    from quantverdict.matrix.columns import METRICS
+
+    policy = study.policy
+    # Looking early has a share of alpha; what is left is the least that a build's tests have.
+    share = 1 - SEQUENTIAL_SHARE if study.stopping == "sequential" else 1.0
+    return Gating(
+        margins={metric: float(margin / 100) for metric, margin in policy.gates.items()},
+        means=[metric for metric in policy.gates if not METRICS[metric].proportion],
+        builds=builds,
+        required=policy.demanded if policy.rules == "paired" else (),
+        alpha=policy.alpha / 2 * share,
+        power=study.statistics.power,
     )
 
 
@@ -329,21 +372,11 @@ def speed_of(bundle: Bundle) -> Speed:
     return speed_of_run(outcomes.values(), answers)
 
 
-def observed_rates(bundle: Bundle) -> dict[str, tuple[float, float]]:
-    """Of each rate of an earlier run: the mean over baselines, and the share of pairs that differ from theirs."""
-    import polars as pl
+def pairs_seen(bundle: Bundle, policy: Policy) -> dict[str, Observed]:
+    """Of each share of an earlier run: how its builds' answers differ from those of their baselines."""
+    from quantverdict.matrix.observed import observed_pairs
 
-    from quantverdict.matrix.columns import METRICS
-
-    if not bundle.path("scores.parquet").exists():
-        return {}
-    cells = pl.DataFrame([(*build.cell, build.is_baseline) for build in stored_builds(bundle)], orient="row",
-                         schema={"base_model": pl.String, "quant": pl.String, "is_baseline": pl.Boolean})  # fmt: skip
-    rates = [metric.name for metric in METRICS.values() if metric.is_share]
-    scores = pl.read_parquet(bundle.path("scores.parquet")).filter(pl.col("metric").is_in(rates)).drop_nulls("value")
-    arms = scores.join(cells, on=["base_model", "quant"]).partition_by("is_baseline", as_dict=True)
-    if len(arms) < 2:
-        return {}
-    pairs = arms[False,].join(arms[True,], on=["base_model", "task", "sample_id", "metric"], suffix="_0")
-    found = pairs.group_by("metric").agg(pl.col("value_0").mean(), (pl.col("value") != pl.col("value_0")).mean())
-    return {metric: (rate, differing) for metric, rate, differing in found.iter_rows()}
+    builds, samples = stored_builds(bundle), samples_of(bundle)
+    bases = {build.cell.base_model: build.cell for build in builds if build.is_baseline}
+    compared = [build.cell for build in builds if not (build.is_baseline or build.null)]
+    return observed_pairs(samples or {}, {cell: bases[cell.base_model] for cell in compared}, policy.alpha / 2)

@@ -157,11 +157,14 @@ class _Maker:
             self.paths[quant] = folder
 
     def _make_checkpoint(self, variant: Variant) -> None:
+        from quantverdict.artifacts.calibration import OWN_CALIBRATION
         from quantverdict.artifacts.checkpoint_build import make_checkpoint
 
         source = self.model.checkpoint
         start = self._start() if source is None else resolve(source, self.study.folder)
         how = variant.quantize or self.study.quantize
+        if how.calibration not in OWN_CALIBRATION:
+            how = how.model_copy(update={"calibration": str(self.study.folder / how.calibration)})
         try:
             self.paths[variant.quant] = make_checkpoint(
                 start, "AWQ" if variant.format == "AWQ" else "GPTQ", how, cache_dir(), self.say

@@ -74,6 +74,7 @@ class TransformersEngine:
         self._torch, self._transformers = torch, transformers
         self._placement, self._threads = placement, placement.threads or physical_cores()
         torch.set_num_threads(self._threads)
+        self._method = "none"
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._tokenizer = CheckpointTokenizer(path)
         self._model = self._load(path)
@@ -91,7 +92,7 @@ class TransformersEngine:
             "parallel": self._placement.parallel,
             "context": self._placement.context,
             "attention": str(self._model.config._attn_implementation),  # noqa: SLF001 - it is said nowhere else
-            "quantization": _quantization(self._model.config),
+            "quantization": self._method,
             "decoding": "greedy",
             "stops": " ".join(map(str, self._tokenizer.stops)),
         }
@@ -130,8 +131,12 @@ class TransformersEngine:
         chosen = "float32" if dtype == "auto" and self._device == "cpu" else dtype
         try:
             with pretrained(path) as (folder, options):
+                self._method = _quantization(self._transformers.AutoConfig.from_pretrained(folder, **options))
                 if "gguf_file" in options:
                     options["quantization_config"] = self._transformers.GgufConfig(dequantize=True)
+                elif self._method == "compressed-tensors":
+                    # Decoded while loading: packed zero points are expected in another shape else.
+                    options["quantization_config"] = self._transformers.CompressedTensorsConfig(dequantize=True)
                 model = self._transformers.AutoModelForCausalLM.from_pretrained(
                     folder, dtype=chosen, device_map=self._device, **options
                 )

@@ -50,6 +50,7 @@ class Evidence:
         baselines: the cells that others are compared with, whether they ran or not.
         idle_judges: judges that the study names and that gave no label.
         nulls: null arms, each to the baseline that it is; they are no builds.
+        mixed_up: cells on another engine than their baseline, which does not run there: format and engine in one delta.
         order: the cells of the study in its order; the matrix's own order where it is empty.
         seed: of the bootstrap.
     """
@@ -64,6 +65,7 @@ class Evidence:
     baselines: frozenset[CellId] = frozenset()
     idle_judges: tuple[str, ...] = ()
     nulls: Mapping[CellId, CellId] = field(default_factory=dict)
+    mixed_up: Mapping[CellId, str] = field(default_factory=dict)
     order: tuple[CellId, ...] = ()
     seed: int = 42
 
@@ -150,6 +152,7 @@ def decide(
         dequantized=evidence.dequantized,
         baselines=evidence.baselines,
         idle_judges=evidence.idle_judges,
+        mixed_up=evidence.mixed_up,
         order=evidence.order,
         noise=noise,
     )

@@ -40,6 +40,7 @@ class Judged:
     dequantized: Mapping[CellId, str]
     baselines: frozenset[CellId]
     idle_judges: tuple[str, ...]
+    mixed_up: Mapping[CellId, str]
     order: tuple[CellId, ...]
     noise: tuple[Noise, ...] | None
 
@@ -182,6 +183,10 @@ def _notes(judged: Judged) -> Iterator[str]:
         yield f"{cell} has the same weights as {quant}: it was run once and is counted once."
     for cell, why in judged.failed.items():
         yield f"{cell} did not run: {why}"
+    for cell, doubt in judged.findings.lineage.items():
+        yield f"{cell}: {doubt}."
+    for cell, engine in judged.mixed_up.items():
+        yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
     yield from _nothing_found(judged)
 
 

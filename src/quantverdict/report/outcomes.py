@@ -9,6 +9,7 @@ from quantverdict.matrix.noise import ALL
 from quantverdict.report import formats
 from quantverdict.report.bundle import BundleView, CsvRow
 from quantverdict.report.ledger import Cite, Sentence
+from quantverdict.report.origins import engines, origins
 from quantverdict.report.tables import Grid
 
 SIGNS = {"non_inferior": "\N{CHECK MARK}", "inferior": "\N{MULTIPLICATION X}", "not_resolvable": "?"}
@@ -22,16 +23,21 @@ class Outcomes:
         gated: every gated metric of every build.
         differing: builds that the other kind of rules would treat otherwise.
         noise: how many scores of the null arms changed.
+        origins: proofs that builds may be compared.
+        engines: effects of engines and of formats.
     """
 
     gated: Grid
     differing: Grid
     noise: Grid
+    origins: Grid
+    engines: Grid
 
 
 def outcomes(bundle: BundleView) -> Outcomes:
     """All of them empty for a bundle without samples."""
-    return Outcomes(_gated(bundle.tables.get("paired", ())), _differing(bundle), _noise(bundle))
+    gated = _gated(bundle.tables.get("paired", ()))
+    return Outcomes(gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle))
 
 
 def _gated(rows: Sequence[CsvRow]) -> Grid:

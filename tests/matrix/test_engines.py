@@ -1,0 +1,50 @@
+"""Engine effect and format effect are told apart where the baseline runs on both engines, and marked where not."""
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.engines import COLUMNS, Elsewhere, engines_table, mixed_up
+from quantverdict.matrix.grid import grids, scores_frame
+from quantverdict.records import CellId, Score
+
+BASE, ANCHOR, BUILD, LOST = (CellId("m", quant) for quant in ("FP16", "FP16-hf", "AWQ", "Q8_0-vllm"))
+
+
+def samples(**arms):
+    cells = {"base": BASE, "anchor": ANCHOR, "build": BUILD, "lost": LOST}
+    return grids(
+        scores_frame(
+            Score(*cells[name], "t", f"s{at:03d}", "refusal_rate", value)
+            for name, values in arms.items()
+            for at, value in enumerate(values)
+        )
+    )
+
+
+CASES = {
+    ANCHOR: Elsewhere(ANCHOR, "transformers", BASE, ANCHOR),
+    BUILD: Elsewhere(BUILD, "transformers", BASE, ANCHOR),
+    LOST: Elsewhere(LOST, "vllm", BASE, None),
+}
+
+
+def rows(table):
+    return [dict(zip(COLUMNS, row, strict=True)) for row in table.rows]
+
+
+def test_the_two_effects_add_up_to_the_delta():
+    """The engine loses 1 of 10 refusals and the format 2 more; against the baseline the build has lost 3."""
+    given = samples(base=[1.0] * 10, anchor=[0.0] + [1.0] * 9, build=[0.0] * 3 + [1.0] * 7)
+    found = rows(engines_table(given, CASES, StatisticsConfig(), 42))
+    said = [(row["quant"], row["effect"], row["against"], row["lost"], row["gained"], row["delta_pp"]) for row in found]
+    assert said == [("FP16-hf", "engine", "FP16", 1, 0, -10), ("AWQ", "format", "FP16-hf", 2, 0, -20)]
+    assert all(row["ci_lo_pp"] < row["delta_pp"] < row["ci_hi_pp"] for row in found)
+    assert {row["interval_kind"] for row in found} == {"tango"}
+
+
+def test_a_delta_across_engines_without_a_baseline_there_is_marked_and_has_no_effect():
+    given = samples(base=[1.0] * 4, lost=[0.0] * 4)
+    assert engines_table(given, {LOST: CASES[LOST]}, StatisticsConfig(), 42).rows == ()
+    assert mixed_up(CASES) == {LOST: "vllm"}
+
+
+def test_without_samples_there_is_no_effect():
+    assert engines_table(None, CASES, StatisticsConfig(), 42).rows == ()

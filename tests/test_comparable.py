@@ -1,0 +1,142 @@
+"""What is not the baseline's is not compared, unless the study waives it by name; a proof is made once."""
+
+from dataclasses import replace
+
+import pytest
+
+from quantverdict import comparable
+from quantverdict.artifacts import lineage
+from quantverdict.artifacts.builds import Build, Proof, as_json, from_json
+from quantverdict.collect.prompts import Plan
+from quantverdict.comparable import doubts, prove, refuse_mismatches
+from quantverdict.config import Study
+from quantverdict.errors import ArtifactError
+from quantverdict.records import Artifact, CellId, Prompt
+
+STUDY = {
+    "study": "s",
+    "models": [
+        {"name": "m", "family": "F", "source": {"path": "m.gguf"}, "baseline": "FP16", "variants": ["FP16", "Q8_0"]}
+    ],
+    "tasks": ["starter_qa"],
+}
+PLAN = Plan((Prompt("t", "0", "hello", None, "sha"),), ((0,),), {})
+
+
+def artifact(name, **changes):
+    values = dict.fromkeys(Artifact.__slots__) | {
+        "path": f"{name}.gguf", "sha256": name, "weights_sha256": name, "tokenizer_sha256": "tok", "format": "gguf",
+        "tensor_types": {}, "fallbacks": {}, "special_tokens": {},
+    }  # fmt: skip
+    return Artifact(**values | changes)
+
+
+BASE = Build(CellId("m", "FP16"), "F", None, is_baseline=True, backend="llamacpp", artifact=artifact("FP16"))
+Q8 = Build(CellId("m", "Q8_0"), "F", None, is_baseline=False, backend="llamacpp", artifact=artifact("Q8_0"))
+
+
+def study(**changes):
+    return Study.model_validate(STUDY | changes)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Lineage as a test states it; how often it was asked."""
+    state = {"verdict": "same", "calls": 0}
+
+    def compare(baseline, variant):
+        state["calls"] += 1
+        return lineage.Lineage(str(baseline), str(variant), state["verdict"], "as stated", (), 0.01)
+
+    monkeypatch.setattr(lineage, "compare", compare)
+    return state
+
+
+def proved(*builds, given=None, known=None):
+    return prove(given or study(), builds, {"m": PLAN}, known or {})
+
+
+def test_a_build_of_the_baseline_is_proved_and_runs(said):
+    base, build = proved(BASE, Q8)
+    assert base.proofs == ()
+    assert [(proof.check, proof.verdict) for proof in build.proofs] == [("lineage", "same"), ("prompt", "same")]
+    refuse_mismatches([base, build])
+    assert doubts([base, build]) == {}
+
+
+def test_a_build_of_another_model_stops_the_run_and_says_how_to_waive_it(said):
+    said["verdict"] = "different"
+    builds = proved(BASE, Q8)
+    with pytest.raises(
+        ArtifactError, match=r"Q8_0\.gguf: m/Q8_0 cannot be compared.*lineage: as stated.*waivers: \["
+    ) as e:
+        refuse_mismatches(builds)
+    assert "\n" not in str(e.value)
+
+
+def test_a_waiver_names_cell_check_and_reason_and_stays_visible(said):
+    said["verdict"] = "different"
+    waived = study(waivers=({"cell": "m/Q8_0", "check": "lineage", "reason": "our own merge"},))
+    builds = proved(BASE, Q8, given=waived)
+    refuse_mismatches(builds)
+    assert doubts(builds) == {Q8.cell: "lineage differs: as stated (waived: our own merge)"}
+    other = study(waivers=({"cell": "m/Q8_0", "check": "prompt", "reason": "x"},))
+    with pytest.raises(ArtifactError):
+        refuse_mismatches(proved(BASE, Q8, given=other))
+
+
+def test_what_cannot_be_told_runs_and_is_doubted(said):
+    (_, build) = proved(BASE, replace(Q8, artifact=None, backend="server"))
+    refuse_mismatches([build])
+    assert doubts([build])[Q8.cell].startswith("lineage is not proved: the file of the build is not on this machine")
+    assert said["calls"] == 0
+
+
+def test_a_proof_is_kept_with_the_files_it_is_of(said):
+    builds = proved(BASE, Q8)
+    stored = from_json(as_json(builds))
+    assert stored == builds
+    known = {build.cell: build.proofs for build in stored}
+    assert proved(BASE, Q8, known=known) == builds
+    assert said["calls"] == 1
+    proved(BASE, replace(Q8, artifact=artifact("Q8_0", sha256="other", weights_sha256="other")), known=known)
+    assert said["calls"] == 2
+
+
+def test_twins_null_arms_and_recorded_answers_have_nothing_to_prove(said):
+    free = [replace(Q8, twin_of="FP16"), replace(Q8, null=1), replace(Q8, backend="replay", artifact=None)]
+    for build in free:
+        assert proved(BASE, build)[1].proofs == ()
+
+
+def test_other_tokens_on_another_engine_are_a_mismatch(said, monkeypatch):
+    class Letters:
+        def __init__(self, shift):
+            self.shift = shift
+
+        def ids(self, prompt):
+            return tuple(ord(letter) + self.shift for letter in prompt.text)
+
+        def piece(self, token):
+            return chr(token)
+
+    monkeypatch.setattr(
+        "quantverdict.backends.open.open_tokenizer", lambda kind, path: Letters(int(kind == "transformers"))
+    )
+    builds = proved(BASE, replace(Q8, backend="transformers"))
+    proof = builds[1].proofs[1]
+    assert (proof.verdict, proof.reason) == ("different", "t/0: token 0 is 'h' to the baseline and 'i' here")
+    with pytest.raises(ArtifactError, match="prompt: t/0"):
+        refuse_mismatches(builds)
+
+
+def test_a_proof_of_an_older_recipe_is_made_again(said, monkeypatch):
+    builds = proved(BASE, Q8)
+    monkeypatch.setattr(comparable, "_RECIPE", "next")
+    proved(BASE, Q8, known={build.cell: build.proofs for build in builds})
+    assert said["calls"] == 2
+
+
+def test_a_stored_proof_keeps_its_details():
+    proof = Proof("lineage", "same", "why", "key", None, ({"name": "tokenizer"},))
+    assert from_json(as_json((replace(Q8, proofs=(proof,)),)))[0].proofs == (proof,)
