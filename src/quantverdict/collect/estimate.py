@@ -12,6 +12,7 @@ from quantverdict.artifacts.sources import resolve
 from quantverdict.backends.base import Backend, Decoding
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.prompts import Plan
+from quantverdict.collect.prospects import ASSUMED_DISCORDANCE, ASSUMED_RATE, Observed, Prospects
 from quantverdict.config import Model, Study
 from quantverdict.records import Response
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
@@ -20,10 +21,6 @@ from quantverdict.tasks.catalog import Task
 SAMPLE_PROMPTS = 16
 SAMPLE_TOKENS = 32
 """A short measurement: so many prompts, spread over the study, at most so many tokens each."""
-
-ASSUMED_DISCORDANCE = 0.1
-ASSUMED_RATE = 0.5
-"""Without an earlier run: one pair in ten differs, and rates are where their spread is largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +106,7 @@ class StudyEstimate:
     basis: str
     tasks: tuple[TaskEstimate, ...]
     detectable: Detectables
+    prospects: Prospects
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -126,7 +124,7 @@ class StudyEstimate:
             f"{'task':26}{'prompts':>8}{'tokens an answer':>18}{'limit':>7}",
         ]
         tasks = [f"{t.task:26}{t.prompts:>8}{t.output_tokens:>18.0f}{t.max_new_tokens:>7}" for t in self.tasks]
-        return [*head, *tasks, "", *self.detectable.lines()]
+        return [*head, *tasks, "", *self.detectable.lines(), "", *self.prospects.lines()]
 
 
 def _row(found: Detectable) -> str:
@@ -180,13 +178,11 @@ def measured_speed(plan: Plan, open_backend: Callable[[], Backend]) -> Speed:
     return Speed(means, rate, f"from {len(sample)} prompts timed just now")
 
 
-def detectable_differences(
-    tasks: Sequence[Task], power: float, observed: Mapping[str, tuple[float, float]]
-) -> Detectables:
+def detectable_differences(tasks: Sequence[Task], power: float, observed: Mapping[str, Observed]) -> Detectables:
     """What each rate of the study can show.
 
     Args:
-        observed: metric to (baseline's rate, share of pairs that differ) of an earlier run; empty to assume them.
+        observed: by metric, of an earlier run; empty to assume rates and differing pairs.
     """
     n: Counter[str] = Counter()
     clusters: dict[str, set[str]] = defaultdict(set)
@@ -219,8 +215,9 @@ NOMINAL_BITS: Mapping[str, float] = {
 }  # fmt: skip
 
 
-def _detectable(metric: str, n: int, clusters: int, power: float, observed: tuple[float, float] | None) -> Detectable:
-    rate, discordance = observed or (ASSUMED_RATE, ASSUMED_DISCORDANCE)
+def _detectable(metric: str, n: int, clusters: int, power: float, observed: Observed | None) -> Detectable:
+    rate = ASSUMED_RATE if observed is None else observed.rate
+    discordance = ASSUMED_DISCORDANCE if observed is None else observed.discordance
     # Items of a cluster may all answer alike: counting clusters is the cautious end.
     paired, unpaired = mde_paired_over(clusters, discordance, power), mde_unpaired(rate, clusters, clusters, power)
     return Detectable(
@@ -268,7 +265,7 @@ def estimate(
     *,
     cells: int,
     disk_bytes: int,
-    detectable: Detectables,
+    shows: tuple[Detectables, Prospects],
 ) -> StudyEstimate:
     """Put an estimate together; an answer of a task whose length is not known is taken to reach its limit."""
     rows = tuple(
@@ -290,5 +287,6 @@ def estimate(
         disk_bytes=disk_bytes,
         basis=speed.basis,
         tasks=rows,
-        detectable=detectable,
+        detectable=shows[0],
+        prospects=shows[1],
     )

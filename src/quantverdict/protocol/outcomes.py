@@ -26,6 +26,7 @@ COLUMNS = (
     "base_model", "quant", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp", "ci_hi_pp", "p_value",
     "p_holm", "null_flip_rate", "margin_pp", "outcome", "n_needed", "mcnemar_midp", "interval_kind", "n_clusters",
     "ungraded", "delta_worst_pp", "delta_best_pp", "p_noninferior", "p_inferior", "p_outcome", "flip_rate", "p_excess",
+    "stopped_after",
 )  # fmt: skip
 
 
@@ -159,9 +160,6 @@ def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | N
             pairs = n_rate((one.lost + one.gained) / one.n, loss, margin, power, level)
         else:
             pairs = n_mean(math.sqrt(gate.variance), loss, margin, power, level)
-            if pairs is not None:
-                # Fewer prompts could not rule out a loss of the margin by rare whole losses, whatever was seen.
-                pairs = max(pairs, math.ceil(math.log(level) / math.log(1 - margin)))
         pairs = None if pairs is None else math.ceil(pairs * gate.design_effect)
         if pairs is not None and pairs > one.n:
             return pairs
@@ -182,6 +180,7 @@ def _values(judged: Judged) -> Iterator[Value]:
     yield from (None, None) if gate is None else (gate.p_noninferior, gate.p_inferior)
     yield judged.p_outcome
     yield from (None, None) if flips is None else (flips.rate, flips.p_excess)
+    yield one.stopped_after
 
 
 def high_to_low(bits: Mapping[CellId, Fraction | None]) -> dict[CellId, int]:

@@ -16,6 +16,8 @@ from quantverdict.stats.paired import constrained_variance
 
 _MOST = 1 << 40
 """Sample sizes beyond this are as good as impossible."""
+_NORMAL = 100_000
+"""Pairs beyond which the normal approximation is exact to all that a sample size is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +185,34 @@ def n_resolved(
         found = outcome_probabilities(n, share, true_loss, margin, alpha)
         return (found.non_inferior if true_loss < margin else found.inferior) >= power
 
-    n = max(1, math.ceil((reach / (margin - true_loss)) ** 2))
-    while n < _MOST and not enough(n):
+    n = max(1, math.ceil(min(reach / (margin - true_loss), _MOST) ** 2))
+    if n > _NORMAL:
+        return n if n < _MOST else None
+    while not enough(n):
         n += max(1, n // 25)
     while n > 1 and enough(n - max(1, n // 25)):
         n -= max(1, n // 25)
-    return n if n < _MOST else None
+    return n
+
+
+def mean_outcome_probabilities(n: int, sd: float, true_loss: float, margin: float, alpha: float = 0.025) -> Chances:
+    """The chance of each outcome of `noninferiority.mean_loss` at n independent pairs whose difference has `sd`.
+
+    By the noncentral t distribution: an approximation, as that test takes skewness out. Where rare prompts that lose
+    everything could be met by none, nothing is `non_inferior`.
+
+    Raises:
+        ValueError: no spread, a margin or level out of range, or no pair.
+    """
+    if n < 1 or not sd > 0 or not 0 < margin < 1 or not 0 < alpha < 0.5:
+        raise ValueError(f"{n} pairs, sd {sd}, margin {margin}, level {alpha}")
+    if n == 1:
+        return Chances(0.0, 0.0, 1.0)
+    shift, bound = (margin - true_loss) * math.sqrt(n) / sd, t_quantile(1 - alpha, n - 1)
+    within, beyond = (_beyond(one, bound, n - 1) for one in (shift, -shift))
+    if (1 - margin) ** n > alpha:
+        within = 0.0
+    return Chances(within, beyond, max(0.0, 1 - within - beyond))
 
 
 def power_continuous(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
@@ -220,6 +244,15 @@ def n_continuous(effect: float, sd: float, power: float = 0.8, alpha: float = 0.
     if effect == 0 or sd <= 0:
         return None
     return _least(lambda n: n >= 2 and power_continuous(effect, sd, n, alpha) >= power)
+
+
+def _beyond(shift: float, bound: float, dof: int) -> float:
+    """Chance that Student's t with noncentrality `shift` is above `bound`, which is above 0."""
+    from scipy.special import nctdtr
+
+    below = float(nctdtr(dof, shift, bound))
+    # Far from the bound the series underflows to NaN, where the answer is plain.
+    return float(shift > bound) if math.isnan(below) else 1 - below
 
 
 def _check(power: float, alpha: float) -> None:
