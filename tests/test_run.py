@@ -314,6 +314,9 @@ def test_plan_says_what_the_study_asks_and_can_show(study, capsys):
     found = {row["metric"]: row for row in planned["detectable"]["metrics"]}
     assert found["refusal_rate"]["n"] == 60
     assert 0 < found["refusal_rate"]["paired_pp"] < found["refusal_rate"]["unpaired_pp"]
+    chances = planned["prospects"]
+    assert chances["level"] == pytest.approx(0.025 / (6 * 3)), "six gated metrics are measured, of three builds"
+    assert all(sum(one["chances"].values()) == pytest.approx(1) for one in chances["metrics"])
 
 
 def test_plan_takes_discordance_from_an_earlier_run(study, capsys):
@@ -321,7 +324,9 @@ def test_plan_takes_discordance_from_an_earlier_run(study, capsys):
     execute(["run", str(study)])
     capsys.readouterr()
     assert execute(["plan", str(study), "--json"]) == 0
-    found = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["detectable"]["metrics"]}
+    planned = json.loads(capsys.readouterr().out)
+    found = {row["metric"]: row for row in planned["detectable"]["metrics"]}
+    assert {row["discordance"] for row in planned["prospects"]["metrics"] if row["metric"] == "refusal_rate"} == {0.05}
     assert found["refusal_rate"]["discordance"] == pytest.approx(6 / 120)
     assert found["refusal_rate"]["rate"] == pytest.approx(54 / 60)
 

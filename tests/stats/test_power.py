@@ -13,12 +13,14 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import power_proportions_2indep
 
 from quantverdict.stats.exact_paired import p_below
+from quantverdict.stats.noninferiority import mean_loss
 from quantverdict.stats.paired import tango_interval
 from quantverdict.stats.power import (
     mde_continuous,
     mde_paired,
     mde_paired_over,
     mde_unpaired,
+    mean_outcome_probabilities,
     n_continuous,
     n_noninferior,
     n_paired,
@@ -217,3 +219,28 @@ def test_what_cannot_be_planned_is_refused():
     for arguments in ((0, 0.1, 0.0, 0.05), (10, 1.1, 0.0, 0.05), (10, 0.1, 2.0, 0.05), (10, 0.1, 0.0, 1.0)):
         with pytest.raises(ValueError):
             outcome_probabilities(*arguments)
+
+
+@pytest.mark.parametrize(("n", "loss", "sd"), [(30, 0.0, 0.1), (60, 0.0, 0.2), (150, 0.0, 0.15), (150, 0.1, 0.15)])
+def test_chances_of_a_mean_are_those_of_simulated_differences(n, loss, sd):
+    """Within 5 points, at 2.5 % and at a tenth of it; 30 pairs cannot rule out rare whole losses, so none passes."""
+    draw = np.random.default_rng(n)
+    found = [mean_loss(draw.normal(loss, sd, n), 0.05) for _ in range(800)]
+    for alpha in (0.025, 0.0025):
+        planned = mean_outcome_probabilities(n, sd, loss, 0.05, alpha)
+        assert np.mean([one.p_noninferior <= alpha for one in found]) == pytest.approx(planned.non_inferior, abs=0.05)
+        assert np.mean([one.p_inferior <= alpha for one in found]) == pytest.approx(planned.inferior, abs=0.05)
+        assert planned.not_resolvable == pytest.approx(1 - planned.non_inferior - planned.inferior)
+
+
+def test_chances_of_a_mean_at_their_ends():
+    assert mean_outcome_probabilities(1, 0.1, 0.0, 0.05).not_resolvable == 1
+    assert mean_outcome_probabilities(10_000, 0.001, 0.0, 0.05).non_inferior == 1
+    assert mean_outcome_probabilities(10_000, 0.001, 0.1, 0.05).inferior == 1
+    with pytest.raises(ValueError, match="sd 0"):
+        mean_outcome_probabilities(10, 0, 0.0, 0.05)
+
+
+def test_a_planned_n_of_millions_is_that_of_the_normal_approximation():
+    assert n_resolved(0.1, 0.0, 0.001) == n_noninferior(0.001, 0.1)
+    assert n_resolved(0.1, 0.0499999999, 0.05) is None, "as good as the margin"

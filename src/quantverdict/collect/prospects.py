@@ -134,8 +134,10 @@ def prospects(tasks: Sequence[Task], gating: Gating, observed: Mapping[str, Obse
         basis.append("differing pairs and clusters as in the earlier run")
     if any(metric not in observed for metric in measured):
         where = " where that has none" if basis else ""
-        basis.append(f"assuming{where} that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, that means spread as much, "
-                     "and that a cluster answers as one")  # fmt: skip
+        basis.append(
+            f"assuming{where} that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, that means spread as much, and "
+            "that a cluster answers as one"
+        )
     family = f"the first step of Holm over {len(measured)} metrics x {gating.builds} builds; later steps are easier"
     missing = tuple(metric for metric in gating.required if metric not in asked)
     return Prospects(level, gating.power, (family, *basis), tuple(found), missing)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quantverdict.stats.distributions import normal_cdf, normal_quantile, t_quantile
 from quantverdict.stats.exact_paired import chance, most_lost
@@ -161,6 +162,7 @@ def outcome_probabilities(n: int, discordance: float, true_loss: float, margin: 
     return Chances(within, beyond, max(0.0, 1 - within - beyond))
 
 
+@lru_cache(maxsize=1 << 10)
 def n_resolved(
     discordance: float, true_loss: float, margin: float, power: float = 0.8, alpha: float = 0.025
 ) -> int | None:
