@@ -25,6 +25,8 @@ LAYERS = [
     {"asking"},
     {"stages"},
     {"verification"},
+    {"gating"},
+    {"differences"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

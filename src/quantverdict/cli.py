@@ -10,14 +10,67 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantverdict.errors import ExitCode, QuantverdictError
 
+if TYPE_CHECKING:
+    from quantverdict.protocol.gate import Gate
+
 Existing = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+
+gate_reports = (
+    click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT."),
+    click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
+    click.option("--summary", type=Existing, help="Add a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
+)
+gate_options = (
+    click.option(
+        "--gate", "wanted", is_flag=True, help="Exit 0 accepted, 3 rejected, 4 not measured, 5 not resolvable."
+    ),
+    click.option("--gate-policy", "gate_policy", help="The gate's policy (YAML): margins, floors, waivers."),
+    *gate_reports,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gating:
+    """The options of a gate."""
+
+    wanted: bool
+    gate_policy: str | None
+    build: str | None
+    junit: Path | None
+    summary: Path | None
+
+    def read(self, study: Path | None = None) -> None:
+        """Refuse a gate that cannot be asked, before anything runs; `study` is what will run."""
+        from quantverdict import pipeline
+
+        if self.wanted:
+            pipeline.read_gate(self.gate_policy, self.build, study)
+        elif any((self.gate_policy, self.build, self.junit, self.summary)):
+            raise click.UsageError("--gate-policy, --build, --junit and --summary go with --gate")
+
+
+def gated(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a gate, as one argument `gating`."""
+
+    @wraps(command)
+    def call(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
+        gating = Gating(*(options.pop(name) for name in Gating.__slots__))
+        command(**options, gating=gating)
+
+    for option in reversed(gate_options):
+        call = option(call)
+    return call
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,13 +83,15 @@ def commands() -> None:
 @click.argument("study", type=Existing)
 @click.option("--out", type=Existing, help="The bundle to write or to resume; bundles/STUDY if not given.")
 @click.option("--task-dir", help="Where the study's task files are, instead of its own task_dir.")
+@gated
 @json_option
-def run(study: Path, out: Path | None, task_dir: str | None, as_json: bool) -> None:
+def run(study: Path, out: Path | None, *, task_dir: str | None, gating: Gating, as_json: bool) -> None:
     """Run a study: the whole pipeline. Run it again to resume."""
     from quantverdict import pipeline
 
+    gating.read(study)
     bundle = pipeline.run(study, out, task_dir=task_dir)
-    show_decision(bundle, as_json)
+    show_decision(bundle, as_json, gating)
 
 
 @commands.command()
@@ -73,18 +128,22 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV) instead of a bundle.")
 @click.option("--out", type=Existing, help="With --matrix: the bundle to write.")
 @click.option("--policy", help="A policy by name, or its YAML file; the bundle's own if not given.")
+@gated
 @json_option
-def analyze(bundle: Path | None, matrix: Path | None, out: Path | None, policy: str | None, as_json: bool) -> None:
+def analyze(
+    bundle: Path | None, matrix: Path | None, out: Path | None, *, policy: str | None, gating: Gating, as_json: bool
+) -> None:
     """Decide from stored scores, or from a finished matrix."""
     from quantverdict import pipeline
 
     if (bundle is None) == (matrix is None) or (matrix is not None and out is None):
         raise click.UsageError("give a BUNDLE, or --matrix FILE with --out BUNDLE")
+    gating.read()
     if matrix is not None and out is not None:
         done = pipeline.analyze_matrix(matrix, out, policy or "quantverdict")
     elif bundle is not None:
         done = pipeline.analyze(bundle, policy)
-    show_decision(done, as_json)
+    show_decision(done, as_json, gating)
 
 
 @commands.command()
@@ -97,6 +156,40 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
 
     paths = pipeline.report(bundle, profile)
     show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@click.option("--policy", help="The gate's policy (YAML): margins, floors, waivers; or a policy by name.")
+@gate_reports[0]
+@gate_reports[1]
+@gate_reports[2]
+@json_option
+def gate(
+    bundle: Path, policy: str | None, build: str | None, *, junit: Path | None, summary: Path | None, as_json: bool
+) -> None:
+    """Exit 0 where every build of a bundle is accepted, 3 rejected, 4 not measured, 5 not resolvable."""
+    from quantverdict.report.summary import gate_json, gate_lines
+
+    found = through_gate(bundle, Gating(True, policy, build, junit, summary))
+    show(gate_json(found), lambda: gate_lines(found), as_json)
+    raise click.exceptions.Exit(found.exit_code)
+
+
+@commands.command()
+@click.argument("one", type=Existing)
+@click.argument("two", type=Existing)
+@click.option("--exit-code", is_flag=True, help="Exit 3 where a verdict changed.")
+@json_option
+def diff(one: Path, two: Path, exit_code: bool, as_json: bool) -> None:
+    """Say what changed from bundle ONE to bundle TWO of the same study: verdicts, deltas, answers, engines."""
+    from quantverdict import pipeline
+    from quantverdict.report import differences
+
+    found = pipeline.diff(one, two)
+    show(differences.as_json(found), lambda: differences.lines(found), as_json)
+    if exit_code and found.verdicts:
+        raise click.exceptions.Exit(ExitCode.REJECTED)
 
 
 @commands.command()
@@ -195,14 +288,40 @@ def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> Non
     print(json.dumps(document, ensure_ascii=False, indent=2) if as_json else "\n".join(lines()))
 
 
-def show_decision(bundle: Path, as_json: bool) -> None:
-    """Print a bundle's decision: the document, or the table and where the report is."""
+def show_decision(bundle: Path, as_json: bool, gating: Gating | None = None) -> None:
+    """Print a bundle's decision: the document, or the table and where the report is; then the gate, where wanted."""
+    found = through_gate(bundle, gating) if gating is not None and gating.wanted else None
     if as_json:
-        print((bundle / "decision.json").read_text(encoding="utf-8"))
-        return
-    from quantverdict.report.terminal import print_decision
+        print_document(bundle, found)
+    else:
+        from quantverdict.report.terminal import print_decision
 
-    print_decision(bundle)
+        print_decision(bundle)
+    if found is not None:
+        from quantverdict.report.summary import gate_lines
+
+        if not as_json:
+            print("\n".join(gate_lines(found)))
+        raise click.exceptions.Exit(found.exit_code)
+
+
+def print_document(bundle: Path, found: Gate | None) -> None:
+    """`decision.json` as it is, with the gate under the key `gate` where there is one."""
+    text = (bundle / "decision.json").read_text(encoding="utf-8")
+    if found is not None:
+        from quantverdict.report.summary import gate_json
+
+        text = json.dumps({**json.loads(text), "gate": gate_json(found)}, ensure_ascii=False, indent=2)
+    print(text)
+
+
+def through_gate(bundle: Path, gating: Gating) -> Gate:
+    """The verdicts on a bundle as of today, in UTC; JUnit and summary are written."""
+    from quantverdict import pipeline
+
+    asked = pipeline.read_gate(gating.gate_policy, gating.build)
+    today = datetime.now(UTC).date()
+    return pipeline.gate(bundle, asked, today, junit=gating.junit, summary=gating.summary)
 
 
 def execute(arguments: list[str]) -> int:

@@ -6,7 +6,9 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.asking import ask, make_builds
@@ -20,6 +22,11 @@ from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_stud
 from quantverdict.errors import ArtifactError, BundleError
 from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import decide, forecast, grade, render, samples_of, summarise
+
+if TYPE_CHECKING:
+    from quantverdict.protocol.differences import Differences
+    from quantverdict.protocol.gate import Gate
+    from quantverdict.protocol.gate_policy import GatePolicy
 
 
 def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = None) -> Path:
@@ -134,6 +141,54 @@ def refuse_unfinished(bundle: Bundle, *names: str) -> None:
     """
     if not any(bundle.path(name).exists() for name in names):
         raise BundleError(f"{bundle.root}: holds no {' or '.join(names)}; bring the run that made it to its end first")
+
+
+def read_gate(policy: str | None, build: str | None = None, study_file: Path | None = None) -> GatePolicy:
+    """What a gate asks for, before anything runs.
+
+    Args:
+        policy: a YAML file, or a policy by its name; none asks for no more than was decided.
+        build: BASE/QUANT, the only one to gate.
+        study_file: the study whose builds are gated, where it is not yet run.
+
+    Raises:
+        StudyError: with file, line and key; or builds that the study has not.
+    """
+    from quantverdict.gating import load_gate, refuse_strange
+
+    asked = load_gate(policy, build)
+    if study_file is not None:
+        refuse_strange(asked, load_study(study_file))
+    return asked
+
+
+def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = None, summary: Path | None = None) -> Gate:
+    """A finished bundle through a gate; the bundle is not changed.
+
+    Args:
+        today: a waiver that expired before it does not hold.
+        junit, summary: files to write; the summary is added to its file.
+
+    Raises:
+        StudyError: the gate's policy does not fit the bundle.
+        BundleError: the bundle is not finished, or was changed since.
+    """
+    from quantverdict.gating import gate_bundle, write_reports
+
+    found = gate_bundle(path, asked, today)
+    write_reports(found, junit, summary)
+    return found
+
+
+def diff(one: Path, two: Path) -> Differences:
+    """What changed from one bundle of a study to another.
+
+    Raises:
+        BundleError: a bundle is not finished, or they are not of the same study, tasks and prompts.
+    """
+    from quantverdict.differences import compare
+
+    return compare(one, two)
 
 
 def verify(path: Path) -> list[str]:

@@ -1,0 +1,113 @@
+"""A bundle through a gate: decided again where the gate has margins of its own, and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from quantverdict.collect.files import saving, sha256_of, write_whole
+from quantverdict.collect.manifest import Bundle
+from quantverdict.config import Study
+from quantverdict.errors import BundleError, StudyError
+from quantverdict.matrix.columns import read_matrix
+from quantverdict.policy import POLICIES, Policy
+from quantverdict.protocol.gate import Gate, gate
+from quantverdict.protocol.gate_policy import GatePolicy
+from quantverdict.stages import decide, samples_of
+from quantverdict.verification import Rehearsal
+from quantverdict.yaml_file import load_yaml
+
+READ = ("decision.json", "matrix.csv", "scores.parquet")
+"""What a gate rests on."""
+
+
+def load_gate(name_or_file: str | None, build: str | None = None) -> GatePolicy:
+    """A gate's policy: from a YAML file, or a policy by its name; the one that asks for nothing more where not given.
+
+    Args:
+        name_or_file: a YAML file of `GatePolicy`, or one of the policies of a decision.
+        build: BASE/QUANT, in place of the builds that it names.
+
+    Raises:
+        StudyError: with file, line and key.
+    """
+    if name_or_file is None:
+        asked = GatePolicy()
+    elif name_or_file in POLICIES:
+        asked = GatePolicy(policy=POLICIES[name_or_file])
+    else:
+        asked = load_yaml(Path(name_or_file), GatePolicy)
+    return asked if build is None else asked.model_copy(update={"builds": (build,)})
+
+
+def refuse_strange(asked: GatePolicy, study: Study) -> None:
+    """Refuse, before anything runs, a gate that asks about builds that the study has not.
+
+    Raises:
+        StudyError: naming the first.
+    """
+    cells = [f"{model.name}/{variant.quant}" for model in study.models for variant in model.variants]
+    named = [("builds", name) for name in asked.builds or ()] + [("waivers", one.cell) for one in asked.waivers]
+    for where, name in named:
+        if name not in cells:
+            raise StudyError(f"no build {name}", field=where, expected=f"one of {', '.join(cells)}")
+    asked.rules(study.policy)
+
+
+def gate_bundle(root: Path, asked: GatePolicy, today: date) -> Gate:
+    """The gate over a finished bundle.
+
+    Raises:
+        StudyError: the gate's policy does not fit the bundle.
+        BundleError: the bundle is not finished, or was changed since.
+    """
+    bundle = Rehearsal(root)
+    refuse_unsealed(bundle, READ)
+    document = bundle.read_json("decision.json")
+    try:
+        decided_by = Policy.model_validate(document["policy"])
+    except (ValidationError, TypeError, KeyError) as error:
+        raise BundleError(f"{bundle.path('decision.json')}: holds no policy; analyze the bundle again") from error
+    rules = asked.rules(decided_by)
+    if rules != decided_by:
+        decide(bundle, rules, samples_of(bundle))
+        document = {**bundle.documents["decision.json"], "study": document["study"]}
+    return gate(document, read_matrix(bundle.path("matrix.csv")), asked, today)
+
+
+def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:
+    """Refuse a bundle without a decision, or whose artefacts are not those that it was finished with.
+
+    Raises:
+        BundleError: so it is.
+    """
+    if not bundle.path("decision.json").exists() or bundle.recorded("run").get("finished") is None:
+        raise BundleError(f"{bundle.root}: holds no finished decision; bring the run that made it to its end first")
+    entries = bundle.recorded("artefacts") or {}
+    for name in names:
+        path = bundle.path(name)
+        if name not in entries and not path.exists():
+            continue
+        if not path.exists() or name not in entries or entries[name]["sha256"] != sha256_of(path):
+            raise BundleError(f"{path}: changed since the bundle was finished; analyze the bundle again")
+
+
+def write_reports(found: Gate, junit: Path | None, summary: Path | None) -> None:
+    """JUnit XML, written anew; and the summary, added to its file as GitHub wants it.
+
+    Raises:
+        BundleError: a file cannot be written.
+    """
+    from quantverdict.report.junit import junit_xml
+    from quantverdict.report.summary import summary_markdown
+
+    if junit is not None:
+        write_whole(junit, junit_xml(found).encode())
+    if summary is not None:
+        with saving(summary):
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(summary_markdown(found))

@@ -1,0 +1,125 @@
+"""What changed from one bundle of a study to another: verdicts, deltas, answers, and what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from quantverdict.policy import exact
+from quantverdict.records import CellId
+
+ACTION = "action"
+Cells = Mapping[CellId, Mapping[str, Any]]
+Texts = Mapping[tuple[str, str], str]
+"""The answers of a cell by task and sample."""
+
+
+class Change(NamedTuple):
+    """A value that is another; None where one bundle has none."""
+
+    what: str
+    before: str | None
+    after: str | None
+
+
+class CellChange(NamedTuple):
+    """What was decided otherwise: the action (`ACTION`), or the outcome of a metric."""
+
+    cell: CellId
+    what: str
+    before: str | None
+    after: str | None
+
+
+class DeltaMove(NamedTuple):
+    """A delta that is another, in pp; `moved` is `after - before`, exact, None where one bundle has none."""
+
+    cell: CellId
+    metric: str
+    before: Fraction | None
+    after: Fraction | None
+
+    @property
+    def moved(self) -> Fraction | None:
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+class Answers(NamedTuple):
+    """How many answers of a cell are the same text, and how many prompts only one bundle has an answer to."""
+
+    cell: CellId
+    equal: int
+    changed: int
+    only_one: int
+
+    @property
+    def share(self) -> Fraction | None:
+        """Of the prompts that both answered, those answered otherwise; None where there are none."""
+        both = self.equal + self.changed
+        return Fraction(self.changed, both) if both else None
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """From bundle `one` to bundle `two`.
+
+    Attributes:
+        verdicts: actions and outcomes that changed, cells that only one bundle has among them.
+        moves: deltas of shares that changed, the largest first.
+        answers: of every cell that answered in both.
+        engines, settings: what made the answers, and what the study and its policy say otherwise.
+        cells: how many both bundles have.
+    """
+
+    one: str
+    two: str
+    study: str
+    cells: int
+    verdicts: tuple[CellChange, ...]
+    moves: tuple[DeltaMove, ...]
+    answers: tuple[Answers, ...]
+    engines: tuple[Change, ...]
+    settings: tuple[Change, ...]
+
+
+def changed_verdicts(one: Cells, two: Cells) -> tuple[CellChange, ...]:
+    """Actions and outcomes that are others, in study order."""
+    found = []
+    for cell in dict.fromkeys([*one, *two]):
+        before, after = (dict(_verdicts(cells.get(cell))) for cells in (one, two))
+        found += [CellChange(cell, *change) for change in changes(before, after)]
+    return tuple(found)
+
+
+def _verdicts(told: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """A cell that did not run is decided on too: it is `failed`, or a `twin`."""
+    if told is not None:
+        yield ACTION, told["action"] or told["status"]
+        yield from ((one["metric"], one["outcome"]) for one in told["outcomes"] or ())
+
+
+def moved_deltas(one: Iterable[Mapping[str, str]], two: Iterable[Mapping[str, str]]) -> tuple[DeltaMove, ...]:
+    """Deltas in pp that are others, those that one bundle lacks last; rows of `deltas.csv`."""
+    before, after = (
+        {(CellId(row["base_model"], row["quant"]), row["metric"]): exact(row["delta"]) for row in rows
+         if row["unit"] == "pp"}
+        for rows in (one, two)
+    )  # fmt: skip
+    moves = [DeltaMove(*key, before.get(key), after.get(key)) for key in dict.fromkeys([*before, *after])]
+    different = [move for move in moves if move.before != move.after]
+    return tuple(sorted(different, key=lambda move: (move.moved is None, -abs(move.moved or 0), move.cell)))
+
+
+def compared_answers(cell: CellId, one: Texts, two: Texts) -> Answers:
+    """Text by text."""
+    both = one.keys() & two.keys()
+    equal = sum(one[key] == two[key] for key in both)
+    return Answers(cell, equal, len(both) - equal, len(one.keys() ^ two.keys()))
+
+
+def changes(one: Mapping[str, str], two: Mapping[str, str]) -> tuple[Change, ...]:
+    """Keys with another value."""
+    keys = dict.fromkeys([*one, *two])
+    return tuple(Change(key, one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key))

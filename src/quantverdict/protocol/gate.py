@@ -1,0 +1,289 @@
+"""The gate: the decision and a gate policy into one verdict a build and metric, and what they come to (SPEC 10).
+
+A verdict passes only where something was shown. What was not measured or cannot be told at this n is neither a pass nor
+a rejection, and a waived verdict is shown as waived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from fractions import Fraction
+from typing import Any, Literal
+
+from quantverdict.errors import ExitCode, StudyError
+from quantverdict.matrix.columns import METRICS, baselines
+from quantverdict.matrix.signals import Signals, all_signals
+from quantverdict.policy import Policy
+from quantverdict.protocol.actions import PASSES
+from quantverdict.protocol.gate_policy import DECISION, GatePolicy, GateWaiver
+from quantverdict.records import CellId, Estimate, Matrix, Row
+
+Status = Literal["passed", "failed", "not_measured", "not_resolvable", "waived"]
+Cell = Mapping[str, Any]
+"""A cell of `decision.json`."""
+
+CODES: Mapping[str, ExitCode] = {
+    "failed": ExitCode.REJECTED,
+    "not_measured": ExitCode.NOT_MEASURED,
+    "not_resolvable": ExitCode.NOT_RESOLVABLE,
+}
+"""What a status comes to, the worst first; nothing else stands against a build."""
+NAMES: Mapping[ExitCode, str] = {
+    ExitCode.OK: "accepted",
+    ExitCode.REJECTED: "rejected",
+    ExitCode.NOT_MEASURED: "not_measured",
+    ExitCode.NOT_RESOLVABLE: "not_resolvable",
+}
+OF_OUTCOME: Mapping[str, tuple[Status, str]] = {
+    "non_inferior": ("passed", "a loss of the margin or more is ruled out"),
+    "inferior": ("failed", "worse by more than the margin"),
+    "not_resolvable": ("not_resolvable", "too few prompts to tell"),
+}
+NUMBERS = ("n_pairs", "delta_pp", "ci_lo_pp", "ci_hi_pp", "margin_pp", "n_needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of one metric of one cell.
+
+    Attributes:
+        metric: `gate_policy.DECISION` where the build as a whole is meant.
+        reason: in one line.
+        numbers: of `NUMBERS`, where it was compared in pairs.
+        was: the status that a waiver lifted.
+    """
+
+    cell: CellId
+    metric: str
+    status: Status
+    reason: str
+    numbers: Mapping[str, float | int | None] = field(default_factory=dict)
+    was: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a gate found.
+
+    Attributes:
+        study: its name.
+        policy: the name of the policy that decided.
+        rules: `paired` or `points`.
+        builds: that were gated, in study order; verdicts of baselines are in `verdicts` only.
+        verdicts: floors of the baselines first, then build by build.
+        notes: waivers that do not hold, or that nothing needed.
+    """
+
+    study: str
+    policy: str
+    rules: str
+    builds: tuple[CellId, ...]
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The worst over all verdicts; with no build gated nothing was measured."""
+        return worst(self.verdicts) if self.builds else ExitCode.NOT_MEASURED
+
+    def of(self, cell: CellId) -> tuple[Verdict, ...]:
+        return tuple(one for one in self.verdicts if one.cell == cell)
+
+    @property
+    def cells(self) -> tuple[CellId, ...]:
+        """Every cell that has a verdict."""
+        return tuple(dict.fromkeys(one.cell for one in self.verdicts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """What verdicts are read from."""
+
+    cells: Mapping[CellId, Cell]
+    signals: Mapping[CellId, Signals]
+    policy: Policy
+    rules: str
+    margins: tuple[str, ...]
+
+
+def worst(verdicts: Iterable[Verdict]) -> ExitCode:
+    """3 before 4 before 5 before 0; no verdict at all is nothing measured."""
+    found = {one.status for one in verdicts}
+    if not found:
+        return ExitCode.NOT_MEASURED
+    return next((code for status, code in CODES.items() if status in found), ExitCode.OK)
+
+
+def gate(document: Mapping[str, Any], matrix: Matrix, asked: GatePolicy, today: date) -> Gate:
+    """Judge every gated build.
+
+    Args:
+        document: `decision.json`, decided by the policy that `asked` gives.
+        matrix: `matrix.csv`.
+        asked: the gate's policy.
+        today: a waiver that expires before it does not hold.
+
+    Raises:
+        StudyError: a build or a waived cell is not in the bundle.
+    """
+    cells = {CellId(cell["base_model"], cell["quant"]): cell for cell in document["cells"]}
+    policy = Policy.model_validate(document["policy"])
+    signals = {one.cell: one for one in all_signals(matrix, policy)}
+    margins = tuple(metric for metric, margin in asked.margins.items() if margin is not None)
+    bundle = _Bundle(cells, signals, policy, document["rules"], margins)
+    builds = _chosen(asked, cells)
+    verdicts = [*_floors(asked, baselines(matrix), bundle, dict.fromkeys(cell.base_model for cell in builds))]
+    for cell in builds:
+        verdicts += _of_build(cell, bundle)
+    judged, notes = _waive(verdicts, asked.waivers, cells, today)
+    return Gate(document["study"], policy.name, bundle.rules, builds, judged, notes)
+
+
+def _chosen(asked: GatePolicy, cells: Mapping[CellId, Cell]) -> tuple[CellId, ...]:
+    if asked.builds is None:
+        return tuple(cell for cell, told in cells.items() if not told["is_baseline"])
+    return tuple(_known(name, cells, "builds") for name in dict.fromkeys(asked.builds))
+
+
+def _known(name: str, cells: Iterable[CellId], where: str) -> CellId:
+    found = next((cell for cell in cells if str(cell) == name), None)
+    if found is None:
+        raise StudyError(f"no build {name}", field=where, expected=f"one of {', '.join(map(str, cells))}")
+    return found
+
+
+# Floors: two equally bad arms must not pass
+
+
+def _floors(asked: GatePolicy, base: Mapping[str, Row], bundle: _Bundle, models: Iterable[str]) -> Iterator[Verdict]:
+    for model in models:
+        cell = base[model].cell if model in base else _baseline(model, bundle.cells)
+        for metric, floor in asked.floors.items():
+            row = base.get(model)
+            yield _floor(cell, metric, None if row is None else row.metrics.get(metric), floor)
+
+
+def _baseline(model: str, cells: Mapping[CellId, Cell]) -> CellId:
+    """That of a base model without a row of it."""
+    return next((cell for cell, told in cells.items() if cell.base_model == model and told["is_baseline"]),
+                CellId(model, "baseline"))  # fmt: skip
+
+
+def _floor(cell: CellId, metric: str, estimate: Estimate | None, floor: Fraction) -> Verdict:
+    """A share against a percentage, exactly: at the floor is a pass."""
+    if estimate is None:
+        return Verdict(cell, metric, "not_measured", f"the baseline {cell} has no {metric} to hold against its floor")
+    share, more = 100 * estimate.value, METRICS[metric].higher_is_better
+    counted = "" if estimate.k is None else f" ({estimate.k} of {estimate.n})"
+    said = f"the baseline {cell} has {float(share):.2f} %{counted}"
+    limit = f"at {'least' if more else 'most'} {float(floor):g} %"
+    if share >= floor if more else share <= floor:
+        return Verdict(cell, metric, "passed", f"{said}, {limit} as is asked")
+    return Verdict(cell, metric, "failed", f"{said} where {limit} is asked: no build is good that is as good as that")
+
+
+# Builds
+
+
+def _of_build(cell: CellId, bundle: _Bundle) -> list[Verdict]:
+    told = bundle.cells[cell]
+    if told["status"] == "twin":
+        return _of_twin(cell, told["twin_of"], bundle)
+    if told["status"] != "ok":
+        return [Verdict(cell, DECISION, "not_measured", f"it did not run: {told['failure']}")]
+    if told["is_baseline"]:
+        return [Verdict(cell, DECISION, "passed", "the baseline")]
+    if bundle.rules == "points":
+        return [_by_points(cell, bundle), *_metrics(cell, bundle.margins, bundle)]
+    return _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
+
+
+def _of_twin(cell: CellId, quant: str, bundle: _Bundle) -> list[Verdict]:
+    """The same weights were run under another name, and these are its verdicts."""
+    found = _of_build(CellId(cell.base_model, quant), bundle)
+    return [replace(one, cell=cell, reason=f"same weights as {quant}: {one.reason}") for one in found]
+
+
+def _wanted(cell: CellId, bundle: _Bundle) -> tuple[str, ...]:
+    """The metrics that the policy demands, and the gated ones that any build of the base model has."""
+    found = (
+        one["metric"]
+        for other, told in bundle.cells.items()
+        if other.base_model == cell.base_model
+        for one in told["outcomes"] or ()
+    )
+    return tuple(dict.fromkeys([*bundle.policy.demanded, *found]))
+
+
+def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[Verdict]:
+    outcomes = {one["metric"]: one for one in bundle.cells[cell]["outcomes"] or ()}
+    return [
+        _of_outcome(cell, outcomes[metric]) if metric in outcomes else Verdict(
+            cell, metric, "not_measured", "no prompt that both it and the baseline have a grade for"
+        )
+        for metric in wanted
+    ]  # fmt: skip
+
+
+def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> Verdict:
+    status, words = OF_OUTCOME[one["outcome"]]
+    seen = f"{one['delta_pp']:+.2f} pp of {one['n_pairs']} pairs, margin {one['margin_pp']:g} pp"
+    needs = f"; {one['n_needed']} would do" if one["n_needed"] else ""
+    return Verdict(cell, one["metric"], status, f"{words}: {seen}{needs}", {name: one[name] for name in NUMBERS})
+
+
+def _decided(cell: CellId, told: Cell, verdicts: list[Verdict]) -> list[Verdict]:
+    """A build whose verdicts all pass, while nothing was tested or its action is no pass, does not pass."""
+    if told["action"] in PASSES and verdicts:
+        return verdicts
+    if told["action"].startswith("reject_") and worst(verdicts) is not ExitCode.REJECTED:
+        return [Verdict(cell, DECISION, "failed", _action(told)), *verdicts]
+    if not verdicts:
+        return [Verdict(cell, DECISION, "not_measured", "no gated metric was measured")]
+    if worst(verdicts) is ExitCode.OK:
+        return [Verdict(cell, DECISION, "not_resolvable", _action(told)), *verdicts]
+    return verdicts
+
+
+def _by_points(cell: CellId, bundle: _Bundle) -> Verdict:
+    """By thresholds on deltas. What they neither accept nor reject was not measured, or measured and left open."""
+    told, signals = bundle.cells[cell], bundle.signals[cell]
+    if told["action"].startswith("reject_"):
+        return Verdict(cell, DECISION, "failed", _action(told))
+    if told["action"] in PASSES:
+        least = told["refusal_mde_pp"]
+        seen = "" if least is None else f"; the smallest drop of refusals that could be seen is {least:.1f} pp"
+        return Verdict(cell, DECISION, "passed", f"{_action(told)}{seen}")
+    known = [signals.quality, *(delta for _, delta in signals.drifts)]
+    return Verdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(told))
+
+
+def _action(told: Cell) -> str:
+    return f"{told['action']}: {told['action_reason']}"
+
+
+# Waivers
+
+
+def _waive(
+    verdicts: Sequence[Verdict], waivers: Sequence[GateWaiver], cells: Iterable[CellId], today: date
+) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
+    """The verdicts with those that a waiver lifts, and what is to say about waivers that lift none."""
+    judged = {(str(one.cell), one.metric): one for one in verdicts}
+    notes = []
+    for waiver in waivers:
+        _known(waiver.cell, list(cells), "waivers")
+        key = (waiver.cell, waiver.metric)
+        one = judged.get(key)
+        if waiver.expires < today:
+            notes.append(f"{waiver} expired on {waiver.expires}, so it is refused: {waiver.reason}")
+        elif one is None:
+            notes.append(f"{waiver}: not gated here")
+        elif one.status in CODES:
+            lifted = f"waived until {waiver.expires}: {waiver.reason} ({one.status}: {one.reason})"
+            judged[key] = replace(one, status="waived", reason=lifted, was=one.status)
+        elif one.status == "passed":
+            notes.append(f"{waiver} is not needed: it passes")
+    return tuple(judged.values()), tuple(notes)

@@ -1,0 +1,90 @@
+"""What changed between two bundles, as lines and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from quantverdict.protocol.differences import ACTION, CellChange, Change, DeltaMove, Differences
+from quantverdict.records import CellId
+from quantverdict.report import formats
+
+SHOWN = 12
+"""So many moved deltas are listed; the JSON has all."""
+
+
+def lines(found: Differences) -> list[str]:
+    """For a person, the verdicts first."""
+    return [" ".join(formats.plain(line).split("\n")) for line in _lines(found)]
+
+
+def _lines(found: Differences) -> Iterator[str]:
+    yield f"{found.study}: {found.one} -> {found.two}, {found.cells} builds in both"
+    yield from _part("verdicts changed", [_verdict(one) for one in found.verdicts])
+    moves = [_move(one) for one in found.moves[:SHOWN]]
+    if len(found.moves) > SHOWN:
+        moves.append(f"and {len(found.moves) - SHOWN} more (--json has all)")
+    yield from _part("deltas moved (pp)", moves)
+    yield from _part("answers changed", [_answers(found, at) for at in range(len(found.answers))])
+    yield from _part("engines and versions", [_change(one) for one in found.engines])
+    yield from _part("settings", [_change(one) for one in found.settings])
+
+
+def _part(title: str, body: Sequence[str]) -> list[str]:
+    return [f"{title}:", *(f"  {line}" for line in body)] if body else [f"{title}: none"]
+
+
+def _verdict(one: CellChange) -> str:
+    what = "" if one.what == ACTION else f" {formats.label(one.what)}"
+    return f"{one.cell}{what}: {_word(one.before)} -> {_word(one.after)}"
+
+
+def _move(one: DeltaMove) -> str:
+    before, after, moved = (formats.delta(value) for value in (one.before, one.after, one.moved))
+    how = "" if one.moved is None else f" ({moved})"
+    return f"{one.cell} {formats.label(one.metric)}: {before} -> {after}{how}"
+
+
+def _answers(found: Differences, at: int) -> str:
+    one = found.answers[at]
+    share = "" if one.share is None else f" ({formats.fixed(100 * float(one.share), 1)} %)"
+    alone = f"; {one.only_one} in one bundle only" if one.only_one else ""
+    return f"{one.cell}: {one.changed} of {one.equal + one.changed}{share}{alone}"
+
+
+def _change(one: Change) -> str:
+    return f"{one.what}: {one.before or 'none'} -> {one.after or 'none'}"
+
+
+def _word(value: str | None) -> str:
+    return "not there" if value is None else formats.words(value)
+
+
+def as_json(found: Differences) -> dict[str, object]:
+    """In plain values; deltas in pp, a share of 1, what one bundle lacks null."""
+    return {
+        "study": found.study,
+        "one": found.one,
+        "two": found.two,
+        "verdict_changed": bool(found.verdicts),
+        "verdicts": [{**_cell(one.cell), "what": one.what, **_pair(one)} for one in found.verdicts],
+        "deltas": [
+            {**_cell(one.cell), "metric": one.metric, "before_pp": formats.number(one.before),
+             "after_pp": formats.number(one.after), "moved_pp": formats.number(one.moved)}
+            for one in found.moves
+        ],
+        "answers": [
+            {**_cell(one.cell), "equal": one.equal, "changed": one.changed, "only_one": one.only_one,
+             "changed_share": formats.number(one.share)}
+            for one in found.answers
+        ],
+        "engines": [{"what": one.what, **_pair(one)} for one in found.engines],
+        "settings": [{"what": one.what, **_pair(one)} for one in found.settings],
+    }  # fmt: skip
+
+
+def _cell(cell: CellId) -> dict[str, str]:
+    return {"base_model": cell.base_model, "quant": cell.quant}
+
+
+def _pair(one: CellChange | Change) -> dict[str, str | None]:
+    return {"before": one.before, "after": one.after}
