@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from quantverdict.errors import StudyError
 from quantverdict.policy import Frozen, Name, Policy, as_policy
-from quantverdict.yaml_file import load_yaml
+from quantverdict.yaml_file import MisplacedError, load_yaml
 
 GGUF_LEVELS = (
     "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -236,33 +236,40 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        names = [model.name for model in self.models]
-        if len(set(names)) != len(names):
-            raise ValueError("each model name once is expected")
         files: set[str] = set()
-        for model in self.models:
-            for variant in model.variants:
+        cells: set[str] = set()
+        for m, model in enumerate(self.models):
+            if model.name in [other.name for other in self.models[:m]]:
+                raise MisplacedError("each model name once is expected", "models", m)
+            for v, variant in enumerate(model.variants):
+                here, cell = ("models", m, "variants", v), f"{model.name}/{variant.quant}"
                 file = f"{model.name}__{variant.quant}".casefold()
                 if file in files:
-                    raise ValueError(f"{model.name}/{variant.quant}: a file name of its own, BASE__QUANT, is expected")
+                    raise MisplacedError(f"{cell}: a file name of its own, BASE__QUANT, is expected", *here)
                 files.add(file)
-                self._has_a_file(model, variant)
-        cells = {f"{model.name}/{variant.quant}" for model in self.models for variant in model.variants}
-        for waiver in self.waivers:
-            if waiver.cell not in cells:
-                raise ValueError(f"waiver of {waiver.cell}: a build of this study is expected")
+                cells.add(cell)
+                if not self._has_a_file(model, variant):
+                    levels = ", ".join(GGUF_LEVELS + CHECKPOINT_LEVELS)
+                    raise MisplacedError(
+                        f"{cell}: a source, or a model source and one of the levels {levels}, is expected", *here
+                    )
+        self._known_cells(cells)
         if self.stopping == "sequential" and self.policy.rules != "paired":
-            raise ValueError("stopping: sequential needs paired outcomes: a policy whose rules are paired is expected")
+            raise MisplacedError(
+                "sequential needs paired outcomes: a policy whose rules are paired is expected", "stopping"
+            )
         return self
 
-    def _has_a_file(self, model: Model, variant: Variant) -> None:
-        levels = GGUF_LEVELS + CHECKPOINT_LEVELS
-        makeable = (model.source or model.checkpoint) is not None and variant.format in levels
-        if variant.source is None and not makeable and self.backend_of(variant) != "replay":
-            raise ValueError(
-                f"{model.name}/{variant.quant}: a source, or a model source and one of the levels "
-                f"{', '.join(levels)}, is expected"
-            )
+    def _known_cells(self, cells: set[str]) -> None:
+        for number, waiver in enumerate(self.waivers):
+            if waiver.cell not in cells:
+                raise MisplacedError(
+                    f"waiver of {waiver.cell}: a build of this study is expected", "waivers", number, "cell"
+                )
+
+    def _has_a_file(self, model: Model, variant: Variant) -> bool:
+        makeable = (model.source or model.checkpoint) is not None and variant.format in GGUF_LEVELS + CHECKPOINT_LEVELS
+        return variant.source is not None or makeable or self.backend_of(variant) == "replay"
 
     @property
     def folder(self) -> Path:

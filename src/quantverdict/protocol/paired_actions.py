@@ -65,7 +65,7 @@ def _not_measured(gated: Gated) -> str | None:
 
 
 def _not_resolvable(gated: Gated) -> str | None:
-    return unresolved(gated.of("not_resolvable"))
+    return unresolved(gated.of("not_resolvable"), most=2)
 
 
 def _non_inferior(gated: Gated) -> str:
