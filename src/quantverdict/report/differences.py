@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 from quantverdict.protocol.differences import ACTION, CellChange, Change, DeltaMove, Differences
 from quantverdict.records import CellId
@@ -39,7 +40,7 @@ def _verdict(one: CellChange) -> str:
 
 
 def _move(one: DeltaMove) -> str:
-    before, after, moved = (formats.delta(value) for value in (one.before, one.after, one.moved))
+    before, after, moved = (formats.delta(_float(value)) for value in (one.before, one.after, one.moved))
     how = "" if one.moved is None else f" ({moved})"
     return f"{one.cell} {formats.label(one.metric)}: {before} -> {after}{how}"
 
@@ -68,13 +69,13 @@ def as_json(found: Differences) -> dict[str, object]:
         "verdict_changed": bool(found.verdicts),
         "verdicts": [{**_cell(one.cell), "what": one.what, **_pair(one)} for one in found.verdicts],
         "deltas": [
-            {**_cell(one.cell), "metric": one.metric, "before_pp": formats.number(one.before),
-             "after_pp": formats.number(one.after), "moved_pp": formats.number(one.moved)}
+            {**_cell(one.cell), "metric": one.metric, "before_pp": _float(one.before),
+             "after_pp": _float(one.after), "moved_pp": _float(one.moved)}
             for one in found.moves
         ],
         "answers": [
             {**_cell(one.cell), "equal": one.equal, "changed": one.changed, "only_one": one.only_one,
-             "changed_share": formats.number(one.share)}
+             "changed_share": _float(one.share)}
             for one in found.answers
         ],
         "engines": [{"what": one.what, **_pair(one)} for one in found.engines],
@@ -88,3 +89,7 @@ def _cell(cell: CellId) -> dict[str, str]:
 
 def _pair(one: CellChange | Change) -> dict[str, str | None]:
     return {"before": one.before, "after": one.after}
+
+
+def _float(value: Fraction | None) -> float | None:
+    return None if value is None else float(value)
