@@ -174,10 +174,12 @@ class Shared:
 
     Attributes:
         stopped_after: prompts that it was asked.
+        planned: prompts that its baseline was asked.
         metrics: those of its baseline, over these prompts.
     """
 
     stopped_after: int
+    planned: int
     metrics: Mapping[str, Estimate]
 
 

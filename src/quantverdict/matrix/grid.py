@@ -34,12 +34,14 @@ class Looks:
         asked: rounds that the build was asked; it has no answer to later ones.
         largest: prompts of the largest cluster.
         stopped_after: prompts of all tasks that it was asked, where it was stopped; None where it was asked everything.
+        planned: prompts of all tasks.
     """
 
     rounds: Codes
     asked: int
     largest: int
     stopped_after: int | None
+    planned: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def _looks(grid: Grid, asked: Mapping[CellId, Asked]) -> dict[CellId, Looks]:
             numbers = np.array([how.rounds.get(name, -1) for name in names], dtype=np.int64)
             graded = grid.tasks[~np.isnan(grid.values_of(how.baseline))]
             largest = max((how.largest.get(task, 1) for task in dict.fromkeys(graded.tolist())), default=1)
-            found[cell] = Looks(numbers, how.whole_rounds, largest, how.stopped_after)
+            found[cell] = Looks(numbers, how.whole_rounds, largest, how.stopped_after, len(how.rounds))
     return found
 
 
@@ -103,13 +103,13 @@ def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
     """The matrix, with what each build that was stopped is compared with."""
     base = baselines(matrix)
     stopped = {
-        cell: looks.stopped_after
+        cell: (looks.stopped_after, looks.planned)
         for grid in (samples or {}).values()
         for cell, looks in grid.looks.items()
         if looks.stopped_after is not None
     }
     return tuple(
-        replace(row, shared=Shared(stopped[row.cell], _shared_metrics(row.cell, base[row.base_model], samples or {})))
+        replace(row, shared=Shared(*stopped[row.cell], _shared_metrics(row.cell, base[row.base_model], samples or {})))
         if row.cell in stopped and row.base_model in base
         else row
         for row in matrix

@@ -125,6 +125,7 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
         None if row.point_action is None else row.point_action.action,
         None if row.paired_action is None else row.paired_action.action,
         None if row.paired_action is None else [_outcome(one) for one in row.outcomes],
+        *((None, None) if (shared := signals.row.shared) is None else (shared.stopped_after, shared.planned)),
     )
     return dict(zip(_CELL_KEYS, values, strict=True))
 
@@ -134,6 +135,7 @@ _CELL_KEYS = (
     "tokens_per_second", "dequantized_from", "quality_delta_pp", "quality_lo_pp", "quality_hi_pp", "refusal_delta_pp",
     "refusal_lo_pp", "refusal_hi_pp", "refusal_mde_pp", "refusal_signal_pp", "refusal_signal_metric", "tier", "regime",
     "regime_reason", "regime_probability", "action", "action_reason", "point_action", "paired_action", "outcomes",
+    "stopped_after", "prompts_planned",
 )  # fmt: skip
 
 
@@ -187,7 +189,20 @@ def _notes(judged: Judged) -> Iterator[str]:
         yield f"{cell}: {doubt}."
     for cell, engine in judged.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
+    yield from _stopped(judged)
     yield from _nothing_found(judged)
+
+
+def _stopped(judged: Judged) -> Iterator[str]:
+    """Builds that were asked less than their baseline, and what was enough."""
+    for row in judged.findings.rows:
+        shared = row.signals.row.shared
+        if shared is not None:
+            decided = ", ".join(f"{one.comparison.metric} {one.outcome}" for one in row.outcomes)
+            yield (
+                f"{row.signals.cell} was stopped after {shared.stopped_after} of {shared.planned} prompts, which were "
+                f"enough ({decided}); it is compared with its baseline over these."
+            )
 
 
 def _unmeasured(judged: Judged) -> Iterator[str]:
