@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
+from quantverdict.collect.prompts import Plan
 from quantverdict.collect.rounds import (
     SEQUENTIAL_SHARE,
     Watched,
     add_round,
     decided,
     full_p_values,
+    in_rounds,
     plan_rounds,
+    round_numbers,
     stopped_p_values,
 )
 from quantverdict.records import Prompt
@@ -106,3 +109,20 @@ def test_optional_stopping_does_not_raise_the_level():
                 wrong += 1
                 break
     assert wrong / 400 <= 2 * 0.025 * SEQUENTIAL_SHARE + 0.01
+
+
+def test_a_plan_in_rounds_asks_the_same_prompts_and_says_where_rounds_end(prompts, clusters):
+    labels = {(p.task, p.sample_id): label for p, label in zip(prompts, clusters, strict=True)}
+    plan = in_rounds(Plan(tuple(prompts), (), {}), labels, 8, seed=42)
+    rounds = plan_rounds(prompts, clusters, 8, seed=42)
+    assert plan.prompts == tuple(prompts)
+    assert plan.rounds.largest == {"refusal": 1, "jailbreak": 4, "tiny": 1}
+    numbers = round_numbers(plan.prompts, plan.batches, plan.rounds.ends)
+    asked = {
+        (prompts[index].task, prompts[index].sample_id): number
+        for number, batches in enumerate(rounds)
+        for batch in batches
+        for index in batch
+    }
+    assert numbers == asked
+    assert plan.prompts_in(plan.rounds.ends[-1]) == len(prompts)
