@@ -26,7 +26,8 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
-	@$(PIP) install -e '.[llamacpp,dev,reference]'
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install -e '.[llamacpp,transformers,dev,reference]'
 	@touch $@
 
 demo: $(VENV)/.demo
