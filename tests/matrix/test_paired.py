@@ -91,8 +91,28 @@ def test_a_mean_has_the_paired_bootstrap_and_the_test_of_means():
     found = compare(scores(BASE, "rouge_l", before), scores(VARIANT, "rouge_l", after), margins=margins)["rouge_l"]
     expected = bootstrap_mean(after - before)
     assert (found.lo, found.hi) == (pytest.approx(100 * expected.lo), pytest.approx(100 * expected.hi))
-    assert found.gate.p_noninferior == pytest.approx(mean_loss(before - after, 0.03).p_noninferior)
+    # Five of eighty prompts, collapsed from the highest values there are, would lose the margin.
+    most = np.sort(before)[-5:].mean()
+    assert found.gate.p_noninferior == pytest.approx(mean_loss(before - after, 0.03, largest=most).p_noninferior)
     assert (found.lost, found.gained) == (int((after < before).sum()), int((after > before).sum()))
+
+
+def test_a_prompt_loses_no_more_of_a_mean_than_its_baseline_had():
+    """Fifty unchanged answers: collapses that none met could lose 5 pp where values are 1, not where they are 0.4."""
+    margins = {"rouge_l": Fraction(5)}
+    for value, shown in ((1.0, False), (0.4, True)):
+        same = scores(BASE, "rouge_l", [value] * 50), scores(VARIANT, "rouge_l", [value] * 50)
+        gate = compare(*same, margins=margins)["rouge_l"].gate
+        assert gate.p_noninferior == pytest.approx((1 - 0.05 / value) ** 50)
+        assert (gate.p_noninferior <= 0.025) == shown
+
+
+def test_prompts_that_could_lose_most_are_those_taken_to_collapse():
+    """Half the baseline's values are 1: five collapses in a hundred prompts lose the margin, not ten."""
+    values = [1.0, 0.0] * 25
+    same = scores(BASE, "truthfulness", values), scores(VARIANT, "truthfulness", values)
+    gate = compare(*same, margins={"truthfulness": Fraction(5)})["truthfulness"].gate
+    assert gate.p_noninferior == pytest.approx(0.95**50)
 
 
 def test_ungraded_pairs_are_counted_and_taken_at_their_worst_and_best():

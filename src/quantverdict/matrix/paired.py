@@ -187,7 +187,7 @@ def _compare(
     stopped_after = None if looks is None else looks.stopped_after
     if watched is not None and stopped_after is not None:
         drawn, kind = sequence_interval(metric, watched), "confidence_sequence"
-    gate = _gate(metric, change, units if clustered else None, effect, rules)
+    gate = _gate(metric, (change, arms.theirs[known]), units if clustered else None, effect, rules)
     if gate is not None and watched is not None:
         gate = _at_any_time(gate, watched, stopped=stopped_after is not None)
     return Comparison(
@@ -228,11 +228,22 @@ def _at_any_time(gate: Gate, watched: Watched, *, stopped: bool) -> Gate:
     return replace(gate, p_noninferior=below, p_inferior=above)
 
 
-def _gate(metric: Metric, change: FloatArray, units: Codes | None, effect: float, rules: Rules) -> Gate | None:
-    """Both tests of a loss: it falls where more is better, and rises where less is."""
+def _gate(
+    metric: Metric, pairs: tuple[FloatArray, FloatArray], units: Codes | None, effect: float, rules: Rules
+) -> Gate | None:
+    """Both tests of a loss, which is a fall where more is better, and a rise where less is.
+
+    Args:
+        metric: decides which.
+        pairs: change and baseline value of every pair.
+        units: their clusters, None where every pair is one.
+        effect: of the clusters of a rate.
+        rules: margins and level.
+    """
     margin = rules.margins.get(metric.name)
     if margin is None:
         return None
+    change, before = pairs
     losses = change if metric.higher_is_better is False else -change
     loss, variance = float(losses.mean()), float(losses.var())
     if metric.proportion:
@@ -240,9 +251,26 @@ def _gate(metric: Metric, change: FloatArray, units: Codes | None, effect: float
         independent = len(losses) if units is None else len(np.unique(units))
         below, above = rate_tests((lost, gained, len(losses)), independent, effect, margin / 100)
     else:
-        found = mean_loss(losses, margin / 100, rules.alpha, None if units is None else units.tolist())
+        room = 1 - before if metric.higher_is_better is False else before
+        labels = None if units is None else units.tolist()
+        found = mean_loss(losses, margin / 100, rules.alpha, labels, _collapse(room, float(margin / 100)))
         below, above, effect = found.p_noninferior, found.p_inferior, found.design_effect
     return Gate(margin, below, above, loss, variance, effect)
+
+
+def _collapse(room: FloatArray, margin: float) -> float:
+    """What one prompt loses where as few collapse as a loss of `margin` takes: the mean of those with most to lose.
+
+    Not the mean of all: prompts that collapse need not be like the rest, and the chance to have met none of them would
+    be understated. A change of a cosine may be beyond what was there, so it is no less than twice the margin.
+
+    Args:
+        room: (pairs,), what each can lose.
+        margin: as a fraction of 1.
+    """
+    most = np.sort(np.clip(room, 0.0, 1.0))[::-1]
+    few = int(np.searchsorted(np.cumsum(most), margin * len(most))) + 1
+    return max(float(most[:few].mean()), 2 * margin)
 
 
 def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, float, float]:
