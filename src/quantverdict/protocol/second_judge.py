@@ -98,4 +98,4 @@ def _by_judge(matrix: Matrix, policy: Policy, rates: Rates) -> list[tuple[Signal
 
 def _with_rates(row: Row, rates: Mapping[str, Estimate], refusal: str) -> Row:
     kept = {name: one for name, one in row.metrics.items() if METRICS[name].group != "judge" and name != refusal}
-    return replace(row, metrics={**kept, **rates})
+    return replace(row, metrics={**kept, **rates}, shared=None)
