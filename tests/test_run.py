@@ -11,11 +11,11 @@ import pytest
 
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
+from quantverdict.asking import refuse_other_files, stored_builds
 from quantverdict.cli import execute
 from quantverdict.collect.manifest import Bundle
 from quantverdict.errors import BundleError
 from quantverdict.records import Artifact, CellId
-from quantverdict.asking import refuse_other_files, stored_builds
 from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
 
 STUDY = """\

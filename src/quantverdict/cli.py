@@ -96,7 +96,7 @@ def run(study: Path, out: Path | None, *, task_dir: str | None, gating: Gating, 
 
 @commands.command()
 @click.argument("study", type=Existing)
-@click.option("--bundle", type=Existing, help="Take tokens and speed from this earlier run.")
+@click.option("--bundle", type=Existing, help="Take tokens, speed and differing pairs from this earlier run.")
 @click.option("--task-dir", help="Where the study's task files are, instead of its own task_dir.")
 @click.option("--measure/--no-measure", default=True, help="Time a short batch where there is no earlier run.")
 @json_option

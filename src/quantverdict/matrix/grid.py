@@ -122,7 +122,8 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
         for part in (graded, ungraded)
     )
     names = tuple(CellId(*row) for row in cells.iter_rows())
-    of_prompts = _codes(prompts), *(prompts[name].cast(pl.String).to_numpy() for name in ("task", "sample_id"))
+    tasks, ids = (prompts[name].cast(pl.String).to_numpy() for name in ("task", "sample_id"))
+    of_prompts = _codes(prompts), tasks, ids
     found = coded.partition_by("metric", as_dict=True, include_key=False)
     _refuse_unknown(str(key[0]) for key in found)
     made = {name: _grid(name, found[name,], names, of_prompts) for name in METRICS if (name,) in found}
