@@ -159,7 +159,7 @@ def _bpw(row: Row) -> Fraction | None:
 
 
 def pareto_front(rows: Sequence[Row], policy: Policy) -> tuple[str, ...]:
-    """The builds that no other build beats: at least as good in quality, size and speed, and better in one.
+    """The builds that no other build beats: at least as good in quality, size, speed and memory, and better in one.
 
     A dimension that no row has is left out; a row without one that others have cannot be placed and is not in the
     front. Quants come in the order of `rows`; the decision is not looked at.
@@ -168,9 +168,10 @@ def pareto_front(rows: Sequence[Row], policy: Policy) -> tuple[str, ...]:
         lambda row: row.value(policy.quality_metric),
         lambda row: None if (size := _file_bytes(row)) is None else -size,
         lambda row: row.value("tokens_per_second"),
+        lambda row: None if (peak := row.value("peak_memory_bytes")) is None else -peak,
     )
     if all(_file_bytes(row) is None for row in rows):
-        measures = (measures[0], lambda row: None if row.bpw is None else -row.bpw, measures[2])
+        measures = (measures[0], lambda row: None if row.bpw is None else -row.bpw, *measures[2:])
     used = [measure for measure in measures if any(measure(row) is not None for row in rows)]
     points = [(row.quant, [value for measure in used if (value := measure(row)) is not None]) for row in rows]
     placed = [(quant, point) for quant, point in points if used and len(point) == len(used)]
