@@ -10,7 +10,7 @@ from quantverdict.artifacts.builds import Build, Proof, as_json, from_json
 from quantverdict.collect.prompts import Plan
 from quantverdict.comparable import doubts, prove, refuse_mismatches
 from quantverdict.config import Study
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId, Prompt
 
 STUDY = {
@@ -52,8 +52,8 @@ def said(monkeypatch):
     return state
 
 
-def proved(*builds, given=None, known=None):
-    return prove(given or study(), builds, {"m": PLAN}, known or {})
+def proved(*builds, given=None, known=None, tokenizer_of=lambda build: None):
+    return prove(given or study(), builds, {"m": PLAN}, known or {}, tokenizer_of)
 
 
 def test_a_build_of_the_baseline_is_proved_and_runs(said):
@@ -109,25 +109,50 @@ def test_twins_null_arms_and_recorded_answers_have_nothing_to_prove(said):
         assert proved(BASE, build)[1].proofs == ()
 
 
-def test_other_tokens_on_another_engine_are_a_mismatch(said, monkeypatch):
-    class Letters:
-        def __init__(self, shift):
-            self.shift = shift
+class Letters:
+    """A tokenizer of letters."""
 
-        def ids(self, prompt):
-            return tuple(ord(letter) + self.shift for letter in prompt.text)
+    def __init__(self, shift=0, stops=(0,)):
+        self.shift, self.stops = shift, stops
 
-        def piece(self, token):
-            return chr(token)
+    def ids(self, prompt):
+        return tuple(ord(letter) + self.shift for letter in prompt.text)
 
-    monkeypatch.setattr(
-        "quantverdict.backends.open.open_tokenizer", lambda kind, path: Letters(int(kind == "transformers"))
+    def piece(self, token):
+        return chr(token)
+
+
+def test_other_tokens_on_another_engine_are_a_mismatch(said):
+    builds = proved(
+        BASE, replace(Q8, backend="transformers"), tokenizer_of=lambda b: Letters(int(b.backend == "transformers"))
     )
-    builds = proved(BASE, replace(Q8, backend="transformers"))
     proof = builds[1].proofs[1]
     assert (proof.verdict, proof.reason) == ("different", "t/0: token 0 is 'h' to the baseline and 'i' here")
     with pytest.raises(ArtifactError, match="prompt: t/0"):
         refuse_mismatches(builds)
+
+
+def test_answers_that_end_at_other_tokens_are_a_mismatch(said):
+    stops = {"llamacpp": (97, 98), "transformers": (97, 99)}
+    builds = proved(BASE, replace(Q8, backend="transformers"), tokenizer_of=lambda b: Letters(0, stops[b.backend]))
+    proof = builds[1].proofs[1]
+    assert (proof.verdict, proof.reason) == (
+        "different",
+        "an answer ends at 'b' for the baseline alone and 'c' here alone",
+    )
+
+
+def test_a_server_that_was_away_is_asked_again(said):
+    server = replace(Q8, backend="server")
+
+    def away(build):
+        raise EngineError("no server")
+
+    first = proved(BASE, server, tokenizer_of=away)
+    assert first[1].proofs[1].verdict == "cannot_tell"
+    known = {build.cell: build.proofs for build in first}
+    again = proved(BASE, server, known=known, tokenizer_of=lambda build: Letters())
+    assert again[1].proofs[1].verdict == "same"
 
 
 def test_a_proof_of_an_older_recipe_is_made_again(said, monkeypatch):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
-from quantverdict.backends.base import Backend, Placement, Service
+from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import Plan, make_plan, plan_batches
 from quantverdict.collect.rounds import in_rounds
@@ -41,7 +41,7 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     stored = stored_builds(bundle)
     refuse_other_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
-    builds = prove(study, made, plans, {build.cell: build.proofs for build in stored})
+    builds = prove(study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study))
     bundle.write_json("artifacts.json", build_list.as_json(builds))
     refuse_mismatches(builds)
     return builds
@@ -146,6 +146,18 @@ def open_build(study: Study, build: Build) -> Backend:
     return open_backend(
         build.backend, path, placement_of(study, build.null), cell=build.cell, service=service_of(study, build)
     )
+
+
+def tokenizer_of(study: Study, build: Build) -> Tokenizer | None:
+    """What the engine of a build reads a prompt as; None where only its answers will tell."""
+    if build.backend == "server":
+        from quantverdict.backends.server import ServerBackend
+
+        service = service_of(study, build)
+        return None if service is None else ServerBackend(service, placement_of(study)).tokenizer
+    from quantverdict.backends.open import open_tokenizer
+
+    return None if build.artifact is None else open_tokenizer(build.backend, Path(build.artifact.path))
 
 
 def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId | None = None) -> Backend:

@@ -6,7 +6,7 @@ What is proved once is not looked at again: a proof has the key of the files it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,20 +22,31 @@ _RECIPE = "1"
 """Part of a proof's key; raise it when the same files would get another verdict."""
 
 
+TokenizerOf = Callable[[Build], Tokenizer | None]
+"""What a build's engine reads a prompt as; None where only its answers will tell."""
+
+
 def prove(
-    study: Study, builds: Sequence[Build], plans: Mapping[str, Plan], known: Mapping[CellId, tuple[Proof, ...]]
+    study: Study,
+    builds: Sequence[Build],
+    plans: Mapping[str, Plan],
+    known: Mapping[CellId, tuple[Proof, ...]],
+    tokenizer_of: TokenizerOf,
 ) -> tuple[Build, ...]:
     """Every build with its proofs; baselines, twins, null arms and recorded answers need none.
 
     Args:
         plans: what each base model is asked.
         known: proofs of an earlier run.
+        tokenizer_of: asked only where two builds differ in engine, format or tokenizer.
 
     Raises:
         ArtifactError: a file cannot be read.
     """
     return tuple(
-        replace(build, proofs=tuple(_Case(study, build, base, plans[build.cell.base_model], known).proofs()))
+        replace(
+            build, proofs=tuple(_Case(study, build, base, plans[build.cell.base_model], tokenizer_of).proofs(known))
+        )
         if base is not None and build.runs and not build.is_baseline and not build.null and build.backend != "replay"
         else build
         for build, base in ((build, _baseline(builds, build)) for build in builds)
@@ -83,16 +94,16 @@ def _baseline(builds: Sequence[Build], build: Build) -> Build | None:
 class _Case:
     """One build against its baseline."""
 
-    def __init__(
-        self, study: Study, build: Build, base: Build, plan: Plan, known: Mapping[CellId, tuple[Proof, ...]]
-    ) -> None:
-        self.build, self.base, self.plan = build, base, plan
+    def __init__(self, study: Study, build: Build, base: Build, plan: Plan, tokenizer_of: TokenizerOf) -> None:
+        self.build, self.base, self.plan, self.tokenizer_of = build, base, plan, tokenizer_of
+        self.known: dict[str, Proof] = {}
         self.waived: dict[str, str] = {
             str(waiver.check): waiver.reason for waiver in study.waivers if waiver.cell == str(build.cell)
         }
-        self.known = {proof.key: proof for proof in known.get(build.cell, ())}
 
-    def proofs(self) -> list[Proof]:
+    def proofs(self, known: Mapping[CellId, tuple[Proof, ...]]) -> list[Proof]:
+        # What could not be told is asked again: a server may be there now.
+        self.known = {one.key: one for one in known.get(self.build.cell, ()) if one.verdict != CANNOT_TELL}
         return [self._proof("lineage"), self._proof("prompt")]
 
     def _proof(self, check: str) -> Proof:
@@ -123,13 +134,13 @@ class _Case:
         ours, theirs = self.base.artifact, self.build.artifact
         if ours is not None and theirs is not None and self._alike(ours, theirs):
             return Proof("prompt", SAME, "the same tokenizer in the same engine", key)
-        sides = [self._tokenizer(one) for one in (self.base, self.build)]
-        if sides[0] is None or sides[1] is None:
-            who = self.base if sides[0] is None else self.build
+        mine, other = self._tokenizer(self.base), self._tokenizer(self.build)
+        if mine is None or other is None:
+            who = self.base if mine is None else self.build
             return Proof("prompt", CANNOT_TELL, f"{who.backend} shows no tokens before it is asked", key)
-        from quantverdict.collect.parity import first_difference
+        from quantverdict.collect.parity import first_difference, other_stops
 
-        difference = first_difference(self.plan.prompts, sides[0], sides[1])
+        difference = first_difference(self.plan.prompts, mine, other) or other_stops(mine, other)
         if difference is not None:
             return Proof("prompt", DIFFERENT, str(difference), key)
         return Proof("prompt", SAME, f"{len(self.plan.prompts)} prompts are the same tokens", key)
@@ -139,11 +150,7 @@ class _Case:
         return same and self.base.backend == self.build.backend
 
     def _tokenizer(self, build: Build) -> Tokenizer | None:
-        from quantverdict.backends.open import open_tokenizer
-
-        if build.artifact is None:
-            return None
         try:
-            return open_tokenizer(build.backend, Path(build.artifact.path))
+            return self.tokenizer_of(build)
         except EngineError:
             return None  # the engine is not here: the cell itself will say why

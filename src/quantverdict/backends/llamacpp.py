@@ -128,6 +128,7 @@ class LlamaTokenizer:
         except EngineError:
             self._worker.close()
             raise
+        self.stops: tuple[int, ...] = tuple(self._worker.ask({"stops": True})["tokens"])
 
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt, the start token included."""

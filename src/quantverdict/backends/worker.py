@@ -51,6 +51,8 @@ class Worker:
         """To one line of input."""
         if "tokenize" in request:
             return {"tokens": self.engine.tokenize(request["tokenize"], start=True)}
+        if "stops" in request:
+            return {"tokens": [token for token in range(self.engine.n_vocab) if self.engine.is_end(token)]}
         if "piece" in request:
             return {"text": self.engine.piece(int(request["piece"]))}
         return {"completions": self.answer(request)}

@@ -53,3 +53,19 @@ def first_difference(prompts: Sequence[Prompt], baseline: Tokenizer, other: Toke
     if found is None:
         return None
     return TokenDifference(found.task, found.sample_id, different, found.position, found.baseline, found.other)
+
+
+def other_stops(baseline: Tokenizer, other: Tokenizer) -> str | None:
+    """The tokens that end an answer on one side alone, in words; None where they are the same, or a side shows none."""
+    ours, theirs = (getattr(side, "stops", None) for side in (baseline, other))
+    if ours is None or theirs is None or set(ours) == set(theirs):
+        return None
+    named = [
+        f"{', '.join(repr(side.piece(token)) for token in sorted(tokens))} {where}"
+        for side, tokens, where in (
+            (baseline, set(ours) - set(theirs), "for the baseline alone"),
+            (other, set(theirs) - set(ours), "here alone"),
+        )
+        if tokens
+    ]
+    return f"an answer ends at {' and '.join(named)}"
