@@ -21,7 +21,6 @@ from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.comparable import prove, refuse_mismatches
 from quantverdict.config import Source, Study, Variant
 from quantverdict.errors import BundleError
-from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
 from quantverdict.records import CellId
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bu
         # A build is stopped by its losses, so what it is compared with has answered before.
         baselines = {build.cell for build in builds if build.is_baseline}
         jobs.sort(key=lambda job: job.cell not in baselines)
+        from quantverdict.protocol.stopping import graded_later
+
         if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
             view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
     run_cells(bundle, jobs, view)
@@ -93,6 +94,8 @@ def watch_of(
     study: Study, tasks: Sequence[Task], builds: Sequence[Build], build: Build, bundle: Bundle
 ) -> OpenWatch | None:
     """What says when a build was asked enough; None where it is asked everything."""
+    from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
+
     baseline = next(one for one in builds if one.is_baseline and one.cell.base_model == build.cell.base_model)
     whole = study.stopping == "none" or build.is_baseline or bool(build.null) or not baseline.runs
     if whole or graded_later(tasks, study.policy, judged=bool(study.judges)):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quantverdict.artifacts.inspect import inspect_artifact
-from quantverdict.artifacts.quantize import BuildProgress, build_ladder, find_twins
-from quantverdict.artifacts.sources import cache_dir, resolve
 from quantverdict.config import GGUF_LEVELS, SERVICES, Model, Source, Study, Variant
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId
+
+if TYPE_CHECKING:
+    from quantverdict.artifacts.quantize import BuildProgress
 
 Say = Callable[[str], None]
 _WIDE = ("F32", "FP16", "BF16")
@@ -93,6 +94,8 @@ class _Maker:
         self.failures: dict[str, str] = {}
 
     def builds(self) -> Iterator[Build]:
+        from quantverdict.artifacts.inspect import inspect_artifact
+
         for variant in self.model.variants:
             if variant.source is not None:
                 self._find(variant, variant.source)
@@ -123,6 +126,8 @@ class _Maker:
 
     def _find(self, variant: Variant, source: Source) -> None:
         """The variant's own file; a program that holds the model may run where its file is not."""
+        from quantverdict.artifacts.sources import resolve
+
         backend = self.study.backend_of(variant)
         if not source.has_file or backend == "replay":
             return
@@ -133,6 +138,9 @@ class _Maker:
                 raise
 
     def _make_ladder(self) -> None:
+        from quantverdict.artifacts.quantize import build_ladder
+        from quantverdict.artifacts.sources import cache_dir
+
         made = [variant for variant in self.model.variants if variant.source is None and self._wants_file(variant)]
         levels = {variant.quant: variant.format for variant in made if variant.format in GGUF_LEVELS}
         if not levels:
@@ -159,6 +167,7 @@ class _Maker:
     def _make_checkpoint(self, variant: Variant) -> None:
         from quantverdict.artifacts.calibration import OWN_CALIBRATION
         from quantverdict.artifacts.checkpoint_build import make_checkpoint
+        from quantverdict.artifacts.sources import cache_dir, resolve
 
         source = self.model.checkpoint
         start = self._start() if source is None else resolve(source, self.study.folder)
@@ -174,12 +183,16 @@ class _Maker:
 
     def _start(self) -> Path:
         """What levels are made from."""
+        from quantverdict.artifacts.sources import resolve
+
         source = self.model.source or self.model.checkpoint
         assert source is not None  # a study without either is refused when it is read
         return resolve(source, self.study.folder)
 
     def _twins(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
         """Builds that the same engine would run from the same bytes."""
+        from quantverdict.artifacts.quantize import find_twins
+
         engines = {variant.quant: self.study.backend_of(variant) for variant in self.model.variants}
         # The baseline first: it is run under its own name, whatever equals it.
         order = sorted(
