@@ -13,6 +13,7 @@ from quantverdict.collect.prompts import first_changed, read_prompts
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
+from quantverdict.facts import config_of
 from quantverdict.gating import refuse_unsealed
 from quantverdict.protocol.differences import (
     Answers,
@@ -26,7 +27,6 @@ from quantverdict.protocol.differences import (
 )
 from quantverdict.records import CellId
 from quantverdict.report.formats import flatten
-from quantverdict.stages import config_of
 from quantverdict.verification import Rehearsal
 
 MADE_BY = ("packages", "hardware", "git_commit", "backends")

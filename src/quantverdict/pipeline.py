@@ -20,8 +20,9 @@ from quantverdict.collect.progress import progress_view
 from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError
+from quantverdict.forecasting import forecast
 from quantverdict.policy import Policy, load_policy
-from quantverdict.stages import decide, forecast, grade, render, samples_of, summarise
+from quantverdict.stages import decide, grade, render, samples_of, summarise
 
 if TYPE_CHECKING:
     from quantverdict.protocol.differences import Differences
