@@ -10,7 +10,6 @@ a time, and no slower than the server with as many slots. The last lines say wha
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
@@ -112,11 +111,9 @@ def process_cpu() -> float:
 def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt], new_tokens: int) -> None:
     """Share of a batch's wall time that is not spent inside llama_decode, in the worker's own code."""
     os.environ.update(ENVIRONMENT | SEVERAL_SLOTS)
-    from quantverdict.backends.worker import Worker
+    from quantverdict.backends.worker import LlamaWorker
 
-    worker = Worker(
-        {"path": path, "parallel": 16, "threads": threads, "context": CONTEXT, "wheel": "xllamacpp"}, io.StringIO()
-    )
+    worker = LlamaWorker({"path": path, "parallel": 16, "threads": threads, "context": CONTEXT, "wheel": "xllamacpp"})
     spent, decode = [0.0], worker.engine._api.llama_decode  # noqa: SLF001
 
     class Timed:
@@ -133,10 +130,9 @@ def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt]
             return int(status)
 
     worker.engine._api = Timed(worker.engine._api)  # noqa: SLF001
-    worker._report = lambda *_: None  # type: ignore[method-assign]  # noqa: SLF001
     fields = [{"name": "x", "text": prompt.chat, "choices": list(prompt.choices)} for prompt in asked]
     start = time.perf_counter()
-    worker.answer({"max_new_tokens": new_tokens, "prompts": fields})
+    worker.answer({"max_new_tokens": new_tokens, "prompts": fields}, lambda *_: None)
     reply.send(1 - spent[0] / (time.perf_counter() - start))
 
 

@@ -8,15 +8,13 @@ batches still give equal answers, but another batch may share another start, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from quantverdict.backends.base import Decoding, Placement, Progress
 from quantverdict.backends.cores import physical_cores
 from quantverdict.backends.llama_library import WHEELS
-from quantverdict.backends.worker_process import WorkerProcess
+from quantverdict.backends.worker_process import WorkerBackend, WorkerProcess
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -28,7 +26,7 @@ ENVIRONMENT = {
 SEVERAL_SLOTS = {"GGML_CPU_TILED_MM": "0"}  # the blocked product sums in another order from 8 rows on
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(WorkerBackend):
     """One loaded GGUF build; see `Backend`.
 
     Args:
@@ -42,8 +40,7 @@ class LlamaCppBackend:
     def __init__(self, path: Path, placement: Placement) -> None:
         threads, wheel = placement.threads or physical_cores(), WHEELS[placement.wheel]
         lone = placement.parallel == 1
-        self._worker = WorkerProcess("llama.cpp", MODULE, ENVIRONMENT | ({} if lone else SEVERAL_SLOTS))
-        self._identity: dict[str, str | int | bool] = {
+        identity: dict[str, str | int | bool] = {
             "engine": "llama.cpp",
             "build": wheel.build,
             "wheel": f"{wheel.package} {wheel.release}",
@@ -64,25 +61,8 @@ class LlamaCppBackend:
             "context": placement.context,
             "wheel": placement.wheel,
         }
-        try:
-            self._worker.ask(settings)
-        except EngineError:
-            self.close()
-            raise
-
-    @property
-    def cpu_seconds(self) -> float:
-        """CPU time of the worker so far."""
-        return float(self._worker.usage["cpu_seconds"])
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Most memory that the worker held."""
-        return int(self._worker.usage["peak_memory_bytes"])
-
-    @property
-    def identity(self) -> Mapping[str, str | int | bool]:
-        return self._identity
+        environment = ENVIRONMENT | ({} if lone else SEVERAL_SLOTS)
+        super().__init__(WorkerProcess("llama.cpp", MODULE, environment, settings), identity)
 
     def complete(
         self, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None
@@ -106,11 +86,7 @@ class LlamaCppBackend:
                 for prompt in prompts
             ],
         }
-        return [_completion(values) for values in self._worker.ask(request, progress)["completions"]]
-
-    def close(self) -> None:
-        """End the worker and wait for it."""
-        self._worker.close()
+        return self._completions(request, progress)
 
 
 class LlamaTokenizer:
@@ -121,13 +97,8 @@ class LlamaTokenizer:
     """
 
     def __init__(self, path: Path, wheel: str = "xllamacpp") -> None:
-        self._worker = WorkerProcess("llama.cpp", MODULE, ENVIRONMENT)
         settings = {"path": str(path), "threads": 1, "parallel": 1, "context": 1, "wheel": wheel, "vocab_only": True}
-        try:
-            self._worker.ask(settings)
-        except EngineError:
-            self._worker.close()
-            raise
+        self._worker = WorkerProcess("llama.cpp", MODULE, ENVIRONMENT, settings)
         self.stops: tuple[int, ...] = tuple(self._worker.ask({"stops": True})["tokens"])
 
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
@@ -138,9 +109,3 @@ class LlamaTokenizer:
     def piece(self, token: int) -> str:
         """The text of one token, special tokens by their name."""
         return str(self._worker.ask({"piece": token})["text"])
-
-
-def _completion(values: Mapping[str, Any]) -> Completion:
-    known = {field.name: values[field.name] for field in fields(Completion)}
-    logprobs = known["choice_logprobs"]
-    return Completion(**known | {"choice_logprobs": None if logprobs is None else tuple(logprobs)})

@@ -18,20 +18,29 @@ from typing import IO, Any
 
 from quantverdict.backends.base import Progress
 from quantverdict.errors import EngineError
+from quantverdict.records import Completion
 
 _END_SECONDS = 5
 
 
 class WorkerProcess:
-    """A running worker.
+    """A running worker that has loaded what it was told to.
 
     Args:
         name: of the engine, for messages.
         module: what is run, as `python -m MODULE`.
         environment: what is set for it besides this process's own environment.
+        settings: what it loads.
+
+    Attributes:
+        ready: what it said when it had loaded.
+        usage: `cpu_seconds`, `peak_memory_bytes` and what else the engine counts, as of its last reply.
+
+    Raises:
+        EngineError: it cannot load, or died.
     """
 
-    def __init__(self, name: str, module: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, module: str, environment: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.process = subprocess.Popen(  # noqa: S603 - a module of this package
@@ -46,6 +55,11 @@ class WorkerProcess:
         )
         self._end = weakref.finalize(self, _end, self.process, self._errors)
         self.usage: Mapping[str, Any] = {}
+        try:
+            self.ready: Any = self.ask(settings)["ready"]
+        except EngineError:
+            self.close()
+            raise
 
     def ask(self, request: Mapping[str, Any], progress: Progress | None = None) -> dict[str, Any]:
         """Send a line and read the reply that settles it.
@@ -101,6 +115,45 @@ class WorkerProcess:
             how = f"was killed by {signal.Signals(-code).name}"
             how += " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"the {self.name} worker {how}" + (f": {said}" if said else "")
+
+
+class WorkerBackend:
+    """What every `Backend` whose engine is a worker shares.
+
+    Args:
+        worker: the worker.
+        identity: of the engine.
+    """
+
+    def __init__(self, worker: WorkerProcess, identity: Mapping[str, str | int | bool]) -> None:
+        self._worker, self._identity = worker, identity
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]:
+        return self._identity
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the worker so far."""
+        return float(self._worker.usage["cpu_seconds"])
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Most memory that it held: on the accelerator where the engine uses one, else resident."""
+        return int(self._worker.usage["peak_memory_bytes"])
+
+    def close(self) -> None:
+        """End the worker and wait for it."""
+        self._worker.close()
+
+    def _completions(self, request: Mapping[str, Any], progress: Progress | None) -> list[Completion]:
+        """What a batch is answered with; raises as `WorkerProcess.ask`."""
+        return [_completion(values) for values in self._worker.ask(request, progress)["completions"]]
+
+
+def _completion(values: Mapping[str, Any]) -> Completion:
+    logprobs = values["choice_logprobs"]
+    return Completion(**{**values, "choice_logprobs": None if logprobs is None else tuple(logprobs)})
 
 
 def _end(process: subprocess.Popen[str], errors: IO[bytes]) -> None:

@@ -1,0 +1,107 @@
+"""The worker's end of the pipe: one JSON document a line each way.
+
+The first line in says what to load, the first line out is `ready` or `error`. Each later line in is answered by
+`progress` lines and one that settles it. A worker ends when its input ends, in the middle of a batch too, so that it
+cannot outlive the process that asked. A crash needs no handling here: the other side sees the pipe close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TextIO
+
+from quantverdict.backends.base import Progress
+from quantverdict.errors import EngineError
+
+_PROGRESS_SECONDS = 0.1
+_FD_IN, _FD_OUT, _FD_ERR = 0, 1, 2
+
+
+class Worker(Protocol):
+    """What has been loaded and answers."""
+
+    @property
+    def ready(self) -> object:
+        """What the line that says it is loaded holds; a JSON value."""
+        ...
+
+    @property
+    def measured(self) -> Mapping[str, int]:
+        """What only the engine can count, beside the process's own `cpu_seconds` and `peak_memory_bytes`."""
+        ...
+
+    def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """The line that settles a request.
+
+        Raises:
+            EngineError: it cannot be answered; the worker goes on.
+        """
+        ...
+
+
+Load = Callable[[Mapping[str, Any]], Worker]
+"""Makes a worker of the first line in."""
+
+
+def run(load: Load) -> None:
+    """Answer until the input ends. The reply pipe is ours: whatever a library prints goes to the error stream."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(_FD_OUT), "w", encoding="utf-8")
+    os.dup2(_FD_ERR, _FD_OUT)
+    # What no engine foresaw ends the process; its last words are the error, not the way there.
+    sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)  # noqa: T201
+    try:
+        _serve(load, sys.stdin, replies)
+    except BrokenPipeError:
+        os._exit(0)  # the reader is gone: there is nobody to tell
+
+
+def _serve(load: Load, requests: TextIO, replies: TextIO) -> None:
+    worker: Worker | None = None
+    while line := requests.readline():
+        request = json.loads(line)
+        reply: dict[str, Any]
+        try:
+            if worker is None:
+                worker = load(request)
+                reply = {"ready": worker.ready}
+            else:
+                reply = worker.reply(request, _Reporter(replies))
+        except EngineError as error:
+            reply = {"error": str(error)}
+        _send(replies, {**reply, "usage": _usage(worker)})
+
+
+class _Reporter:
+    """Passes progress on, a few times a second."""
+
+    def __init__(self, replies: TextIO) -> None:
+        self.replies, self.reported = replies, time.monotonic()
+
+    def __call__(self, finished: int, generated: int) -> None:
+        now = time.monotonic()
+        if now - self.reported < _PROGRESS_SECONDS:
+            return
+        self.reported = now
+        if select.select([_FD_IN], [], [], 0)[0]:
+            raise SystemExit(0)  # nothing is sent while a batch runs: the input has ended
+        _send(self.replies, {"progress": [finished, generated]})
+
+
+def _send(replies: TextIO, message: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def _usage(worker: Worker | None) -> dict[str, float]:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_memory_bytes": used.ru_maxrss * unit}
+    return own if worker is None else {**own, **worker.measured}
