@@ -182,16 +182,64 @@ class StatisticsConfig(Frozen):
     power: float = Field(default=0.8, gt=0, lt=1)
 
 
+JudgeBackendName = Literal["llamacpp", "transformers", "vllm", "ollama", "server", "anthropic", "openai"]
+HOSTED = ("anthropic", "openai")
+"""Backends that ask a hosted API, which needs no source."""
+
+
+class Price(Frozen):
+    """Of a judge, per million tokens, in whatever currency."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
 class JudgeConfig(Frozen):
-    """A judge source. The order in the study is the precedence: the first that has a label wins."""
+    """A judge. The order in the study is the precedence: the first that has a label wins. See docs/judges.md."""
 
     name: Name
     model: str
+    """What it is called; the model's name where a hosted API has it."""
     covers: tuple[Name, ...] = Field(default=(), strict=False)
     """Base models it judged; empty is all."""
     quants: tuple[Name, ...] = Field(default=(), strict=False)
     """Formats it judged; empty is all."""
     source: Source | None = None
+    backend: JudgeBackendName | None = None
+    """What runs it, if not given `server` for a url, `ollama` for a tag, else `llamacpp`."""
+    second: bool = False
+    """A second judge labels a sample beside the others, and its labels decide nothing."""
+    sample: int = Field(default=20, ge=0)
+    """Of a second judge: answers of each cell that is not judged whole."""
+    batch_size: int = Field(default=32, gt=0)
+    """Questions asked together, and what a kill can lose."""
+    parallel: int = Field(default=8, gt=0)
+    context: int = Field(default=4096, gt=0)
+    threads: int | None = Field(default=None, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=5, ge=0)
+    api_key_env: str | None = None
+    """The environment variable that holds the key; the key itself is never stored."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Sent to a hosted API only where it is given: not every model takes it. All others are asked at 0."""
+    price: Price | None = None
+
+    @property
+    def engine(self) -> str | None:
+        """What runs it; None where nothing does, and its labels can only come from elsewhere."""
+        if self.backend is not None or self.source is None:
+            return self.backend
+        return "server" if self.source.url else "ollama" if self.source.ollama else "llamacpp"
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        if self.backend is not None and self.backend not in HOSTED and self.source is None:
+            raise ValueError(f"backend {self.backend}: a source is expected")
+        if self.backend == "server" and (self.source is None or not self.source.url):
+            raise ValueError("backend server: a source with url and model is expected")
+        if self.sample != 20 and not self.second:
+            raise ValueError("sample: second: true beside it is expected")
+        return self
 
 
 class Waiver(Frozen):
@@ -254,6 +302,9 @@ class Study(Frozen):
                         f"{cell}: a source, or a model source and one of the levels {levels}, is expected", *here
                     )
         self._known_cells(cells)
+        judges = [judge.name.casefold() for judge in self.judges]
+        if len(set(judges)) != len(judges):
+            raise MisplacedError("each judge name once is expected", "judges")
         if self.stopping == "sequential" and self.policy.rules != "paired":
             raise MisplacedError(
                 "sequential needs paired outcomes: a policy whose rules are paired is expected", "stopping"
