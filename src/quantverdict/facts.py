@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quantverdict.matrix.cells import CellInfo
     from quantverdict.matrix.engines import Elsewhere
     from quantverdict.matrix.grid import Grids
-    from quantverdict.protocol.decide import Evidence
+    from quantverdict.protocol.evidence import Evidence
 
 
 def statistics_of(bundle: Bundle) -> tuple[StatisticsConfig, int]:
@@ -106,7 +106,7 @@ def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
 def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> Evidence:
     """What a decision rests on besides the matrix: samples; twins, failures and baselines that are not originals."""
     from quantverdict.matrix.engines import mixed_up
-    from quantverdict.protocol.decide import Evidence
+    from quantverdict.protocol.evidence import Evidence
 
     builds, config = stored_builds(bundle), config_of(bundle)
     return Evidence(

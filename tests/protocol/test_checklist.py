@@ -3,7 +3,8 @@
 import pytest
 
 from quantverdict.policy import Policy
-from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.decide import decide
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.records import Table
 
 

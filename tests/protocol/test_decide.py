@@ -11,7 +11,8 @@ from quantverdict.errors import StudyError
 from quantverdict.matrix.cells import CellInfo, build_matrix, scores_frame
 from quantverdict.matrix.columns import matrix_order
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.decide import decide
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.records import CellId, Score
 
 

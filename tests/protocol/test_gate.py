@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from quantverdict.errors import StudyError
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.decide import decide
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.protocol.gate import gate
 from quantverdict.protocol.gate_policy import GatePolicy
 from quantverdict.records import CellId, Estimate, Row

@@ -10,7 +10,8 @@ from quantverdict.errors import StudyError
 from quantverdict.matrix.cells import CellInfo, build_matrix, grids, scores_frame
 from quantverdict.matrix.paired import Comparison, Gate
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.decide import decide
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.protocol.outcomes import judge
 from quantverdict.records import CellId, Score
 from quantverdict.stats.exact_paired import p_below

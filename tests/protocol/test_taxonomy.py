@@ -5,7 +5,8 @@ import pytest
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.decide import decide
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.protocol.taxonomy import Findings, refusal_mde
 from quantverdict.records import CellId, Table
 from quantverdict.stats.power import mde_unpaired

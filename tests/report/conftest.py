@@ -12,7 +12,8 @@ from quantverdict.collect.files import csv_bytes
 from quantverdict.config import Constraints
 from quantverdict.matrix.columns import METRICS, matrix_table
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.decide import Evidence, decide
+from quantverdict.protocol.decide import decide
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.records import CellId, Estimate, Row
 from quantverdict.stats.intervals import wilson
 

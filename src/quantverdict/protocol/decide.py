@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from quantverdict.config import Constraints, StatisticsConfig
-from quantverdict.matrix.deltas import deltas, deltas_table
-from quantverdict.matrix.detectable import power_table, units_of
+from quantverdict.matrix.deltas import Delta, deltas, deltas_table
+from quantverdict.matrix.detectable import Units, power_table, units_of
 from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.noise import noise_floors, noise_table
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
@@ -16,6 +15,7 @@ from quantverdict.policy import Policy
 from quantverdict.protocol.actions import row_actions_table
 from quantverdict.protocol.checklist import Protocol, checklist, checklist_table, sign_screen
 from quantverdict.protocol.document import Judged, document
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.protocol.formats import (
     Decided,
     conservative_floor,
@@ -24,50 +24,13 @@ from quantverdict.protocol.formats import (
     role_of,
     roles_table,
 )
+from quantverdict.protocol.outcomes import Judged as OutcomeOf
 from quantverdict.protocol.outcomes import paired_table, refuse_unusable
 from quantverdict.protocol.regimes import regimes_table
 from quantverdict.protocol.rows import decide_rows, outcomes_of, pairs_that_differ, regime_draws
 from quantverdict.protocol.selection import Choice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, taxonomy_table
 from quantverdict.records import CellId, Matrix, Table
-
-if TYPE_CHECKING:
-    import polars as pl
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a decision rests on besides the matrix; the defaults are those of a bare matrix.
-
-    Attributes:
-        scores: scored samples (`grid.SCORE_COLUMNS`) or grids made of them, for paired intervals.
-        sign_reversal: `sign_reversal.csv`, for the correlation screen.
-        matrix_sha256: of the frozen `matrix.csv`.
-        failed: cells that did not run, and why.
-        twins: cells with the same weights as another build of their base model, and that build's quant.
-        lineage: cells whose origin or prompt is in doubt, and why.
-        dequantized: baselines that were themselves dequantised, and from what.
-        baselines: the cells that others are compared with, whether they ran or not.
-        idle_judges: judges that the study names and that gave no label.
-        nulls: null arms, each to the baseline that it is; they are no builds.
-        mixed_up: cells on another engine than their baseline, which does not run there: format and engine in one delta.
-        order: the cells of the study in its order; the matrix's own order where it is empty.
-        seed: of the bootstrap.
-    """
-
-    scores: pl.DataFrame | Grids | None = None
-    sign_reversal: Table | None = None
-    matrix_sha256: str | None = None
-    failed: Mapping[CellId, str] = field(default_factory=dict)
-    twins: Mapping[CellId, str] = field(default_factory=dict)
-    lineage: Mapping[CellId, str] = field(default_factory=dict)
-    dequantized: Mapping[CellId, str] = field(default_factory=dict)
-    baselines: frozenset[CellId] = frozenset()
-    idle_judges: tuple[str, ...] = ()
-    nulls: Mapping[CellId, CellId] = field(default_factory=dict)
-    mixed_up: Mapping[CellId, str] = field(default_factory=dict)
-    order: tuple[CellId, ...] = ()
-    seed: int = 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,57 +80,109 @@ def decide(
     Raises:
         StudyError: the policy names a metric that the rules cannot read.
     """
-    constraints, statistics = constraints or Constraints(), statistics or StatisticsConfig()
-    evidence = evidence or Evidence()
     refuse_unusable(policy)
+    statistics, evidence = statistics or StatisticsConfig(), evidence or Evidence()
     matrix = tuple(row for row in matrix if row.cell not in evidence.nulls)
+    compared = _compare(matrix, policy, statistics, evidence)
+    judged = _judge(compared, study, policy, constraints or Constraints(), evidence)
+    return _decision(compared, judged)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Every build beside its baseline.
+
+    Attributes:
+        matrix: the builds; null arms are none of them.
+        rules: the policy, by points where nothing is paired.
+        statistics: resamples, confidence and power.
+        samples: None where there are none, hence no `outcomes` either.
+        units: of how many independent units prompts are, where they come in clusters.
+        deltas: of every metric of every build.
+        outcomes: of every paired comparison.
+        rows: the matrix with what is decided of each row.
+    """
+
+    matrix: Matrix
+    rules: Policy
+    statistics: StatisticsConfig
+    samples: Grids | None
+    units: Units
+    deltas: tuple[Delta, ...]
+    outcomes: tuple[OutcomeOf, ...] | None
+    rows: tuple[Decided, ...]
+
+    @property
+    def by_metric(self) -> dict[tuple[CellId, str], Delta]:
+        return {(delta.cell, delta.metric): delta for delta in self.deltas}
+
+
+def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evidence: Evidence) -> _Compared:
     samples = None if evidence.scores is None else grids(evidence.scores)
     # Nothing is paired without samples, so the paired rules have nothing to go by.
     rules = policy if samples is not None else policy.by_points
     found = deltas(matrix, statistics, samples, evidence.seed)
     by_metric = {(delta.cell, delta.metric): delta for delta in found}
     drawn = (statistics, evidence.seed)
-    compared = None if samples is None else outcomes_of(matrix, rules, samples, by_metric, evidence.nulls, drawn)
-    rows = decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), compared)
-    tier_of = tiers(matrix, found, rules)
-    noise = None if samples is None else noise_floors(samples, evidence.nulls, statistics.confidence)
+    outcomes = None if samples is None else outcomes_of(matrix, rules, samples, by_metric, evidence.nulls, drawn)
+    return _Compared(
+        matrix=matrix,
+        rules=rules,
+        statistics=statistics,
+        samples=samples,
+        units={} if samples is None else units_of(samples),
+        deltas=found,
+        outcomes=outcomes,
+        rows=decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes),
+    )
+
+
+def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constraints, evidence: Evidence) -> Judged:
+    """What the builds say together: formats, floor, and the build to ship of each base model."""
+    matrix, rules, rows = compared.matrix, compared.rules, compared.rows
     models = tuple(dict.fromkeys([*(row.base_model for row in matrix), *(cell.base_model for cell in evidence.failed)]))
     formats = formats_of(rows, models)
-    roles = tuple(role_of(one, rules) for one in formats)
-    floor = conservative_floor(formats, rules)
-    screen = None if evidence.sign_reversal is None else sign_screen(evidence.sign_reversal)
-    units = {} if samples is None else units_of(samples)
-    findings = Findings(rows, by_metric, screen, floor, evidence.lineage, statistics, units)
-    judged = Judged(
+    found_tiers = tiers(matrix, compared.deltas, rules)
+    return Judged(
         study=study,
         policy=policy,
         constraints=constraints,
-        findings=findings,
-        tiers={tier.cell: tier for tier in tier_of},
-        roles=roles,
-        choices=_choices(models, rows, tier_of, constraints),
+        evidence=evidence,
+        findings=Findings(
+            rows=rows,
+            deltas=compared.by_metric,
+            screen=None if evidence.sign_reversal is None else sign_screen(evidence.sign_reversal),
+            floor=conservative_floor(formats, rules),
+            lineage=evidence.lineage,
+            statistics=compared.statistics,
+            units=compared.units,
+        ),
+        tiers={tier.cell: tier for tier in found_tiers},
+        roles=tuple(role_of(one, rules) for one in formats),
+        choices=_choices(models, rows, found_tiers, constraints),
         fronts={model: pareto_front([row for row in matrix if row.base_model == model], rules) for model in models},
-        failed=evidence.failed,
-        twins=evidence.twins,
-        dequantized=evidence.dequantized,
-        baselines=evidence.baselines,
-        idle_judges=evidence.idle_judges,
-        mixed_up=evidence.mixed_up,
-        order=evidence.order,
-        noise=noise,
+        noise=None
+        if compared.samples is None
+        else noise_floors(compared.samples, evidence.nulls, compared.statistics.confidence),
     )
+
+
+def _decision(compared: _Compared, judged: Judged) -> Decision:
+    findings, rows = judged.findings, compared.rows
+    protocol = Protocol(rows, judged.evidence.matrix_sha256, findings.screen, findings.floor)
+    pairs = pairs_that_differ(compared.deltas)
     return Decision(
-        deltas=deltas_table(found),
-        tiers=tiers_table(tier_of),
+        deltas=deltas_table(compared.deltas),
+        tiers=tiers_table(judged.tiers.values()),
         regimes=regimes_table(row.regime for row in rows),
         row_actions=row_actions_table(row.action for row in rows),
-        quant_roles=roles_table(roles),
-        floor=floor_table(floor),
-        taxonomy=taxonomy_table(findings, rules),
-        checklist=checklist_table(checklist(Protocol(rows, evidence.matrix_sha256, screen, floor))),
-        power=power_table(matrix, statistics, pairs_that_differ(found), units),
-        paired=paired_table(compared or ()),
-        noise_floor=noise_table(noise or ()),
+        quant_roles=roles_table(judged.roles),
+        floor=floor_table(findings.floor),
+        taxonomy=taxonomy_table(findings, compared.rules),
+        checklist=checklist_table(checklist(protocol)),
+        power=power_table(compared.matrix, compared.statistics, pairs, compared.units),
+        paired=paired_table(compared.outcomes or ()),
+        noise_floor=noise_table(judged.noise or ()),
         document=document(judged),
     )
 

@@ -12,6 +12,7 @@ from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.noise import ALL, Noise
 from quantverdict.matrix.tiers import TierOf
 from quantverdict.policy import Policy
+from quantverdict.protocol.evidence import Evidence
 from quantverdict.protocol.formats import Decided, Floor, Role, against_floor, is_gguf
 from quantverdict.protocol.outcomes import Judged as OutcomeOf
 from quantverdict.protocol.selection import Choice
@@ -25,23 +26,17 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Everything that was decided; the fields are those of `decide` and `Evidence`."""
+    """Everything that was decided, and what it rests on."""
 
     study: str
     policy: Policy
     constraints: Constraints
+    evidence: Evidence
     findings: Findings
     tiers: Mapping[CellId, TierOf]
     roles: tuple[Role, ...]
     choices: tuple[Choice, ...]
     fronts: Mapping[str, tuple[str, ...]]
-    failed: Mapping[CellId, str]
-    twins: Mapping[CellId, str]
-    dequantized: Mapping[CellId, str]
-    baselines: frozenset[CellId]
-    idle_judges: tuple[str, ...]
-    mixed_up: Mapping[CellId, str]
-    order: tuple[CellId, ...]
     noise: tuple[Noise, ...] | None
 
 
@@ -67,16 +62,17 @@ def document(judged: Judged) -> dict[str, object]:
 
 def _order(judged: Judged) -> list[CellId]:
     """Every cell once: as the study has them, then what else there is."""
-    rows = [row.signals.cell for row in judged.findings.rows]
-    known = {*rows, *judged.twins, *judged.failed}
-    return list(dict.fromkeys([*(c for c in judged.order if c in known), *rows, *judged.twins, *judged.failed]))
+    evidence, rows = judged.evidence, [row.signals.cell for row in judged.findings.rows]
+    known = dict.fromkeys([*rows, *evidence.twins, *evidence.failed])
+    return list(dict.fromkeys([*(cell for cell in evidence.order if cell in known), *known]))
 
 
 def _cell(cell: CellId, judged: Judged) -> dict[str, object]:
     row = next((row for row in judged.findings.rows if row.signals.cell == cell), None)
     if row is not None:
         return _measured_cell(row, judged)
-    sibling = CellId(cell.base_model, judged.twins.get(cell, ""))
+    evidence = judged.evidence
+    sibling = CellId(cell.base_model, evidence.twins.get(cell, ""))
     twin = next((row for row in judged.findings.rows if row.signals.cell == sibling), None)
     family = next((r.signals.row.family for r in judged.findings.rows if r.signals.cell[0] == cell.base_model), "")
     return {
@@ -84,10 +80,10 @@ def _cell(cell: CellId, judged: Judged) -> dict[str, object]:
         "base_model": cell.base_model,
         "family": family,
         "quant": cell.quant,
-        "is_baseline": cell in judged.baselines,
-        "twin_of": judged.twins.get(cell),
-        "status": "twin" if cell in judged.twins else "failed",
-        "failure": judged.failed.get(cell),
+        "is_baseline": cell in evidence.baselines,
+        "twin_of": evidence.twins.get(cell),
+        "status": "twin" if cell in evidence.twins else "failed",
+        "failure": evidence.failed.get(cell),
         "bpw": None if twin is None else _number(twin.signals.row.bpw),
         "file_bytes": None if twin is None else _number(twin.signals.row.value("file_bytes")),
     }
@@ -108,7 +104,7 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
         _number(signals.row.bpw),
         _number(signals.row.value("file_bytes")),
         _number(signals.row.value("tokens_per_second")),
-        judged.dequantized.get(signals.cell),
+        judged.evidence.dequantized.get(signals.cell),
         _number(signals.quality),
         *_interval(quality),
         _number(signals.refusal),
@@ -179,15 +175,16 @@ def _floor(floor: Floor) -> dict[str, object]:
 def _notes(judged: Judged) -> Iterator[str]:
     yield from _unseen(judged)
     yield from _unmeasured(judged)
-    for cell, source in judged.dequantized.items():
+    evidence = judged.evidence
+    for cell, source in evidence.dequantized.items():
         yield f"{cell} was itself dequantised from {source}: levels near that grid look better than they are."
-    for cell, quant in judged.twins.items():
+    for cell, quant in evidence.twins.items():
         yield f"{cell} has the same weights as {quant}: it was run once and is counted once."
-    for cell, why in judged.failed.items():
+    for cell, why in evidence.failed.items():
         yield f"{cell} did not run: {why}"
     for cell, doubt in judged.findings.lineage.items():
         yield f"{cell}: {doubt}."
-    for cell, engine in judged.mixed_up.items():
+    for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
     yield from _stopped(judged)
     yield from _nothing_found(judged)
@@ -220,8 +217,8 @@ def _unmeasured(judged: Judged) -> Iterator[str]:
     for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
         if not any(name in row.signals.row.metrics for row in rows):
             yield f"{name} was not measured."
-    if judged.idle_judges:
-        yield f"The study names judges that gave no label: {', '.join(judged.idle_judges)}."
+    if judged.evidence.idle_judges:
+        yield f"The study names judges that gave no label: {', '.join(judged.evidence.idle_judges)}."
 
 
 def _noise(noise: Sequence[Noise]) -> Iterator[str]:
