@@ -242,6 +242,37 @@ class JudgeConfig(Frozen):
         return self
 
 
+class BertScoreConfig(Frozen):
+    """The encoder of `bertscore`, and the layer whose output is compared: its own must be given for another one."""
+
+    source: Source = Source(hub="microsoft/deberta-xlarge-mnli")
+    layer: int = Field(default=40, gt=0)
+
+    @model_validator(mode="after")
+    def _own_layer(self) -> Self:
+        if "source" in self.model_fields_set and "layer" not in self.model_fields_set:
+            raise ValueError("the layer of this encoder that is compared is expected as layer")
+        return self
+
+
+class CoherenceConfig(Frozen):
+    """The sentence encoder of `coherence` and `coherence_prompt`."""
+
+    source: Source = Source(hub="sentence-transformers/all-mpnet-base-v2")
+
+
+class SemanticConfig(Frozen):
+    """Scores of stored answers by encoders; null leaves one out."""
+
+    bertscore: BertScoreConfig | None = BertScoreConfig()
+    coherence: CoherenceConfig | None = CoherenceConfig()
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Tokens encoded at once, padding included; 1024 on a CPU and 16384 elsewhere if not given."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the encoders' arithmetic; auto is float32 on a CPU, bfloat16 on a GPU."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
+
+
 class Waiver(Frozen):
     """A comparison that is made although it was not proved: shown wherever the build is."""
 
@@ -271,6 +302,8 @@ class Study(Frozen):
     collect: CollectConfig = CollectConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     judges: tuple[JudgeConfig, ...] = Field(default=(), strict=False)
+    semantic: SemanticConfig | None = None
+    """Scores by encoders (bertscore, coherence); none of them if not given."""
     quantize: QuantizeConfig = QuantizeConfig()
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)
     nulls: int = Field(default=0, ge=0)
