@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from quantverdict.records import Completion, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Progress = Callable[[int, int], None]
 """Called while a batch runs with (prompts finished in it, tokens generated in it) so far."""
@@ -73,6 +77,32 @@ class Tokenizer(Protocol):
 
     def piece(self, token: int) -> str:
         """The text of one token, special tokens by their name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """What a build predicts along an answer that is given to it.
+
+    Attributes:
+        ids: token ids of the whole answer, as they follow the prompt.
+        logits: (tokens of the part, vocabulary): before each of them, natural logarithms up to a constant a row.
+    """
+
+    ids: tuple[int, ...]
+    logits: npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class WhiteBox(Protocol):
+    """A backend that shows its whole distribution; no part of `Backend`, as most cannot."""
+
+    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+        """The predictions at the tokens of `answer` in `part`, none beyond its last; an empty part asks for ids alone.
+
+        Raises:
+            EngineError: the engine failed, or prompt and answer do not fit the context.
+        """
         ...
 
 

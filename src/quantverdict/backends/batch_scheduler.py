@@ -1,8 +1,9 @@
 """Decode many prompts at once, greedily, in an order that the prompts alone decide.
 
-The longest common start of the batch is evaluated once. A prompt is evaluated by itself, then its answer grows one
-token a step beside the others; a slot whose answer ended takes the next prompt. Nothing here looks at the clock but
-the time to first token, so equal batches give equal answers. A step never has a single row where more than one slot
+Prompts are taken in the order of their tokens, so that each begins as one before it does; what it begins with is
+copied from the slot that holds most of it. The rest is evaluated by itself, then the answer grows one token a step
+beside the others; a slot whose answer ended takes the next prompt. Nothing here looks at the clock but the time to
+first token, so equal batches give equal answers. A step never has a single row where more than one slot
 is asked for: the library sums a lone row in another order than a row among others, and an answer must not depend
 on how many others are still being written.
 """
@@ -23,6 +24,10 @@ from quantverdict.errors import EngineError
 Logits = npt.NDArray[np.float32]
 Report = Callable[[int, int], None]
 """Called every step with (prompts finished, tokens generated) so far."""
+
+
+_WORTH_COPYING = 4
+"""Rows that a copy of a slot's memory must spare; it costs about as much as evaluating one."""
 
 
 class Engine(Protocol):
@@ -91,7 +96,7 @@ class BatchScheduler:
         self.engine, self.jobs, self.limits, self.report = engine, jobs, limits, report
         self.answers = [Answer() for _ in jobs]
         self.slots: list[int | None] = [None] * limits.slots
-        self.shared = shared_start(jobs)
+        self.held: list[tuple[int, ...]] = [()] * limits.slots  # what the memory of a slot begins with
         self.finished = self.generated = 0
 
     def run(self) -> list[Answer]:
@@ -99,7 +104,7 @@ class BatchScheduler:
         if not self.jobs:
             return []
         self._start()
-        waiting = iter(range(len(self.jobs)))
+        waiting = iter(sorted(range(len(self.jobs)), key=lambda number: self.jobs[number].prompt))
         self._refill(waiting)
         while any(job is not None for job in self.slots):
             self._step()
@@ -111,10 +116,6 @@ class BatchScheduler:
         branches = max((len(job.choices) for job in self.jobs if _longest(job.choices) > 1), default=0)
         longest = max(len(job.prompt) + max(limits.max_new_tokens, _longest(job.choices)) for job in self.jobs)
         self.engine.start(limits.slots + branches, min(longest, limits.context))
-        if self.shared:
-            self._evaluate_all(0, self.jobs[0].prompt[: self.shared], 0)
-            for slot in range(1, limits.slots):
-                self.engine.copy(0, slot)
 
     def _refill(self, waiting: Iterator[int]) -> None:
         """Give every free slot the next job; a job that needs no step ends here and frees its slot again."""
@@ -128,8 +129,8 @@ class BatchScheduler:
     def _admit(self, slot: int, number: int) -> None:
         start = time.perf_counter()
         job, answer = self.jobs[number], self.answers[number]
-        self.engine.cut(slot, self.shared)
-        logits = self._evaluate_all(slot, job.prompt[self.shared :], self.shared)
+        known = self._begin(slot, job.prompt)
+        logits = self._evaluate_all(slot, job.prompt[known:], known)
         first = int(logits.argmax())
         self.slots[slot] = number
         if job.choices:
@@ -137,6 +138,18 @@ class BatchScheduler:
         if self.limits.max_new_tokens:
             answer.ttft_ms = (time.perf_counter() - start) * 1000
         self._accept(slot, first)
+
+    def _begin(self, slot: int, prompt: tuple[int, ...]) -> int:
+        """Leave in a slot what some slot holds of a prompt's start; how many tokens that is."""
+        starts = [common_start(held, prompt) for held in self.held]
+        source = max(range(len(starts)), key=lambda one: (starts[one], one == slot))
+        if starts[source] - starts[slot] < _WORTH_COPYING:
+            source = slot
+        if source != slot:
+            self.engine.copy(source, slot)
+        self.engine.cut(slot, starts[source])
+        self.held[slot] = prompt
+        return starts[source]
 
     def _evaluate_all(self, slot: int, tokens: Sequence[int], position: int) -> Logits:
         """Append tokens to a sequence; the logits after the last one."""
@@ -170,8 +183,9 @@ class BatchScheduler:
         rows = [(slot, self.answers[n].tokens[-1], self._length(n) - 1) for slot, n in active]
         idle = next((slot for slot, number in enumerate(self.slots) if number is None), None)
         if len(rows) == 1 and idle is not None:
-            self.engine.cut(idle, self.shared)
-            rows.append((idle, rows[0][1], self.shared))
+            self.engine.cut(idle, 0)
+            self.held[idle] = ()
+            rows.append((idle, rows[0][1], 0))
         found = self.engine.evaluate(rows, range(len(active)))
         chosen = [int(checked(logits).argmax()) for logits in found]
         for (slot, _), token in zip(active, chosen, strict=True):
@@ -198,13 +212,12 @@ class BatchScheduler:
             self.finished += 1
 
 
-def shared_start(jobs: Sequence[Job]) -> int:
-    """Tokens that all prompts begin with, less where a prompt would be left with fewer than two of its own."""
-    if len(jobs) < 2:
-        return 0
-    first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
-    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return max(0, min(common, min(len(job.prompt) for job in jobs) - 2))
+def common_start(held: Sequence[int], prompt: Sequence[int]) -> int:
+    """Tokens that a prompt begins with as another does, less where it would be left with fewer than two of its own."""
+    common = next(
+        (i for i, (a, b) in enumerate(zip(held, prompt, strict=False)) if a != b), min(len(held), len(prompt))
+    )
+    return max(0, min(common, len(prompt) - 2))
 
 
 def even_parts(count: int, size: int) -> list[range]:

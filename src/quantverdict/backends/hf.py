@@ -7,11 +7,12 @@ where one does not fit the memory, its halves are asked one after the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantverdict.backends.base import Decoding, Placement, Progress
+from quantverdict.backends.base import Decoding, Forced, Placement, Progress
 from quantverdict.backends.batch_scheduler import Job
 from quantverdict.backends.checkpoint_tokenizer import (
     INSTALL,
@@ -55,6 +56,10 @@ class TransformersBackend(IsolatedBackend):
     def __init__(self, path: Path, placement: Placement) -> None:
         engine = "quantverdict.backends.hf:TransformersEngine"
         super().__init__("Transformers", engine, path, placement, environment=ENVIRONMENT)
+
+    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+        """Log-probabilities along an answer; see `WhiteBox`."""
+        return self._forced({"prompt": asdict(prompt), "answer": answer}, part)
 
     @property
     def halved(self) -> int:
@@ -122,6 +127,14 @@ class TransformersEngine:
         except LIBRARY_ERRORS as error:
             raise EngineError(f"the model fails: {one_line(error)}") from error
         return [completion(self._tokenizer, job, answer) for job, answer in zip(jobs, answers, strict=True)]
+
+    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+        """Log-probabilities along an answer; see `WhiteBox`."""
+        (job,) = read_jobs(self._tokenizer, [replace(prompt, choices=(answer,))], 0, self._placement.context)
+        try:
+            return Forced(job.choices[0], self._batches.force(job.prompt, job.choices[0], part))
+        except LIBRARY_ERRORS as error:
+            raise EngineError(f"the model fails: {one_line(error)}") from error
 
     def _load(self, path: Path) -> PreTrainedModel:
         from safetensors import SafetensorError

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quantverdict.backends.batch_scheduler import Answer, Job
 from quantverdict.backends.checkpoint_tokenizer import until_stop
 from quantverdict.errors import EngineError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -78,6 +81,18 @@ class BatchModel:
         for row, job in enumerate(jobs):
             answers[row].choice_logprobs = tuple(scores[row, i] for i in range(len(job.choices)))
         return answers
+
+    def force(self, prompt: tuple[int, ...], answer: tuple[int, ...], part: range) -> npt.NDArray[np.float32]:
+        """Log-probabilities before the tokens of `answer` in `part`: (tokens, vocabulary).
+
+        Raises:
+            EngineError: logits that are not finite.
+        """
+        stop = min(part.stop, len(answer))
+        if stop <= part.start:
+            return np.empty((0, self._model.config.get_text_config().vocab_size), np.float32)
+        found = self._log_probs([prompt + answer[: stop - 1]], stop - part.start)[0]
+        return np.asarray(found.cpu().numpy(), np.float32)
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], report: Report

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantverdict.backends.base import Decoding, Placement, Progress
+from quantverdict.backends.base import Decoding, Placement, Progress, WhiteBox
 from quantverdict.backends.worker_process import WorkerBackend, WorkerProcess
-from quantverdict.backends.worker_side import run
+from quantverdict.backends.worker_side import PAYLOAD, run
 from quantverdict.records import Completion, Prompt
 
 
@@ -83,9 +83,20 @@ class _Worker:
         return self._engine.measured
 
     def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        prompts = [Prompt(**{**values, "choices": tuple(values["choices"])}) for values in request["prompts"]]
+        if "force" in request:
+            return self._force(**request["force"])
+        prompts = [_prompt(values) for values in request["prompts"]]
         done = self._engine.complete(prompts, Decoding(**request["decoding"]), progress)
         return {"completions": [asdict(completion) for completion in done]}
+
+    def _force(self, prompt: Mapping[str, Any], answer: str, start: int, stop: int) -> dict[str, Any]:
+        assert isinstance(self._engine, WhiteBox)  # only such an engine's backend asks
+        found = self._engine.force(_prompt(prompt), answer, range(start, stop))
+        return {"ids": found.ids, "vocabulary": found.logits.shape[1], PAYLOAD: found.logits.tobytes()}
+
+
+def _prompt(values: Mapping[str, Any]) -> Prompt:
+    return Prompt(**{**values, "choices": tuple(values["choices"])})
 
 
 if __name__ == "__main__":

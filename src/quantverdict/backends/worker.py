@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.backends.base import Progress
-from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits
+from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits, checked, even_parts
 from quantverdict.backends.llama_engine import CHUNK, LlamaEngine
 from quantverdict.backends.llama_library import open_library
 from quantverdict.backends.token_hash import hash_ids
-from quantverdict.backends.worker_side import run
+from quantverdict.backends.worker_side import PAYLOAD, run
 from quantverdict.errors import EngineError
 
 
@@ -43,7 +43,24 @@ class LlamaWorker:
             return {"tokens": [token for token in range(self.engine.n_vocab) if self.engine.is_end(token)]}
         if "piece" in request:
             return {"text": self.engine.piece(int(request["piece"]))}
+        if "force" in request:
+            return self.force(request["force"])
         return {"completions": self.answer(request, progress)}
+
+    def force(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Logits before the tokens of an answer, evaluated with the prompt as one sequence that is alone."""
+        job = self._named_job(request, 0)
+        answer, stop = job.choices[0], min(int(request["stop"]), len(job.choices[0]))
+        part = range(int(request["start"]), stop)
+        tokens = (job.prompt + answer[: stop - 1]) if part else ()
+        first, found = len(job.prompt) - 1 + part.start, bytearray()
+        self.engine.start(1, self.context)
+        for rows in even_parts(len(tokens), CHUNK):
+            wanted = [place - rows.start for place in rows if place >= first]
+            shown = self.engine.evaluate([(0, tokens[place], place) for place in rows], wanted)
+            for logits in shown:
+                found += checked(logits).tobytes()
+        return {"ids": answer, "vocabulary": self.engine.n_vocab, PAYLOAD: bytes(found)}
 
     def answer(self, request: Mapping[str, Any], progress: Progress) -> list[dict[str, Any]]:
         """The completions of a batch, as the fields of `Completion`."""

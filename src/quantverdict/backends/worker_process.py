@@ -16,7 +16,8 @@ import weakref
 from collections.abc import Mapping
 from typing import IO, Any
 
-from quantverdict.backends.base import Progress
+from quantverdict.backends.base import Forced, Progress
+from quantverdict.backends.worker_side import PAYLOAD
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion
 
@@ -49,8 +50,6 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, **environment},
-            text=True,
-            encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the program, which ends the worker itself
         )
         self._end = weakref.finalize(self, _end, self.process, self._errors)
@@ -90,7 +89,7 @@ class WorkerProcess:
         assert requests is not None
         assert replies is not None
         try:
-            requests.write(json.dumps(request) + "\n")
+            requests.write(json.dumps(request).encode() + b"\n")
             requests.flush()
         except BrokenPipeError:
             raise EngineError(self._reason()) from None
@@ -98,10 +97,17 @@ class WorkerProcess:
             reply: dict[str, Any] = json.loads(line)
             if "progress" not in reply:
                 self.usage = reply["usage"]
-                return reply
+                return reply if PAYLOAD not in reply else {**reply, PAYLOAD: self._payload(reply[PAYLOAD])}
             if progress is not None:
                 progress(*reply["progress"])
         raise EngineError(self._reason())
+
+    def _payload(self, size: int) -> bytes:
+        assert self.process.stdout is not None
+        data = self.process.stdout.read(size)
+        if len(data) < size:
+            raise EngineError(self._reason())
+        return data
 
     def _reason(self) -> str:
         """Why the worker ended, in one line."""
@@ -150,13 +156,21 @@ class WorkerBackend:
         """What a batch is answered with; raises as `WorkerProcess.ask`."""
         return [_completion(values) for values in self._worker.ask(request, progress)["completions"]]
 
+    def _forced(self, request: Mapping[str, Any], part: range) -> Forced:
+        """What a `force` request is answered with; raises as `WorkerProcess.ask`."""
+        import numpy as np
+
+        reply = self._worker.ask({"force": {**request, "start": part.start, "stop": part.stop}})
+        logits = np.frombuffer(reply[PAYLOAD], dtype=np.float32).reshape(-1, reply["vocabulary"])
+        return Forced(tuple(reply["ids"]), logits)
+
 
 def _completion(values: Mapping[str, Any]) -> Completion:
     logprobs = values["choice_logprobs"]
     return Completion(**{**values, "choice_logprobs": None if logprobs is None else tuple(logprobs)})
 
 
-def _end(process: subprocess.Popen[str], errors: IO[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
     """Close the pipes, which ends the worker; kill it where that does not."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

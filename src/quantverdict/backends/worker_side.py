@@ -1,4 +1,4 @@
-"""The worker's end of the pipe: one JSON document a line each way.
+"""The worker's end of the pipe: one JSON document a line each way, and bytes behind one that says how many.
 
 The first line in says what to load, the first line out is `ready` or `error`. Each later line in is answered by
 `progress` lines and one that settles it. A worker ends when its input ends, in the middle of a batch too, so that it
@@ -15,11 +15,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from quantverdict.backends.base import Progress
 from quantverdict.errors import EngineError
 
+PAYLOAD = "payload"
+"""The key of a reply's bytes; they follow its line, which holds their number instead."""
 _PROGRESS_SECONDS = 0.1
 _FD_IN, _FD_OUT, _FD_ERR = 0, 1, 2
 
@@ -53,7 +55,7 @@ Load = Callable[[Mapping[str, Any]], Worker]
 def run(load: Load) -> None:
     """Answer until the input ends. The reply pipe is ours: whatever a library prints goes to the error stream."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    replies = os.fdopen(os.dup(_FD_OUT), "w", encoding="utf-8")
+    replies = os.fdopen(os.dup(_FD_OUT), "wb")
     os.dup2(_FD_ERR, _FD_OUT)
     # What no engine foresaw ends the process; its last words are the error, not the way there.
     sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)  # noqa: T201
@@ -63,7 +65,7 @@ def run(load: Load) -> None:
         os._exit(0)  # the reader is gone: there is nobody to tell
 
 
-def _serve(load: Load, requests: TextIO, replies: TextIO) -> None:
+def _serve(load: Load, requests: TextIO, replies: BinaryIO) -> None:
     worker: Worker | None = None
     while line := requests.readline():
         request = json.loads(line)
@@ -82,7 +84,7 @@ def _serve(load: Load, requests: TextIO, replies: TextIO) -> None:
 class _Reporter:
     """Passes progress on, a few times a second."""
 
-    def __init__(self, replies: TextIO) -> None:
+    def __init__(self, replies: BinaryIO) -> None:
         self.replies, self.reported = replies, time.monotonic()
 
     def __call__(self, finished: int, generated: int) -> None:
@@ -95,8 +97,12 @@ class _Reporter:
         _send(self.replies, {"progress": [finished, generated]})
 
 
-def _send(replies: TextIO, message: Mapping[str, Any]) -> None:
-    replies.write(json.dumps(message) + "\n")
+def _send(replies: BinaryIO, message: Mapping[str, Any]) -> None:
+    payload = message.get(PAYLOAD)
+    line = message if payload is None else {**message, PAYLOAD: len(payload)}
+    replies.write(json.dumps(line).encode() + b"\n")
+    if payload is not None:
+        replies.write(payload)
     replies.flush()
 
 
