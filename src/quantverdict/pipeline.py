@@ -21,6 +21,7 @@ from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError
 from quantverdict.forecasting import forecast
+from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import decide, grade, render, samples_of, summarise
 
@@ -42,11 +43,11 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
         EngineError: not one baseline could be run.
     """
     study = read_study(study_file, task_dir)
-    tasks = study_tasks(study)
+    tasks, encoders = study_tasks(study), find_encoders(study)
     with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
         builds = make_builds(study, tasks, bundle, view)
         ask(study, tasks, builds, bundle, view)
-        grade(tasks, builds, bundle)
+        grade(tasks, builds, bundle, encoders, view.say)
         settle(bundle)
     return bundle.root
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.builds import Build
@@ -14,16 +14,27 @@ from quantverdict.collect.schedule import STOPPED, read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.facts import cell_infos, config_of, elsewhere, evidence_of, read_templates, statistics_of
 from quantverdict.policy import Policy
-from quantverdict.records import CellId, Matrix, Score
+from quantverdict.records import CellId, Matrix, Response, Score
 
 if TYPE_CHECKING:
+    from quantverdict.grading.encoder_files import Encoders
     from quantverdict.matrix.grid import Grids
     from quantverdict.matrix.rounds import Asked
     from quantverdict.tasks.catalog import Task
 
 
-def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> None:
-    """responses -> `scores.parquet`, and `templates.csv` for the metrics of a cell as a whole."""
+def grade(
+    tasks: Sequence[Task],
+    builds: Sequence[Build],
+    bundle: Bundle,
+    encoders: Encoders | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """responses -> `scores.parquet`, and `templates.csv` for the metrics of a cell as a whole.
+
+    Args:
+        encoders: what scores semantically, where the study has it; `say` is told how far it is.
+    """
     import polars as pl
 
     from quantverdict.grading.grade import grade_responses
@@ -35,6 +46,7 @@ def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> Non
     by_name = {task.name: task for task in tasks}
     scores: list[Score] = []
     harmful: dict[CellId, list[Reading]] = {}
+    answers: list[Response] = []
     for build in builds:
         if build.cell not in outcomes or outcomes[build.cell].failure is not None:
             continue
@@ -42,6 +54,11 @@ def grade(tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle) -> Non
         scores += grade_responses(by_name, responses)
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
         harmful[build.cell] = [read_answer(answer.text, answer.output_tokens) for answer in plain]
+        answers += responses if encoders is not None else ()
+    if encoders is not None:
+        from quantverdict.grading.semantic import semantic_scores
+
+        scores += semantic_scores(encoders, by_name, answers, bundle, say)
     frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
     bundle.write_parquet("scores.parquet", frame)
     bundle.write_table(templates_table(template_estimates(harmful, *statistics_of(bundle))))

@@ -1,0 +1,287 @@
+"""Encoders: texts to embeddings, and the embeddings of answers compared with that of a reference.
+
+`TokenEncoder` gives the F1 of the `bert-score` package without idf and rescaling (Zhang et al. 2020),
+`SentenceEncoder` the cosine of the embeddings that `sentence-transformers` gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from quantverdict.backends.checkpoint_tokenizer import LIBRARY_ERRORS, one_line
+from quantverdict.backends.cores import physical_cores
+from quantverdict.config import SemanticConfig
+from quantverdict.errors import EngineError
+from quantverdict.grading.encoder_files import EncoderFiles
+
+if TYPE_CHECKING:
+    import torch
+
+E = TypeVar("E")
+Result = TypeVar("Result")
+UNLIMITED = 1 << 20
+"""A tokenizer that knows no limit says so by a number beyond this."""
+OFFSET_POSITIONS = ("camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
+"""Models whose first positions are not a text's: two places fewer than their table has."""
+PREFIX_SPACE = ("GPT2Tokenizer", "GPT2TokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast")
+"""Tokenizers that bert-score gives a text to with a space before it."""
+
+
+class Encoder(Protocol[E]):
+    """Texts to embeddings, and embeddings compared."""
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as they are encoded."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> list[E]:
+        """Texts that are encoded together; the caller bounds and sorts them."""
+        ...
+
+    def compare(self, answers: Sequence[E], reference: E) -> list[float]:
+        """The score of each answer."""
+        ...
+
+    def size(self, embedding: E) -> int:
+        """Bytes that an embedding takes."""
+        ...
+
+
+class Placed(NamedTuple):
+    """Where and how precisely an encoder computes."""
+
+    device: str
+    dtype: str
+    hardware: str
+    batch_tokens: int
+
+
+class TokenEmbedding(NamedTuple):
+    """A text of T tokens: (T, width) vectors of unit length, and (T,) weights that sum to 1, or to 0 without a word."""
+
+    vectors: torch.Tensor
+    weights: torch.Tensor
+
+
+def place(settings: SemanticConfig) -> Placed:
+    """What `auto` comes to on this machine."""
+    import torch
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EngineError(f"semantic.device is {device}, and torch finds no GPU; expected auto or cpu")
+    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return Placed(device, dtype, hardware, settings.batch_tokens or (1024 if device == "cpu" else 16384))
+
+
+class TokenEncoder:
+    """The output of one layer, compared token by token; the layers above it are left out.
+
+    Raises:
+        EngineError: Transformers cannot load it, or it has no such layer.
+    """
+
+    def __init__(self, files: EncoderFiles, placed: Placed) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self._torch, self._device, self._name = torch, placed.device, files.name
+        folder, options = str(files.folder), {"local_files_only": True}
+        with _loading(files.name):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            if type(tokenizer).__name__ in PREFIX_SPACE:
+                tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **options)
+            model = AutoModel.from_pretrained(folder, dtype=getattr(torch, placed.dtype), **options)
+        if hasattr(model, "encoder") and hasattr(model, "decoder"):
+            model = model.encoder
+        self._model = _cut(model.eval(), files.layer or 1, files.name).to(placed.device)
+        self._tokenizer, self._limit = tokenizer, _limit(tokenizer, model.config)
+        self._pad = tokenizer.pad_token_id or 0
+        self._unweighted = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._ids(texts)]
+
+    def embed(self, texts: Sequence[str]) -> list[TokenEmbedding]:
+        return _halving(self._embed, list(texts), self._name)
+
+    def compare(self, answers: Sequence[TokenEmbedding], reference: TokenEmbedding) -> list[float]:
+        """F1 of greedy matching: each token takes its most similar one of the other side; 0 without a word."""
+        torch = self._torch
+        with torch.inference_mode():
+            similar = torch.cat([answer.vectors for answer in answers]) @ reference.vectors.T
+            best = similar.amax(1)
+            parts, start = [], 0
+            for answer in answers:
+                end = start + len(answer.weights)
+                recall = (similar[start:end].amax(0) * reference.weights).sum()
+                parts.append(torch.stack([(best[start:end] * answer.weights).sum(), recall]))
+                start = end
+            pairs = torch.stack(parts).tolist()
+        worded = bool(reference.weights.any())
+        return [
+            2 * p * r / (p + r) if worded and p + r and bool(answer.weights.any()) else 0.0
+            for answer, (p, r) in zip(answers, pairs, strict=True)
+        ]
+
+    def size(self, embedding: TokenEmbedding) -> int:
+        return int(embedding.vectors.nbytes + embedding.weights.nbytes)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        stripped = [text.strip() for text in texts]
+        ids: list[list[int]] = self._tokenizer(
+            stripped, truncation=True, max_length=self._limit, verbose=False
+        ).input_ids
+        return ids
+
+    def _embed(self, texts: Sequence[str]) -> list[TokenEmbedding]:
+        torch, ids = self._torch, self._ids(texts)
+        longest = max(map(len, ids))
+        padded = torch.full((len(ids), longest), self._pad, dtype=torch.long)
+        mask = torch.zeros_like(padded)
+        for row, own in enumerate(ids):
+            padded[row, : len(own)] = torch.tensor(own)
+            mask[row, : len(own)] = 1
+        with torch.inference_mode():
+            found = self._model(padded.to(self._device), attention_mask=mask.to(self._device))[0]
+            units = torch.nn.functional.normalize(found.float(), dim=-1)
+            return [self._one(units[row, : len(own)].clone(), own) for row, own in enumerate(ids)]
+
+    def _one(self, vectors: torch.Tensor, ids: Sequence[int]) -> TokenEmbedding:
+        weights = self._torch.tensor([float(token not in self._unweighted) for token in ids], device=vectors.device)
+        return TokenEmbedding(vectors, weights / weights.sum().clamp(min=1))
+
+
+class SentenceEncoder:
+    """One vector a text, as `SentenceTransformer.encode` gives it.
+
+    Raises:
+        EngineError: sentence-transformers cannot load it.
+    """
+
+    def __init__(self, files: EncoderFiles, placed: Placed) -> None:
+        import torch
+
+        self._torch, self._name = torch, files.name
+        with _loading(files.name):
+            from sentence_transformers import SentenceTransformer
+
+            kwargs = {"dtype": getattr(torch, placed.dtype)}
+            folder = str(files.folder)
+            self._model = SentenceTransformer(
+                folder, device=placed.device, model_kwargs=kwargs, local_files_only=True
+            ).eval()
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        limit = self._model.max_seq_length or UNLIMITED
+        ids = self._model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [min(len(own), limit) for own in ids]
+
+    def embed(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        return _halving(self._embed, list(texts), self._name)
+
+    def compare(self, answers: Sequence[torch.Tensor], reference: torch.Tensor) -> list[float]:
+        """Cosines."""
+        found: list[float] = (self._torch.stack(list(answers)) @ reference).tolist()
+        return found
+
+    def size(self, embedding: torch.Tensor) -> int:
+        return int(embedding.nbytes)
+
+    def _embed(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        found = self._model.encode(
+            list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+        ).float()
+        return list(self._torch.nn.functional.normalize(found, dim=-1))
+
+
+def _limit(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - of whichever model
+    """Tokens that are read of a text, the special ones included: the tokenizer's limit, or the model's positions."""
+    limits = [tokenizer.model_max_length]
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        limits.append(positions - 2 if config.model_type in OFFSET_POSITIONS else positions)
+    return min(int(min(limits)), UNLIMITED)
+
+
+def _cut(model: Any, layer: int, name: str) -> Any:  # noqa: ANN401 - of whichever architecture
+    """The model without the layers above `layer`."""
+    from torch.nn import ModuleList
+
+    stacks = [(owner, key, child) for owner in model.modules() for key, child in owner.named_children()
+              if isinstance(child, ModuleList) and key in ("layer", "layers", "block", "h")]  # fmt: skip
+    if hasattr(getattr(model, "encoder", None), "albert_layer_groups"):  # one layer, as often as its configuration says
+        model.encoder.config.num_hidden_layers = layer
+        return model
+    if not stacks or len(stacks[0][2]) < layer:
+        most = f"1 to {len(stacks[0][2])}" if stacks else "another encoder: its layers were not found"
+        raise EngineError(f"{name} has no layer {layer}; expected {most}")
+    owner, key, found = stacks[0]
+    setattr(owner, key, ModuleList(list(found)[:layer]))
+    return model
+
+
+def _halving(embed: Callable[[list[str]], list[Result]], texts: list[str], name: str) -> list[Result]:
+    """Encode texts together, or where they do not fit the memory, in halves.
+
+    Raises:
+        EngineError: one text alone does not fit, or the encoder fails.
+    """
+    import torch
+
+    try:
+        return embed(texts)
+    except torch.OutOfMemoryError as error:
+        if len(texts) == 1:
+            raise EngineError(f"{name}: a text of {len(texts[0])} characters does not fit the memory") from error
+    except LIBRARY_ERRORS as error:
+        raise EngineError(f"{name} fails: {one_line(error)}") from error
+    middle = len(texts) // 2
+    return [*_halving(embed, texts[:middle], name), *_halving(embed, texts[middle:], name)]
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Keep the libraries' remarks to themselves, leave their logging as it was, and say failures in one line."""
+    from transformers.utils import logging as remarks
+
+    loggers = [logging.getLogger(package) for package in ("sentence_transformers",)]
+    levels, verbosity, bars = [own.level for own in loggers], remarks.get_verbosity(), remarks.is_progress_bar_enabled()
+    remarks.set_verbosity_error()
+    remarks.disable_progress_bar()
+    for own in loggers:
+        own.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ImportError, *LIBRARY_ERRORS) as error:
+        raise EngineError(f"{name} cannot be loaded: {one_line(error)}") from error
+    finally:
+        remarks.set_verbosity(verbosity)
+        if bars:
+            remarks.enable_progress_bar()
+        for own, level in zip(loggers, levels, strict=True):
+            own.setLevel(level)
+
+
+@contextmanager
+def cores() -> Iterator[None]:
+    """No more threads than there are cores for this process; the number before it comes back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, physical_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
