@@ -13,9 +13,9 @@ from quantverdict.backends.batch_scheduler import (
     Job,
     Limits,
     checked,
+    common_start,
     even_parts,
     log_softmax,
-    shared_start,
 )
 from quantverdict.errors import EngineError
 
@@ -108,11 +108,20 @@ def test_no_row_is_evaluated_alone(prompts, slots):
     assert all(len(rows) > 1 for rows in engine.evaluations if rows[0][2] > 0)
 
 
-def test_the_common_start_is_evaluated_once():
-    jobs = [Job((1, 2, 3, 4, n, n)) for n in range(5, 9)]
+@pytest.mark.parametrize("slots", [1, 2, 16])
+def test_what_prompts_begin_with_is_evaluated_once(slots):
+    """Whatever the order they come in: the start of all, and the longer one of some."""
+    jobs = [Job((1, 2, 3, 4, *rest, n, n)) for n, rest in [(5, ()), (6, (7,) * 4), (7, ()), (8, (7,) * 4)]]
     engine = FakeEngine()
-    BatchScheduler(engine, jobs, Limits(2, 0, 64, 32), lambda *_: None).run()
-    assert [len(rows) for rows in engine.evaluations] == [4, 2, 2, 2, 2]
+    BatchScheduler(engine, jobs, Limits(slots, 0, 64, 32), lambda *_: None).run()
+    assert [len(rows) for rows in engine.evaluations] == [6, 2, 4, 2]
+
+
+def test_a_start_too_short_to_be_worth_it_is_not_copied():
+    engine = FakeEngine()
+    engine.copy = None
+    BatchScheduler(engine, [Job((1, 2, 3, n, n)) for n in (4, 5)], Limits(2, 3, 64, 32), lambda *_: None).run()
+    assert [len(rows) for rows in engine.evaluations[:2]] == [5, 5]
 
 
 def test_a_free_slot_takes_the_next_prompt_in_order():
@@ -135,18 +144,19 @@ def test_progress_counts_up_to_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "expected"),
+    ("held", "prompt", "expected"),
     [
-        ([(1, 2, 3, 4)], 0),
-        ([(1, 2, 3, 4), (1, 2, 3, 5)], 2),
-        ([(1, 2, 3, 4), (1, 2, 3, 4)], 2),
-        ([(1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 9, 3, 4, 5)], 1),
-        ([(1,), (1,)], 0),
-        ([(1, 2), (3, 4)], 0),
+        ((), (1, 2, 3, 4), 0),
+        ((1, 2, 3, 4), (1, 2, 3, 5), 2),
+        ((1, 2, 3, 4), (1, 2, 3, 4), 2),
+        ((1, 2, 3), (1, 2, 3, 4, 5, 6), 3),
+        ((1, 2, 3, 4, 5), (1, 9, 3, 4, 5), 1),
+        ((1,), (1,), 0),
+        ((1, 2), (3, 4), 0),
     ],
 )
-def test_a_prompt_keeps_two_tokens_of_its_own(prompts, expected):
-    assert shared_start([Job(prompt) for prompt in prompts]) == expected
+def test_a_prompt_keeps_two_tokens_of_its_own(held, prompt, expected):
+    assert common_start(held, prompt) == expected
 
 
 @given(st.integers(0, 2000), st.integers(2, 600))
