@@ -21,6 +21,8 @@ from quantverdict.records import Completion, Prompt
 ROOM = 64
 """Tokens that a label in JSON may take."""
 
+SEED = 42
+"""Sent where an API takes one; all are asked at temperature 0."""
 Identity = Mapping[str, str | int | bool]
 
 
@@ -141,7 +143,7 @@ class ServerChooser:
             "messages": [{"role": "user", "content": prompt.text}],
             "max_tokens": ROOM,
             "temperature": 0,
-            "seed": Decoding.seed,
+            "seed": SEED,
             "stream": False,
         }
         if self._takes_schema:
@@ -193,7 +195,7 @@ class OllamaChooser:
         finally:
             if not ready:
                 self._client.close()
-        self._identity = {
+        self._identity: dict[str, str | int | bool] = {
             "engine": "ollama",
             "version": version,
             "model": self._model,
@@ -220,7 +222,7 @@ class OllamaChooser:
 
     def _ask(self, prompt: Prompt) -> Completion:
         context = self._placement.context
-        options = {"temperature": 0, "seed": Decoding.seed, "num_predict": ROOM, "num_ctx": context}
+        options = {"temperature": 0, "seed": SEED, "num_predict": ROOM, "num_ctx": context}
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": prompt.text}],

@@ -8,13 +8,13 @@ the environment and given to the client alone: no identity, error or file has it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from quantverdict.backends.base import Decoding, Service
-from quantverdict.backends.choosing import Chooser, Identity, choice_schema, declined
+from quantverdict.backends.base import Service
+from quantverdict.backends.choosing import SEED, Chooser, Identity, choice_schema, declined
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -147,7 +147,7 @@ class OpenAIChooser(_HostedChooser):
 
     def _ask(self, prompt: Prompt) -> Completion:
         schema = {"name": _TOOL, "strict": True, "schema": choice_schema(prompt.choices)}
-        more = {} if self._temperature is None else {"temperature": self._temperature, "seed": Decoding.seed}
+        more = {} if self._temperature is None else {"temperature": self._temperature, "seed": SEED}
         reply = self._client.chat.completions.create(
             model=self._service.model,
             max_completion_tokens=ROOM[self.kind],
@@ -168,9 +168,3 @@ def _key(variable: str) -> str:
     if not key:
         raise EngineError(f"the environment variable {variable} holds no key")
     return key
-
-
-HOSTED: dict[str, Callable[[Service, int, float | None], Chooser]] = {
-    "anthropic": AnthropicChooser,
-    "openai": OpenAIChooser,
-}

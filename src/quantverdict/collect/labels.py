@@ -1,0 +1,93 @@
+"""What a judge said: one append-only JSONL a judge, `judgements/NAME.jsonl`, exact on reload after a crash.
+
+A line is a question's, not a sample's: equal answers of many builds are one question. A batch is appended by one write
+and flushed. What the batches took is apart, among the timings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
+from quantverdict.collect.store import append_bytes, cut
+from quantverdict.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a judge said to one question.
+
+    Attributes:
+        key: of the question.
+        rubric: its name and version, for a reader.
+        label: None is ungraded, and `reason` says why.
+        text: the reply; empty where the log-probabilities were read.
+        logprobs: natural log-probability of each label of the rubric, None where the engine gave none.
+    """
+
+    key: str
+    rubric: str
+    label: str | None
+    reason: str
+    text: str
+    logprobs: tuple[float, ...] | None
+    prompt_tokens: int
+    output_tokens: int
+
+
+_FIELDS = tuple(field.name for field in fields(Said))
+
+
+def labels_path(judge: str) -> str:
+    """`judgements/NAME.jsonl`."""
+    return f"judgements/{judge}.jsonl"
+
+
+def read_labels(bundle: Path, judge: str) -> dict[str, Said]:
+    """What a judge said so far, by question; a line that a killed run left unfinished is no part of it.
+
+    Raises:
+        DataError: a line that is none, by file and line.
+    """
+    path = bundle / labels_path(judge)
+    if not path.exists():
+        return {}
+    found: dict[str, Said] = {}
+    for number, line in enumerate(whole_lines(path.read_bytes()), start=1):
+        said = _parse(line, path, number)
+        found[said.key] = said
+    return found
+
+
+def append_labels(bundle: Path, judge: str, said: Iterable[Said], timing: Mapping[str, float | int]) -> None:
+    """Store a batch: all of it, or on failure nothing of it.
+
+    Raises:
+        BundleError: the disk is full, or the file not writable.
+    """
+    path, times = bundle / labels_path(judge), bundle / "timings" / f"judge~{judge}.jsonl"
+    for file in (path, times):
+        with saving(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            flush_file(file.parent)
+    data = path.read_bytes()
+    cut(path, data.rfind(b"\n") + 1, len(data))
+    append_bytes(times, json_line(dict(timing)), sync=False)
+    append_bytes(path, b"".join(json_line(asdict(one)) for one in said), sync=True)
+
+
+def _parse(line: bytes, path: Path, number: int) -> Said:
+    try:
+        data = json.loads(line)
+        said = Said(**{**data, "logprobs": None if data["logprobs"] is None else tuple(map(float, data["logprobs"]))})
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        keys = ", ".join(_FIELDS)
+        raise DataError(f"is not what a judge said ({error})", file=path, line=number, expected=keys) from error
+    tokens = (said.prompt_tokens, said.output_tokens)
+    if not isinstance(said.key, str) or not all(type(count) is int and count >= 0 for count in tokens):
+        raise DataError("is not what a judge said", file=path, line=number, field="key, prompt_tokens, output_tokens")
+    return said
