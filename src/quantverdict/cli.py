@@ -148,6 +148,18 @@ def analyze(
 
 @commands.command()
 @click.argument("bundle", type=Existing)
+@click.option("--judge", "name", required=True, help="A judge of the study by name, or a YAML file with its keys.")
+@json_option
+def judge(bundle: Path, name: str, as_json: bool) -> None:
+    """Judge stored answers, and decide again; what is labelled already is not asked."""
+    from quantverdict import pipeline
+
+    rows = pipeline.judge(bundle, name)
+    show(rows, lambda: [", ".join(f"{key} {value}" for key, value in row.items() if value) for row in rows], as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
 @click.option("--profile", type=click.Choice(["default", "study"]), help="The short report, or the whole study.")
 @json_option
 def report(bundle: Path, profile: str | None, as_json: bool) -> None:
@@ -190,6 +202,22 @@ def diff(one: Path, two: Path, exit_code: bool, as_json: bool) -> None:
     show(differences.as_json(found), lambda: differences.lines(found), as_json)
     if exit_code and found.verdicts:
         raise click.exceptions.Exit(ExitCode.REJECTED)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@click.option("--out", type=Existing, help="The sheet (CSV) to write: answers without the names of models or builds.")
+@click.option("--read", "filled", type=Existing, help="The sheet to read back, with labels.")
+@click.option("--n", "rows", type=click.IntRange(1), default=200, help="With --out: rows drawn at random.")
+@json_option
+def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_json: bool) -> None:
+    """Have people label answers, and correct the rates by their labels."""
+    from quantverdict import pipeline
+
+    if (out is None) == (filled is None):
+        raise click.UsageError("give --out SHEET.csv to write a sheet, or --read SHEET.csv to read it back")
+    sheet = pipeline.label(bundle, out, rows) if out is not None else pipeline.read_labels(bundle, filled or bundle)
+    show(sheet.as_json(), lambda: sheet.lines, as_json)
 
 
 @commands.command()

@@ -16,16 +16,17 @@ from quantverdict.collect import manifest
 from quantverdict.collect.estimate import StudyEstimate
 from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.progress import progress_view
+from quantverdict.collect.progress import LineProgress, progress_view
 from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
-from quantverdict.errors import ArtifactError, BundleError
+from quantverdict.errors import ArtifactError, BundleError, EngineError
 from quantverdict.forecasting import forecast
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
-from quantverdict.stages import decide, grade, render, samples_of, summarise
+from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
 
 if TYPE_CHECKING:
+    from quantverdict.labelling import Sheet
     from quantverdict.protocol.differences import Differences
     from quantverdict.protocol.gate import Gate
     from quantverdict.protocol.gate_policy import GatePolicy
@@ -48,6 +49,7 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
         builds = make_builds(study, tasks, bundle, view)
         ask(study, tasks, builds, bundle, view)
         grade(tasks, builds, bundle, encoders, view.say)
+        judge_study(study, bundle, view)
         settle(bundle)
     return bundle.root
 
@@ -70,13 +72,61 @@ def analyze(path: Path, policy: str | None = None) -> Path:
     return bundle.root
 
 
+def judge_study(study: Study, bundle: Bundle, view: LineProgress) -> None:
+    """scores, answers -> `judgements.parquet`; a judge that cannot run gives no label, and the run goes on without it."""
+    from quantverdict.judges import keep_judged
+    from quantverdict.judging import ask_judge
+
+    judges = sorted((judge for judge in study.judges if judge.engine), key=lambda judge: judge.second)
+    for number, judge in enumerate(judges):
+        if judge.second and not (number and judges[number - 1].second):
+            keep_judged(bundle)
+            settle_tables(bundle)  # which cells it judges whole is read from the regimes
+        try:
+            ask_judge(bundle, judge, study.folder, view.say)
+        except (EngineError, ArtifactError) as error:
+            view.say(f"judge {judge.name}: failed: {error}")
+    keep_judged(bundle)
+
+
+def judge(path: Path, name_or_file: str) -> list[dict[str, str]]:
+    """Give the stored answers of a bundle to a judge, and decide again with its labels.
+
+    Args:
+        name_or_file: a judge of the study, or a YAML file with the same keys.
+
+    Returns:
+        The rows of `judges.csv`.
+
+    Raises:
+        StudyError: no such judge.
+        BundleError: the bundle holds no answers, or labels of another model by this name.
+        EngineError: the judge cannot be loaded or asked; what it said so far is kept.
+    """
+    from quantverdict.judges import find_judge, keep_judged
+    from quantverdict.judging import ask_judge
+
+    with Bundle.reopen(path) as bundle, progress_view() as view:
+        refuse_unfinished(bundle, "scores.parquet")
+        chosen, folder = find_judge(bundle, name_or_file)
+        ask_judge(bundle, chosen, folder, view.say)
+        keep_judged(bundle)
+        settle(bundle, decided_policy(bundle))
+        return bundle.read_table("judges") if bundle.path("judges.csv").exists() else []
+
+
 def settle(bundle: Bundle, policy: Policy | None = None) -> None:
     """From the scores that a bundle holds, or the matrix alone where it holds none, to the report."""
+    settle_tables(bundle, policy)
+    render(bundle)
+
+
+def settle_tables(bundle: Bundle, policy: Policy | None = None) -> None:
+    """From the scores to the decision."""
     samples = samples_of(bundle)
     if samples is not None:
         summarise(bundle, samples)
     decide(bundle, policy, samples)
-    render(bundle)
 
 
 def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
@@ -133,6 +183,40 @@ def report(path: Path, profile: str | None = None) -> list[Path]:
             bundle.record(report={"profile": profile})
         render(bundle)
     return [path / "report.md", path / "report.html"]
+
+
+def label(path: Path, out: Path, rows: int) -> Sheet:
+    """Write a blinded sheet of a bundle's answers for people to label.
+
+    Args:
+        rows: about how many are drawn at random, besides the discordant pairs.
+
+    Raises:
+        BundleError: the bundle has no answers, or the sheet cannot be written.
+    """
+    from quantverdict.labelling import write_sheet
+
+    with Bundle.reopen(path) as bundle:
+        refuse_unfinished(bundle, "decision.json")
+        sheet = write_sheet(bundle, out, rows)
+        render(bundle)
+    return sheet
+
+
+def read_labels(path: Path, file: Path) -> Sheet:
+    """Read a labelled sheet back into its bundle: error rates of instruments, corrected rates, and the report anew.
+
+    Raises:
+        DataError: the sheet, by file, line and column.
+        BundleError: no sheet was made of this bundle.
+    """
+    from quantverdict.labelling import keep_labels
+
+    with Bundle.reopen(path) as bundle:
+        refuse_unfinished(bundle, "decision.json")
+        sheet = keep_labels(bundle, file)
+        settle(bundle, decided_policy(bundle))
+    return sheet
 
 
 def refuse_unfinished(bundle: Bundle, *names: str) -> None:

@@ -115,6 +115,7 @@ def decide(
         matrix: what `matrix.csv` holds, where it was read already.
     """
     from quantverdict.ingestion import judge_tables
+    from quantverdict.labelled import label_tables
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.engines import engines_table
     from quantverdict.matrix.rounds import with_shared
@@ -138,7 +139,8 @@ def decide(
     )
     engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
     tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes), engines)
-    for table in (*tables, *judge_tables(bundle, matrix, rules, statistics.confidence)):
+    judged = judge_tables(bundle, matrix, rules, statistics.confidence)
+    for table in (*tables, *judged, *label_tables(bundle, matrix, statistics.confidence)):
         bundle.write_table(table)
     bundle.write_json("decision.json", decision.document)
 
