@@ -21,6 +21,8 @@ from quantverdict.errors import EngineError
 from quantverdict.records import CellId, Estimate, Table
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from quantverdict.matrix.cells import CellInfo
     from quantverdict.matrix.engines import Elsewhere
     from quantverdict.matrix.grid import Grids
@@ -124,12 +126,33 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
             if build.is_baseline and build.artifact and build.artifact.dequantized_from
         },
         baselines=frozenset(build.cell for build in builds if build.is_baseline),
-        idle_judges=tuple(judge.name for judge in config.judges) if isinstance(config, Study) else (),
+        idle_judges=idle_judges(bundle, config),
         order=tuple(config.cells)
         if isinstance(config, Sources)
         else tuple(build.cell for build in builds if not build.null),
         seed=statistics_of(bundle)[1],
+        answers=read_forms(bundle),
     )
+
+
+def read_forms(bundle: Bundle) -> pl.DataFrame | None:
+    """`answers.parquet`, None where the bundle holds none."""
+    import polars as pl
+
+    path = bundle.path("answers.parquet")
+    return pl.read_parquet(path) if path.exists() else None
+
+
+def idle_judges(bundle: Bundle, config: Study | Sources | None) -> tuple[str, ...]:
+    """The judges that a study names and that gave no label."""
+    import polars as pl
+
+    if not isinstance(config, Study) or not config.judges:
+        return ()
+    files = [bundle.path(name) for name in ("judgements.parquet", "other_judgements.parquet")]
+    told = [pl.read_parquet(file).drop_nulls("label")["judge"] for file in files if file.exists()]
+    labelled = {name for names in told for name in names.unique()}
+    return tuple(judge.name for judge in config.judges if judge.name not in labelled)
 
 
 def elsewhere(builds: Sequence[Build]) -> dict[CellId, Elsewhere]:

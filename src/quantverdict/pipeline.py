@@ -73,7 +73,7 @@ def analyze(path: Path, policy: str | None = None) -> Path:
 
 
 def judge_study(study: Study, bundle: Bundle, view: LineProgress) -> None:
-    """scores, answers -> `judgements.parquet`; a judge that cannot run gives no label, and the run goes on without it."""
+    """answers -> `judgements.parquet`; a judge that cannot run gives no label, and the run goes on without it."""
     from quantverdict.judges import keep_judged
     from quantverdict.judging import ask_judge
 

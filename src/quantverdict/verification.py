@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from quantverdict.collect.files import cell_text, read_csv
 from quantverdict.collect.manifest import Bundle, read_manifest
 from quantverdict.errors import QuantverdictError
+from quantverdict.ingestion import JUDGEMENTS, OTHER_JUDGEMENTS
+from quantverdict.judges import judged, judgements_frame
 from quantverdict.policy import Policy
 from quantverdict.protocol.claims import KEYS, broken, claims_of
 from quantverdict.records import Table, Value
@@ -53,7 +55,7 @@ def recheck(root: Path) -> list[str]:
     import polars as pl
 
     problems: list[str] = []
-    for check in (wrong_tables, wrong_claims, wrong_reports):
+    for check in (wrong_judgements, wrong_tables, wrong_claims, wrong_reports):
         try:
             problems += check(root)
         except QuantverdictError as error:
@@ -64,6 +66,20 @@ def recheck(root: Path) -> list[str]:
                 f"{check.__name__.replace('_', ' ')} cannot be looked for ({type(error).__name__}: {error})"
             )
     return problems
+
+
+def wrong_judgements(root: Path) -> Iterator[str]:
+    """Judgements that are not what the judges said of the stored answers."""
+    import polars as pl
+
+    found = judged(Rehearsal(root))
+    if found is None:
+        return
+    yield from difference(found.table, root / "judges.csv", "judgements/*.jsonl")
+    for name, judgements in ((JUDGEMENTS, found.first), (OTHER_JUDGEMENTS, found.others)):
+        stored = pl.read_parquet(root / name) if (root / name).is_file() else judgements_frame([])
+        if not stored.equals(judgements_frame(judgements)):
+            yield f"{name}: not what judgements/*.jsonl give"
 
 
 def wrong_tables(root: Path) -> Iterator[str]:
