@@ -165,3 +165,23 @@ def test_a_proof_of_an_older_recipe_is_made_again(said, monkeypatch):
 def test_a_stored_proof_keeps_its_details():
     proof = Proof("lineage", "same", "why", "key", None, ({"name": "tokenizer"},))
     assert from_json(as_json((replace(Q8, proofs=(proof,)),)))[0].proofs == (proof,)
+
+
+@pytest.mark.parametrize("backend", ["server", "ollama"])
+def test_what_a_program_may_have_changed_since_is_read_again(said, backend):
+    server = replace(Q8, backend=backend)
+    first = proved(BASE, server, tokenizer_of=lambda build: Letters())
+    assert first[1].proofs[1].verdict == "same"
+    known = {build.cell: build.proofs for build in first}
+    again = proved(BASE, server, known=known, tokenizer_of=lambda b: Letters(int(b.backend == backend)))
+    assert again[1].proofs[1].verdict == "different"
+    assert said["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls"), [({}, 0), ({"chat_template": "another"}, 1), ({"special_tokens": {"eos": "x"}}, 1)]
+)
+def test_the_same_weights_under_another_template_are_looked_at(said, changes, calls):
+    twin = replace(Q8, artifact=artifact("Q8_0", weights_sha256="FP16", **changes))
+    proved(BASE, twin)
+    assert said["calls"] == calls

@@ -160,7 +160,9 @@ def tokenizer_of(study: Study, build: Build) -> Tokenizer | None:
         return None if service is None else ServerBackend(service, placement_of(study)).tokenizer
     from quantverdict.backends.open import open_tokenizer
 
-    return None if build.artifact is None else open_tokenizer(build.backend, Path(build.artifact.path))
+    if build.artifact is None:
+        return None
+    return open_tokenizer(build.backend, Path(build.artifact.path), placement_of(study))
 
 
 def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId | None = None) -> Backend:

@@ -13,12 +13,14 @@ from pathlib import Path
 from quantverdict.artifacts.builds import Build, Proof
 from quantverdict.backends.base import Tokenizer
 from quantverdict.collect.prompts import Plan
-from quantverdict.config import Study
+from quantverdict.config import SERVICES, Study
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId
 
 SAME, DIFFERENT, CANNOT_TELL = "same", "different", "cannot_tell"
-_RECIPE = "1"
+_WHOLE = ("weights_sha256", "tokenizer_sha256", "chat_template", "special_tokens")
+"""What makes two files the same model, whatever their metadata."""
+_RECIPE = "2"
 """Part of a proof's key; raise it when the same files would get another verdict."""
 
 
@@ -108,8 +110,14 @@ class _Case:
 
     def _proof(self, check: str) -> Proof:
         key = self._key(check)
-        proof = self.known.get(key) or (self._lineage(key) if check == "lineage" else self._prompt(key))
+        proof = self.known.get(key) if check == "lineage" or self._kept else None
+        proof = proof or (self._lineage(key) if check == "lineage" else self._prompt(key))
         return replace(proof, waived=self.waived.get(check))
+
+    @property
+    def _kept(self) -> bool:
+        """Whether files alone decide what is read; a program that holds a model may hold another one now."""
+        return all(one.artifact is not None and one.backend not in SERVICES for one in (self.base, self.build))
 
     def _key(self, check: str) -> str:
         sides = [f"{one.backend}:{one.artifact.sha256 if one.artifact else '?'}" for one in (self.base, self.build)]
@@ -121,7 +129,7 @@ class _Case:
         if ours is None or theirs is None:
             who = "the baseline" if ours is None else "the build"
             return Proof("lineage", CANNOT_TELL, f"the file of {who} is not on this machine", key)
-        if ours.weights_sha256 == theirs.weights_sha256 and ours.tokenizer_sha256 == theirs.tokenizer_sha256:
+        if all(getattr(ours, part) == getattr(theirs, part) for part in _WHOLE):
             return Proof("lineage", SAME, "the same weights", key)
         from quantverdict.artifacts import lineage
 

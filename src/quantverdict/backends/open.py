@@ -57,12 +57,12 @@ def open_backend(
     return KINDS[kind](_Target(path, cell, service), placement)
 
 
-def open_tokenizer(kind: str, path: Path) -> Tokenizer | None:
+def open_tokenizer(kind: str, path: Path, placement: Placement) -> Tokenizer | None:
     """What a backend reads a prompt as, without its weights; None where only the running engine knows."""
     if kind == "llamacpp":
         from quantverdict.backends.llamacpp import LlamaTokenizer
 
-        return LlamaTokenizer(path)
+        return LlamaTokenizer(path, placement.wheel)
     if kind in ("transformers", "vllm"):
         from quantverdict.backends.checkpoint_tokenizer import CheckpointTokenizer
 
