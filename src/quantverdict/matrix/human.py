@@ -157,7 +157,8 @@ def _share(
     for entry, _ in right:
         units[unit(entry.answer)] += weights[id(entry)]
     total = sum(units.values())
-    share = min(1.0, sum(weights[id(entry)] for entry, good in right if good) / total)
+    wrong = sum(weights[id(entry)] for entry, good in right if not good)
+    share = max(0.0, 1 - wrong / total) if any(good for _, good in right) else 0.0
     around = wilson_at(share, kish(tuple(units.values())), confidence)
     return share, around.lo, around.hi
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from quantverdict.records import CellId
 
-AT_LEAST = 2
-"""Prompts drawn of each stratum, so that none is without a label."""
+AT_LEAST = 4
+"""Prompts drawn of each stratum: with fewer, intervals cover less than they say."""
 
 NO_BASELINE = "without a baseline"
 
