@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.builds import Build
@@ -12,9 +12,11 @@ from quantverdict.collect.prompts import prompts_file, read_prompts
 from quantverdict.collect.rounds import round_numbers
 from quantverdict.collect.schedule import STOPPED, read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
+from quantverdict.config import Study
 from quantverdict.facts import cell_infos, config_of, elsewhere, evidence_of, read_templates, statistics_of
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Response, Score
+from quantverdict.whitebox import inside_scores
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoder_files import Encoders
@@ -30,7 +32,7 @@ def grade(
     encoders: Encoders | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """responses -> `scores.parquet`, and `templates.csv` for the metrics of a cell as a whole.
+    """responses -> `scores.parquet`, `answers.parquet` of their form, `templates.csv` for metrics of a whole cell.
 
     Args:
         encoders: what scores semantically, where the study has it; `say` is told how far it is.
@@ -54,14 +56,27 @@ def grade(
         scores += grade_responses(by_name, responses)
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
         harmful[build.cell] = [read_answer(answer.text, answer.output_tokens) for answer in plain]
-        answers += responses if encoders is not None else ()
+        answers += responses
     if encoders is not None:
         from quantverdict.grading.semantic import semantic_scores
 
         scores += semantic_scores(encoders, by_name, answers, bundle, say)
+    config = config_of(bundle)
+    if isinstance(config, Study):
+        scores += inside_scores(config, tasks, builds, bundle)
     frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
     bundle.write_parquet("scores.parquet", frame)
+    keep_forms(by_name, answers, builds, bundle)
     bundle.write_table(templates_table(template_estimates(harmful, *statistics_of(bundle))))
+
+
+def keep_forms(tasks: Mapping[str, Task], answers: Sequence[Response], builds: Sequence[Build], bundle: Bundle) -> None:
+    """answers -> `answers.parquet`: the form of each, beside that of its baseline's to the same prompt."""
+    from quantverdict.grading.form import forms_frame, forms_of, texts_of
+
+    baselines = {build.cell for build in builds if build.is_baseline}
+    of_baselines = (one for one in answers if CellId(one.base_model, one.quant) in baselines)
+    bundle.write_parquet("answers.parquet", forms_frame(forms_of(tasks, answers, texts_of(of_baselines))))
 
 
 def samples_of(bundle: Bundle) -> Grids | None:

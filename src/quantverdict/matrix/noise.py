@@ -61,6 +61,21 @@ def flips_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[
     return Flips(float(variant.mean()), noise_floor(null), excess_flips(variant, null, units).p)
 
 
+def gains_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> float | None:
+    """P-value, exact and one-sided, of H0: no more prompts rise in the build than in one more null arm.
+
+    None where the baseline has no null arm, or they share no prompt.
+    """
+    arms = _arms(grid, baseline, nulls)
+    if arms is None or cell not in grid.cells:
+        return None
+    mine = _column(grid, cell) - _column(grid, baseline)
+    known = ~(np.isnan(mine) | np.isnan(arms).any(axis=0))
+    if not known.any():
+        return None
+    return excess_flips(mine[known] > 0, arms[:, known] > 0, grid.units[known].tolist() if grid.clustered else None).p
+
+
 def noise_floors(samples: Grids, nulls: Mapping[CellId, CellId], confidence: float = 0.95) -> tuple[Noise, ...]:
     """The flips of the null arms, for every base model and metric, over all tasks and of each."""
     found = []

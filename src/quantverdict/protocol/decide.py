@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantverdict.config import Constraints, StatisticsConfig
+from quantverdict.matrix.alarms import Alarm, alarms, alarms_table
+from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table
 from quantverdict.matrix.detectable import Units, power_table, units_of
 from quantverdict.matrix.grid import Grids, grids
-from quantverdict.matrix.noise import noise_floors, noise_table
+from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import row_actions_table
@@ -48,13 +50,14 @@ class Decision:
     power: Table
     paired: Table
     noise_floor: Table
+    alarms: Table | None
     document: Mapping[str, object]
 
     @property
     def tables(self) -> tuple[Table, ...]:
         return (
             self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
-            self.checklist, self.power, self.paired, self.noise_floor,
+            self.checklist, self.power, self.paired, self.noise_floor, *(() if self.alarms is None else (self.alarms,)),
         )  # fmt: skip
 
 
@@ -101,6 +104,8 @@ class _Compared:
         deltas: of every metric of every build.
         outcomes: of every paired comparison.
         rows: the matrix with what is decided of each row.
+        alarms: None where answers are not stored.
+        gains: p-values of a metric that rose further than a policy tolerates, were it one more null arm.
     """
 
     matrix: Matrix
@@ -111,6 +116,8 @@ class _Compared:
     deltas: tuple[Delta, ...]
     outcomes: tuple[OutcomeOf, ...] | None
     rows: tuple[Decided, ...]
+    alarms: tuple[Alarm, ...] | None
+    gains: Mapping[tuple[CellId, str], float]
 
     @property
     def by_metric(self) -> dict[tuple[CellId, str], Delta]:
@@ -134,7 +141,37 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
         deltas=found,
         outcomes=outcomes,
         rows=decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes),
+        alarms=_alarms(matrix, rules, statistics, evidence),
+        gains={} if samples is None else _gains(matrix, found, rules, samples, evidence),
     )
+
+
+def _alarms(
+    matrix: Matrix, rules: Policy, statistics: StatisticsConfig, evidence: Evidence
+) -> tuple[Alarm, ...] | None:
+    if evidence.answers is None:
+        return None
+    return alarms(evidence.answers, _compared_with(matrix), rules.alpha, statistics, evidence.seed)
+
+
+def _gains(
+    matrix: Matrix, found: tuple[Delta, ...], rules: Policy, samples: Grids, evidence: Evidence
+) -> dict[tuple[CellId, str], float]:
+    """Of what may be an implausible gain, how likely it is by what null arms gain; empty without null arms."""
+    base = _compared_with(matrix)
+    risen = [d for d in found if d.delta is not None and d.delta > rules.inflated_gain_pp and d.metric in samples]
+    tested = {
+        (d.cell, d.metric): gains_over_floor(samples[d.metric], d.cell, base[d.cell], evidence.nulls)
+        for d in risen
+        if evidence.nulls
+    }
+    return {key: p for key, p in tested.items() if p is not None}
+
+
+def _compared_with(matrix: Matrix) -> dict[CellId, CellId]:
+    """Each build and its baseline."""
+    base = {model: row.cell for model, row in baselines(matrix).items()}
+    return {row.cell: base[row.base_model] for row in matrix if not row.is_baseline and row.base_model in base}
 
 
 def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constraints, evidence: Evidence) -> Judged:
@@ -156,6 +193,8 @@ def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constra
             lineage=evidence.lineage,
             statistics=compared.statistics,
             units=compared.units,
+            alarms=compared.alarms,
+            gains=compared.gains,
         ),
         tiers={tier.cell: tier for tier in found_tiers},
         roles=tuple(role_of(one, rules) for one in formats),
@@ -183,6 +222,7 @@ def _decision(compared: _Compared, judged: Judged) -> Decision:
         power=power_table(compared.matrix, compared.statistics, pairs, compared.units),
         paired=paired_table(compared.outcomes or ()),
         noise_floor=noise_table(judged.noise or ()),
+        alarms=None if compared.alarms is None else alarms_table(compared.alarms),
         document=document(judged),
     )
 

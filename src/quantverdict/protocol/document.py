@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.config import Constraints
+from quantverdict.matrix.alarms import told
 from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.noise import ALL, Noise
@@ -186,8 +187,16 @@ def _notes(judged: Judged) -> Iterator[str]:
         yield f"{cell}: {doubt}."
     for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
+    yield from _alarms(judged)
     yield from _stopped(judged)
     yield from _nothing_found(judged)
+
+
+def _alarms(judged: Judged) -> Iterator[str]:
+    """Builds whose answers changed their form, a line each."""
+    firing = [one for one in judged.findings.alarms or () if one.fires]
+    for cell in dict.fromkeys(one.cell for one in firing):
+        yield f"Artifact alarm, {cell}: {'; '.join(told(one) for one in firing if one.cell == cell)}."
 
 
 def _stopped(judged: Judged) -> Iterator[str]:

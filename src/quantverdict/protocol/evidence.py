@@ -31,6 +31,7 @@ class Evidence:
         mixed_up: cells on another engine than their baseline, which does not run there: format and engine in one delta.
         order: the cells of the study in its order; the matrix's own order where it is empty.
         seed: of the bootstrap.
+        answers: `answers.parquet`, the form of every answer; None where answers are not stored.
     """
 
     scores: pl.DataFrame | Grids | None = None
@@ -46,3 +47,4 @@ class Evidence:
     mixed_up: Mapping[CellId, str] = field(default_factory=dict)
     order: tuple[CellId, ...] = ()
     seed: int = 42
+    answers: pl.DataFrame | None = None

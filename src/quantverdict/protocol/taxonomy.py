@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.alarms import Alarm, may_explain, told
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.detectable import Pairs, Units, as_probability, counted, paired_drop
@@ -34,6 +35,8 @@ class Findings:
         lineage: cells whose origin or prompt is in doubt, and why.
         statistics: the power and confidence that TAX_010 asks for.
         units: of how many independent units prompts are, where they come in clusters.
+        alarms: how the form of each build's answers changed; None where answers are not stored.
+        gains: p-values of metrics that rose, were the build one more null arm; empty without null arms.
     """
 
     rows: tuple[Decided, ...]
@@ -43,6 +46,8 @@ class Findings:
     lineage: Mapping[CellId, str]
     statistics: StatisticsConfig
     units: Units = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] | None = None
+    gains: Mapping[tuple[CellId, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +118,30 @@ def _implausible_gain(found: Findings) -> Fired:
     return _rows(
         f"{row.signals.cell} ({', '.join(gains)})"
         for row in found.rows
-        if (gains := [text for delta in _deltas_of(found, row) if (text := _gain(delta, row.signals.policy))])
+        if (gains := [text for delta in _deltas_of(found, row) if (text := _gain(delta, row.signals.policy, found))])
     )
 
 
-def _gain(delta: Delta, policy: Policy) -> str | None:
-    """A quality metric that rises too far; a benchmark's few items must also show that it is not chance."""
+def _gain(delta: Delta, policy: Policy, found: Findings) -> str | None:
+    """A quality metric that rises too far, and by more than chance and null arms raise it; with the likely cause.
+
+    Of a generation metric without samples nothing is known of chance: its rise alone is enough.
+    """
     tier = METRICS[delta.metric].tier
     if tier is None or delta.delta is None or delta.delta <= policy.inflated_gain_pp:
         return None
-    if tier == "benchmark" and (delta.lo is None or delta.lo <= 0):
+    by_chance = tier == "benchmark" if delta.lo is None else delta.lo <= 0
+    if by_chance or found.gains.get((delta.cell, delta.metric), 0.0) > policy.alpha:
         return None
-    return f"{delta.metric} {pp(delta.delta)}"
+    return f"{delta.metric} {pp(delta.delta)}{_cause(delta.cell, tier, policy, found)}"
+
+
+def _cause(cell: CellId, tier: str, policy: Policy, found: Findings) -> str:
+    """What of the form of answers changed that could have raised a metric; nothing where that was not looked at."""
+    if found.alarms is None:
+        return ""
+    seen = [told(one) for one in found.alarms if one.cell == cell and may_explain(one, tier, policy.alpha)]
+    return f", likely cause: {', '.join(seen)}" if seen else ", no cause in the form of its answers"
 
 
 def _lineage(found: Findings) -> Fired:
@@ -255,8 +272,8 @@ MODES: tuple[FailureMode, ...] = (
         "TAX_008",
         "implausible gain",
         lambda p: (
-            f"a generation metric rises by more than {limit(p.inflated_gain_pp)}, or a benchmark does and its "
-            "interval lies above 0"
+            f"a generation metric or a benchmark rises by more than {limit(p.inflated_gain_pp)} and its interval lies "
+            "above 0; where there are null arms, more prompts rise than in them"
         ),
         _implausible_gain,
         "look for another prompt, engine, answer format or checkpoint before believing it",

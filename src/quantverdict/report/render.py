@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from quantverdict.collect.files import write_whole
 from quantverdict.report import figures, formats, heatmap, tables
+from quantverdict.report.alarms import firing
 from quantverdict.report.bundle import BundleView, read_bundle
 from quantverdict.report.examples import examples
 from quantverdict.report.ledger import Ledger, marked, spoken_marked
@@ -25,8 +26,13 @@ from quantverdict.report.tables import Build, Grid
 PROFILES = ("default", "study")
 """The reports that there are: the short one, and the whole of the study table by table."""
 
-SECTIONS = ("decision", "builds", "outcomes", "matrix", "regimes", "bits", "trade", "tables", "examples", "provenance")
-"""The sections of the default report: a template of this name in `templates/html` and in `templates/md` each."""
+SECTIONS = (
+    "decision", "builds", "outcomes", "alarms", "matrix", "regimes", "bits", "trade", "tables", "examples",
+    "provenance",
+)  # fmt: skip
+"""The sections of the default report: a template of this name in `templates/html` and in `templates/md` each.
+
+That of alarms is left out where there was nothing to test."""
 
 CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
 
@@ -85,7 +91,8 @@ def report_context(bundle: BundleView, told: Told) -> dict[str, Any]:
     return {
         **frame_context(bundle, rows),
         "ledger": told.ledger,
-        "sections": SECTIONS,
+        "sections": tuple(name for name in SECTIONS if name != "alarms" or bundle.tables.get("alarms")),
+        "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
         "heat_maps": heatmap.heat_maps(bundle, rows),
         "regimes": figures.regime_figures(bundle, rows),

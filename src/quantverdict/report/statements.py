@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantverdict.protocol.claims import escaped
 from quantverdict.report import formats
+from quantverdict.report.alarms import alarm_sentences
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.ledger import Cite, Ledger, Said, Sentence
 from quantverdict.report.outcomes import outcome_sentences
@@ -70,7 +71,8 @@ def ledger_of(root: Path) -> Ledger:
 def default_ledger(book: Book) -> Ledger:
     """What the default report states outside of its tables."""
     ledger = Ledger(book.read.rows)
-    ledger.say_all([_floor(), _colours(), *outcome_sentences(book.read.table("paired"))])
+    counted = (*outcome_sentences(book.read.table("paired")), *alarm_sentences(book.read.table("alarms")))
+    ledger.say_all([_floor(), _colours(), *counted])
     ledger.say_all(
         Sentence(f"best_{model}", "{quant}: {reason}", _both(f"decision.json#best/{escaped(model)}", "quant", "reason"))
         for model in book.models

@@ -68,6 +68,21 @@ def _twice_tail(lost: int, gained: int) -> float:
     return 2 * total / (1 << n)
 
 
+def signed_rank(differences: npt.ArrayLike) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test of paired differences, zeros left out; 1 where all are 0.
+
+    Exact for up to 50 untied differences, else normal.
+    """
+    from scipy.stats import wilcoxon
+
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[values != 0]
+    if not values.size:
+        return 1.0
+    tied = len(np.unique(np.abs(values))) < values.size
+    return float(wilcoxon(values, method="exact" if values.size <= 50 and not tied else "approx").pvalue)
+
+
 def tango_interval(gained: float, lost: float, n: float, confidence: float = 0.95) -> Interval:
     """Score interval of the paired difference (gained - lost) / n (Tango 1998, Stat Med 17:891).
 

@@ -1,0 +1,158 @@
+"""What shows in the form of an answer, whatever it says: unread, cut, empty, in a loop, in another language.
+
+None of it grades an answer. A build that breaks shows here first, and so does a gain that is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from quantverdict.grading.choice import score_choice
+from quantverdict.grading.grade import SCORERS
+from quantverdict.grading.text import cleaned
+from quantverdict.records import Response
+from quantverdict.tasks.catalog import Item, Task, apply_filters, choice_continuations
+
+if TYPE_CHECKING:
+    import polars as pl
+    from py3langid.langid import LanguageIdentifier
+
+LOOP_CHARS, LOOP_TIMES, LOOP_TAIL = 60, 3, 1500
+"""A loop fills so many characters at the end of an answer, with so many rounds; so much of the end is looked at."""
+LANGUAGE_BYTES, LANGUAGE_CONFIDENCE = 40, 0.9
+"""UTF-8 bytes of letters (40 Latin letters, 14 Chinese ones), and the probability, from which a language is told."""
+COLUMNS = (
+    "base_model", "quant", "task", "sample_id", "cluster", "parse_failure", "truncated", "empty", "loop",
+    "other_language", "output_tokens",
+)  # fmt: skip
+
+
+class Form(NamedTuple):
+    """A line of `answers.parquet`; None is not known.
+
+    Attributes:
+        cluster: of the item.
+        parse_failure: the task's own filters give none of its choices; None where it lists none.
+        truncated: ended by the limit of tokens.
+        empty: nothing visible.
+        loop: as `loops`.
+        other_language: as `other_language`, against the baseline's answer.
+        output_tokens: generated.
+    """
+
+    base_model: str
+    quant: str
+    task: str
+    sample_id: str
+    cluster: str | None
+    parse_failure: bool | None
+    truncated: bool
+    empty: bool
+    loop: bool
+    other_language: bool | None
+    output_tokens: int
+
+
+Answers = Mapping[tuple[str, str, str], str]
+"""Texts by base model, task and sample."""
+
+
+def texts_of(responses: Iterable[Response]) -> Answers:
+    """The answers of baselines, to compare others with."""
+    return {(one.base_model, one.task, one.sample_id): one.text for one in responses}
+
+
+def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals: Answers) -> Iterator[Form]:
+    """The form of every answer.
+
+    Args:
+        tasks: by name; they hold every response's item.
+        responses: of any builds.
+        originals: the answers of their baselines.
+    """
+    items = {name: {item.id: item for item in task.items} for name, task in tasks.items()}
+    for response in responses:
+        task = tasks[response.task]
+        item, text = items[response.task][response.sample_id], response.text
+        original = originals.get((response.base_model, response.task, response.sample_id))
+        yield Form(
+            base_model=response.base_model,
+            quant=response.quant,
+            task=response.task,
+            sample_id=response.sample_id,
+            cluster=task.cluster(item),
+            parse_failure=parse_failure(task, item, text),
+            truncated=response.finish == "length",
+            empty=not cleaned(text),
+            loop=loops(text),
+            other_language=None if original is None else other_language(text, original),
+            output_tokens=response.output_tokens,
+        )
+
+
+def forms_frame(forms: Iterable[Form]) -> pl.DataFrame:
+    """`answers.parquet`."""
+    import polars as pl
+
+    kinds = {name: pl.String if name in COLUMNS[:5] else pl.Boolean for name in COLUMNS}
+    return pl.DataFrame(list(forms), schema={**kinds, "output_tokens": pl.Int64}, orient="row")
+
+
+def parse_failure(task: Task, item: Item, text: str) -> bool | None:
+    """Whether the task's own filters leave none of its choices of an answer; None where it has none to leave."""
+    labels = choice_continuations(task, item) if score_choice in SCORERS.get(task.task_type, ()) else ()
+    return apply_filters(task, text) not in labels if labels else None
+
+
+@lru_cache(maxsize=1 << 14)
+def loops(text: str) -> bool:
+    """Whether an answer ends in a loop: a stretch said at least three times on end, over at least 60 characters.
+
+    White space counts as one space, and the last round may be cut. Rounds that differ (1. no 2. no 3. no) are none.
+    """
+    back = " ".join(text.casefold().split())[-LOOP_TAIL:][::-1]
+    # alike[p] characters at the end are what stands p before them: the tail is periodic over p + alike[p].
+    return any(
+        period + alike >= max(LOOP_TIMES * period, LOOP_CHARS)
+        for period, alike in enumerate(_repeated_starts(back))
+        if period
+    )
+
+
+def _repeated_starts(text: str) -> list[int]:
+    """For each place, how many characters from there on are those that the text begins with (the Z function)."""
+    found = [0] * len(text)
+    left = right = 0
+    for at in range(1, len(text)):
+        length = min(right - at, found[at - left]) if at < right else 0
+        while at + length < len(text) and text[length] == text[at + length]:
+            length += 1
+        found[at] = length
+        if at + length > right:
+            left, right = at, at + length
+    return found
+
+
+def other_language(answer: str, original: str) -> bool | None:
+    """Whether an answer is in another language than the baseline's; None where one is too short or not clear."""
+    mine, theirs = language(answer), language(original)
+    return None if mine is None or theirs is None else mine != theirs
+
+
+@lru_cache(maxsize=1 << 14)
+def language(text: str) -> str | None:
+    """The ISO 639-1 code of a text's language by py3langid; None where it is too short, or below its probability."""
+    plain = " ".join(text.split())
+    if len("".join(filter(str.isalpha, plain)).encode("utf-8", "ignore")) < LANGUAGE_BYTES:
+        return None
+    code, probability = _identifier().classify(plain)
+    return str(code) if probability >= LANGUAGE_CONFIDENCE else None
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,195 @@
+"""Artifact alarms: is the form of a build's answers that of its baseline's, prompt by prompt?
+
+A share has McNemar's exact test and Tango's interval; the length Wilcoxon's signed-rank test and the bootstrap of the
+mean difference. Where prompts come in clusters, what is tested is the net change of each cluster: a sign for a share,
+a sum for the length. Holm holds the chance of any false alarm over all builds and alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.grid import Codes
+from quantverdict.matrix.resample import Column, intervals
+from quantverdict.records import CellId, Table
+from quantverdict.stats.intervals import FloatArray, Interval
+from quantverdict.stats.multiplicity import holm
+from quantverdict.stats.noninferiority import cluster_sums, design_effect
+from quantverdict.stats.paired import mcnemar_exact, signed_rank, tango_interval
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHARES = {
+    "parse_failure": "unparsed answers",
+    "truncated": "cut answers",
+    "empty": "empty answers",
+    "loop": "answers in a loop",
+    "other_language": "answers in another language",
+}
+"""Alarms that are shares, in words; each fires where it rises."""
+LENGTH = "output_tokens"
+"""The alarm that fires either way."""
+COLUMNS = (
+    "base_model", "quant", "alarm", "n", "k", "baseline_k", "lost", "gained", "value", "baseline_value", "shift",
+    "unit", "ci_lo", "ci_hi", "p_value", "p_holm", "n_clusters", "fires",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One alarm of one build, over the prompts for which it is known of both the build and its baseline.
+
+    Attributes:
+        n: those prompts.
+        lost, gained: of them, lower and higher than in the baseline.
+        value, baseline: share, or mean tokens.
+        lo, hi: interval of `shift`.
+        p_value: two-sided.
+        clusters: independent units among the prompts, None where every prompt is one.
+        p_holm: adjusted over all builds and alarms.
+        fires: whether that is at most alpha, and the change one for the worse.
+    """
+
+    cell: CellId
+    name: str
+    n: int
+    lost: int
+    gained: int
+    value: Fraction
+    baseline: Fraction
+    lo: float
+    hi: float
+    p_value: float
+    clusters: int | None
+    p_holm: float = 1.0
+    fires: bool = False
+
+    @property
+    def shift(self) -> Fraction:
+        """Of a share in pp, of the length in tokens."""
+        return (self.value - self.baseline) * (100 if self.name in SHARES else 1)
+
+
+def alarms(
+    answers: pl.DataFrame, baselines: Mapping[CellId, CellId], alpha: float, statistics: StatisticsConfig, seed: int
+) -> tuple[Alarm, ...]:
+    """Every alarm of every build that shares a prompt with its baseline, in the order of `baselines`.
+
+    Args:
+        answers: `answers.parquet`, each sample of a cell once.
+        baselines: each build to the baseline that it is compared with.
+        alpha: the chance of any false alarm.
+        statistics: confidence of intervals, and resamples.
+        seed: of the bootstrap.
+    """
+    found: list[Alarm] = []
+    lengths: dict[CellId, Column] = {}
+    for cell, baseline in baselines.items():
+        for name, mine, theirs, units in _pairs(answers, cell, baseline):
+            one = _compare(cell, name, (mine, theirs), units, statistics.confidence)
+            found.append(one)
+            if name == LENGTH:
+                lengths[cell] = Column(mine - theirs, units, one.clusters is not None)
+    drawn = intervals(lengths, statistics, seed)
+    adjusted = holm([one.p_value for one in found])
+    return tuple(_settled(one, p, drawn, alpha) for one, p in zip(found, adjusted, strict=True) if p is not None)
+
+
+def _settled(one: Alarm, p_holm: float, drawn: Mapping[CellId, Interval], alpha: float) -> Alarm:
+    worse = one.name == LENGTH or one.shift > 0
+    if one.name == LENGTH:
+        one = replace(one, lo=drawn[one.cell].lo, hi=drawn[one.cell].hi)
+    return replace(one, p_holm=p_holm, fires=worse and p_holm <= alpha)
+
+
+def _pairs(
+    answers: pl.DataFrame, cell: CellId, baseline: CellId
+) -> Iterator[tuple[str, FloatArray, FloatArray, Codes]]:
+    """Each alarm with the values of both arms on the prompts that it is known for on both, and the prompts' units."""
+    import polars as pl
+
+    arms = (
+        answers.filter((pl.col("base_model") == one.base_model) & (pl.col("quant") == one.quant))
+        for one in (cell, baseline)
+    )
+    joined = next(arms).join(next(arms), on=["task", "sample_id"], suffix="_base").sort("task", "sample_id")
+    alone = pl.col("cluster").is_null()
+    unit = pl.struct("task", alone.alias("alone"), pl.coalesce("cluster", "sample_id").alias("unit"))
+    joined = joined.with_columns(unit.rank("dense").cast(pl.Int64).alias("unit"))
+    for name in (*SHARES, LENGTH):
+        known = joined.filter(pl.col(name).is_not_null() & pl.col(f"{name}_base").is_not_null())
+        if len(known):
+            values = (known[column].cast(pl.Float64).to_numpy() for column in (name, f"{name}_base"))
+            units = np.unique(known["unit"].to_numpy(), return_inverse=True)[1].astype(np.int64)
+            yield name, next(values), next(values), units
+
+
+def _compare(cell: CellId, name: str, arms: tuple[FloatArray, FloatArray], units: Codes, confidence: float) -> Alarm:
+    mine, theirs = arms
+    change, n = mine - theirs, len(mine)
+    lost, gained = int((change < 0).sum()), int((change > 0).sum())
+    sums = np.bincount(units, weights=change)
+    if name == LENGTH:
+        p, limits = signed_rank(sums), Interval(0.0, 0.0)
+    else:
+        p = mcnemar_exact(int((sums < 0).sum()), int((sums > 0).sum()))
+        effect = 1.0
+        if len(sums) < n:
+            effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, (1 - confidence) / 2)
+        share = tango_interval(gained / effect, lost / effect, n / effect, confidence)
+        limits = Interval(100 * share.lo, 100 * share.hi)
+    return Alarm(
+        cell=cell,
+        name=name,
+        n=n,
+        lost=lost,
+        gained=gained,
+        value=Fraction(int(mine.sum()), n),
+        baseline=Fraction(int(theirs.sum()), n),
+        lo=limits.lo,
+        hi=limits.hi,
+        p_value=p,
+        clusters=len(sums) if len(sums) < n else None,
+    )
+
+
+def alarms_table(found: Iterable[Alarm]) -> Table:
+    """`alarms.csv`: `k` of `n` prompts for a share, whose shift is in pp; blank for the length, in tokens."""
+    rows = []
+    for one in found:
+        counts = (one.value * one.n, one.baseline * one.n) if one.name in SHARES else (None, None)
+        unit = "pp" if one.name in SHARES else "tokens"
+        rows.append(
+            (*one.cell, one.name, one.n, *counts, one.lost, one.gained, one.value, one.baseline, one.shift, unit,
+             one.lo, one.hi, one.p_value, one.p_holm, one.clusters, one.fires)
+        )  # fmt: skip
+    return Table("alarms", COLUMNS, tuple(rows))
+
+
+def told(one: Alarm) -> str:
+    """What changed, in words: `cut answers 3 to 40 of 172`."""
+    if one.name == LENGTH:
+        return f"mean length {float(one.baseline):.1f} to {float(one.value):.1f} tokens"
+    return f"{SHARES[one.name]} {one.baseline * one.n} to {one.value * one.n} of {one.n}"
+
+
+def may_explain(one: Alarm, tier: str, alpha: float) -> bool:
+    """Whether a change of form, beyond chance, could have raised a metric of this tier.
+
+    What was unread, cut, empty or looping and is so no longer; another language or length of free text. How long an
+    answer is does nothing for a choice, and a form that cannot be read nothing for a text.
+    """
+    if one.p_holm > alpha:
+        return False
+    if one.name in (LENGTH, "other_language"):
+        return tier == "generation"
+    if one.name == "parse_failure" and tier != "benchmark":
+        return False
+    return one.shift < 0
