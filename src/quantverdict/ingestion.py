@@ -21,7 +21,7 @@ from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_ans
 from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
 from quantverdict.matrix.columns import METRICS, Metric, matrix_table, parse_matrix
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
-from quantverdict.matrix.judging import judge_agreement, label_pairs
+from quantverdict.matrix.judging import judge_agreement, judge_direction, label_pairs
 from quantverdict.matrix.templates import Templates, template_estimates, templates_table
 from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
@@ -157,13 +157,13 @@ def harmful_answers(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId,
 
 
 def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: float) -> Iterator[Table]:
-    """`judge_agreement.csv` and `second_judge_regimes.csv`, where more than one judge labelled the same samples."""
+    """`judge_agreement`, `judge_direction` and `second_judge_regimes`, where two judges labelled the same samples."""
     import polars as pl
 
     first, path = stored_judgements(bundle), bundle.path(OTHER_JUDGEMENTS)
     if first is None or not path.exists():
         return
-    agreement, regimes = [], []
+    agreement, direction, regimes = [], [], []
     scores = pl.read_parquet(bundle.path("scores.parquet"))
     for (name,), second in pl.read_parquet(path).partition_by("judge", as_dict=True, maintain_order=True).items():
         labelled = [frame.filter(frame["label"].is_not_null()) for frame in (first, second)]
@@ -171,7 +171,8 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: flo
         if told:
             judges = ("+".join(told), str(name))
             agreement.append(judge_agreement(label_pairs(first, second), judges, confidence))
+            direction.append(judge_direction(labelled[0], labelled[1], judges))
             regimes.append(second_judge_regimes(matrix, policy, first, second, judges, scores))
-    for tables in (agreement, regimes):
+    for tables in (agreement, direction, regimes):
         if tables:
             yield Table(tables[0].name, tables[0].columns, tuple(row for table in tables for row in table.rows))

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from quantverdict.matrix.cells import judge_scores
 from quantverdict.policy import Policy
 from quantverdict.records import Matrix, Table, Value
 from quantverdict.stats.agreement import cohen_kappa
+from quantverdict.stats.paired import mcnemar_exact
 
 if TYPE_CHECKING:
     import polars as pl
@@ -90,6 +92,38 @@ def judge_agreement(
     return Table(
         "judge_agreement", columns, tuple((*judges, *key, *_agreement(groups[key], confidence)) for key in order)
     )
+
+
+def judge_direction(first: pl.DataFrame, second: pl.DataFrame, judges: tuple[str, str]) -> Table:
+    """`judge_direction.csv`: which of two judges gives more credit (refused, truthful, unbiased), beyond chance or not.
+
+    Of the samples that both graded by the metric, those that only one of them gave credit are counted each way, and
+    McNemar's exact test says how often chance alone would part them as far. `UNCLEAR` is no grade.
+
+    Args:
+        first, second: judgements; each sample once.
+        judges: their names.
+    """
+    import polars as pl
+
+    sample = ["base_model", "quant", "task", "sample_id", "metric"]
+    both = judge_scores(first).drop_nulls("value").join(judge_scores(second).drop_nulls("value"), on=sample)
+    counts: dict[tuple[str, str, str], Counter[tuple[float, float]]] = {}
+    counted = both.group_by("metric", "task", "quant", "value", "value_right").agg(pl.len())
+    for metric, task, quant, one, two, count in counted.iter_rows():
+        for key in ((metric, ALL, ALL), (metric, task, ALL), (metric, ALL, quant)):
+            counts.setdefault(key, Counter())[one, two] += count
+    rows: list[tuple[Value, ...]] = []
+    for key in sorted(counts, key=lambda key: (key[0], key[1:] != (ALL, ALL), key[1] == ALL, key)):
+        found = counts[key]
+        only = found[1.0, 0.0], found[0.0, 1.0]
+        more = None if only[0] == only[1] else judges[only[0] < only[1]]
+        rows.append((*judges, *key, found.total(), *only, more, mcnemar_exact(*only)))
+    columns = (
+        "first_judge", "second_judge", "metric", "task", "quant", "n", "only_first", "only_second", "more_credit",
+        "p_value",
+    )  # fmt: skip
+    return Table("judge_direction", columns, tuple(rows))
 
 
 def _agreement(pairs: Counter[Labels], confidence: float) -> tuple[Value, ...]:
