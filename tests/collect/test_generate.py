@@ -29,6 +29,15 @@ def stored(folder):
     return (folder / "responses" / "tiny__Q8_0.jsonl").read_bytes()
 
 
+def test_halves_are_counted_over_all_runs(collect, kit):
+    backend = kit.EchoBackend()
+    backend.halved = 2
+    first, _, _ = collect(backend)
+    assert first.halved == 2
+    again, _, _ = collect(None, Known(first.identity, halved=first.halved))
+    assert again.halved == 2
+
+
 def test_a_whole_cell(collect, kit, tmp_path):
     backend = kit.EchoBackend()
     outcome, view, noted = collect(backend)

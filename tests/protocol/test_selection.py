@@ -106,11 +106,14 @@ def test_where_everything_is_ruled_out_each_reason_is_given(row, best):
     assert choice.reason == "FP16: 900000000 bytes, over 500000000; Q4_K_M: reject_severe_safety_drift"
 
 
-points = st.lists(st.tuples(*[st.one_of(st.none(), st.integers(0, 3))] * 4), min_size=1, max_size=6)
+points = st.lists(st.tuples(*[st.one_of(st.none(), st.integers(0, 3))] * 5), min_size=1, max_size=6)
 
 
-def placed(index, quality, size, speed, memory):
-    values = {"bertscore": quality, "file_bytes": size, "tokens_per_second": speed, "peak_memory_bytes": memory}
+BETTER = {"bertscore": 1, "file_bytes": -1, "tokens_per_second": 1, "peak_memory_bytes": -1, "ttft_ms": -1}
+
+
+def placed(index, *point):
+    values = dict(zip(BETTER, point, strict=True))
     metrics = {name: Estimate(Fraction(value)) for name, value in values.items() if value is not None}
     return Row("m", "F", 1.0, f"Q{index}", None, index == 0, metrics)
 
@@ -119,10 +122,9 @@ def placed(index, quality, size, speed, memory):
 def test_the_front_is_what_no_complete_build_beats(found):
     """Against the definition, build by build."""
     rows = [placed(index, *point) for index, point in enumerate(found)]
-    used = [i for i in range(4) if any(point[i] is not None for point in found)]
+    used = [i for i in range(5) if any(point[i] is not None for point in found)]
     complete = {f"Q{n}": [p[i] for i in used] for n, p in enumerate(found) if used and None not in [p[i] for i in used]}
-    better = {"bertscore": 1, "file_bytes": -1, "tokens_per_second": 1, "peak_memory_bytes": -1}
-    signs = [list(better.values())[i] for i in used]
+    signs = [list(BETTER.values())[i] for i in used]
 
     def beats(one, two):
         gains = [sign * (a - b) for sign, a, b in zip(signs, one, two, strict=True)]

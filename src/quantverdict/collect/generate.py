@@ -51,6 +51,7 @@ class CellOutcome:
         cpu_seconds, wall_seconds: over all batches, earlier runs included.
         peak_memory_bytes: of the engine, where it tells.
         stopped_after: prompts that were asked, where that was enough; None where it was asked everything or failed.
+        halved: how often the engine's memory did not hold what was asked at once, and it was asked in halves.
     """
 
     cell: CellId
@@ -64,6 +65,7 @@ class CellOutcome:
     wall_seconds: float | None
     peak_memory_bytes: int | None
     stopped_after: int | None = None
+    halved: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Known:
     identity: Identity | None = None
     peak_memory_bytes: int | None = None
     stopped_after: int | None = None
+    halved: int | None = None
 
 
 def collect_cell(
@@ -117,7 +120,9 @@ class _CellRun:
 
     def __init__(self, store: CellStore, view: ProgressView, known: Known, stopping: Stopping) -> None:
         self.store, self.view, self.stopping = store, view, stopping
-        self.known, self.identity, self.peak = known, known.identity, known.peak_memory_bytes
+        self.known, self.identity, self.peak, self.halved = (
+            known, known.identity, known.peak_memory_bytes, known.halved
+        )  # fmt: skip
 
     def ask(self, open_backend: OpenBackend, note_identity: Callable[[Identity], None]) -> None:
         backend = open_backend()
@@ -130,6 +135,8 @@ class _CellRun:
             while not self.stopping.enough():
                 self._ask_batch(backend, self.store.done)
             self.peak = max(filter(None, (self.peak, peak_memory(backend))), default=None)
+            halved: int | None = getattr(backend, "halved", None)
+            self.halved = self.halved if halved is None else halved + (self.halved or 0)
         finally:
             backend.close()
 
@@ -178,6 +185,7 @@ class _CellRun:
             wall_seconds=wall if timings else None,
             peak_memory_bytes=self.peak,
             stopped_after=self.stopping.stopped_after,
+            halved=self.halved,
         )
 
 

@@ -114,7 +114,7 @@ class _Log:
         stored = self.outcomes.get(cell)
         if stored is None:
             return Known(self.identities.get(cell))
-        return Known(self.identities.get(cell), stored.peak_memory_bytes, stored.stopped_after)
+        return Known(self.identities.get(cell), stored.peak_memory_bytes, stored.stopped_after, stored.halved)
 
     def noting(self, cell: CellId) -> Callable[[Identity], None]:
         """What keeps the cell's identity before it is asked anything, so that a killed run leaves it too."""

@@ -159,16 +159,18 @@ def _bpw(row: Row) -> Fraction | None:
 
 
 def pareto_front(rows: Sequence[Row], policy: Policy) -> tuple[str, ...]:
-    """The builds that no other build beats: at least as good in quality, size, speed and memory, and better in one.
+    """The builds that no other build beats: as good in all measures, and better in one.
 
-    A dimension that no row has is left out; a row without one that others have cannot be placed and is not in the
-    front. Quants come in the order of `rows`; the decision is not looked at.
+    The measures are quality, size, speed, memory and time to the first token. One that no row has is left out; a row
+    without one that others have cannot be placed and is not in the front. Quants come in the order of `rows`; the
+    decision is not looked at.
     """
     measures: tuple[Callable[[Row], Fraction | None], ...] = (
         lambda row: row.value(policy.quality_metric),
         lambda row: None if (size := _file_bytes(row)) is None else -size,
         lambda row: row.value("tokens_per_second"),
         lambda row: None if (peak := row.value("peak_memory_bytes")) is None else -peak,
+        lambda row: None if (wait := row.value("ttft_ms")) is None else -wait,
     )
     if all(_file_bytes(row) is None for row in rows):
         measures = (measures[0], lambda row: None if row.bpw is None else -row.bpw, *measures[2:])
