@@ -17,6 +17,7 @@ from quantverdict.report import figures, formats, heatmap, tables
 from quantverdict.report.alarms import firing
 from quantverdict.report.bundle import BundleView, read_bundle
 from quantverdict.report.examples import examples
+from quantverdict.report.instruments import instruments
 from quantverdict.report.ledger import Ledger, marked, spoken_marked
 from quantverdict.report.markdown import TEMPLATES, markdown
 from quantverdict.report.outcomes import outcomes
@@ -27,7 +28,7 @@ PROFILES = ("default", "study")
 """The reports that there are: the short one, and the whole of the study table by table."""
 
 SECTIONS = (
-    "decision", "builds", "outcomes", "alarms", "matrix", "regimes", "bits", "trade", "tables", "examples",
+    "decision", "builds", "outcomes", "alarms", "instruments", "matrix", "regimes", "bits", "trade", "tables", "examples",
     "provenance",
 )  # fmt: skip
 """The sections of the default report: a template of this name in `templates/html` and in `templates/md` each.
@@ -94,6 +95,7 @@ def report_context(bundle: BundleView, told: Told) -> dict[str, Any]:
         "sections": tuple(name for name in SECTIONS if name != "alarms" or bundle.tables.get("alarms")),
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
+        "instruments": instruments(bundle),
         "heat_maps": heatmap.heat_maps(bundle, rows),
         "regimes": figures.regime_figures(bundle, rows),
         "regime_legend": figures.regime_legend(bundle, rows),
