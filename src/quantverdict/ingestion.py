@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from itertools import groupby
 from operator import itemgetter
@@ -35,6 +36,8 @@ EXACT_BELOW = 2**53
 """Every whole number up to here is a float."""
 NEEDED_LATER = ("polars", "quantverdict.protocol.decide", "quantverdict.matrix.synthesis", "quantverdict.report.render")
 """Modules that are slow to import, in the order in which they are needed."""
+READ_ANSWERS = 1 << 14
+"""How many different answers are remembered as read."""
 JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
 
 
@@ -150,8 +153,10 @@ def harmful_answers(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId,
     both = scored.join(answers.lazy().select(ANSWER_COLUMNS), on=SAMPLE, how="full", coalesce=True)
     graded = both.filter(pl.col("scored").is_null() | pl.col("value").is_not_null()).sort("base_model", "quant")
     rows = graded.select("base_model", "quant", "value", "text", pl.col("output_tokens").cast(pl.Int64)).collect()
+    # Builds of one model often say the same: an answer is read once.
+    read = lru_cache(READ_ANSWERS)(read_answer)
     return {
-        CellId(*cell): [read_answer(text, tokens, None if v is None else v == 1) for *_, v, text, tokens in own]
+        CellId(*cell): [read(text, tokens, None if v is None else v == 1) for *_, v, text, tokens in own]
         for cell, own in groupby(rows.iter_rows(), key=itemgetter(0, 1))
     }
 

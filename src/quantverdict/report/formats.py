@@ -45,12 +45,16 @@ _WHOLE = {
 }
 
 
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
 def number(value: object) -> float | None:
     """A bundle's number as a float; None for blank, missing, not-a-number and text."""
-    if value is None or isinstance(value, bool) or value == "":
+    if value is None or value == "" or isinstance(value, bool):
         return None
+    text = str(value)
     try:
-        result = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(str(value))
+        result = float(Fraction(text)) if "/" in text and isinstance(value, str) else float(text)
     except (ValueError, ZeroDivisionError):
         return None
     return None if math.isnan(result) else result
@@ -58,7 +62,9 @@ def number(value: object) -> float | None:
 
 def plain(value: object) -> str:
     """Text as it can be shown: control characters, lone surrogates and direction overrides become U+FFFD."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", "\ufffd", str(value))
+    text = str(value)
+    # None of them is printable, which is quicker to see.
+    return text if text.isprintable() else _HIDDEN.sub("\ufffd", text)
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:

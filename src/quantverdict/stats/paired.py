@@ -114,12 +114,18 @@ def constrained_variance(gained: float, lost: float, delta: float) -> float:
 
 def _tango_limit(gained: float, lost: float, n: float, target: float) -> float:
     estimate = (gained - lost) / n
+    up, down = gained / n, lost / n
+    # As in `constrained_variance`, what does not depend on the difference taken out of the loop.
+    start, slope = -up - down, 2 - up + down
     below, above = (-1.0, estimate) if target > 0 else (estimate, 1.0)
     while above - below > 1e-15:
         middle = (below + above) / 2
         if middle in (below, above):
             break
-        if estimate - middle > target * math.sqrt(constrained_variance(gained / n, lost / n, middle) / n):
+        b, c = start + slope * middle, -down * middle * (1 - middle)
+        square = b * b - 8 * c
+        variance = 2 * ((math.sqrt(square) - b if square > 0 else -b) / 4) + middle * (1 - middle)
+        if estimate - middle > target * (math.sqrt(variance / n) if variance > 0 else 0.0):
             below = middle
         else:
             above = middle
