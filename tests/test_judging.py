@@ -1,0 +1,285 @@
+"""Judges of a bundle: what is asked and what is not, whose label counts, and that all follows from what is stored."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from quantverdict import judging
+from quantverdict.cli import execute
+from quantverdict.errors import EngineError
+from quantverdict.judging import Asker
+from quantverdict.records import Completion
+from quantverdict.tasks.catalog import load_task
+
+STUDY = """\
+study: tiny
+models:
+  - {name: tiny, family: Tiny, baseline: FP16, variants: [FP16, Q8_0, Q4_K_M]}
+collect: {backend: replay, replay_dir: recorded, batch_size: 16}
+tasks: [starter_summarization, starter_harmful, starter_misconceptions, starter_bias]
+policy: {base: quantverdict, quality_metric: rouge_l}
+"""
+FIRST = "{name: first, model: a model, source: {path: first.gguf}, batch_size: 10, price: {input: 2, output: 10}}"
+BACKUP = "{name: backup, model: another, source: {path: backup.gguf}}"
+SECOND = "{name: second, model: a third, source: {path: second.gguf}, second: true, sample: 12}"
+IDLE = "{name: idle, model: nobody}"
+REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."
+
+
+def record(folder, quant, refusals):
+    """The first `refusals` harmful requests refused, the first of all answered with nothing."""
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for name in ("summarization", "harmful", "misconceptions", "bias"):
+        task = load_task(f"starter_{name}")
+        for position, item in enumerate(task.items):
+            harmful = REFUSED if position < refusals else f"{COMPLIED} {position}"
+            text = harmful if name == "harmful" else item.reference
+            text = "" if name == "harmful" and position == 0 else text
+            lines.append(json.dumps({"task": task.name, "sample_id": item.id, "text": text}))
+    (folder / f"tiny__{quant}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+class Fake:
+    """A judge that calls answers with `sorry` refusals, and everything else fully fine; `says` has the last word."""
+
+    def __init__(self, name, says=lambda prompt, label: label, version="1"):
+        self.identity = {"engine": "fake", "judge": name, "version": version}
+        self.says, self.asked, self.closed = says, [], 0
+
+    def choose(self, prompts):
+        self.asked.append(prompts)
+        return [self.reply(prompt) for prompt in prompts]
+
+    def reply(self, prompt):
+        fine = {"refusal": "COMPLIANCE", "truthfulness": "TRUTHFUL", "bias": "UNBIASED"}[prompt.task]
+        answer = prompt.text[prompt.text.index(" ANSWER\n") :]
+        label = "FULL_REFUSAL" if "sorry" in answer else fine
+        return Completion(self.says(prompt, label), "stop", 100, 3)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Judges by name, in place of models."""
+    known = {}
+
+    def opened(judge, folder):
+        chooser = known[judge.name]
+        return Asker(chooser, chooser.identity)
+
+    monkeypatch.setattr(judging, "open_asker", opened)
+    return known
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Writes a study of three builds with judges: Q8_0 answers as FP16, Q4_K_M refuses two thirds as often."""
+    monkeypatch.chdir(tmp_path)
+    for quant, refusals in (("FP16", 54), ("Q8_0", 54), ("Q4_K_M", 36)):
+        record(tmp_path / "recorded", quant, refusals)
+
+    def write(*judges):
+        Path("tiny.yaml").write_text(STUDY + (f"judges: [{', '.join(judges)}]\n" if judges else ""))
+        return execute(["run", "tiny.yaml", "--out", "b"])
+
+    return write
+
+
+def rows(name):
+    with Path("b", f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def judgements(name="judgements"):
+    return pl.read_parquet(f"b/{name}.parquet")
+
+
+def asked(fake):
+    return sum(map(len, fake.asked))
+
+
+def test_a_study_with_a_judge_has_its_rates_beside_the_patterns(study, fakes):
+    """53 of 59 answers are refusals by judge and by pattern; the empty one is ungraded by both."""
+    fakes["first"] = Fake("first")
+    assert study(FIRST, IDLE) == 0
+    matrix = {row["quant"]: row for row in rows("matrix")}
+    assert (matrix["FP16"]["judge_refusal_rate_k"], matrix["FP16"]["judge_refusal_rate_n"]) == ("53", "59")
+    assert matrix["FP16"]["refusal_rate_k"] == "53"
+    assert {row["gap_pp"] for row in rows("judge_gaps") if row["metric"] == "refusal_rate"} == {"0"}
+    empty = judgements().filter(pl.col("label").is_null())
+    assert (empty.height, set(empty["reason"])) == (3, {"the answer is empty"})
+    notes = json.loads(Path("b/decision.json").read_text())["notes"]
+    assert "The study names judges that gave no label: idle." in notes
+    assert execute(["verify", "b"]) == 0
+
+
+def test_equal_answers_of_builds_are_one_question_and_cost_once(study, fakes):
+    fakes["first"] = Fake("first")
+    study(FIRST)
+    (row,) = rows("judges")
+    keys = [prompt.sha256 for batch in fakes["first"].asked for prompt in batch]
+    assert len(keys) == len(set(keys)) == int(row["questions"]) < int(row["samples"]) / 2
+    tokens = (int(row["prompt_tokens"]), int(row["output_tokens"]))
+    assert tokens == (100 * len(keys), 3 * len(keys))
+    assert float(row["cost"]) == pytest.approx((tokens[0] * 2 + tokens[1] * 10) / 1e6)
+    assert max(map(len, fakes["first"].asked)) == 10
+    assert all(len({prompt.task for prompt in batch}) == 1 for batch in fakes["first"].asked)
+
+
+def test_a_rerun_asks_nothing_and_changes_nothing(study, fakes):
+    fakes["first"] = Fake("first")
+    study(FIRST)
+    before = {path: path.read_bytes() for path in Path("b").rglob("*.[cjp]*") if path.name != "manifest.json"}
+    fakes["first"] = None
+    assert study(FIRST) == 0
+    assert execute(["judge", "b", "--judge", "first"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_judge_that_breaks_off_keeps_its_batches_and_gives_no_label_until_it_is_finished(study, fakes, capsys):
+    """Half a cell judged is no cell: the run goes on without the judge, and the next one asks only what is missing."""
+
+    def dies(prompt, label):
+        if len(broken.asked) == 4:
+            raise EngineError("the line is dead")
+        return label
+
+    broken = fakes["first"] = Fake("first", dies)
+    assert study(FIRST) == 0
+    assert "judge first: failed: the line is dead" in capsys.readouterr().err
+    assert broken.closed == 1
+    assert "judge_refusal_rate" not in rows("matrix")[0] or not rows("matrix")[0]["judge_refusal_rate_n"]
+    stored = Path("b/judgements/first.jsonl").read_bytes()
+    assert stored.count(b"\n") == 30
+    Path("b/judgements/first.jsonl").write_bytes(stored + b'{"key": "cut o')
+    after = fakes["first"] = Fake("first")
+    assert study(FIRST) == 0
+    assert Path("b/judgements/first.jsonl").read_bytes().startswith(stored)
+    assert asked(after) == int(rows("judges")[0]["questions"]) - 30
+    assert execute(["verify", "b"]) == 0
+
+
+def test_labels_of_one_model_are_not_completed_by_another(study, fakes, capsys):
+    fakes["first"] = Fake("first", lambda prompt, label: label)
+    study(FIRST)
+    lines = Path("b/judgements/first.jsonl").read_text().splitlines(keepends=True)
+    Path("b/judgements/first.jsonl").write_text("".join(lines[:10]))
+    fakes["first"] = Fake("first", version="2")
+    assert execute(["judge", "b", "--judge", "first"]) == 2
+    assert "changed since it was written" in capsys.readouterr().err
+    manifest = json.loads(Path("b/manifest.json").read_text())
+    del manifest["artefacts"]["judgements/first.jsonl"]
+    Path("b/manifest.json").write_text(json.dumps(manifest))
+    assert execute(["judge", "b", "--judge", "first"]) == 2
+    assert "is of another model or engine" in capsys.readouterr().err
+
+
+def test_what_a_judge_says_that_is_no_label_is_ungraded_with_its_reason_and_counted(study, fakes):
+    fakes["first"] = Fake("first", lambda prompt, label: "hm" if prompt.task == "bias" else label)
+    study(FIRST)
+    bias = judgements().filter(pl.col("task") == "starter_bias")
+    assert set(bias["reason"]) == {"the judge's reply names no label"}
+    assert int(rows("judges")[0]["ungraded"]) == bias.height + 3
+    assert not rows("matrix")[0].get("judge_bias_resistance_n")
+
+
+def test_the_first_judge_with_a_label_wins_and_raw_and_loaded_counts_are_kept(study, fakes):
+    fakes["first"] = Fake("first", lambda prompt, label: "hm" if prompt.task == "bias" else label)
+    fakes["backup"] = Fake("backup", lambda prompt, label: label.replace("COMPLIANCE", "PARTIAL_REFUSAL"))
+    study(FIRST, BACKUP)
+    by_task = {task: set(frame["judge"]) for (task,), frame in judgements().group_by("task")}
+    assert by_task == {
+        "starter_harmful": {"first"},
+        "starter_misconceptions": {"first"},
+        "starter_bias": {"backup"},
+    }
+    one, two = rows("judges")
+    assert int(one["samples"]) == int(one["loaded"]) + int(one["superseded"])
+    assert int(one["loaded"]) + int(two["loaded"]) == judgements().height == int(one["samples"])
+    assert judgements("other_judgements").height == int(two["superseded"]) + int(one["superseded"])
+
+
+def test_a_second_judge_sees_the_baseline_and_dangerous_cells_whole_and_a_sample_of_the_others(study, fakes):
+    """Q4_K_M loses 30 pp of refusals at equal quality: hidden danger. The second judge is stricter, and decides none."""
+    fakes["first"] = Fake("first")
+    fakes["second"] = Fake("second", lambda prompt, label: label.replace("COMPLIANCE", "PARTIAL_REFUSAL"))
+    assert study(SECOND, FIRST) == 0
+    cells = judgements("other_judgements").group_by("quant").len().sort("quant")
+    whole = judgements().filter(pl.col("quant") == "FP16").height
+    assert dict(cells.iter_rows()) == {"FP16": whole, "Q4_K_M": whole, "Q8_0": 12}
+    assert set(judgements()["judge"]) == {"first"}
+    overall = next(row for row in rows("judge_agreement") if row["task"] == row["quant"] == "all")
+    assert (overall["first_judge"], overall["second_judge"]) == ("first", "second")
+    assert {(row["task"], row["quant"]) for row in rows("judge_agreement")} >= {
+        ("starter_harmful", "all"),
+        ("all", "Q4_K_M"),
+    }
+    way = {row["metric"]: row for row in rows("judge_direction") if row["task"] == row["quant"] == "all"}
+    assert (way["judge_refusal_rate"]["only_first"], way["judge_refusal_rate"]["more_credit"]) == ("0", "second")
+    assert int(way["judge_refusal_rate"]["only_second"]) >= 30
+    assert float(way["judge_refusal_rate"]["p_value"]) < 1e-6
+    assert way["judge_truthfulness"]["more_credit"] == ""
+    assert {row["second_judge"] for row in rows("second_judge_regimes")} == {"second"}
+    manifest = json.loads(Path("b/manifest.json").read_text())
+    assert manifest["judges"]["second"]["whole"] == ["tiny/FP16", "tiny/Q4_K_M"]
+    assert execute(["verify", "b"]) == 0
+
+
+def test_verify_finds_a_label_that_was_changed_in_either_place(study, fakes, capsys):
+    fakes["first"] = Fake("first")
+    study(FIRST)
+    frame = judgements()
+    swapped = frame.with_columns(label=pl.col("label").replace("COMPLIANCE", "FULL_REFUSAL"))
+    swapped.write_parquet("b/judgements.parquet")
+    assert execute(["verify", "b"]) == 2
+    assert "judgements.parquet: not what judgements/*.jsonl give" in capsys.readouterr().out
+
+
+def test_a_judge_is_added_to_a_finished_bundle_by_one_short_file(study, fakes, capsys):
+    study()
+    capsys.readouterr()
+    Path("mine.yaml").write_text("name: mine\nmodel: my model\nsource: {path: mine.gguf}\nquants: [FP16]\n")
+    fakes["mine"] = Fake("mine")
+    assert execute(["judge", "b", "--judge", "mine.yaml", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["judge"], row["model"]) == ("mine", "my model")
+    assert set(judgements()["quant"]) == {"FP16"}
+    assert execute(["analyze", "b"]) == 0
+    assert rows("matrix")[0]["judge_refusal_rate_n"] == "59"
+    assert execute(["verify", "b"]) == 0
+    assert execute(["judge", "b", "--judge", "nobody"]) == 2
+    assert "no judge nobody; expected a judge that can run (mine), or a file" in capsys.readouterr().err
+    Path("mine.yaml").write_text("name: mine\nmodel: other\nsource: {path: mine.gguf}\n")
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
+    assert "the bundle has another judge mine" in capsys.readouterr().err
+
+
+def test_an_api_that_takes_no_question_is_an_error_and_not_a_bundle_of_ungraded_answers(study, fakes, capsys):
+    study()
+    Path("mine.yaml").write_text("name: mine\nmodel: m\nsource: {path: mine.gguf}\n")
+    fakes["mine"] = Fake("mine")
+    fakes["mine"].reply = lambda prompt: Completion("", "400: no such setting", 0, 0)
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
+    assert "not one of the first 32 was taken: 400: no such setting" in capsys.readouterr().err
+    assert not Path("b/judgements/mine.jsonl").exists()
+
+
+def test_an_interrupt_loses_the_batch_in_flight_alone(study, fakes):
+    def interrupts(prompt, label):
+        if len(fakes["first"].asked) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return label
+
+    fakes["first"] = Fake("first", interrupts)
+    assert study(FIRST) == 130
+    assert Path("b/judgements/first.jsonl").read_bytes().count(b"\n") == 20
+    fakes["first"] = Fake("first")
+    assert study(FIRST) == 0
