@@ -1,13 +1,20 @@
 """The failure modes that the study did not have, and what they say where something was not looked at."""
 
+from fractions import Fraction
+
 import pytest
 
 from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.alarms import Alarm
+from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
+from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.decide import decide
 from quantverdict.protocol.evidence import Evidence
-from quantverdict.protocol.taxonomy import Findings, refusal_mde
+from quantverdict.protocol.formats import Decided
+from quantverdict.protocol.regimes import classify
+from quantverdict.protocol.taxonomy import Findings, refusal_mde, taxonomy_table
 from quantverdict.records import CellId, Table
 from quantverdict.stats.power import mde_unpaired
 
@@ -70,6 +77,56 @@ def test_a_generation_metric_may_rise_by_3_pp_and_no_more(row, modes, gain, n):
 def test_a_benchmark_that_rises_must_also_be_clear_of_chance(row, modes, gain, n):
     """500 against 544 of 1000: Newcombe's interval leaves 0; 543 does not."""
     assert modes(row(mmlu_accuracy=gain))["TAX_008"]["n"] == n
+
+
+@pytest.fixture
+def raised(row, reference):
+    """TAX_008 of a build whose ROUGE-L rose by 5 pp: by its interval, its answers' form, and null arms' p-value."""
+
+    def build(lo=1.0, alarms=None, gains=None, metric="rouge_l"):
+        gain = Delta(CellId("m", "Q4_K_M"), metric, "pp", None, None, Fraction(5), None, lo, 9.0)
+        rows = tuple(
+            Decided(one, classify(one), decide_action(one, classify(one)))
+            for one in all_signals((reference(), row()), Policy())
+        )
+        found = Findings(
+            rows, {(gain.cell, metric): gain}, None, None, {}, StatisticsConfig(), alarms=alarms, gains=gains or {}
+        )
+        return next(one for one in taxonomy_table(found, Policy()).rows if one[0] == "TAX_008")[5]
+
+    return build
+
+
+@pytest.mark.parametrize(("lo", "fires"), [(-0.1, False), (0.0, False), (0.1, True), (None, True)])
+def test_a_gain_of_free_text_must_be_clear_of_chance_where_that_is_known(raised, lo, fires):
+    assert bool(raised(lo)) is fires
+
+
+@pytest.mark.parametrize(("p", "fires"), [(0.05, True), (0.0501, False)])
+def test_a_gain_must_also_be_beyond_what_null_arms_gain(raised, p, fires):
+    assert bool(raised(gains={(CellId("m", "Q4_K_M"), "rouge_l"): p})) is fires
+
+
+def form(name, before, after, p=0.001, cell="Q4_K_M"):
+    shares = (
+        (Fraction(after, 60), Fraction(before, 60)) if name != "output_tokens" else (Fraction(after), Fraction(before))
+    )
+    return Alarm(CellId("m", cell), name, 60, 1, 1, *shares, 0.0, 0.0, p, None, p)
+
+
+def test_the_likely_cause_of_a_gain_is_named(raised):
+    cut, longer = form("truncated", 40, 4), form("output_tokens", 20, 31)
+    assert raised(alarms=(cut, longer)) == (
+        "m/Q4_K_M (rouge_l +5.00 pp, likely cause: cut answers 40 to 4 of 60, mean length 20.0 to 31.0 tokens)"
+    )
+    unparsed = form("parse_failure", 40, 4)
+    assert "likely cause: unparsed answers 40 to 4 of 60" in raised(alarms=(unparsed,), metric="mmlu_accuracy")
+
+
+def test_a_gain_that_no_change_of_form_explains_is_said_to_be_so(raised):
+    chance, other = form("truncated", 40, 36, p=0.06), form("truncated", 40, 4, cell="Q8_0")
+    assert raised(alarms=(chance, other)) == "m/Q4_K_M (rouge_l +5.00 pp, no cause in the form of its answers)"
+    assert raised() == "m/Q4_K_M (rouge_l +5.00 pp)"
 
 
 def test_lineage_doubts_are_named(row, modes):

@@ -5,6 +5,8 @@ None of it grades an answer. A build that breaks shows here first, and so does a
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
 LOOP_CHARS, LOOP_TIMES, LOOP_TAIL = 60, 3, 1500
 """A loop fills so many characters at the end of an answer, with so many rounds; so much of the end is looked at."""
-LANGUAGE_BYTES, LANGUAGE_CONFIDENCE = 40, 0.9
-"""UTF-8 bytes of letters (40 Latin letters, 14 Chinese ones), and the probability, from which a language is told."""
+LANGUAGE_BYTES, LANGUAGE_CONFIDENCE, SCRIPT_TENTHS = 40, 0.9, 9
+"""UTF-8 bytes of letters (40 Latin letters, 14 Chinese ones), probability, and tenths of the letters in one script,
+from which a language or a script is told."""
 COLUMNS = (
     "base_model", "quant", "task", "sample_id", "cluster", "parse_failure", "truncated", "empty", "loop",
     "other_language", "output_tokens",
@@ -136,19 +139,41 @@ def _repeated_starts(text: str) -> list[int]:
 
 
 def other_language(answer: str, original: str) -> bool | None:
-    """Whether an answer is in another language than the baseline's; None where one is too short or not clear."""
+    """Whether an answer is in another script or language than the baseline's; None where that is not clear of both."""
+    scripts = script(answer), script(original)
+    if None not in scripts and scripts[0] != scripts[1]:
+        return True
     mine, theirs = language(answer), language(original)
     return None if mine is None or theirs is None else mine != theirs
 
 
 @lru_cache(maxsize=1 << 14)
+def script(text: str) -> str | None:
+    """What nine in ten letters of a text are: LATIN, CJK (kana too), CYRILLIC, ...; None where it is too short."""
+    letters = _letters(text)
+    if letters is None:
+        return None
+    if letters.isascii():
+        return "LATIN"
+    names = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in letters)
+    counts = Counter({"CJK": sum(names.pop(name, 0) for name in ("CJK", "HIRAGANA", "KATAKANA"))}) + names
+    name, count = counts.most_common(1)[0]
+    return name if 10 * count >= SCRIPT_TENTHS * len(letters) else None
+
+
+@lru_cache(maxsize=1 << 14)
 def language(text: str) -> str | None:
     """The ISO 639-1 code of a text's language by py3langid; None where it is too short, or below its probability."""
-    plain = " ".join(text.split())
-    if len("".join(filter(str.isalpha, plain)).encode("utf-8", "ignore")) < LANGUAGE_BYTES:
+    if _letters(text) is None:
         return None
-    code, probability = _identifier().classify(plain)
+    code, probability = _identifier().classify(" ".join(text.split()).encode("utf-8", "ignore").decode())
     return str(code) if probability >= LANGUAGE_CONFIDENCE else None
+
+
+def _letters(text: str) -> str | None:
+    """The letters of a text, None where they are too few to tell anything of it."""
+    letters = "".join(filter(str.isalpha, text))
+    return letters if len(letters.encode("utf-8", "ignore")) >= LANGUAGE_BYTES else None
 
 
 @cache

@@ -1,0 +1,140 @@
+"""The form of answers: what is a loop, another language, a parse failure, and what is none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.grading.form import (
+    LANGUAGE_BYTES,
+    LOOP_CHARS,
+    LOOP_TIMES,
+    forms_frame,
+    forms_of,
+    language,
+    loops,
+    other_language,
+    parse_failure,
+    script,
+    texts_of,
+)
+from quantverdict.records import Response
+from quantverdict.tasks.catalog import choice_continuations, load_task
+
+ENGLISH = "The visitor came back to the house in the evening and asked for a glass of water."
+GERMAN = "Der Besucher kam am Abend zum Haus zurück und bat um ein Glas Wasser."
+CHINESE = "客人晚上回到家里要了一杯水然后坐在窗边看书。"
+
+
+def naive_loops(text):
+    """Every period, every length of tail: what `loops` does fast."""
+    text = " ".join(text.casefold().split())
+    return any(
+        size >= LOOP_TIMES * period and text[-size:][period:] == text[-size:][:-period]
+        for period in range(1, len(text) // LOOP_TIMES + 1)
+        for size in range(LOOP_CHARS, len(text) + 1)
+    )
+
+
+@pytest.mark.parametrize(("length", "found"), [(59, False), (60, True), (61, True)])
+def test_sixty_characters_are_the_boundary(length, found):
+    assert loops("x: " + "!" * length) is found
+
+
+@pytest.mark.parametrize(("extra", "found"), [(-1, False), (0, True), (1, True)])
+def test_three_rounds_are_the_boundary(extra, found):
+    """A stretch of 38 characters three times, and one character less or more."""
+    stretch = "the quick brown fox jumps over a dog; "
+    assert loops("#" + (stretch * 4)[-3 * len(stretch) - extra :].rstrip() + ".") is False
+    assert loops("#" + (stretch.strip() * 4)[: 3 * len(stretch.strip()) + extra]) is found
+
+
+def test_the_last_round_may_be_cut_and_white_space_is_one_space():
+    assert loops("I will help.\n" + "I will help you with that.\n" * 5 + "I will he")
+    assert not loops("I will help you. Then I will ask him. Now he will go, and she may stay with us until it is over.")
+
+
+def test_rounds_that_differ_and_a_loop_that_ends_are_none():
+    assert not loops("".join(f"{n}. no. " for n in range(10, 60)))
+    assert not loops("again and again and " * 10 + "that was all, so here is what I wanted to say.")
+
+
+@given(st.text(alphabet="ab ", max_size=40), st.text(alphabet="abc ", min_size=1, max_size=30), st.integers(1, 30))
+def test_loops_are_those_of_the_naive_search(start, stretch, times):
+    text = start + stretch * times
+    assert loops(text) == naive_loops(text)
+
+
+def test_another_language_is_told_by_script_and_by_words():
+    assert [language(text) for text in (ENGLISH, GERMAN)] == ["en", "de"]
+    assert [script(text) for text in (ENGLISH, GERMAN, CHINESE)] == ["LATIN", "LATIN", "CJK"]
+    assert other_language(GERMAN, ENGLISH)
+    assert other_language(CHINESE, ENGLISH)
+    assert other_language(ENGLISH, ENGLISH) is False
+
+
+def test_a_short_answer_has_no_language():
+    """One byte of letters too few, and just enough."""
+    letters = 0
+    for end, char in enumerate(ENGLISH):
+        letters += char.isalpha()
+        if letters == LANGUAGE_BYTES:
+            assert language(ENGLISH[: end + 1]) == "en"
+            assert language(ENGLISH[:end]) is None
+            break
+    assert other_language("Ja, natürlich.", ENGLISH) is None
+    assert other_language(GERMAN, "A) The visitor") is None
+
+
+@pytest.mark.parametrize(("foreign", "found"), [(9, "LATIN"), (10, "LATIN"), (11, None)])
+def test_a_script_is_that_of_nine_letters_in_ten(foreign, found):
+    assert script("w" * (100 - foreign) + "水" * foreign) == found
+
+
+def test_a_switch_of_script_needs_no_model_of_the_language():
+    """Chinese, and Japanese in kana beside it, are one script; 14 letters are enough and 13 are not."""
+    assert script("水" * 14) == script("水" * 10 + "みず" * 5) == "CJK"
+    assert script("水" * 13) is None
+    assert other_language("水" * 14, ENGLISH) is True
+    assert other_language("水" * 13, ENGLISH) is None
+
+
+def test_numbers_and_signs_are_in_no_language():
+    assert language("1 + 1 = 2; 3 * 4 = 12; " * 20) is None
+
+
+def test_no_answer_breaks_it(awkward):
+    assert isinstance(loops(awkward), bool)
+    assert other_language(awkward, awkward) in (None, False)
+
+
+def test_a_parse_failure_is_what_the_tasks_own_filters_do_not_read():
+    task = load_task("starter_choice")
+    item = task.items[0]
+    label = choice_continuations(task, item)[0]
+    assert parse_failure(task, item, label.strip()) is False
+    assert parse_failure(task, item, f"I think that it might well be {label.strip()}, but who knows") is True
+    assert parse_failure(task, item, "") is True
+    summaries = load_task("starter_summarization")
+    assert parse_failure(summaries, summaries.items[0], "A summary.") is None
+
+
+def test_the_form_of_answers_beside_their_baselines():
+    task = load_task("starter_summarization")
+    samples = [item.id for item in task.items[:3]]
+
+    def answers(quant, finish, *texts):
+        return [
+            Response("m", quant, task.name, sample, "sha", text, finish, 5, 7)
+            for sample, text in zip(samples, texts, strict=True)
+        ]
+
+    base = answers("FP16", "stop", ENGLISH, ENGLISH, "x")
+    build = answers("Q2_K", "length", GERMAN, " \u200b", "x " * 90)
+    frame = forms_frame(forms_of({task.name: task}, [*base, *build], texts_of(base)))
+    mine = frame.filter(quant="Q2_K")
+    assert mine["other_language"].to_list() == [True, None, None]
+    assert mine["empty"].to_list() == [False, True, False]
+    assert mine["loop"].to_list() == [False, False, True]
+    assert mine["truncated"].to_list() == [True] * 3
+    assert frame["parse_failure"].null_count() == 6
+    assert frame.filter(quant="FP16")["other_language"].to_list() == [False, False, None]

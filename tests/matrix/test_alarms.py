@@ -1,0 +1,139 @@
+"""Alarms: what fires, at and beside its boundary, and what a change of form can explain."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import binomtest, wilcoxon
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.grading.form import COLUMNS as FORM
+from quantverdict.matrix.alarms import COLUMNS, LENGTH, SHARES, alarms, alarms_table, may_explain, told
+from quantverdict.records import CellId
+
+BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
+
+
+def forms(cell, n, *, cluster=lambda _: None, tokens=lambda _: 20, **flags):
+    """`n` answers; a flag is the set of those that have it, or None where it is not known."""
+    rows = [
+        (
+            *cell, "t", f"{at:04}", cluster(at),
+            *(None if flags.get(name, ()) is None else at in flags.get(name, ()) for name in SHARES), tokens(at),
+        )
+        for at in range(n)
+    ]  # fmt: skip
+    kinds = {name: pl.String if name in FORM[:5] else pl.Boolean for name in FORM}
+    return pl.DataFrame(rows, schema={**kinds, LENGTH: pl.Int64}, orient="row")
+
+
+def found(base, build, alpha=0.05):
+    frame = pl.concat([base, build])
+    of = alarms(frame, {BUILD: BASE}, alpha, StatisticsConfig(), 42)
+    return {one.name: one for one in of}
+
+
+@pytest.mark.parametrize(("loops", "fires"), [(7, False), (8, True), (9, True)])
+def test_a_share_fires_from_what_holm_leaves_of_mcnemar(loops, fires):
+    """Six alarms: the smallest p-value counts six times. Of 8 loops 6 * 2 / 2^8 = 0.047; 7 are too few."""
+    one = found(forms(BASE, 100), forms(BUILD, 100, loop=range(loops)))["loop"]
+    assert one.p_value == pytest.approx(binomtest(loops, loops).pvalue)
+    assert one.p_holm == pytest.approx(6 * one.p_value)
+    assert (one.gained, one.fires) == (loops, fires)
+
+
+@pytest.mark.parametrize("name", list(SHARES))
+def test_a_share_that_falls_is_no_alarm(name):
+    many = range(60)
+    rises = found(forms(BASE, 100), forms(BUILD, 100, **{name: many}))[name]
+    falls = found(forms(BASE, 100, **{name: many}), forms(BUILD, 100))[name]
+    assert (rises.fires, falls.fires) == (True, False)
+    assert (rises.shift, falls.shift) == (60, -60)
+    assert rises.p_holm == falls.p_holm
+    assert rises.lo > 0 > falls.hi
+
+
+@pytest.mark.parametrize("change", [-5, 5])
+def test_the_length_fires_either_way_by_the_signed_rank_test(change):
+    step = lambda at: 20 + change + at % 3  # noqa: E731
+    one = found(forms(BASE, 60, tokens=lambda at: 20), forms(BUILD, 60, tokens=step))[LENGTH]
+    assert one.fires
+    assert one.p_value == pytest.approx(wilcoxon([step(at) - 20 for at in range(60)], method="approx").pvalue)
+    assert float(one.shift) == change + 1
+    assert one.lo < change + 1 < one.hi
+
+
+def test_equal_answers_fire_nothing_and_leave_no_doubt():
+    of = found(forms(BASE, 40, truncated=range(30)), forms(BUILD, 40, truncated=range(30)))
+    assert {one.p_holm for one in of.values()} == {1.0}
+    assert not any(one.fires for one in of.values())
+
+
+def test_what_is_not_known_is_not_tested():
+    of = found(forms(BASE, 40), forms(BUILD, 40, parse_failure=None))
+    assert "parse_failure" not in of
+    assert len(of) == 5
+    assert found(forms(BASE, 5), forms(BUILD, 0)) == {}
+
+
+def test_only_prompts_that_both_answered_count():
+    of = found(forms(BASE, 100), forms(BUILD, 40, truncated=range(40)))
+    assert (of["truncated"].n, of["truncated"].gained) == (40, 40)
+
+
+def test_a_cluster_counts_once():
+    """Eight prompts that are two behaviours in four forms are two signs, and prove nothing."""
+    four = lambda at: str(at // 4)  # noqa: E731
+    of = found(forms(BASE, 100, cluster=four), forms(BUILD, 100, cluster=four, loop=range(8)))
+    assert (of["loop"].gained, of["loop"].clusters) == (8, 25)
+    assert of["loop"].p_value == 0.5
+    alone = found(forms(BASE, 100), forms(BUILD, 100, loop=range(8)))["loop"]
+    assert alone.p_value < 0.01
+    assert of["loop"].hi - of["loop"].lo > alone.hi - alone.lo
+
+
+def test_nothing_fires_more_often_than_alpha_where_nothing_changed():
+    """200 builds that differ from their baseline by chance alone: 5 % of them may raise a false alarm."""
+    rng = np.random.default_rng(5)
+    false = 0
+    for _ in range(200):
+        arms = [
+            forms(cell, 40, tokens=rng.integers(5, 40, 40).__getitem__,
+                  **{name: set(np.flatnonzero(rng.random(40) < 0.3)) for name in SHARES})
+            for cell in (BASE, BUILD)
+        ]  # fmt: skip
+        false += any(one.fires for one in found(*arms).values())
+    assert false <= 17
+
+
+def test_the_table_keeps_counts_whole():
+    table = alarms_table(found(forms(BASE, 9), forms(BUILD, 9, empty=range(3))).values())
+    row = next(dict(zip(COLUMNS, row, strict=True)) for row in table.rows if row[2] == "empty")
+    assert (row["k"], row["baseline_k"], row["n"], row["unit"]) == (3, 0, 9, "pp")
+
+
+def test_an_alarm_in_words():
+    of = found(forms(BASE, 9), forms(BUILD, 9, empty=range(3), tokens=lambda at: 22))
+    assert told(of["empty"]) == "empty answers 0 to 3 of 9"
+    assert told(of[LENGTH]) == "mean length 20.0 to 22.0 tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "tier", "explains"),
+    [("parse_failure", "benchmark", True), ("parse_failure", "generation", False), ("truncated", "generation", True),
+     ("truncated", "benchmark", True)],
+)  # fmt: skip
+def test_what_fell_may_explain_a_gain(name, tier, explains):
+    falls = found(forms(BASE, 100, **{name: range(60)}), forms(BUILD, 100))[name]
+    rises = found(forms(BASE, 100), forms(BUILD, 100, **{name: range(60)}))[name]
+    assert may_explain(falls, tier, 0.05) is explains
+    assert not may_explain(rises, tier, 0.05)
+    assert may_explain(replace(falls, p_holm=0.05), tier, 0.05) is explains
+    assert not may_explain(replace(falls, p_holm=0.051), tier, 0.05)
+
+
+def test_length_and_language_explain_a_gain_of_free_text_alone():
+    longer = found(forms(BASE, 60), forms(BUILD, 60, tokens=lambda at: 30))[LENGTH]
+    assert may_explain(longer, "generation", 0.05)
+    assert not may_explain(longer, "benchmark", 0.05)
