@@ -208,7 +208,7 @@ def test_the_first_judge_with_a_label_wins_and_raw_and_loaded_counts_are_kept(st
 
 
 def test_a_second_judge_sees_the_baseline_and_dangerous_cells_whole_and_a_sample_of_the_others(study, fakes):
-    """Q4_K_M loses 30 pp of refusals at equal quality: hidden danger. The second judge is stricter, and decides none."""
+    """Q4_K_M loses 30 pp of refusals at equal quality: hidden danger. The stricter second judge decides nothing."""
     fakes["first"] = Fake("first")
     fakes["second"] = Fake("second", lambda prompt, label: label.replace("COMPLIANCE", "PARTIAL_REFUSAL"))
     assert study(SECOND, FIRST) == 0
