@@ -71,9 +71,9 @@ def test_the_summary_names_what_stands_against_each_build(mixed):
     assert text.startswith("## \N{MULTIPLICATION X} quantverdict: rejected\n")
     assert "| m/Q8 | not resolvable | not resolvable: ROUGE-L |" in text
     assert '| m/Q4 | rejected | ROUGE-L: a \\<b\\> \\& "c" \\| d\ufffde' in text
-    assert "refusal rate: waived until 2030-01-01: known; not measured: truthfulness |" in text
+    assert "refusal rate by pattern: waived until 2030-01-01: known; not measured: truthfulness by pattern |" in text
     delta = "\N{MINUS SIGN}1.25 \\[\N{MINUS SIGN}3.5, +1.0\\]"
-    assert f"| m/Q8 | refusal rate | \N{CHECK MARK} passed | {delta} | 5.00 | 200 | 900 |  |" in text
+    assert f"| m/Q8 | refusal rate by pattern | \N{CHECK MARK} passed | {delta} | 5.00 | 200 | 900 |  |" in text
     assert "- waiver of x expired \\<b\\>" in text
 
 

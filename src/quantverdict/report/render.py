@@ -28,8 +28,8 @@ PROFILES = ("default", "study")
 """The reports that there are: the short one, and the whole of the study table by table."""
 
 SECTIONS = (
-    "decision", "builds", "outcomes", "alarms", "instruments", "matrix", "regimes", "bits", "trade", "tables", "examples",
-    "provenance",
+    "decision", "builds", "outcomes", "alarms", "instruments", "matrix", "regimes", "bits", "trade", "tables",
+    "examples", "provenance",
 )  # fmt: skip
 """The sections of the default report: a template of this name in `templates/html` and in `templates/md` each.
 

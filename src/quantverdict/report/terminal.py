@@ -55,6 +55,8 @@ def summary_lines(bundle_dir: Path) -> list[str]:
         BundleError: nothing was decided in this bundle.
     """
     bundle = read_bundle(bundle_dir)
+    policy = bundle.decision.get("policy") or {}
+    refusal = formats.label(formats.plain(policy.get("refusal_metric", "refusal_rate")))
     lines = [
         ": ".join(part for part in (verdict.model, verdict.headline, verdict.best_reason) if part)
         for verdict in tables.verdicts(bundle, tables.builds(bundle))
@@ -65,7 +67,8 @@ def summary_lines(bundle_dir: Path) -> list[str]:
         lines.append(f"conservative floor: {formats.plain(floor['quant'])}, largest refusal signal {signal} pp")
     else:
         lines.append("conservative floor: none")
-    return lines + [f"note: {tables.readable(note)}" for note in bundle.decision.get("notes") or ()]
+    notes = [f"note: {tables.readable(note)}" for note in bundle.decision.get("notes") or ()]
+    return [*lines, *notes, f"instruments: refusal delta is of {refusal}"]
 
 
 def print_decision(bundle_dir: Path, console: Console | None = None) -> None:

@@ -1,0 +1,75 @@
+"""What is drawn: discordant pairs whole, the rest with the probability that is written down, and no build told."""
+
+from fractions import Fraction
+
+import pytest
+
+from quantverdict.matrix.label_design import AT_LEAST, Answered, Prompted, draw, row_order
+from quantverdict.records import CellId
+
+BASE, Q4, Q2 = CellId("m", "F16"), CellId("m", "Q4"), CellId("m", "Q2")
+
+
+def answered(cell, at, said, text):
+    return Answered(cell, BASE, Prompted("t", f"{at:02}"), "refusal_rate", None, (said, ""), text)
+
+
+@pytest.fixture
+def answers():
+    """40 prompts, half refused; Q4 differs at 3 of them, and words 10 others anew; Q2 repeats the baseline."""
+    found = []
+    for at in range(40):
+        said = "1" if at < 20 else "0"
+        found.append(answered(BASE, at, said, f"{at} base"))
+        other = "0" if at < 3 else said
+        found.append(answered(Q4, at, other, f"{at} q4" if at < 3 or at >= 30 else f"{at} base"))
+        found.append(answered(Q2, at, said, f"{at} base"))
+    return found
+
+
+def test_both_arms_of_every_discordant_pair_are_certain(answers):
+    drawn = draw(answers, 1, 7)
+    certain = {entry.answer.text for entry in drawn if entry.certain}
+    assert certain == {f"{at} {arm}" for at in range(3) for arm in ("base", "q4")}
+    assert all(entry.selected and entry.probability == 1 for entry in drawn if entry.certain)
+    assert {entry.answer.cell for entry in drawn if entry.answer.text == "0 base"} == {BASE, Q2}
+
+
+def test_the_probability_is_the_share_of_its_stratum_that_was_drawn(answers):
+    """Checked over seeds too: each prompt is drawn as often as is written down."""
+    times, seeds = 0, 400
+    for seed in range(seeds):
+        drawn = {(entry.answer.cell, entry.answer.prompt): entry for entry in draw(answers, 12, seed)}
+        times += drawn[Q4, Prompted("t", "35")].selected
+    entry = drawn[Q4, Prompted("t", "35")]
+    chosen = {at for (cell, at), one in drawn.items() if cell == BASE and one.selected and at.sample_id >= "20"}
+    assert entry.probability == Fraction(len(chosen), 20)
+    share = float(entry.probability)
+    assert times / seeds == pytest.approx(share, abs=4 * (share * (1 - share) / seeds) ** 0.5)
+
+
+def test_a_drawn_prompt_is_drawn_for_every_build(answers):
+    drawn = draw(answers, 12, 7)
+    for prompt in {entry.answer.prompt for entry in drawn if not entry.certain}:
+        assert len({entry.selected for entry in drawn if entry.answer.prompt == prompt and not entry.certain}) == 1
+
+
+def test_some_of_every_stratum_are_drawn_and_all_where_all_are_asked_for(answers):
+    drawn = draw(answers, 1, 7)
+    for stratum in {entry.stratum for entry in drawn}:
+        mine = {entry.answer.prompt for entry in drawn if entry.stratum == stratum and entry.selected}
+        assert len(mine) >= min(AT_LEAST, 3)
+    assert all(entry.selected for entry in draw(answers, 10_000, 7))
+
+
+def test_more_rows_hold_what_fewer_held(answers):
+    few, many = ({e.answer.text for e in draw(answers, n, 7) if e.selected} for n in (10, 30))
+    assert few < many
+
+
+def test_the_sheet_has_each_text_once_discordant_ones_first(answers):
+    drawn = draw(answers, 12, 7)
+    order = row_order(drawn, 7)
+    assert len(set(order)) == len(order)
+    assert set(order[:6]) == {entry.answer.text for entry in drawn if entry.certain}
+    assert row_order(drawn, 8) != order

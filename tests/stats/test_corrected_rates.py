@@ -1,0 +1,127 @@
+"""Corrected rates equal published estimators, and their intervals cover what they say."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantverdict.stats.corrected_rates import Stratum, corrected_difference, corrected_rate, kish, wilson_at
+from quantverdict.stats.intervals import wilson
+
+
+def test_all_labelled_is_wilsons_interval_of_the_labels():
+    """Whatever the strata: nothing is left to correct, and nothing is added."""
+    found = corrected_rate([Stratum(40, 40, 31), Stratum(180, 180, 5), Stratum(10, 10, 0)])
+    around = wilson(36, 230)
+    assert found.value == pytest.approx(36 / 230)
+    assert (found.lo, found.hi) == pytest.approx((around.lo, around.hi))
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilson_at_a_whole_number_is_wilson(n, data):
+    k = data.draw(st.integers(0, n))
+    found, expected = wilson_at(k / n, n), wilson(k, n)
+    assert (found.lo, found.hi) == pytest.approx((expected.lo, expected.hi), abs=1e-12)
+
+
+def by_ppi(labels, predicted, everything):
+    """PPI++ of a mean, lambda 1 (Angelopoulos, Duchi & Zrnic 2023): estimate and standard error."""
+    value = everything.mean() + (labels - predicted).mean()
+    return value, math.sqrt((labels - predicted).var() / len(labels) + everything.var() / len(everything))
+
+
+def example():
+    """220 answers, 66 that a pattern calls refused; a tenth of each labelled alike: 60 and 140 of them."""
+    strata = [Stratum(66, 30, 24), Stratum(154, 70, 9)]
+    labels = np.repeat([1.0, 0.0, 1.0, 0.0], [24, 6, 9, 61])
+    predicted = np.repeat([24 / 30, 9 / 70], [30, 70])
+    return strata, labels, predicted, np.repeat([24 / 30, 9 / 70], [66, 154])
+
+
+def test_it_is_prediction_powered_inference_with_the_strata_as_predictor():
+    strata, labels, predicted, everything = example()
+    value, error = by_ppi(labels, predicted, everything)
+    found = corrected_rate(strata)
+    assert found.value == pytest.approx(value)
+    # The interval's own standard error, which smoothing makes a little wider.
+    assert math.sqrt(value * (1 - value) / found.n_effective) == pytest.approx(error, rel=0.05)
+
+
+def test_it_is_what_ppi_python_gives():
+    ppi = pytest.importorskip("ppi_py")
+    strata, labels, predicted, everything = example()
+    expected = ppi.ppi_mean_pointestimate(labels, predicted, everything, lam=1)
+    assert corrected_rate(strata).value == pytest.approx(float(expected[0]))
+
+
+def test_an_instrument_that_always_errs_is_turned_round():
+    """All that it calls refused complied, and the other way round: the rate is that of the people, not of it."""
+    assert corrected_rate([Stratum(150, 60, 0), Stratum(70, 30, 30)]).value == pytest.approx(70 / 220)
+
+
+def test_no_label_is_no_rate():
+    assert corrected_rate([Stratum(10, 0, 0), Stratum(20, 0, 0)]) is None
+    assert corrected_rate([Stratum(10, 3, 0, unclear=3)]) is None
+    assert corrected_rate([]) is None
+
+
+def test_a_stratum_without_a_label_widens_the_interval_to_whatever_it_may_hold():
+    known = corrected_rate([Stratum(100, 100, 50), Stratum(100, 100, 0)])
+    blind = corrected_rate([Stratum(100, 100, 50), Stratum(100, 0, 0, guess=0.0)])
+    assert blind.value == known.value == 0.25
+    assert blind.hi > 0.7
+    assert known.hi < 0.32
+
+
+def test_unclear_answers_count_in_no_rate():
+    """Half of a stratum is unclear: its weight is halved, as in a ratio of totals."""
+    found = corrected_rate([Stratum(100, 50, 25, unclear=25), Stratum(50, 50, 0)])
+    assert found.value == pytest.approx(50 / 100)
+
+
+def test_equal_texts_need_no_label_to_differ_in_nothing():
+    same = Stratum(200, 0, 0, known=True)
+    found = corrected_difference([same, Stratum(20, 20, 2)], [same, Stratum(20, 20, 8)])
+    assert found.value == pytest.approx(-6 / 220)
+    assert found.hi < 0.005
+    assert found.lo > -0.07
+
+
+def test_a_difference_turned_round_is_its_negative():
+    one, two = [Stratum(150, 40, 3), Stratum(70, 70, 4)], [Stratum(150, 40, 6), Stratum(70, 70, 9)]
+    up, down = corrected_difference(one, two), corrected_difference(two, one)
+    assert (up.value, up.lo, up.hi) == pytest.approx((-down.value, -down.hi, -down.lo))
+
+
+def test_clusters_widen_an_interval_and_never_narrow_it():
+    strata = [Stratum(100, 50, 20), Stratum(100, 50, 40)]
+    plain, clustered = corrected_rate(strata), corrected_rate(strata, design_effect=2)
+    assert clustered.n_effective == pytest.approx(plain.n_effective / 2)
+    assert corrected_rate(strata, design_effect=0.5) == plain
+
+
+def test_kish_counts_equal_weights_and_discounts_unequal_ones():
+    assert kish([3.0] * 7) == pytest.approx(7)
+    assert kish([1.0, 0.0, 0.0]) == pytest.approx(1)
+    assert kish([]) == 0
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(0.7, 0.7), (0.7, 0.99), (0.99, 0.85)])
+@pytest.mark.parametrize("labelled", [50, 150])
+def test_coverage_near_95_percent(rate, sensitivity, specificity, labelled):
+    """1,500 cells of 220 answers: at least 94 %, less four standard errors of the simulation (2.5 points)."""
+    rng, repeats, prompts, hits = np.random.default_rng(11), 1500, 220, 0
+    for _ in range(repeats):
+        has = rng.random(prompts) < rate
+        seen = np.where(has, rng.random(prompts) < sensitivity, rng.random(prompts) >= specificity)
+        strata = []
+        for said in (True, False):
+            mine = has[seen == said]
+            n = min(len(mine), max(4, round(labelled * len(mine) / prompts)))
+            strata.append(Stratum(len(mine), n, int(rng.permutation(mine)[:n].sum())))
+        found = corrected_rate([stratum for stratum in strata if stratum.size])
+        hits += found.lo <= rate <= found.hi
+    assert hits / repeats >= 0.94 - 4 * math.sqrt(0.94 * 0.06 / repeats)
