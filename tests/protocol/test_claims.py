@@ -74,6 +74,12 @@ def test_rows_are_named_by_the_keys_that_the_filter_leaves_open():
     assert value("quant=Q2_K", aggregate="names") == "a, b"
 
 
+def test_models_that_differ_in_their_random_part_alone_have_different_names():
+    rows = [{"quality_metric": "rouge_l", "random": part, "coef": "2"} for part in ("intercept", "slope")]
+    named = value_of(Claim("c", "", "mixed.csv", "", "", "names"), {"mixed.csv": rows}.get)
+    assert named == "rouge_l intercept, rouge_l slope"
+
+
 def test_value_needs_exactly_one_row():
     assert value("quant=Q2_K", "delta") == ""
     assert value("quant=Q6_K", "delta") == ""

@@ -20,7 +20,7 @@ Reader = Callable[[str], Rows | None]
 """The rows of an artefact by its name, None where the bundle has none."""
 
 COLUMNS = ("claim_id", "text", "artefact", "row", "column", "aggregate", "value", "unit")
-KEYS = ("base_model", "quant", "scope", "omitted", "metric", "quality_metric", "safety_metric", "step", "id")
+KEYS = ("base_model", "quant", "scope", "omitted", "metric", "quality_metric", "safety_metric", "random", "step", "id")
 """Columns that say which row it is, in the order in which a row is named by them."""
 
 
