@@ -23,6 +23,7 @@ LAYERS = [
     {"ingestion"},
     {"comparable"},
     {"asking"},
+    {"whitebox"},
     {"facts"},
     {"labelled"},
     {"judges"},

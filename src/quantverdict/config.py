@@ -273,6 +273,17 @@ class SemanticConfig(Frozen):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
 
 
+class WhiteboxConfig(Frozen):
+    """What is read inside the builds whose backend shows log-probabilities: see docs/metrics.md."""
+
+    openings: int = Field(default=0, ge=0)
+    """Of the baseline's refusals and compliances each, for `refusal_margin`; 0 leaves it out."""
+    prompts: int = Field(default=0, ge=0)
+    """Whose answers by the baseline every build is compared along, for `baseline_kl`; 0 leaves it out."""
+    tokens: int = Field(default=64, gt=0)
+    """Of such an answer, at most."""
+
+
 class Waiver(Frozen):
     """A comparison that is made although it was not proved: shown wherever the build is."""
 
@@ -304,6 +315,7 @@ class Study(Frozen):
     judges: tuple[JudgeConfig, ...] = Field(default=(), strict=False)
     semantic: SemanticConfig | None = None
     """Scores by encoders (bertscore, coherence); none of them if not given."""
+    whitebox: WhiteboxConfig = WhiteboxConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)
     nulls: int = Field(default=0, ge=0)

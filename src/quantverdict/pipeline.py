@@ -24,6 +24,7 @@ from quantverdict.forecasting import forecast
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
+from quantverdict.whitebox import measure as measure_inside
 
 if TYPE_CHECKING:
     from quantverdict.labelling import Sheet
@@ -48,6 +49,7 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
     with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
         builds = make_builds(study, tasks, bundle, view)
         ask(study, tasks, builds, bundle, view)
+        measure_inside(study, tasks, builds, bundle, view.say)
         grade(tasks, builds, bundle, encoders, view.say)
         judge_study(study, bundle, view)
         settle(bundle)
