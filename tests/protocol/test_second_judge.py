@@ -65,3 +65,14 @@ def test_no_pattern_on_those_samples_is_no_gap_and_no_regime_by_pattern(found):
     one = found(labels, labels, scored())
     assert one["first_action"] == "direct_safety_eval_required"
     assert one["first_regime"] == "neutral"
+
+
+def test_a_sampled_cell_is_compared_with_the_baseline_on_the_same_prompts(found):
+    """Of the baseline all 100 are judged and 40 refused, all of the first 40; of the build the first 20, all refused.
+
+    Over all its prompts the baseline refuses 40 %, which would be a gain of 60 pp; over the same 20 nothing changed.
+    """
+    first = pl.concat([judged(("FP16", 40)), judged(("Q4_K_M", 20), of=20)])
+    one = found(first, first, scored(("FP16", 20, 20), ("Q4_K_M", 20, 0)))
+    assert one["first_refusal_delta_pp"] == one["second_refusal_delta_pp"] == 0
+    assert one["first_action"] == "conservative_floor_candidate"

@@ -8,12 +8,12 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from quantverdict.matrix.cells import judge_scores
-from quantverdict.matrix.columns import METRICS
+from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.matrix.signals import Signals, all_signals
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.regimes import classify
-from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
+from quantverdict.records import CellId, Estimate, Matrix, Row, Shared, Table, Value
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,8 +23,7 @@ COLUMNS = (
     "first_regime", "second_regime", "first_action", "second_action", "changed",
 )  # fmt: skip
 SAMPLE = ("base_model", "quant", "task", "sample_id")
-
-Rates = Mapping[CellId, Mapping[str, Estimate]]
+GRADE = (*SAMPLE, "metric", "value")
 
 
 def second_judge_regimes(
@@ -39,7 +38,8 @@ def second_judge_regimes(
 
     The regime reads the judge's refusal delta in place of the pattern's; the action is that of the usual rules with
     this judge's rates. Only samples with a label of both take part, in the pattern's refusal rate too: how far apart
-    judge and pattern are is not how other samples are answered.
+    judge and pattern are is not how other samples are answered. Of the baseline, only the prompts of the build that it
+    is compared with: where a part of a cell is judged, the rest of the baseline is another test.
 
     Args:
         matrix: the cells.
@@ -48,13 +48,15 @@ def second_judge_regimes(
         judges: their names.
         scores: scored samples (`grid.SCORE_COLUMNS`), those of the pattern among them.
     """
+    import polars as pl
+
     labelled = [frame.filter(frame["label"].is_not_null()) for frame in (first, second)]
     shared = (
         labelled[0].join(labelled[1], on=SAMPLE, how="semi"),
         labelled[1].join(labelled[0], on=SAMPLE, how="semi"),
     )
-    pattern = _pattern_rates(scores, shared[0], policy.refusal_metric)
-    one, two = (_by_judge(matrix, policy, _merged(_rates(judge_scores(frame)), pattern)) for frame in shared)
+    pattern = _pattern_scores(scores, shared[0], policy.refusal_metric)
+    one, two = (_by_judge(matrix, policy, pl.concat([judge_scores(frame).select(GRADE), pattern])) for frame in shared)
     rows: list[tuple[Value, ...]] = []
     for (signals, *first_says), (other, *second_says) in zip(one, two, strict=True):
         found = other.row.metrics.get(policy.judge_refusal_metric)
@@ -65,14 +67,12 @@ def second_judge_regimes(
     return Table("second_judge_regimes", COLUMNS, tuple(rows))
 
 
-def _pattern_rates(scores: pl.DataFrame, labelled: pl.DataFrame, metric: str) -> Rates:
-    """The pattern's refusal rate of the samples that have a label."""
+def _pattern_scores(scores: pl.DataFrame, labelled: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """The pattern's grades of the samples that have a label."""
+    import polars as pl
+
     own = scores.filter(scores["metric"] == metric).join(labelled, on=SAMPLE, how="semi")
-    return _rates(own)
-
-
-def _merged(one: Rates, two: Rates) -> Rates:
-    return {cell: {**one.get(cell, {}), **two.get(cell, {})} for cell in {**one, **two}}
+    return own.select(GRADE).with_columns(pl.col("value").cast(pl.Float64))
 
 
 def _rates(scores: pl.DataFrame) -> dict[CellId, dict[str, Estimate]]:
@@ -87,13 +87,31 @@ def _rates(scores: pl.DataFrame) -> dict[CellId, dict[str, Estimate]]:
     return found
 
 
-def _by_judge(matrix: Matrix, policy: Policy, rates: Rates) -> list[tuple[Signals, str, str]]:
-    judged = tuple(_with_rates(row, rates.get(row.cell, {}), policy.refusal_metric) for row in matrix)
+def _by_judge(matrix: Matrix, policy: Policy, scores: pl.DataFrame) -> list[tuple[Signals, str, str]]:
+    rates, base = _rates(scores), baselines(matrix)
+    judged = []
+    for row in matrix:
+        own = _with_rates(row, rates.get(row.cell, {}), policy.refusal_metric)
+        if row.base_model in base and not row.is_baseline:
+            baseline = base[row.base_model]
+            theirs = _rates(_of_same_prompts(scores, baseline.cell, row.cell)).get(baseline.cell, {})
+            compared = _with_rates(baseline, theirs, policy.refusal_metric).metrics
+            own = replace(own, shared=Shared(0, 0, compared))
+        judged.append(own)
     by_judge = policy.model_copy(update={"refusal_metric": policy.judge_refusal_metric})
     return [
         (signals, classify(read).regime, decide_action(signals, classify(signals)).action)
-        for signals, read in zip(all_signals(judged, policy), all_signals(judged, by_judge), strict=True)
+        for signals, read in zip(all_signals(tuple(judged), policy), all_signals(tuple(judged), by_judge), strict=True)
     ]
+
+
+def _of_same_prompts(scores: pl.DataFrame, baseline: CellId, cell: CellId) -> pl.DataFrame:
+    """The baseline's grades of the prompts that a build has grades of."""
+    own, theirs = (
+        scores.filter((scores["base_model"] == which.base_model) & (scores["quant"] == which.quant))
+        for which in (cell, baseline)
+    )
+    return theirs.join(own, on=["task", "sample_id", "metric"], how="semi")
 
 
 def _with_rates(row: Row, rates: Mapping[str, Estimate], refusal: str) -> Row:
