@@ -322,9 +322,8 @@ def unlike_plan(row):
 def stopped_wrongly(row):
     loss = row["true loss pp"]
     wrong = (row["inferior %"] if loss <= 5 else 0, row["non_inferior %"] if loss >= 5 else 0)
-    # Some forty to eighty independent prompts decide: more than a third of a small set, or of one of few clusters.
-    enough = row["cluster"] == 1 and row["n"] >= 220 * row["family"] ** 0.2
-    return max(wrong) > 5 or (loss == 30 and enough and row["prompts asked %"] > 100 / 3)
+    # A cluster is one bet, so a set of few clusters needs more of them.
+    return max(wrong) > 5 or (loss == 30 and row["cluster"] == 1 and row["prompts asked %"] > 100 / 3)
 
 
 CLAIMS = {

@@ -2,7 +2,7 @@
 
 Prompts come in a random order fixed by the seed, whole clusters together, each task with its share of every round.
 After a round each gated metric's paired losses go to a confidence sequence; its p-values may be looked at as often as
-one likes. They have a fifth of the level and the tests of a run that asks everything have the rest, so a cell that is
+one likes. They have a third of the level and the tests of a run that asks everything have the rest, so a cell that is
 never stopped loses next to nothing, and the chance of a wrong outcome stays what it was.
 """
 
@@ -20,8 +20,8 @@ from quantverdict.collect.prompts import Batches, Plan, Rounds
 from quantverdict.records import Prompt
 from quantverdict.stats.sequential import ConfidenceSequence
 
-ROUNDS = 12
-SEQUENTIAL_SHARE = 0.2
+ROUNDS = 16
+SEQUENTIAL_SHARE = 1 / 3
 """Of the level, for stopping early; the rest is for the tests of a full run."""
 
 
