@@ -116,6 +116,9 @@ def loops(text: str) -> bool:
     White space counts as one space, and the last round may be cut. Rounds that differ (1. no 2. no 3. no) are none.
     """
     back = " ".join(text.casefold().split())[-LOOP_TAIL:][::-1]
+    # The last third of the least that loops is said a round before, too; most answers end here.
+    if len(back) < LOOP_CHARS or back.find(back[: LOOP_CHARS // LOOP_TIMES], 1) < 0:
+        return False
     # alike[p] characters at the end are what stands p before them: the tail is periodic over p + alike[p].
     return any(
         period + alike >= max(LOOP_TIMES * period, LOOP_CHARS)
