@@ -27,7 +27,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.python
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	@$(PIP) install torch==2.13.0
-	@$(PIP) install -e '.[llamacpp,transformers,dev,reference]'
+	@$(PIP) install -e '.[llamacpp,transformers,semantic,dev,reference]'
 	@touch $@
 
 demo: $(VENV)/.demo
