@@ -18,7 +18,8 @@ policy: {base: quantverdict, quality_metric: rouge_l}
 """
 
 
-def record(folder, quant, change):
+def record(folder, quant, change, spoken=0):
+    """`change` makes the texts; the first `spoken` choices are said in a sentence that the task cannot read."""
     folder.mkdir(exist_ok=True)
     rows = []
     for name in ("summarization", "choice", "qa"):
@@ -26,7 +27,8 @@ def record(folder, quant, change):
         for at, item in enumerate(task.items):
             choices = choice_continuations(task, item)
             text = str(item.reference)
-            rows.append({"task": task.name, "sample_id": item.id, "text": text if choices else change(at, text)})
+            said = f"I think that it is {text}." if at < spoken else text
+            rows.append({"task": task.name, "sample_id": item.id, "text": said if choices else change(at, text)})
             if choices:
                 rows[-1]["choice_logprobs"] = [-1.0 - index for index in range(len(choices))]
     (folder / f"tiny__{quant}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -61,3 +63,18 @@ def test_a_build_that_loops_is_said_to_and_one_that_does_not_is_passed_over(tmp_
     capsys.readouterr()
     assert execute(["verify", "b"]) != 0
     assert "alarms.csv" in "".join(capsys.readouterr())
+
+
+def test_a_gain_that_answers_of_another_form_make_is_named_with_its_cause(tmp_path, monkeypatch):
+    """The baseline says 40 of 60 choices in a sentence, and the build says each by its letter: it knows no more."""
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "recorded", "FP16", lambda _, text: text, spoken=40)
+    record(tmp_path / "recorded", "Q8_0", lambda _, text: text)
+    record(tmp_path / "recorded", "Q2_K", lambda _, text: text, spoken=40)
+    (tmp_path / "s.yaml").write_text(STUDY)
+    assert execute(["run", "s.yaml", "--out", "b"]) == 0
+    fired = next(row for row in rows(tmp_path / "b" / "taxonomy.csv") if row["id"] == "TAX_008")
+    assert fired["cells"] == "tiny/Q8_0 (choice_accuracy +66.67 pp, likely cause: unparsed answers 40 to 0 of 60)"
+    alarms = {(row["quant"], row["alarm"]): row for row in rows(tmp_path / "b" / "alarms.csv")}
+    assert alarms["Q8_0", "parse_failure"]["lost"] == "40"
+    assert [key for key, row in alarms.items() if row["fires"] == "1"] == [("Q8_0", "output_tokens")]
