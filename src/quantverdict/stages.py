@@ -133,6 +133,7 @@ def decide(
     from quantverdict.labelled import label_tables
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.engines import engines_table
+    from quantverdict.matrix.inside import whitebox_tables
     from quantverdict.matrix.rounds import with_shared
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
@@ -153,7 +154,9 @@ def decide(
         evidence=evidence,
     )
     engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
+    deltas = next(table for table in decision.tables if table.name == "deltas")
     tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes), engines)
+    tables += whitebox_tables(matrix, deltas, samples)
     judged = judge_tables(bundle, matrix, rules, statistics.confidence)
     for table in (*tables, *judged, *label_tables(bundle, matrix, statistics.confidence)):
         bundle.write_table(table)

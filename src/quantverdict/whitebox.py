@@ -84,19 +84,15 @@ def measure(
     if not (study.whitebox.openings or study.whitebox.prompts):
         return
     unmeasured: dict[str, str] = {}
-    for model in study.models:
-        mine = [build for build in answered(builds, bundle) if build.cell.base_model == model.name]
-        baseline = next((build for build in mine if build.is_baseline), None)
-        if baseline is None:
-            continue
+    for baseline in (build for build in answered(builds, bundle) if build.is_baseline):
         inquiry = inquiry_of(study, tasks, bundle, baseline.cell)
         if study.whitebox.openings and inquiry.openings is None:
             say(f"whitebox: {baseline.cell} refused nothing, so there is no refusal margin")
         with closing(_Arm(study, baseline, bundle, open_backend)) as reference:
-            for build in sorted(mine, key=lambda build: not build.is_baseline):
+            for build in _baseline_first(answered(builds, bundle), baseline):
                 try:
-                    if build.is_baseline:
-                        _keep_openings(study, bundle, baseline, inquiry)
+                    if build is baseline:
+                        _keep_openings(reference, inquiry)
                         reference.ask(inquiry, None, say)
                         continue
                     with closing(_Arm(study, build, bundle, open_backend)) as arm:
@@ -104,7 +100,14 @@ def measure(
                 except EngineError as error:
                     unmeasured[str(build.cell)] = str(error)
                     say(f"whitebox: {build.cell} is not measured: {error}")
+                    if build is baseline:
+                        break  # there is nothing to compare the others with
     bundle.record(whitebox={"unmeasured": unmeasured})
+
+
+def _baseline_first(builds: Sequence[Build], baseline: Build) -> list[Build]:
+    others = [build for build in builds if build.cell.base_model == baseline.cell.base_model and build != baseline]
+    return [baseline, *others]
 
 
 def answered(builds: Sequence[Build], bundle: Bundle) -> list[Build]:
@@ -182,11 +185,19 @@ class _Arm:
         Raises:
             EngineError: it cannot be.
         """
-        if self.build.backend not in BACKENDS:
-            raise EngineError(f"backend {self.build.backend} does not give log-probabilities of what it is shown")
+        self.refuse_closed()
         if self._backend is None:
             self._backend = self._open(self.study, self.build)
         return self._backend
+
+    def refuse_closed(self) -> None:
+        """Refuse a backend that cannot be looked into.
+
+        Raises:
+            EngineError: so it is.
+        """
+        if self.build.backend not in BACKENDS:
+            raise EngineError(f"backend {self.build.backend} does not give log-probabilities of what it is shown")
 
     def close(self) -> None:
         if self._backend is not None:
@@ -256,27 +267,26 @@ def _values(inquiry: Inquiry, probe: Probe, tokens: Mapping[str, int]) -> Iterat
     if probe.kind == "drift":
         kl, agreed, places = probe.values
         yield from (("baseline_kl", kl / places), ("baseline_agreement", agreed / places))
-    elif inquiry.openings is not None:
+    elif inquiry.openings is not None and tokens:
         yield "refusal_margin", margin(inquiry.openings, probe.values, tokens)
 
 
-def _keep_openings(study: Study, bundle: Bundle, baseline: Build, inquiry: Inquiry) -> None:
+def _keep_openings(baseline: _Arm, inquiry: Inquiry) -> None:
     """`whitebox/BASE.json`: the openings with their weights, and of how many tokens each is after a prompt.
 
     A chat template ends with a token of its own, so that one prompt counts for all.
     """
-    name, found = openings_file(baseline.cell.base_model), inquiry.openings
-    if found is None or bundle.path(name).exists():
+    baseline.refuse_closed()
+    name, found = openings_file(baseline.build.cell.base_model), inquiry.openings
+    if found is None or baseline.bundle.path(name).exists():
         return
-    reader = tokenizer_of(study, baseline)
-    if reader is None:
-        raise EngineError(f"backend {baseline.backend} does not show its tokens")
+    reader = tokenizer_of(baseline.study, baseline.build)
+    assert reader is not None  # each of BACKENDS has one
     prompt = inquiry.questions[0].prompt
     begun = prompt.text if prompt.chat is None else prompt.chat
     alone = len(reader.ids(prompt))
     tokens = {text: max(1, len(reader.ids(replace(prompt, chat=begun + text))) - alone) for text in found.texts}
-    bundle.path(name).parent.mkdir(exist_ok=True)
-    bundle.write_json(name, {**asdict(found), "tokens": tokens})
+    baseline.bundle.write_json(name, {**asdict(found), "tokens": tokens})
 
 
 def openings_file(base_model: str) -> str:

@@ -449,3 +449,19 @@ def test_a_gguf_file_answers_alike_in_any_batch_and_as_in_llama_cpp(llama, demo_
         assert ours.prompt_ids_sha256 == other.prompt_ids_sha256
         assert ours.text == other.text
         assert ours.choice_logprobs == pytest.approx(other.choice_logprobs, abs=0.05)
+
+
+def test_the_distribution_along_an_answer_is_that_of_its_log_probability(tiny_checkpoint):
+    """The backend gives what its engine does, over a pipe."""
+    asked = ask("the capital", choices=(" of France is Paris",))
+    backend = TransformersBackend(tiny_checkpoint, Placement(parallel=2, threads=1, context=64))
+    try:
+        found = backend.force(asked, asked.choices[0], range(100))
+        (scored,) = backend.complete([asked], Decoding(max_new_tokens=0))
+        part = backend.force(asked, asked.choices[0], range(1, 3))
+    finally:
+        backend.close()
+    along = sum(float(row[token]) for row, token in zip(found.logits, found.ids, strict=True))
+    assert along == pytest.approx(scored.choice_logprobs[0], abs=1e-4)
+    assert found.logits.shape == (len(found.ids), 300)
+    assert part.logits == pytest.approx(found.logits[1:3], abs=1e-5)

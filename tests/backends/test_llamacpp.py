@@ -334,3 +334,22 @@ def test_another_build_of_llama_cpp_runs_when_it_is_named(demo_gguf):
     assert all(answer.text for answer in found[0][:-1])
     likely, unlikely = found[0][-1].choice_logprobs
     assert likely > unlikely
+
+
+def test_the_distribution_along_an_answer_is_that_of_its_log_probability_and_no_distance_from_itself(opened):
+    """Two workers of one build agree to the bit, so that the baseline's divergence from itself is 0."""
+    from quantverdict.backends.batch_scheduler import log_softmax
+    from quantverdict.stats.divergence import divergence
+
+    answer = " The capital of France is Paris."
+    asked = prompt(QUESTIONS[0], choices=[answer])
+    one, other = opened(), opened()
+    whole, again = (backend.force(asked, answer, range(100)) for backend in (one, other))
+    assert divergence(whole.logits, again.logits) == (0.0, len(whole.ids), len(whole.ids))
+    along = sum(log_softmax(row)[token] for row, token in zip(whole.logits, whole.ids, strict=True))
+    (scored,) = one.complete([asked], Decoding(max_new_tokens=0))
+    assert along == pytest.approx(scored.choice_logprobs[0], abs=1e-2)
+    part = one.force(asked, answer, range(2, 4))
+    assert part.ids == whole.ids
+    assert (part.logits == whole.logits[2:4]).all()
+    assert one.force(asked, answer, range(0)).logits.shape[0] == 0

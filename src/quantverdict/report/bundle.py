@@ -13,7 +13,7 @@ from quantverdict.report.artefacts import Artefacts
 
 TABLES = (
     "matrix", "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist", "paired",
-    "noise_floor", "engines", "alarms", "instruments", "corrected_rates",
+    "noise_floor", "engines", "whitebox", "alarms", "instruments", "corrected_rates",
 )  # fmt: skip
 
 CsvRow = Mapping[str, str]

@@ -228,6 +228,11 @@ OVERVIEW = (
     ("checklist", "Protocol checklist", "Each step of the protocol: what it requires and what was observed."),
     ("taxonomy", "Failure modes", "Each failure mode, what triggers it, the rows that fire it, and what to do."),
 )
+INSIDE = (
+    "whitebox",
+    "Inside the builds",
+    "The refusal rate beside the log-probability of refusing, and how far each build is from its baseline, by token.",
+)
 PER_BUILD = (
     ("paired", "Paired comparison", "Each build against its baseline prompt by prompt: answers lost and gained."),
     ("tiers", "Tiers", "The worse of the benchmark and the generation delta of each build."),
@@ -240,6 +245,8 @@ PER_BUILD = (
 def grids(bundle: BundleView) -> list[Grid]:
     """The CSV artefacts as tables, those that are not there with no rows."""
     open_ = [grid(*table, bundle.tables.get(table[0])) for table in OVERVIEW]
+    if "whitebox" in bundle.tables:
+        open_.append(grid(*INSIDE, bundle.tables["whitebox"]))
     return open_ + [replace(grid(*table, bundle.tables.get(table[0])), folded=True) for table in PER_BUILD]
 
 
