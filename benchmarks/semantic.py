@@ -34,9 +34,9 @@ SHARED = {"FP16": 1.0, "Q8_0": 0.42, "Q6_K": 0.33, "Q5_K_M": 0.11, "Q4_K_M": 0.2
 """Share of a build's answers that are the baseline's, in the demo study (Q2_K did not run there: none)."""
 WORDS = {"qa": (2, 30), "summarization": (30, 90), "code_generation": (40, 150)}
 """Words of an answer, by task type."""
-ITEMS = 12
+ITEMS = 8
 """Questions of each task type."""
-BATCH_SIZES = (4, 8, 16, 32, 64)
+BATCH_SIZES = (8, 16, 32)
 
 Builds = dict[str, list[Pair]]
 
@@ -147,13 +147,9 @@ def main(bundles: Sequence[str]) -> None:
     token, sentence = TokenEncoder(encoders.bertscore, placed), SentenceEncoder(encoders.coherence, placed)
     for name, builds in {**{path: stored(Path(path)) for path in bundles}, "synthetic": synthetic()}.items():
         folder, tokens = encoders.bertscore.folder, placed.batch_tokens
-        found = {
-            "study": name,
-            "builds": len(builds),
-            "bertscore": compare_bertscore(builds, token, folder, tokens),
-            "coherence": compare_coherence(builds, sentence, folder, tokens),
-        }
-        print(json.dumps(found, indent=2), flush=True)
+        print(f"study {name}: {len(builds)} builds")
+        print("bertscore", json.dumps(compare_bertscore(builds, token, folder, tokens)), flush=True)
+        print("coherence", json.dumps(compare_coherence(builds, sentence, folder, tokens)), flush=True)
 
 
 if __name__ == "__main__":
