@@ -91,6 +91,17 @@ def test_an_answer_depends_on_its_prompt_alone(backend, answers):
     assert backwards == answers
 
 
+def test_what_a_neighbour_evaluated_before_changes_no_long_prompt(opened):
+    """Over 64 tokens alone, under 64 beside one that begins alike: attention over so many rows has other kernels."""
+    long = prompt("Name a thing that starts with every letter of this alphabet in turn: " + "a b c d e f g h " * 12)
+    begins = prompt(long.text[: len(long.text) // 2] + "?")
+    other = opened(parallel=2)
+    (alone,) = what_counts(other.complete([replace(long, choices=(" an", " the dog"))], SHORT))
+    beside = what_counts(other.complete([begins, replace(long, choices=(" an", " the dog"))], SHORT))
+    assert beside[1] == alone
+    other.close()
+
+
 @pytest.mark.parametrize(("parallel", "threads"), [(2, 1), (16, 1), (4, 2), (2, 2)])
 def test_slots_and_threads_change_no_answer(opened, answers, parallel, threads):
     other = opened(parallel=parallel, threads=threads)

@@ -14,6 +14,10 @@ from quantverdict.backends.token_hash import hash_ids
 from quantverdict.backends.worker_side import PAYLOAD, run
 from quantverdict.errors import EngineError
 
+FEW = 63
+"""Rows evaluated at once beside other slots: from 64 on attention is summed in tiles, so it would matter how much of a
+prompt another one had evaluated before."""
+
 
 class LlamaWorker:
     """A loaded model that answers batches.
@@ -67,7 +71,9 @@ class LlamaWorker:
         max_new_tokens = int(request["max_new_tokens"])
         jobs = [self._named_job(prompt, max_new_tokens) for prompt in request["prompts"]]
         slots = min(self.parallel, max(2, len(jobs)))
-        limits = Limits(slots=slots, max_new_tokens=max_new_tokens, chunk=CHUNK, context=self.context)
+        limits = Limits(
+            slots=slots, max_new_tokens=max_new_tokens, chunk=CHUNK if slots == 1 else FEW, context=self.context
+        )
         answers = BatchScheduler(self.engine, jobs, limits, progress).run()
         return [
             {

@@ -77,6 +77,7 @@ def study_context(bundle: BundleView, told: Told) -> dict[str, Any]:
         **frame_context(bundle, rows),
         "ledger": told.ledger,
         "study_sections": told.sections,
+        "outcomes": outcomes(bundle),
         "regimes": figures.regime_figures(bundle, rows),
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
