@@ -97,7 +97,7 @@ def test_a_regime(tamper):
         ("quant_roles", "Q4_K_M,6,2.73,2,not", "Q4_K_M,6,2.73,0,not", "quant=Q4_K_M: reject_rows"),
         ("floor", "Q5_K_M,2.73", "Q4_K_M,2.73", "quant=Q5_K_M: quant"),
         ("taxonomy", ",8,8 rows", ",7,7 rows", "id=TAX_002: n"),
-        ("mixed_effects", "-0.79", "-0.86", "quality_metric=rouge_l;safety_metric=refusal_rate: coef"),
+        ("mixed_effects", "-0.79", "-0.86", "quality_metric=rouge_l;safety_metric=refusal_rate;random=intercept: coef"),
     ],
 )  # fmt: skip
 def test_a_decision_or_a_statistic(tamper, table, old, new, cell):
