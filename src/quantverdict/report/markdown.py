@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from quantverdict.report import formats
+from quantverdict.report.compiled import CompiledTemplates
 from quantverdict.report.heatmap import HeatCell, HeatMap
 from quantverdict.report.ledger import spoken, written
 from quantverdict.report.tables import Build
@@ -73,8 +74,15 @@ def _heat_text(cell: HeatCell) -> str:
 def markdown(context: Mapping[str, Any], template: str = "report") -> str:
     """The report for a terminal, a review or a model card; a value is escaped unless it is a `MarkdownText`."""
     # Nothing here is HTML: `finalize` escapes for Markdown what autoescape would escape for HTML.
-    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined, trim_blocks=True,  # noqa: S701
-                      lstrip_blocks=True, finalize=escape_markdown)  # fmt: skip
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        bytecode_cache=CompiledTemplates(),
+        autoescape=False,  # noqa: S701
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=escape_markdown,
+    )
     env.globals["table"] = markdown_table
     env.globals["build_table"] = build_table
     env.globals["matrix_table"] = matrix_table
