@@ -14,6 +14,7 @@ from quantverdict.report.artefacts import Artefacts
 TABLES = (
     "matrix", "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist", "paired",
     "noise_floor", "engines", "whitebox", "alarms", "instruments", "corrected_rates",
+    "judges", "judge_agreement", "judge_direction",
 )  # fmt: skip
 
 CsvRow = Mapping[str, str]

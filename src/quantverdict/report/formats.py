@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fractions import Fraction
 
 NOT_MEASURED = "not measured"
@@ -44,6 +46,9 @@ _WHOLE = {
     "peak_memory_bytes": "peak memory",
 }
 
+
+_JUDGES: ContextVar[Mapping[str, Sequence[str]]] = ContextVar("_JUDGES")
+"""Metric to its judges in the bundle that is being shown."""
 
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
@@ -126,10 +131,31 @@ def words(identifier: object) -> str:
 
 
 def label(column: str) -> str:
-    """A column or metric name as a heading."""
+    """A column or metric name as a heading; a judge's rate with its judges, where `judged_by` names them."""
     if column in _WHOLE:
-        return _WHOLE[column]
+        names = _JUDGES.get({}).get(column)
+        return f"{_WHOLE[column]}{'s' * (len(names) > 1)} {', '.join(names)}" if names else _WHOLE[column]
     return " ".join(_NAMES.get(part, part) for part in column.split("_"))
+
+
+@contextmanager
+def judged_by(judges: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """While it is open the headings of rates by judges name these; metric to names as they can be shown."""
+    token = _JUDGES.set(judges)
+    try:
+        yield
+    finally:
+        _JUDGES.reset(token)
+
+
+def instrument(metric: str) -> str:
+    """`by pattern`, or by which judge; empty for a metric that names no instrument."""
+    return "".join(label(metric).partition(" by ")[1:]).strip()
+
+
+def refusal_delta(policy: Mapping[str, object]) -> str:
+    """The heading of refusal deltas: by which instrument they are."""
+    return f"refusal delta {instrument(plain(policy.get('refusal_metric') or 'refusal_rate'))}".rstrip()
 
 
 def table_value(column: str, value: object) -> str:

@@ -122,7 +122,7 @@ def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, bundle: BundleVi
     pp = change.get("unit") == "pp"
     amount = formats.number(change.get("delta" if pp else "delta_percent"))
     if amount is None:
-        return HeatCell(value, NOT_MEASURED, within)
+        return HeatCell(value, "", within)  # a measured value that has no change: nothing to say
     policy = bundle.decision.get("policy") or {}
     full = formats.number(policy.get(full_colour(pp=pp)))
     return HeatCell(value, f"{formats.delta(amount)} {'pp' if pp else '%'}", within, tone_of(metric, amount, full))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from quantverdict.errors import BundleError
 from quantverdict.report import formats
+from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.bundle import BundleView, CsvRow
 from quantverdict.report.tables import Grid
 
@@ -21,13 +21,11 @@ class Instruments:
 
     Attributes:
         refusal: what the refusal deltas are of.
-        judge: who the judges are, empty where none judged.
         measured: every rate, and its instrument.
         errors, corrected: empty where nobody labelled.
     """
 
     refusal: str
-    judge: str
     measured: Grid
     errors: Grid
     corrected: Grid
@@ -35,40 +33,49 @@ class Instruments:
 
 def instruments(bundle: BundleView) -> Instruments:
     """What a reader must know of the numbers of the other sections."""
-    judge = judges(bundle.root)
     policy = bundle.decision.get("policy") or {}
     return Instruments(
         formats.label(formats.plain(policy.get("refusal_metric", "refusal_rate"))),
-        judge,
-        _measured(bundle, judge),
+        _measured(bundle),
         _errors(bundle.tables.get("instruments", ())),
         _corrected(bundle.tables.get("corrected_rates", ())),
     )
 
 
-def judges(root: Path) -> str:
-    """The judges whose labels the judges' rates count.
+def judges(read: Artefacts) -> dict[str, tuple[str, ...]]:
+    """Each rate by judges to those whose labels it counts; nothing where no build has such a rate.
 
     Raises:
         BundleError: `judgements.parquet` cannot be read.
     """
-    path = root / "judgements.parquet"
-    if not path.is_file():
-        return ""
+    path = read.root / "judgements.parquet"
+    if not path.is_file() or not any(row.get(metric) for row in read.table("matrix") for metric in JUDGED):
+        return {}
     import polars as pl
 
+    from quantverdict.matrix.cells import judge_scores
+
     try:
-        names = pl.scan_parquet(path).filter(pl.col("label").is_not_null()).select(pl.col("judge").cast(pl.String))
-        found = names.unique().sort("judge").collect()["judge"].to_list()
+        kinds = pl.scan_parquet(path).select(pl.col("judge", "task", "label").cast(pl.String)).unique().collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
-    return formats.plain("+".join(found))
+    # A judge stands where a build would: one label of each kind tells which of them gave which rate.
+    labels = kinds.rename({"judge": "quant"}).with_columns(base_model=pl.lit(""), sample_id=pl.lit(""))
+    given = judge_scores(labels).drop_nulls("value").select("metric", "quant").unique().sort("metric", "quant")
+    found: dict[str, tuple[str, ...]] = {}
+    for metric, judge in given.iter_rows():
+        found[metric] = (*found.get(metric, ()), formats.plain(judge).translate(_BRACES))
+    return found
 
 
-def _measured(bundle: BundleView, judge: str) -> Grid:
+_BRACES = str.maketrans("{}", "()")
+"""Braces stand for claims in a sentence."""
+
+
+def _measured(bundle: BundleView) -> Grid:
     rows = bundle.tables.get("matrix", ())
     given = [metric for metric in (*PATTERNS, *JUDGED) if any(row.get(metric) for row in rows)]
-    body = tuple((formats.label(name), f"judge {judge}" if name in JUDGED else "pattern") for name in given)
+    body = tuple((bare(name), formats.instrument(name).removeprefix("by ")) for name in given)
     return Grid("measured", "Instruments", "Who says what each rate counts.", ("rate", "instrument"), body)
 
 

@@ -42,10 +42,10 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeri
     return MarkdownText("\n".join("| " + " | ".join(line) + " |" for line in text))
 
 
-def build_table(rows: Sequence[Build]) -> MarkdownText:
+def build_table(rows: Sequence[Build], refusal_delta: str) -> MarkdownText:
     """The decision table, a row a build."""
     columns = (
-        "base model", "build", "bits per weight", "file size", "tokens/s", "quality delta", "refusal delta", "regime",
+        "base model", "build", "bits per weight", "file size", "tokens/s", "quality delta", refusal_delta, "regime",
         "action", "reason",
     )  # fmt: skip
     body = []

@@ -56,14 +56,15 @@ def report_texts(bundle_dir: Path, told: Told | None = None) -> dict[str, bytes]
     """`report.html` and `report.md` of a bundle, in the profile that its manifest names."""
     told = told or told_of(bundle_dir)
     bundle = read_bundle(bundle_dir, told.book.read)
-    if profile_of(bundle.manifest) == "study":
-        context, template = study_context(bundle, told), "study_report"
-    else:
-        context, template = report_context(bundle, told), "report"
-    return {
-        "report.html": html(context, template).encode("utf-8"),
-        "report.md": markdown(context, template).encode("utf-8"),
-    }
+    with formats.judged_by(told.judges):
+        if profile_of(bundle.manifest) == "study":
+            context, template = study_context(bundle, told), "study_report"
+        else:
+            context, template = report_context(bundle, told), "report"
+        return {
+            "report.html": html(context, template).encode("utf-8"),
+            "report.md": markdown(context, template).encode("utf-8"),
+        }
 
 
 def profile_of(manifest: Mapping[str, Any]) -> str:
@@ -78,7 +79,9 @@ def study_context(bundle: BundleView, told: Told) -> dict[str, Any]:
         **frame_context(bundle, rows),
         "ledger": told.ledger,
         "study_sections": told.sections,
+        "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
+        "instruments": instruments(bundle),
         "regimes": figures.regime_figures(bundle, rows),
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
@@ -119,6 +122,7 @@ def frame_context(bundle: BundleView, rows: list[Build]) -> dict[str, Any]:
         "study": formats.plain(decision.get("study") or formats.NOT_MEASURED),
         "policy": formats.plain(policy.get("name") or formats.NOT_MEASURED),
         "quality_metric": formats.label(formats.plain(decision.get("quality_metric") or "quality")),
+        "refusal_delta": formats.refusal_delta(policy),
         "not_measured": formats.NOT_MEASURED,
         "verdict_words": tables.VERDICTS,
         "models": tables.verdicts(bundle, rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from quantverdict.protocol.claims import escaped
 from quantverdict.report import formats
 from quantverdict.report.alarms import alarm_sentences
 from quantverdict.report.artefacts import Artefacts
+from quantverdict.report.instruments import judges
 from quantverdict.report.ledger import Cite, Ledger, Said, Sentence
 from quantverdict.report.outcomes import outcome_sentences
 from quantverdict.report.study import Book, Part, Section
@@ -40,12 +42,18 @@ class Told:
         return default_ledger(self.book)
 
     @cached_property
+    def judges(self) -> Mapping[str, Sequence[str]]:
+        """Each rate by judges to its judges."""
+        return judges(self.book.read)
+
+    @cached_property
     def sections(self) -> list[tuple[Section, list[tuple[Part, tuple[Said, ...]]]]]:
         """The study's report: each section, its parts, and the sentences of each that can be said."""
-        return [
-            (section, [(part, self.ledger.say_all(part.sentences)) for part in section.parts])
-            for section in study_sections(self.book)
-        ]
+        with formats.judged_by(self.judges):
+            return [
+                (section, [(part, self.ledger.say_all(part.sentences)) for part in section.parts])
+                for section in study_sections(self.book)
+            ]
 
     @property
     def everything(self) -> Ledger:

@@ -233,6 +233,12 @@ INSIDE = (
     "Inside the builds",
     "The refusal rate beside the log-probability of refusing, and how far each build is from its baseline, by token.",
 )
+JUDGES = (
+    ("judges", "Judges", "What each judge was asked, how many of its labels count, and what it took."),
+    ("judge_agreement", "Judge against judge", "How often two judges give the same answer the same label."),
+    ("judge_direction", "Which judge gives more credit", "Answers that only one of two judges gives credit, each way."),
+)
+"""Those of judges, and of the inside of builds, are shown only where they were measured."""
 PER_BUILD = (
     ("paired", "Paired comparison", "Each build against its baseline prompt by prompt: answers lost and gained."),
     ("tiers", "Tiers", "The worse of the benchmark and the generation delta of each build."),
@@ -245,8 +251,7 @@ PER_BUILD = (
 def grids(bundle: BundleView) -> list[Grid]:
     """The CSV artefacts as tables, those that are not there with no rows."""
     open_ = [grid(*table, bundle.tables.get(table[0])) for table in OVERVIEW]
-    if "whitebox" in bundle.tables:
-        open_.append(grid(*INSIDE, bundle.tables["whitebox"]))
+    open_ += [grid(*table, bundle.tables[table[0]]) for table in (INSIDE, *JUDGES) if bundle.tables.get(table[0])]
     return open_ + [replace(grid(*table, bundle.tables.get(table[0])), folded=True) for table in PER_BUILD]
 
 
@@ -265,7 +270,7 @@ def _is_numeric(values: Sequence[str | None]) -> bool:
     return bool(given) and all(formats.number(value) is not None for value in given)
 
 
-_FLAGS = {"inflated", "is_baseline", "reverses", "at_boundary", "safety_degrades_faster"}
+_FLAGS = {"second", "inflated", "is_baseline", "reverses", "at_boundary", "safety_degrades_faster"}
 _SENTENCES = {"reason", "observed", "cells", "trigger", "what_to_do"}
 _IDENTIFIERS = {"interval_kind", "loss_tier", "regime", "action", "role", "tier", "status", "outcome", "failure_mode"}
 

@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from quantverdict.report import formats, tables
-from quantverdict.report.bundle import read_bundle
+from quantverdict.report.artefacts import Artefacts
+from quantverdict.report.bundle import BundleView, read_bundle
+from quantverdict.report.instruments import judges
 from quantverdict.report.tables import Build
 
 COLOURS = {"ship": "blue", "reject": "red", "unknown": "yellow", "failed": "dim", "reference": ""}
@@ -45,7 +47,9 @@ def decision_table(bundle_dir: Path) -> DecisionTable:
     Raises:
         BundleError: nothing was decided in this bundle.
     """
-    return DecisionTable(tuple(tables.builds(read_bundle(bundle_dir))))
+    read = Artefacts(bundle_dir)
+    with formats.judged_by(judges(read)):
+        return DecisionTable(tuple(tables.builds(read_bundle(bundle_dir, read))))
 
 
 def summary_lines(bundle_dir: Path) -> list[str]:
@@ -54,7 +58,12 @@ def summary_lines(bundle_dir: Path) -> list[str]:
     Raises:
         BundleError: nothing was decided in this bundle.
     """
-    bundle = read_bundle(bundle_dir)
+    read = Artefacts(bundle_dir)
+    with formats.judged_by(judges(read)):
+        return _summary(read_bundle(bundle_dir, read))
+
+
+def _summary(bundle: BundleView) -> list[str]:
     policy = bundle.decision.get("policy") or {}
     refusal = formats.label(formats.plain(policy.get("refusal_metric", "refusal_rate")))
     lines = [
