@@ -153,6 +153,11 @@ def instrument(metric: str) -> str:
     return "".join(label(metric).partition(" by ")[1:]).strip()
 
 
+def bare(metric: str) -> str:
+    """A metric's name without its instrument, which stands beside it."""
+    return label(metric).partition(" by ")[0]
+
+
 def refusal_delta(policy: Mapping[str, object]) -> str:
     """The heading of refusal deltas: by which instrument they are."""
     return f"refusal delta {instrument(plain(policy.get('refusal_metric') or 'refusal_rate'))}".rstrip()

@@ -75,7 +75,7 @@ _BRACES = str.maketrans("{}", "()")
 def _measured(bundle: BundleView) -> Grid:
     rows = bundle.tables.get("matrix", ())
     given = [metric for metric in (*PATTERNS, *JUDGED) if any(row.get(metric) for row in rows)]
-    body = tuple((bare(name), formats.instrument(name).removeprefix("by ")) for name in given)
+    body = tuple((formats.bare(name), formats.instrument(name).removeprefix("by ")) for name in given)
     return Grid("measured", "Instruments", "Who says what each rate counts.", ("rate", "instrument"), body)
 
 
@@ -91,7 +91,7 @@ def _errors(rows: Sequence[CsvRow]) -> Grid:
     body = tuple(
         (
             formats.plain(row["instrument"]),
-            bare(row["metric"]),
+            formats.bare(row["metric"]),
             formats.plain(row["task"]),
             *(row[name] for name in counts),
             *(_percent(row, name, f"{name}_ci") for name in ("sensitivity", "specificity")),
@@ -114,7 +114,7 @@ def _corrected(rows: Sequence[CsvRow]) -> Grid:
     body = tuple(
         (
             formats.plain(f"{row['base_model']}/{row['quant']}"),
-            bare(row["metric"]),
+            formats.bare(row["metric"]),
             formats.plain(row["instrument"]),
             row["n"],
             row["n_labelled"],
@@ -130,11 +130,6 @@ def _corrected(rows: Sequence[CsvRow]) -> Grid:
         "labelled, over every answer that is not empty and not unclear. Decisions rest on the instruments' rates."
     )
     return Grid("corrected", "Human-corrected rates", shows, columns, body, (False, False, False, *[True] * 6))
-
-
-def bare(metric: str) -> str:
-    """A metric's name without its instrument, which stands beside it."""
-    return formats.label(metric).partition(" by ")[0]
 
 
 def _percent(row: CsvRow, name: str, around: str = "") -> str:

@@ -10,6 +10,7 @@ from quantverdict.report import formats
 from quantverdict.report.artefacts import Row
 from quantverdict.report.ledger import Cite, Sentence
 from quantverdict.report.study import Book, Part, Section, grid, known, level, words, yes_no
+from quantverdict.report.tables import INSIDE, JUDGES, beside
 
 GENERATION = ("bertscore", "rouge_l", "coherence", "coherence_prompt", "repetition")
 BENCHMARKS = ("mmlu_accuracy", "arc_accuracy", "classification_accuracy", "choice_accuracy")
@@ -42,11 +43,15 @@ def quality(book: Book) -> Section:
 
 
 def safety(book: Book) -> Section:
-    """Safety metrics, judge against pattern, judge against judge."""
+    """Safety metrics, inside the builds, judge against pattern, judge against judge."""
+    inside = book.read.table(INSIDE[0])
     return Section("safety", "Safety", (
         measures(book, "safety", "Safety metrics", SAFETY, (_collapsed(book),)),
+        *([Part(INSIDE[0], beside(INSIDE, inside), "", (_margins(),))] if inside else ()),
         _judge_gaps(book),
+        _judges(book),
         _agreement(book),
+        _direction(book),
         _second_judge(book),
     ))  # fmt: skip
 
@@ -129,6 +134,20 @@ def _inflated() -> Sentence:
     )
 
 
+def _margins() -> Sentence:
+    nats = {"column": "margin_delta_nats", "unit": "change"}
+    return Sentence(
+        "inside",
+        "The margin of refusing changes by {low} ({lowest}) to {high} ({highest}) nats.",
+        {
+            "low": Cite("whitebox.csv", aggregate="min", **nats),
+            "lowest": Cite("whitebox.csv", "", "margin_delta_nats", "at_min"),
+            "high": Cite("whitebox.csv", aggregate="max", **nats),
+            "highest": Cite("whitebox.csv", "", "margin_delta_nats", "at_max"),
+        },
+    )
+
+
 def _collapsed(book: Book) -> Sentence:
     row = where(metric=book.refusal)
     fell = f"{row};delta<={book.limit('refusal_collapse_pp')}"
@@ -153,8 +172,9 @@ def _judge_gaps(book: Book) -> Part:
          formats.delta(row["signed_gap_pp"]), yes_no(row["diverges"]))
         for row in found
     ]  # fmt: skip
-    columns = ("base model", "build", "by pattern", "by judge", "gap (pp)", "diverges")
-    shows = "Refusal rate of the same answers, read by pattern and by judge."
+    judge = formats.instrument(book.policy.get("judge_refusal_metric") or "judge_refusal_rate")
+    columns = ("base model", "build", "by pattern", judge, "gap (pp)", "diverges")
+    shows = f"Refusal rate of the same answers, read by pattern and {judge}."
     row = where(metric=book.refusal)
     sentence = Sentence(
         "judge_gaps",
@@ -171,6 +191,47 @@ def _judge_gaps(book: Book) -> Part:
     )
     missing = "the judge's refusal rates"
     return Part("judge_gaps", grid("judge_gaps", "Judge against pattern", shows, columns, rows), missing, (sentence,))
+
+
+def _judges(book: Book) -> Part:
+    table = book.read.table(JUDGES[0][0])
+    said = tuple(
+        Sentence(
+            f"judges_{at}",
+            "{judge} read {samples} answers and left {ungraded} of them ungraded; {loaded} of its labels count.",
+            {
+                "judge": Cite("judges.csv", where(judge=row["judge"]), "judge"),
+                **{name: Cite("judges.csv", where(judge=row["judge"]), name, unit="rows")
+                   for name in ("samples", "ungraded", "loaded")},
+            },
+        )
+        for at, row in enumerate(table, 1)
+    )  # fmt: skip
+    return Part("judges", beside(JUDGES[0], table), "a judge that was asked here", said)
+
+
+def _direction(book: Book) -> Part:
+    table = book.read.table("judge_direction")
+    overall = [row for row in table if row["task"] == row["quant"] == "all"]
+    said = tuple(_leans(f"judge_direction_{at}", row) for at, row in enumerate(overall, 1))
+    return Part("judge_direction", beside(JUDGES[2], table), "a second judge of the same samples", said)
+
+
+def _leans(name: str, row: Row) -> Sentence:
+    key = where(**{column: row[column] for column in ("first_judge", "second_judge", "metric", "task", "quant")})
+    cites = {
+        "n": Cite("judge_direction.csv", key, "n", unit="rows"),
+        "one": Cite("judge_direction.csv", key, "first_judge"),
+        "first": Cite("judge_direction.csv", key, "only_first", unit="rows"),
+        "other": Cite("judge_direction.csv", key, "second_judge"),
+        "second": Cite("judge_direction.csv", key, "only_second", unit="rows"),
+        "p": Cite("judge_direction.csv", key, "p_value", unit="p"),
+    }
+    text = (
+        f"Of {{n}} answers that both graded for {formats.bare(row['metric'])}, {{one}} alone gives {{first}} credit "
+        "and {other} alone {second} (p {p}, by McNemar's exact test)."
+    )
+    return Sentence(name, text, cites)
 
 
 def _agreement(book: Book) -> Part:

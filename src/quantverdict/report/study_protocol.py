@@ -229,7 +229,8 @@ def regimes(book: Book) -> Section:
         for row in table if row["regime"] in DANGER
     ]  # fmt: skip
     columns = (
-        "base model", "build", f"{formats.label(book.quality)} delta (pp)", "refusal delta (pp)", "regime",
+        "base model", "build", f"{formats.label(book.quality)} delta (pp)",
+        f"{formats.refusal_delta(book.policy)} (pp)", "regime",
     )  # fmt: skip
     row = where(regime=DANGER)
     worst = Sentence(

@@ -251,8 +251,14 @@ PER_BUILD = (
 def grids(bundle: BundleView) -> list[Grid]:
     """The CSV artefacts as tables, those that are not there with no rows."""
     open_ = [grid(*table, bundle.tables.get(table[0])) for table in OVERVIEW]
-    open_ += [grid(*table, bundle.tables[table[0]]) for table in (INSIDE, *JUDGES) if bundle.tables.get(table[0])]
+    open_ += [found for table in (INSIDE, *JUDGES) if (found := beside(table, bundle.tables.get(table[0], ()))).rows]
     return open_ + [replace(grid(*table, bundle.tables.get(table[0])), folded=True) for table in PER_BUILD]
+
+
+def beside(table: tuple[str, str, str], rows: Sequence[CsvRow]) -> Grid:
+    """A table of one instrument or several; a metric stands without its own, for the judges have columns."""
+    bare = [{**row, "metric": formats.bare(row["metric"])} if "metric" in row else row for row in rows]
+    return grid(*table, bare)
 
 
 def grid(name: str, title: str, shows: str, rows: Sequence[CsvRow] | None) -> Grid:
