@@ -272,6 +272,25 @@ def test_an_api_that_takes_no_question_is_an_error_and_not_a_bundle_of_ungraded_
     assert not Path("b/judgements/mine.jsonl").exists()
 
 
+def test_a_question_that_does_not_fit_is_one_ungraded_answer_with_its_reason(study, fakes):
+    fakes["first"] = Fake("first")
+    reply, long = fakes["first"].reply, []
+
+    def declines(prompt):
+        if prompt.task != "bias" or long:
+            return reply(prompt)
+        long.append(prompt)
+        return Completion("", "q: the prompt's 99 tokens do not fit a context of 10", 0, 0)
+
+    fakes["first"].reply = declines
+    assert study(FIRST) == 0
+    assert any("do not fit a context of 10" in reason for reason in judgements()["reason"])
+    told = [json.loads(line) for line in Path("b/judgements/first.jsonl").read_text().splitlines()]
+    assert [one["key"] for one in told if one["label"] is None] == [long[0].sha256]
+    ungraded = judgements().filter(pl.col("label").is_null()).height
+    assert int(rows("judges")[0]["ungraded"]) == ungraded > 3
+
+
 def test_an_interrupt_loses_the_batch_in_flight_alone(study, fakes):
     def interrupts(prompt, label):
         if len(fakes["first"].asked) == 3:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -210,8 +211,9 @@ class FakeHub(ModuleType):
         self._ask(repo, file, revision)
         return str(self.folder / file)
 
-    def snapshot_download(self, repo: str, *, revision: str | None) -> str:
+    def snapshot_download(self, repo: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
         self._ask(repo, revision)
+        self.ignored = ignore_patterns
         return str(self.folder)
 
     def list_repo_files(self, repo: str, *, revision: str | None) -> list[str]:
@@ -232,6 +234,20 @@ def test_a_hub_file_is_asked_for_at_its_revision(hub: FakeHub, tmp_path: Path) -
     assert resolve(Source(hub="a/b", revision="abc", file="m.gguf"), tmp_path) == hub.folder / "m.gguf"
     assert resolve(Source(hub="a/b"), tmp_path) == hub.folder
     assert hub.asked == [("a/b", "m.gguf", "abc"), ("a/b", None)]
+
+
+def test_a_whole_repository_is_had_without_copies_in_formats_that_are_not_read(hub: FakeHub, tmp_path: Path) -> None:
+    resolve(Source(hub="a/b"), tmp_path)
+    copies = ["onnx/model.onnx", "openvino/model.bin", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "m.tflite"]
+    read = [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "config.json",
+        "1_Pooling/config.json",
+        "modules.json",
+        "vocab.txt",
+    ]
+    assert [name for name in copies + read if not any(fnmatch(name, one) for one in hub.ignored)] == read
 
 
 def test_a_hub_pattern_must_match_one_file(hub: FakeHub, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_ollama_gets_the_schema_and_a_context_that_holds_the_question(scripted):
     assert (body["format"]["properties"]["label"]["enum"], body["options"]["num_ctx"]) == (list(LABELS), 100)
     assert chooser.identity["digest"] == "d"
     reply["prompt_eval_count"] = 99
-    with pytest.raises(EngineError, match="does not fit a context of 100"):
-        chooser.choose([prompt()])
+    (long,) = chooser.choose([prompt()])
+    assert (long.text, "does not fit a context of 100" in long.finish) == ("", True)
     chooser.close()
 
 
@@ -116,3 +116,33 @@ def test_no_special_token_of_an_answer_reaches_llama_cpp(demo_gguf, answer):
         return [piece for piece in pieces if re.fullmatch(r"<\|.*\|>|</?s>", piece)]
 
     assert special(answer) == special("Sure.")
+
+
+class Narrow:
+    """A backend that refuses a batch with a text of more than ten characters, as those in this process's reach do."""
+
+    def __init__(self, told="the prompt's 99 tokens do not fit a context of 10; expected a larger context"):
+        self.told, self.batches = told, []
+
+    def complete(self, prompts, decoding, progress=None):
+        self.batches.append([one.text for one in prompts])
+        for one in prompts:
+            if len(one.text) > 10:
+                raise EngineError(f"{one.task}/{one.sample_id}: {self.told}")
+        return [Completion(one.text, "stop", 5, 0, choice_logprobs=(-0.1, -2.0)) for one in prompts]
+
+
+def test_a_question_longer_than_the_context_is_declined_alone_and_the_others_are_asked_together():
+    backend = Narrow()
+    texts = ["short", "far too long a question", "brief", "another one that is too long"]
+    asked = [Prompt("refusal", f"q{number}", text, None, "0", LABELS) for number, text in enumerate(texts)]
+    found = LogprobChooser(backend).choose(asked)
+    assert [one.choice_logprobs is None for one in found] == [False, True, False, True]
+    assert [one.text for one in found] == ["short", "", "brief", ""]
+    assert "q1: the prompt's 99 tokens do not fit a context of 10" in found[1].finish
+    assert backend.batches[-1] == ["short", "brief"]
+
+
+def test_any_other_failure_of_a_batch_is_an_error():
+    with pytest.raises(EngineError, match="the worker died"):
+        LogprobChooser(Narrow("the worker died")).choose([prompt("far too long a question")])

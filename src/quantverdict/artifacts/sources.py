@@ -24,6 +24,8 @@ from quantverdict.errors import ArtifactError, QuantverdictError
 _OLLAMA_HOST, _OLLAMA_NAMESPACE = "registry.ollama.ai", "library"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _OLLAMA_PART = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
+_OTHER_FORMATS = ("onnx/*", "openvino/*", "coreml/*", "*.h5", "*.msgpack", "*.ot", "*.tflite")
+"""Copies of a repository's weights in formats that are not read; a whole repository is had without them."""
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 
@@ -173,7 +175,8 @@ def _from_hub(source: Source) -> Path:
         raise QuantverdictError(f"{source} needs the hub's client; pip install 'quantverdict[hub]'") from error
     try:
         if source.file is None:
-            return Path(hub.snapshot_download(source.hub, revision=source.revision))
+            patterns = list(_OTHER_FORMATS)
+            return Path(hub.snapshot_download(source.hub, revision=source.revision, ignore_patterns=patterns))
         name = source.file
         if any(character in name for character in "*?["):
             files = hub.list_repo_files(source.hub, revision=source.revision)

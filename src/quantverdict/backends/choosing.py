@@ -23,6 +23,8 @@ ROOM = 64
 
 SEED = 42
 """Sent where an API takes one; all are asked at temperature 0."""
+TOO_LONG = "a context of"
+"""What every backend says, beside the prompt's name, of one that does not fit; nothing is computed then."""
 Identity = Mapping[str, str | int | bool]
 
 
@@ -67,10 +69,28 @@ class LogprobChooser:
         return {**self._backend.identity, "reads": "log-probabilities of the labels"}
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        return self._backend.complete(prompts, Decoding(max_new_tokens=0))
+        """See `Chooser`; a backend that refuses a batch for one question of it is asked the others again."""
+        found: dict[int, Completion] = {}
+        while asked := [number for number in range(len(prompts)) if number not in found]:
+            try:
+                done = self._backend.complete([prompts[number] for number in asked], Decoding(max_new_tokens=0))
+            except EngineError as error:
+                told = str(error)
+                long = [number for number in asked if TOO_LONG in told and f"{_name(prompts[number])}: " in told]
+                if not long:
+                    raise
+                found |= {number: declined(told) for number in long}
+            else:
+                found |= dict(zip(asked, done, strict=True))
+        return [found[number] for number in range(len(prompts))]
 
     def close(self) -> None:
         self._backend.close()
+
+
+def _name(prompt: Prompt) -> str:
+    """As a backend calls a prompt in its errors."""
+    return f"{prompt.task}/{prompt.sample_id}"
 
 
 class _Usage(Reply):
@@ -234,7 +254,7 @@ class OllamaChooser:
         }
         reply = read_reply(_Ollama, self._client.post("/api/chat", body), self._client.host + "/api/chat")
         if reply.prompt_eval_count + reply.eval_count >= context:
-            raise EngineError(f"the question does not fit a context of {context}; expected a larger one")
+            return declined(f"the question does not fit a context of {context}; expected a larger one")
         return Completion(reply.message.content or "", "stop", reply.prompt_eval_count, reply.eval_count)
 
 
