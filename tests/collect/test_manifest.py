@@ -62,6 +62,34 @@ def test_another_study_is_refused_by_the_key_that_differs(tmp_path, kit, change,
     Bundle.open(tmp_path / "b", kit.make_study()).close()
 
 
+JUDGE = {"name": "one", "model": "m", "source": {"path": "j.gguf"}}
+
+
+@pytest.mark.parametrize("added", [{"semantic": {}}, {"whitebox": {"openings": 4}}, {"judges": [JUDGE]}])
+def test_what_scores_the_same_answers_may_be_added_later_and_then_stays(tmp_path, kit, added):
+    """The bundle's study is the new one, and unfinished until it is run; nothing else may change on the way."""
+    with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
+        bundle.write_text("prompts/tiny.jsonl", "")
+        bundle.finish()
+    with pytest.raises(BundleError, match="seed was 42, is 43"):
+        Bundle.open(tmp_path / "b", kit.make_study(**added, seed=43))
+    with Bundle.open(tmp_path / "b", kit.make_study(**added)) as bundle:
+        assert bundle.study().model_dump() == kit.make_study(**added).model_dump()
+        assert bundle.recorded("run")["finished"] is None
+    with pytest.raises(BundleError, match=f"is of another study: {next(iter(added))}"):
+        Bundle.open(tmp_path / "b", kit.make_study())
+
+
+@pytest.mark.parametrize("changed", [{"stopping": "sequential"}, {}])
+def test_a_judge_is_not_added_where_it_could_change_what_is_asked_or_whose_labels_are_stored(tmp_path, kit, changed):
+    study = kit.make_study(**changed, policy={"rules": "paired"})
+    with Bundle.open(tmp_path / "b", study) as bundle:
+        bundle.write_text("prompts/tiny.jsonl", "")
+        bundle.record(judges={"one": {"config": {"model": "another"}}})
+    with pytest.raises(BundleError, match="judges was 0 entries, is 1 entries"):
+        Bundle.open(tmp_path / "b", kit.make_study(**changed, policy={"rules": "paired"}, judges=[JUDGE]))
+
+
 def test_a_study_that_was_corrected_before_anything_was_asked_begins_anew(tmp_path, kit):
     """As after a wrong path of a model, which is found when the bundle is there already."""
     with Bundle.open(tmp_path / "b", kit.make_study(seed=43)) as bundle:

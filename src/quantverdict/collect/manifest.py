@@ -31,7 +31,7 @@ from quantverdict.collect.files import (
     sha256_of,
     write_whole,
 )
-from quantverdict.collect.meaning import as_yaml, first_difference
+from quantverdict.collect.meaning import as_yaml, first_difference, plain
 from quantverdict.collect.sources import Sources
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
@@ -270,9 +270,33 @@ class Bundle:
             stored = load_yaml(self.path(name), type(config))
         except StudyError as error:
             raise BundleError(f"{error} (the bundle's copy)") from error
-        difference = first_difference(stored, config)
+        difference = first_difference(self._with_added(stored, config), config)
         if difference:
             raise BundleError(f"{self.root}: is of another study: {difference}; name another bundle")
+        if first_difference(stored, config):
+            self._manifest["run"] |= {"finished": None}
+            self.write_text(name, as_yaml(config))
+
+    def _with_added(self, stored: BaseModel, given: BaseModel) -> BaseModel:
+        """The stored study with what the given one adds to score the same answers by.
+
+        A part that scores already is not changed or taken away: what it gave would stay among the results. A judge
+        whose name has labels must be the same, and a study that stops early may ask less without a judge.
+        """
+        if not isinstance(stored, Study) or not isinstance(given, Study):
+            return stored
+        added: dict[str, object] = {}
+        if stored.semantic is None:
+            added["semantic"] = given.semantic
+        if not (stored.whitebox.openings or stored.whitebox.prompts):
+            added["whitebox"] = given.whitebox
+        known = self.recorded("judges") or {}
+        new = [judge for judge in given.judges if judge not in stored.judges]
+        same = all(plain(one.model_dump()) == known[one.name]["config"] for one in new if one.name in known)
+        kept = tuple(judge for judge in given.judges if judge in stored.judges)
+        if same and kept == stored.judges and stored.stopping == "none":
+            added["judges"] = given.judges
+        return stored.model_copy(update=added)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
