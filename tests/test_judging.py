@@ -121,6 +121,17 @@ def test_a_study_with_a_judge_has_its_rates_beside_the_patterns(study, fakes):
     assert execute(["verify", "b"]) == 0
 
 
+def test_a_judge_that_the_study_gets_later_labels_the_stored_answers(study, fakes):
+    """As if it had been there from the start; nothing is asked of the builds again."""
+    assert study() == 0
+    before = {path: path.read_bytes() for path in Path("b/responses").iterdir()}
+    fakes["first"] = Fake("first")
+    assert study(FIRST) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert {row["judge_refusal_rate_n"] for row in rows("matrix")} == {"59"}
+    assert execute(["verify", "b"]) == 0
+
+
 def test_equal_answers_of_builds_are_one_question_and_cost_once(study, fakes):
     fakes["first"] = Fake("first")
     study(FIRST)
