@@ -13,7 +13,7 @@ from pathlib import Path
 
 START = time.perf_counter()
 
-from quantverdict import pipeline, stages  # noqa: E402 - importing is part of the run
+from quantverdict import asking, pipeline  # noqa: E402 - importing is part of the run
 
 calls = []
 
@@ -42,9 +42,9 @@ class Timed:
 
 def main():
     study = Path(sys.argv[1] if len(sys.argv) > 1 else "studies/demo.yaml")
-    opened, prepared = timed(stages.open_file), timed(stages.build_list.prepare_builds)
-    stages.open_file = lambda *arguments: Timed(opened(*arguments))
-    stages.build_list.prepare_builds = prepared
+    opened, prepared = timed(asking.open_build), timed(asking.build_list.prepare_builds)
+    asking.open_build = lambda *arguments: Timed(opened(*arguments))
+    asking.build_list.prepare_builds = prepared
     with tempfile.TemporaryDirectory() as folder:
         pipeline.run(study, Path(folder) / "bundle")
     total, engine = time.perf_counter() - START, sum(calls)
