@@ -17,7 +17,7 @@ from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.comparable import doubts
 from quantverdict.config import StatisticsConfig, Study
-from quantverdict.errors import EngineError
+from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Estimate, Table
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
     """`templates.csv`."""
     found: dict[CellId, dict[str, Estimate]] = {}
     for row in bundle.read_table("templates") if bundle.path("templates.csv").exists() else []:
+        if "ci_lo" not in row:
+            path = bundle.path("templates.csv")
+            raise BundleError(f"{path}: has no intervals (an older version wrote it); run the study again")
         k, n = (int(row[name]) if row[name] else None for name in ("k", "n"))
         value = Fraction(row["value"]) if k is None or n is None else Fraction(k, n)
         lo, hi = (float(row[name]) for name in ("ci_lo", "ci_hi"))
