@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 from pathlib import Path
 
 import polars as pl
@@ -305,7 +303,7 @@ def test_a_question_that_does_not_fit_is_one_ungraded_answer_with_its_reason(stu
 def test_an_interrupt_loses_the_batch_in_flight_alone(study, fakes):
     def interrupts(prompt, label):
         if len(fakes["first"].asked) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
         return label
 
     fakes["first"] = Fake("first", interrupts)
