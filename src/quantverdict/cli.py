@@ -356,12 +356,12 @@ def through_gate(bundle: Path, gating: Gating) -> Gate:
 def execute(arguments: list[str]) -> int:
     """Run one command.
 
-    A command makes many values and few cycles of them, so these are looked for a hundredth as often.
+    A command makes many values and few cycles of them, so these are looked for a thousandth as often.
 
     Returns:
         The exit code (errors.ExitCode; 130 where the user interrupted).
     """
-    gc.set_threshold(70_000, 10, 10)
+    gc.set_threshold(700_000, 10, 10)
     try:
         result = commands.main(arguments, prog_name="quantverdict", standalone_mode=False)
     except click.ClickException as error:

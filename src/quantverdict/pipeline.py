@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.asking import ask, make_builds
 from quantverdict.collect import manifest
-from quantverdict.collect.estimate import StudyEstimate
 from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import LineProgress, progress_view
 from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError
-from quantverdict.forecasting import forecast
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
-from quantverdict.whitebox import measure as measure_inside
 
 if TYPE_CHECKING:
+    from quantverdict.collect.estimate import StudyEstimate
     from quantverdict.labelling import Sheet
     from quantverdict.protocol.differences import Differences
     from quantverdict.protocol.gate import Gate
@@ -44,6 +42,8 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
         BundleError: the bundle is in use, of another study, or cannot be written.
         EngineError: not one baseline could be run.
     """
+    from quantverdict.whitebox import measure as measure_inside
+
     study = read_study(study_file, task_dir)
     tasks, encoders = study_tasks(study), find_encoders(study)
     with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
@@ -60,6 +60,8 @@ def plan(
     study_file: Path, earlier: Path | None = None, *, task_dir: str | None = None, measure: bool = True
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
+    from quantverdict.forecasting import forecast
+
     study = read_study(study_file, task_dir)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)

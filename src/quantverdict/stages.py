@@ -16,7 +16,6 @@ from quantverdict.config import Study
 from quantverdict.facts import cell_infos, config_of, elsewhere, evidence_of, read_templates, statistics_of
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Response, Score
-from quantverdict.whitebox import inside_scores
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoder_files import Encoders
@@ -63,6 +62,8 @@ def grade(
         scores += semantic_scores(encoders, by_name, answers, bundle, say)
     config = config_of(bundle)
     if isinstance(config, Study):
+        from quantverdict.whitebox import inside_scores
+
         scores += inside_scores(config, tasks, builds, bundle)
     frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
     bundle.write_parquet("scores.parquet", frame)
