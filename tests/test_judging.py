@@ -187,8 +187,11 @@ def test_labels_of_one_model_are_not_completed_by_another(study, fakes, capsys):
     manifest = json.loads(Path("b/manifest.json").read_text())
     del manifest["artefacts"]["judgements/first.jsonl"]
     Path("b/manifest.json").write_text(json.dumps(manifest))
-    assert execute(["judge", "b", "--judge", "first"]) == 2
-    assert "is of another model or engine" in capsys.readouterr().err
+    assert execute(["judge", "b", "--judge", "first"]) == 0
+    assert "judge first: is another model or engine than before" in capsys.readouterr().err
+    assert Path("b/judgements/first.jsonl").read_text() == "".join(lines[:10])
+    assert Path("b/judgements/first~2.jsonl").read_bytes().count(b"\n") == len(lines) == asked(fakes["first"])
+    assert execute(["verify", "b"]) == 0
 
 
 def test_what_a_judge_says_that_is_no_label_is_ungraded_with_its_reason_and_counted(study, fakes):
@@ -267,8 +270,17 @@ def test_a_judge_is_added_to_a_finished_bundle_by_one_short_file(study, fakes, c
     assert execute(["judge", "b", "--judge", "nobody"]) == 2
     assert "no judge nobody; expected a judge that can run (mine), or a file" in capsys.readouterr().err
     Path("mine.yaml").write_text("name: mine\nmodel: other\nsource: {path: mine.gguf}\n")
+    fakes["mine"] = Fake("mine", version="2")
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
+    assert (rows("judges")[0]["model"], asked(fakes["mine"])) == ("other", int(rows("judges")[0]["questions"]))
+
+
+def test_a_file_cannot_take_the_name_of_a_judge_of_the_study(study, fakes, capsys):
+    fakes["first"] = Fake("first")
+    study(FIRST)
+    Path("mine.yaml").write_text("name: first\nmodel: other\nsource: {path: mine.gguf}\n")
     assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
-    assert "the bundle has another judge mine" in capsys.readouterr().err
+    assert "the study has another judge first" in capsys.readouterr().err
 
 
 def test_an_api_that_takes_no_question_is_an_error_and_not_a_bundle_of_ungraded_answers(study, fakes, capsys):
@@ -311,3 +323,99 @@ def test_an_interrupt_loses_the_batch_in_flight_alone(study, fakes):
     assert Path("b/judgements/first.jsonl").read_bytes().count(b"\n") == 20
     fakes["first"] = Fake("first")
     assert study(FIRST) == 0
+
+
+def everything():
+    """Of the bundle: its tables, and what its manifest says of judges. The report lists old labels too."""
+    files = {path: path.read_bytes() for path in Path("b").rglob("*") if path.suffix in (".csv", ".parquet")}
+    return files, json.loads(Path("b/manifest.json").read_text()).get("judges", {})
+
+
+def test_a_judge_that_is_changed_is_asked_itself_and_one_that_comes_back_is_asked_nothing(study, fakes):
+    """Its labels lie beside the old one's, which stay and count for nothing; the builds are asked nothing."""
+    fakes["first"] = Fake("first")
+    assert study(FIRST) == 0
+    before, answers = everything(), {path: path.read_bytes() for path in Path("b/responses").iterdir()}
+    said = Path("b/judgements/first.jsonl").read_bytes()
+    fakes["first"] = Fake("first", lambda prompt, label: label.replace("COMPLIANCE", "PARTIAL_REFUSAL"), version="2")
+    changed = FIRST.replace("first.gguf", "other.gguf")
+    assert study(changed) == 0
+    assert asked(fakes["first"]) == int(rows("judges")[0]["questions"])
+    assert {row["judge_refusal_rate_k"] for row in rows("matrix")} == {"59"}
+    assert Path("b/judgements/first.jsonl").read_bytes() == said
+    manifest = json.loads(Path("b/manifest.json").read_text())
+    assert manifest["judges"]["first"]["identity"]["version"] == "2"
+    assert [one["identity"]["version"] for one in manifest["former_judges"]] == ["1"]
+    assert execute(["verify", "b"]) == 0
+    fakes["first"] = None
+    assert study(FIRST) == 0
+    assert everything() == before
+    assert study(changed) == 0
+    assert {row["judge_refusal_rate_k"] for row in rows("matrix")} == {"59"}
+    assert execute(["verify", "b"]) == 0
+    assert {path: path.read_bytes() for path in answers} == answers
+
+
+def test_a_judge_that_is_taken_away_leaves_nothing_but_its_labels(study, fakes):
+    """The bundle is then as if it had never been judged, but for what was said, its times, and where that is told."""
+    assert study() == 0
+    before, names = everything()[0], set(Path("b").rglob("*"))
+    fakes["first"], fakes["second"] = Fake("first"), Fake("second")
+    assert study(FIRST, SECOND) == 0
+    assert {"judge_agreement.csv", "second_judge_regimes.csv"} <= {path.name for path in Path("b").iterdir()}
+    judged = everything()
+    assert study(FIRST) == 0
+    assert not {"judge_agreement.csv", "other_judgements.parquet"} & {path.name for path in Path("b").iterdir()}
+    assert len(rows("judges")) == 1
+    assert execute(["verify", "b"]) == 0
+    fakes.clear()
+    assert study() == 0
+    assert {path.name for path in set(Path("b").rglob("*")) - names} == {
+        "judgements", "first.jsonl", "second.jsonl", "judge~first.jsonl", "judge~second.jsonl",
+    }  # fmt: skip
+    assert everything() == (before, {})
+    assert execute(["verify", "b"]) == 0
+    assert study(FIRST, SECOND) == 0
+    assert everything() == judged
+    assert execute(["verify", "b"]) == 0
+
+
+def test_what_says_nothing_of_a_label_is_changed_without_asking(study, fakes):
+    """A price, the size of a batch, which builds it covers; fewer are a part, and more again were labelled before."""
+    fakes["first"] = Fake("first")
+    study(FIRST)
+    fakes["first"] = None
+    dearer = FIRST.replace("input: 2", "input: 4").replace("size: 10", "size: 7")
+    assert study(dearer.replace("}}", "}, quants: [FP16]}")) == 0
+    assert set(judgements()["quant"]) == {"FP16"}
+    assert json.loads(Path("b/manifest.json").read_text())["former_judges"] == []
+    assert study(FIRST) == 0
+    assert set(judgements()["quant"]) == {"FP16", "Q8_0", "Q4_K_M"}
+
+
+def test_a_run_that_dies_after_the_study_changed_leaves_no_label_of_the_old_judge(study, fakes):
+    """The labels that count are the new judge's or none; `analyze` then finds no finished judge."""
+    fakes["first"] = Fake("first")
+    study(FIRST)
+
+    def dies(prompt, label):
+        raise EngineError("the line is dead")
+
+    fakes["first"] = Fake("first", dies, version="2")
+    assert study(FIRST.replace("first.gguf", "other.gguf")) == 0
+    assert not Path("b/judges.csv").exists()
+    assert "judge_refusal_rate" not in rows("matrix")[0]
+    assert execute(["verify", "b"]) == 0
+
+
+def test_verify_finds_tables_of_a_judge_that_is_no_longer_in_force(study, fakes, capsys):
+    fakes["first"], fakes["second"] = Fake("first"), Fake("second")
+    study(FIRST, SECOND)
+    kept = {name: Path("b", name).read_bytes() for name in ("judges.csv", "judge_agreement.csv")}
+    study()
+    for name, data in kept.items():
+        Path("b", name).write_bytes(data)
+    assert execute(["verify", "b"]) == 2
+    told = capsys.readouterr().out
+    assert "judges.csv: of no judge that is in force" in told
+    assert "judge_agreement.csv: nothing gives it any longer" in told

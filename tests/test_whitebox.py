@@ -177,3 +177,81 @@ def test_every_model_is_closed(inside):
     inside()
     asked = FakeBackend.asked
     assert sum(what == "open" for _, what in asked) == sum(what == "close" for _, what in asked) == 3
+
+
+def tables(bundle):
+    return {path.name: path.read_bytes() for path in bundle.iterdir() if path.suffix in (".csv", ".parquet")}
+
+
+def test_other_openings_are_asked_anew_and_those_asked_before_are_not_asked_again(inside, ran, tmp_path):
+    """Probes stay, by all that they depend on; the openings and what the manifest says are those in force."""
+    inside()
+    bundle = tmp_path / "b"
+    first, openings = tables(bundle), (bundle / "whitebox" / "tiny.json").read_bytes()
+    ran.write_text(STUDY.replace("openings: 4, prompts: 6, tokens: 100", "openings: 1, prompts: 8, tokens: 64"))
+    FakeBackend.asked.clear()
+    inside()
+    assert FakeBackend.asked.count(("Q8_0", "drift")) == 8
+    assert json.loads((bundle / "manifest.json").read_text())["whitebox"] == {
+        "openings": 1, "prompts": 8, "tokens": 64, "unmeasured": {},
+    }  # fmt: skip
+    assert execute(["verify", "b"]) == 0
+    ran.write_text(STUDY)
+    FakeBackend.asked.clear()
+    assert inside() == []
+    assert FakeBackend.asked == []
+    assert tables(bundle) == first
+    assert (bundle / "whitebox" / "tiny.json").read_bytes() == openings
+    assert execute(["verify", "b"]) == 0
+
+
+def test_openings_of_another_number_are_counted_in_tokens_anew(inside, ran, tmp_path, monkeypatch):
+    """Of texts whose tokens are not known there is no margin, rather than one divided by another text's tokens."""
+    answers = ("I can't do that, sorry.", "I will not help you.", COMPLIED)
+    for quant in SHIFT:
+        path = tmp_path / "b" / "responses" / f"tiny__{quant}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        text = "".join(json.dumps({**one, "text": answers[n % 3]}) + "\n" for n, one in enumerate(lines))
+        path.write_text(text)
+    manifest = tmp_path / "b" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"artefacts": {}}))
+    inside()
+    assert len(json.loads((tmp_path / "b" / "whitebox" / "tiny.json").read_text())["tokens"]) == 3
+    ran.write_text(STUDY.replace("openings: 4", "openings: 1"))
+    inside()
+    assert len(json.loads((tmp_path / "b" / "whitebox" / "tiny.json").read_text())["tokens"]) == 2
+    assert rows(tmp_path / "b" / "matrix.csv")[0]["refusal_margin"] != ""
+
+    def unknown(*_):
+        raise EngineError("no tokenizer")
+
+    ran.write_text(STUDY)
+    monkeypatch.setattr(whitebox, "tokenizer_of", unknown)
+    inside()
+    assert "refusal_margin" not in rows(tmp_path / "b" / "matrix.csv")[0]
+    assert execute(["verify", "b"]) == 0
+
+
+def test_what_is_no_longer_asked_for_leaves_the_tables_but_not_the_disk(inside, ran, tmp_path):
+    inside()
+    bundle = tmp_path / "b"
+    before = tables(bundle)
+    ran.write_text(STUDY.replace("openings: 4", "openings: 0"))
+    inside()
+    assert "refusal_margin" not in rows(bundle / "matrix.csv")[0]
+    assert rows(bundle / "whitebox.csv")[0]["baseline_kl"] != ""
+    assert not (bundle / "whitebox" / "tiny.json").exists()
+    assert execute(["verify", "b"]) == 0
+    ran.write_text("".join(line for line in STUDY.splitlines(keepends=True) if not line.startswith("whitebox")))
+    inside()
+    assert not (bundle / "whitebox.csv").exists()
+    assert "baseline_kl" not in rows(bundle / "matrix.csv")[0]
+    assert "whitebox" not in json.loads((bundle / "manifest.json").read_text())
+    assert "Inside the builds" not in (bundle / "report.md").read_text()
+    assert execute(["verify", "b"]) == 0
+    ran.write_text(STUDY)
+    FakeBackend.asked.clear()
+    inside()
+    assert FakeBackend.asked == []
+    assert tables(bundle) == before
+    assert execute(["verify", "b"]) == 0

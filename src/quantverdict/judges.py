@@ -16,6 +16,7 @@ from quantverdict.collect.audit import JUDGEMENT_COLUMNS
 from quantverdict.collect.labels import Said, read_labels
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import prompts_file, read_prompts
+from quantverdict.collect.roll import FORMER, RECORD, Entry, Roll, labels_file
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import JudgeConfig, Study
 from quantverdict.errors import BundleError, StudyError
@@ -29,8 +30,8 @@ from quantverdict.yaml_file import load_yaml
 if TYPE_CHECKING:
     import polars as pl
 
-RECORD = "judges"
-"""The manifest's judges: how each was configured, what it is, and the cells that a second one judges whole."""
+KEPT = (JUDGEMENTS, OTHER_JUDGEMENTS, "judges.csv")
+"""What the labels of finished judges come to."""
 WATCHED = ("hidden_danger", "near_hidden_danger")
 """Regimes whose cells a second judge judges whole, beside the baselines."""
 COLUMNS = (
@@ -69,7 +70,7 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
     """A judge of the bundle by name, or from a YAML file with the keys of a study's judge; and where its paths start.
 
     Raises:
-        StudyError: neither; or another judge has the name.
+        StudyError: neither; or another judge of the study has the name.
     """
     known = {judge.name: judge for judge in judges_of(bundle)}
     if name_or_file in known:
@@ -83,14 +84,21 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
     judge = load_yaml(file, JudgeConfig)
     if not judge.engine:
         raise StudyError("cannot run", file=file, field="source", expected="a source, or a backend with a hosted API")
-    if known.get(judge.name, judge) != judge:
-        raise StudyError(f"the bundle has another judge {judge.name}", file=file, field="name", expected="another name")
+    config = config_of(bundle)
+    named = config.judges if isinstance(config, Study) else ()
+    if any(one.name == judge.name and one != judge for one in named):
+        raise StudyError(f"the study has another judge {judge.name}", file=file, field="name", expected="another name")
     return judge, file.parent
 
 
-def record_of(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """What the manifest says of the judges: `config`, `identity`, and the cells that a second one judges `whole`."""
-    return dict(bundle.recorded(RECORD) or {})
+def record_of(bundle: Bundle) -> dict[str, Entry]:
+    """What the manifest says of the judges that are in force."""
+    return dict(roll_of(bundle).judges)
+
+
+def roll_of(bundle: Bundle) -> Roll:
+    """The judges of a bundle, in force and former."""
+    return Roll.of({part: bundle.recorded(part) for part in (RECORD, FORMER)})
 
 
 # What is judged
@@ -163,15 +171,16 @@ def judged(bundle: Bundle) -> Judged | None:
 
     A judge that has not labelled everything that it covers is left out: a cell of which a part is judged is no cell.
     """
-    if not record_of(bundle):
+    record = record_of(bundle)
+    if not record:
         return None
     answers, seed = answers_of(bundle), statistics_of(bundle)[1]
     own: dict[str, list[Judgement]] = {}
     told: dict[str, dict[str, Said]] = {}
-    judges = {judge.name: judge for judge in judges_of(bundle) if judge.name in record_of(bundle)}
+    judges = {judge.name: judge for judge in judges_of(bundle) if judge.name in record}
     for name, judge in judges.items():
-        said = read_labels(bundle.root, name)
-        samples = answers.covered(judge, record_of(bundle)[name], seed)
+        said = read_labels(bundle.root, labels_file(record[name]))
+        samples = answers.covered(judge, record[name], seed)
         asked = {answers.questions[sample].key for sample in samples if answers.questions[sample].answer.strip()}
         if samples and asked <= said.keys():
             own[name] = [_judgement(name, sample, answers.questions[sample], said) for sample in samples]
@@ -187,14 +196,14 @@ def judged(bundle: Bundle) -> Judged | None:
 def keep_judged(bundle: Bundle) -> bool:
     """`judgements.parquet`, `other_judgements.parquet` and `judges.csv`; False where no judge is finished."""
     found = judged(bundle)
-    if found is None:
-        if record_of(bundle) and bundle.path(JUDGEMENTS).exists():  # of fewer answers than there are by now
-            for name in (JUDGEMENTS, OTHER_JUDGEMENTS):
-                bundle.write_parquet(name, judgements_frame([]))
+    if found is None:  # the judges that they are of have less labels than answers by now, or are in force no more
+        bundle.drop(*KEPT)
         return False
     bundle.write_parquet(JUDGEMENTS, judgements_frame(found.first))
-    if found.others or bundle.path(OTHER_JUDGEMENTS).exists():
+    if found.others:
         bundle.write_parquet(OTHER_JUDGEMENTS, judgements_frame(found.others))
+    else:
+        bundle.drop(OTHER_JUDGEMENTS)
     bundle.write_table(found.table)
     return True
 

@@ -13,13 +13,13 @@ from quantverdict.backends.base import Placement, Service
 from quantverdict.backends.choosing import Chooser, Identity, Target, open_chooser
 from quantverdict.collect.labels import Said, append_labels, labels_path, read_labels
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.meaning import plain as plain_values
 from quantverdict.collect.prompts import apply_chat
+from quantverdict.collect.roll import labels_file
 from quantverdict.config import HOSTED, JudgeConfig
-from quantverdict.errors import BundleError, EngineError
+from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.facts import statistics_of
 from quantverdict.grading.judge import Question, pick_label, question_text, read_label
-from quantverdict.judges import RECORD, answers_of, record_of, whole_cells
+from quantverdict.judges import answers_of, roll_of, whole_cells
 from quantverdict.records import Prompt
 
 Say = Callable[[str], None]
@@ -42,8 +42,28 @@ class Asker:
 Open = Callable[[JudgeConfig, Path], Asker]
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a judge is to do.
+
+    Attributes:
+        file: of its labels.
+        identity: of what gave the labels that are there; None where there are none.
+        samples: how many answers it covers.
+        missing: what it has not said, each question once.
+    """
+
+    file: str
+    identity: Identity | None
+    samples: int
+    missing: list[Question]
+
+
 def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_judge: Open | None = None) -> None:
     """answers -> `judgements/NAME.jsonl`: what is missing there is asked, each question once.
+
+    Labels of one model are never completed by another: a judge that is not what it was gets a file of its own, and
+    answers everything.
 
     Args:
         folder: where the paths of the judge's source start.
@@ -51,32 +71,52 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
 
     Raises:
         EngineError: the judge cannot be loaded or asked; what it said so far is stored.
-        BundleError: another model or engine gave the labels that are stored; the disk is full.
+        BundleError: the stored labels were changed; the disk is full.
     """
-    bundle.refuse_changed(labels_path(judge.name))
-    record = record_of(bundle)
-    mine = {**record.get(judge.name, {}), "config": plain_values(judge.model_dump())}
-    if judge.second and "whole" not in mine:
-        mine |= {"whole": whole_cells(bundle)}
-    bundle.record(**{RECORD: {**record, judge.name: mine}})
-    answers, known = answers_of(bundle), read_labels(bundle.root, judge.name)
-    samples = answers.covered(judge, mine, statistics_of(bundle)[1])
-    missing = {(q := answers.questions[sample]).key: q for sample in samples}
-    missing = {key: q for key, q in missing.items() if key not in known and q.answer.strip()}
-    if not missing:
-        say(f"judge {judge.name}: {len(samples)} answers, all labelled in an earlier run")
+    work = _enlist(bundle, judge, _hash_of(judge, folder))
+    if not work.missing:
+        say(f"judge {judge.name}: {work.samples} answers, all labelled in an earlier run")
         return
     asker = (open_judge or open_asker)(judge, folder)
     try:
         identity = dict(asker.identity)
-        if known and mine.get("identity", identity) != identity:
-            raise BundleError(
-                f"{bundle.path(labels_path(judge.name))}: is of another model or engine; delete it to judge again"
-            )
-        bundle.record(**{RECORD: {**record, judge.name: {**mine, "identity": identity}}})
-        _ask_all(bundle, judge, asker, _batches(missing.values(), judge.batch_size), say)
+        if work.identity not in (None, identity):
+            say(f"judge {judge.name}: is another model or engine than before, and labels everything itself")
+            work = _enlist(bundle, judge, identity)
+        bundle.record(**roll_of(bundle).with_entry(judge, identity=identity).parts)
+        _ask_all(bundle, judge, asker, work, say)
     finally:
         asker.chooser.close()
+
+
+def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
+    """Put a judge in force, by the labels that are its own as far as its identity is known, and see what it lacks."""
+    roll = roll_of(bundle).enlisted(judge, identity).with_entry(judge)
+    if judge.second and "whole" not in roll.judges[judge.name]:
+        roll = roll.with_entry(judge, whole=whole_cells(bundle))
+    entry = roll.judges[judge.name]
+    file = labels_file(entry)
+    bundle.refuse_changed(labels_path(file))
+    bundle.record(**roll.parts)
+    answers, known = answers_of(bundle), read_labels(bundle.root, file)
+    samples = answers.covered(judge, entry, statistics_of(bundle)[1])
+    asked = {(q := answers.questions[sample]).key: q for sample in samples}
+    missing = [q for key, q in asked.items() if key not in known and q.answer.strip()]
+    return Work(file, entry.get("identity") if known else None, len(samples), missing)
+
+
+def _hash_of(judge: JudgeConfig, folder: Path) -> Identity:
+    """What a judge's model is, where it is a file here: another one may be in the place of the one that was asked."""
+    from quantverdict.artifacts.inspect import inspect_artifact
+    from quantverdict.artifacts.sources import resolve
+
+    source = judge.source
+    if source is None or source.path is None or judge.engine in ("server", "ollama", *HOSTED):
+        return {}
+    try:
+        return {"sha256": inspect_artifact(resolve(source, folder)).sha256}
+    except ArtifactError:  # gone; its labels are there all the same
+        return {}
 
 
 def _batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
@@ -89,16 +129,16 @@ def _batches(questions: Iterable[Question], size: int) -> Iterator[list[Question
         yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
-def _ask_all(bundle: Bundle, judge: JudgeConfig, asker: Asker, batches: Iterable[list[Question]], say: Say) -> None:
+def _ask_all(bundle: Bundle, judge: JudgeConfig, asker: Asker, work: Work, say: Say) -> None:
     done, begun = 0, time.perf_counter()
-    for batch in batches:
+    for batch in _batches(work.missing, judge.batch_size):
         start = time.perf_counter()
         said = _ask_batch(asker, batch)
         declined = [one for one in said if one.label is None and not one.text and one.logprobs is None]
         if not done and len(declined) == len(said):
             raise EngineError(f"judge {judge.name}: not one of the first {len(said)} was taken: {said[0].reason}")
         seconds = time.perf_counter() - start
-        append_labels(bundle.root, judge.name, said, {"questions": len(said), "wall_s": round(seconds, 3)})
+        append_labels(bundle.root, work.file, said, {"questions": len(said), "wall_s": round(seconds, 3)})
         done += len(batch)
     say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s")
 

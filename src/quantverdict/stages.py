@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.builds import Build
 from quantverdict.asking import stored_builds
-from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.manifest import STOPPED, Bundle
 from quantverdict.collect.prompts import prompts_file, read_prompts
 from quantverdict.collect.rounds import round_numbers
-from quantverdict.collect.schedule import STOPPED, read_outcomes
+from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Study
 from quantverdict.facts import cell_infos, config_of, elsewhere, evidence_of, read_templates, statistics_of
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from quantverdict.matrix.grid import Grids
     from quantverdict.matrix.rounds import Asked
     from quantverdict.tasks.catalog import Task
+
+OPTIONAL = (
+    "whitebox", "judge_agreement", "judge_direction", "second_judge_regimes", "alarms", "instruments",
+    "corrected_rates",
+)  # fmt: skip
+"""Tables of a decision that only some bundles have; one is deleted with what it came of."""
 
 
 def grade(
@@ -60,6 +66,8 @@ def grade(
         from quantverdict.grading.semantic import semantic_scores
 
         scores += semantic_scores(encoders, by_name, answers, bundle, say)
+    else:
+        bundle.forget("semantic")
     config = config_of(bundle)
     if isinstance(config, Study):
         from quantverdict.whitebox import inside_scores
@@ -159,8 +167,11 @@ def decide(
     tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes), engines)
     tables += whitebox_tables(matrix, deltas, samples)
     judged = judge_tables(bundle, matrix, rules, statistics.confidence)
-    for table in (*tables, *judged, *label_tables(bundle, matrix, statistics.confidence)):
+    written = (*tables, *judged, *label_tables(bundle, matrix, statistics.confidence))
+    for table in written:
         bundle.write_table(table)
+    names = {table.name for table in written}
+    bundle.drop(*(f"{name}.csv" for name in OPTIONAL if name not in names))
     bundle.write_json("decision.json", decision.document)
 
 

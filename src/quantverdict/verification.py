@@ -14,9 +14,11 @@ from pydantic import ValidationError
 
 from quantverdict.collect.files import cell_text, read_csv
 from quantverdict.collect.manifest import Bundle, read_manifest
+from quantverdict.config import Study
 from quantverdict.errors import QuantverdictError
+from quantverdict.facts import config_of
 from quantverdict.ingestion import JUDGEMENTS, OTHER_JUDGEMENTS
-from quantverdict.judges import judged, judgements_frame
+from quantverdict.judges import KEPT, judged, judgements_frame
 from quantverdict.policy import Policy
 from quantverdict.protocol.claims import KEYS, broken, claims_of
 from quantverdict.records import Table, Value
@@ -36,12 +38,16 @@ class Rehearsal(Bundle):
         self._manifest = read_manifest(root)
         self.tables: dict[str, Table] = {}
         self.documents: dict[str, Any] = {}
+        self.dropped: tuple[str, ...] = ()
 
     def write_table(self, table: Table) -> None:
         self.tables[table.name] = table
 
     def write_json(self, name: str, value: object) -> None:
         self.documents[name] = value
+
+    def drop(self, *names: str) -> None:
+        self.dropped += names
 
     def close(self) -> None:
         """Nothing is locked."""
@@ -72,8 +78,11 @@ def wrong_judgements(root: Path) -> Iterator[str]:
     """Judgements that are not what the judges said of the stored answers."""
     import polars as pl
 
-    found = judged(Rehearsal(root))
+    bundle = Rehearsal(root)
+    found = judged(bundle)
     if found is None:
+        stale = KEPT if isinstance(config_of(bundle), Study) else ()
+        yield from (f"{name}: of no judge that is in force" for name in stale if bundle.path(name).exists())
         return
     yield from difference(found.table, root / "judges.csv", "judgements/*.jsonl")
     for name, judgements in ((JUDGEMENTS, found.first), (OTHER_JUDGEMENTS, found.others)):
@@ -98,6 +107,7 @@ def wrong_tables(root: Path) -> Iterator[str]:
     decide(rehearsal, policy, samples)
     for table in rehearsal.tables.values():
         yield from difference(table, root / f"{table.name}.csv", "matrix.csv")
+    yield from (f"{name}: nothing gives it any longer" for name in rehearsal.dropped if rehearsal.path(name).exists())
     document = rehearsal.documents["decision.json"]
     if rehearsal.recorded("config") is None:
         document = {**document, "study": stored.get("study")}

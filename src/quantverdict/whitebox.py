@@ -81,28 +81,40 @@ def measure(
     Raises:
         DataError, BundleError: a stored file was changed, or cannot be written.
     """
+    if not study.whitebox.openings:
+        bundle.drop(*(openings_file(model.name) for model in study.models))
     if not (study.whitebox.openings or study.whitebox.prompts):
+        bundle.forget("whitebox")
         return
     unmeasured: dict[str, str] = {}
-    for baseline in (build for build in answered(builds, bundle) if build.is_baseline):
+    ran = answered(builds, bundle)
+    for baseline in (build for build in ran if build.is_baseline):
         inquiry = inquiry_of(study, tasks, bundle, baseline.cell)
         if study.whitebox.openings and inquiry.openings is None:
             say(f"whitebox: {baseline.cell} refused nothing, so there is no refusal margin")
-        with closing(_Arm(study, baseline, bundle, open_backend)) as reference:
-            for build in _baseline_first(answered(builds, bundle), baseline):
-                try:
-                    if build is baseline:
-                        _keep_openings(reference, inquiry)
-                        reference.ask(inquiry, None, say)
-                        continue
-                    with closing(_Arm(study, build, bundle, open_backend)) as arm:
-                        arm.ask(inquiry, reference, say)
-                except EngineError as error:
-                    unmeasured[str(build.cell)] = str(error)
-                    say(f"whitebox: {build.cell} is not measured: {error}")
-                    if build is baseline:
-                        break  # there is nothing to compare the others with
-    bundle.record(whitebox={"unmeasured": unmeasured})
+        arms = [_Arm(study, build, bundle, open_backend) for build in _baseline_first(ran, baseline)]
+        unmeasured |= _measure_arms(arms, inquiry, say)
+    bundle.record(whitebox={**study.whitebox.model_dump(), "unmeasured": unmeasured})
+
+
+def _measure_arms(arms: Sequence[_Arm], inquiry: Inquiry, say: Callable[[str], None]) -> dict[str, str]:
+    """Ask the builds of one base model, its baseline first; those that cannot be measured, and why."""
+    unmeasured: dict[str, str] = {}
+    with closing(arms[0]) as reference:
+        for arm in arms:
+            try:
+                if arm is reference:
+                    _keep_openings(reference, inquiry)
+                    reference.ask(inquiry, None, say)
+                    continue
+                with closing(arm):
+                    arm.ask(inquiry, reference, say)
+            except EngineError as error:
+                unmeasured[str(arm.build.cell)] = str(error)
+                say(f"whitebox: {arm.build.cell} is not measured: {error}")
+                if arm is reference:
+                    break  # there is nothing to compare the others with
+    return unmeasured
 
 
 def _baseline_first(builds: Sequence[Build], baseline: Build) -> list[Build]:
@@ -158,8 +170,7 @@ def inside_scores(study: Study, tasks: Sequence[Task], builds: Sequence[Build], 
     ran = answered(builds, bundle)
     for baseline in (build for build in ran if build.is_baseline):
         inquiry = inquiry_of(study, tasks, bundle, baseline.cell)
-        name = openings_file(baseline.cell.base_model)
-        tokens = bundle.read_json(name)["tokens"] if bundle.path(name).exists() else {}
+        tokens = _stored_tokens(bundle, baseline.cell.base_model, inquiry.openings)
         for build in ran:
             if build.cell.base_model != baseline.cell.base_model:
                 continue
@@ -277,8 +288,8 @@ def _keep_openings(baseline: _Arm, inquiry: Inquiry) -> None:
     A chat template ends with a token of its own, so that one prompt counts for all.
     """
     baseline.refuse_closed()
-    name, found = openings_file(baseline.build.cell.base_model), inquiry.openings
-    if found is None or baseline.bundle.path(name).exists():
+    model, found = baseline.build.cell.base_model, inquiry.openings
+    if found is None or _stored_tokens(baseline.bundle, model, found):
         return
     reader = tokenizer_of(baseline.study, baseline.build)
     assert reader is not None  # each of BACKENDS has one
@@ -286,7 +297,16 @@ def _keep_openings(baseline: _Arm, inquiry: Inquiry) -> None:
     begun = prompt.text if prompt.chat is None else prompt.chat
     alone = len(reader.ids(prompt))
     tokens = {text: max(1, len(reader.ids(replace(prompt, chat=begun + text))) - alone) for text in found.texts}
-    baseline.bundle.write_json(name, {**asdict(found), "tokens": tokens})
+    baseline.bundle.write_json(openings_file(model), {**asdict(found), "tokens": tokens})
+
+
+def _stored_tokens(bundle: Bundle, base_model: str, found: Openings | None) -> Mapping[str, int]:
+    """Of how many tokens each opening is; empty where that is not stored, or of other openings."""
+    name = openings_file(base_model)
+    if found is None or not bundle.path(name).exists():
+        return {}
+    stored = bundle.read_json(name)
+    return dict(stored["tokens"]) if stored == {**asdict(found), "tokens": stored.get("tokens")} else {}
 
 
 def openings_file(base_model: str) -> str:

@@ -66,7 +66,7 @@ JUDGE = {"name": "one", "model": "m", "source": {"path": "j.gguf"}}
 
 
 @pytest.mark.parametrize("added", [{"semantic": {}}, {"whitebox": {"openings": 4}}, {"judges": [JUDGE]}])
-def test_what_scores_the_same_answers_may_be_added_later_and_then_stays(tmp_path, kit, added):
+def test_what_scores_the_same_answers_may_be_added_changed_and_taken_away(tmp_path, kit, added):
     """The bundle's study is the new one, and unfinished until it is run; nothing else may change on the way."""
     with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
         bundle.write_text("prompts/tiny.jsonl", "")
@@ -76,18 +76,26 @@ def test_what_scores_the_same_answers_may_be_added_later_and_then_stays(tmp_path
     with Bundle.open(tmp_path / "b", kit.make_study(**added)) as bundle:
         assert bundle.study().model_dump() == kit.make_study(**added).model_dump()
         assert bundle.recorded("run")["finished"] is None
-    with pytest.raises(BundleError, match=f"is of another study: {next(iter(added))}"):
-        Bundle.open(tmp_path / "b", kit.make_study())
+        bundle.finish()
+    with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
+        assert bundle.study().model_dump() == kit.make_study().model_dump()
+        assert bundle.recorded("run")["finished"] is None
 
 
-@pytest.mark.parametrize("changed", [{"stopping": "sequential"}, {}])
-def test_a_judge_is_not_added_where_it_could_change_what_is_asked_or_whose_labels_are_stored(tmp_path, kit, changed):
-    study = kit.make_study(**changed, policy={"rules": "paired"})
-    with Bundle.open(tmp_path / "b", study) as bundle:
+def test_the_first_judge_is_not_added_where_a_build_was_stopped_that_it_would_have_let_go_on(tmp_path, kit):
+    """A study that stops early stops nothing while a judge's metric is gated; a judge it has may be changed."""
+
+    def study(*judges):
+        return kit.make_study(stopping="sequential", policy={"rules": "paired"}, judges=judges)
+
+    with Bundle.open(tmp_path / "b", study()) as bundle:
         bundle.write_text("prompts/tiny.jsonl", "")
-        bundle.record(judges={"one": {"config": {"model": "another"}}})
+    with Bundle.open(tmp_path / "b", study(JUDGE)) as bundle:
+        bundle.record(stopped={"tiny/Q8_0": 3})
+    Bundle.open(tmp_path / "b", study({**JUDGE, "model": "other"})).close()
+    Bundle.open(tmp_path / "b", study()).close()
     with pytest.raises(BundleError, match="judges was 0 entries, is 1 entries"):
-        Bundle.open(tmp_path / "b", kit.make_study(**changed, policy={"rules": "paired"}, judges=[JUDGE]))
+        Bundle.open(tmp_path / "b", study(JUDGE))
 
 
 def test_a_study_that_was_corrected_before_anything_was_asked_begins_anew(tmp_path, kit):

@@ -1,5 +1,6 @@
 """What a judge said: one append-only JSONL a judge, `judgements/NAME.jsonl`, exact on reload after a crash.
 
+What a judge of the same name said that was another model is apart, in `judgements/NAME~2.jsonl` and so on.
 A line is a question's, not a sample's: equal answers of many builds are one question. A batch is appended by one write
 and flushed. What the batches took is apart, among the timings.
 """
@@ -41,18 +42,21 @@ class Said:
 _FIELDS = tuple(field.name for field in fields(Said))
 
 
-def labels_path(judge: str) -> str:
-    """`judgements/NAME.jsonl`."""
-    return f"judgements/{judge}.jsonl"
+def labels_path(file: str) -> str:
+    """`judgements/FILE.jsonl`."""
+    return f"judgements/{file}.jsonl"
 
 
-def read_labels(bundle: Path, judge: str) -> dict[str, Said]:
+def read_labels(bundle: Path, file: str) -> dict[str, Said]:
     """What a judge said so far, by question; a line that a killed run left unfinished is no part of it.
+
+    Args:
+        file: name of the judge's file, as the roll has it.
 
     Raises:
         DataError: a line that is none, by file and line.
     """
-    path = bundle / labels_path(judge)
+    path = bundle / labels_path(file)
     if not path.exists():
         return {}
     found: dict[str, Said] = {}
@@ -62,18 +66,18 @@ def read_labels(bundle: Path, judge: str) -> dict[str, Said]:
     return found
 
 
-def append_labels(bundle: Path, judge: str, said: Iterable[Said], timing: Mapping[str, float | int]) -> None:
+def append_labels(bundle: Path, file: str, said: Iterable[Said], timing: Mapping[str, float | int]) -> None:
     """Store a batch: all of it, or on failure nothing of it.
 
     Raises:
         BundleError: the disk is full, or the file not writable.
     """
-    path, times = bundle / labels_path(judge), bundle / "timings" / f"judge~{judge}.jsonl"
-    for file in (path, times):
-        with saving(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-            flush_file(file.parent)
+    path, times = bundle / labels_path(file), bundle / "timings" / f"judge~{file}.jsonl"
+    for place in (path, times):
+        with saving(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+            flush_file(place.parent)
     data = path.read_bytes()
     cut(path, data.rfind(b"\n") + 1, len(data))
     append_bytes(times, json_line(dict(timing)), sync=False)

@@ -31,7 +31,8 @@ from quantverdict.collect.files import (
     sha256_of,
     write_whole,
 )
-from quantverdict.collect.meaning import as_yaml, first_difference, plain
+from quantverdict.collect.meaning import as_yaml, first_difference
+from quantverdict.collect.roll import Roll, rescored, roll_under
 from quantverdict.collect.sources import Sources
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
@@ -45,6 +46,8 @@ SCHEMA = 1
 """Version of the bundle's layout; another one is refused."""
 
 MANIFEST = "manifest.json"
+STOPPED = "stopped"
+"""The manifest's cells that were stopped before their last prompt, and after how many."""
 TIMED = ("timings/", "cells.json")
 """Artefacts that hold times and nothing else that a later stage decides on."""
 UNTRACKED = (MANIFEST, ".lock")
@@ -222,6 +225,16 @@ class Bundle:
         self._manifest |= parts
         self._save()
 
+    def drop(self, *names: str) -> None:
+        """Delete artefacts that nothing gives any longer, where they are."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
+
+    def forget(self, key: str) -> None:
+        """Take a part out of the manifest."""
+        if self._manifest.pop(key, None) is not None:
+            self._save()
+
     def take_stock(self) -> None:
         """Put the hash of every artefact into the manifest."""
         entries = {name: self._entry(name) for name in artefact_names(self.root)}
@@ -270,33 +283,15 @@ class Bundle:
             stored = load_yaml(self.path(name), type(config))
         except StudyError as error:
             raise BundleError(f"{error} (the bundle's copy)") from error
-        difference = first_difference(self._with_added(stored, config), config)
-        if difference:
+        both = (stored, config) if isinstance(stored, Study) and isinstance(config, Study) else None
+        same = rescored(*both, stopped=bool(self.recorded(STOPPED))) if both else stored
+        if difference := first_difference(same, config):
             raise BundleError(f"{self.root}: is of another study: {difference}; name another bundle")
         if first_difference(stored, config):
             self._manifest["run"] |= {"finished": None}
+            # The roll goes before the study: what a kill leaves between them is made good by the next run.
+            self.record(**(roll_under(Roll.of(self._manifest), *both).parts if both else {}))
             self.write_text(name, as_yaml(config))
-
-    def _with_added(self, stored: BaseModel, given: BaseModel) -> BaseModel:
-        """The stored study with what the given one adds to score the same answers by.
-
-        A part that scores already is not changed or taken away: what it gave would stay among the results. A judge
-        whose name has labels must be the same, and a study that stops early may ask less without a judge.
-        """
-        if not isinstance(stored, Study) or not isinstance(given, Study):
-            return stored
-        added: dict[str, object] = {}
-        if stored.semantic is None:
-            added["semantic"] = given.semantic
-        if not (stored.whitebox.openings or stored.whitebox.prompts):
-            added["whitebox"] = given.whitebox
-        known = self.recorded("judges") or {}
-        new = [judge for judge in given.judges if judge not in stored.judges]
-        same = all(plain(one.model_dump()) == known[one.name]["config"] for one in new if one.name in known)
-        kept = tuple(judge for judge in given.judges if judge in stored.judges)
-        if same and kept == stored.judges and stored.stopping == "none":
-            added["judges"] = given.judges
-        return stored.model_copy(update=added)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

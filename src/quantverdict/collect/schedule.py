@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.collect.generate import CellOutcome, Identity, Known, OpenBackend, ProgressView, collect_cell
-from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.manifest import STOPPED, Bundle
 from quantverdict.collect.prompts import Plan, first_changed, prompt_lines, prompts_file, read_prompts
 from quantverdict.collect.stopping import OpenWatch
 from quantverdict.collect.store import CellStore, responses_path
@@ -17,8 +17,6 @@ from quantverdict.records import CellId
 
 CELLS = "cells.json"
 """How each cell went, with its timings: read by later stages, and by a resumed run."""
-STOPPED = "stopped"
-"""The manifest's cells that were stopped before their last prompt, and after how many."""
 
 
 @dataclass(frozen=True, slots=True)
