@@ -274,9 +274,12 @@ def _number(value: Outcome, counted: int) -> float | None:
 
 
 def design_effect(
-    keys: Sequence[str], values: Sequence[tuple[Hashable, float | None]], strata: Sequence[Stratum]
+    keys: Sequence[str],
+    values: Sequence[tuple[Hashable, float | None]],
+    strata: Sequence[Stratum],
+    less: Sequence[Stratum] | None = None,
 ) -> float:
-    """Variance of a stratified rate by clusters, over that by single answers; 1 where no cluster has two answers.
+    """Variance of a stratified mean by clusters, over that by single answers; 1 where no cluster has two answers.
 
     Each answer's influence is (m_h - p) + (labelled: (y - m_h) N_h / n_h); clusters add up theirs.
 
@@ -284,19 +287,23 @@ def design_effect(
         keys: the stratum of each answer, by name.
         values: the cluster of each answer, and its outcome where it has a clear label.
         strata: in the order in which their names first occur.
+        less: for a difference, the same strata with what is taken off.
     """
-    named = dict(zip(dict.fromkeys(keys), strata, strict=True))
+    means = [stratum.rate for stratum in strata]
+    if less is not None:
+        means = [mean - stratum.rate for mean, stratum in zip(means, less, strict=True)]
+    named = dict(zip(dict.fromkeys(keys), zip(strata, means, strict=True), strict=True))
     total = sum(stratum.mass for stratum in strata)
     if len({cluster for cluster, _ in values}) == len(values) or total == 0:
         return 1.0
-    rate = sum(stratum.mass * stratum.rate for stratum in strata) / total
+    overall = sum(stratum.mass * mean for stratum, mean in named.values()) / total
     clusters: dict[Hashable, float] = defaultdict(float)
     single = 0.0
     for key, (cluster, value) in zip(keys, values, strict=True):
-        stratum = named[key]
-        influence = stratum.rate - rate
+        stratum, mean = named[key]
+        influence = mean - overall
         if value is not None and not stratum.known:
-            influence += (value - stratum.rate) * stratum.size / stratum.clear
+            influence += (value - mean) * stratum.size / stratum.clear
         clusters[cluster] += influence
         single += influence**2
     return max(1.0, sum(value**2 for value in clusters.values()) / single) if single else 1.0
@@ -329,13 +336,8 @@ def _delta(labelled: Labelled, mine: Sequence[Drawn], theirs: Sequence[Drawn], c
         for name, pairs in groups.items()
         for pair, change in zip(pairs, outcomes[name], strict=True)
     ]
-    effect = max(
-        (
-            design_effect(keys, [(cluster, _number(change, way)) for cluster, change in flat], sides[way])
-            for way in sides
-        ),
-        default=1.0,
-    )
+    values = [(cluster, None if change == MISSING else change) for cluster, change in flat]
+    effect = design_effect(keys, values, sides[1], sides[-1])
     corrected = corrected_difference(sides[1], sides[-1], confidence, design_effect=effect)
     count = sum(change not in (MISSING, None) for _, change in flat)
     return len(keys), count, *_shown(corrected, 100)
