@@ -6,8 +6,8 @@
 with and without a part that is labelled whole, as discordant pairs are. `studies`: the design as it is used: a baseline
 and three builds that repeat many of its answers and lose 15 or 50 % in the others, drawn and corrected by the functions
 of the package; each build's rate and delta, and, where prompts are clustered, those too. Beside them, without clusters,
-what Tango's interval covers where a person labels every answer. Exits 1 where, but for noise, an interval covers less than 93.5 %,
-or rates or deltas on average less than 94 or more than 96 %.
+what Tango's interval covers where a person labels every answer. Exits 1 where, but for noise, an interval covers less
+than 93.5 %, or rates or deltas on average less than 94 or more than 96 %.
 """
 
 import argparse

@@ -62,6 +62,15 @@ def test_clusters_that_go_the_same_way_double_the_variance():
     assert design_effect(["s"] * 80, [(at, value) for at, (_, value) in enumerate(values)], strata) == 1
 
 
+def test_a_difference_has_the_design_effect_of_its_own_changes():
+    """All labelled; each cluster gains one and loses one, so that clusters do not differ at all."""
+    gained, lost = [Stratum(80, 80, 40)], [Stratum(80, 80, 40)]
+    even = [(at // 2, 1.0 if at % 2 else -1.0) for at in range(80)]
+    alike = [(at // 2, 1.0 if at // 2 % 2 else -1.0) for at in range(80)]
+    assert design_effect(["s"] * 80, even, gained, lost) == 1
+    assert design_effect(["s"] * 80, alike, gained, lost) == pytest.approx(2)
+
+
 @pytest.mark.parametrize("stop", [1.0, 0.6])
 def test_coverage_with_discordant_pairs_whole_and_the_sheet_half_done(stop):
     """300 studies of 120 prompts; the same where who labels stops after 60 % of each part of the sheet.
