@@ -28,6 +28,7 @@ LAYERS = [
     {"labelled"},
     {"judges"},
     {"judging"},
+    {"costing"},
     {"stages"},
     {"forecasting"},
     {"verification"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from quantverdict.collect.prompts import make_plan
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Study
+from quantverdict.costing import Spent, scoring_costs, spent_on
 from quantverdict.policy import Policy
 from quantverdict.stages import samples_of
 
@@ -40,17 +42,19 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     file = None if path is None else inspect_artifact(path)
     asked = make_plan(study, tasks, file.chat_template if file else None, file.special_tokens if file else {})
     observed: dict[str, Observed] = {}
+    spent = Spent()
     cells = sum(len(each.variants) for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
             speed, observed = speed_of(bundle), pairs_seen(bundle, study.policy)
+            spent = spent_on(bundle, study)
             # Twins are not run, and which builds are twins is only known once they are made.
             cells -= sum(build.twin_of is not None for build in stored_builds(bundle))
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
         speed = estimates.Speed({}, None, "no measurement; answers are taken to reach their limit")
-    return estimates.estimate(
+    estimated = estimates.estimate(
         tasks,
         asked,
         speed,
@@ -61,6 +65,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
             prospects(tasks, gating(study, cells - len(study.models)), observed),
         ),
     )
+    return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, spent))
 
 
 def gating(study: Study, builds: int) -> Gating:

@@ -228,9 +228,13 @@ def _counts(
 ) -> tuple[Value, ...]:
     loaded = len(own) if judge.second else sum(one.judge == judge.name for one in first)
     tokens = [sum(getattr(one, name) for one in told.values()) for name in ("prompt_tokens", "output_tokens")]
-    price = judge.price
-    cost = None if price is None else (tokens[0] * price.input + tokens[1] * price.output) / 1e6
     empty = sum(one.reason == EMPTY_ANSWER for one in own)
     ungraded = sum(one.label is None for one in own)
     counts = (len(own), loaded, len(own) - loaded, ungraded, empty, len(told), *tokens)
-    return (judge.name, judge.model, judge.second, *counts, cost)
+    return (judge.name, judge.model, judge.second, *counts, cost_of(judge, *tokens))
+
+
+def cost_of(judge: JudgeConfig, read: int, written: int) -> float | None:
+    """Of so many tokens, in the currency of its price; None where it has none."""
+    price = judge.price
+    return None if price is None else (read * price.input + written * price.output) / 1e6

@@ -137,8 +137,7 @@ def _ask_all(bundle: Bundle, judge: JudgeConfig, asker: Asker, work: Work, say: 
         declined = [one for one in said if one.label is None and not one.text and one.logprobs is None]
         if not done and len(declined) == len(said):
             raise EngineError(f"judge {judge.name}: not one of the first {len(said)} was taken: {said[0].reason}")
-        seconds = time.perf_counter() - start
-        append_labels(bundle.root, work.file, said, {"questions": len(said), "wall_s": round(seconds, 3)})
+        append_labels(bundle.root, work.file, said, time.perf_counter() - start)
         done += len(batch)
     say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s")
 

@@ -11,11 +11,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.builds import Build
 from quantverdict.asking import open_build, tokenizer_of
 from quantverdict.backends.base import Backend, Decoding, Forced, WhiteBox
+from quantverdict.collect.clock import DRIFTS, MARGINS, note_time
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.probes import Kind, Probe, ProbeStore, probe_key, probes_file, read_probes
 from quantverdict.collect.prompts import prompts_file, read_prompts
@@ -231,12 +233,17 @@ class _Arm:
             self.backend  # noqa: B018 - a build that cannot be opened says so before it is announced
             say(f"whitebox: {self.build.cell}: {len(margins)} margins, {len(drifts)} answers of the baseline")
         size = self.study.collect.batch_size
-        for start in range(0, len(margins), size):
-            store.append(self._margins(margins[start : start + size]))
+        for first in range(0, len(margins), size):
+            start = perf_counter()
+            self._keep(store, MARGINS, self._margins(margins[first : first + size]), start)
         for question in drifts:
             assert baseline is not None
-            ends = baseline.backend, self.backend
-            store.append([_drift(question, ends, self.study.whitebox.tokens)])
+            ends, start = (baseline.backend, self.backend), perf_counter()
+            self._keep(store, DRIFTS, [_drift(question, ends, self.study.whitebox.tokens)], start)
+
+    def _keep(self, store: ProbeStore, clock: str, probes: list[Probe], start: float) -> None:
+        store.append(probes)
+        note_time(self.bundle.root, clock, len(probes), perf_counter() - start)
 
     def _margins(self, questions: Sequence[Question]) -> list[Probe]:
         done = self.backend.complete([question.prompt for question in questions], Decoding(max_new_tokens=0))

@@ -87,6 +87,40 @@ class Detectables:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What scoring the stored answers in one way takes, beside asking for them.
+
+    Attributes:
+        part: `semantic`, `judge NAME` or `whitebox`.
+        calls, of: how many of what, at most: equal answers are one.
+        input_tokens, output_tokens: None where tokens are not what it costs, or are not known.
+        seconds: None where no speed is known.
+        price: of a judge whose price is known, in its currency.
+        basis: in words.
+    """
+
+    part: str
+    calls: int
+    of: str
+    input_tokens: int | None
+    output_tokens: int | None
+    seconds: float | None
+    price: float | None
+    basis: str
+
+    def line(self) -> str:
+        """As a person reads it."""
+        told = [f"at most {self.calls} {self.of}"]
+        if self.input_tokens is not None:
+            written = f" and {self.output_tokens} written" if self.output_tokens else ""
+            told.append(f"about {self.input_tokens} tokens read{written}")
+        if self.price is not None:
+            told.append(f"cost about {self.price:.2f}")
+        told.append("time unknown" if self.seconds is None else f"about {max(1, round(self.seconds / 60))} min")
+        return f"{self.part:10} {', '.join(told)} ({self.basis})"
+
+
+@dataclass(frozen=True, slots=True)
 class StudyEstimate:
     """The answer of `quantverdict plan`.
 
@@ -95,6 +129,7 @@ class StudyEstimate:
         output_tokens: expected, over all cells.
         seconds: of generation over all cells, None where no speed is known.
         disk_bytes: of the builds that are still to be made, and of the bundle.
+        scoring: what judges, encoders and probes take besides.
     """
 
     cells: int
@@ -107,6 +142,7 @@ class StudyEstimate:
     tasks: tuple[TaskEstimate, ...]
     detectable: Detectables
     prospects: Prospects
+    scoring: tuple[Cost, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -119,6 +155,7 @@ class StudyEstimate:
             f"prompts    {self.prompts_per_cell} a cell, {self.prompts} in all",
             f"tokens     about {self.output_tokens} generated",
             f"time       {time} of generation ({self.basis})",
+            *(cost.line() for cost in self.scoring),
             f"disk       about {self.disk_bytes / 1e6:.0f} MB",
             "",
             f"{'task':26}{'prompts':>8}{'tokens an answer':>18}{'limit':>7}",

@@ -8,10 +8,11 @@ and flushed. What the batches took is apart, among the timings.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from quantverdict.collect.clock import judge_clock, note_time
 from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
 from quantverdict.collect.store import append_bytes, cut
 from quantverdict.errors import DataError
@@ -66,21 +67,20 @@ def read_labels(bundle: Path, file: str) -> dict[str, Said]:
     return found
 
 
-def append_labels(bundle: Path, file: str, said: Iterable[Said], timing: Mapping[str, float | int]) -> None:
-    """Store a batch: all of it, or on failure nothing of it.
+def append_labels(bundle: Path, file: str, said: Sequence[Said], seconds: float) -> None:
+    """Store a batch and how long it took: all of it, or on failure nothing of it.
 
     Raises:
         BundleError: the disk is full, or the file not writable.
     """
-    path, times = bundle / labels_path(file), bundle / "timings" / f"judge~{file}.jsonl"
-    for place in (path, times):
-        with saving(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
-            flush_file(place.parent)
+    path = bundle / labels_path(file)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        flush_file(path.parent)
     data = path.read_bytes()
     cut(path, data.rfind(b"\n") + 1, len(data))
-    append_bytes(times, json_line(dict(timing)), sync=False)
+    note_time(bundle, judge_clock(file), len(said), seconds)
     append_bytes(path, b"".join(json_line(asdict(one)) for one in said), sync=True)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from quantverdict.collect.clock import SEMANTIC, note_time
 from quantverdict.collect.manifest import Bundle
 from quantverdict.grading.embeddings import Bounds, Pair, compare_pairs
 from quantverdict.grading.encoder_files import EncoderFiles, Encoders
@@ -73,7 +74,10 @@ def semantic_scores(
             (one.metric, one.pair) for one in wanted if one.metric in metrics and _comparable(one.pair)
         )
         keys = {asked: key_of(asked[0], identities[name], *asked[1]) for asked in mine}
+        start, known = time.perf_counter(), len(kept.values)
         _score_missing(partial(kind, files, placed), keys, kept, placed, partial(_say, say, name, files.name))
+        if new := len(kept.values) - known:
+            note_time(bundle.root, SEMANTIC, new, time.perf_counter() - start)
         values |= {asked: kept.values[key] for asked, key in keys.items()}
     bundle.record(semantic=identities)
     yield from (_score(one, values) for one in wanted)

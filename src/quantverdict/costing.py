@@ -1,0 +1,168 @@
+"""What it takes to score the answers of a study by encoders, judges and probes, before it runs.
+
+Counts are those of a run in which no two answers are alike. Times are those of an earlier run where it did the same,
+else an assumption that the line states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from quantverdict.collect.clock import DRIFTS, MARGINS, SEMANTIC, Took, judge_clock, time_taken
+from quantverdict.collect.estimate import Cost, Speed
+from quantverdict.collect.labels import read_labels
+from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.prompts import Plan
+from quantverdict.collect.roll import is_alike, labels_file
+from quantverdict.config import HOSTED, JudgeConfig, Model, Study
+from quantverdict.grading.judge import RUBRIC_OF, Question, load_rubric, question_text
+from quantverdict.grading.semantic import read_semantically
+from quantverdict.judges import cost_of, roll_of
+from quantverdict.records import Prompt
+from quantverdict.tasks.catalog import Task
+
+CHARACTERS = 4
+"""Of a token, about, where no tokenizer is asked."""
+LABEL_TOKENS = 10
+"""That a judge writes which does not give log-probabilities."""
+OPENING_TOKENS = 7
+ASSUMED_READ = 100
+"""Tokens of questions that a judge in this machine is taken to read in a second."""
+ASSUMED_CALL = 2.0
+"""Seconds that a server or an API is taken to need for a question."""
+ASSUMED_PAIRS = 5
+"""Pairs of texts that an encoder is taken to compare in a second."""
+EARLIER = "as in the earlier run"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an earlier run asked of a judge: questions, mean tokens read and written, and how long it took."""
+
+    questions: int
+    read: float
+    written: float
+    took: Took
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What an earlier run spent on scoring; nothing of it where there was none."""
+
+    semantic: Took = field(default_factory=Took)
+    margins: Took = field(default_factory=Took)
+    drifts: Took = field(default_factory=Took)
+    judges: Mapping[str, Asked] = field(default_factory=dict)
+
+
+def spent_on(bundle: Bundle, study: Study) -> Spent:
+    """What a bundle says of itself; of judges only those that are still asked as they were."""
+    entries = roll_of(bundle).judges
+    judges = {}
+    for judge in study.judges:
+        entry = entries.get(judge.name)
+        if entry is None or not is_alike(entry, judge, {}):
+            continue
+        said = [one for one in read_labels(bundle.root, labels_file(entry)).values() if one.prompt_tokens]
+        if said:
+            read, written = (sum(getattr(one, key) for one in said) for key in ("prompt_tokens", "output_tokens"))
+            took = time_taken(bundle.root, judge_clock(labels_file(entry)))
+            judges[judge.name] = Asked(len(said), read / len(said), written / len(said), took)
+    semantic, margins, drifts = (time_taken(bundle.root, name) for name in (SEMANTIC, MARGINS, DRIFTS))
+    return Spent(semantic, margins, drifts, judges)
+
+
+def scoring_costs(study: Study, tasks: Sequence[Task], plan: Plan, speed: Speed, spent: Spent) -> tuple[Cost, ...]:
+    """A line each for encoders, every judge that can run, and probes; none for what a study has not.
+
+    Args:
+        plan: what every build is asked.
+        speed: of asking, and the tokens of an answer.
+    """
+    costs = [*_semantic(study, tasks, spent)]
+    costs += [_judge(study, tasks, plan, judge, (speed, spent)) for judge in study.judges if judge.engine]
+    costs += _whitebox(study, tasks, plan, speed, spent)
+    return tuple(costs)
+
+
+def _cells(study: Study, model: Model) -> int:
+    return len(model.variants) + study.nulls
+
+
+def _semantic(study: Study, tasks: Sequence[Task], spent: Spent) -> Iterator[Cost]:
+    settings = study.semantic
+    if settings is None:
+        return
+    items = [item for task in tasks if read_semantically(task) for item in task.items]
+    referred = sum(item.reference is not None for item in items)
+    a_cell = (referred if settings.bertscore else 0) + (len(items) if settings.coherence else 0)
+    pairs = a_cell * sum(_cells(study, model) for model in study.models)
+    each = spent.semantic.each
+    basis = f"taking {ASSUMED_PAIRS} pairs a second, as of a large encoder" if each is None else EARLIER
+    seconds = pairs * (1 / ASSUMED_PAIRS if each is None else each)
+    yield Cost("semantic", pairs, "pairs of texts", None, None, seconds, None, basis)
+
+
+def _judge(study: Study, tasks: Sequence[Task], plan: Plan, judge: JudgeConfig, known: tuple[Speed, Spent]) -> Cost:
+    rubrics = {task.name: RUBRIC_OF[name] for task in tasks for name in task.metrics if name in RUBRIC_OF}
+    asked = [prompt for prompt in plan.prompts if prompt.task in rubrics]
+    calls = sum(_questions(study, model, judge, len(asked)) for model in study.models)
+    speed, spent = known
+    earlier = spent.judges.get(judge.name)
+    if earlier is not None:
+        read, written, basis = earlier.read, earlier.written, EARLIER
+    else:
+        read = _mean([_tokens_read(prompt, rubrics[prompt.task], plan, speed) for prompt in asked])
+        written = 0 if judge.engine in ("llamacpp", "transformers", "vllm") else LABEL_TOKENS
+        basis = f"taking {CHARACTERS} characters a token"
+    each = None if earlier is None else earlier.took.each
+    if each is None and (judge.engine in HOSTED or judge.engine in ("server", "ollama")):
+        each = ASSUMED_CALL / judge.parallel
+        basis += f" and {ASSUMED_CALL:g} s a question, {judge.parallel} at once"
+    elif each is None:
+        each = read / ASSUMED_READ
+        basis += f" and {ASSUMED_READ} tokens read a second"
+    tokens = round(calls * read), round(calls * written)
+    more = "; cells in danger are judged whole besides" if judge.second else ""
+    return Cost(f"judge {judge.name}", calls, "questions", *tokens, calls * each, cost_of(judge, *tokens), basis + more)
+
+
+def _questions(study: Study, model: Model, judge: JudgeConfig, prompts: int) -> int:
+    """Of one base model: every answer that a judge covers; of a second one the baseline's, and a sample of the rest."""
+    if judge.covers and model.name not in judge.covers:
+        return 0
+    quants = [variant.quant for variant in model.variants if not judge.quants or variant.quant in judge.quants]
+    based = model.baseline in quants
+    if judge.second:
+        return prompts * based + min(judge.sample, prompts) * (len(quants) - based)
+    return prompts * (len(quants) + study.nulls * based)
+
+
+def _tokens_read(prompt: Prompt, rubric: str, plan: Plan, speed: Speed) -> float:
+    question = question_text(Question(load_rubric(rubric), prompt.text, ""))
+    return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].max_new_tokens)
+
+
+def _whitebox(study: Study, tasks: Sequence[Task], plan: Plan, speed: Speed, spent: Spent) -> Iterator[Cost]:
+    """Margins of every build, and the baseline's answers along which each other build is gone."""
+    settings = study.whitebox
+    if not (settings.openings or settings.prompts):
+        return
+    harmful = {task.name for task in tasks if task.task_type == "safety_refusal"}
+    prompts = [prompt for prompt in plan.prompts if prompt.task in harmful] if settings.openings else []
+    builds = sum(len(model.variants) for model in study.models)
+    margins = len(prompts) * builds
+    drifts = min(settings.prompts, len(plan.prompts)) * (builds - len(study.models))
+    long = _mean([len(prompt.chat or prompt.text) / CHARACTERS for prompt in plan.prompts])
+    tokens = margins * (long + 2 * settings.openings * OPENING_TOKENS) + drifts * 2 * (long + settings.tokens)
+    each = [took.each for took, wanted in ((spent.margins, margins), (spent.drifts, drifts)) if wanted]
+    seconds = None if speed.tokens_per_second is None else tokens / speed.tokens_per_second
+    basis = "at most, were reading as slow as writing" if seconds is not None else "no measurement"
+    if None not in each:
+        seconds, basis = margins * (spent.margins.each or 0) + drifts * (spent.drifts.each or 0), EARLIER
+    yield Cost("whitebox", margins + drifts, "probes", round(tokens), 0, seconds, None, basis)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
