@@ -391,4 +391,7 @@ def main() -> None:
     """Entry point of the `quantverdict` command."""
     # The products are small and many: threads of the linear algebra would wait for each other. No result depends on it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.exit(execute(sys.argv[1:]))
+    code = execute(sys.argv[1:])
+    # What is left ends with the process; looking through it for cycles first would take a tenth of a short command.
+    gc.freeze()
+    sys.exit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -266,12 +266,16 @@ def grid(name: str, title: str, shows: str, rows: Sequence[CsvRow] | None) -> Gr
     if not rows:
         return Grid(name, title, shows, (), ())
     columns = tuple(rows[0])
-    body = tuple(tuple(_grid_value(column, row.get(column)) for column in columns) for row in rows)
-    numeric = tuple(column not in _FLAGS and _is_numeric([row.get(column) for row in rows]) for column in columns)
+    given = {column: [row.get(column) for row in rows] for column in columns}
+    # A value is mostly one of few in its column, and each is put into words once.
+    different = {column: set(values) for column, values in given.items()}
+    told = {column: {value: _grid_value(column, value) for value in values} for column, values in different.items()}
+    body = tuple(zip(*(map(told[column].__getitem__, given[column]) for column in columns), strict=True))
+    numeric = tuple(column not in _FLAGS and _is_numeric(different[column]) for column in columns)
     return Grid(name, title, shows, tuple(formats.label(column) for column in columns), body, numeric)
 
 
-def _is_numeric(values: Sequence[str | None]) -> bool:
+def _is_numeric(values: Iterable[str | None]) -> bool:
     given = [value for value in values if value]
     return bool(given) and all(formats.number(value) is not None for value in given)
 
