@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 KEYS = {
     "matrix": ("base_model", "quant"),
     "deltas": ("base_model", "quant", "metric"),
+    "paired": ("base_model", "quant", "metric"),
+    "paired_rates": ("base_model", "quant", "metric"),
     "regimes": ("base_model", "quant"),
     "row_actions": ("base_model", "quant"),
     "correlations": ("scope", "quality_metric", "safety_metric"),
@@ -42,6 +44,8 @@ KEYS = {
     "power": ("base_model", "quant", "metric"),
     "judge_agreement": ("task", "quant"),
 }
+OURS = {"paired_rates": "paired"}
+"""Our table where it has another name: the reference tests only some of its rows."""
 TOLERANCE = {
     # pingouin gives these to two places.
     ("repeated_measures", "ci_lo"): 5e-3 + 1e-9,
@@ -84,9 +88,8 @@ def compare(bundle: Path, reference: Path) -> dict[str, Any]:
     """How many figures both have, and those that are not the same."""
     count, wrong = 0, []
     for name, keys in KEYS.items():
-        ours, theirs = (
-            pd.read_csv(folder / f"{name}.csv", **CSV).set_index(list(keys)) for folder in (bundle, reference)
-        )
+        files = (bundle / f"{OURS.get(name, name)}.csv", reference / f"{name}.csv")
+        ours, theirs = (pd.read_csv(file, **CSV).set_index(list(keys)) for file in files)
         for column in [column for column in theirs if column in ours]:
             for key, value in theirs[column].items():
                 count += 1

@@ -2,8 +2,9 @@
 
     python benchmarks/reference_analysis.py SOURCES.yaml --out FOLDER
 
-Reads the same files, and writes the same figures: matrix, deltas with paired intervals, regimes, actions, and the
-statistics over the matrix. Needs the `reference` extra. No report, no manifest, no claims.
+Reads the same files, and writes the same figures: matrix, deltas with paired intervals, the paired tests of every build
+(the exact ones for rates of independent prompts), regimes, actions, and the statistics over the matrix. Needs the
+`reference` extra. No report, no manifest, no claims, no random slopes, no tests of means or of clustered rates.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ JUDGED = {
     "UNBIASED": ("judge_bias_resistance", 1), "BIASED": ("judge_bias_resistance", 0),
 }  # fmt: skip
 B, SEED = 2000, 42
+MARGINS = {"mmlu_accuracy": 5, "arc_accuracy": 5, "classification_accuracy": 5, "bias_resistance": 5}
+"""Of the gated rates whose prompts are independent, in pp."""
 
 
 def read(folder: Path, source: dict[str, Any], cells: set[tuple[str, str]]) -> pd.DataFrame:
@@ -167,7 +170,7 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
     base = {model["name"]: model["baseline"] for model in config["models"]}
     matrix = pd.DataFrame(index=pd.MultiIndex.from_tuples(bits, names=CELL))
     matrix["bpw"] = bits.values()
-    paired, draws, differing, counted = [], {}, {}, {}
+    paired, tested, rates, draws, differing, counted = [], [], [], {}, {}, {}
     for metric, grid, units in grids(scores):
         for cell in grid:
             values = grid[cell].to_numpy()
@@ -187,12 +190,86 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
                 pairs_of = len(np.unique(units[~np.isnan(difference)]))
                 differing[cell, metric] = (np.count_nonzero(known), len(known), pairs_of)
                 paired.append((*cell, metric, low * scale, high * scale, len(known)))
+                if metric not in NOT_SHARES:
+                    tested.append((*cell, metric, *flips(known)))
+                if metric in PROPORTIONS and pairs_of == len(known):
+                    rates.append((*cell, metric, *rate(metric, known)))
     matrix = matrix.join(template(answers, scores))
     intervals = pd.DataFrame(paired, columns=[*CELL, "metric", "ci_lo", "ci_hi", "n"]).set_index([*CELL, "metric"])
     moved = deltas(matrix, base)
     return {"matrix": matrix, "deltas": intervals, **protocol(matrix, base, scores, draws), **statistics(matrix, moved),
+            "paired": keyed(tested, "n_pairs", "lost", "gained", "delta_pp", "p_value", "mcnemar_midp"),
+            "paired_rates": keyed(rates, "ci_lo_pp", "ci_hi_pp", "p_noninferior", "p_inferior"),
             "sign_reversal": reversal(moved), "power": detectable(matrix, base, differing, counted),
             "judge_agreement": agreement(judgements)}  # fmt: skip
+
+
+def keyed(rows: list[tuple[Any, ...]], *columns: str) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*CELL, "metric", *columns]).set_index([*CELL, "metric"])
+
+
+def flips(difference: np.ndarray) -> tuple[float, ...]:
+    """Pairs, lost and gained answers, the delta, and McNemar's test of it, exact and mid-p."""
+    lost, gained = int((difference < 0).sum()), int((difference > 0).sum())
+    p = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    midp = 1.0 if lost == gained else p - stats.binom.pmf(lost, lost + gained, 0.5)
+    return len(difference), lost, gained, 100 * difference.mean(), p, midp
+
+
+def rate(metric: str, difference: np.ndarray) -> tuple[float | None, ...]:
+    """Tango's interval of a paired difference, and whether it is within the margin or beyond it."""
+    n, lost, gained = len(difference), int((difference < 0).sum()), int((difference > 0).sum())
+    z, seen, edges = stats.norm.ppf(0.975), (lost - gained) / n, []
+    for sign in (1, -1):
+
+        def left(loss: float, reach: float = sign * z) -> float:
+            return lost - gained - n * loss + reach * np.sqrt(variance(lost, gained, n, loss))
+
+        # Where nothing differs the difference itself is a root too, and not the one that is meant.
+        start = seen + sign * 1e-9
+        edges.append(brentq(left, *sorted((start, sign)), xtol=1e-15) if abs(start) < 1 else sign)
+    below = above = None
+    if metric in MARGINS:
+        margin = MARGINS[metric] / 100
+        below, above = exact(lost, gained, n, margin), exact(gained, lost, n, -margin)
+    return -100 * edges[0], -100 * edges[1], below, above
+
+
+def variance(lost: Any, gained: Any, n: int, loss: float) -> Any:
+    """Of lost - gained, at its likeliest where P(lost) - P(gained) = loss (Tango 1998)."""
+    b = (2 * n - lost + gained) * loss - lost - gained
+    share = (np.sqrt(np.maximum(b * b + 8 * n * gained * loss * (1 - loss), 0)) - b) / (4 * n)
+    return np.maximum(n * (2 * share + loss * (1 - loss)), 0)
+
+
+def score(lost: Any, gained: Any, n: int, loss: float) -> Any:
+    """Tango's statistic of H0: P(lost) - P(gained) = loss."""
+    gap = lost - gained - n * loss
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gap == 0, 0.0, gap / np.sqrt(variance(lost, gained, n, loss)))
+
+
+def exact(lost: int, gained: int, n: int, loss: float) -> float:
+    """The largest chance, over all discordances of H0 (loss or more), of a table no less extreme; 1 on its own side.
+
+    Sought where ours seeks it: 40 shares of gained pairs, then 17 around the worst of them.
+    """
+    if lost - gained >= n * loss:
+        return 1.0
+    ups = np.arange(n + 1.0)
+    extreme = score(ups[:, None], ups[None, :], n, loss) <= score(lost, gained, n, loss) + 1e-9
+    most = (extreme & (ups[:, None] + ups[None, :] <= n)).sum(axis=0) - 1
+
+    def chance(share: float) -> float:
+        downs = stats.binom.cdf(most, n - ups, min(1.0, (share + loss) / (1 - share)))
+        return float((stats.binom.pmf(ups, n, share) * downs).sum())
+
+    least = max(0.0, -loss)
+    shares = least + ((1 - loss) / 2 - least) * np.linspace(0, 1, 40) ** 3
+    chances = [chance(share) for share in shares]
+    worst = int(np.argmax(chances))
+    around = np.linspace(shares[max(worst - 1, 0)], shares[min(worst + 1, 39)], 17)
+    return min(1.0, max(*chances, *map(chance, around)))
 
 
 def deltas(matrix: pd.DataFrame, base: dict[str, str]) -> pd.DataFrame:
