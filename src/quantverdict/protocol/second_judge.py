@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -89,13 +89,12 @@ def _rates(scores: pl.DataFrame) -> dict[CellId, dict[str, Estimate]]:
 
 def _by_judge(matrix: Matrix, policy: Policy, scores: pl.DataFrame) -> list[tuple[Signals, str, str]]:
     rates, base = _rates(scores), baselines(matrix)
+    compared_with = _rates(_of_same_prompts(scores, {baseline.cell for baseline in base.values()}))
     judged = []
     for row in matrix:
         own = _with_rates(row, rates.get(row.cell, {}), policy.refusal_metric)
         if row.base_model in base and not row.is_baseline:
-            baseline = base[row.base_model]
-            theirs = _rates(_of_same_prompts(scores, baseline.cell, row.cell)).get(baseline.cell, {})
-            compared = _with_rates(baseline, theirs, policy.refusal_metric).metrics
+            compared = _with_rates(base[row.base_model], compared_with.get(row.cell, {}), policy.refusal_metric).metrics
             own = replace(own, shared=Shared(0, 0, compared))
         judged.append(own)
     by_judge = policy.model_copy(update={"refusal_metric": policy.judge_refusal_metric})
@@ -105,13 +104,14 @@ def _by_judge(matrix: Matrix, policy: Policy, scores: pl.DataFrame) -> list[tupl
     ]
 
 
-def _of_same_prompts(scores: pl.DataFrame, baseline: CellId, cell: CellId) -> pl.DataFrame:
-    """The baseline's grades of the prompts that a build has grades of."""
-    own, theirs = (
-        scores.filter((scores["base_model"] == which.base_model) & (scores["quant"] == which.quant))
-        for which in (cell, baseline)
-    )
-    return theirs.join(own, on=["task", "sample_id", "metric"], how="semi")
+def _of_same_prompts(scores: pl.DataFrame, baselines: Collection[CellId]) -> pl.DataFrame:
+    """For every build the baseline's grades of the prompts that it has grades of, under the build's name."""
+    import polars as pl
+
+    cells = pl.DataFrame(sorted(baselines), schema={"base_model": pl.String, "quant": pl.String}, orient="row")
+    named = scores.with_columns(pl.col("base_model", "quant").cast(pl.String))
+    theirs = named.join(cells, on=["base_model", "quant"], how="semi").drop("quant")
+    return named.drop("value").join(theirs, on=["base_model", "task", "sample_id", "metric"])
 
 
 def _with_rates(row: Row, rates: Mapping[str, Estimate], refusal: str) -> Row:
