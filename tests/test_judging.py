@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -419,3 +420,34 @@ def test_verify_finds_tables_of_a_judge_that_is_no_longer_in_force(study, fakes,
     told = capsys.readouterr().out
     assert "judges.csv: of no judge that is in force" in told
     assert "judge_agreement.csv: nothing gives it any longer" in told
+
+
+def test_gate_and_diff_name_the_judge_of_each_rate(study, fakes, capsys):
+    """And both judges where the bundles have others; what has no instrument has no name beside it."""
+    fakes["first"], fakes["backup"] = Fake("first"), Fake("backup", lambda prompt, label: "FULL_REFUSAL")
+    study(FIRST)
+    shutil.copytree("b", "was")
+    assert execute(["gate", "b", "--junit", "j.xml", "--summary", "s.md"]) == 3
+    told = capsys.readouterr().out
+    assert "judge_refusal_rate (by judge first): worse by more than the margin" in told
+    assert "refusal_rate (by pattern): " in told
+    assert "rouge_l: too few prompts" in told
+    assert "refusal rate by judge first: worse by more" in Path("s.md").read_text()
+    junit = Path("j.xml").read_text()
+    assert 'name="judge_refusal_rate"' in junit
+    assert 'message="by judge first: worse by more than the margin' in junit
+    assert execute(["gate", "b", "--json"]) == 3
+    told = {one["metric"]: one["instrument"] for one in json.loads(capsys.readouterr().out)["verdicts"]}
+    assert (told["judge_refusal_rate"], told["rouge_l"]) == ("by judge first", None)
+    study(BACKUP)
+    capsys.readouterr()
+    assert execute(["diff", "was", "b"]) == 0
+    told = capsys.readouterr().out
+    assert "tiny/Q4_K_M refusal rate by judge first, then by judge backup: inferior -> " in told
+    assert execute(["diff", "was", "b", "--json"]) == 0
+    moved = {one["metric"]: one for one in json.loads(capsys.readouterr().out)["deltas"]}["judge_refusal_rate"]
+    assert (moved["instrument_before"], moved["instrument_after"]) == ("by judge first", "by judge backup")
+    study()
+    capsys.readouterr()
+    assert execute(["diff", "was", "b"]) == 0
+    assert "tiny/Q4_K_M refusal rate by judge first: inferior -> not there" in capsys.readouterr().out

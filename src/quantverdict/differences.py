@@ -26,7 +26,9 @@ from quantverdict.protocol.differences import (
     moved_deltas,
 )
 from quantverdict.records import CellId
+from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.formats import flatten
+from quantverdict.report.instruments import judges
 from quantverdict.verification import Rehearsal
 
 MADE_BY = ("packages", "hardware", "git_commit", "backends")
@@ -59,6 +61,7 @@ def compare(one: Path, two: Path) -> Differences:
         answers=tuple(answers(before, after, was)),
         engines=changes(made_by(before), made_by(after)),
         settings=changes(settings(before, decisions[0]), settings(after, decisions[1])),
+        judges=(judges(Artefacts(one)), judges(Artefacts(two))),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from quantverdict.matrix.columns import read_matrix
 from quantverdict.policy import POLICIES, Policy
 from quantverdict.protocol.gate import Gate, gate
 from quantverdict.protocol.gate_policy import GatePolicy
+from quantverdict.report.artefacts import Artefacts
+from quantverdict.report.instruments import judges
 from quantverdict.stages import decide, samples_of
 from quantverdict.verification import Rehearsal
 from quantverdict.yaml_file import load_yaml
@@ -75,7 +78,8 @@ def gate_bundle(root: Path, asked: GatePolicy, today: date) -> Gate:
     if rules != decided_by:
         decide(bundle, rules, samples_of(bundle))
         document = {**bundle.documents["decision.json"], "study": document["study"]}
-    return gate(document, read_matrix(bundle.path("matrix.csv")), asked, today)
+    found = gate(document, read_matrix(bundle.path("matrix.csv")), asked, today)
+    return replace(found, judges=judges(Artefacts(root)))
 
 
 def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:

@@ -56,8 +56,8 @@ def test_junit_says_why_whatever_the_characters(mixed):
     assert messages == [
         'a <b> & "c" | d\ufffde\ufffdf\ufffd',
         "not resolvable: too few prompts",
-        "waived until 2030-01-01: known",
-        "not measured: no pair",
+        "by pattern: waived until 2030-01-01: known",
+        "by pattern: not measured: no pair",
     ]
 
 

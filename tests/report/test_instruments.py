@@ -1,16 +1,19 @@
 """What both reports say of instruments: judges by their names, tables of judges, alarms, the inside of the builds."""
 
 import csv
+import io
 import json
+import re
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 from quantverdict.report.bundle import read_bundle
 from quantverdict.report.heatmap import heat_maps
 from quantverdict.report.render import report_texts
 from quantverdict.report.tables import builds
-from quantverdict.report.terminal import summary_lines
+from quantverdict.report.terminal import decision_table, summary_lines
 
 MODEL = "smollm2-135m"
 DIRECTION = "first_judge,second_judge,metric,task,quant,n,only_first,only_second,more_credit,p_value\n"
@@ -110,3 +113,30 @@ def test_a_value_that_has_no_change_stands_alone_in_the_heat_map(small):
     (heat,) = heat_maps(bundle, builds(bundle))
     (line,) = [row for _, rows in heat.groups for row in rows if row.metric == "baseline kl"]
     assert next((cell.value, cell.delta) for cell in line.cells if cell.tone != "reference") == ("0.200", "")
+
+
+@pytest.mark.parametrize("names", [("gemma",), ("a-judge-of-a-very-long-name-that-no-axis-has-room-for", "another")])
+def test_axes_and_the_terminal_name_the_instrument_as_far_as_there_is_room(small, names):
+    """By pattern, by which judge, or where its name is too long that it is one; the caption then has the whole."""
+
+    def axes(html):
+        return re.findall(r'<text [^>]*class="title"[^>]*>([^<]*)</text>', html)
+
+    def header(width):
+        console = Console(width=width, file=io.StringIO())
+        console.print(decision_table(small))
+        return console.file.getvalue().split("FP16")[0]
+
+    html, _ = texts(small, "default")
+    assert "refusal delta by pattern (pp)" in axes(html)
+    assert "refusal rate by pattern (%)" in axes(html)
+    assert re.search(r"refusal delta +.*\n.*by pattern, pp", header(120))
+    judge(small, *((name, "harm", "FULL_REFUSAL") for name in names))
+    html, _ = texts(small, "default")
+    by = f"by judge {names[0]}" if len(names) == 1 else "by judge"
+    assert f"refusal delta {by} (pp)" in axes(html)
+    assert "refusal rate by judge (%)" in axes(html)
+    assert f"refusal rate by judge{'s' * (len(names) > 1)} {', '.join(names)}" in html
+    shown = header(120)
+    assert ("gemma, pp" if len(names) == 1 else "a-judge-of-…, pp") in shown
+    assert max(map(len, header(80).splitlines())) <= 80

@@ -71,6 +71,7 @@ class Differences:
         answers: of every cell that answered in both.
         engines, settings: what made the answers, and what the study and its policy say otherwise.
         cells: how many both bundles have.
+        judges: of either bundle, each rate by judges to those whose labels it counts.
     """
 
     one: str
@@ -82,6 +83,7 @@ class Differences:
     answers: tuple[Answers, ...]
     engines: tuple[Change, ...]
     settings: tuple[Change, ...]
+    judges: tuple[Mapping[str, tuple[str, ...]], Mapping[str, tuple[str, ...]]] = ({}, {})
 
 
 def changed_verdicts(one: Cells, two: Cells) -> tuple[CellChange, ...]:

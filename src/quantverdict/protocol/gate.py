@@ -74,6 +74,7 @@ class Gate:
         builds: that were gated, in study order; verdicts of baselines are in `verdicts` only.
         verdicts: floors of the baselines first, then build by build.
         notes: waivers that do not hold, or that nothing needed.
+        judges: each rate by judges to those whose labels it counts.
     """
 
     study: str
@@ -82,6 +83,7 @@ class Gate:
     builds: tuple[CellId, ...]
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
+    judges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> ExitCode:

@@ -14,8 +14,10 @@ from quantverdict.report.svg import Box, Placed, Scale, element, log_ticks, plac
 
 SIZES = {"regimes": (380.0, 320.0), "alone": (440.0, 360.0), "bits": (380.0, 235.0), "trade": (400.0, 280.0)}
 """Width and height of each kind of panel, in units that are about a pixel where it is shown."""
-SMALL, TICK = 11.0, 11.5
-"""Sizes of labels and of ticks, as in the style sheet."""
+SMALL, TICK, TITLE = 11.0, 11.5, 12.0
+"""Sizes of labels, of ticks and of the titles of axes, as in the style sheet."""
+TOP, BOTTOM = 10.0, 46.0
+"""Room above and under where the data is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Axis:
     lo: float
     hi: float
     log: bool = False
+
+
+def fitting(titles: Sequence[str], height: float) -> str:
+    """The first title of an upward axis that a panel of this height has room for, the last if none is."""
+    room = height - BOTTOM + TOP  # it stands in the middle of where the data is drawn, and may go on above and under
+    return next((title for title in titles if text_width(title, TITLE) <= room), titles[-1])
 
 
 def regime_areas(policy: Mapping[str, object]) -> list[Area]:
@@ -205,7 +213,7 @@ def _patterns(name: str, only: str | None = None) -> str:
 def _frame(size: tuple[float, float], up: Axis) -> Box:
     """Where the data is drawn: beside the axis title and the widest label of a tick, above those of the other axis."""
     widest = max(text_width(_tick(value), TICK) for value in ticks(up.lo, up.hi, 5))
-    return Box(26 + widest, 10, size[0] - 10, size[1] - 46)
+    return Box(26 + widest, TOP, size[0] - 10, size[1] - BOTTOM)
 
 
 def _scales(axes: tuple[Axis, Axis], frame: Box) -> tuple[Scale, Scale]:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from quantverdict.protocol.differences import ACTION, CellChange, Change, DeltaMove, Differences
 from quantverdict.records import CellId
 from quantverdict.report import formats
+from quantverdict.report.instruments import JUDGED
 
 SHOWN = 12
 """So many moved deltas are listed; the JSON has all."""
@@ -20,8 +21,8 @@ def lines(found: Differences) -> list[str]:
 
 def _lines(found: Differences) -> Iterator[str]:
     yield f"{found.study}: {found.one} -> {found.two}, {found.cells} builds in both"
-    yield from _part("verdicts changed", [_verdict(one) for one in found.verdicts])
-    moves = [_move(one) for one in found.moves[:SHOWN]]
+    yield from _part("verdicts changed", [_verdict(found, one) for one in found.verdicts])
+    moves = [_move(found, one) for one in found.moves[:SHOWN]]
     if len(found.moves) > SHOWN:
         moves.append(f"and {len(found.moves) - SHOWN} more (--json has all)")
     yield from _part("deltas moved (pp)", moves)
@@ -34,15 +35,31 @@ def _part(title: str, body: Sequence[str]) -> list[str]:
     return [f"{title}:", *(f"  {line}" for line in body)] if body else [f"{title}: none"]
 
 
-def _verdict(one: CellChange) -> str:
-    what = "" if one.what == ACTION else f" {formats.label(one.what)}"
+def _verdict(found: Differences, one: CellChange) -> str:
+    what = "" if one.what == ACTION else f" {_label(found, one.what)}"
     return f"{one.cell}{what}: {_word(one.before)} -> {_word(one.after)}"
 
 
-def _move(one: DeltaMove) -> str:
+def _label(found: Differences, metric: str) -> str:
+    """A metric with its instrument, or with that of either bundle where they differ."""
+    by = [one for one in _instruments(found, metric) if one]
+    return f"{formats.bare(metric)} {', then '.join(dict.fromkeys(by))}".rstrip()
+
+
+def _instruments(found: Differences, metric: str) -> list[str | None]:
+    """Of either bundle; None where it has no such rate, or the metric names no instrument."""
+    told: list[str | None] = []
+    for judges in found.judges:
+        with formats.judged_by(judges):
+            known = metric in judges or metric not in JUDGED
+            told.append((formats.instrument(metric) or None) if known else None)
+    return told
+
+
+def _move(found: Differences, one: DeltaMove) -> str:
     before, after, moved = (formats.delta(_float(value)) for value in (one.before, one.after, one.moved))
     how = "" if one.moved is None else f" ({moved})"
-    return f"{one.cell} {formats.label(one.metric)}: {before} -> {after}{how}"
+    return f"{one.cell} {_label(found, one.metric)}: {before} -> {after}{how}"
 
 
 def _answers(found: Differences, at: int) -> str:
@@ -67,9 +84,11 @@ def as_json(found: Differences) -> dict[str, object]:
         "one": found.one,
         "two": found.two,
         "verdict_changed": bool(found.verdicts),
-        "verdicts": [{**_cell(one.cell), "what": one.what, **_pair(one)} for one in found.verdicts],
+        "verdicts": [
+            {**_cell(one.cell), "what": one.what, **_by(found, one.what), **_pair(one)} for one in found.verdicts
+        ],
         "deltas": [
-            {**_cell(one.cell), "metric": one.metric, "before_pp": _float(one.before),
+            {**_cell(one.cell), "metric": one.metric, **_by(found, one.metric), "before_pp": _float(one.before),
              "after_pp": _float(one.after), "moved_pp": _float(one.moved)}
             for one in found.moves
         ],
@@ -85,6 +104,11 @@ def as_json(found: Differences) -> dict[str, object]:
 
 def _cell(cell: CellId) -> dict[str, str]:
     return {"base_model": cell.base_model, "quant": cell.quant}
+
+
+def _by(found: Differences, metric: str) -> dict[str, str | None]:
+    before, after = _instruments(found, metric)
+    return {"instrument_before": before, "instrument_after": after}
 
 
 def _pair(one: CellChange | Change) -> dict[str, str | None]:

@@ -41,13 +41,22 @@ def regime_figures(bundle: BundleView, rows: Sequence[Build]) -> list[Figure]:
     if not groups:
         return []
     quality = formats.label(str(bundle.decision.get("quality_metric", "quality")))
-    titles = (f"quality delta: {quality} (pp)", "refusal delta (pp)")
+    kind = charts.SIZES["alone" if len(groups) == 1 else "regimes"]
+    titles = (f"quality delta: {quality} (pp)", charts.fitting(_refusal_titles(bundle), kind[1]))
     axes = charts.shared_axes(list(groups.values()), areas, titles)
     return [
         Figure(name, formats.plain(model), "", charts.regime_panel(name, marks, areas, axes, alone=len(groups) == 1))
         for index, (model, marks) in enumerate(groups.items())
         for name in [f"regimes-{index}"]
     ]
+
+
+def _refusal_titles(bundle: BundleView) -> list[str]:
+    """From the one that names judges to the shortest."""
+    delta = formats.refusal_delta(bundle.decision.get("policy") or {})
+    with formats.judged_by({}):
+        kind = formats.refusal_delta(bundle.decision.get("policy") or {})
+    return [f"{delta} (pp)", f"{kind} (pp)", "refusal delta (pp)"]
 
 
 def _regime_marks(bundle: BundleView, rows: Sequence[Build], model: str) -> Iterator[Mark]:
@@ -129,8 +138,11 @@ def leading(metric: str) -> bool:
 def _bits_figure(name: str, metric: str, series: Sequence[Sequence[Mark]], across: Axis) -> Figure:
     ends = [end for marks in series for mark in marks for end in (mark.y, *(mark.y_range or ()))]
     lo, hi = span(ends)
-    title = formats.label(metric) + (" (%)" if METRICS[metric].proportion else "")
-    drawn = charts.metric_panel(name, series, (across, Axis(title, lo, hi)), labelled=len(series) == 1)
+    with formats.judged_by({}):
+        names = (formats.label(metric), formats.bare(metric))
+    titles = [title + (" (%)" if METRICS[metric].proportion else "") for title in (formats.label(metric), *names)]
+    up = Axis(charts.fitting(titles, charts.SIZES["bits"][1]), lo, hi)
+    drawn = charts.metric_panel(name, series, (across, up), labelled=len(series) == 1)
     return Figure(name, formats.label(metric), heatmap.direction(metric), drawn)
 
 

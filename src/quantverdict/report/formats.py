@@ -153,6 +153,12 @@ def instrument(metric: str) -> str:
     return "".join(label(metric).partition(" by ")[1:]).strip()
 
 
+def measured(metric: str) -> str:
+    """A metric by its identifier, and the instrument that it is by."""
+    by = instrument(metric)
+    return f"{metric} ({by})" if by else metric
+
+
 def bare(metric: str) -> str:
     """A metric's name without its instrument, which stands beside it."""
     return label(metric).partition(" by ")[0]

@@ -13,7 +13,12 @@ _NO_XML = re.compile("[\ufffe\uffff]")
 
 
 def junit_xml(gate: Gate) -> str:
-    """The document, without times: nothing in it is run."""
+    """The document, without times: nothing in it is run. What a rate is by stands in the text, and names stay."""
+    with formats.judged_by(gate.judges):
+        return _document(gate)
+
+
+def _document(gate: Gate) -> str:
     root = ET.Element("testsuites", _counts(gate.study, gate.verdicts))
     for cell in gate.cells:
         suite = ET.SubElement(root, "testsuite", _counts(str(cell), gate.of(cell)))
@@ -36,15 +41,17 @@ def _counts(name: str, verdicts: tuple[Verdict, ...]) -> dict[str, str]:
 
 def _case(suite: ET.Element, one: Verdict) -> None:
     case = ET.SubElement(suite, "testcase", {"classname": _text(one.cell), "name": _text(one.metric)})
+    by = formats.instrument(one.metric)
+    by = f"{by}: " if by else ""
     match one.status:
         case "passed":
-            ET.SubElement(case, "system-out").text = _text(one.reason)
+            ET.SubElement(case, "system-out").text = _text(f"{by}{one.reason}")
         case "failed":
-            failure = ET.SubElement(case, "failure", {"type": "rejected", "message": _text(one.reason)})
-            failure.text = _text(f"{one.cell}: {one.metric}: {one.reason}")
+            failure = ET.SubElement(case, "failure", {"type": "rejected", "message": _text(f"{by}{one.reason}")})
+            failure.text = _text(f"{one.cell}: {formats.measured(one.metric)}: {one.reason}")
         case _:
             said = one.reason if one.status == "waived" else f"{formats.words(one.status)}: {one.reason}"
-            ET.SubElement(case, "skipped", {"message": _text(said)})
+            ET.SubElement(case, "skipped", {"message": _text(f"{by}{said}")})
 
 
 def _text(value: object) -> str:

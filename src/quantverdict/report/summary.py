@@ -26,6 +26,11 @@ MEANING = {
 
 def gate_json(gate: Gate) -> dict[str, object]:
     """The gate in plain values; a delta in pp, what was not measured null."""
+    with formats.judged_by(gate.judges):
+        return _json(gate)
+
+
+def _json(gate: Gate) -> dict[str, object]:
     return {
         "study": gate.study,
         "policy": gate.policy,
@@ -41,6 +46,7 @@ def gate_json(gate: Gate) -> dict[str, object]:
                 "base_model": one.cell.base_model,
                 "quant": one.cell.quant,
                 "metric": one.metric,
+                "instrument": formats.instrument(one.metric) or None,
                 "status": one.status,
                 "was": one.was,
                 "reason": one.reason,
@@ -55,9 +61,10 @@ def gate_json(gate: Gate) -> dict[str, object]:
 def gate_lines(gate: Gate) -> list[str]:
     """Each cell with what stands against it, then the verdict."""
     lines = []
-    for cell in gate.cells:
-        lines.append(f"{cell}: {_verdict(gate, cell)}")
-        lines += [f"  {SIGNS[one.status]} {one.metric}: {one.reason}" for one in gate.of(cell)]
+    with formats.judged_by(gate.judges):
+        for cell in gate.cells:
+            lines.append(f"{cell}: {_verdict(gate, cell)}")
+            lines += [f"  {SIGNS[one.status]} {formats.measured(one.metric)}: {one.reason}" for one in gate.of(cell)]
     lines += [f"note: {note}" for note in gate.notes]
     lines.append(f"gate: {formats.words(NAMES[gate.exit_code])} (exit {int(gate.exit_code)}): {_meaning(gate)}")
     return [" ".join(formats.plain(line).split("\n")) for line in lines]
@@ -65,7 +72,8 @@ def gate_lines(gate: Gate) -> list[str]:
 
 def summary_markdown(gate: Gate) -> str:
     """The section of a job summary."""
-    return "\n\n".join(_parts(gate)) + "\n"
+    with formats.judged_by(gate.judges):
+        return "\n\n".join(_parts(gate)) + "\n"
 
 
 def _parts(gate: Gate) -> Iterator[str]:

@@ -21,7 +21,12 @@ from quantverdict.report.tables import Build
 COLOURS = {"ship": "blue", "reject": "red", "unknown": "yellow", "failed": "dim", "reference": ""}
 WIDE, MIDDLE, NARROW = 112, 96, 72
 """Columns from which an action stands on one line, file size and speed are shown, and the regime is."""
-ASCII = str.maketrans({"\N{CHECK MARK}": "+", "\N{MULTIPLICATION X}": "x", "\N{BLACK SQUARE}": "#", formats.MINUS: "-"})
+INTERVAL = 16
+"""Columns that `[-12.34, +12.34]` takes."""
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+ASCII = str.maketrans(
+    {ELLIPSIS: "...", "\N{CHECK MARK}": "+", "\N{MULTIPLICATION X}": "x", "\N{BLACK SQUARE}": "#", formats.MINUS: "-"}
+)
 """Signs for a terminal that has no others."""
 
 
@@ -30,11 +35,13 @@ class DecisionTable:
     """Draws itself for the width it is given."""
 
     rows: tuple[Build, ...]
+    refusal: str = "refusal delta"
+    """The heading of refusal deltas, with their instrument."""
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         for model in dict.fromkeys(row.model for row in self.rows):
             rows = [row for row in self.rows if row.model == model]
-            yield _table(model, rows, options)
+            yield _table(model, rows, options, self.refusal)
             yield from (_why(row, options) for row in rows)
             for best in [row for row in rows if row.is_best]:
                 yield Padding(_text(f"* {tables.BEST.get(best.group, 'the best')}", options, "dim"), (0, 0, 0, 2))
@@ -49,7 +56,8 @@ def decision_table(bundle_dir: Path) -> DecisionTable:
     """
     read = Artefacts(bundle_dir)
     with formats.judged_by(judges(read)):
-        return DecisionTable(tuple(tables.builds(read_bundle(bundle_dir, read))))
+        bundle = read_bundle(bundle_dir, read)
+        return DecisionTable(tuple(tables.builds(bundle)), formats.refusal_delta(bundle.decision.get("policy") or {}))
 
 
 def summary_lines(bundle_dir: Path) -> list[str]:
@@ -95,7 +103,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=WIDE)
 
 
-def _table(model: str, rows: Sequence[Build], options: ConsoleOptions) -> Table:
+def _table(model: str, rows: Sequence[Build], options: ConsoleOptions, refusal: str) -> Table:
     wide, middle = options.max_width >= WIDE, options.max_width >= MIDDLE
     table = Table(title=_text(model, options, "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.padding, table.pad_edge = (0, int(wide), 0, 0), False
@@ -105,13 +113,25 @@ def _table(model: str, rows: Sequence[Build], options: ConsoleOptions) -> Table:
         table.add_column("file\nsize", justify="right", no_wrap=True)
         table.add_column("tok/s", justify="right", no_wrap=True)
     table.add_column("quality\ndelta, pp", justify="right", no_wrap=True)
-    table.add_column("refusal\ndelta, pp", justify="right", no_wrap=True)
+    table.add_column(_text(_heading(refusal), options), justify="right", no_wrap=True)
     if options.max_width >= NARROW:
         table.add_column("regime", min_width=12, max_width=18 if wide else 12)
     table.add_column("action", min_width=12, max_width=30 if wide else 12)
     for row in rows:
         table.add_row(*_cells(row, options, sized=middle))
     return table
+
+
+def _heading(refusal: str) -> str:
+    """A heading in lines no wider than an interval: `refusal delta`, `by pattern, pp`; a long judge's name is cut."""
+    what, by, instrument = f"{refusal}, pp".partition(" by ")
+    if not by:
+        return "refusal\ndelta, pp"
+    if len(instrument) + 3 <= INTERVAL:
+        return f"{what}\nby {instrument}"
+    kind, _, name = instrument.partition(" ")
+    cut = name if len(name) <= INTERVAL else f"{name[: INTERVAL - 5]}{ELLIPSIS}, pp"
+    return f"{what}\nby {kind}\n{cut}"
 
 
 def _cells(row: Build, options: ConsoleOptions, *, sized: bool) -> list[Text]:
