@@ -135,7 +135,7 @@ def test_axes_and_the_terminal_name_the_instrument_as_far_as_there_is_room(small
     html, _ = texts(small, "default")
     by = f"by judge {names[0]}" if len(names) == 1 else "by judge"
     assert f"refusal delta {by} (pp)" in axes(html)
-    assert "refusal rate by judge (%)" in axes(html)
+    assert f"refusal rate {by} (%)" in axes(html)
     assert f"refusal rate by judge{'s' * (len(names) > 1)} {', '.join(names)}" in html
     shown = header(120)
     assert ("gemma, pp" if len(names) == 1 else "a-judge-of-…, pp") in shown

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from quantverdict.errors import BundleError
 from quantverdict.report.bundle import read_bundle
 from quantverdict.report.markdown import TEMPLATES
-from quantverdict.report.render import SECTIONS, html, render_report, report_context
+from quantverdict.report.render import SECTIONS, html, render_report, report_context, report_texts
 from quantverdict.report.statements import told_of
 
 EVIL = "evil\"'><script>alert(1)</script>&amp;|`*_x_* [a](http://b.c) {{ 7 }}"
@@ -282,3 +283,21 @@ def test_bits_per_weight_are_called_true_only_where_files_were_read(small):
     text, _ = rendered(small)
     assert "true bits per weight" not in text
     assert "no file was read" in text
+
+
+@pytest.mark.parametrize("profile", ["default", "study"])
+@pytest.mark.parametrize("alarmed", [True, False])
+def test_every_heading_of_the_markdown_stands_between_blank_lines(small, study, tmp_path, profile, alarmed):
+    """Without one a reader takes `##` under a table for a row of it; and the file ends with one line end."""
+    for bundle in (small, study):
+        copy = shutil.copytree(bundle, tmp_path / f"{bundle.name}-{alarmed}")
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"report": {"profile": profile}}))
+        if not alarmed:
+            (copy / "alarms.csv").unlink(missing_ok=True)
+        text = report_texts(copy)["report.md"].decode()
+        lines = ["", *re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL).split("\n")]
+        headings = [at for at, line in enumerate(lines) if re.match("#{1,6} ", line)]
+        assert len(headings) > 5
+        assert [lines[at] for at in headings if lines[at - 1] or lines[at + 1]] == []
+        assert text == text.rstrip("\n") + "\n"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from quantverdict.report import formats
 from quantverdict.report.svg import Box, Placed, Scale, element, log_ticks, place_labels, span, text, text_width, ticks
 
-SIZES = {"regimes": (380.0, 320.0), "alone": (440.0, 360.0), "bits": (380.0, 235.0), "trade": (400.0, 280.0)}
+SIZES = {"regimes": (380.0, 320.0), "alone": (440.0, 360.0), "bits": (380.0, 265.0), "trade": (400.0, 280.0)}
 """Width and height of each kind of panel, in units that are about a pixel where it is shown."""
 SMALL, TICK, TITLE = 11.0, 11.5, 12.0
 """Sizes of labels, of ticks and of the titles of axes, as in the style sheet."""
