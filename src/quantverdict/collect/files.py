@@ -154,7 +154,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def cell_text(value: Value) -> str:
     """None and NaN are empty, booleans 1/0, fractions decimals of up to 12 places, floats the shortest exact text."""
-    match value:
+    match value:  # what is most frequent first
+        case float():
+            # Not `repr`, which names the type of a NumPy float.
+            return "" if math.isnan(value) else float.__repr__(value)
         case None:
             return ""
         case str():
@@ -163,9 +166,6 @@ def cell_text(value: Value) -> str:
             return "1" if value else "0"
         case int():
             return str(value)
-        case float():
-            # Not `repr`, which names the type of a NumPy float.
-            return "" if math.isnan(value) else float.__repr__(value)
         case Fraction():
             return decimal_text(value)
     raise TypeError(f"a table cannot hold {value!r} ({type(value).__name__})")
