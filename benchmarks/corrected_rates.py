@@ -1,6 +1,6 @@
 """Do corrected rates cover what they say, by simulation? docs/labels.md quotes the output.
 
-    python benchmarks/corrected_rates.py [--repeats 3000] [--studies 300] [--seed 1]
+    python benchmarks/corrected_rates.py [--repeats 3000] [--studies 600] [--seed 1]
 
 `rates`: one cell of 220 prompts, true rate 0.05 to 0.95, sensitivity and specificity 0.7 to 0.99, 50 to 200 labelled,
 with and without a part that is labelled whole, as discordant pairs are. `studies`: the design as it is used: a baseline
@@ -200,7 +200,7 @@ def check_studies(rng, studies):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3000)
-    parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--studies", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     rng, start = np.random.default_rng(given.seed), time.monotonic()

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from quantverdict.matrix.human import Labelled, Raw, Sample, corrected_table, design_effect, instruments_table
+from quantverdict.matrix.human import (
+    Labelled,
+    Raw,
+    Sample,
+    corrected_table,
+    design_effect,
+    few_clusters,
+    instruments_table,
+)
 from quantverdict.matrix.label_design import Answered, Drawn, Prompted, draw
 from quantverdict.records import CellId
 from quantverdict.stats.corrected_rates import Stratum
@@ -69,6 +77,14 @@ def test_a_difference_has_the_design_effect_of_its_own_changes():
     alike = [(at // 2, 1.0 if at // 2 % 2 else -1.0) for at in range(80)]
     assert design_effect(["s"] * 80, even, gained, lost) == 1
     assert design_effect(["s"] * 80, alike, gained, lost) == pytest.approx(2)
+
+
+def test_few_clusters_widen_more_than_many_and_none_not_at_all():
+    """Ten clusters: 10/9 of the variance, and Student's t at 9 degrees of freedom, 2.262, for 1.960."""
+    assert few_clusters(range(80)) == 1
+    assert few_clusters([at // 8 for at in range(80)]) == pytest.approx(10 / 9 * (2.2622 / 1.95996) ** 2, rel=1e-4)
+    assert 1 < few_clusters([at // 2 for at in range(400)]) < 1.03
+    assert few_clusters([0] * 9) > 40
 
 
 @pytest.mark.parametrize("stop", [1.0, 0.6])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from quantverdict.stats.corrected_rates import (
     Stratum,
     corrected_difference,
     corrected_rate,
+    few,
     kish,
     wilson_at,
 )
@@ -242,7 +243,8 @@ def _rate(
         (entry, value) for name, members in groups.items() for entry, value in zip(members, outcomes[name], strict=True)
     ]
     keys = [name for name, members in groups.items() for _ in members]
-    effect = design_effect(keys, [(unit(entry.answer), _number(value, 1)) for entry, value in values], strata)
+    clustered = [(unit(entry.answer), _number(value, 1)) for entry, value in values]
+    effect = design_effect(keys, clustered, strata) * few_clusters([cluster for cluster, _ in clustered], confidence)
     corrected = corrected_rate(strata, confidence, design_effect=effect)
     counts = len(entries), sum(stratum.labelled for stratum in strata), sum(stratum.unclear for stratum in strata)
     return (*counts, *_shown(corrected))
@@ -309,6 +311,18 @@ def design_effect(
     return max(1.0, sum(value**2 for value in clusters.values()) / single) if single else 1.0
 
 
+def few_clusters(clusters: Sequence[Hashable], confidence: float = 0.95) -> float:
+    """What a design effect is multiplied by where it rests on few clusters; 1 where each answer is one.
+
+    k / (k - 1) and Student's t at k - 1 degrees of freedom, k being clusters of equal size that tell as much.
+    """
+    sizes = Counter(clusters)
+    if len(sizes) == len(clusters):
+        return 1.0
+    k = max(kish(tuple(sizes.values())), 2.0)
+    return k / (k - 1) * few(k - 1, confidence)
+
+
 def _delta(labelled: Labelled, mine: Sequence[Drawn], theirs: Sequence[Drawn], confidence: float) -> tuple[Value, ...]:
     """Pairs, labelled pairs, difference, interval; blank for a baseline.
 
@@ -338,6 +352,7 @@ def _delta(labelled: Labelled, mine: Sequence[Drawn], theirs: Sequence[Drawn], c
     ]
     values = [(cluster, None if change == MISSING else change) for cluster, change in flat]
     effect = design_effect(keys, values, sides[1], sides[-1])
+    effect *= few_clusters([cluster for cluster, _ in flat], confidence)
     corrected = corrected_difference(sides[1], sides[-1], confidence, design_effect=effect)
     count = sum(change not in (MISSING, None) for _, change in flat)
     return len(keys), count, *_shown(corrected, 100)

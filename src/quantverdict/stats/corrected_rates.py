@@ -164,7 +164,7 @@ def corrected_difference(
     n = spread / variance if spread else total
     # One more than the labels less 1: the label that each stratum was lent counts.
     uncertain = sum(part**2 / one.clear for part, one in zip(sampling, gained, strict=True) if one.clear)
-    n /= max(design_effect, 1.0) * _few(variance**2 / uncertain if uncertain else math.inf, confidence)
+    n /= max(design_effect, 1.0) * few(variance**2 / uncertain if uncertain else math.inf, confidence)
     around = tango_interval(up * n, down * n, n, confidence)
     return Corrected(up - down, around.lo, around.hi, n)
 
@@ -197,12 +197,11 @@ def _spread(up: float, down: float) -> float:
     return max(up + down - (up - down) ** 2, 0.0)
 
 
-def _few(dof: float, confidence: float) -> float:
-    """What a variance judged with few degrees of freedom is multiplied by."""
+def few(dof: float, confidence: float = 0.95) -> float:
+    """What a variance judged with few degrees of freedom is multiplied by: (t / z)^2; below 1 they count as 1."""
     if math.isinf(dof):
         return 1.0
-    # To one digit, so that quantiles are found once.
-    return (t_quantile(0.5 + confidence / 2, max(1.0, round(dof, 1))) / critical_z(confidence)) ** 2
+    return (t_quantile(0.5 + confidence / 2, max(dof, 1.0)) / critical_z(confidence)) ** 2
 
 
 def wilson_at(rate: float, n: float, confidence: float = 0.95) -> Interval:
