@@ -111,7 +111,31 @@ class _Chat(Reply):
     usage: _Usage = _Usage()
 
 
-class ServerChooser:
+class _RemoteChooser:
+    """What a server and Ollama have in common: questions are asked side by side, one that is refused is declined."""
+
+    def __init__(self, client: HttpClient, parallel: int) -> None:
+        self._client, self._parallel = client, parallel
+
+    def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """See `Chooser`."""
+        return ask_all(self._client, self._answer, prompts, self._parallel, None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _answer(self, prompt: Prompt) -> Completion:
+        try:
+            return self._ask(prompt)
+        except RefusedError as error:
+            return declined(str(error))
+
+    def _ask(self, prompt: Prompt) -> Completion:
+        raise NotImplementedError
+
+
+class ServerChooser(_RemoteChooser):
     """A server of the OpenAI API, by its own chat template.
 
     Raises:
@@ -119,7 +143,7 @@ class ServerChooser:
     """
 
     def __init__(self, service: Service, placement: Placement) -> None:
-        self._client, self._parallel = HttpClient(service, "/v1"), placement.parallel
+        super().__init__(HttpClient(service, "/v1"), placement.parallel)
         ready, self._takes_schema = False, True
         try:
             self._engine = identify(self._client, service.model)
@@ -134,18 +158,6 @@ class ServerChooser:
         engine = self._engine
         reads = "JSON schema" if self._takes_schema else "text"
         return {"engine": engine.name, "version": engine.version, "model": engine.model, "reads": reads, **engine.facts}
-
-    def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        def ask(prompt: Prompt) -> Completion:
-            try:
-                return self._ask(prompt)
-            except RefusedError as error:
-                return declined(str(error))
-
-        return ask_all(self._client, ask, prompts, self._parallel, None)
-
-    def close(self) -> None:
-        self._client.close()
 
     def _offers_schema(self) -> bool:
         """Whether the server takes a schema; it is asked once, so that no two questions are asked in two ways."""
@@ -194,7 +206,7 @@ class _Ollama(Reply):
     eval_count: int = 0
 
 
-class OllamaChooser:
+class OllamaChooser(_RemoteChooser):
     """A model that Ollama holds, by its native API: the schema goes into `format`, and no prompt is cut.
 
     Raises:
@@ -202,7 +214,8 @@ class OllamaChooser:
     """
 
     def __init__(self, service: Service, placement: Placement) -> None:
-        self._client, self._placement = HttpClient(service), placement
+        super().__init__(HttpClient(service), placement.parallel)
+        self._context = placement.context
         ready = False
         try:
             tags = read_reply(_Tags, self._client.get("/api/tags"), "/api/tags").models
@@ -228,20 +241,8 @@ class OllamaChooser:
     def identity(self) -> Identity:
         return self._identity
 
-    def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        def ask(prompt: Prompt) -> Completion:
-            try:
-                return self._ask(prompt)
-            except RefusedError as error:
-                return declined(str(error))
-
-        return ask_all(self._client, ask, prompts, self._placement.parallel, None)
-
-    def close(self) -> None:
-        self._client.close()
-
     def _ask(self, prompt: Prompt) -> Completion:
-        context = self._placement.context
+        context = self._context
         options = {"temperature": 0, "seed": SEED, "num_predict": ROOM, "num_ctx": context}
         body = {
             "model": self._model,

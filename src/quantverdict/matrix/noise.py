@@ -47,18 +47,27 @@ class Noise:
     floor: NoiseFloor
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Values less the baseline's, over the prompts that a build and every null arm have.
+
+    Attributes:
+        nulls: a row an arm.
+        units: the cluster of each prompt, None where each is its own.
+    """
+
+    build: FloatArray
+    nulls: FloatArray
+    units: list[int] | None
+
+
 def flips_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> Flips | None:
     """None where the baseline has no null arm, or they share no prompt."""
-    arms = _arms(grid, baseline, nulls)
-    if arms is None or cell not in grid.cells:
+    moved = _moved(grid, cell, baseline, nulls)
+    if moved is None:
         return None
-    mine = _column(grid, cell) - _column(grid, baseline)
-    known = ~(np.isnan(mine) | np.isnan(arms).any(axis=0))
-    if not known.any():
-        return None
-    variant, null = mine[known] != 0, arms[:, known] != 0
-    units = grid.units[known].tolist() if grid.clustered else None
-    return Flips(float(variant.mean()), noise_floor(null), excess_flips(variant, null, units).p)
+    variant, null = moved.build != 0, moved.nulls != 0
+    return Flips(float(variant.mean()), noise_floor(null), excess_flips(variant, null, moved.units).p)
 
 
 def gains_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> float | None:
@@ -66,14 +75,8 @@ def gains_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[
 
     None where the baseline has no null arm, or they share no prompt.
     """
-    arms = _arms(grid, baseline, nulls)
-    if arms is None or cell not in grid.cells:
-        return None
-    mine = _column(grid, cell) - _column(grid, baseline)
-    known = ~(np.isnan(mine) | np.isnan(arms).any(axis=0))
-    if not known.any():
-        return None
-    return excess_flips(mine[known] > 0, arms[:, known] > 0, grid.units[known].tolist() if grid.clustered else None).p
+    moved = _moved(grid, cell, baseline, nulls)
+    return None if moved is None else excess_flips(moved.build > 0, moved.nulls > 0, moved.units).p
 
 
 def noise_floors(samples: Grids, nulls: Mapping[CellId, CellId], confidence: float = 0.95) -> tuple[Noise, ...]:
@@ -100,6 +103,18 @@ def _by_task(grid: Grid, arms: FloatArray) -> Iterator[tuple[str, npt.NDArray[np
         yield ALL, arms[:, known] != 0
     for task in sorted(set(grid.tasks[known])):
         yield str(task), arms[:, known & (grid.tasks == task)] != 0
+
+
+def _moved(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> _Moved | None:
+    """None where the baseline has no null arm, or they share no prompt."""
+    arms = _arms(grid, baseline, nulls)
+    if arms is None or cell not in grid.cells:
+        return None
+    mine = _column(grid, cell) - _column(grid, baseline)
+    known = ~(np.isnan(mine) | np.isnan(arms).any(axis=0))
+    if not known.any():
+        return None
+    return _Moved(mine[known], arms[:, known], grid.units[known].tolist() if grid.clustered else None)
 
 
 def _arms(grid: Grid, baseline: CellId, nulls: Mapping[CellId, CellId]) -> FloatArray | None:
