@@ -56,20 +56,22 @@ class Roll:
         Args:
             identity: what is known of the model and the engine by now, the more the better.
         """
-        mine = self.judges.get(judge.name)
-        if mine is not None and is_alike(mine, judge, identity or {}):
-            return self
-        left = [*self.former] if mine is None else [*self.former, mine]
-        again = next((one for one in reversed(self.former) if is_alike(one, judge, identity or {})), None)
-        entry = again or {"config": plain(judge.model_dump()), "labels": self._new_file(judge.name)}
-        return Roll({**self.judges, judge.name: entry}, [one for one in left if one is not again])
+        mine, known = self.judges.get(judge.name), identity or {}
+        entries = (*(() if mine is None else (mine,)), *reversed(self.former))
+        alike = [entry for entry in entries if is_alike(entry, judge, known)]
+        # Once the model is known, labels that it gave come before an entry that holds none yet.
+        asked = [entry for entry in alike if known and "identity" in entry]
+        new = {"config": plain(judge.model_dump()), "labels": self._new_file(judge.name)}
+        entry = next(iter((*asked, *alike)), new)
+        rest = self if mine is None or mine is entry else self.retired(judge.name)
+        return Roll({**rest.judges, judge.name: entry}, [one for one in rest.former if one is not entry])
 
     def retired(self, name: str) -> Roll:
-        """Without a judge; its labels stay."""
+        """Without a judge; what it said stays, and an entry that holds nothing goes."""
         if name not in self.judges:
             return self
         rest = {other: entry for other, entry in self.judges.items() if other != name}
-        return Roll(rest, [*self.former, self.judges[name]])
+        return Roll(rest, [one for one in (*self.former, self.judges[name]) if "identity" in one])
 
     def _new_file(self, name: str) -> str:
         """NAME, or the first of NAME~2, NAME~3, ... that is no judge's: file systems may take small for capital."""
@@ -99,7 +101,7 @@ def is_alike(entry: Entry, judge: JudgeConfig, identity: Mapping[str, object]) -
 
 
 def _asked(judge: JudgeConfig) -> dict[str, object]:
-    return {**judge.model_dump(exclude=set(NOT_ASKED)), "engine": judge.engine}
+    return {**judge.model_dump(exclude={*NOT_ASKED, "backend"}), "engine": judge.engine}
 
 
 def rescored(stored: Study, given: Study, *, stopped: bool) -> Study:
