@@ -363,6 +363,14 @@ def test_another_bundle_is_not_overwritten(folder, tmp_path):
         folder.ingest("mine")
 
 
+def test_a_bundle_without_answers_is_not_judged_and_stays_as_it_is(done, tmp_path):
+    judge, before = tmp_path / "judge.yaml", told(done, ())
+    judge.write_text("{name: j, model: m, source: {path: judge.gguf}}")
+    with pytest.raises(BundleError, match="holds no answers to judge"):
+        pipeline.judge(done, str(judge))
+    assert told(done, ()) == before
+
+
 def test_the_order_of_the_rows_does_not_matter(folder, done):
     for content in folder.rows.values():
         random.Random(3).shuffle(content)

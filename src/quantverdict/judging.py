@@ -91,6 +91,7 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
 
 def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
     """Put a judge in force, by the labels that are its own as far as its identity is known, and see what it lacks."""
+    answers = answers_of(bundle)
     roll = roll_of(bundle).enlisted(judge, identity).with_entry(judge)
     if judge.second and "whole" not in roll.judges[judge.name]:
         roll = roll.with_entry(judge, whole=whole_cells(bundle))
@@ -98,7 +99,7 @@ def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
     file = labels_file(entry)
     bundle.refuse_changed(labels_path(file))
     bundle.record(**roll.parts)
-    answers, known = answers_of(bundle), read_labels(bundle.root, file)
+    known = read_labels(bundle.root, file)
     samples = answers.covered(judge, entry, statistics_of(bundle)[1])
     asked = {(q := answers.questions[sample]).key: q for sample in samples}
     missing = [q for key, q in asked.items() if key not in known and q.answer.strip()]
