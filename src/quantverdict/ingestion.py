@@ -165,19 +165,24 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: flo
     """`judge_agreement`, `judge_direction` and `second_judge_regimes`, where two judges labelled the same samples."""
     import polars as pl
 
-    first, path = stored_judgements(bundle), bundle.path(OTHER_JUDGEMENTS)
-    if first is None or not path.exists():
+    if not all(bundle.path(name).exists() for name in (JUDGEMENTS, OTHER_JUDGEMENTS)):
         return
     agreement, direction, regimes = [], [], []
-    scores = pl.read_parquet(bundle.path("scores.parquet"))
-    for (name,), second in pl.read_parquet(path).partition_by("judge", as_dict=True, maintain_order=True).items():
-        labelled = [frame.filter(frame["label"].is_not_null()) for frame in (first, second)]
+    others = pl.read_parquet(bundle.path(OTHER_JUDGEMENTS))
+    # Of the other files only what a second judge was asked too is read: the rest may be a hundred times as much.
+    first, scores = (
+        pl.scan_parquet(bundle.path(name)).join(others.lazy(), on=SAMPLE, how="semi")
+        for name in (JUDGEMENTS, "scores.parquet")
+    )
+    labels, refusals = first.collect(), scores.filter(pl.col("metric") == policy.refusal_metric).collect()
+    for (name,), second in others.partition_by("judge", as_dict=True, maintain_order=True).items():
+        labelled = [frame.filter(frame["label"].is_not_null()) for frame in (labels, second)]
         told = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
         if told:
             judges = ("+".join(told), str(name))
-            agreement.append(judge_agreement(label_pairs(first, second), judges, confidence))
+            agreement.append(judge_agreement(label_pairs(labels, second), judges, confidence))
             direction.append(judge_direction(labelled[0], labelled[1], judges))
-            regimes.append(second_judge_regimes(matrix, policy, first, second, judges, scores))
+            regimes.append(second_judge_regimes(matrix, policy, labels, second, judges, refusals))
     for tables in (agreement, direction, regimes):
         if tables:
             yield Table(tables[0].name, tables[0].columns, tuple(row for table in tables for row in table.rows))
