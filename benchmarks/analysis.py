@@ -45,7 +45,7 @@ KEYS = {
     "judge_agreement": ("task", "quant"),
 }
 OURS = {"paired_rates": "paired"}
-"""Our table where it has another name: the reference tests only some of its rows."""
+"""Our table where it has another name: the reference tests the rates among its rows."""
 TOLERANCE = {
     # pingouin gives these to two places.
     ("repeated_measures", "ci_lo"): 5e-3 + 1e-9,

@@ -3,8 +3,8 @@
     python benchmarks/reference_analysis.py SOURCES.yaml --out FOLDER
 
 Reads the same files, and writes the same figures: matrix, deltas with paired intervals, the paired tests of every build
-(the exact ones for rates of independent prompts), regimes, actions, and the statistics over the matrix. Needs the
-`reference` extra. No report, no manifest, no claims, no random slopes, no tests of means or of clustered rates.
+(the exact ones for rates), regimes, actions, and the statistics over the matrix. Needs the `reference` extra.
+No report, no manifest, no claims, no random slopes, no tests of means.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ JUDGED = {
     "UNBIASED": ("judge_bias_resistance", 1), "BIASED": ("judge_bias_resistance", 0),
 }  # fmt: skip
 B, SEED = 2000, 42
-MARGINS = {"mmlu_accuracy": 5, "arc_accuracy": 5, "classification_accuracy": 5, "bias_resistance": 5}
-"""Of the gated rates whose prompts are independent, in pp."""
+MARGINS = {"mmlu_accuracy": 5, "arc_accuracy": 5, "classification_accuracy": 5, "bias_resistance": 5,
+           "refusal_rate": 5, "judge_refusal_rate": 5}  # fmt: skip
+"""Of the gated rates, in pp."""
+ALPHA = 0.025
+"""One-sided level of their tests, by which few clusters are allowed for."""
 
 
 def read(folder: Path, source: dict[str, Any], cells: set[tuple[str, str]]) -> pd.DataFrame:
@@ -192,8 +195,8 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
                 paired.append((*cell, metric, low * scale, high * scale, len(known)))
                 if metric not in NOT_SHARES:
                     tested.append((*cell, metric, *flips(known)))
-                if metric in PROPORTIONS and pairs_of == len(known):
-                    rates.append((*cell, metric, *rate(metric, known)))
+                if metric in PROPORTIONS:
+                    rates.append((*cell, metric, *rate(metric, known, units[~np.isnan(difference)])))
     matrix = matrix.join(template(answers, scores))
     intervals = pd.DataFrame(paired, columns=[*CELL, "metric", "ci_lo", "ci_hi", "n"]).set_index([*CELL, "metric"])
     moved = deltas(matrix, base)
@@ -216,14 +219,19 @@ def flips(difference: np.ndarray) -> tuple[float, ...]:
     return len(difference), lost, gained, 100 * difference.mean(), p, midp
 
 
-def rate(metric: str, difference: np.ndarray) -> tuple[float | None, ...]:
-    """Tango's interval of a paired difference, and whether it is within the margin or beyond it."""
+def rate(metric: str, difference: np.ndarray, units: np.ndarray) -> tuple[float | None, ...]:
+    """Tango's interval of a paired difference, and whether it is within the margin or beyond it.
+
+    Where prompts come in clusters, by counts that are divided by the design effect (Rao & Scott 1992).
+    """
     n, lost, gained = len(difference), int((difference < 0).sum()), int((difference > 0).sum())
+    effect = 1.0 if len(np.unique(units)) == n else inflated(difference, units, lost + gained)
+    pairs, down, up = n / effect, lost / effect, gained / effect
     z, seen, edges = stats.norm.ppf(0.975), (lost - gained) / n, []
     for sign in (1, -1):
 
         def left(loss: float, reach: float = sign * z) -> float:
-            return lost - gained - n * loss + reach * np.sqrt(variance(lost, gained, n, loss))
+            return down - up - pairs * loss + reach * np.sqrt(variance(down, up, pairs, loss))
 
         # Where nothing differs the difference itself is a root too, and not the one that is meant.
         start = seen + sign * 1e-9
@@ -231,11 +239,28 @@ def rate(metric: str, difference: np.ndarray) -> tuple[float | None, ...]:
     below = above = None
     if metric in MARGINS:
         margin = MARGINS[metric] / 100
-        below, above = exact(lost, gained, n, margin), exact(gained, lost, n, -margin)
+        # Whole counts, rounded against the finding.
+        fewer, more = max(1, int(n / effect)), int(np.ceil(n / effect))
+        most = min(int(np.ceil(lost / effect)), fewer)
+        below = exact(most, min(int(gained / effect), fewer - most), fewer, margin)
+        gains = int(np.ceil(gained / effect))
+        above = exact(gains, min(int(lost / effect), more - gains), more, -margin)
     return -100 * edges[0], -100 * edges[1], below, above
 
 
-def variance(lost: Any, gained: Any, n: int, loss: float) -> Any:
+def inflated(difference: np.ndarray, units: np.ndarray, differing: int) -> float:
+    """The design effect, taken high: one differing pair more, of clusters that move as one, and t for z."""
+    clusters = pd.Series(difference).groupby(units)
+    sums, sizes, n = clusters.sum(), clusters.size(), len(difference)
+    most, mean = (sizes**2).sum() / n, difference.mean()
+    alone, k = differing - n * mean**2, len(sizes)
+    between = k / (k - 1) * ((sums - sizes * mean) ** 2).sum()
+    effect = min(max(between / alone, 1), most) if alone > 0 else most
+    effect = (differing * effect + most) / (differing + 1)
+    return float(min(effect * (stats.t.ppf(1 - ALPHA, n / most - 1) / stats.norm.ppf(1 - ALPHA)) ** 2, most))
+
+
+def variance(lost: Any, gained: Any, n: float, loss: float) -> Any:
     """Of lost - gained, at its likeliest where P(lost) - P(gained) = loss (Tango 1998)."""
     b = (2 * n - lost + gained) * loss - lost - gained
     share = (np.sqrt(np.maximum(b * b + 8 * n * gained * loss * (1 - loss), 0)) - b) / (4 * n)
