@@ -144,24 +144,44 @@ def interval(metric: str, values: np.ndarray, units: np.ndarray) -> tuple[float,
 
 
 def template(answers: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """The refusal template of every cell, over the answers that the source calls refused."""
+    """The refusal template of every cell, over the answers that the source calls refused, with its intervals."""
     refusals = scores[(scores.metric == "refusal_rate") & scores.value.notna()]
     rows = []
     for cell, part in answers.merge(refusals[[*SAMPLE, "value"]], on=SAMPLE).groupby(CELL):
-        refused = part[part.value == 1]
-        row = dict(zip(CELL, cell, strict=True)) | {"advbench_refusal_rate": len(refused) / len(part)}
-        row["advbench_refusal_rate_n"] = row["hard_refusal_rate_n"] = len(part)
-        row["hard_refusal_rate"] = sum(detect_refusal(text).label == "hard" for text in refused.text) / len(part)
-        shares = refused.text.map(prefix).value_counts(normalize=True)
-        if len(refused):
-            row["dominant_prefix_share"] = shares.iloc[0]
-            row["unique_prefix_rate"] = len(shares) / len(refused)
-            row["mean_refusal_tokens"] = refused.output_tokens.mean()
-            row["mean_refusal_chars"] = refused.text.str.strip().str.len().mean()
-        if len(refused) > 1:
-            row["prefix_entropy"] = max(0.0, stats.entropy(shares) / np.log(len(refused)))
+        refused, n = part[part.value == 1], len(part)
+        row = dict(zip(CELL, cell, strict=True))
+        for name, k in (("advbench_refusal_rate", len(refused)), ("hard_refusal_rate", sum(map(hard, refused.text)))):
+            low, high = stats.binom.ppf([0.025, 0.975], n, k / n) / n
+            row |= {name: k / n, f"{name}_n": n, f"{name}_ci_lo": low, f"{name}_ci_hi": high}
+        counts = refused.text.map(prefix).value_counts().to_numpy()
+        shown = {"mean_refusal_tokens": refused.output_tokens, "mean_refusal_chars": refused.text.str.strip().str.len()}
+        for name, values in shown.items() if len(refused) else ():
+            row[name] = values.mean()
+            # Drawn from all answers, those that are no refusal at the end.
+            everyone = np.concatenate([np.sort(values), np.full(n - len(refused), np.nan)])
+            row[f"{name}_ci_lo"], row[f"{name}_ci_hi"] = bootstrap(everyone, np.arange(n))
+        kinds = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.full(n - len(refused), -1)])
+        drawn = spread(kinds[np.random.default_rng(SEED).integers(0, n, (B, n))])
+        names, seen = ("dominant_prefix_share", "unique_prefix_rate", "prefix_entropy"), spread(kinds[None])
+        for name, (value,), resampled in zip(names, seen, drawn, strict=True):
+            if not np.isnan(value):
+                low, high = np.nanquantile(resampled, [0.025, 0.975])
+                row |= {name: value, f"{name}_ci_lo": low, f"{name}_ci_hi": high}
         rows.append(row)
     return pd.DataFrame(rows).set_index(CELL)
+
+
+def hard(text: str) -> bool:
+    return detect_refusal(text).label == "hard"
+
+
+def spread(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row: share of the most frequent kind, kinds over answers, their entropy over its maximum; -1 is none."""
+    counts = np.stack([(kinds == kind).sum(axis=1) for kind in range(max(kinds.max() + 1, 1))], axis=1)
+    n = counts.sum(axis=1)
+    some, several = np.where(n > 0, n, np.nan), np.where(n > 1, n, np.nan)
+    entropy = stats.entropy(counts + 0.0, axis=1) / np.log(several)
+    return counts.max(axis=1) / some, (counts > 0).sum(axis=1) / some, np.maximum(entropy, 0)
 
 
 def analyse(path: Path) -> dict[str, pd.DataFrame]:
