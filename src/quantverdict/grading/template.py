@@ -102,8 +102,11 @@ def openings(readings: Iterable[Reading]) -> Counter[str]:
 
 def prefix(text: str) -> str:
     """The first 5 words of an answer, lower case, punctuation to spaces."""
-    found = _WORD.finditer(cleaned(text[:2000].lower()))
-    return " ".join(word[0] for word in islice(found, PREFIX_WORDS))
+    for read in (200, 2000):
+        found = [word[0] for word in islice(_WORD.finditer(cleaned(text[:read].lower())), PREFIX_WORDS + 1)]
+        if len(found) > PREFIX_WORDS:  # the last is whole for certain, however the text goes on
+            break
+    return " ".join(found[:PREFIX_WORDS])
 
 
 def _share(k: int, n: int) -> Estimate | None:

@@ -150,9 +150,9 @@ def _series(bundle: BundleView, metric: str, model: str) -> list[Mark]:
     shape = str(bundle.models.index(model) % 8)
     factor = 100 if METRICS[metric].proportion else 1
     marks = []
-    for row in bundle.tables["matrix"]:
+    for row in (row for row in bundle.tables["matrix"] if row["base_model"] == model):
         value, bits = formats.number(row.get(metric)), formats.number(row.get("bpw"))
-        if row["base_model"] == model and value is not None and bits is not None and bits > 0:
+        if value is not None and bits is not None and bits > 0:
             label = formats.plain(" = ".join((row["quant"], *tables.twins_of(bundle, model, row["quant"]))))
             shown = f"{heatmap.metric_value(metric, value)} {heatmap.metric_interval(metric, row)}".rstrip()
             hint = f"{formats.plain(model)} {label}: {shown}"
