@@ -135,6 +135,15 @@ def test_a_decision_that_was_changed_by_hand_is_not_gated(bundle, capsys):
     assert "decision.json: changed since the bundle was finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["gate", "b"], ["diff", "b", "b"], ["report", "b"], ["verify", "b"]])
+def test_a_decision_of_another_version_is_one_line_and_exit_2(bundle, capsys, monkeypatch, command):
+    monkeypatch.setattr("quantverdict.protocol.document.SCHEMA", 99)
+    assert execute(command) == 2
+    printed = "".join(capsys.readouterr())
+    assert "b/decision.json: a decision of schema version 2; this program reads 99" in printed
+    assert "internal error" not in printed
+
+
 def test_a_run_is_gated_at_its_end_with_its_files(study, tmp_path, capsys):
     """One JSON document: the decision with the gate; the summary is added to what its file holds."""
     (tmp_path / "s.md").write_text("before\n")

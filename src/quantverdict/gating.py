@@ -15,6 +15,7 @@ from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.policy import POLICIES, Policy
+from quantverdict.protocol.document import refuse_other_schema
 from quantverdict.protocol.gate import Gate, gate
 from quantverdict.protocol.gate_policy import GatePolicy
 from quantverdict.report.artefacts import Artefacts
@@ -83,7 +84,7 @@ def gate_bundle(root: Path, asked: GatePolicy, today: date) -> Gate:
 
 
 def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:
-    """Refuse a bundle without a decision, or whose artefacts are not those that it was finished with.
+    """Refuse a bundle without a decision, or with one of another version, or changed since it was finished.
 
     Raises:
         BundleError: so it is.
@@ -97,6 +98,7 @@ def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:
             continue
         if not path.exists() or name not in entries or entries[name]["sha256"] != sha256_of(path):
             raise BundleError(f"{path}: changed since the bundle was finished; analyze the bundle again")
+    refuse_other_schema(bundle.read_json("decision.json"), bundle.path("decision.json"))
 
 
 def write_reports(found: Gate, junit: Path | None, summary: Path | None) -> None:

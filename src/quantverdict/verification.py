@@ -71,7 +71,7 @@ def recheck(root: Path) -> list[str]:
             problems.append(
                 f"{check.__name__.replace('_', ' ')} cannot be looked for ({type(error).__name__}: {error})"
             )
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def wrong_judgements(root: Path) -> Iterator[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 from quantverdict.config import Constraints
+from quantverdict.errors import BundleError
 from quantverdict.matrix.alarms import told
 from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
@@ -20,7 +22,7 @@ from quantverdict.protocol.selection import Choice
 from quantverdict.protocol.taxonomy import Findings, refusal_mde, unproven
 from quantverdict.records import CellId
 
-SCHEMA = 1
+SCHEMA = 2
 NAMED = 3
 """A note names so many builds; the tables name all."""
 
@@ -39,6 +41,19 @@ class Judged:
     choices: tuple[Choice, ...]
     fronts: Mapping[str, tuple[str, ...]]
     noise: tuple[Noise, ...] | None
+
+
+def refuse_other_schema(decision: object, path: Path) -> None:
+    """Refuse a `decision.json`, as it is or as a row of text, that a program of another version wrote.
+
+    Raises:
+        BundleError: so it is.
+    """
+    schema = decision.get("schema") if isinstance(decision, dict) else None
+    if str(schema) != str(SCHEMA):
+        raise BundleError(
+            f"{path}: a decision of schema version {schema}; this program reads {SCHEMA}: run or analyze it again"
+        )
 
 
 def document(judged: Judged) -> dict[str, object]:

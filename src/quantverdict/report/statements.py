@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from quantverdict.protocol.claims import escaped
+from quantverdict.protocol.document import refuse_other_schema
 from quantverdict.report import formats
 from quantverdict.report.alarms import alarm_sentences
 from quantverdict.report.artefacts import Artefacts
@@ -63,8 +64,15 @@ class Told:
 
 
 def told_of(root: Path) -> Told:
-    """What the reports of the bundle at `root` state, as its artefacts are."""
-    return Told(Book(Artefacts(root)))
+    """What the reports of the bundle at `root` state, as its artefacts are.
+
+    Raises:
+        BundleError: its decision is of another version, or cannot be read.
+    """
+    book = Book(Artefacts(root))
+    if book.decision:
+        refuse_other_schema(book.decision, root / "decision.json")
+    return Told(book)
 
 
 def ledger_of(root: Path) -> Ledger:
