@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -43,6 +43,7 @@ def test_the_closed_forms_are_the_likelihood_and_its_gradient(seed, entries):
 
 
 @settings(max_examples=12)
+@example(336353, 0.5, 0.0)  # the best points of a coarse grid all lead to a lower end
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 10.0]), st.sampled_from([0.0, 0.3, 3.0]))
 def test_no_optimiser_of_scipy_ends_higher(seed, spread, slope_spread):
     """Interior, correlation of 1, no variance at all: the same bound from six random starts of two methods."""

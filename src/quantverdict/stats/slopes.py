@@ -17,9 +17,11 @@ import numpy.typing as npt
 from quantverdict.stats.intervals import FloatArray
 from quantverdict.stats.likelihood import Crossproducts, best_intercept
 
-_STARTS, _CLIMBS, _STEPS = 6, 5, 400
-"""Starts that are followed of those that are looked at; steps of ECME, and at most of Newton's method, from each."""
-_LEVELS, _TILTS = (0.05, 0.2, 0.6, 1.5, 5.0), (-0.9, 0.0, 0.9)
+_PEAKS, _CLIMBS, _STEPS = 12, 5, 400
+"""Peaks of the grid that are followed; steps of ECME, and at most of Newton's method, from each start."""
+_LEVELS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 13.0, 26.0)
+_TILTS = (-1.0, -0.97, -0.8, -0.4, 0.0, 0.4, 0.8, 0.97, 1.0)
+"""The grid: spreads of intercepts and of slopes, relative to the residual's, and their correlation."""
 _REACH = 1e-6
 """How far apart gradients are taken for the second derivatives."""
 _FLAT, _STUCK = 1e-11, 1e3
@@ -50,7 +52,7 @@ def best_slopes(fits: Sequence[Crossproducts]) -> FloatArray:
     """
     data = _stacked(fits)
     starts = np.concatenate([_promising(data), _with_slopes([best_intercept(one) for one in fits])], axis=1)
-    every = data.of(np.repeat(np.arange(len(fits)), _STARTS))
+    every = data.of(np.repeat(np.arange(len(fits)), starts.shape[1]))
     begun = starts.reshape(-1, 3)
     climbed = _climb(every, begun)
     ends = [begun, climbed, _newton(every, climbed)]
@@ -69,12 +71,27 @@ def _stacked(fits: Sequence[Crossproducts]) -> _Groups:
 
 
 def _promising(data: _Groups) -> FloatArray:
-    """The best few of a grid of roots, (fits, few, 3)."""
+    """The highest peaks of a grid of roots, (fits, peaks, 3).
+
+    A likelihood of few groups has several hills: the best points of a grid may all lie on one that is not the highest.
+    """
     grid = np.array([(a, b * t, b * math.sqrt(1 - t * t)) for a in _LEVELS for b in _LEVELS for t in _TILTS])
     fits = len(data.n)
     values, _ = _look(data.of(np.repeat(np.arange(fits), len(grid))), np.tile(grid, (fits, 1)))
-    order = np.argsort(-values.reshape(fits, -1), axis=1, kind="stable")
-    return np.asarray(grid[order[:, : _STARTS - 3]], dtype=np.float64)
+    heights = values.reshape(fits, len(_LEVELS), len(_LEVELS), len(_TILTS))
+    lower = ~_peaks(heights).reshape(fits, -1)
+    order = np.lexsort((-heights.reshape(fits, -1), lower), axis=1)
+    return np.asarray(grid[order[:, :_PEAKS]], dtype=np.float64)
+
+
+def _peaks(heights: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which points of each grid, (fits, ...), are no lower than their neighbours along any axis."""
+    peaks = np.ones(heights.shape, dtype=np.bool_)
+    for axis in range(1, heights.ndim):
+        line, peak = np.moveaxis(heights, axis, 0), np.moveaxis(peaks, axis, 0)
+        peak[1:] &= line[1:] >= line[:-1]
+        peak[:-1] &= line[:-1] >= line[1:]
+    return peaks
 
 
 def _with_slopes(intercepts: Sequence[FloatArray]) -> FloatArray:
