@@ -54,12 +54,9 @@ def correlation_two_sided(r: float, dof: int) -> float:
 
 @lru_cache
 def critical_correlation(alpha: float, dof: int) -> float:
-    """The r whose two-sided p-value is `alpha`, by bisection."""
-    below, above = 0.0, 1.0
-    while above - below > 2.0**-52:
-        middle = (below + above) / 2
-        below, above = (middle, above) if correlation_two_sided(middle, dof) > alpha else (below, middle)
-    return above
+    """The r whose two-sided p-value is `alpha`: t / sqrt(dof + t^2)."""
+    t = t_quantile(1 - alpha / 2, dof)
+    return t / math.sqrt(dof + t * t)
 
 
 def binomial_quantiles(k: int, n: int, levels: Sequence[float]) -> list[int]:

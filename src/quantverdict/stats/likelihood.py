@@ -14,7 +14,7 @@ import numpy as np
 
 from quantverdict.stats.intervals import FloatArray
 
-_ZOOMS = 12
+_ZOOMS, _POINTS = 6, 129
 _NOTHING = 1e-12
 """Mean square, where the whole is 1, that rounding leaves of nothing."""
 _NEGLIGIBLE = 1e-9
@@ -150,9 +150,9 @@ def best_intercept(data: Crossproducts) -> FloatArray:
 
 def _zoom(data: Crossproducts, below: float, above: float) -> float:
     for _ in range(_ZOOMS):
-        points = np.linspace(below, above, 17)
+        points = np.linspace(below, above, _POINTS)
         top = int(np.argmax(_at_shares(data, points)))
-        below, above = points[max(top - 1, 0)], points[min(top + 1, 16)]
+        below, above = points[max(top - 1, 0)], points[min(top + 1, _POINTS - 1)]
     return float((below + above) / 2)
 
 

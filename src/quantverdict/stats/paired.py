@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ def tango_interval(gained: float, lost: float, n: float, confidence: float = 0.9
 
     Of counts, or of counts that are divided by the design effect of their clusters (Rao & Scott 1992, Biometrics
     48:577). The limits are the differences at which the score statistic equals -+z; it falls as the difference grows,
-    so each is found by bisection.
+    so each is found between the estimate and +-1.
 
     Raises:
         ValueError: the counts do not fit, or n = 0.
@@ -117,16 +118,30 @@ def _tango_limit(gained: float, lost: float, n: float, target: float) -> float:
     up, down = gained / n, lost / n
     # As in `constrained_variance`, what does not depend on the difference taken out of the loop.
     start, slope = -up - down, 2 - up + down
-    below, above = (-1.0, estimate) if target > 0 else (estimate, 1.0)
-    while above - below > 1e-15:
-        middle = (below + above) / 2
-        if middle in (below, above):
-            break
-        b, c = start + slope * middle, -down * middle * (1 - middle)
+
+    def ahead(delta: float) -> float:
+        b, c = start + slope * delta, -down * delta * (1 - delta)
         square = b * b - 8 * c
-        variance = 2 * ((math.sqrt(square) - b if square > 0 else -b) / 4) + middle * (1 - middle)
-        if estimate - middle > target * (math.sqrt(variance / n) if variance > 0 else 0.0):
-            below = middle
+        variance = 2 * ((math.sqrt(square) - b if square > 0 else -b) / 4) + delta * (1 - delta)
+        return estimate - delta - target * (math.sqrt(variance / n) if variance > 0 else 0.0)
+
+    end = -1.0 if target > 0 else 1.0
+    # At the estimate itself the variance may be 0, and both sides with it; next to it they are not.
+    return _crossing(ahead, end, estimate, ahead(end), ahead(estimate) or -target / n)
+
+
+def _crossing(
+    height: Callable[[float], float], one: float, other: float, height_one: float, height_other: float
+) -> float:
+    """Where a continuous function is 0, between two places of unlike sign, by the Illinois method (false position)."""
+    while abs(other - one) > 1e-15 and height_other:
+        at = (one * height_other - other * height_one) / (height_other - height_one)
+        if not min(one, other) < at < max(one, other):
+            break
+        found = height(at)
+        if found * height_other < 0:
+            one, height_one = other, height_other
         else:
-            above = middle
-    return (below + above) / 2
+            height_one /= 2
+        other, height_other = at, found
+    return other

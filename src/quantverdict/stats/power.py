@@ -84,12 +84,13 @@ def mde_paired(n: int, discordance: float, power: float = 0.8, alpha: float = 0.
     if not 0 <= discordance <= 1 or n < 1:
         raise ValueError(f"discordance {discordance} of {n} pairs")
     z_a, z_b = normal_quantile(1 - alpha / 2), normal_quantile(power)
-
-    def enough(effect: float) -> bool:
-        rest = math.sqrt(max(discordance - effect**2, 0.0))
-        return effect * math.sqrt(n) >= z_a * math.sqrt(discordance) + z_b * rest
-
-    return _smallest(enough, discordance)
+    spread, rest = z_a * math.sqrt(discordance), z_b * math.sqrt(discordance * (1 - discordance))
+    if discordance == 0 or discordance * math.sqrt(n) < spread + rest:
+        return None
+    # Squared, it is quadratic in the difference; what is under the root is not negative where the above holds.
+    return min(
+        math.sqrt(n) * spread + z_b * math.sqrt(discordance * (n + z_b**2 - z_a**2)), discordance * (n + z_b**2)
+    ) / (n + z_b**2)
 
 
 def mde_paired_over(n: int, background: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
