@@ -4,7 +4,7 @@
 
 Reads the same files, and writes the same figures: matrix, deltas with paired intervals, the paired tests of every build
 (the exact ones for rates), regimes, actions, and the statistics over the matrix. Needs the `reference` extra.
-No report, no manifest, no claims, no random slopes, no tests of means.
+No report, no manifest, no claims, no tests of means; `--no-slopes` leaves out the mixed models with random slopes.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def spread(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return counts.max(axis=1) / some, (counts > 0).sum(axis=1) / some, np.maximum(entropy, 0)
 
 
-def analyse(path: Path) -> dict[str, pd.DataFrame]:
+def analyse(path: Path, slopes: bool) -> dict[str, pd.DataFrame]:
     """Every table by its name."""
     scores, judgements, answers, config = load(path)
     scores = pd.concat([scores, judge_scores(judgements)])
@@ -220,7 +220,8 @@ def analyse(path: Path) -> dict[str, pd.DataFrame]:
     matrix = matrix.join(template(answers, scores))
     intervals = pd.DataFrame(paired, columns=[*CELL, "metric", "ci_lo", "ci_hi", "n"]).set_index([*CELL, "metric"])
     moved = deltas(matrix, base)
-    return {"matrix": matrix, "deltas": intervals, **protocol(matrix, base, scores, draws), **statistics(matrix, moved),
+    return {"matrix": matrix, "deltas": intervals, **protocol(matrix, base, scores, draws),
+            **statistics(matrix, moved, slopes),
             "paired": keyed(tested, "n_pairs", "lost", "gained", "delta_pp", "p_value", "mcnemar_midp"),
             "paired_rates": keyed(rates, "ci_lo_pp", "ci_hi_pp", "p_noninferior", "p_inferior"),
             "sign_reversal": reversal(moved), "power": detectable(matrix, base, differing, counted),
@@ -382,7 +383,7 @@ def rule(q: Any, r: Any, gap: Fraction | None, drift: list[Fraction | None]) -> 
     return regime, "direct_safety_eval_required"
 
 
-def statistics(matrix: pd.DataFrame, moved: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def statistics(matrix: pd.DataFrame, moved: pd.DataFrame, slopes: bool) -> dict[str, pd.DataFrame]:
     """The tables over the matrix."""
     data = moved.reset_index()
     scopes = [(model, data[data.base_model == model]) for model in data.base_model.unique()] + [("pooled", data)]
@@ -393,7 +394,10 @@ def statistics(matrix: pd.DataFrame, moved: pd.DataFrame) -> dict[str, pd.DataFr
     tables["leave_one_model_out"] = linked("omitted", without)
     pairs = [(q, s) for q in QUALITY for s in SAFETY]
     tables["repeated_measures"] = holm(pd.DataFrame([repeated(data, *pair) for pair in pairs]))
-    tables["mixed_effects"] = holm(pd.DataFrame([{**mixed(data, *pair), "random": "intercept"} for pair in pairs]))
+    tables["mixed_effects"] = holm(pd.DataFrame([mixed(data, *pair, "intercept") for pair in pairs]))
+    if slopes:
+        # Their standard errors are another's where the highest likelihood is at the boundary.
+        tables["random_slopes"] = pd.DataFrame([mixed(data, *pair, "slope") for pair in pairs]).drop(columns="p_value")
     lines = [
         {"base_model": model, "metric": metric} | line(part.bpw, part[metric])
         for model, part in matrix.reset_index().groupby("base_model")
@@ -403,7 +407,7 @@ def statistics(matrix: pd.DataFrame, moved: pd.DataFrame) -> dict[str, pd.DataFr
     tables["refusal_mechanism"] = holm(pd.DataFrame(
         [{"metric": name} | link(data, name, "advbench_refusal_rate") for name in TEMPLATE]), "pearson_p")  # fmt: skip
     pair = ["quality_metric", "safety_metric"]
-    keys = {"repeated_measures": pair, "mixed_effects": [*pair, "random"],
+    keys = {"repeated_measures": pair, "mixed_effects": [*pair, "random"], "random_slopes": [*pair, "random"],
             "bpw_regressions": ["base_model", "metric"], "refusal_mechanism": ["metric"]}  # fmt: skip
     return {name: table.set_index(keys[name]) if name in keys else table for name, table in tables.items()}
 
@@ -439,16 +443,17 @@ def repeated(data: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
     }
 
 
-def mixed(data: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
+def mixed(data: pd.DataFrame, x: str, y: str, random: str) -> dict[str, Any]:
     """The likeliest fit of several starts and optimisers."""
     part = data[["base_model", x, y]].dropna()
-    model = smf.mixedlm(f"{y} ~ {x}", part, groups=part.base_model)
+    terms, size = (None, 1) if random == "intercept" else (f"~{x}", 2)
+    model = smf.mixedlm(f"{y} ~ {x}", part, groups=part.base_model, re_formula=terms)
     ordinary = np.polynomial.polynomial.polyfit(part[x], part[y], 1)
     fits = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for variance in (0.01, 1.0, 10.0):
-            start = MixedLMParams.from_components(fe_params=ordinary, cov_re=np.array([[variance]]))
+            start = MixedLMParams.from_components(fe_params=ordinary, cov_re=variance * np.eye(size))
             for method in ("lbfgs", "bfgs", "powell", "nm"):
                 try:
                     fits.append(model.fit(reml=False, method=method, start_params=start))
@@ -456,8 +461,8 @@ def mixed(data: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
                     continue
     # A fit that went astray has an infinite likelihood.
     best = max((fit for fit in fits if np.isfinite(fit.llf)), key=lambda fit: fit.llf)
-    return {"quality_metric": x, "safety_metric": y, "coef": best.params[x], "p_value": best.pvalues[x],
-            "log_likelihood": best.llf}  # fmt: skip
+    return {"quality_metric": x, "safety_metric": y, "random": random, "coef": best.params[x],
+            "p_value": best.pvalues[x], "log_likelihood": best.llf}  # fmt: skip
 
 
 def line(x: pd.Series, y: pd.Series) -> dict[str, Any]:
@@ -549,7 +554,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--no-slopes", action="store_true")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    for name, table in analyse(asked.sources).items():
+    for name, table in analyse(asked.sources, not asked.no_slopes).items():
         table.to_csv(asked.out / f"{name}.csv")
