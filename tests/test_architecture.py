@@ -77,8 +77,8 @@ def test_every_module_has_a_layer():
     assert {layer(path) for path in modules()} - {"__init__"} <= set(RANK)
 
 
-def test_no_file_over_400_lines():
-    assert not [str(path) for path in modules() if path.read_text().count("\n") > 400]
+def test_no_file_over_600_lines():
+    assert not [str(path) for path in modules() if path.read_text().count("\n") > 600]
 
 
 def test_two_broad_excepts_in_the_tree():

@@ -140,7 +140,7 @@ def test_a_decision_of_another_version_is_one_line_and_exit_2(bundle, capsys, mo
     monkeypatch.setattr("quantverdict.protocol.document.SCHEMA", 99)
     assert execute(command) == 2
     printed = "".join(capsys.readouterr())
-    assert "b/decision.json: a decision of schema version 2; this program reads 99" in printed
+    assert printed.count("b/decision.json: a decision of schema version 2; this program reads 99") == 1
     assert "internal error" not in printed
 
 

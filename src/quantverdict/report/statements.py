@@ -70,7 +70,7 @@ def told_of(root: Path) -> Told:
         BundleError: its decision is of another version, or cannot be read.
     """
     book = Book(Artefacts(root))
-    if book.decision:
+    if book.read.rows("decision.json") is not None:
         refuse_other_schema(book.decision, root / "decision.json")
     return Told(book)
 

@@ -52,10 +52,9 @@ def correlation_two_sided(r: float, dof: int) -> float:
     return _incomplete_beta(dof / 2, 0.5, max(0.0, (1 - r) * (1 + r)), r * r)
 
 
-@lru_cache
 def critical_correlation(alpha: float, dof: int) -> float:
     """The r whose two-sided p-value is `alpha`: t / sqrt(dof + t^2)."""
-    t = t_quantile(1 - alpha / 2, dof)
+    t = -t_quantile(alpha / 2, dof)
     return t / math.sqrt(dof + t * t)
 
 

@@ -133,7 +133,10 @@ def _tango_limit(gained: float, lost: float, n: float, target: float) -> float:
 def _crossing(
     height: Callable[[float], float], one: float, other: float, height_one: float, height_other: float
 ) -> float:
-    """Where a continuous function is 0, between two places of unlike sign, by the Illinois method (false position)."""
+    """Where a continuous function is 0, between two places of unlike sign.
+
+    By the Illinois variant of false position (Dowell & Jarratt 1971, BIT 11:168).
+    """
     while abs(other - one) > 1e-15 and height_other:
         at = (one * height_other - other * height_one) / (height_other - height_one)
         if not min(one, other) < at < max(one, other):

@@ -87,10 +87,9 @@ def mde_paired(n: int, discordance: float, power: float = 0.8, alpha: float = 0.
     spread, rest = z_a * math.sqrt(discordance), z_b * math.sqrt(discordance * (1 - discordance))
     if discordance == 0 or discordance * math.sqrt(n) < spread + rest:
         return None
-    # Squared, it is quadratic in the difference; what is under the root is not negative where the above holds.
-    return min(
-        math.sqrt(n) * spread + z_b * math.sqrt(discordance * (n + z_b**2 - z_a**2)), discordance * (n + z_b**2)
-    ) / (n + z_b**2)
+    # Squared, it is quadratic in the difference; only rounding can take the root, or the difference, out of its bounds.
+    root = math.sqrt(discordance * max(n + z_b**2 - z_a**2, 0.0))
+    return min((math.sqrt(n) * spread + z_b * root) / (n + z_b**2), discordance)
 
 
 def mde_paired_over(n: int, background: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
