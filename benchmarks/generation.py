@@ -116,7 +116,7 @@ def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt]
     from quantverdict.backends.worker import LlamaWorker
 
     worker = LlamaWorker({"path": path, "parallel": 16, "threads": threads, "context": CONTEXT, "wheel": "xllamacpp"})
-    spent, decode = [0.0], worker.engine._api.llama_decode  # noqa: SLF001
+    spent, decode = [0.0], worker.engine._api.llama_decode
 
     class Timed:
         def __init__(self, api: Any) -> None:
@@ -131,7 +131,7 @@ def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt]
             spent[0] += time.perf_counter() - start
             return int(status)
 
-    worker.engine._api = Timed(worker.engine._api)  # noqa: SLF001
+    worker.engine._api = Timed(worker.engine._api)
     fields = [{"name": "x", "text": prompt.chat, "choices": list(prompt.choices)} for prompt in asked]
     start = time.perf_counter()
     worker.answer({"max_new_tokens": new_tokens, "prompts": fields}, lambda *_: None)

@@ -45,12 +45,12 @@ class Counted:
 
 def count_directly(engine, run, clock):
     """The backend's own time over that of generating, in one run."""
-    look, stop = (Counted(clock, getattr(hf_batch._Watch, name)) for name in ("look", "stop"))  # noqa: SLF001
-    generate = Counted(clock, engine._model.generate)  # noqa: SLF001
+    look, stop = (Counted(clock, getattr(hf_batch._Watch, name)) for name in ("look", "stop"))
+    generate = Counted(clock, engine._model.generate)
     with (
-        mock.patch.object(hf_batch._Watch, "look", lambda *given: look(*given)),  # noqa: SLF001, PLW0108 - bound as a method
-        mock.patch.object(hf_batch._Watch, "stop", lambda *given: stop(*given)),  # noqa: SLF001, PLW0108
-        mock.patch.object(engine._model, "generate", generate),  # noqa: SLF001
+        mock.patch.object(hf_batch._Watch, "look", lambda *given: look(*given)),  # noqa: PLW0108 - bound as a method
+        mock.patch.object(hf_batch._Watch, "stop", lambda *given: stop(*given)),  # noqa: PLW0108
+        mock.patch.object(engine._model, "generate", generate),
     ):
         start = clock()
         run()
@@ -70,8 +70,8 @@ def bare_loop(engine, tokenizer, texts, parallel, tokens):
     """Greedy answers to texts that are sorted by length already; how many tokens they have."""
     import torch
 
-    model, total = engine._model, 0  # noqa: SLF001 - the same weights
-    stops = list(engine._tokenizer.stops)  # noqa: SLF001
+    model, total = engine._model, 0
+    stops = list(engine._tokenizer.stops)
     for start in range(0, len(texts), parallel):
         batch = tokenizer(texts[start : start + parallel], return_tensors="pt", padding=True, add_special_tokens=False)
         batch = batch.to(model.device)
@@ -108,7 +108,7 @@ def main() -> None:
         for i in range(1, given.prompts + 1)
     ]
     prompts = [Prompt("t", str(i), text, None, "") for i, text in enumerate(texts)]
-    texts.sort(key=lambda text: len(engine._tokenizer.ids(Prompt("t", "", text, None, ""))))  # noqa: SLF001
+    texts.sort(key=lambda text: len(engine._tokenizer.ids(Prompt("t", "", text, None, ""))))
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 
     def backend():
