@@ -1,4 +1,4 @@
-"""Run by tests in a process of its own, as a worker is: `asked_alone.py WHEEL PROMPTS GGUF...`, a JSON object a file on stdout.
+"""Run by tests in a process of its own, as a worker is: `asked_alone.py WHEEL PROMPTS GGUF...`; JSON, a line a file.
 
 Of every file: how many logits of answers that end at different steps differ in a bit from those of the same answers
 asked alone, and how many rows of one prompt may be evaluated at once before its logits depend on how many they are.
