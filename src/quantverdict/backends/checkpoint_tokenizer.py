@@ -68,6 +68,10 @@ class CheckpointTokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
             if path.suffix == ".gguf":
                 _split_digits(path, self._tokenizer)
+        if set(self._tokenizer.get_vocab()) <= set(
+            self._tokenizer.all_special_tokens
+        ):  # made up, for want of its files
+            raise EngineError(f"{path}: its tokenizer has no words; expected tokenizer.json beside the model")
         self.stops = self._stops(path)
         anchor = self._encode("a")
         self._anchor = anchor

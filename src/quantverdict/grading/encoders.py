@@ -110,13 +110,15 @@ class TokenEncoder:
                 trust_remote_code=False,
                 weights_only=True,  # of a pickle: tensors, and nothing that is called
             )
-        _refuse_missing(loaded["missing_keys"], files.name)
-        if hasattr(model, "encoder") and hasattr(model, "decoder"):
-            model = model.encoder
-        self._model = _cut(model.eval(), files.layer or 1, files.name).to(placed.device)
-        self._tokenizer, self._limit = tokenizer, _limit(tokenizer, model.config)
-        self._pad = tokenizer.pad_token_id or 0
-        self._unweighted = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+            _refuse_missing(loaded["missing_keys"], files.name)
+            if hasattr(model, "encoder") and hasattr(model, "decoder"):
+                model = model.encoder
+            self._model = _cut(model.eval(), files.layer or 1, files.name).to(placed.device)
+            self._tokenizer, self._limit = tokenizer, _limit(tokenizer, model.config)
+            self._pad = tokenizer.pad_token_id or 0
+            self._unweighted = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+            _refuse_wordless(tokenizer, files.name)
+            self._embed(["a"])  # shapes that do not fit each other show at the first text
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._ids(texts)]
@@ -192,6 +194,9 @@ class SentenceEncoder:
                 local_files_only=True,
                 trust_remote_code=False,
             ).eval()
+            _refuse_wordless(self._model.tokenizer, files.name)
+            self.lengths(["a"])
+            self._embed(["a"])  # modules in another order show at the first text
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         limit = self._model.max_seq_length or UNLIMITED
@@ -231,6 +236,14 @@ def _refuse_missing(keys: Iterable[str], name: str) -> None:
     if missing:
         shown = ", ".join(missing[:3])
         raise EngineError(f"{name}: its weights lack {shown}, {len(missing)} in all; expected those of its config.json")
+
+
+def _refuse_wordless(tokenizer: Any, name: str) -> None:  # noqa: ANN401 - of whichever model
+    """Where its files are gone Transformers makes up a tokenizer of special tokens alone: every text is unknown to it."""
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise EngineError(
+            f"{name}: its tokenizer has no words; expected tokenizer.json or a vocabulary beside the model"
+        )
 
 
 def _cut(model: Any, layer: int, name: str) -> Any:  # noqa: ANN401 - of whichever architecture
