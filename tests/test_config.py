@@ -245,7 +245,9 @@ def test_a_key_in_an_address_is_refused_and_not_repeated(write, place, url, what
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("part", ["collect: {", "judges: [{name: j, model: j, source: {url: 'http://host/v1', model: m}, "])
+@pytest.mark.parametrize(
+    "part", ["collect: {", "judges: [{name: j, model: j, source: {url: 'http://host/v1', model: m}, "]
+)
 @pytest.mark.parametrize("key", ["sk-proj-hunter2", "hf_AbCdEfGhIjKlMnOpQrSt12", "Bearer hunter2", "", "1KEY", "KÉY"])
 def test_a_key_in_place_of_its_variables_name_is_refused_and_not_repeated(write, part, key):
     text = f"{GOOD}\n{part}api_key_env: '{key}'" + ("}" if part.startswith("collect") else "}]")

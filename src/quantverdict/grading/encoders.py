@@ -239,7 +239,7 @@ def _refuse_missing(keys: Iterable[str], name: str) -> None:
 
 
 def _refuse_wordless(tokenizer: Any, name: str) -> None:  # noqa: ANN401 - of whichever model
-    """Where its files are gone Transformers makes up a tokenizer of special tokens alone: every text is unknown to it."""
+    """Without its files Transformers makes up a tokenizer of special tokens alone: every text is unknown to it."""
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise EngineError(
             f"{name}: its tokenizer has no words; expected tokenizer.json or a vocabulary beside the model"
