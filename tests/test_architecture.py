@@ -102,3 +102,23 @@ def test_import_and_help_load_nothing_heavy():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage" in result.stdout
     assert not HEAVY & set(ast.literal_eval(result.stderr))
+
+
+LOADERS = {"from_pretrained", "SentenceTransformer", "LLM", "load"}
+"""What reads a model's folder, by its last name; of the many `load`, the one of GPTQModel."""
+
+
+def test_every_call_that_loads_a_model_says_that_code_in_its_folder_is_not_run():
+    """Left out, Transformers asks on the terminal, and `yes |` answers."""
+    calls = [
+        (path, node)
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] in LOADERS
+        and (not ast.unparse(node.func).endswith(".load") or "GPTQModel" in ast.unparse(node.func))
+    ]
+    assert len(calls) > 12
+    for path, call in calls:
+        said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert said.get("trust_remote_code") == "False", f"{path}:{call.lineno}"

@@ -210,3 +210,55 @@ def test_margins_change_those_of_the_base(write):
     assert policy.gates["bias_resistance"] == 5
     assert "truthfulness" not in policy.gates
     assert policy.demanded == ("rouge_l", "refusal_rate")
+
+
+SERVER = "{quant: S, level: Q8_0, backend: server, source: {url: 'URL', model: m}}"
+JUDGE = "\njudges: [{name: j, model: j, source: {url: 'URL', model: m}}]"
+
+
+@pytest.mark.parametrize("place", ["answers", "judge", "encoder"])
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("http://user:hunter2@host/v1", "holds a user or a key before its @"),
+        ("http://hunter2@host:8000/v1", "holds a user or a key before its @"),
+        ("https://:hun/ter2@host/v1", "holds a user or a key before its @"),
+        ("user:hunter2@host/v1", "holds a user or a key before its @"),
+        ("http://host/v1?api_key=hunter2", "has a query or fragment, which is never sent"),
+        ("http://host/v1?key=hunter2&x=1", "has a query or fragment, which is never sent"),
+        ("http://host/v1#hunter2", "has a query or fragment, which is never sent"),
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_repeated(write, place, url, what):
+    """It was kept in the bundle's study.yaml, and sent to nobody."""
+    if place == "answers":
+        text = GOOD.replace("[FP16, Q8_0]", f"[FP16, {SERVER}]")
+    elif place == "judge":
+        text = GOOD + JUDGE
+    else:
+        text = GOOD + "\nsemantic: {coherence: {source: {url: 'URL', model: m}}}"
+    with pytest.raises(StudyError) as error:
+        load_study(write(text.replace("URL", url)))
+    message = str(error.value)
+    assert f"source.url: {what}; expected http://HOST:PORT/v1, and api_key_env" in message
+    assert "hun" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "part", ["collect: {", "judges: [{name: j, model: j, source: {url: 'http://host/v1', model: m}, "]
+)
+@pytest.mark.parametrize("key", ["sk-proj-hunter2", "hf_AbCdEfGhIjKlMnOpQrSt12", "Bearer hunter2", "", "1KEY", "KÉY"])
+def test_a_key_in_place_of_its_variables_name_is_refused_and_not_repeated(write, part, key):
+    text = f"{GOOD}\n{part}api_key_env: '{key}'" + ("}" if part.startswith("collect") else "}]")
+    with pytest.raises(StudyError, match=r"api_key_env: is no name of an environment variable; expected that") as error:
+        load_study(write(text))
+    assert not key or key not in str(error.value)
+
+
+def test_addresses_and_variables_of_the_usual_kind_are_taken(write):
+    text = GOOD.replace("[FP16, Q8_0]", f"[FP16, {SERVER}]") + "\ncollect: {api_key_env: MY_server_KEY_2}"
+    for url in ("http://127.0.0.1:8080/v1", "https://[::1]:8000", "https://host/openai/deployments/gpt-4o/v1%20x"):
+        study = load_study(write(text.replace("URL", url)))
+        assert study.models[0].variants[1].source.url == url
+    assert study.collect.api_key_env == "MY_server_KEY_2"

@@ -5,11 +5,12 @@ Unknown keys are refused. A mistake is answered with file, line, key and what wa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from quantverdict.errors import StudyError
 from quantverdict.policy import Frozen, Name, Policy, as_policy
@@ -30,6 +31,25 @@ SERVICES = ("ollama", "server")
 _PLACES = ("path", "hub", "ollama", "package")
 
 
+def _address(url: str) -> str:
+    """An address as it may be stored and shown. A refusal does not repeat it: its end is not "is expected"."""
+    if set("@?#") & set(url):
+        what = "holds a user or a key before its @" if "@" in url else "has a query or fragment, which is never sent"
+        raise ValueError(f"{what}; expected http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
+    return url
+
+
+def _variable(name: str) -> str:
+    """The name of an environment variable. A refusal does not repeat it: it may be the key itself."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or re.fullmatch(r"(?=.*[a-z])(?=.*\d).{20,}", name):
+        raise ValueError("is no name of an environment variable; expected that of the one which holds the key")
+    return name
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Variable = Annotated[str, AfterValidator(_variable)]
+
+
 class Source(Frozen):
     """Where a model is: one of `path`, `hub`, `ollama`, `package`; or a `url`, with the file it runs if known."""
 
@@ -38,7 +58,7 @@ class Source(Frozen):
     revision: str | None = None
     ollama: str | None = None
     package: str | None = None
-    url: str | None = None
+    url: Address | None = None
     """Where a server answers: http://127.0.0.1:8080/v1, or the host of Ollama."""
     model: str | None = None
     """The name by which the server of `url` knows the model."""
@@ -168,7 +188,7 @@ class CollectConfig(Frozen):
     """How long a server may take for one answer."""
     retries: int = Field(default=5, ge=0)
     """How often a server that is busy or fails is asked again, each time after a longer wait."""
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     """The environment variable that holds the server's key; the key itself is never stored."""
     replay_dir: str | None = None
     """Recorded responses, for the replay backend."""
@@ -218,7 +238,7 @@ class JudgeConfig(Frozen):
     threads: int | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=5, ge=0)
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     """The environment variable that holds the key; the key itself is never stored."""
     temperature: float | None = Field(default=None, ge=0)
     """Sent to a hosted API only where it is given: not every model takes it. All others are asked at 0."""

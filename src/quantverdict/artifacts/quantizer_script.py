@@ -30,10 +30,10 @@ def dequantize(settings: Settings) -> Settings:
     file = Path(settings["source"])
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     exact = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(**place, **exact)
+    model = AutoModelForCausalLM.from_pretrained(**place, **exact, trust_remote_code=False)
     _store_matrices_in(model, getattr(torch, settings["dtype"]))
     model.save_pretrained(settings["out"])
-    AutoTokenizer.from_pretrained(**place).save_pretrained(settings["out"])
+    AutoTokenizer.from_pretrained(**place, trust_remote_code=False).save_pretrained(settings["out"])
     return {"dtype": settings["dtype"]}
 
 
@@ -44,7 +44,7 @@ def quantize(settings: Settings) -> Settings:
 
     started = time.monotonic()
     torch.manual_seed(settings["seed"])
-    tokenizer = AutoTokenizer.from_pretrained(settings["source"])
+    tokenizer = AutoTokenizer.from_pretrained(settings["source"], trust_remote_code=False)
     samples = [_token_ids(tokenizer, sample, settings["sequence_length"]) for sample in settings["samples"]]
     made = {"llmcompressor": _by_llmcompressor, "gptqmodel": _by_gptqmodel}[settings["tool"]](settings, samples)
     tokenizer.save_pretrained(settings["out"])
@@ -56,15 +56,16 @@ def prove(settings: Settings) -> Settings:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(settings["source"])
-    method = (getattr(AutoConfig.from_pretrained(settings["source"]), "quantization_config", None) or {}).get(
-        "quant_method"
-    )
+    tokenizer = AutoTokenizer.from_pretrained(settings["source"], trust_remote_code=False)
+    config = AutoConfig.from_pretrained(settings["source"], trust_remote_code=False)
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
     options = {}
     if method == "compressed-tensors":
         # Decoded while they are loaded: some releases of Transformers expect packed zero points in another shape else.
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(settings["source"], dtype=_compute_dtype(), **options).to(_device())
+    model = AutoModelForCausalLM.from_pretrained(
+        settings["source"], dtype=_compute_dtype(), trust_remote_code=False, weights_only=True, **options
+    ).to(_device())
     inputs = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False).to(model.device)
     with torch.no_grad():
         logits = model(**inputs).logits
@@ -90,8 +91,10 @@ def _by_llmcompressor(settings: Settings, samples: list[list[int]]) -> Settings:
     if not torch.accelerator.is_available():
         # It pins memory for transfers to an accelerator, which fails where there is none.
         IntermediatesCache.pin_memory = lambda *_arguments, **_named: None
-    stored = AutoConfig.from_pretrained(settings["source"]).dtype or torch.float32
-    model = AutoModelForCausalLM.from_pretrained(settings["source"], dtype=_compute_dtype())
+    stored = AutoConfig.from_pretrained(settings["source"], trust_remote_code=False).dtype or torch.float32
+    model = AutoModelForCausalLM.from_pretrained(
+        settings["source"], dtype=_compute_dtype(), trust_remote_code=False, weights_only=True
+    )
     ignored = sorted(set(_output_layers(model)))
     _refuse_rows(model, ignored, settings["group_size"])
     symmetric = settings["level"] == "GPTQ"
@@ -121,7 +124,8 @@ def _by_gptqmodel(settings: Settings, samples: list[list[int]]) -> Settings:
     # The tool's own choice on a CPU, bfloat16, takes four times as long.
     dtype = _compute_dtype()
     how = gptqmodel.QuantizeConfig(bits=4, group_size=settings["group_size"])
-    model = gptqmodel.GPTQModel.load(settings["source"], how, **({} if dtype == "auto" else {"dtype": dtype}))
+    options = {} if dtype == "auto" else {"dtype": dtype}
+    model = gptqmodel.GPTQModel.load(settings["source"], how, trust_remote_code=False, **options)
     model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples], batch_size=1)
     model.save(settings["out"])
     return {"symmetric": True, "unquantized": ["lm_head"], "compute_dtype": _name(dtype), "stored_dtype": _name(dtype)}
@@ -210,6 +214,8 @@ def main(settings_file: str, result_file: str) -> None:
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            text = "its files name code of their own, which is never run"
         result.write_text(
             json.dumps({"error": f"{kind.__name__}: {text}" if text else kind.__name__}), encoding="utf-8"
         )

@@ -3,9 +3,14 @@
 Prompts are taken in the order of their tokens, so that each begins as one before it does; what it begins with is
 copied from the slot that holds most of it. The rest is evaluated by itself, then the answer grows one token a step
 beside the others; a slot whose answer ended takes the next prompt. Nothing here looks at the clock but the time to
-first token, so equal batches give equal answers. A step never has a single row where more than one slot
-is asked for: the library sums a lone row in another order than a row among others, and an answer must not depend
-on how many others are still being written.
+first token, so equal batches give equal answers.
+
+Where more than one slot is asked for, the rows of an evaluation are always computed together and are at least two:
+the library sums a lone row in another order than a row among others, and an answer must not depend on how many others
+are still being written, or where. It computes together only what it finds side by side: equally many rows of sequences
+whose numbers rise by one. So answers move up into the slots of those that ended, choices are scored longest first in
+branches without gaps, and a row that is still alone gets one beside it that nobody reads. (Of a prompt only the last
+row's logits are asked for, whoever is beside it: its last layer is always computed alone.)
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -72,7 +77,7 @@ class Limits:
     Attributes:
         slots: answers that grow at once.
         max_new_tokens: of an answer.
-        chunk: rows evaluated at once, at least 2.
+        chunk: rows evaluated at once, at least 3 and no fewer than there are slots.
         context: tokens of prompt and answer together.
     """
 
@@ -113,9 +118,10 @@ class BatchScheduler:
 
     def _start(self) -> None:
         limits = self.limits
-        branches = max((len(job.choices) for job in self.jobs if _longest(job.choices) > 1), default=0)
+        branches = max((sum(len(choice) > 1 for choice in job.choices) for job in self.jobs), default=0)
         longest = max(len(job.prompt) + max(limits.max_new_tokens, _longest(job.choices)) for job in self.jobs)
-        self.engine.start(limits.slots + branches, min(longest, limits.context))
+        spare = 1 if branches == 1 else 0  # for the row beside a lone one
+        self.engine.start(limits.slots + branches + spare, max(2, min(longest, limits.context)))
 
     def _refill(self, waiting: Iterator[int]) -> None:
         """Give every free slot the next job; a job that needs no step ends here and frees its slot again."""
@@ -155,42 +161,64 @@ class BatchScheduler:
         """Append tokens to a sequence; the logits after the last one."""
         for part in even_parts(len(tokens), self.limits.chunk):
             rows = [(slot, tokens[i], position + i) for i in part]
-            (logits,) = self.engine.evaluate(rows, (len(rows) - 1,))
+            lone = len(rows) == 1 and self.limits.slots > 1  # a prompt of one token
+            beside = [(slot, tokens[0], position + 1)] if lone else []
+            (logits,) = self.engine.evaluate(rows + beside, (len(rows) - 1,))
+            if lone:
+                self.engine.cut(slot, position + 1)
             self.report(self.finished, self.generated)
         return checked(logits)
 
     def _score(self, slot: int, job: Job, logits: Logits) -> tuple[float, ...]:
-        """Log-probabilities of the choices: their first tokens from the prompt's logits, the rest in one batch."""
+        """Log-probabilities of the choices: their first tokens from the prompt's logits, the rest in branches of it.
+
+        The longest choice has the first branch: whatever their lengths, those that go on are side by side.
+        """
         log_p = log_softmax(logits)
         scores = [float(log_p[choice[0]]) for choice in job.choices]
-        rows: list[tuple[int, int, int]] = []
-        asked: list[tuple[int, int]] = []
-        for i, choice in enumerate(job.choices):
-            if len(choice) > 1:
-                branch = self.limits.slots + i
-                self.engine.copy(slot, branch)
-                rows += [(branch, token, len(job.prompt) + k) for k, token in enumerate(choice[:-1])]
-                asked += [(i, token) for token in choice[1:]]
-        for part in even_parts(len(rows), self.limits.chunk):
-            found = self.engine.evaluate([rows[k] for k in part], range(len(part)))
-            for (i, token), row in zip((asked[k] for k in part), found, strict=True):
-                scores[i] += float(log_softmax(checked(row))[token])
+        longer = [i for i, choice in enumerate(job.choices) if len(choice) > 1]
+        longer.sort(key=lambda i: len(job.choices[i]), reverse=True)
+        for branch in range(len(longer)):
+            self.engine.copy(slot, self.limits.slots + branch)
+        for block in blocks([len(job.choices[i]) - 1 for i in longer], self.limits.chunk):
+            rows = [(self.limits.slots + b, job.choices[longer[b]][k], len(job.prompt) + k) for b, k in block]
+            found = self._evaluate(rows)
+            for (b, k), row in zip(block, found, strict=True):
+                scores[longer[b]] += float(log_softmax(checked(row))[job.choices[longer[b]][k + 1]])
         return tuple(scores)
 
     def _step(self) -> None:
         """One more token for every growing answer."""
+        self._close_gaps()
         active = [(slot, number) for slot, number in enumerate(self.slots) if number is not None]
         rows = [(slot, self.answers[n].tokens[-1], self._length(n) - 1) for slot, n in active]
-        idle = next((slot for slot, number in enumerate(self.slots) if number is None), None)
-        if len(rows) == 1 and idle is not None:
-            self.engine.cut(idle, 0)
-            self.held[idle] = ()
-            rows.append((idle, rows[0][1], 0))
-        found = self.engine.evaluate(rows, range(len(active)))
+        found = self._evaluate(rows)
         chosen = [int(checked(logits).argmax()) for logits in found]
         for (slot, _), token in zip(active, chosen, strict=True):
             self._accept(slot, token)
         self.report(self.finished, self.generated)
+
+    def _close_gaps(self) -> None:
+        """Move the last answers into the free slots before them; there are free ones only when no prompt waits."""
+        for free, number in enumerate(self.slots):
+            last = max((slot for slot, held in enumerate(self.slots) if held is not None), default=0)
+            if number is None and free < last:
+                self.engine.copy(last, free)
+                self.slots[free], self.slots[last], self.held[free] = self.slots[last], None, self.held[last]
+
+    def _evaluate(self, rows: list[tuple[int, int, int]]) -> list[Logits]:
+        """The logits after every row.
+
+        A lone one gets a row of the next sequence, which nothing needs any more, beside it. Its logits are asked for
+        too: what the last layer is not asked for it does not compute, and the one that is left would be alone there.
+        """
+        if len(rows) > 1 or self.limits.slots == 1:
+            return self.engine.evaluate(rows, range(len(rows)))
+        sequence, token, _ = rows[0]
+        self.engine.cut(sequence + 1, 0)
+        if sequence + 1 < self.limits.slots:
+            self.held[sequence + 1] = ()
+        return self.engine.evaluate([*rows, (sequence + 1, token, 0)], (0, 1))[:1]
 
     def _length(self, number: int) -> int:
         return len(self.jobs[number].prompt) + len(self.answers[number].tokens)
@@ -225,6 +253,24 @@ def even_parts(count: int, size: int) -> list[range]:
     parts = -(-count // size)
     edges = [count * i // parts for i in range(parts + 1)] if parts else [0]
     return [range(a, b) for a, b in pairwise(edges)]
+
+
+def blocks(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut sequences into blocks of equally many places of sequences side by side, in order of the places.
+
+    Args:
+        lengths: of the sequences, falling.
+        size: places of a block at most.
+
+    Yields:
+        (sequence, place) of all of a block, sequence by sequence.
+    """
+    going_on = [sum(length > place for length in lengths) for place in range(max(lengths, default=0))]
+    for many, group in groupby(range(len(going_on)), key=going_on.__getitem__):
+        places = list(group)
+        for part in even_parts(len(places), max(1, size // many)):
+            for sequences in even_parts(many, size):
+                yield [(sequence, places[i]) for sequence in sequences for i in part]
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:

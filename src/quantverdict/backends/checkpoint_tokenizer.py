@@ -6,11 +6,14 @@ A GGUF file has one too, rebuilt from its metadata. Nothing of the weights is lo
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.gguf_read import open_gguf
@@ -23,9 +26,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INSTALL = "pip install 'quantverdict[transformers]'"
-LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+LIBRARY_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+    EOFError, MemoryError, NameError, pickle.PickleError, zipfile.BadZipFile,
+)  # fmt: skip
 """What these libraries raise for files, shapes and settings that they cannot do."""
+_FOREIGN_ERRORS = {"SafetensorError", "StrictDataclassError", "PanicException"}
+"""Classes of safetensors, huggingface_hub and what is written in Rust; to import them would take their packages."""
 
+NEEDS_CODE = (
+    "its files name code of their own (auto_map, modules.json), which is never run;"
+    " expected a model that the installed libraries know"
+)
 _END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
     "<EOT>", "_<EOT>", "[EOT]", "<|end_of_text|>", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
@@ -52,15 +64,14 @@ class CheckpointTokenizer:
             from transformers import AutoTokenizer
         except ImportError as error:
             raise EngineError(f"Transformers is not installed ({error}); expected: {INSTALL}") from error
-        try:
-            with _quiet(), pretrained(path) as (folder, options):
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-                if path.suffix == ".gguf":
-                    _split_digits(path, self._tokenizer)
-        except ImportError as error:
-            raise EngineError(f"{path}: {one_line(error)}; expected: {INSTALL}") from error
-        except LIBRARY_ERRORS as error:
-            raise EngineError(f"{path}: its tokenizer cannot be read ({one_line(error)})") from error
+        with LibraryErrors(f"{path}: its tokenizer cannot be read"), _quiet(), pretrained(path) as (folder, options):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+            if path.suffix == ".gguf":
+                _split_digits(path, self._tokenizer)
+        if set(self._tokenizer.get_vocab()) <= set(
+            self._tokenizer.all_special_tokens
+        ):  # made up, for want of its files
+            raise EngineError(f"{path}: its tokenizer has no words; expected tokenizer.json beside the model")
         self.stops = self._stops(path)
         anchor = self._encode("a")
         self._anchor = anchor
@@ -179,6 +190,7 @@ def until_stop(tokens: Sequence[int], stops: Sequence[int]) -> tuple[list[int], 
 def pretrained(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What `from_pretrained` takes for a folder or a GGUF file; no name of a model on a hub is ever looked up.
 
+    That code in the folder is never run is said at every call: left out, Transformers asks on the terminal.
     A GGUF file is read in a folder of its own: files beside it may be another model's.
     """
     if not path.exists():
@@ -191,8 +203,36 @@ def pretrained(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield folder, {"local_files_only": True, "gguf_file": "model.gguf"}
 
 
+class LibraryErrors:
+    """Turns what the libraries raise in its block into an `EngineError` of one line.
+
+    No `except` clause: `tokenizers` raises `Exception` itself, which one could not tell from every other.
+
+    Args:
+        what: could not be done.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, ImportError):
+            raise EngineError(f"{self.what}: {one_line(error)}; expected: {INSTALL}") from error
+        foreign = type(error) is Exception or _FOREIGN_ERRORS & {base.__name__ for base in type(error).__mro__}
+        if foreign or isinstance(error, LIBRARY_ERRORS):
+            raise EngineError(f"{self.what}: {one_line(error)}") from error
+
+
 def one_line(error: BaseException) -> str:
     """An exception of a library, in one line."""
+    if "trust_remote_code" in str(error):  # the libraries have no class for it, and would have the reader allow it
+        return NEEDS_CODE
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
 
 

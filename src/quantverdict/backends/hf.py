@@ -18,6 +18,7 @@ from quantverdict.backends.checkpoint_tokenizer import (
     INSTALL,
     LIBRARY_ERRORS,
     CheckpointTokenizer,
+    LibraryErrors,
     completion,
     one_line,
     pretrained,
@@ -137,26 +138,30 @@ class TransformersEngine:
             raise EngineError(f"the model fails: {one_line(error)}") from error
 
     def _load(self, path: Path) -> PreTrainedModel:
-        from safetensors import SafetensorError
-
         dtype = self._placement.dtype
         # In bfloat16 on a CPU most answers change with the batch they are asked in.
         chosen = "float32" if dtype == "auto" and self._device == "cpu" else dtype
-        try:
-            with pretrained(path) as (folder, options):
-                self._method = _quantization(self._transformers.AutoConfig.from_pretrained(folder, **options))
-                if "gguf_file" in options:
-                    options["quantization_config"] = self._transformers.GgufConfig(dequantize=True)
-                elif self._method == "compressed-tensors":
-                    # Decoded while loading: packed zero points are expected in another shape else.
-                    options["quantization_config"] = self._transformers.CompressedTensorsConfig(dequantize=True)
-                model = self._transformers.AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=chosen, device_map=self._device, **options
-                )
-        except ImportError as error:
-            raise EngineError(f"{path} cannot be loaded: {one_line(error)}; expected: {INSTALL}") from error
-        except (*LIBRARY_ERRORS, SafetensorError) as error:
-            raise EngineError(f"{path} cannot be loaded by Transformers: {one_line(error)}") from error
+        transformers = self._transformers
+        with LibraryErrors(f"{path} cannot be loaded by Transformers"), pretrained(path) as (folder, options):
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+            self._method = _quantization(config)
+            if "gguf_file" in options:
+                options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            elif self._method == "compressed-tensors":
+                # Decoded while loading: packed zero points are expected in another shape else.
+                options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+            model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=chosen,
+                device_map=self._device,
+                output_loading_info=True,
+                trust_remote_code=False,
+                weights_only=True,  # of a pickle: tensors, and nothing that is called
+                **options,
+            )
+            missing = sorted(loaded["missing_keys"])
+            if missing and self._method == "none" and path.is_dir():  # filled with random numbers
+                raise ValueError(f"the weights lack {missing[0]}, {len(missing)} in all")
         return model.eval()
 
     def _smoke(self, path: Path) -> None:

@@ -9,6 +9,7 @@ or drops. Any other status is final. The key is in the request's header and nowh
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -27,11 +29,17 @@ from quantverdict.errors import EngineError
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_WAIT_S = 0.5, 30.0, 600.0
 _CONNECT_S = 10.0
+MOST_BYTES = 64 << 20
+"""Of a reply, its head included; a batch's longest answer with all log-probabilities has a few."""
 _PASSING = {429, *range(500, 600)} - {501}  # "not implemented" does not pass
 
 
 class RefusedError(EngineError):
     """A reply that is final and no answer: a status that is not tried again, an error, or not what was expected."""
+
+
+class _TooLongError(EngineError):
+    """A reply without an end, or beyond what any answer has."""
 
 
 class _PassingError(EngineError):
@@ -161,6 +169,8 @@ class HttpClient:
             reply = self._exchange(method, path, content)
         except (socket.gaierror, ssl.SSLCertVerificationError, UnicodeError) as error:
             raise EngineError(self._line(where, "cannot be reached", str(error))) from None
+        except _TooLongError:
+            raise EngineError(f"{where}: the reply is longer than {MOST_BYTES >> 20} MiB; no answer is") from None
         except TimeoutError:
             raise _PassingError(f"{where}: no answer within {self._timeout:g} s") from None
         except (OSError, HTTPException) as error:
@@ -219,9 +229,11 @@ class HttpClient:
             headers["Authorization"] = f"Bearer {self._key}"
         sock.settimeout(_left(deadline))
         connection.request(method, path, content, headers)
-        sock.settimeout(_left(deadline))
+        connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
         response = connection.getresponse()
-        body = _body(response, sock, deadline)
+        body = _body(response)
+        if response.getheader("Content-Encoding", "identity").lower() != "identity":
+            body = b'{"error": "the reply is compressed, which was not asked for"}'
         reply = _Reply(response.status, response.reason, response.getheader("Retry-After"), body)
         return reply, not response.will_close
 
@@ -278,11 +290,46 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _body(response: HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
-    """The whole body; a socket's own time-out would begin anew with every piece."""
+class _Received(io.RawIOBase):
+    """What a socket receives, up to a deadline and a number of bytes.
+
+    Both hold for the whole reply: its status line, "100 Continue" before it, headers, chunks and what follows them.
+    A socket's own time-out would begin anew with every piece.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline, self._left = sock, deadline, MOST_BYTES
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - as in `io`
+        self._sock.settimeout(_left(self._deadline))
+        size = self._raw.readinto(buffer)
+        self._left -= size or 0
+        if self._left < 0:
+            raise _TooLongError
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(sock, *args, **named)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Received(sock, deadline))
+
+
+def _body(response: HTTPResponse) -> bytes:
+    """The whole body."""
+    if response.length is not None and response.length > MOST_BYTES:
+        raise _TooLongError
     pieces = []
     while True:
-        sock.settimeout(_left(deadline))
         try:
             piece = response.read1(1 << 16)
         except ConnectionError:

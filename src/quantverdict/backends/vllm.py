@@ -61,6 +61,7 @@ class VllmEngine:
         try:
             self._llm = vllm.LLM(
                 model=str(path),
+                trust_remote_code=False,
                 skip_tokenizer_init=True,  # it is given ids and gives ids
                 dtype=placement.dtype,
                 max_model_len=placement.context,

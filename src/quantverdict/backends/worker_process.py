@@ -1,19 +1,23 @@
 """A worker: a process of its own that answers one JSON line with another, over a pipe.
 
 No port is opened, a crash is an `EngineError` here, and the worker ends with this process: it reads its input to the
-end. Whatever it prints goes to a file that is read only where it dies.
+end. Whatever it prints goes to a file that is read only where it dies. One that is frozen is ended after a while; one
+that is slow, however slow, is waited for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from quantverdict.backends.base import Forced, Progress
@@ -22,6 +26,14 @@ from quantverdict.errors import EngineError
 from quantverdict.records import Completion
 
 _END_SECONDS = 5
+_TICK_SECONDS = 5.0
+"""Between two looks at a worker that says nothing."""
+_STILL_SECONDS = 60.0
+"""Without a word and without work, until it is said."""
+_FROZEN_SECONDS = 600.0
+"""Likewise, until the worker is ended; and without a word, though at work, until that is said."""
+_AT_WORK = 0.01
+"""Of a core: what threads that only wait stay under."""
 
 
 class WorkerProcess:
@@ -54,6 +66,9 @@ class WorkerProcess:
         )
         self._end = weakref.finalize(self, _end, self.process, self._errors)
         self.usage: Mapping[str, Any] = {}
+        self._received = bytearray()
+        if os.name != "nt":
+            os.set_blocking(self._fd(self.process.stdin), False)
         try:
             self.ready: Any = self.ask(settings)["ready"]
         except EngineError:
@@ -85,33 +100,62 @@ class WorkerProcess:
         self._end()
 
     def _exchange(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-        requests, replies = self.process.stdin, self.process.stdout
-        assert requests is not None
-        assert replies is not None
-        try:
-            requests.write(json.dumps(request).encode() + b"\n")
-            requests.flush()
-        except BrokenPipeError:
-            raise EngineError(self._reason()) from None
-        for line in replies:
-            reply: dict[str, Any] = json.loads(line)
+        watch = _Watch(self.name, self.process)
+        self._send(json.dumps(request).encode() + b"\n", watch)
+        while True:
+            reply: dict[str, Any] = json.loads(self._line(watch))
             if "progress" not in reply:
                 self.usage = reply["usage"]
-                return reply if PAYLOAD not in reply else {**reply, PAYLOAD: self._payload(reply[PAYLOAD])}
+                return reply if PAYLOAD not in reply else {**reply, PAYLOAD: self._taken(reply[PAYLOAD], watch)}
             if progress is not None:
                 progress(*reply["progress"])
-        raise EngineError(self._reason())
 
-    def _payload(self, size: int) -> bytes:
-        assert self.process.stdout is not None
-        data = self.process.stdout.read(size)
-        if len(data) < size:
+    @staticmethod
+    def _fd(pipe: IO[bytes] | None) -> int:
+        assert pipe is not None
+        return pipe.fileno()
+
+    def _send(self, data: bytes, watch: _Watch) -> None:
+        fd, left = self._fd(self.process.stdin), memoryview(data)
+        try:
+            while left:
+                watch.wait_for(fd, "POLLOUT")
+                with suppress(BlockingIOError):
+                    left = left[os.write(fd, left) :]
+        except BrokenPipeError:
+            raise EngineError(self._reason()) from None
+
+    def _line(self, watch: _Watch) -> bytes:
+        """The next line of the worker."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            self._receive(watch)
+        return self._taken(end + 1, watch)
+
+    def _taken(self, size: int, watch: _Watch) -> bytes:
+        """The next bytes of the worker."""
+        while len(self._received) < size:
+            self._receive(watch)
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
+
+    def _receive(self, watch: _Watch) -> None:
+        fd = self._fd(self.process.stdout)
+        watch.wait_for(fd, "POLLIN")
+        data = os.read(fd, 1 << 20)
+        if not data:
             raise EngineError(self._reason())
-        return data
+        self._received += data
 
     def _reason(self) -> str:
         """Why the worker ended, in one line."""
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:  # it closed its pipe, and lives on
+            self.process.kill()
+            code = self.process.wait()
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 2000))
         lines = self._errors.read().decode(errors="replace").split("\n")
         said = " | ".join(line.strip() for line in lines if line.strip())[-300:]
@@ -121,6 +165,93 @@ class WorkerProcess:
             how = f"was killed by {signal.Signals(-code).name}"
             how += " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"the {self.name} worker {how}" + (f": {said}" if said else "")
+
+
+class _Watch:
+    """Looks at a worker while it is waited for.
+
+    One that is stopped, or whose device hangs, neither says anything nor works. Work is time on a processor or bytes
+    read from a disk, by the worker or by processes that it started. Only what passed between two looks counts: this
+    process may have been stopped too.
+    """
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name, self.process = name, process
+        self._reset()
+        self.told: set[str] = set()
+
+    def _reset(self) -> None:
+        self.silent = self.still = 0.0
+        self.work: tuple[float, int] | None = None
+
+    def wait_for(self, fd: int, event: str) -> None:
+        """Return when the pipe is ready, or has ended.
+
+        Raises:
+            EngineError: the worker is frozen; it was ended.
+        """
+        if os.name == "nt":
+            return  # a pipe cannot be waited for there: reading it waits
+        poll = select.poll()
+        poll.register(fd, getattr(select, event))
+        start = time.monotonic()
+        while not poll.poll(_TICK_SECONDS * 1000):
+            now = time.monotonic()
+            self._look(min(now - start, 2 * _TICK_SECONDS))
+            start = now
+        self._reset()
+
+    def _look(self, passed: float) -> None:
+        self.silent += passed
+        work = _work(self.process.pid)
+        before, self.work = self.work, work
+        if before is not None and work is not None:
+            worked = work[0] - before[0] >= _AT_WORK * passed or work[1] != before[1]
+            self.still = 0.0 if worked else self.still + passed
+        if self.still >= _FROZEN_SECONDS:
+            with suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            raise EngineError(
+                f"the {self.name} worker was frozen (stopped, or its device hangs): it said nothing and used no"
+                f" processor for {self.still:.0f} s, and was ended"
+            )
+        if self.still >= _STILL_SECONDS:
+            self._tell(
+                f"the {self.name} worker has said nothing and used no processor for {self.still:.0f} s: it is stopped,"
+                f" or its device hangs; it is ended after {_FROZEN_SECONDS:.0f} s of that"
+            )
+        elif self.silent >= _FROZEN_SECONDS:
+            self._tell(
+                f"the {self.name} worker has said nothing for {self.silent:.0f} s, though it is at work; it is waited"
+                " for (Ctrl-C ends the run, and the same command resumes it)"
+            )
+
+    def _tell(self, line: str) -> None:
+        """On stderr, once an exchange."""
+        kind = line.partition(" for ")[0]
+        if kind not in self.told:
+            self.told.add(kind)
+            with suppress(OSError, ValueError):
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+
+
+def _work(pid: int) -> tuple[float, int] | None:
+    """Seconds on a processor and bytes read from a disk, by a process and those it started; None where it is gone."""
+    import psutil
+
+    seconds, read = 0.0, 0
+    try:
+        own = psutil.Process(pid)
+        for process in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                seconds += times.user + times.system
+                if hasattr(process, "io_counters"):
+                    read += process.io_counters().read_bytes
+    except psutil.Error:
+        return None
+    return seconds, read
 
 
 class WorkerBackend:
@@ -182,5 +313,6 @@ def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # what hangs in a driver cannot be killed
+            process.wait(_END_SECONDS)
     errors.close()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO, Protocol, TextIO
 
 from quantverdict.backends.base import Progress
@@ -92,7 +92,7 @@ class _Reporter:
         if now - self.reported < _PROGRESS_SECONDS:
             return
         self.reported = now
-        if select.select([_FD_IN], [], [], 0)[0]:
+        if os.name != "nt" and select.select([_FD_IN], [], [], 0)[0]:
             raise SystemExit(0)  # nothing is sent while a batch runs: the input has ended
         _send(self.replies, {"progress": [finished, generated]})
 
@@ -107,7 +107,22 @@ def _send(replies: BinaryIO, message: Mapping[str, Any]) -> None:
 
 
 def _usage(worker: Worker | None) -> dict[str, float]:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
-    own = {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_memory_bytes": used.ru_maxrss * unit}
+    own = {"cpu_seconds": time.process_time(), "peak_memory_bytes": peak_memory()}
     return own if worker is None else {**own, **worker.measured}
+
+
+def peak_memory() -> int:
+    """The most bytes that this process held resident, and it alone.
+
+    Linux keeps `ru_maxrss` over the start of a new program: a child there shows what its parent held.
+    """
+    if os.name == "nt":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        with suppress(OSError, ValueError, StopIteration), open("/proc/self/status", "rb") as lines:  # noqa: PTH123
+            return int(next(line for line in lines if line.startswith(b"VmHWM:")).split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

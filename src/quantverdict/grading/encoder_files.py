@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from quantverdict.artifacts.sources import resolve
+from quantverdict.backends.checkpoint_tokenizer import one_line
 from quantverdict.collect.files import sha256_of
 from quantverdict.config import SemanticConfig, Source, Study
 from quantverdict.errors import ArtifactError, QuantverdictError
@@ -20,6 +22,9 @@ PACKAGED = "tokenizer_config.json"
 """A file that an encoder has once: in a package, the folder that holds it is the encoder."""
 LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
 """Keys of `config.json` that say how many layers there are."""
+OWN_MODULES = "sentence_transformers."
+OLDEST = {"sentence-transformers": (6, 2)}
+"""Releases before it run code that an encoder's folder holds."""
 OTHER_FORMATS = ("onnx", "openvino", "coreml")
 """Folders of a repository that hold the same weights again, in formats that are not read."""
 
@@ -92,7 +97,20 @@ def _sentence_encoder(source: Source, base: Path) -> EncoderFiles:
     if not (folder / "modules.json").is_file():
         expected = "a sentence encoder as sentence-transformers saves it"
         raise ArtifactError("holds no modules.json", file=folder, field="semantic.coherence.source", expected=expected)
+    _refuse_own_modules(folder / "modules.json")
     return EncoderFiles(str(source), folder, None, _hashes(folder), libraries)
+
+
+def _refuse_own_modules(file: Path) -> None:
+    """What it names is imported, and runs then; releases of sentence-transformers before 6 ask nobody."""
+    expected = f"modules whose type begins with {OWN_MODULES}"
+    try:
+        types = [module["type"] for module in json.loads(file.read_bytes())]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ArtifactError(f"cannot be read ({one_line(error)})", file=file, expected=expected) from error
+    for kind in types:
+        if not isinstance(kind, str) or not kind.startswith(OWN_MODULES):
+            raise ArtifactError(f"names {kind!r}, code that is never run", file=file, expected=expected)
 
 
 def _libraries(*packages: str) -> dict[str, str]:
@@ -107,9 +125,20 @@ def _libraries(*packages: str) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             raise QuantverdictError(f"semantic scores need {package}, which is not installed; {INSTALL}") from None
+        if _release(found[package]) < OLDEST.get(package, (0,)):
+            wanted = ".".join(map(str, OLDEST[package]))
+            raise QuantverdictError(
+                f"{package} {found[package]} runs code that an encoder's files name;"
+                f" expected {wanted} or newer: {INSTALL}"
+            )
         if find_spec(package.replace("-", "_")) is None:
             raise QuantverdictError(f"semantic scores need {package}, which cannot be imported; {INSTALL}")
     return found
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a version, up to the first part that is none."""
+    return tuple(map(int, takewhile(str.isdecimal, text.split("."))))
 
 
 def _folder(source: Source, base: Path, field: str) -> Path:
@@ -130,7 +159,7 @@ def _layers(folder: Path) -> int | None:
     try:
         config = json.loads(file.read_bytes())
         return next((int(config[key]) for key in LAYERS if key in config), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"cannot be read ({error})", file=file, expected="an encoder's configuration") from error
 
 

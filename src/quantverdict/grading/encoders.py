@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from quantverdict.backends.checkpoint_tokenizer import LIBRARY_ERRORS, one_line
+from quantverdict.backends.checkpoint_tokenizer import LIBRARY_ERRORS, LibraryErrors, one_line
 from quantverdict.backends.cores import physical_cores
 from quantverdict.config import SemanticConfig
 from quantverdict.errors import EngineError
@@ -95,18 +95,30 @@ class TokenEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self._torch, self._device, self._name = torch, placed.device, files.name
-        folder, options = str(files.folder), {"local_files_only": True}
+        folder = str(files.folder)
         with _loading(files.name):
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             if type(tokenizer).__name__ in PREFIX_SPACE:
-                tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **options)
-            model = AutoModel.from_pretrained(folder, dtype=getattr(torch, placed.dtype), **options)
-        if hasattr(model, "encoder") and hasattr(model, "decoder"):
-            model = model.encoder
-        self._model = _cut(model.eval(), files.layer or 1, files.name).to(placed.device)
-        self._tokenizer, self._limit = tokenizer, _limit(tokenizer, model.config)
-        self._pad = tokenizer.pad_token_id or 0
-        self._unweighted = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+                tokenizer = AutoTokenizer.from_pretrained(
+                    folder, add_prefix_space=True, local_files_only=True, trust_remote_code=False
+                )
+            model, loaded = AutoModel.from_pretrained(
+                folder,
+                output_loading_info=True,
+                dtype=getattr(torch, placed.dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,  # of a pickle: tensors, and nothing that is called
+            )
+            _refuse_missing(loaded["missing_keys"], files.name)
+            if hasattr(model, "encoder") and hasattr(model, "decoder"):
+                model = model.encoder
+            self._model = _cut(model.eval(), files.layer or 1, files.name).to(placed.device)
+            self._tokenizer, self._limit = tokenizer, _limit(tokenizer, model.config)
+            self._pad = tokenizer.pad_token_id or 0
+            self._unweighted = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+            _refuse_wordless(tokenizer, files.name)
+            self._embed(["a"])  # shapes that do not fit each other show at the first text
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._ids(texts)]
@@ -175,11 +187,16 @@ class SentenceEncoder:
         with _loading(files.name):
             from sentence_transformers import SentenceTransformer
 
-            kwargs = {"dtype": getattr(torch, placed.dtype)}
-            folder = str(files.folder)
             self._model = SentenceTransformer(
-                folder, device=placed.device, model_kwargs=kwargs, local_files_only=True
+                str(files.folder),
+                device=placed.device,
+                model_kwargs={"dtype": getattr(torch, placed.dtype), "weights_only": True},
+                local_files_only=True,
+                trust_remote_code=False,
             ).eval()
+            _refuse_wordless(self._model.tokenizer, files.name)
+            self.lengths(["a"])
+            self._embed(["a"])  # modules in another order show at the first text
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         limit = self._model.max_seq_length or UNLIMITED
@@ -211,6 +228,22 @@ def _limit(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - of whichever m
     if isinstance(positions, int) and positions > 0:
         limits.append(positions - 2 if config.model_type in OFFSET_POSITIONS else positions)
     return min(int(min(limits)), UNLIMITED)
+
+
+def _refuse_missing(keys: Iterable[str], name: str) -> None:
+    """Transformers fills weights that the files lack with random numbers; only the pooler's are not used."""
+    missing = sorted(key for key in keys if "pooler" not in key)
+    if missing:
+        shown = ", ".join(missing[:3])
+        raise EngineError(f"{name}: its weights lack {shown}, {len(missing)} in all; expected those of its config.json")
+
+
+def _refuse_wordless(tokenizer: Any, name: str) -> None:  # noqa: ANN401 - of whichever model
+    """Without its files Transformers makes up a tokenizer of special tokens alone: every text is unknown to it."""
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise EngineError(
+            f"{name}: its tokenizer has no words; expected tokenizer.json or a vocabulary beside the model"
+        )
 
 
 def _cut(model: Any, layer: int, name: str) -> Any:  # noqa: ANN401 - of whichever architecture
@@ -261,11 +294,9 @@ def _loading(name: str) -> Iterator[None]:
     for own in loggers:
         own.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with LibraryErrors(f"{name} cannot be loaded"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ImportError, *LIBRARY_ERRORS) as error:
-        raise EngineError(f"{name} cannot be loaded: {one_line(error)}") from error
     finally:
         remarks.set_verbosity(verbosity)
         if bars:
