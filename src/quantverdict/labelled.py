@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from quantverdict.collect.frames import JUDGEMENTS, SCORES, read_frame
 from quantverdict.collect.manifest import Bundle
 from quantverdict.errors import BundleError
 from quantverdict.matrix.cells import judge_scores
@@ -158,12 +159,10 @@ def scored(bundle: Bundle) -> pl.DataFrame:
     Raises:
         BundleError: the bundle has none.
     """
-    import polars as pl
-
     path = bundle.path("scores.parquet")
     if not path.exists():
         raise BundleError(f"{bundle.root}: holds no scores.parquet; bring the run that made it to its end first")
-    return pl.read_parquet(path)
+    return read_frame(path, SCORES)
 
 
 def loaded_labels(bundle: Bundle) -> dict[str, dict[Sample, float | None]]:
@@ -173,10 +172,8 @@ def loaded_labels(bundle: Bundle) -> dict[str, dict[Sample, float | None]]:
 
 
 def _judgements(bundle: Bundle, name: str) -> pl.DataFrame | None:
-    import polars as pl
-
     path = bundle.path(name)
-    return pl.read_parquet(path) if path.exists() else None
+    return read_frame(path, JUDGEMENTS) if path.exists() else None
 
 
 def read_values(scores: pl.DataFrame, metrics: Iterable[str]) -> dict[str, dict[Sample, float | None]]:

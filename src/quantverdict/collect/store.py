@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 
-from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
+from quantverdict.collect.files import json_line, make_file, open_own, saving, whole_lines
 from quantverdict.collect.prompts import Plan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -60,10 +60,7 @@ class CellStore:
         self.path = responses_path(bundle, cell)
         self._timings_path = bundle / "timings" / self.path.name
         for path in (self.path, self._timings_path):
-            with saving(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-                flush_file(path.parent)
+            make_file(path)
         self.done = self._recover_responses()
         self.timings = self._recover_timings()
 
@@ -220,9 +217,13 @@ def parse_timing(line: bytes) -> BatchTiming | None:
 
 
 def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
-    """Add `data` to the end of a file: all of it, or the file stays as it was."""
+    """Add `data` to the end of a file: all of it, or the file stays as it was.
+
+    Raises:
+        BundleError: as `open_own`; or the disk is full.
+    """
+    handle = open_own(path, os.O_WRONLY | os.O_APPEND)
     with saving(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             size = os.fstat(handle).st_size
             try:
@@ -239,8 +240,16 @@ def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
 
 
 def cut(path: Path, size: int, was: int) -> None:
-    """Cut a file back to `size` bytes."""
+    """Cut a file back to `size` bytes.
+
+    Raises:
+        BundleError: as `open_own`.
+    """
     if size < was:
-        with saving(path), path.open("rb+") as file:
-            file.truncate(size)
-            os.fsync(file.fileno())
+        handle = open_own(path, os.O_RDWR)
+        with saving(path):
+            try:
+                os.ftruncate(handle, size)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
