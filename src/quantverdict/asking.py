@@ -87,7 +87,7 @@ def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bu
 
         if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
             view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
-    run_cells(bundle, jobs, view)
+    run_cells(bundle, jobs, view, say=view.say)
 
 
 def watch_of(

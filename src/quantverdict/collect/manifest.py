@@ -283,8 +283,11 @@ class Bundle:
                 continue
             raise BundleError(f"{self.path(name)}: {_differs(told)}; {_REMEDY[told.startswith('not'), made]}")
 
-    def refuse_changed(self, name: str) -> None:
+    def refuse_changed(self, name: str) -> int:
         """Check an append-only artefact before it is gone on from: what the manifest knows of it is still there.
+
+        Returns:
+            How many bytes the manifest knows of; 0 where the file is not there, too.
 
         Raises:
             BundleError: it was changed or cut since the bundle was finished.
@@ -292,10 +295,11 @@ class Bundle:
         entry = (self.recorded("artefacts") or {}).get(name)
         path = self.path(name)
         if entry is None or not path.exists():
-            return
+            return 0
         with saving(path), path.open("rb") as file:
             if hashlib.sha256(file.read(entry["bytes"])).hexdigest() != entry["sha256"]:
                 raise BundleError(f"{path}: changed since it was written; put it back, or delete it to ask again")
+        return int(entry["bytes"])
 
     def record(self, **parts: object) -> None:
         """Put parts (`seeds`, `sources`, `batches`, `backends`) into the manifest, now and for good."""
@@ -303,6 +307,18 @@ class Bundle:
             self.begin()
             self._manifest |= parts
             self._save()
+
+    def hold(self, **parts: object) -> None:
+        """As `record`; of a finished bundle not before something of it is changed, so that till then it stays so."""
+        if self.sealed:
+            self._manifest |= parts
+        else:
+            self.record(**parts)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is finished, and nothing was changed since."""
+        return not self._begun and self._manifest["run"].get("finished") is not None
 
     def begin(self) -> None:
         """Say in the manifest, before anything else is changed, that the bundle is not finished, and by which command.
@@ -379,10 +395,7 @@ class Bundle:
         file = getattr(config, "file", "")
         folder = Path(file).parent if file else None
         parts = {"config": name, "seeds": {"seed": getattr(config, "seed", None)}, **environment(folder)}
-        if self.recorded("run").get("finished") is None:
-            self.record(**parts)
-        else:  # a run that fails before it changes anything leaves the bundle as it was
-            self._manifest |= parts
+        self.hold(**parts)  # a run that fails before it changes anything leaves the bundle as it was
 
     def _compare(self, name: str, config: BaseModel) -> None:
         try:

@@ -42,11 +42,17 @@ class Job:
 
 
 def run_cells(
-    bundle: Bundle, jobs: Sequence[Job], view: ProgressView, *, retry: bool = True
+    bundle: Bundle,
+    jobs: Sequence[Job],
+    view: ProgressView,
+    *,
+    retry: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[CellOutcome, ...]:
     """Ask every cell what is missing of it; the outcomes in the order of `jobs`, kept in `cells.json`.
 
     Args:
+        say: is told what a user should know of stored answers.
         retry: try again a cell that failed in an earlier run; else its row stays as it was.
 
     Raises:
@@ -57,12 +63,15 @@ def run_cells(
     for job in jobs:
         freeze_plan(bundle, job)
     log = _Log(bundle)
+    proved = {job.cell: bundle.refuse_changed(responses_path(Path(), job.cell).as_posix()) for job in jobs}
+    bundle.begin()
     for job in jobs:
         stored = log.outcomes.get(job.cell)
         if stored is not None and stored.status == "failed" and not retry:
             continue
-        bundle.refuse_changed(responses_path(Path(), job.cell).as_posix())
-        store = CellStore(bundle.root, job.cell, job.plan)
+        store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
+        if store.unproved:
+            say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
         log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), log.known(job.cell), job.watch))
     return tuple(log.outcomes[job.cell] for job in jobs)
 
