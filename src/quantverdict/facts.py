@@ -70,6 +70,10 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
     if isinstance(config, Sources):
         return ingestion.cell_infos(config)
     outcomes, failed = read_outcomes(bundle), failures(bundle)
+    builds = [build for build in stored_builds(bundle) if build.runs and not build.null and build.cell not in failed]
+    for build in builds:
+        if build.cell not in outcomes:
+            raise BundleError(f"{bundle.path('cells.json')}: holds no row of {build.cell}; run the study again")
     return [
         CellInfo(
             base_model=build.cell.base_model,
@@ -80,8 +84,7 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
             is_baseline=build.is_baseline,
             measured=measurements(build, outcomes[build.cell]),
         )
-        for build in stored_builds(bundle)
-        if build.runs and not build.null and build.cell not in failed
+        for build in builds
     ]
 
 

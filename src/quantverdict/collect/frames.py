@@ -134,7 +134,8 @@ def unreadable(paths: Iterable[Path], columns: Sequence[str] = ()) -> dict[Path,
     """
     rest, found = list(paths), dict[Path, str]()
     while rest:
-        asked = json.dumps([[str(path.absolute()) for path in rest], [name.split(".")[0] for name in columns]])
+        names = sorted({part for name in columns for part in (name, name.split(".")[0])})
+        asked = json.dumps([[str(path.absolute()) for path in rest], names])
         ended = subprocess.run(  # noqa: S603 - this interpreter
             [sys.executable, "-c", _TRY], input=asked.encode(), capture_output=True, check=False
         )

@@ -176,7 +176,7 @@ class _CellRun:
         """
         if self.spoke:
             return
-        first = (*self.store.answers(0, self.store.done), *completions)
+        first: list[Completion | Response] = [*self.store.answers(0, self.store.done), *completions]
         try:
             smoke_check(first)
         except EngineError:

@@ -6,14 +6,16 @@ without end, and a file that was changed may be anything to its parser.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from quantverdict.collect.files import PARTIAL, json_text, sha256_of
 from quantverdict.errors import BundleError
@@ -111,6 +113,29 @@ def hash_of(manifest: Mapping[str, Any]) -> str:
     """Of all but what changes with every run, and the hashes of the artefacts, which their files prove."""
     rest = {key: value for key, value in manifest.items() if key not in (PROVENANCE, "artefacts", "run")}
     return hashlib.sha256(json_text(rest).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def refuse_misfit(kind: type, fields: Mapping[str, Any], where: str) -> None:
+    """Refuse values that are not those of a dataclass.
+
+    Raises:
+        BundleError: naming the first key that is missing, unknown or of another type.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}
+    told = next((f"{name}: no such key is known" for name in fields if name not in names), None)
+    if told is None:
+        try:
+            _adapter(kind).validate_python(dict(fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if told is not None:
+        raise BundleError(f"{where}: not as it was written: {told}")
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def known_entries(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.collect.generate import CellOutcome, Identity, Known, OpenBackend, ProgressView, collect_cell
+from quantverdict.collect.integrity import refuse_misfit
 from quantverdict.collect.manifest import STOPPED, Bundle
 from quantverdict.collect.prompts import Plan, first_changed, prompt_lines, prompts_file, read_prompts
 from quantverdict.collect.stopping import OpenWatch
@@ -112,7 +113,7 @@ class _Log:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         rows = bundle.read_json(CELLS) if bundle.path(CELLS).exists() else []
-        self.outcomes = {outcome.cell: outcome for outcome in map(as_outcome, rows)}
+        self.outcomes = {outcome.cell: outcome for outcome in as_outcomes(rows, bundle.path(CELLS))}
         recorded: Mapping[str, Identity] = bundle.recorded("backends") or {}
         self.identities = {CellId(*name.split("/", 1)): identity for name, identity in recorded.items()}
 
@@ -148,6 +149,18 @@ def as_row(outcome: CellOutcome) -> dict[str, object]:
     return {"base_model": outcome.cell.base_model, "quant": outcome.cell.quant, **row}
 
 
-def as_outcome(row: Mapping[str, Any]) -> CellOutcome:
-    rest = {name: value for name, value in row.items() if name not in ("base_model", "quant")}
-    return CellOutcome(cell=CellId(row["base_model"], row["quant"]), **rest)
+def as_outcomes(rows: object, path: Path) -> list[CellOutcome]:
+    """What `cells.json` holds.
+
+    Raises:
+        BundleError: not as it was written, naming the row and the key.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BundleError(f"{path}: not as it was written: a list with an object for each cell is expected")
+    found = []
+    for number, row in enumerate(rows, start=1):
+        fields: dict[str, Any] = {name: value for name, value in row.items() if name not in ("base_model", "quant")}
+        fields["cell"] = (row.get("base_model"), row.get("quant"))
+        refuse_misfit(CellOutcome, fields, f"{path}: row {number}")
+        found.append(CellOutcome(**{**fields, "cell": CellId(*fields["cell"])}))
+    return found
