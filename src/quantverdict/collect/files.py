@@ -114,9 +114,8 @@ def open_own(path: Path, flags: int) -> int:
     with saving(path):
         if flags & os.O_CREAT:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.is_symlink() or path.is_symlink():
-            link = path if path.is_symlink() else path.parent
-            raise BundleError(f"{link}: is a symbolic link, and is not written through; put the file itself there")
+        if path.is_symlink():  # that no folder of the bundle is one was seen when it was opened
+            raise BundleError(f"{path}: is a symbolic link, and is not written through; put the file itself there")
         handle = os.open(path, flags | _OWN, 0o644)
         told = os.fstat(handle)
     wrong = None if stat.S_ISREG(told.st_mode) else "is not a file"
@@ -138,7 +137,7 @@ def make_file(path: Path) -> None:
     Raises:
         BundleError: as `open_own`.
     """
-    if path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
+    if path.is_file() and not path.is_symlink():
         return
     os.close(open_own(path, os.O_RDWR | os.O_CREAT))
     with saving(path):
