@@ -451,3 +451,77 @@ def test_gate_and_diff_name_the_judge_of_each_rate(study, fakes, capsys):
     capsys.readouterr()
     assert execute(["diff", "was", "b"]) == 0
     assert "tiny/Q4_K_M refusal rate by judge first: inferior -> not there" in capsys.readouterr().out
+
+
+def artefacts():
+    """Every artefact and the manifest, byte for byte."""
+    from quantverdict.collect.manifest import artefact_names
+
+    return {name: Path("b", name).read_bytes() for name in (*artefact_names(Path("b")), "manifest.json")}
+
+
+MINE = "name: mine\nmodel: my model\nsource: {path: mine.gguf}\nbatch_size: 10\n"
+
+
+@pytest.mark.parametrize("error", [EngineError("401: bad key"), KeyboardInterrupt()])
+def test_a_judge_that_fails_leaves_the_bundle_as_it_was_and_goes_on_where_it_stopped(study, fakes, capsys, error):
+    """Still finished, gated, and holding; what was said so far is asked no second time, and the end is the same."""
+
+    def dies(prompt, label):
+        if len(broken.asked) == 4:
+            raise error
+        return label
+
+    assert study() == 0
+    Path("mine.yaml").write_text(MINE)
+    before, gated = artefacts(), execute(["gate", "b"])
+    broken = fakes["mine"] = Fake("mine", dies)
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == (2 if isinstance(error, EngineError) else 130)
+    assert artefacts() == before
+    assert execute(["gate", "b"]) == gated != 2
+    assert execute(["verify", "b"]) == 0
+    assert execute(["report", "b"]) == 0
+    after = fakes["mine"] = Fake("mine")
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
+    assert asked(after) == int(rows("judges")[0]["questions"]) - 30
+    assert execute(["verify", "b"]) == 0
+    assert not Path("b/.judging").exists()
+    broken_off = {
+        name: data for name, data in artefacts().items() if not name.startswith(("timings", "man", "rep", "cells"))
+    }
+    shutil.rmtree("b")
+    study()
+    fakes["mine"] = Fake("mine")
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
+    assert {name: data for name, data in artefacts().items() if name in broken_off} == broken_off
+
+
+def test_a_judge_that_cannot_be_opened_leaves_the_bundle_as_it_was(study, monkeypatch, capsys):
+    assert study() == 0
+    Path("mine.yaml").write_text(MINE)
+    before = artefacts()
+
+    def gone(judge, folder):
+        raise EngineError("no server at http://127.0.0.1:1")
+
+    monkeypatch.setattr(judging, "open_asker", gone)
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
+    assert "no server at" in capsys.readouterr().err
+    assert artefacts() == before
+
+
+def test_labels_that_one_model_gave_apart_are_not_completed_by_another(study, fakes):
+    study()
+    Path("mine.yaml").write_text(MINE)
+
+    def dies(prompt, label):
+        if len(fakes["mine"].asked) == 2:
+            raise EngineError("gone")
+        return label
+
+    fakes["mine"] = Fake("mine", dies)
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
+    fakes["mine"] = Fake("mine", version="2")
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
+    assert asked(fakes["mine"]) == int(rows("judges")[0]["questions"])
+    assert execute(["verify", "b"]) == 0

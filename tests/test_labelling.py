@@ -164,3 +164,92 @@ def test_a_bundle_without_a_sheet_or_without_answers_says_so(bundle, tmp_path, c
     other = pipeline.analyze_matrix(matrix, tmp_path / "published", "tr125")
     assert execute(["label", str(other), "--out", str(tmp_path / "x.csv")]) == 2
     assert "holds no prompts and answers to label" in capsys.readouterr().err
+
+
+def test_a_sheet_that_holds_labels_which_were_not_read_is_never_written_over(bundle, sheet, capsys):
+    """Blank it may be made again, and after it was read; in between it is refused, and stays as it is."""
+    assert execute(["label", str(bundle), "--out", str(sheet), "--n", "40"]) == 0
+    fill(sheet, keep=lambda at: at == 3)
+    before, manifest = sheet.read_bytes(), (bundle / "manifest.json").read_bytes()
+    capsys.readouterr()
+    for rows in ("40", "10"):
+        assert execute(["label", str(bundle), "--out", str(sheet), "--n", rows]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "holds 1 labels that were not read yet, the first at line" in line
+        assert (sheet.read_bytes(), (bundle / "manifest.json").read_bytes()) == (before, manifest)
+    assert execute(["label", str(bundle), "--read", str(sheet)]) == 0
+    assert execute(["label", str(bundle), "--out", str(sheet), "--n", "40"]) == 0
+    assert sum(bool(row["label"]) for row in cells(sheet)) == 1
+
+
+@pytest.mark.parametrize("change", ["another label", "a comment", "not a label yet"])
+def test_whatever_a_person_wrote_into_a_sheet_is_kept(bundle, sheet, capsys, change):
+    fill(sheet)
+    assert execute(["label", str(bundle), "--read", str(sheet)]) == 0
+    rows = cells(sheet)
+    if change == "a comment":
+        rows = [row | {"remarks": "a doubt" if at == 2 else ""} for at, row in enumerate(rows)]
+    else:
+        rows[2]["label"] = "UNCLEAR" if change == "another label" else "ask Ada"
+    with sheet.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    before = sheet.read_bytes()
+    assert execute(["label", str(bundle), "--out", str(sheet), "--n", "40"]) == 2
+    assert "holds 1 labels that were not read yet" in capsys.readouterr().err
+    assert sheet.read_bytes() == before
+
+
+def test_a_file_that_is_no_sheet_of_this_bundle_is_never_written_over(bundle, sheet, tmp_path, capsys):
+    foreign = tmp_path / "foreign.csv"
+    first = cells(sheet)[0]["id"]
+    foreign.write_text(sheet.read_text(encoding="utf-8-sig").replace(first, "0" * 16))
+    thesis, empty, link = tmp_path / "thesis.tex", tmp_path / "empty.csv", tmp_path / "link.csv"
+    thesis.write_text("years of work")
+    empty.write_bytes(b"")
+    link.symlink_to(thesis)
+    for path, told in (
+        (foreign, "not of this bundle"), (thesis, "is no sheet that was written here"),
+        (empty, "is no sheet that was written here"), (link, "is a symbolic link"), (tmp_path, "is not a file"),
+    ):  # fmt: skip
+        before = path.read_bytes() if path.is_file() else b""
+        assert execute(["label", str(bundle), "--out", str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+        assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+def test_ids_that_a_spreadsheet_would_run_are_guarded_in_the_key_and_come_back_exactly():
+    """Whatever a task's author called a sample, a null byte included."""
+    from fractions import Fraction
+
+    from quantverdict.collect.files import csv_bytes
+    from quantverdict.labelled import KEY_COLUMNS, _drawn, key_table, unguarded
+    from quantverdict.matrix.label_design import Answered, Drawn, Prompted
+    from quantverdict.records import CellId
+
+    drawn = []
+    for sample in (
+        "=cmd|' /C calc'!A0",
+        "'=1",
+        "''",
+        "+1",
+        "-1",
+        "@x",
+        " x",
+        "\tx",
+        "|x",
+        "\0x",
+        "plain",
+        "ＷＩＤＥ",
+        "＝1",
+    ):
+        cell = CellId("=m", "+q")
+        answer = Answered(cell, cell, Prompted("@t", sample), "refusal_rate", "-c", ("-1", "1"), "id")
+        drawn.append(Drawn(answer, "s", certain=True, selected=False, probability=Fraction(1, 3)))
+    data = csv_bytes(key_table(drawn)).decode()
+    rows = list(csv.reader(io.StringIO(data, newline="")))
+    assert not [cell for row in rows[1:] for cell in row if cell[:1] in "=+-@\t|＝" and cell]
+    back = [_drawn({name: unguarded(cell) for name, cell in zip(KEY_COLUMNS, row, strict=True)}) for row in rows[1:]]
+    assert back == drawn

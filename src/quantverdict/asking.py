@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
 from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
+from quantverdict.collect.integrity import refuse_misfit
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import Plan, make_plan, plan_batches
 from quantverdict.collect.rounds import in_rounds
@@ -47,8 +49,24 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
 
 
 def stored_builds(bundle: Bundle) -> tuple[Build, ...]:
-    """The builds that `artifacts.json` lists, none where there is no such file."""
-    return build_list.from_json(bundle.read_json("artifacts.json")) if bundle.path("artifacts.json").exists() else ()
+    """The builds that `artifacts.json` lists, none where there is no such file.
+
+    Raises:
+        BundleError: it is not as it was written, naming the build and the key.
+    """
+    path = bundle.path("artifacts.json")
+    rows = bundle.read_json(path.name) if path.exists() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BundleError(f"{path}: not as it was written: a list with an object for each build is expected")
+    found: list[Build] = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            found += build_list.from_json([row])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            told = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(f"{path}: build {number}: not as it was written: {told}") from error
+        refuse_misfit(Build, asdict(found[-1]), f"{path}: build {number}")
+    return tuple(found)
 
 
 def refuse_other_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[Build]) -> None:
@@ -87,7 +105,7 @@ def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bu
 
         if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
             view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
-    run_cells(bundle, jobs, view)
+    run_cells(bundle, jobs, view, say=view.say)
 
 
 def watch_of(

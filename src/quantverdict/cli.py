@@ -174,16 +174,26 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
 @commands.command()
 @click.argument("bundle", type=Existing)
 @click.option("--policy", help="The gate's policy (YAML): margins, floors, waivers; or a policy by name.")
+@click.option("--verify", "verified", is_flag=True, help="First recompute every hash, table and claim, as verify does.")
 @gate_reports[0]
 @gate_reports[1]
 @gate_reports[2]
 @json_option
-def gate(
-    bundle: Path, policy: str | None, build: str | None, *, junit: Path | None, summary: Path | None, as_json: bool
+def gate(  # noqa: PLR0913 - one argument an option
+    bundle: Path,
+    policy: str | None,
+    build: str | None,
+    *,
+    verified: bool,
+    junit: Path | None,
+    summary: Path | None,
+    as_json: bool,
 ) -> None:
     """Exit 0 where every build of a bundle is accepted, 3 rejected, 4 not measured, 5 not resolvable."""
     from quantverdict.report.summary import gate_json, gate_lines
 
+    if verified:
+        refuse_problems(bundle, as_json)
     found = through_gate(bundle, Gating(True, policy, build, junit, summary))
     show(gate_json(found), lambda: gate_lines(found), as_json)
     raise click.exceptions.Exit(found.exit_code)
@@ -226,16 +236,8 @@ def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_jso
 @json_option
 def verify(bundle: Path, as_json: bool) -> None:
     """Recompute every hash, table, claim and report of a bundle."""
-    from quantverdict import pipeline
-
-    problems = pipeline.verify(bundle)
-    show(
-        {"ok": not problems, "problems": problems},
-        lambda: problems or [f"{bundle}: every hash, table and claim holds"],
-        as_json,
-    )
-    if problems:
-        raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
+    refuse_problems(bundle, as_json)
+    show({"ok": True, "problems": []}, lambda: [f"{bundle}: every hash, table and claim holds"], as_json)
 
 
 @commands.command()
@@ -310,6 +312,15 @@ def tasks_show(task: str, as_json: bool) -> None:
     first = catalog.render_prompt(loaded, loaded.items[0])
     shown = {"name": loaded.name, "task_type": loaded.task_type, "items": len(loaded.items), "first_prompt": first}
     show(shown, lambda: [f"{key}: {value}" for key, value in shown.items()], as_json)
+
+
+def refuse_problems(bundle: Path, as_json: bool) -> None:
+    """Print what of a bundle does not hold, a line each, and exit; nothing where all holds."""
+    from quantverdict import pipeline
+
+    if problems := pipeline.verify(bundle):
+        show({"ok": False, "problems": problems}, lambda: problems, as_json)
+        raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
 
 
 def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> None:

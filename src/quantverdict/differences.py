@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.asking import stored_builds
-from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.manifest import RENDERED, Bundle
 from quantverdict.collect.meaning import plain
 from quantverdict.collect.prompts import first_changed, read_prompts
 from quantverdict.collect.store import read_responses, responses_path
@@ -46,6 +46,7 @@ def compare(one: Path, two: Path) -> Differences:
     before, after = Rehearsal(one), Rehearsal(two)
     for bundle in (before, after):
         refuse_unsealed(bundle, READ)
+        bundle.refuse_differing((*RENDERED, "timings/"))
     refuse_others(before, after)
     decisions = [bundle.read_json("decision.json") for bundle in (before, after)]
     was, now = (cells_of(decision) for decision in decisions)

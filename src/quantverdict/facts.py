@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from quantverdict.artifacts.builds import Build, engine_baseline
 from quantverdict.asking import stored_builds
 from quantverdict.collect.files import sha256_of
+from quantverdict.collect.frames import FORMS, JUDGEMENTS, read_frame
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import prompt_parity
@@ -69,6 +70,10 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
     if isinstance(config, Sources):
         return ingestion.cell_infos(config)
     outcomes, failed = read_outcomes(bundle), failures(bundle)
+    builds = [build for build in stored_builds(bundle) if build.runs and not build.null and build.cell not in failed]
+    for build in builds:
+        if build.cell not in outcomes:
+            raise BundleError(f"{bundle.path('cells.json')}: holds no row of {build.cell}; run the study again")
     return [
         CellInfo(
             base_model=build.cell.base_model,
@@ -79,8 +84,7 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
             is_baseline=build.is_baseline,
             measured=measurements(build, outcomes[build.cell]),
         )
-        for build in stored_builds(bundle)
-        if build.runs and not build.null and build.cell not in failed
+        for build in builds
     ]
 
 
@@ -140,20 +144,16 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
 
 def read_forms(bundle: Bundle) -> pl.DataFrame | None:
     """`answers.parquet`, None where the bundle holds none."""
-    import polars as pl
-
     path = bundle.path("answers.parquet")
-    return pl.read_parquet(path) if path.exists() else None
+    return read_frame(path, FORMS) if path.exists() else None
 
 
 def idle_judges(bundle: Bundle, config: Study | Sources | None) -> tuple[str, ...]:
     """The judges that a study names and that gave no label."""
-    import polars as pl
-
     if not isinstance(config, Study) or not config.judges:
         return ()
     files = [bundle.path(name) for name in ("judgements.parquet", "other_judgements.parquet")]
-    told = [pl.read_parquet(file).drop_nulls("label")["judge"] for file in files if file.exists()]
+    told = [read_frame(file, JUDGEMENTS).drop_nulls("label")["judge"] for file in files if file.exists()]
     labelled = {name for names in told for name in names.unique()}
     return tuple(judge.name for judge in config.judges if judge.name not in labelled)
 

@@ -46,6 +46,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     cells = sum(len(each.variants) for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
+            bundle.refuse_differing()
             speed, observed = speed_of(bundle), pairs_seen(bundle, study.policy)
             spent = spent_on(bundle, study)
             # Twins are not run, and which builds are twins is only known once they are made.

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from quantverdict.collect.files import saving, sha256_of, write_whole
-from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.integrity import known_entries
+from quantverdict.collect.manifest import RENDERED, Bundle
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.matrix.columns import read_matrix
@@ -24,8 +25,8 @@ from quantverdict.stages import decide, samples_of
 from quantverdict.verification import Rehearsal
 from quantverdict.yaml_file import load_yaml
 
-READ = ("decision.json", "matrix.csv", "scores.parquet")
-"""What a gate rests on."""
+READ = ("decision.json", "matrix.csv", "scores.parquet", "judgements.parquet")
+"""What a gate rests on; one with rules of its own rests on all that a decision is made from."""
 
 
 def load_gate(name_or_file: str | None, build: str | None = None) -> GatePolicy:
@@ -77,6 +78,7 @@ def gate_bundle(root: Path, asked: GatePolicy, today: date) -> Gate:
         raise BundleError(f"{bundle.path('decision.json')}: holds no policy; analyze the bundle again") from error
     rules = asked.rules(decided_by)
     if rules != decided_by:
+        bundle.refuse_differing((*RENDERED, "timings/"))
         decide(bundle, rules, samples_of(bundle))
         document = {**bundle.documents["decision.json"], "study": document["study"]}
     found = gate(document, read_matrix(bundle.path("matrix.csv")), asked, today)
@@ -91,12 +93,12 @@ def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:
     """
     if not bundle.path("decision.json").exists() or bundle.recorded("run").get("finished") is None:
         raise BundleError(f"{bundle.root}: holds no finished decision; bring the run that made it to its end first")
-    entries = bundle.recorded("artefacts") or {}
+    entries = known_entries({"run": bundle.recorded("run"), "artefacts": bundle.recorded("artefacts") or {}})
     for name in names:
         path = bundle.path(name)
         if name not in entries and not path.exists():
             continue
-        if not path.exists() or name not in entries or entries[name]["sha256"] != sha256_of(path):
+        if not path.is_file() or name not in entries or entries[name]["sha256"] != sha256_of(path):
             raise BundleError(f"{path}: changed since the bundle was finished; analyze the bundle again")
     refuse_other_schema(bundle.read_json("decision.json"), bundle.path("decision.json"))
 

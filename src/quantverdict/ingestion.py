@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 
 from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, SourceAudit, audit_lines, load_sources, write_ingested
 from quantverdict.collect.files import csv_bytes
-from quantverdict.collect.manifest import MANIFEST, Bundle, read_manifest, refuse_strangers
+from quantverdict.collect.frames import JUDGEMENTS as JUDGED
+from quantverdict.collect.frames import SCORES, read_frame, reading, scan_frame
+from quantverdict.collect.integrity import MANIFEST, read_manifest
+from quantverdict.collect.manifest import Bundle, refuse_strangers
 from quantverdict.collect.matching import SAMPLE, Allowed
 from quantverdict.collect.sources import Sources, read_sources
 from quantverdict.errors import StudyError
@@ -134,10 +137,8 @@ def all_samples(scores: pl.DataFrame, judgements: pl.DataFrame | None) -> Grids:
 
 def stored_judgements(bundle: Bundle) -> pl.DataFrame | None:
     """`judgements.parquet`, None where there is none."""
-    import polars as pl
-
     path = bundle.path(JUDGEMENTS)
-    return pl.read_parquet(path) if path.exists() else None
+    return read_frame(path, JUDGED) if path.exists() else None
 
 
 def harmful_answers(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId, list[Reading]]:
@@ -168,13 +169,16 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: flo
     if not all(bundle.path(name).exists() for name in (JUDGEMENTS, OTHER_JUDGEMENTS)):
         return
     agreement, direction, regimes = [], [], []
-    others = pl.read_parquet(bundle.path(OTHER_JUDGEMENTS))
+    others = read_frame(bundle.path(OTHER_JUDGEMENTS), JUDGED)
     # Of the other files only what a second judge was asked too is read: the rest may be a hundred times as much.
     first, scores = (
-        pl.scan_parquet(bundle.path(name)).join(others.lazy(), on=SAMPLE, how="semi")
-        for name in (JUDGEMENTS, "scores.parquet")
+        scan_frame(bundle.path(name), columns).join(others.lazy(), on=SAMPLE, how="semi")
+        for name, columns in ((JUDGEMENTS, JUDGED), ("scores.parquet", SCORES))
     )
-    labels, refusals = first.collect(), scores.filter(pl.col("metric") == policy.refusal_metric).collect()
+    with reading(bundle.path(JUDGEMENTS)):
+        labels = first.collect()
+    with reading(bundle.path("scores.parquet")):
+        refusals = scores.filter(pl.col("metric") == policy.refusal_metric).collect()
     for (name,), second in others.partition_by("judge", as_dict=True, maintain_order=True).items():
         labelled = [frame.filter(frame["label"].is_not_null()) for frame in (labels, second)]
         told = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantverdict.asking import stored_builds
 from quantverdict.collect.audit import JUDGEMENT_COLUMNS
+from quantverdict.collect.frames import SCORES, read_frame
 from quantverdict.collect.labels import Said, read_labels
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.prompts import prompts_file, read_prompts
@@ -135,7 +136,7 @@ def answers_of(bundle: Bundle) -> Answers:
 
     if not bundle.path("responses").is_dir():
         raise BundleError(f"{bundle.root}: holds no answers to judge; a bundle of a study is expected")
-    scores = pl.read_parquet(bundle.path("scores.parquet")).filter(pl.col("metric").is_in(list(RUBRIC_OF)))
+    scores = read_frame(bundle.path("scores.parquet"), SCORES).filter(pl.col("metric").is_in(list(RUBRIC_OF)))
     rubrics = dict(scores.select("task", "metric").unique().iter_rows())
     cells = set(scores.select("base_model", "quant").unique().iter_rows())
     found: dict[Sample, Question] = {}

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantverdict.asking import OLLAMA
 from quantverdict.backends.base import Placement, Service
 from quantverdict.backends.choosing import Chooser, Identity, Target, open_chooser
+from quantverdict.collect.clock import judge_clock, time_taken
+from quantverdict.collect.files import saving
+from quantverdict.collect.integrity import JUDGING
 from quantverdict.collect.labels import Said, append_labels, labels_path, read_labels
 from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.meaning import plain
 from quantverdict.collect.prompts import apply_chat
-from quantverdict.collect.roll import labels_file
+from quantverdict.collect.roll import asked_as, labels_file
 from quantverdict.config import HOSTED, JudgeConfig
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.facts import statistics_of
 from quantverdict.grading.judge import Question, pick_label, question_text, read_label
+from quantverdict.grading.kept import key_of
 from quantverdict.judges import answers_of, roll_of, whole_cells
 from quantverdict.records import Prompt
 
@@ -63,7 +69,8 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
     """answers -> `judgements/NAME.jsonl`: what is missing there is asked, each question once.
 
     Labels of one model are never completed by another: a judge that is not what it was gets a file of its own, and
-    answers everything.
+    answers everything. A finished bundle stays as it was until all is said: up to then the labels are kept in a folder
+    that is no part of it.
 
     Args:
         folder: where the paths of the judge's source start.
@@ -83,10 +90,35 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
         if work.identity not in (None, identity):
             say(f"judge {judge.name}: is another model or engine than before, and labels everything itself")
             work = _enlist(bundle, judge, identity)
-        bundle.record(**roll_of(bundle).with_entry(judge, identity=identity).parts)
-        _ask_all(bundle, judge, asker, work, say)
+        bundle.hold(**roll_of(bundle).with_entry(judge, identity=identity).parts)
+        apart = bundle.path(JUDGING) / key_of(plain(asked_as(judge)), identity)[:16]
+        if not bundle.sealed:
+            _take_over(bundle, apart, work.file)
+        _ask_all(apart if bundle.sealed else bundle.root, judge, asker, _left(bundle, apart, work), say)
+        _take_over(bundle, apart, work.file)
     finally:
         asker.chooser.close()
+
+
+def _left(bundle: Bundle, apart: Path, work: Work) -> Work:
+    """What was not said apart either, or taken over from there."""
+    said = {**read_labels(bundle.root, work.file), **read_labels(apart, work.file)}
+    return replace(work, missing=[question for question in work.missing if question.key not in said])
+
+
+def _take_over(bundle: Bundle, apart: Path, file: str) -> None:
+    """What was said apart becomes a part of the bundle; a kill on the way leaves nothing out and nothing twice."""
+    if not apart.is_dir():
+        return
+    bundle.begin()
+    known = read_labels(bundle.root, file)
+    new = [said for key, said in read_labels(apart, file).items() if key not in known]
+    if new:
+        append_labels(bundle.root, file, new, time_taken(apart, judge_clock(file)).seconds)
+    with saving(apart):
+        shutil.rmtree(apart)
+        if not any(apart.parent.iterdir()):
+            apart.parent.rmdir()
 
 
 def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
@@ -98,7 +130,7 @@ def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
     entry = roll.judges[judge.name]
     file = labels_file(entry)
     bundle.refuse_changed(labels_path(file))
-    bundle.record(**roll.parts)
+    bundle.hold(**roll.parts)
     known = read_labels(bundle.root, file)
     samples = answers.covered(judge, entry, statistics_of(bundle)[1])
     asked = {(q := answers.questions[sample]).key: q for sample in samples}
@@ -130,7 +162,8 @@ def _batches(questions: Iterable[Question], size: int) -> Iterator[list[Question
         yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
-def _ask_all(bundle: Bundle, judge: JudgeConfig, asker: Asker, work: Work, say: Say) -> None:
+def _ask_all(root: Path, judge: JudgeConfig, asker: Asker, work: Work, say: Say) -> None:
+    """Ask what is missing, and keep it batch by batch in the bundle or folder `root`."""
     done, begun = 0, time.perf_counter()
     for batch in _batches(work.missing, judge.batch_size):
         start = time.perf_counter()
@@ -138,7 +171,7 @@ def _ask_all(bundle: Bundle, judge: JudgeConfig, asker: Asker, work: Work, say: 
         declined = [one for one in said if one.label is None and not one.text and one.logprobs is None]
         if not done and len(declined) == len(said):
             raise EngineError(f"judge {judge.name}: not one of the first {len(said)} was taken: {said[0].reason}")
-        append_labels(bundle.root, work.file, said, time.perf_counter() - start)
+        append_labels(root, work.file, said, time.perf_counter() - start)
         done += len(batch)
     say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s")
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from quantverdict.collect.frames import JUDGEMENTS, SCORES, read_frame
 from quantverdict.collect.manifest import Bundle
 from quantverdict.errors import BundleError
 from quantverdict.matrix.cells import judge_scores
 from quantverdict.matrix.columns import baselines, references
 from quantverdict.matrix.human import JUDGED, Labelled, Raw, Readings, Sample, corrected_table, instruments_table
 from quantverdict.matrix.label_design import Answered, Drawn, Prompted
-from quantverdict.matrix.label_sheet import RUBRICS
+from quantverdict.matrix.label_sheet import RUBRICS, exactly_guarded, unguarded
 from quantverdict.records import CellId, Matrix, Row, Table, Value
 
 if TYPE_CHECKING:
@@ -28,12 +29,17 @@ KEY_COLUMNS = (
 
 def key_table(drawn: Iterable[Drawn]) -> Table:
     """`labels_key.csv`: every answer that could be labelled, what was drawn of them, and with which probability."""
-    rows = tuple(
+    rows: Iterator[tuple[Value, ...]] = (
         (a.text, *a.cell, a.baseline.quant, *a.prompt, a.metric, a.cluster, *a.said, entry.stratum, entry.certain,
          entry.selected, f"{entry.probability.numerator}/{entry.probability.denominator}")
         for entry in drawn for a in (entry.answer,)
     )  # fmt: skip
-    return Table(KEY, KEY_COLUMNS, rows)
+    # Ids of samples are a task author's, and a spreadsheet would run what begins as a formula.
+    return Table(KEY, KEY_COLUMNS, tuple(tuple(map(_guarded, row)) for row in rows))
+
+
+def _guarded(value: Value) -> Value:
+    return exactly_guarded(value) if isinstance(value, str) else value
 
 
 def stored_design(bundle: Bundle) -> tuple[Drawn, ...]:
@@ -46,7 +52,8 @@ def stored_design(bundle: Bundle) -> tuple[Drawn, ...]:
     if not path.exists():
         raise BundleError(f"{bundle.root}: no sheet was made of it; write one first (label BUNDLE --out SHEET.csv)")
     try:
-        return tuple(_drawn(row) for row in bundle.read_table(KEY))
+        rows = bundle.read_table(KEY)
+        return tuple(_drawn({name: unguarded(cell) for name, cell in row.items()}) for row in rows)
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise BundleError(f"{path}: not as it was written ({error})") from error
 
@@ -158,12 +165,10 @@ def scored(bundle: Bundle) -> pl.DataFrame:
     Raises:
         BundleError: the bundle has none.
     """
-    import polars as pl
-
     path = bundle.path("scores.parquet")
     if not path.exists():
         raise BundleError(f"{bundle.root}: holds no scores.parquet; bring the run that made it to its end first")
-    return pl.read_parquet(path)
+    return read_frame(path, SCORES)
 
 
 def loaded_labels(bundle: Bundle) -> dict[str, dict[Sample, float | None]]:
@@ -173,10 +178,8 @@ def loaded_labels(bundle: Bundle) -> dict[str, dict[Sample, float | None]]:
 
 
 def _judgements(bundle: Bundle, name: str) -> pl.DataFrame | None:
-    import polars as pl
-
     path = bundle.path(name)
-    return pl.read_parquet(path) if path.exists() else None
+    return read_frame(path, JUDGEMENTS) if path.exists() else None
 
 
 def read_values(scores: pl.DataFrame, metrics: Iterable[str]) -> dict[str, dict[Sample, float | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from quantverdict.labelled import (
 from quantverdict.matrix.columns import baselines, read_matrix
 from quantverdict.matrix.human import JUDGED, Sample
 from quantverdict.matrix.label_design import Answered, Drawn, Prompted, draw, keyed, row_order
-from quantverdict.matrix.label_sheet import RUBRICS, SheetRow, read_sheet, sheet_text
+from quantverdict.matrix.label_sheet import RUBRICS, SheetRow, given_cells, read_sheet, sheet_text
 from quantverdict.records import Table
 
 Texts = Mapping[Sample, tuple[str, str]]
@@ -68,13 +68,16 @@ def write_sheet(bundle: Bundle, out: Path, rows: int) -> Sheet:
     """Settle what is labelled, and write the sheet; labels that were read before stand in it.
 
     Raises:
-        BundleError: no answers to label, the sheet would lie in the bundle, or labels of another sheet were read.
+        BundleError: no answers to label, the sheet would lie in the bundle, labels of another sheet were read, or
+            `out` is something that this may not write over.
     """
     if out.resolve().is_relative_to(bundle.root.resolve()):
         raise BundleError(f"{out}: lies in the bundle, whose key tells the builds apart; name a file elsewhere")
     seed = statistics_of(bundle)[1]
     texts = all_texts(bundle)
-    drawn = draw(all_answers(bundle, texts, seed), rows, seed)
+    answers = all_answers(bundle, texts, seed)
+    refuse_overwriting(out, {answer.text for answer in answers}, stored_labels(bundle))
+    drawn = draw(answers, rows, seed)
     if not drawn:
         raise BundleError(f"{bundle.root}: holds no answers to label ({', '.join(RUBRICS)})")
     table = key_table(drawn)
@@ -88,6 +91,37 @@ def write_sheet(bundle: Bundle, out: Path, rows: int) -> Sheet:
     sheet = sheet_rows(drawn, texts, seed)
     write_whole(out, ("\ufeff" + sheet_text(sheet, given)).encode("utf-8"))
     return counted(out, drawn, [row.id for row in sheet], given)
+
+
+def refuse_overwriting(out: Path, ids: Collection[str], taken: Mapping[str, str]) -> None:
+    """Refuse to write a sheet over anything but one of the same bundle of which every label was read.
+
+    Args:
+        ids: of every text of the bundle that a sheet may hold.
+        taken: labels that were read, by id.
+
+    Raises:
+        BundleError: naming the file, and what it holds.
+    """
+    other = "name another file"
+    if out.is_symlink() or (out.exists() and not out.is_file()):
+        raise BundleError(f"{out}: is {'a symbolic link' if out.is_symlink() else 'not a file'}; {other}")
+    if not out.exists():
+        return
+    try:
+        given = [*given_cells(out.read_bytes().decode("utf-8"), str(out))]
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise BundleError(f"{out}: is there already, and is no sheet that was written here; {other}") from error
+    strange = next((line for line, name, _ in given if name not in ids), None)
+    if strange is not None or not given:
+        where = f"row at line {strange} is" if strange else "rows are"
+        raise BundleError(f"{out}: is there already, and its {where} not of this bundle; {other}")
+    lost = [line for line, name, said in given if said and said.upper().replace(" ", "_") != taken.get(name)]
+    if lost:
+        raise BundleError(
+            f"{out}: holds {len(lost)} labels that were not read yet, the first at line {lost[0]}; read them first "
+            f"(label BUNDLE --read {out.name}), or {other}"
+        )
 
 
 def keep_labels(bundle: Bundle, file: Path) -> Sheet:
@@ -140,6 +174,8 @@ def all_texts(bundle: Bundle) -> dict[Sample, tuple[str, str]]:
             if row.base_model == model and answers.exists():
                 for response in read_responses(answers):
                     prompt = Prompted(response.task, response.sample_id)
+                    if prompt not in asked:
+                        raise BundleError(f"{answers}: {'/'.join(prompt)}: is not among the prompts of {path.name}")
                     found[Sample(row.cell, prompt)] = asked[prompt], response.text
     if not found:
         raise BundleError(f"{bundle.root}: holds no prompts and answers to label; it was not made by a run")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.asking import ask, make_builds
-from quantverdict.collect import manifest
 from quantverdict.collect.files import sha256_of
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import LineProgress, progress_view
@@ -70,7 +69,7 @@ def plan(
 
 def analyze(path: Path, policy: str | None = None) -> Path:
     """Scores in, decision out: everything after grading, again."""
-    with Bundle.reopen(path) as bundle:
+    with Bundle.reopen(path, "analyze") as bundle:
         refuse_unfinished(bundle, "scores.parquet", "matrix.csv")
         settle(bundle, load_policy(policy) if policy else None)
     return bundle.root
@@ -110,7 +109,7 @@ def judge(path: Path, name_or_file: str) -> list[dict[str, str]]:
     from quantverdict.judges import find_judge, keep_judged
     from quantverdict.judging import ask_judge
 
-    with Bundle.reopen(path) as bundle, progress_view() as view:
+    with Bundle.reopen(path, "judge") as bundle, progress_view() as view:
         refuse_unfinished(bundle, "scores.parquet")
         chosen, folder = find_judge(bundle, name_or_file)
         ask_judge(bundle, chosen, folder, view.say)
@@ -180,9 +179,8 @@ def report(path: Path, profile: str | None = None) -> list[Path]:
     Args:
         profile: one of `report.render.PROFILES`, kept for the next time; the one that the bundle has if not given.
     """
-    with Bundle.reopen(path) as bundle:
+    with Bundle.reopen(path, "report") as bundle:
         refuse_unfinished(bundle, "decision.json")
-        bundle.refuse_lost()
         if profile is not None:
             bundle.record(report={"profile": profile})
         render(bundle)
@@ -200,7 +198,7 @@ def label(path: Path, out: Path, rows: int) -> Sheet:
     """
     from quantverdict.labelling import write_sheet
 
-    with Bundle.reopen(path) as bundle:
+    with Bundle.reopen(path, "label --out") as bundle:
         refuse_unfinished(bundle, "decision.json")
         sheet = write_sheet(bundle, out, rows)
         render(bundle)
@@ -216,7 +214,7 @@ def read_labels(path: Path, file: Path) -> Sheet:
     """
     from quantverdict.labelling import keep_labels
 
-    with Bundle.reopen(path) as bundle:
+    with Bundle.reopen(path, "label --read") as bundle:
         refuse_unfinished(bundle, "decision.json")
         sheet = keep_labels(bundle, file)
         settle(bundle, decided_policy(bundle))
@@ -287,11 +285,9 @@ def verify(path: Path) -> list[str]:
     Raises:
         BundleError: not a bundle, or of another version.
     """
-    from quantverdict.verification import recheck
+    from quantverdict.verification import verify as verify_bundle
 
-    changed = manifest.verify(path)
-    finished = manifest.read_manifest(path)["run"].get("finished") is not None
-    return [*changed, *recheck(path)] if finished else changed
+    return verify_bundle(path)
 
 
 def quantize(

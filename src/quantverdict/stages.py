@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.builds import Build
 from quantverdict.asking import stored_builds
+from quantverdict.collect.frames import SCORES, read_frame
 from quantverdict.collect.manifest import STOPPED, Bundle
 from quantverdict.collect.prompts import prompts_file, read_prompts
 from quantverdict.collect.rounds import round_numbers
@@ -90,15 +91,13 @@ def keep_forms(tasks: Mapping[str, Task], answers: Sequence[Response], builds: S
 
 def samples_of(bundle: Bundle) -> Grids | None:
     """Scores and judgements as the bundle holds them, None where it holds no scores."""
-    import polars as pl
-
     from quantverdict.ingestion import all_samples, stored_judgements
     from quantverdict.matrix.rounds import in_rounds
 
     path = bundle.path("scores.parquet")
     if not path.exists():
         return None
-    return in_rounds(all_samples(pl.read_parquet(path), stored_judgements(bundle)), asked_in_rounds(bundle))
+    return in_rounds(all_samples(read_frame(path, SCORES), stored_judgements(bundle)), asked_in_rounds(bundle))
 
 
 def asked_in_rounds(bundle: Bundle) -> dict[CellId, Asked]:

@@ -12,8 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from quantverdict.collect import manifest
 from quantverdict.collect.files import cell_text, read_csv
-from quantverdict.collect.manifest import Bundle, read_manifest
+from quantverdict.collect.frames import JUDGEMENTS as JUDGEMENT_COLUMNS
+from quantverdict.collect.frames import read_frame, unreadable
+from quantverdict.collect.integrity import artefact_names, odd_entries, read_manifest
+from quantverdict.collect.manifest import Bundle
 from quantverdict.config import Study
 from quantverdict.errors import QuantverdictError
 from quantverdict.facts import config_of
@@ -53,6 +57,23 @@ class Rehearsal(Bundle):
         """Nothing is locked."""
 
 
+def verify(root: Path) -> list[str]:
+    """What of a bundle is not as it was written, or does not follow from its data; empty when all holds.
+
+    Hashes come first. What they condemn is read only to name the first value that differs; and Parquet, whose parser
+    is native code, is read in a child process before it is read here.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    problems = manifest.verify(root)
+    if odd_entries(root) or read_manifest(root)["run"].get("finished") is None:
+        return problems
+    unread = unreadable(root / name for name in artefact_names(root) if name.endswith(".parquet"))
+    problems += [f"{path.relative_to(root)}: cannot be read ({why})" for path, why in unread.items()]
+    return problems if unread else [*problems, *recheck(root)]
+
+
 def recheck(root: Path) -> list[str]:
     """What of a bundle does not follow from its scores, or from its matrix where it has no scores.
 
@@ -66,7 +87,10 @@ def recheck(root: Path) -> list[str]:
             problems += check(root)
         except QuantverdictError as error:
             problems.append(str(error))
-        except (ArithmeticError, LookupError, TypeError, ValueError, OSError, pl.exceptions.PolarsError) as error:
+        except (
+            ArithmeticError, LookupError, TypeError, ValueError, OSError, AttributeError, RecursionError,
+            pl.exceptions.PolarsError, pl.exceptions.PanicException,
+        ) as error:  # fmt: skip
             # An artefact that was changed by hand may be anything.
             problems.append(
                 f"{check.__name__.replace('_', ' ')} cannot be looked for ({type(error).__name__}: {error})"
@@ -76,8 +100,6 @@ def recheck(root: Path) -> list[str]:
 
 def wrong_judgements(root: Path) -> Iterator[str]:
     """Judgements that are not what the judges said of the stored answers."""
-    import polars as pl
-
     bundle = Rehearsal(root)
     found = judged(bundle)
     if found is None:
@@ -86,7 +108,7 @@ def wrong_judgements(root: Path) -> Iterator[str]:
         return
     yield from difference(found.table, root / "judges.csv", "judgements/*.jsonl")
     for name, judgements in ((JUDGEMENTS, found.first), (OTHER_JUDGEMENTS, found.others)):
-        stored = pl.read_parquet(root / name) if (root / name).is_file() else judgements_frame([])
+        stored = read_frame(root / name, JUDGEMENT_COLUMNS) if (root / name).is_file() else judgements_frame([])
         if not stored.equals(judgements_frame(judgements)):
             yield f"{name}: not what judgements/*.jsonl give"
 

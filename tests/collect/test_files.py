@@ -15,7 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.collect.files import Lock, cell_text, csv_bytes, decimal_text, json_line, read_csv, write_whole
+from quantverdict.collect.files import (
+    Lock,
+    cell_text,
+    csv_bytes,
+    decimal_text,
+    json_line,
+    make_file,
+    read_csv,
+    write_whole,
+)
+from quantverdict.collect.store import append_bytes, cut
 from quantverdict.errors import BundleError
 from quantverdict.records import Table
 
@@ -123,3 +133,54 @@ def test_a_forked_worker_does_not_hold_its_parents_lock(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.PIPE)
     assert run.returncode == -9
     Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("change", [lambda path: append_bytes(path, b"x", sync=False), lambda path: cut(path, 0, 9)])
+def test_no_file_is_changed_through_a_link_or_a_second_name(tmp_path, change):
+    """Whoever made the bundle may have named a file of whoever opens it."""
+    precious = tmp_path / "precious"
+    precious.write_text("years of work")
+    (tmp_path / "link").symlink_to(precious)
+    (tmp_path / "second").hardlink_to(precious)
+    os.mkfifo(tmp_path / "pipe")
+    for name, told in (
+        ("link", "is a symbolic link"),
+        ("second", "has a second name"),
+        ("pipe", "is not a file|cannot be written"),
+    ):
+        with pytest.raises(BundleError, match=told):
+            change(tmp_path / name)
+    assert precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "make", [lambda lock, precious: lock.symlink_to(precious), lambda lock, p: lock.hardlink_to(p)]
+)
+def test_a_lock_is_never_written_through_a_link(tmp_path, make):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "precious").write_text("years of work")
+    make(tmp_path / "b" / ".lock", tmp_path / "precious")
+    with pytest.raises(BundleError, match=r"\.lock: (is a symbolic link|has a second name)"):
+        Lock(tmp_path / "b")
+    assert (tmp_path / "precious").read_text() == "years of work"
+
+
+def test_a_file_that_is_written_whole_is_not_written_through_a_link_in_its_place_or_its_partials(tmp_path):
+    (tmp_path / "precious").write_text("years of work")
+    for name in ("report.md", ".report.md.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    write_whole(tmp_path / "report.md", b"new")
+    assert (tmp_path / "precious").read_text() == "years of work"
+    assert (tmp_path / "report.md").read_bytes() == b"new"
+    assert not (tmp_path / "report.md").is_symlink()
+
+
+def test_an_empty_file_is_made_once_and_a_file_with_two_names_may_be_read_on(tmp_path):
+    make_file(tmp_path / "a" / "x.jsonl")
+    (tmp_path / "y").hardlink_to(tmp_path / "a" / "x.jsonl")
+    make_file(tmp_path / "a" / "x.jsonl")
+    assert (tmp_path / "a" / "x.jsonl").read_bytes() == b""
+    (tmp_path / "a" / "z").symlink_to(tmp_path / "none")
+    with pytest.raises(BundleError, match="is a symbolic link"):
+        make_file(tmp_path / "a" / "z")
+    assert not (tmp_path / "none").exists()

@@ -162,3 +162,44 @@ def test_a_reason_is_one_line_with_the_type_of_a_strange_error():
     assert one_line(ValueError("a\nb")) == "ValueError: a b"
     assert one_line(MemoryError()) == "MemoryError"
     assert len(one_line(EngineError("x" * 9999))) == 500
+
+
+class Silent:
+    """Answers nothing up to its n-th prompt."""
+
+    identity = {"engine": "silent"}  # noqa: RUF012 - a test's
+    cpu_seconds = peak_memory_bytes = None
+
+    def __init__(self, until, fail_at=None):
+        self.until, self.fail_at, self.asked = until, fail_at, 0
+
+    def complete(self, prompts, decoding, progress=None):
+        if self.fail_at is not None and self.asked >= self.fail_at:
+            raise EngineError("gone")
+        self.asked += len(prompts)
+        spoken = range(self.asked - len(prompts), self.asked)
+        return [Completion(*(("", "stop", 5, 0) if at < self.until else ("x", "stop", 5, 1))) for at in spoken]
+
+    def close(self):
+        pass
+
+
+def test_an_engine_that_answers_nothing_is_noticed_in_batches_of_three_and_leaves_no_answer(collect, kit, tmp_path):
+    outcome, _, _ = collect(Silent(99))
+    assert (outcome.failure, outcome.prompts) == ("answered nothing to each of the first 10 prompts", 0)
+    assert stored(tmp_path) == b""
+    again, _, _ = collect(kit.EchoBackend(), Known(outcome.identity))
+    assert (again.status, again.prompts) == ("ok", 12)
+
+
+def test_what_an_earlier_run_got_for_nothing_counts_too(collect, tmp_path):
+    """Three empty answers, a break, then more of them."""
+    first, _, _ = collect(Silent(99, fail_at=3))
+    assert (first.failure, first.prompts) == ("gone", 3)
+    second, _, _ = collect(Silent(99), Known(first.identity))
+    assert (second.failure, second.prompts) == ("answered nothing to each of the first 10 prompts", 0)
+
+
+def test_one_answer_among_the_first_is_an_engine_that_works(collect):
+    outcome, _, _ = collect(Silent(8))
+    assert (outcome.failure, outcome.prompts) == (None, 12)

@@ -213,3 +213,60 @@ def test_a_line_has_the_keys_of_the_bundle_format_in_order(whole):
 
 def test_an_empty_plan_is_done_at_once(tmp_path, kit):
     assert CellStore(tmp_path, CELL, kit.make_plan(sizes=())).done == 0
+
+
+def test_no_flipped_bit_of_an_unfinished_cell_is_resumed_from_in_silence(tmp_path, plan, batches):
+    """Of 200 flips in either file each is refused by line, asked again, or said to have lost its checksum."""
+    import random
+
+    store = CellStore(tmp_path / "a", CELL, plan)
+    for number, batch in enumerate(batches[:3]):
+        store.append(batch, timing(number, batch))
+    whole = [path.read_bytes() for path in files(tmp_path / "a")]
+    assert not CellStore(tmp_path / "a", CELL, plan).unproved
+    draw, refused = random.Random(7), 0
+    for number in range(200):
+        contents = [bytearray(content) for content in whole]
+        contents[number % 4 == 0][draw.randrange(len(whole[number % 4 == 0]))] ^= 1 << draw.randrange(8)
+        for path, content in zip(files(tmp_path / str(number)), contents, strict=True):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+        try:
+            again = CellStore(tmp_path / str(number), CELL, plan)
+        except DataError:
+            refused += 1
+            continue
+        kept = files(tmp_path / str(number))[0].read_bytes()
+        assert whole[0].startswith(kept), "a damaged answer was resumed from"
+        assert again.unproved or again.done < 3 or number % 4 == 0
+    assert refused > 100
+
+
+def test_answers_of_an_older_version_are_resumed_from_and_said_to_have_no_checksum(tmp_path, plan, batches):
+    store = fill(tmp_path, plan, batches)
+    lines = files(tmp_path)[1].read_text().splitlines()
+    old = [{key: value for key, value in json.loads(line).items() if key != "sha256"} for line in lines]
+    files(tmp_path)[1].write_text("".join(json.dumps(line) + "\n" for line in old))
+    again = CellStore(tmp_path, CELL, plan)
+    assert (again.done, again.unproved) == (store.done, True)
+
+
+def test_what_the_hash_of_a_finished_run_proves_needs_no_checksum(tmp_path, plan, batches):
+    fill(tmp_path, plan, batches)
+    files(tmp_path)[1].write_bytes(b"")
+    size = files(tmp_path)[0].stat().st_size
+    assert CellStore(tmp_path, CELL, plan).unproved
+    assert not CellStore(tmp_path, CELL, plan, size).unproved
+
+
+def test_an_answer_that_was_changed_after_it_was_stored_is_refused_by_its_batch(tmp_path, plan, batches):
+    """A number that is another one is no mistake of JSON, and only its checksum tells."""
+    fill(tmp_path, plan, batches)
+    path = files(tmp_path)[0]
+    lines = path.read_bytes().split(b"\n")
+    at = len(batches[0]) + 1
+    lines[at] = lines[at].replace(b'"prompt_tokens":5', b'"prompt_tokens":7')
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match="answers from here on was changed since it was stored; expected them") as told:
+        CellStore(tmp_path, CELL, plan)
+    assert told.value.line == len(batches[0]) + 1

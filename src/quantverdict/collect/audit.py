@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from quantverdict.collect.files import json_line, sha256_of
+from quantverdict.collect.frames import unreadable
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.matching import SAMPLE, Allowed, Matcher, raise_broken
 from quantverdict.collect.rows import Broken, Wanted, read_blocks, texts_at
@@ -116,6 +117,7 @@ def load_sources(
     # Whatever fails, the first source that does is named: results come in the order of the sources.
     with ThreadPoolExecutor(AT_ONCE) as pool:
         deque(pool.map(check_hash, files, [source.sha256 for source in sources.sources]), maxlen=0)
+        refuse_unreadable(files, sources, [matcher.wanted for matcher in matchers])
         loaded = list(pool.map(_load, files, matchers, repeat(quarantine)))
     scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
     by_label = {one.source.label: one for one in loaded}
@@ -146,6 +148,18 @@ def check_hash(path: Path, expected: str) -> None:
         raise DataError(
             f"sha256 is {found}: not the file that was meant; nothing was loaded", file=path, expected=expected
         )
+
+
+def refuse_unreadable(files: Sequence[Path], sources: Sources, wanted: Sequence[Wanted]) -> None:
+    """Refuse a Parquet file that its parser breaks down over, which would end this process too.
+
+    Raises:
+        DataError: naming the first.
+    """
+    frames = [file for file, source in zip(files, sources.sources, strict=True) if format_of(source) == "parquet"]
+    columns = {column for one in wanted for column in (*one.texts.values(), *one.numbers.values())}
+    for file, why in unreadable(frames, sorted(columns)).items():
+        raise DataError(f"cannot be read ({why})", file=file, expected="Parquet")
 
 
 def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
+from quantverdict.collect.files import json_line, make_file, whole_lines
 from quantverdict.collect.store import append_bytes
 
 SEMANTIC, MARGINS, DRIFTS = "semantic", "whitebox~margins", "whitebox~drifts"
@@ -37,10 +37,7 @@ def note_time(bundle: Path, name: str, done: int, seconds: float) -> None:
         BundleError: it cannot be written.
     """
     path = bundle / "timings" / f"{name}.jsonl"
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        flush_file(path.parent)
+    make_file(path)
     append_bytes(path, json_line({"done": done, "wall_s": round(seconds, 3)}), sync=False)
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import stat
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,7 @@ def replacing(path: Path, *, flushed: bool = True) -> Iterator[Path]:
     with saving(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # it may be a link, and lead to a file of somebody else's
             yield partial
             if flushed:
                 flush_file(partial)
@@ -98,6 +100,48 @@ def flush_file(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A file of a bundle opened for a change, never through a link: that may lead to a file of somebody else's.
+
+    Args:
+        flags: as `os.open` takes them; with O_CREAT its folder is made too.
+
+    Raises:
+        BundleError: it is a symbolic link, has a second name (a hard link), or is no file; it is as it was.
+    """
+    with saving(path):
+        if flags & os.O_CREAT:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():  # that no folder of the bundle is one was seen when it was opened
+            raise BundleError(f"{path}: is a symbolic link, and is not written through; put the file itself there")
+        handle = os.open(path, flags | _OWN, 0o644)
+        told = os.fstat(handle)
+    wrong = None if stat.S_ISREG(told.st_mode) else "is not a file"
+    if wrong is None and told.st_nlink > 1:
+        wrong = "has a second name (a hard link), whose content would change with it; put a copy of it there"
+    if wrong:
+        os.close(handle)
+        raise BundleError(f"{path}: {wrong}")
+    return handle
+
+
+_OWN = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Where a system has no such flags, links were looked for before."""
+
+
+def make_file(path: Path) -> None:
+    """An empty file, and its folder, where there is none; a file that is there may have other names.
+
+    Raises:
+        BundleError: as `open_own`.
+    """
+    if path.is_file() and not path.is_symlink():
+        return
+    os.close(open_own(path, os.O_RDWR | os.O_CREAT))
+    with saving(path):
+        flush_file(path.parent)
 
 
 def sha256_of(path: Path) -> str:
@@ -195,13 +239,12 @@ class Lock:
     """An exclusive lock on a folder, held by the kernel for this process: it ends with it, however it ends.
 
     Raises:
-        BundleError: another process (named) or another lock of this one holds it.
+        BundleError: another process (named) or another lock of this one holds it; or `.lock` is no file of ours.
     """
 
     def __init__(self, folder: Path) -> None:
         path = folder / ".lock"
-        with saving(path):
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._handle = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,13 +13,13 @@ from quantverdict.backends.base import Backend
 from quantverdict.collect.stopping import OpenWatch, Stopping
 from quantverdict.collect.store import FINISHES, BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
-from quantverdict.records import CellId, Completion, Prompt
+from quantverdict.records import CellId, Completion, Prompt, Response
 
 Identity = Mapping[str, str | int | bool]
 OpenBackend = Callable[[], Backend]
 
 SMOKE_PROMPTS = 8
-"""A first batch of at least this many prompts that are all answered with nothing is an engine that does not work."""
+"""First answers of at least this many prompts that are all empty are those of an engine that does not work."""
 
 
 class ProgressView(Protocol):
@@ -123,6 +123,8 @@ class _CellRun:
         self.known, self.identity, self.peak, self.halved = (
             known, known.identity, known.peak_memory_bytes, known.halved
         )  # fmt: skip
+        self.spoke = False
+        """Whether a prompt is known to be answered with more than nothing."""
 
     def ask(self, open_backend: OpenBackend, note_identity: Callable[[Identity], None]) -> None:
         backend = open_backend()
@@ -149,8 +151,7 @@ class _CellRun:
         completions = backend.complete(prompts, decoding, steps)
         wall, cpu_after = time.perf_counter() - start, cpu_seconds(backend)
         check_completions(prompts, completions, decoding.max_new_tokens)
-        if number == 0:
-            smoke_check(completions)
+        self._refuse_silence(completions)
         tokens = sum(completion.output_tokens for completion in completions)
         timing = BatchTiming(
             batch=number,
@@ -166,6 +167,22 @@ class _CellRun:
         ]
         self.store.append(answers, timing)
         steps(len(prompts), tokens)
+
+    def _refuse_silence(self, completions: Sequence[Completion]) -> None:
+        """Refuse an engine that answers with nothing from the first prompt on, however small its batches are.
+
+        Raises:
+            EngineError: so it does; its stored answers, which are none, are taken back.
+        """
+        if self.spoke:
+            return
+        first: list[Completion | Response] = [*self.store.answers(0, self.store.done), *completions]
+        try:
+            smoke_check(first)
+        except EngineError:
+            self.store.begin_anew()
+            raise
+        self.spoke = any(answer.output_tokens for answer in first)
 
     def outcome(self, failure: str | None) -> CellOutcome:
         timings = self.store.timings
@@ -227,8 +244,8 @@ def _wrong_with(prompt: Prompt, completion: Completion, max_new_tokens: int) -> 
     return None
 
 
-def smoke_check(completions: Sequence[Completion]) -> None:
-    """Refuse an engine whose whole first batch is empty: there is nothing to measure.
+def smoke_check(completions: Sequence[Completion | Response]) -> None:
+    """Refuse an engine whose first answers are all empty: there is nothing to measure.
 
     Raises:
         EngineError: so it is.

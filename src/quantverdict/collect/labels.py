@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from quantverdict.collect.clock import judge_clock, note_time
-from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
+from quantverdict.collect.files import json_line, make_file, whole_lines
 from quantverdict.collect.store import append_bytes, cut
 from quantverdict.errors import DataError
 
@@ -74,10 +74,7 @@ def append_labels(bundle: Path, file: str, said: Sequence[Said], seconds: float)
         BundleError: the disk is full, or the file not writable.
     """
     path = bundle / labels_path(file)
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        flush_file(path.parent)
+    make_file(path)
     data = path.read_bytes()
     cut(path, data.rfind(b"\n") + 1, len(data))
     note_time(bundle, judge_clock(file), len(said), seconds)

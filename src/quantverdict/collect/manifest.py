@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +29,21 @@ from quantverdict.collect.files import (
     sha256_of,
     write_whole,
 )
+from quantverdict.collect.frames import row_count_of, write_frame
+from quantverdict.collect.integrity import (
+    MANIFEST,
+    PROVENANCE,
+    READ,
+    SCHEMA,
+    artefact_names,
+    differences,
+    hash_of,
+    known_entries,
+    odd_entries,
+    read_manifest,
+    refuse_odd,
+    walk,
+)
 from quantverdict.collect.meaning import as_yaml, first_difference
 from quantverdict.collect.roll import Roll, rescored, roll_under
 from quantverdict.collect.sources import Sources
@@ -42,15 +55,31 @@ from quantverdict.yaml_file import load_yaml
 if TYPE_CHECKING:
     import polars as pl
 
-SCHEMA = 1
-"""Version of the bundle's layout; another one is refused."""
-
-MANIFEST = "manifest.json"
 STOPPED = "stopped"
 """The manifest's cells that were stopped before their last prompt, and after how many."""
 TIMED = ("timings/", "cells.json")
 """Artefacts that hold times and nothing else that a later stage decides on."""
-UNTRACKED = (MANIFEST, ".lock")
+RENDERED = ("claims.csv", "report.html", "report.md")
+"""What `report` writes."""
+GIVEN = ("judges.csv", "labels.csv", "labels_key.csv", "sources.csv", "templates.csv")
+"""Tables that a decision is made from; whatever other table there is comes of it."""
+
+FINISHES: Mapping[str, tuple[str, ...]] = {
+    "analyze": ("analyze", "label --read", "label --out", "report"),
+    "judge": ("judge", "label --read", "label --out", "report"),
+    "label --read": ("label --read", "label --out", "report"),
+    "label --out": ("label --out", "report"),
+    "report": ("report",),
+}
+"""What a command brings to an end besides itself, where it was broken off: what it makes anew is all that they make.
+Whatever is not named here, as a run, begins before all of them."""
+
+WRITES: Mapping[str, tuple[str, ...]] = {
+    "label --read": ("labels.csv",),
+    "label --out": ("labels_key.csv",),
+    "judge": ("judgements/", "judgements.parquet", "other_judgements.parquet", "judges.csv", "timings/"),
+}
+"""What a decision is made from that a command may have written before it was broken off."""
 
 Entry = dict[str, str | int | None]
 Stamp = tuple[int, int, int]
@@ -61,27 +90,32 @@ class Bundle:
 
     _sources: Sources | None = None
 
-    def __init__(self, root: Path, lock: Lock, manifest: dict[str, Any]) -> None:
+    def __init__(self, root: Path, lock: Lock, manifest: dict[str, Any], command: str | None = None) -> None:
         self.root = root
         self._lock = lock
         self._manifest = manifest
+        self._command = command
+        self._begun = False
         self._entries: dict[str, tuple[Stamp, Entry]] = {}
 
     @classmethod
-    def open(cls, path: Path, config: BaseModel | None, *, resume: bool = True) -> Self:
+    def open(cls, path: Path, config: BaseModel | None, *, resume: bool = True, command: str | None = None) -> Self:
         """Create a bundle, or reopen the one at `path`.
 
         Args:
             config: the study or the sources it is made from, kept as `study.yaml` or `sources.yaml`; None where a
                 stage works on whatever the bundle is.
             resume: False refuses an existing bundle.
+            command: one of `FINISHES`, said where it is broken off; None is one that makes everything anew.
 
         Raises:
-            BundleError: in use, of another version or another study (which key differs), or not a bundle.
+            BundleError: in use, of another version or another study (which key differs), or not a bundle; or it holds
+                a link, a pipe or a device.
         """
         with saving(path):
             path.mkdir(parents=True, exist_ok=True)
         refuse_strangers(path)
+        refuse_odd(path)
         with ExitStack() as undo:
             lock = Lock(path)
             undo.callback(lock.release)
@@ -89,25 +123,54 @@ class Bundle:
                 bundle = cls(path, lock, {"schema": SCHEMA, "run": {"started": now(), "finished": None}})
                 bundle._save()
             elif resume:
-                bundle = cls(path, lock, read_manifest(path))
+                bundle = cls(path, lock, read_manifest(path), command)
             else:
                 raise BundleError(f"{path}: is a bundle already; resume it, or name another")
             if config is not None:
                 bundle._bind(config)
-            for left in path.rglob(f".*{PARTIAL}"):
-                left.unlink()
+            with saving(path):
+                for name, left in walk(path):
+                    if name.endswith(PARTIAL) and left.name.startswith("."):
+                        path.joinpath(name).unlink()
             undo.pop_all()
         return bundle
 
     @classmethod
-    def reopen(cls, path: Path) -> Self:
+    def reopen(cls, path: Path, command: str | None = None) -> Self:
         """Open an existing bundle, whatever it was made from.
 
+        Args:
+            command: one of `FINISHES`: what it rests on must be what it was, and what was broken off its to finish.
+
         Raises:
-            BundleError: not a bundle, in use, or of another version.
+            BundleError: not a bundle, in use, of another version, left unfinished by another command, or changed.
         """
         read_manifest(path)
-        return cls.open(path, None)
+        bundle = cls.open(path, None, command=command)
+        if command is not None:
+            try:
+                bundle.refuse_unfit(command)
+            except BundleError:
+                bundle.close()
+                raise
+        return bundle
+
+    def refuse_unfit(self, command: str) -> None:
+        """Refuse a bundle that a command cannot start from, before anything of it is parsed.
+
+        Raises:
+            BundleError: left unfinished by a command that this one does not finish; or the first file that differs.
+        """
+        run = self.recorded("run")
+        left = None if run.get("finished") is not None else run.get("changing")
+        if run.get("finished") is None and left is None:
+            raise BundleError(f"{self.root}: is not finished; bring the run that made it to its end first")
+        if left is not None and left not in FINISHES[command]:
+            raise BundleError(f"{self.root}: `{left}` was broken off here; give that command again first")
+        again = {*RENDERED, *WRITES.get(left or "", ())}
+        if command in ("analyze", "label --out"):  # who deletes labels begins anew
+            again |= {name for name in ("labels.csv", "labels_key.csv") if not self.path(name).exists()}
+        self.refuse_differing(again, decided=command == "analyze" or left in ("analyze", "judge", "label --read"))
 
     def close(self) -> None:
         """Give the bundle free; may be called twice."""
@@ -147,7 +210,11 @@ class Bundle:
         return load_yaml(file, Study).model_copy(update={"file": str(file)})
 
     def write_text(self, name: str, text: str) -> None:
-        write_whole(self.path(name), text.encode("utf-8", "backslashreplace"))
+        """What is there already is left as it is, and the bundle finished, where it is."""
+        data = text.encode("utf-8", "backslashreplace")
+        if self._begun or not (self.path(name).is_file() and self.path(name).read_bytes() == data):
+            self.begin()
+            write_whole(self.path(name), data)
 
     def write_json(self, name: str, value: object) -> None:
         self.write_text(name, json_text(value))
@@ -155,12 +222,14 @@ class Bundle:
     def write_table(self, table: Table) -> None:
         """Write `NAME.csv`; it follows from what is stored, and is flushed to the disk with the others by `finish`."""
         name, data = f"{table.name}.csv", csv_bytes(table)
+        self.begin()
         write_whole(self.path(name), data, flushed=False)
         entry: Entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": len(table.rows)}
         self._entries[name] = stamp_of(self.path(name)), entry
 
     def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
         """As `write_table`."""
+        self.begin()
         with replacing(self.path(name), flushed=False) as partial:
             write_frame(partial, frame)
 
@@ -173,7 +242,7 @@ class Bundle:
     def read_json(self, name: str) -> Json:
         try:
             return json.loads(self.read_text(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.path(name)}: not valid JSON ({error})") from error
 
     def read_table(self, name: str) -> list[dict[str, str]]:
@@ -191,23 +260,34 @@ class Bundle:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
 
-    def refuse_lost(self) -> None:
-        """Check that every table that the bundle was finished with is there, with all of its rows.
+    def refuse_differing(self, but: Iterable[str] = RENDERED, *, decided: bool = False) -> None:
+        """Check that the bundle is what it was finished with, before anything of it is parsed.
+
+        Args:
+            but: artefacts, or folders (with a slash), that may differ.
+            decided: so may whatever a decision makes anew.
 
         Raises:
-            BundleError: naming the first that is not.
+            BundleError: naming the first file that differs.
         """
-        for name, entry in (self.recorded("artefacts") or {}).items():
-            path = self.path(name)
-            if path.suffix != ".csv":
+        entries = known_entries(self._manifest)
+        if not entries:
+            return
+        may = tuple(but)
+        for name, told in differences(self.root, entries):
+            journal = told.startswith("not") and (name.startswith("judgements/") or Path(name).suffix not in READ)
+            if journal or name in may or name.startswith(tuple(one for one in may if one.endswith("/"))):
                 continue
-            rows = row_count(path) if path.is_file() and path.stat().st_size else None
-            if rows != entry["rows"]:
-                told = "is missing or empty" if rows is None else f"has {rows} rows, not {entry['rows']}"
-                raise BundleError(f"{path}: {told}; analyze the bundle again")
+            made = is_made(name, entries)
+            if decided and made:
+                continue
+            raise BundleError(f"{self.path(name)}: {_differs(told)}; {_REMEDY[told.startswith('not'), made]}")
 
-    def refuse_changed(self, name: str) -> None:
+    def refuse_changed(self, name: str) -> int:
         """Check an append-only artefact before it is gone on from: what the manifest knows of it is still there.
+
+        Returns:
+            How many bytes the manifest knows of; 0 where the file is not there, too.
 
         Raises:
             BundleError: it was changed or cut since the bundle was finished.
@@ -215,24 +295,58 @@ class Bundle:
         entry = (self.recorded("artefacts") or {}).get(name)
         path = self.path(name)
         if entry is None or not path.exists():
-            return
+            return 0
         with saving(path), path.open("rb") as file:
             if hashlib.sha256(file.read(entry["bytes"])).hexdigest() != entry["sha256"]:
                 raise BundleError(f"{path}: changed since it was written; put it back, or delete it to ask again")
+        return int(entry["bytes"])
 
     def record(self, **parts: object) -> None:
         """Put parts (`seeds`, `sources`, `batches`, `backends`) into the manifest, now and for good."""
-        self._manifest |= parts
-        self._save()
+        if any(key not in self._manifest or self._manifest[key] != value for key, value in parts.items()):
+            self.begin()
+            self._manifest |= parts
+            self._save()
+
+    def hold(self, **parts: object) -> None:
+        """As `record`; of a finished bundle not before something of it is changed, so that till then it stays so."""
+        if self.sealed:
+            self._manifest |= parts
+        else:
+            self.record(**parts)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is finished, and nothing was changed since."""
+        return not self._begun and self._manifest["run"].get("finished") is not None
+
+    def begin(self) -> None:
+        """Say in the manifest, before anything else is changed, that the bundle is not finished, and by which command.
+
+        Whatever writes an artefact calls it.
+        """
+        if self._begun:
+            return
+        run = {key: value for key, value in self._manifest["run"].items() if key != "changing"}
+        run |= {"finished": None} if self._command is None else {"finished": None, "changing": self._command}
+        if run != self._manifest["run"]:
+            self._manifest["run"] = run
+            self._save()
+        self._begun = True
 
     def drop(self, *names: str) -> None:
         """Delete artefacts that nothing gives any longer, where they are."""
         for name in names:
-            self.path(name).unlink(missing_ok=True)
+            if self.path(name).exists():
+                self.begin()
+                with saving(self.path(name)):
+                    self.path(name).unlink()
 
     def forget(self, key: str) -> None:
         """Take a part out of the manifest."""
-        if self._manifest.pop(key, None) is not None:
+        if self._manifest.get(key) is not None:
+            self.begin()
+            del self._manifest[key]
             self._save()
 
     def take_stock(self) -> None:
@@ -253,10 +367,14 @@ class Bundle:
     def finish(self) -> None:
         """Flush and hash every artefact, and say that the run is complete."""
         flush(self.root, map(self.path, artefact_names(self.root)))
+        self.begin()
+        self._manifest["run"].pop("changing", None)
         self._manifest["run"] |= {"finished": now()}
         self.take_stock()
+        self._begun = False
 
     def _save(self) -> None:
+        self._manifest[PROVENANCE] = hash_of(self._manifest)
         write_whole(self.root / MANIFEST, json_text(self._manifest).encode())
 
     def _bind(self, config: BaseModel) -> None:
@@ -276,7 +394,8 @@ class Bundle:
             raise BundleError(f"{self.root}: its {name} is missing; put it back, or name another bundle")
         file = getattr(config, "file", "")
         folder = Path(file).parent if file else None
-        self.record(config=name, seeds={"seed": getattr(config, "seed", None)}, **environment(folder))
+        parts = {"config": name, "seeds": {"seed": getattr(config, "seed", None)}, **environment(folder)}
+        self.hold(**parts)  # a run that fails before it changes anything leaves the bundle as it was
 
     def _compare(self, name: str, config: BaseModel) -> None:
         try:
@@ -288,54 +407,51 @@ class Bundle:
         if difference := first_difference(same, config):
             raise BundleError(f"{self.root}: is of another study: {difference}; name another bundle")
         if first_difference(stored, config):
-            self._manifest["run"] |= {"finished": None}
+            self.begin()
             # The roll goes before the study: what a kill leaves between them is made good by the next run.
             self.record(**(roll_under(Roll.of(self._manifest), *both).parts if both else {}))
             self.write_text(name, as_yaml(config))
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the bundle at `path`.
-
-    Raises:
-        BundleError: not a bundle, or of another version.
-    """
-    try:
-        manifest: Json = json.loads((path / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{path}: not a bundle (no {MANIFEST})") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST}: cannot be read ({error})") from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA or not isinstance(manifest.get("run"), dict):
-        raise BundleError(f"{path}: a bundle of schema version {schema!r}; this program reads {SCHEMA}")
-    return dict(manifest)
-
-
 def verify(path: Path) -> list[str]:
     """What of a finished bundle is no longer as it was written: changed, missing or extra files. Empty when all holds.
 
+    Nothing but the manifest is parsed.
+
     Raises:
         BundleError: not a bundle, or of another version.
     """
+    if odd := odd_entries(path) if path.is_dir() else {}:
+        return [f"{name}: {kind}; a bundle holds files" for name, kind in odd.items()]
     manifest = read_manifest(path)
     if manifest["run"].get("finished") is None:
         return [f"{path}: the run is not finished; run the same command again"]
-    known: Mapping[str, Any] = manifest.get("artefacts", {}) | manifest["run"].get("artefacts", {})
-    found = set(artefact_names(path))
-    problems = [f"{name}: missing" for name in known if name not in found]
-    problems += [f"{name}: not in the manifest" for name in found if name not in known]
-    for name in sorted(found & set(known)):
-        was, now_is = known[name].get("sha256"), sha256_of(path / name)
-        if was != now_is:
-            problems.append(f"{name}: changed; sha256 is {now_is}, the manifest says {was}")
-    return sorted(problems)
+    return sorted(f"{name}: {told}" for name, told in differences(path, known_entries(manifest)))
 
 
-def artefact_names(root: Path) -> list[str]:
-    """Every file of the bundle but the manifest and the lock, sorted."""
-    names = (file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
-    return sorted(name for name in names if name not in UNTRACKED and not name.endswith(PARTIAL))
+def is_made(name: str, entries: Mapping[str, Any]) -> bool:
+    """Whether an artefact is made by a decision or its report, and not what one is made from."""
+    if "/" in name or name in GIVEN or (name == "matrix.csv" and "scores.parquet" not in entries):
+        return False
+    return name.endswith(".csv") or name in (*RENDERED, "decision.json")
+
+
+def _differs(told: str) -> str:
+    match told.partition(";")[0]:
+        case "missing":
+            return "is missing"
+        case "changed":
+            return "changed since it was written"
+    return "is not in the manifest, so nothing that finished wrote it"
+
+
+_REMEDY = {
+    (False, True): "analyze the bundle again",
+    (False, False): "put it back",
+    (True, True): "take it out of the bundle",
+    (True, False): "take it out of the bundle",
+}
+"""What helps, by whether the manifest does not know a file, and whether a decision makes it."""
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -358,32 +474,13 @@ def row_count(path: Path) -> int | None:
             with path.open("rb") as file:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
         case ".parquet":
-            import polars as pl
-
-            return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+            return row_count_of(path)
     return None
-
-
-def write_frame(path: Path, frame: pl.DataFrame) -> None:
-    """Write Parquet, categories as text; what the file system says is an OSError again, not the engine's exception.
-
-    Streamed in groups of a fixed size: little memory, and the same bytes for any number of threads.
-    """
-    import polars as pl
-
-    try:
-        text = frame.lazy().with_columns(pl.col(pl.Categorical).cast(pl.String))
-        text.sink_parquet(path, compression="zstd", compression_level=3, row_group_size=1 << 18)
-    except pl.exceptions.PolarsError as error:
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        if told is None:
-            raise
-        raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
 
 
 def refuse_strangers(path: Path) -> None:
     """A folder that holds something and is no bundle is somebody's: leave it alone."""
-    held = [entry.name for entry in path.iterdir() if entry.name != ".lock" and not entry.name.endswith(PARTIAL)]
+    held = [name for name, _ in walk(path) if name != ".lock" and not name.endswith(PARTIAL)]
     if held and MANIFEST not in held:
         raise BundleError(f"{path}: not a bundle and not empty (it holds {min(held)}); name another folder")
 

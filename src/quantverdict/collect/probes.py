@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantverdict.collect.files import json_line, saving, whole_lines
+from quantverdict.collect.files import json_line, make_file, whole_lines
 from quantverdict.collect.store import append_bytes, cut, responses_path
 from quantverdict.errors import DataError
 from quantverdict.records import CellId
@@ -59,9 +59,7 @@ class ProbeStore:
     def __init__(self, bundle: Path, cell: CellId) -> None:
         self.name = probes_file(cell)
         self._path = bundle / self.name
-        with saving(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
+        make_file(self._path)
         data = self._path.read_bytes()
         cut(self._path, data.rfind(b"\n") + 1, len(data))
         self.known = read_probes(bundle, cell)

@@ -140,9 +140,14 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """
     try:
         rows = [json.loads(line) for line in whole_lines(path.read_bytes())]
-        return tuple(Prompt(**{**row, "choices": tuple(row["choices"])}) for row in rows)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = tuple(Prompt(**{**row, "choices": tuple(row["choices"])}) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
+    for number, prompt in enumerate(found, start=1):
+        texts = (prompt.task, prompt.sample_id, prompt.text, prompt.sha256, prompt.chat or "", *prompt.choices)
+        if not all(isinstance(text, str) for text in texts):
+            raise BundleError(f"{path}: line {number}: not as it was written: a value is not a text")
+    return found
 
 
 def first_changed(stored: Sequence[Prompt], given: Sequence[Prompt]) -> str | None:

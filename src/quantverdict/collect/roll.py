@@ -92,7 +92,7 @@ def is_alike(entry: Entry, judge: JudgeConfig, identity: Mapping[str, object]) -
     """
     known = entry.get("identity") or {}
     before = JudgeConfig.model_validate(entry["config"])
-    told = _asked(judge), _asked(before)
+    told = asked_as(judge), asked_as(before)
     if "sha256" in known and "sha256" in identity:
         for one in told:
             del one["source"]
@@ -100,7 +100,8 @@ def is_alike(entry: Entry, judge: JudgeConfig, identity: Mapping[str, object]) -
     return alike and (not known or identity.items() <= known.items())
 
 
-def _asked(judge: JudgeConfig) -> dict[str, object]:
+def asked_as(judge: JudgeConfig) -> dict[str, object]:
+    """What of a judge says how it labels an answer."""
     return {**judge.model_dump(exclude={*NOT_ASKED, "backend"}), "engine": judge.engine}
 
 

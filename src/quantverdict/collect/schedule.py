@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.collect.generate import CellOutcome, Identity, Known, OpenBackend, ProgressView, collect_cell
+from quantverdict.collect.integrity import refuse_misfit
 from quantverdict.collect.manifest import STOPPED, Bundle
 from quantverdict.collect.prompts import Plan, first_changed, prompt_lines, prompts_file, read_prompts
 from quantverdict.collect.stopping import OpenWatch
@@ -42,11 +43,17 @@ class Job:
 
 
 def run_cells(
-    bundle: Bundle, jobs: Sequence[Job], view: ProgressView, *, retry: bool = True
+    bundle: Bundle,
+    jobs: Sequence[Job],
+    view: ProgressView,
+    *,
+    retry: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[CellOutcome, ...]:
     """Ask every cell what is missing of it; the outcomes in the order of `jobs`, kept in `cells.json`.
 
     Args:
+        say: is told what a user should know of stored answers.
         retry: try again a cell that failed in an earlier run; else its row stays as it was.
 
     Raises:
@@ -57,12 +64,15 @@ def run_cells(
     for job in jobs:
         freeze_plan(bundle, job)
     log = _Log(bundle)
+    proved = {job.cell: bundle.refuse_changed(responses_path(Path(), job.cell).as_posix()) for job in jobs}
+    bundle.begin()
     for job in jobs:
         stored = log.outcomes.get(job.cell)
         if stored is not None and stored.status == "failed" and not retry:
             continue
-        bundle.refuse_changed(responses_path(Path(), job.cell).as_posix())
-        store = CellStore(bundle.root, job.cell, job.plan)
+        store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
+        if store.unproved:
+            say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
         log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), log.known(job.cell), job.watch))
     return tuple(log.outcomes[job.cell] for job in jobs)
 
@@ -103,7 +113,7 @@ class _Log:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         rows = bundle.read_json(CELLS) if bundle.path(CELLS).exists() else []
-        self.outcomes = {outcome.cell: outcome for outcome in map(as_outcome, rows)}
+        self.outcomes = {outcome.cell: outcome for outcome in as_outcomes(rows, bundle.path(CELLS))}
         recorded: Mapping[str, Identity] = bundle.recorded("backends") or {}
         self.identities = {CellId(*name.split("/", 1)): identity for name, identity in recorded.items()}
 
@@ -139,6 +149,18 @@ def as_row(outcome: CellOutcome) -> dict[str, object]:
     return {"base_model": outcome.cell.base_model, "quant": outcome.cell.quant, **row}
 
 
-def as_outcome(row: Mapping[str, Any]) -> CellOutcome:
-    rest = {name: value for name, value in row.items() if name not in ("base_model", "quant")}
-    return CellOutcome(cell=CellId(row["base_model"], row["quant"]), **rest)
+def as_outcomes(rows: object, path: Path) -> list[CellOutcome]:
+    """What `cells.json` holds.
+
+    Raises:
+        BundleError: not as it was written, naming the row and the key.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BundleError(f"{path}: not as it was written: a list with an object for each cell is expected")
+    found = []
+    for number, row in enumerate(rows, start=1):
+        fields: dict[str, Any] = {name: value for name, value in row.items() if name not in ("base_model", "quant")}
+        fields["cell"] = (row.get("base_model"), row.get("quant"))
+        refuse_misfit(CellOutcome, fields, f"{path}: row {number}")
+        found.append(CellOutcome(**{**fields, "cell": CellId(*fields["cell"])}))
+    return found

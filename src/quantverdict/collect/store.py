@@ -6,14 +6,15 @@ byte for byte the file of a run that nothing stopped. Timings, which differ from
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
-from quantverdict.collect.files import flush_file, json_line, saving, whole_lines
+from quantverdict.collect.files import json_line, make_file, open_own, saving, whole_lines
 from quantverdict.collect.prompts import Plan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -30,6 +31,8 @@ class BatchTiming:
         batch: its index in the plan.
         wall_s, cpu_s: seconds; `cpu_s` None where the backend does not tell.
         ttft_ms: time to first token of each prompt that has one.
+        sha256: of the batch's lines in `responses`, so that one that was damaged before the cell was finished is found;
+            None where an older version stored it.
     """
 
     batch: int
@@ -39,6 +42,7 @@ class BatchTiming:
     wall_s: float
     cpu_s: float | None
     ttft_ms: tuple[float, ...]
+    sha256: str | None = None
 
 
 class CellStore:
@@ -47,24 +51,27 @@ class CellStore:
     Attributes:
         done: whole batches that are stored: always the first ones of the plan.
         timings: of the stored batches, where known.
+        unproved: whether batches are stored that have no checksum: an older version stored them, or it was lost.
     """
 
-    def __init__(self, bundle: Path, cell: CellId, plan: Plan) -> None:
+    def __init__(self, bundle: Path, cell: CellId, plan: Plan, proved: int = 0) -> None:
         """Open a cell's files, cutting off what a killed run left unfinished.
 
+        Args:
+            proved: so many bytes are known to be what they were, by the hash of a finished run.
+
         Raises:
-            DataError: a line that is not JSON, out of order, or for another prompt, by file and line.
+            DataError: a line that is not JSON, out of order, for another prompt, or not as it was stored, by file and
+                line.
             BundleError: a file cannot be written.
         """
         self.cell, self.plan = cell, plan
         self.path = responses_path(bundle, cell)
         self._timings_path = bundle / "timings" / self.path.name
         for path in (self.path, self._timings_path):
-            with saving(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-                flush_file(path.parent)
-        self.done = self._recover_responses()
+            make_file(path)
+        self.unproved = False
+        self.done = self._recover_responses(proved)
         self.timings = self._recover_timings()
 
     def append(self, responses: Sequence[Response], timing: BatchTiming) -> None:
@@ -74,17 +81,25 @@ class CellStore:
             BundleError: the disk is full, or the file not writable.
         """
         # Timings first: a batch that is stored then always has its timing, and one too many is cut off on reload.
+        lines = b"".join(map(response_line, responses))
+        timing = replace(timing, sha256=hashlib.sha256(lines).hexdigest())
         append_bytes(self._timings_path, json_line(asdict(timing)), sync=False)
-        append_bytes(self.path, b"".join(map(response_line, responses)), sync=True)
+        append_bytes(self.path, lines, sync=True)
         self.done += 1
         self.timings = (*self.timings, timing)
+
+    def begin_anew(self) -> None:
+        """Take back every batch that is stored."""
+        for path in (self.path, self._timings_path):
+            cut(path, 0, path.stat().st_size)
+        self.done, self.timings = 0, ()
 
     def answers(self, first: int, last: int) -> tuple[Response, ...]:
         """The stored answers to batches `first` up to but without `last`."""
         start, end = self.plan.prompts_in(first), self.plan.prompts_in(last)
         return tuple(islice(read_responses(self.path), start, end))
 
-    def _recover_responses(self) -> int:
+    def _recover_responses(self, proved: int) -> int:
         data = self.path.read_bytes()
         expected = [self.plan.prompts[index] for batch in self.plan.batches for index in batch]
         ends, position = [0], 0
@@ -94,13 +109,30 @@ class CellStore:
             self._check(parse_response(line, self.path, number), expected[number - 1], number)
             position += len(line) + 1
             ends.append(position)
+        sums = self._stored_sums()
         done = lines = 0
         for batch in self.plan.batches:
-            if lines + len(batch) >= len(ends):
+            last = lines + len(batch)
+            if last >= len(ends):
                 break
-            lines, done = lines + len(batch), done + 1
+            if ends[last] > proved:
+                self._prove(data[ends[lines] : ends[last]], sums.get(done), lines + 1)
+            lines, done = last, done + 1
         cut(self.path, ends[lines], len(data))
         return done
+
+    def _stored_sums(self) -> dict[int, str | None]:
+        """The checksum of each batch, where it is known."""
+        timings = filter(None, map(parse_timing, whole_lines(self._timings_path.read_bytes())))
+        return {timing.batch: timing.sha256 for timing in timings}
+
+    def _prove(self, batch: bytes, sha256: str | None, number: int) -> None:
+        if sha256 is None:
+            self.unproved = True
+        elif hashlib.sha256(batch).hexdigest() != sha256:
+            problem = f"one of the {len(whole_lines(batch))} answers from here on was changed since it was stored"
+            told = "them as they were; or delete the file, and the cell is asked again"
+            raise DataError(problem, file=self.path, line=number, expected=told)
 
     def _check(self, response: Response, prompt: Prompt, number: int) -> None:
         found = (response.base_model, response.quant, response.task, response.sample_id)
@@ -215,14 +247,18 @@ def parse_timing(line: bytes) -> BatchTiming | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     counts = (timing.batch, timing.prompts, timing.prompt_tokens, timing.output_tokens)
-    whole = all(type(count) is int for count in counts)
+    whole = all(type(count) is int for count in counts) and isinstance(timing.sha256, str | None)
     return timing if whole and isinstance(timing.wall_s, int | float) else None
 
 
 def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
-    """Add `data` to the end of a file: all of it, or the file stays as it was."""
+    """Add `data` to the end of a file: all of it, or the file stays as it was.
+
+    Raises:
+        BundleError: as `open_own`; or the disk is full.
+    """
+    handle = open_own(path, os.O_WRONLY | os.O_APPEND)
     with saving(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             size = os.fstat(handle).st_size
             try:
@@ -239,8 +275,16 @@ def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
 
 
 def cut(path: Path, size: int, was: int) -> None:
-    """Cut a file back to `size` bytes."""
+    """Cut a file back to `size` bytes.
+
+    Raises:
+        BundleError: as `open_own`.
+    """
     if size < was:
-        with saving(path), path.open("rb+") as file:
-            file.truncate(size)
-            os.fsync(file.fileno())
+        handle = open_own(path, os.O_RDWR)
+        with saving(path):
+            try:
+                os.ftruncate(handle, size)
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantverdict.collect.files import Json, json_line, saving, whole_lines
+from quantverdict.collect.files import Json, json_line, make_file, saving, whole_lines
 from quantverdict.collect.store import append_bytes, cut
 
 
@@ -25,8 +25,8 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        make_file(path)
         with saving(path):
-            path.touch()
             data = path.read_bytes()
         lines = whole_lines(data)
         cut(path, sum(len(line) + 1 for line in lines), len(data))

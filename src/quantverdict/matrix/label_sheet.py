@@ -79,8 +79,12 @@ def sheet_text(rows: Sequence[SheetRow], labels: Mapping[str, str]) -> str:
 
 def guarded(text: str) -> str:
     """A text as a cell that no spreadsheet runs; NUL and lone surrogates, which no cell holds, become U+FFFD."""
-    plain = re.sub("[\0\ud800-\udfff]", "\ufffd", text)
-    return f"'{plain}" if _GUARDED.match(plain) else plain
+    return exactly_guarded(re.sub("[\0\ud800-\udfff]", "\ufffd", text))
+
+
+def exactly_guarded(text: str) -> str:
+    """As `guarded`, of which `unguarded` gives every character back."""
+    return f"'{text}" if _GUARDED.match(text) else text
 
 
 def unguarded(cell: str) -> str:
@@ -114,6 +118,17 @@ def read_sheet(text: str, file: str, rows: Sequence[SheetRow]) -> dict[str, str]
         _refuse_edited(row, cells, file, line)
         found[name] = _label(row, cells["label"], file, line)
     return {row.id: found.get(row.id, "") for row in rows}
+
+
+def given_cells(text: str, file: str) -> Iterator[tuple[int, str, str]]:
+    """(line, id, what a person wrote beside it) of every row of a sheet in which a person wrote.
+
+    Raises:
+        DataError: not a sheet.
+    """
+    for line, cells in _records(text, file):
+        written = [cells["label"], *(cell for column, cell in cells.items() if column not in COLUMNS)]
+        yield line, unguarded(cells["id"]).strip(), " ".join(filter(None, (unguarded(one).strip() for one in written)))
 
 
 def _records(text: str, file: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from quantverdict.collect.files import cell_text, read_csv
+from quantverdict.collect.frames import read_frame
 from quantverdict.errors import BundleError
 
 Row = Mapping[str, str]
@@ -63,7 +64,7 @@ class Artefacts:
     def _json(self, name: str) -> Any:  # noqa: ANN401 - any JSON
         try:
             return json.loads((self.root / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{self.root / name}: cannot be read ({error})") from error
 
 
@@ -85,10 +86,5 @@ def plain_text(value: object) -> str:
 
 def parquet_rows(path: Path) -> Sequence[Row]:
     """Every row of a Parquet file as text."""
-    import polars as pl
-
-    try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
+    frame = read_frame(path, {})
     return [{key: plain_text(value) for key, value in row.items()} for row in frame.iter_rows(named=True)]

@@ -72,7 +72,7 @@ def _json(path: Path, kind: type = dict) -> Any:  # noqa: ANN401 - JSON of the a
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
     if not isinstance(data, kind):
         raise BundleError(f"{path}: not a {kind.__name__}")
@@ -81,4 +81,8 @@ def _json(path: Path, kind: type = dict) -> Any:  # noqa: ANN401 - JSON of the a
 
 def _artifacts(root: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
     entries = _json(root / "artifacts.json", list) or []
+    for number, entry in enumerate(entries, start=1):
+        named = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("base_model", "quant"))
+        if not named:
+            raise BundleError(f"{root / 'artifacts.json'}: build {number}: no base_model and quant")
     return {(entry["base_model"], entry["quant"]): entry for entry in entries}

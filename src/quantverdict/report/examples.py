@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from quantverdict.collect.frames import SCORES, reading, scan_frame
 from quantverdict.collect.prompts import prompts_file
 from quantverdict.collect.store import responses_path
 from quantverdict.errors import BundleError
@@ -91,15 +92,13 @@ def _refusals(bundle: BundleView) -> Mapping[tuple[str, str], Mapping[tuple[str,
 
     columns = ("base_model", "quant", "task", "sample_id", "value")
     metric = (bundle.decision.get("policy") or {}).get("refusal_metric", "refusal_rate")
-    try:
-        frame = pl.scan_parquet(path).filter(pl.col("metric") == metric, pl.col("value").is_not_null())
+    with reading(path):
+        frame = scan_frame(path, SCORES).filter(pl.col("metric") == metric, pl.col("value").is_not_null())
         rows = (
             frame.select(pl.col(name).cast(pl.String if name != "value" else pl.Float64) for name in columns)
             .collect()
             .rows()
         )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
     result: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
     for model, quant, task, sample, value in rows:
         result.setdefault((model, quant), {})[task, sample] = value

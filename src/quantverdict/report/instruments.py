@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantverdict.errors import BundleError
+from quantverdict.collect.frames import JUDGEMENTS, reading, scan_frame
 from quantverdict.report import formats
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.bundle import BundleView, CsvRow
@@ -55,10 +55,9 @@ def judges(read: Artefacts) -> dict[str, tuple[str, ...]]:
 
     from quantverdict.matrix.cells import judge_scores
 
-    try:
-        kinds = pl.scan_parquet(path).select(pl.col("judge", "task", "label").cast(pl.String)).unique().collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
+    with reading(path):
+        columns = pl.col("judge", "task", "label").cast(pl.String)
+        kinds = scan_frame(path, JUDGEMENTS).select(columns).unique().collect()
     # A judge stands where a build would: one label of each kind tells which of them gave which rate.
     labels = kinds.rename({"judge": "quant"}).with_columns(base_model=pl.lit(""), sample_id=pl.lit(""))
     given = judge_scores(labels).drop_nulls("value").select("metric", "quant").unique().sort("metric", "quant")
