@@ -15,6 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantverdict.artifacts.ggml_types import TYPE_BY_NUMBER, GgmlType
 from quantverdict.errors import ArtifactError
 
@@ -76,6 +79,16 @@ class Gguf:
         """A string, None where the key is missing or of another type."""
         value = self.get(key)
         return value if isinstance(value, str) else None
+
+    def entries(self, key: str) -> NDArray[np.generic] | None:
+        """A list as an array, numbers without a copy; None where the key is missing or holds no list."""
+        field = self.fields.get(key)
+        if field is None or field.kind != _ARRAY:
+            return None
+        kind, count = struct.unpack_from("<IQ", self.data, field.start)
+        if kind == _STRING:
+            return np.array(_value(self.data, field), dtype=object)
+        return np.frombuffer(self.data, f"<{_SCALARS[kind]}", count, field.start + 12)
 
     def integer(self, key: str) -> int | None:
         """An integer, None where the key is missing or of another type."""
