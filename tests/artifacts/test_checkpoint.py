@@ -11,8 +11,9 @@ import pytest
 
 from quantverdict.artifacts.checkpoint import inspect_checkpoint
 from quantverdict.artifacts.gguf import describe
+from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.artifacts.inspect import inspect_artifact
-from quantverdict.artifacts.lineage_tokenizer import tokenizer_facts
+from quantverdict.artifacts.lineage_tokenizer import folder_facts, folder_files, gguf_facts
 from quantverdict.artifacts.safetensors_read import open_safetensors
 from quantverdict.errors import ArtifactError
 
@@ -127,11 +128,11 @@ def test_tokenizer_facts_are_equal_across_formats(tmp_path, write_checkpoint, ti
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     settings = SETTINGS | {"chat_template": template}
     folder = write_checkpoint(tmp_path / "m", plain(), config=config, tokenizer=TOKENIZER, tokenizer_config=settings)
-    ours, theirs = tokenizer_facts(folder), tokenizer_facts(tiny)
+    ours, theirs = folder_facts(folder_files(folder)), gguf_facts(open_gguf(tiny))
     assert ours == theirs
     assert ours.sha256 == theirs.sha256
     (folder / "chat_template.jinja").write_text("other", encoding="utf-8")
-    assert tokenizer_facts(folder).chat_template == "other"
+    assert folder_facts(folder_files(folder)).chat_template == "other"
 
 
 def test_inspect_artifact_reads_either_format(tmp_path, write_checkpoint, tiny):
@@ -223,7 +224,7 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path, write_checkpoint):
     (folder / "config.json").unlink()
     refused(folder, "no config.json")
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
-    refused(folder, "is an adapter")
+    refused(folder, "is a LoRA adapter; expected a model")
 
 
 @pytest.mark.parametrize("kind", ["awq", "gptq", "packed"])

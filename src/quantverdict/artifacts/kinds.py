@@ -7,6 +7,7 @@ embeddings, experts, a vision language model's text side, heads for several toke
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -108,10 +109,20 @@ def refuse_other_folder(folder: Path) -> None:
         if (folder / name).is_file():
             raise ArtifactError(f"is {kind}: it has {name}", file=folder, expected=EXPECTED)
     weights = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
-    if (folder / "adapter_config.json").is_file() and all(path.name.startswith("adapter") for path in weights):
-        raise ArtifactError(f"is {_LORA}", file=folder, expected=EXPECTED)
+    alone = all(path.name.startswith("adapter") for path in weights) or not (folder / "config.json").is_file()
+    if alone and (folder / "adapter_config.json").is_file():
+        raise ArtifactError(f"is {_adapter(folder)}", file=folder, expected=EXPECTED)
     if not weights and any((folder / name).is_file() for name in _TOKENIZER):
         raise ArtifactError("is a tokenizer without weights", file=folder, expected=EXPECTED)
+
+
+def _adapter(folder: Path) -> str:
+    try:
+        said = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = said.get("peft_type") if isinstance(said, dict) else None
+    except (OSError, ValueError, RecursionError):
+        kind = None
+    return f"an adapter ({kind[:40]})" if isinstance(kind, str) and kind.upper() != "LORA" else _LORA
 
 
 def refuse_other_checkpoint(path: Path, config: Mapping[str, object], names: Collection[str]) -> None:
@@ -157,7 +168,7 @@ def _named(names: Collection[str]) -> str | None:
 _ALL_NAMES = (
     (r"\.(in_sum2|counts)$", _TYPES["imatrix"]),
     (r"^direction\.\d+$", _ARCHITECTURES["controlvector"]),
-    (r"^(v|a|mm|resampler)\.", _TYPES["mmproj"]),
+    (r"^((v|a)\.\w+\.|mm\.|resampler\.)", _TYPES["mmproj"]),
 )
 _ANY_NAME = (
     (r"\.lora_[ab]$", _LORA),

@@ -17,8 +17,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-import numpy as np
-
 from quantverdict.artifacts.gguf_read import Gguf
 
 Settings = Mapping[str, object]
@@ -219,6 +217,8 @@ _FLOAT32, _ARRAY = 6, 9
 
 def _plain_number(model: Gguf, key: str) -> object:
     """The shortest decimal that is this 32-bit float: 1e-05 and not 9.99999974e-06."""
+    import numpy as np
+
     value = model.get(key)
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
@@ -405,6 +405,8 @@ def gguf_differences(baseline: Gguf, here: Gguf, padding: Collection[int]) -> It
     Args:
         padding: token ids that only fill up a vocabulary: what lists say of them does not count.
     """
+    import numpy as np
+
     for found in _differences(gguf_settings(baseline), gguf_settings(here)):
         ours, theirs = (model.entries(found.key) for model in (baseline, here))
         if ours is None or theirs is None or max(len(ours), len(theirs)) <= _LONG:
@@ -417,16 +419,12 @@ def gguf_differences(baseline: Gguf, here: Gguf, padding: Collection[int]) -> It
         other = {*np.flatnonzero(ours[:both] != theirs[:both]).tolist(), *range(both, most)} - set(padding)
         if other:
             first = min(other)
-            old, new = (_plain(part[first]) if first < len(part) else None for part in (ours, theirs))
-            yield Difference(found.key, old, new, f"{len(other)} of {most} entries differ, entry {first} is ")
+            old, new = (part[first : first + 1].tolist() or [None] for part in (ours, theirs))
+            yield Difference(found.key, old[0], new[0], f"{len(other)} of {most} entries differ, entry {first} is ")
 
 
 def _taken(value: object) -> object:
     return None if value is None else _Taken(value)
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def checkpoint_differences(baseline: Settings, here: Settings, *, alike: bool) -> Iterator[Difference]:
