@@ -217,7 +217,9 @@ def test_a_learned_rounding_cannot_be_told_from_a_small_change(tmp_path, save_ll
         )
         parts = packer.gptq(numbers, zeros, scales, np.arange(values.shape[1]) // GROUP, 4)
         tensors |= {f"{name.removesuffix('weight')}{leaf}": part for leaf, part in parts.items()}
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "auto-round"}}
+    config = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256} | {
+        "quantization_config": {"quant_method": "auto-round"}
+    }
     found = compare(baseline, save_llama(tmp_path / "m", tensors, config=config))
     assert found.verdict == "cannot_tell"
     assert "learns" in found.reason

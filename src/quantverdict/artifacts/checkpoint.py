@@ -149,7 +149,8 @@ def _low_bit_grid(matrices: Sequence[Weight]) -> str | None:
     for weight in wide[:: max(1, len(wide) // _TENSORS)]:
         piece = weight.parts[weight.main]
         if piece.tensor.dtype in GRID_WIDE:
-            found[tensor_grid(_stretches(piece), piece.tensor.dtype)] += 1
+            with np.errstate(all="ignore"):  # what is no number is left out
+                found[tensor_grid(_stretches(piece), piece.tensor.dtype)] += 1
     plain = found.pop(None, 0)
     return f"{found.most_common(1)[0][0]}-bit" if found.total() > plain else None
 

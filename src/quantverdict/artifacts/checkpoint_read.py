@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from quantverdict.artifacts.kinds import refuse_other_checkpoint, refuse_other_folder
+from quantverdict.artifacts.kinds import is_folder, refuse_other_checkpoint, refuse_other_folder
 from quantverdict.artifacts.safetensors_read import DTYPE_BITS, Safetensors, Stored, open_safetensors
 from quantverdict.errors import ArtifactError
 
@@ -205,7 +205,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ArtifactError: a missing, truncated or corrupt file, a missing shard, no safetensors at all, or no language
             model.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_folder(path) else path.parent
     if not path.exists():
         raise ArtifactError("does not exist", file=path, expected="a folder with a safetensors checkpoint")
     refuse_other_folder(folder)

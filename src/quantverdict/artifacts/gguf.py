@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
 from quantverdict.artifacts.gguf_read import Gguf, Tensor, open_gguf
-from quantverdict.artifacts.kinds import refuse_other_folder, refuse_other_gguf
+from quantverdict.artifacts.kinds import is_folder, refuse_other_folder, refuse_other_gguf
 from quantverdict.artifacts.kquant_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizable
 from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError
@@ -60,7 +60,7 @@ def inspect_gguf(path: Path) -> Artifact:
 
 def open_model(path: Path) -> Gguf:
     """`open_gguf`, for a file that must hold a whole language model."""
-    if path.is_dir():
+    if is_folder(path):
         refuse_other_folder(path)
     model = open_gguf(path)
     refuse_other_gguf(model)

@@ -88,6 +88,19 @@ _HEADLESS = re.compile(r"(Llama|Mistral|Mixtral|Qwen\d\w*|Gemma\w*|GPT\w+|Phi\d?
 """Classes of decoders without their output layer: what they give are hidden states."""
 
 
+def is_folder(path: Path) -> bool:
+    """`Path.is_dir`, for a path that somebody typed.
+
+    Raises:
+        ArtifactError: no file can have that name, or it may not be looked at.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        shown = path.with_name(f"{path.name[:40]}...") if len(path.name) > 80 else path
+        raise ArtifactError(f"cannot be read ({error.strerror or error})", file=shown, expected="a model") from error
+
+
 def refuse_other_gguf(model: Gguf) -> None:
     """Refuse a GGUF file that is no whole language model.
 

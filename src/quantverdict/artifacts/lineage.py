@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from quantverdict.artifacts.gguf_read import Gguf
 from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, COARSEST, DIFFERENT, SAME, Finding
 from quantverdict.artifacts.lineage_tokenizer import (
@@ -87,6 +89,11 @@ def compare(baseline: Path, variant: Path) -> Lineage:
         ArtifactError: a file is missing, corrupt, or of neither format.
         QuantverdictError: a low-bit GGUF, and the llamacpp extra is not installed.
     """
+    with np.errstate(all="ignore"):  # weights may hold what is no number, and the verdict says so
+        return _compare(baseline, variant)
+
+
+def _compare(baseline: Path, variant: Path) -> Lineage:
     ours, theirs = open_weights(baseline), open_weights(variant)
     both = pairs(ours, theirs)
     fitting = {pair.name: pair for pair in both if pair.comparable}
@@ -178,11 +185,13 @@ def _settings(ours: _Side, theirs: _Side) -> list[str]:
         padding = {number for number, text in enumerate(most) if _PADDING.fullmatch(text)}
         return [str(one) for one in gguf_differences(ours.source, theirs.source, padding)]
     wrong = [] if isinstance(theirs.source, Gguf) else [*misstated(theirs.source.quantization, theirs.types)]
-    if ours.weights.format == theirs.weights.format:
-        alike = ours.types == theirs.types
+    if not isinstance(ours.source, Gguf) and not isinstance(theirs.source, Gguf):
+        packed = any(handle.low_bit for handle in theirs.weights.handles.values())
+        told = bool(ours.source.quantization and theirs.source.quantization)
+        alike = ours.types == theirs.types and (packed or told)
         return [str(one) for one in checkpoint_differences(ours.settings, theirs.settings, alike=alike)] + wrong
     if isinstance(ours.source, Gguf):
-        both = [(f"{other}", there, key, here) for key, other, here, there in across(ours.settings, theirs.settings)]
+        both = [(other, there, key, here) for key, other, here, there in across(ours.settings, theirs.settings)]
     else:
         both = [(key, there, other, here) for key, other, there, here in across(theirs.settings, ours.settings)]
     return [

@@ -96,6 +96,8 @@ def checkpoint_settings(found: Checkpoint, files: FolderFiles) -> dict[str, obje
         config["quantization_config"] = found.quantization
     settings = config_settings(config, files.generation_config)
     settings |= tokenizer_settings(files.tokenizer, files.tokenizer_config)
+    if (files.folder / "adapter_config.json").is_file():
+        settings["adapter_config.json"] = True  # Transformers then loads an adapter, where PEFT is installed
     if not files.tokenizer:
         settings["tokenizer files"] = files_sha256(files.folder)
     return settings

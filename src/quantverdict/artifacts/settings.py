@@ -195,8 +195,6 @@ def gguf_settings(model: Gguf) -> dict[str, object]:
     architecture = str(found.get("general.architecture", ""))
     for key, value in _gguf_defaults(found, architecture):
         found.setdefault(key, value)
-    if found.get("tokenizer.ggml.model") == "gpt2":
-        found.pop("tokenizer.ggml.scores", None)  # byte-pair merges have an order instead
     return _one_rope_scaling(found, architecture)
 
 
@@ -314,14 +312,15 @@ def _one_rope(config: Mapping[str, object]) -> dict[str, object]:
     plain = dict(config)
     rope = plain.get("rope_parameters")
     if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
-        del plain["rope_parameters"]
-        apart = ("rope_theta", "partial_rotary_factor")
-        plain |= {key: rope[key] for key in apart if key in rope}
-        plain["rope_scaling"] = {key: value for key, value in rope.items() if key not in apart}
+        plain["rope_scaling"] = plain.pop("rope_parameters")
     scaling = plain.get("rope_scaling")
     if isinstance(scaling, dict):
+        # Where the two places contradict each other, versions of Transformers read either.
+        apart = [key for key in ("rope_theta", "partial_rotary_factor")
+                 if key in scaling and plain.get(key, scaling[key]) == scaling[key]]  # fmt: skip
+        plain |= {key: scaling[key] for key in apart}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        rest = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
+        rest = {key: value for key, value in scaling.items() if key not in ("type", "rope_type", *apart)}
         plain["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
     return plain
 
@@ -431,14 +430,14 @@ def checkpoint_differences(baseline: Settings, here: Settings, *, alike: bool) -
     """The settings in which two checkpoints differ, without those of `_ELSEWHERE`.
 
     Args:
-        alike: whether their weights are stored in the same types: only then do their quantisations say the same.
+        alike: whether both are quantised, in the same types: only then can their quantisations be held together.
     """
     for found in _differences(baseline, here):
         one_sided = found.baseline is None or found.here is None
         if found.key.startswith("quantization_config.") and not alike:
             continue
-        # Tools write tokenizer_config.json anew, each with the keys that it knows.
-        if not (one_sided and found.key.startswith("tokenizer_config.json ")):
+        # Tools write these anew, each with what it knows; what becomes of the prompts is compared by itself.
+        if not (one_sided and found.key.startswith(("tokenizer_config.json ", "tokenizer.json post_processor"))):
             yield found
 
 
