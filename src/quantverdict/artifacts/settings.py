@@ -426,6 +426,12 @@ def _taken(value: object) -> object:
     return None if value is None else _Taken(value)
 
 
+_WRITTEN_ANEW = ("tokenizer_config.json ", "tokenizer.json post_processor", "generation_config.bos_token_id",
+                 "generation_config.eos_token_id")  # fmt: skip
+"""What tools write or leave out as they like. Which tokens the prompts are and where answers end is compared by itself,
+as the engine has it."""
+
+
 def checkpoint_differences(baseline: Settings, here: Settings, *, alike: bool) -> Iterator[Difference]:
     """The settings in which two checkpoints differ, without those of `_ELSEWHERE`.
 
@@ -436,8 +442,7 @@ def checkpoint_differences(baseline: Settings, here: Settings, *, alike: bool) -
         one_sided = found.baseline is None or found.here is None
         if found.key.startswith("quantization_config.") and not alike:
             continue
-        # Tools write these anew, each with what it knows; what becomes of the prompts is compared by itself.
-        if not (one_sided and found.key.startswith(("tokenizer_config.json ", "tokenizer.json post_processor"))):
+        if not (one_sided and found.key.startswith(_WRITTEN_ANEW)):
             yield found
 
 
