@@ -8,7 +8,7 @@ from quantverdict import comparable
 from quantverdict.artifacts import lineage
 from quantverdict.artifacts.builds import Build, Proof, as_json, from_json
 from quantverdict.collect.prompts import Plan
-from quantverdict.comparable import doubts, prove, refuse_mismatches
+from quantverdict.comparable import configured_otherwise, doubts, prove, refuse_mismatches
 from quantverdict.config import Study
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId, Prompt
@@ -25,7 +25,8 @@ PLAN = Plan((Prompt("t", "0", "hello", None, "sha"),), ((0,),), {})
 
 def artifact(name, **changes):
     values = dict.fromkeys(Artifact.__slots__) | {
-        "path": f"{name}.gguf", "sha256": name, "weights_sha256": name, "tokenizer_sha256": "tok", "format": "gguf",
+        "path": f"{name}.gguf", "sha256": name, "weights_sha256": name, "identity_sha256": name, "tokens_sha256": "tok",
+        "format": "gguf",
         "tensor_types": {}, "fallbacks": {}, "special_tokens": {},
     }  # fmt: skip
     return Artifact(**values | changes)
@@ -179,9 +180,42 @@ def test_what_a_program_may_have_changed_since_is_read_again(said, backend):
 
 
 @pytest.mark.parametrize(
-    ("changes", "calls"), [({}, 0), ({"chat_template": "another"}, 1), ({"special_tokens": {"eos": "x"}}, 1)]
+    ("changes", "calls"), [({"identity_sha256": "FP16"}, 0), ({}, 1), ({"identity_sha256": ""}, 1)]
 )
-def test_the_same_weights_under_another_template_are_looked_at(said, changes, calls):
+def test_the_same_weights_with_other_settings_are_looked_at(said, changes, calls):
+    """The hash of all that changes an answer says that there is nothing to compare; that of the weights does not."""
     twin = replace(Q8, artifact=artifact("Q8_0", weights_sha256="FP16", **changes))
     proved(BASE, twin)
     assert said["calls"] == calls
+
+
+def by_settings(*names, settings=("llama.rope.freq_base: 10.0 here, 10000.0 in the baseline",)):
+    """A lineage that is different by checks of these names."""
+    details = [{"name": "weights", "verdict": "same"}]
+    details += [{"name": name, "verdict": "different", "settings": settings} for name in names]
+    return replace(Q8, proofs=(Proof("lineage", "different", "as stated", "key", None, tuple(details)),))
+
+
+def test_a_build_that_differs_in_settings_alone_is_asked_and_held_back():
+    """Its weights are the baseline's and its prompts the same tokens: what it answers is for the run to show."""
+    build = by_settings("configuration")
+    refuse_mismatches([build])
+    assert configured_otherwise([build]) == {Q8.cell: "as stated"}
+    assert doubts([build]) == {Q8.cell: "lineage differs: as stated"}
+
+
+def test_settings_do_not_excuse_what_differs_besides():
+    build = by_settings("configuration")
+    proof = build.proofs[0]
+    weights = {"name": "quantised weights", "verdict": "different", "settings": ()}
+    worse = replace(build, proofs=(replace(proof, details=(*proof.details, weights)),))
+    with pytest.raises(ArtifactError, match="lineage: as stated"):
+        refuse_mismatches([worse])
+    assert configured_otherwise([worse]) == {}
+
+
+def test_a_waiver_lets_other_settings_be_accepted():
+    build = by_settings("configuration")
+    waived = replace(build, proofs=(replace(build.proofs[0], waived="the rope base is ours"),))
+    assert configured_otherwise([waived]) == {}
+    assert "waived" in doubts([waived])[Q8.cell]

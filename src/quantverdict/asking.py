@@ -20,7 +20,7 @@ from quantverdict.collect.rounds import in_rounds
 from quantverdict.collect.schedule import Job, read_outcomes, run_cells
 from quantverdict.collect.stopping import OpenWatch, Watch
 from quantverdict.collect.store import read_responses, responses_path
-from quantverdict.comparable import prove, refuse_mismatches
+from quantverdict.comparable import configured_otherwise, prove, refuse_mismatches
 from quantverdict.config import Source, Study, Variant
 from quantverdict.errors import BundleError
 from quantverdict.records import CellId
@@ -45,6 +45,8 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     builds = prove(study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study))
     bundle.write_json("artifacts.json", build_list.as_json(builds))
     refuse_mismatches(builds)
+    for cell, reason in configured_otherwise(builds).items():
+        view.say(f"{cell}: is not configured as its baseline: {reason}; it is asked, and not accepted without a waiver")
     return builds
 
 

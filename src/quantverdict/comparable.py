@@ -18,9 +18,7 @@ from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId
 
 SAME, DIFFERENT, CANNOT_TELL = "same", "different", "cannot_tell"
-_WHOLE = ("weights_sha256", "tokenizer_sha256", "chat_template", "special_tokens")
-"""What makes two files the same model, whatever their metadata."""
-_RECIPE = "2"
+_RECIPE = "3"
 """Part of a proof's key; raise it when the same files would get another verdict."""
 
 
@@ -58,12 +56,15 @@ def prove(
 def refuse_mismatches(builds: Sequence[Build]) -> None:
     """Stop before anything is asked of a build that is not what its baseline is.
 
+    One whose weights, vocabulary and template are the baseline's, and whose settings are not, is asked the same
+    question and may answer it otherwise: it is asked, and not accepted (`configured_otherwise`).
+
     Raises:
         ArtifactError: naming the first, and how to compare them all the same.
     """
     for build in builds:
         for proof in build.proofs:
-            if proof.verdict == DIFFERENT and proof.waived is None:
+            if proof.verdict == DIFFERENT and proof.waived is None and not _by_settings_alone(proof):
                 where = None if build.artifact is None else build.artifact.path
                 raise ArtifactError(
                     f"{build.cell} cannot be compared with its baseline: {proof.check}: {proof.reason}",
@@ -81,6 +82,21 @@ def doubts(builds: Sequence[Build]) -> dict[CellId, str]:
         if said:
             found[build.cell] = "; ".join(said)
     return found
+
+
+def configured_otherwise(builds: Sequence[Build]) -> dict[CellId, str]:
+    """Cells that differ from their baseline in settings alone, and which; not those that the study waives."""
+    return {
+        build.cell: proof.reason
+        for build in builds
+        for proof in build.proofs
+        if proof.verdict == DIFFERENT and proof.waived is None and _by_settings_alone(proof)
+    }
+
+
+def _by_settings_alone(proof: Proof) -> bool:
+    different = [check for check in proof.details if check["verdict"] == DIFFERENT]
+    return proof.check == "lineage" and bool(different) and all(check.get("settings") for check in different)
 
 
 def _doubt(proof: Proof) -> str:
@@ -129,8 +145,8 @@ class _Case:
         if ours is None or theirs is None:
             who = "the baseline" if ours is None else "the build"
             return Proof("lineage", CANNOT_TELL, f"the file of {who} is not on this machine", key)
-        if all(getattr(ours, part) == getattr(theirs, part) for part in _WHOLE):
-            return Proof("lineage", SAME, "the same weights", key)
+        if ours.identity_sha256 and ours.identity_sha256 == theirs.identity_sha256:
+            return Proof("lineage", SAME, "the same weights and settings", key)
         from quantverdict.artifacts import lineage
 
         found = lineage.compare(Path(ours.path), Path(theirs.path))
@@ -154,7 +170,7 @@ class _Case:
         return Proof("prompt", SAME, f"{len(self.plan.prompts)} prompts are the same tokens", key)
 
     def _alike(self, ours: Artifact, theirs: Artifact) -> bool:
-        same = ours.tokenizer_sha256 == theirs.tokenizer_sha256 and ours.format == theirs.format
+        same = ours.tokens_sha256 == theirs.tokens_sha256 and ours.format == theirs.format
         return same and self.base.backend == self.build.backend
 
     def _tokenizer(self, build: Build) -> Tokenizer | None:

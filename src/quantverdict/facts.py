@@ -16,7 +16,7 @@ from quantverdict.collect.prompts import prompt_parity
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
-from quantverdict.comparable import doubts
+from quantverdict.comparable import configured_otherwise, doubts
 from quantverdict.config import StatisticsConfig, Study
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Estimate, Table
@@ -125,6 +125,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         failed=failures(bundle),
         twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
         lineage=doubts(builds) | prompt_mismatches(bundle, builds),  # what was seen stands above what was foreseen
+        configured=configured_otherwise(builds),
         nulls=null_arms(builds),
         mixed_up=mixed_up(elsewhere(builds)),
         dequantized={

@@ -32,7 +32,7 @@ class Artifact:
         path: where it is.
         format: `gguf`, `safetensors`, ...
         sha256: of the whole file.
-        weights_sha256: of tensor names, shapes, types and data alone; equal for twins whatever their metadata.
+        weights_sha256: of tensor names, shapes, types and data alone, whatever their metadata.
         file_bytes: size on disk.
         n_params: elements over all tensors.
         bpw: bits of all tensor data over `n_params`.
@@ -44,6 +44,9 @@ class Artifact:
         tokenizer_sha256: of the vocabulary, merges and special tokens.
         dequantized_from: the low-bit type whose grid a wide baseline still shows, None where it shows none.
         special_tokens: `bos`, `eos`, ... to their text.
+        identity_sha256: of everything that changes an answer: weights, architecture and tokenizer settings, chat
+            template as it renders; equal for one build under two names. Empty in a bundle of an older version.
+        tokens_sha256: of everything that decides which tokens a text is.
     """
 
     path: str
@@ -62,6 +65,8 @@ class Artifact:
     tokenizer_sha256: str
     dequantized_from: str | None
     special_tokens: Mapping[str, str]
+    identity_sha256: str = ""
+    tokens_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,3 +287,98 @@ class Packer:
 @pytest.fixture(scope="session")
 def packer() -> type[Packer]:
     return Packer
+
+
+# A tiny random llama as GGUF, written with the standard library alone, any key of it changed
+
+U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+TINY_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_TINY_KEYS: dict[str, tuple[int, object]] = {
+    "general.architecture": (STRING, "llama"),
+    "general.name": (STRING, "tiny"),
+    "general.type": (STRING, "model"),
+    "general.file_type": (U32, 1),
+    "llama.block_count": (U32, 1),
+    "llama.context_length": (U32, 2048),
+    "llama.embedding_length": (U32, 32),
+    "llama.feed_forward_length": (U32, 64),
+    "llama.attention.head_count": (U32, 2),
+    "llama.attention.head_count_kv": (U32, 2),
+    "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
+    "llama.rope.dimension_count": (U32, 16),
+    "llama.rope.freq_base": (F32, 10000.0),
+    "tokenizer.ggml.model": (STRING, "gpt2"),
+    "tokenizer.ggml.pre": (STRING, "gpt-2"),
+    "tokenizer.ggml.tokens": (ARRAY, (STRING, [f"t{number}" for number in range(40)])),
+    "tokenizer.ggml.token_type": (ARRAY, (I32, [1] * 37 + [3, 3, 1])),
+    "tokenizer.ggml.scores": (ARRAY, (F32, [0.0] * 40)),
+    "tokenizer.ggml.merges": (ARRAY, (STRING, ["a b"])),
+    "tokenizer.ggml.bos_token_id": (U32, 37),
+    "tokenizer.ggml.eos_token_id": (U32, 38),
+    "tokenizer.ggml.add_bos_token": (BOOL, False),
+    "tokenizer.chat_template": (STRING, TINY_TEMPLATE),
+}
+_TINY_SHAPES = {
+    "token_embd.weight": (32, 40), "output_norm.weight": (32,), "blk.0.attn_norm.weight": (32,),
+    "blk.0.ffn_norm.weight": (32,), **{f"blk.0.attn_{name}.weight": (32, 32) for name in "qkv"},
+    "blk.0.attn_output.weight": (32, 32), "blk.0.ffn_gate.weight": (32, 64),
+    "blk.0.ffn_up.weight": (32, 64), "blk.0.ffn_down.weight": (64, 32),
+}  # fmt: skip
+
+
+def tiny_weights() -> dict[str, tuple[tuple[int, ...], list[float]]]:
+    """Name to shape, the row length first, and values."""
+    draw = random.Random(0)
+    made = {}
+    for name, shape in _TINY_SHAPES.items():
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        made[name] = (shape, [draw.gauss(0, 0.2) if len(shape) > 1 else 1.0 for _ in range(count)])
+    return made
+
+
+def _gguf_text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def _gguf_value(kind: int, value: object) -> bytes:
+    if kind == STRING:
+        return _gguf_text(value)
+    if kind == ARRAY:
+        inner, items = value
+        return struct.pack("<IQ", inner, len(items)) + b"".join(_gguf_value(inner, item) for item in items)
+    return struct.pack({U32: "<I", I32: "<i", F32: "<f", BOOL: "<?"}[kind], value)
+
+
+def write_tiny(path: Path, changes=None, tensors=None, vocabulary=True) -> Path:
+    """Write the model with `changes` to its keys (key to kind and value, None takes it out)."""
+    keys = {key: value for key, value in _TINY_KEYS.items() if vocabulary or not key.startswith("tokenizer.")}
+    keys |= changes or {}
+    kept = {key: value for key, value in keys.items() if value is not None}
+    stored = tiny_weights() if tensors is None else tensors
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(stored), len(kept))
+    head += b"".join(
+        _gguf_text(key) + struct.pack("<I", kind) + _gguf_value(kind, value) for key, (kind, value) in kept.items()
+    )
+    data = b""
+    for name, (shape, values) in stored.items():
+        head += (
+            _gguf_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape) + struct.pack("<IQ", 0, len(data))
+        )
+        data += struct.pack(f"<{len(values)}f", *values)
+        data += bytes(-len(data) % 32)
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> Callable[..., Path]:
+    """Write a tiny llama as GGUF: `tiny_gguf(path, changes, tensors, vocabulary)`, as `write_tiny` takes them."""
+    return write_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_tensors() -> Callable[..., dict[str, tuple[tuple[int, ...], list[float]]]]:
+    return tiny_weights

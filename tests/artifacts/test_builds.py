@@ -2,9 +2,9 @@
 
 import pytest
 
-from quantverdict.artifacts.builds import engine_baseline, prepare_builds
+from quantverdict.artifacts.builds import as_json, engine_baseline, from_json, prepare_builds
 from quantverdict.config import Study
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, BundleError
 
 pytest.importorskip("xllamacpp", reason="the llamacpp extra is not installed")
 
@@ -88,3 +88,35 @@ def test_a_level_of_a_checkpoint_needs_a_gguf_file(study, tmp_path, write_checkp
     odd = given.model_copy(update={"models": (model.model_copy(update={"checkpoint": path}),)})
     with pytest.raises(ArtifactError, match="m/Q8_0 cannot be made from a checkpoint"):
         prepare_builds(odd)
+
+
+def test_the_same_tensors_with_another_setting_are_asked_by_themselves(study, tiny_gguf, tmp_path):
+    """Only what is equal in all that changes an answer is run once; the same under other names is."""
+    base = tiny_gguf(tmp_path / "base.gguf")
+    rope = tiny_gguf(tmp_path / "rope.gguf", {"llama.rope.freq_base": (6, 10.0)})
+    named = tiny_gguf(tmp_path / "named.gguf", {"general.name": (8, "another"), "general.file_type": (4, 7)})
+    files = {"FP16": base, "Rope": rope, "Named": named}
+    variants = [{"quant": quant, "source": {"path": str(path)}} for quant, path in files.items()]
+    whole = study([]).model_dump()
+    whole["models"][0]["variants"] = variants
+    found = by_name(prepare_builds(Study.model_validate(whole)))
+    assert {build.artifact.weights_sha256 for build in found.values()} == {found["FP16"].artifact.weights_sha256}
+    assert {quant: build.twin_of for quant, build in found.items()} == {"FP16": None, "Rope": None, "Named": "FP16"}
+
+
+@pytest.mark.parametrize(
+    "rows", [{}, 3, [3], [[]], [{}], [{"base_model": "m"}], [{"base_model": "m", "quant": "q", "lineage": 3}],
+             [{"base_model": "m", "quant": "q", "sha256": "x"}], [{"base_model": "m", "quant": "q", "lineage": [{}]}]]
+)  # fmt: skip
+def test_builds_that_were_not_written_here_are_refused_in_one_line(rows):
+    with pytest.raises(BundleError, match=r"artifacts\.json: ") as caught:
+        from_json(rows)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_build_of_an_older_bundle_has_no_identity_and_is_read(study):
+    rows = as_json(prepare_builds(study([])))
+    older = [
+        {key: value for key, value in row.items() if key not in ("identity_sha256", "tokens_sha256")} for row in rows
+    ]
+    assert from_json(older)[0].artifact.identity_sha256 == ""

@@ -11,8 +11,10 @@ import pytest
 
 from quantverdict.artifacts.checkpoint import inspect_checkpoint
 from quantverdict.artifacts.gguf import describe
+from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.artifacts.inspect import inspect_artifact
-from quantverdict.artifacts.lineage_tokenizer import tokenizer_facts
+from quantverdict.artifacts.lineage import compare
+from quantverdict.artifacts.lineage_tokenizer import folder_facts, folder_files, gguf_facts
 from quantverdict.artifacts.safetensors_read import open_safetensors
 from quantverdict.errors import ArtifactError
 
@@ -127,11 +129,11 @@ def test_tokenizer_facts_are_equal_across_formats(tmp_path, write_checkpoint, ti
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     settings = SETTINGS | {"chat_template": template}
     folder = write_checkpoint(tmp_path / "m", plain(), config=config, tokenizer=TOKENIZER, tokenizer_config=settings)
-    ours, theirs = tokenizer_facts(folder), tokenizer_facts(tiny)
+    ours, theirs = folder_facts(folder_files(folder)), gguf_facts(open_gguf(tiny))
     assert ours == theirs
     assert ours.sha256 == theirs.sha256
     (folder / "chat_template.jinja").write_text("other", encoding="utf-8")
-    assert tokenizer_facts(folder).chat_template == "other"
+    assert folder_facts(folder_files(folder)).chat_template == "other"
 
 
 def test_inspect_artifact_reads_either_format(tmp_path, write_checkpoint, tiny):
@@ -223,7 +225,7 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path, write_checkpoint):
     (folder / "config.json").unlink()
     refused(folder, "no config.json")
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
-    refused(folder, "is an adapter")
+    refused(folder, "is a LoRA adapter; expected a model")
 
 
 @pytest.mark.parametrize("kind", ["awq", "gptq", "packed"])
@@ -239,3 +241,74 @@ def test_packed_integers_that_do_not_fit_their_scales_are_refused(tmp_path, writ
             continue
         with pytest.raises(ArtifactError, match="up_proj"):
             inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "", ".", "..", "a\0b", "\ud800", "../x", {"a": 1}, ["a"], None, 3, True], ids=repr
+)
+def test_a_weight_map_that_names_no_file_is_refused_in_one_line(tmp_path, write_checkpoint, name):
+    folder = write_checkpoint(tmp_path / "m", plain(), parts=2)
+    index = folder / "model.safetensors.index.json"
+    placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    index.write_text(json.dumps({"weight_map": placed | {"model.norm.weight": name}}), encoding="utf-8")
+    with pytest.raises(ArtifactError) as caught:
+        inspect_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("templates", "expected"),
+    [
+        ([{"name": {}}], None),
+        ([{"name": []}, {"name": "default", "template": "yes"}], "yes"),
+        ([{"name": "default", "template": 3}], None),
+        ([3, None, []], None),
+        ({}, None),
+    ],
+)
+def test_named_templates_of_wrong_types_are_no_template(tmp_path, write_checkpoint, templates, expected):
+    settings = {"chat_template": templates}
+    folder = write_checkpoint(tmp_path / "m", plain(), tokenizer=TOKENIZER, tokenizer_config=settings)
+    assert inspect_checkpoint(folder).chat_template == expected
+
+
+WRONG = [None, True, -1, 10**30, 1e308, "", "x" * 300, "\ud800", [], [[]], [{}], {}, {"type": {}}, {"type": []}]
+KEYS = [
+    *(("config", key) for key in ("model_type", "architectures", "rope_scaling", "rope_parameters", "text_config",
+      "quantization_config", "num_attention_heads", "hidden_size", "layer_types", "eos_token_id",
+      "tie_word_embeddings")),
+    *(("tokenizer", key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder")),
+    *(("tokenizer_config", key) for key in ("chat_template", "bos_token", "add_bos_token")),
+    ("generation_config", "eos_token_id"), ("adapter_config", "peft_type"), ("quantize_config", "bits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "key"), KEYS)
+def test_json_of_wrong_types_is_read_or_refused_in_one_line(tmp_path, write_checkpoint, file, key):
+    """None of it ends in an internal error, in what a checkpoint is or in its lineage."""
+    good = write_checkpoint(tmp_path / "good", plain(), tokenizer=TOKENIZER, tokenizer_config=SETTINGS)
+    for number, value in enumerate(WRONG):
+        jsons = {"config": {"model_type": "llama"}, "tokenizer": TOKENIZER, "tokenizer_config": SETTINGS}
+        jsons[file] = {**jsons.get(file, {}), key: value}
+        folder = write_checkpoint(tmp_path / str(number), plain(), **jsons)
+        try:
+            inspect_checkpoint(folder)
+            compare(good, folder)
+        except ArtifactError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - refused or read, both are well
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("float16", 0x7D01), ("float32", 0x7FA00001), ("float64", 0x7FF4 << 48 | 1)]
+)
+def test_weights_that_are_no_numbers_warn_of_nothing(tmp_path, write_checkpoint, dtype, bits):
+    """Tests make every warning of NumPy an error; the NaN is a signalling one, which a cast complains of."""
+    good, name = plain(dtype=dtype), "model.layers.0.self_attn.q_proj.weight"
+    tensors = good | {name: good[name].copy()}
+    tensors[name].view(f"u{tensors[name].itemsize}")[::2, ::5] = bits
+    folders = [write_checkpoint(tmp_path / str(n), made, tokenizer=TOKENIZER) for n, made in enumerate((good, tensors))]
+    assert inspect_checkpoint(folders[1]).dequantized_from is None
+    for ours, theirs in (folders, folders[::-1]):
+        found = compare(ours, theirs)
+        assert (found.verdict, name in found.reason) == ("different", True)

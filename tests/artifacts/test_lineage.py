@@ -217,7 +217,9 @@ def test_a_learned_rounding_cannot_be_told_from_a_small_change(tmp_path, save_ll
         )
         parts = packer.gptq(numbers, zeros, scales, np.arange(values.shape[1]) // GROUP, 4)
         tensors |= {f"{name.removesuffix('weight')}{leaf}": part for leaf, part in parts.items()}
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "auto-round"}}
+    config = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 256} | {
+        "quantization_config": {"quant_method": "auto-round"}
+    }
     found = compare(baseline, save_llama(tmp_path / "m", tensors, config=config))
     assert found.verdict == "cannot_tell"
     assert "learns" in found.reason
@@ -274,10 +276,13 @@ def test_another_vocabulary_is_different_and_padding_is_not(tmp_path, save_llama
     swapped = found([*texts[:-2], texts[-1], texts[-2]])
     assert (swapped.verdict, swapped.reason) == (
         "different",
-        "tokenizer: token 126 is 'tok126' here and 'tok127' there",
+        "tokenizer: token 126 is 'tok127' here, 'tok126' in the baseline",
     )
     assert found([*texts, "more"]).verdict == "different"
-    assert found(texts, merges=("b a",)).reason == "tokenizer: the merges differ"
+    assert (
+        found(texts, merges=("b a",)).reason
+        == "tokenizer: the merges differ: merge 0 is 'b a' here, 'a b' in the baseline"
+    )
 
 
 def test_weights_that_have_no_counterpart_cannot_be_told(tmp_path, save_llama, baseline, weights):

@@ -170,3 +170,18 @@ def test_any_matrix_is_decided_and_only_measured_formats_pass(row, reference, fo
         assert {row.base_model for row in of} == set(models)
         assert not {policy.quality_metric, policy.refusal_metric} & absent
         assert all({policy.quality_metric, policy.refusal_metric} <= set(row.metrics) for row in of)
+
+
+@pytest.mark.parametrize("figures", [{}, {"refusal_rate": -300}])
+def test_what_would_pass_and_is_configured_otherwise_is_for_review(row, document, figures):
+    """A build that was asked with another rope base is not accepted in silence; one that is rejected stays rejected."""
+    cell = CellId("m", "Q4_K_M")
+    plain = cells(document(row(**figures), policy=TR125))["Q4_K_M"]
+    held = cells(document(row(**figures), policy=TR125, configured={cell: "llama.rope.freq_base"}))["Q4_K_M"]
+    if figures:
+        assert held["action"] == plain["action"]
+        assert held["action"].startswith("reject_")
+        return
+    assert plain["action"] == "conservative_floor_candidate"
+    assert held["action"] == "manual_review_configuration"
+    assert "llama.rope.freq_base" in held["action_reason"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantverdict.config import GGUF_LEVELS, SERVICES, Model, Source, Study, Variant
-from quantverdict.errors import ArtifactError, EngineError
+from quantverdict.errors import ArtifactError, BundleError, EngineError
 from quantverdict.records import Artifact, CellId
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Build:
         level: the format; the quant's own name unless the study says otherwise.
         artifact: what the file is; None where it is not here: recorded responses, a server, a build that failed.
         null: which null arm of the baseline it is, 0 for a build.
-        twin_of: the earlier quant whose weights are the same bytes; a twin is neither run nor counted.
+        twin_of: the earlier quant that is the same build in all that changes an answer; a twin is neither run nor
+            counted.
         failure: why there is no build, None where there is one.
         proofs: that it may be compared with its baseline.
     """
@@ -190,7 +191,7 @@ class _Maker:
         return resolve(source, self.study.folder)
 
     def _twins(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-        """Builds that the same engine would run from the same bytes."""
+        """Builds from which the same engine would get the same answers: one identity under several names."""
         from quantverdict.artifacts.quantize import find_twins
 
         engines = {variant.quant: self.study.backend_of(variant) for variant in self.model.variants}
@@ -249,9 +250,19 @@ def artifact_json(artifact: Artifact) -> dict[str, object]:
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 
-def from_json(rows: list[dict[str, object]]) -> tuple[Build, ...]:
-    """`as_json`, read back."""
-    return tuple(_build(row) for row in rows)
+def from_json(rows: object) -> tuple[Build, ...]:
+    """`as_json`, read back.
+
+    Raises:
+        BundleError: they are not what it writes.
+    """
+    if not isinstance(rows, list):
+        raise BundleError("artifacts.json: is no list of builds")
+    try:
+        return tuple(_build(row) for row in rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"artifacts.json: a build is not as it was written: {problem:.80}") from error
 
 
 def _build(row: dict[str, object]) -> Build:
@@ -261,7 +272,7 @@ def _build(row: dict[str, object]) -> Build:
     build = replace(build, proofs=tuple(_proof(proof) for proof in proofs))
     if "sha256" not in row:
         return build
-    return replace(build, artifact=Artifact(**{name: row[name] for name in Artifact.__slots__}))  # type: ignore[arg-type]
+    return replace(build, artifact=Artifact(**{name: row[name] for name in Artifact.__slots__ if name in row}))  # type: ignore[arg-type]
 
 
 def _proof(row: dict[str, object]) -> Proof:

@@ -1,7 +1,7 @@
 """What a safetensors checkpoint is: its identity, true bits per weight, tensor types, chat template, tokenizer.
 
 Read with neither torch nor the safetensors package: full precision, AWQ, GPTQ and compressed-tensors, in one file or
-in parts. Two checkpoints are the same model where `weights_sha256` says so: config.json may differ in what its writer
+in parts. Two checkpoints are one build where `identity_sha256` says so: config.json may differ in what its writer
 happened to note.
 """
 
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantverdict.artifacts.checkpoint_read import Checkpoint, Piece, Weight, open_checkpoint
-from quantverdict.artifacts.lineage_tokenizer import folder_facts
+from quantverdict.artifacts.lineage_tokenizer import checkpoint_settings, files_sha256, folder_facts, folder_files
 from quantverdict.artifacts.packings import raw, widened
+from quantverdict.artifacts.settings import identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
@@ -30,7 +31,6 @@ _BESIDES = (
     "added_tokens.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 """Files that belong to a checkpoint besides its weights."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _TENSORS, _BLOCKS, _BLOCK = 12, 96, 32
 
 
@@ -52,7 +52,10 @@ def inspect_checkpoint(folder: Path) -> Artifact:
         data = pool.submit(_weights_sha256, weights)
         sha256, weights_sha256 = files.result(), data.result()
     matrices = [weight for weight in weights if sum(extent > 1 for extent in weight.shape) > 1]
-    facts = folder_facts(found.folder)
+    read = folder_files(found.folder)
+    facts, settings = folder_facts(read), checkpoint_settings(found, read)
+    template, special = facts.chat_template, facts.special_tokens
+    read_as = settings | {"tokenizer": facts.sha256}
     return Artifact(
         path=str(folder),
         format="safetensors",
@@ -66,10 +69,12 @@ def inspect_checkpoint(folder: Path) -> Artifact:
         fallbacks={},
         architecture=str(found.text_config.get("model_type") or found.config.get("model_type") or ""),
         name=_name(found),
-        chat_template=facts.chat_template,
-        tokenizer_sha256=_tokenizer_files_sha256(found.folder) if facts.tokens is None else facts.sha256,
+        chat_template=template,
+        tokenizer_sha256=files_sha256(found.folder) if facts.tokens is None else facts.sha256,
         dequantized_from=_low_bit_grid(matrices),
-        special_tokens=facts.special_tokens,
+        special_tokens=special,
+        identity_sha256=identity_sha256(weights_sha256, read_as, rendered(template, special)),
+        tokens_sha256=tokens_sha256(read_as),
     )
 
 
@@ -132,15 +137,6 @@ def _config_bytes(config: Mapping[str, object]) -> bytes:
     return json.dumps(kept, sort_keys=True).encode()
 
 
-def _tokenizer_files_sha256(folder: Path) -> str:
-    """Of the tokenizer files as they are, for a tokenizer that shows no facts."""
-    digest = hashlib.sha256()
-    for name in _TOKENIZER_FILES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + (folder / name).read_bytes())
-    return digest.hexdigest()
-
-
 def _low_bit_grid(matrices: Sequence[Weight]) -> str | None:
     """The commonest low-bit grid of sampled matrices, as `grid.low_bit_grid`; None where any matrix is quantised."""
     from quantverdict.artifacts.grid import WIDE as GRID_WIDE
@@ -153,7 +149,8 @@ def _low_bit_grid(matrices: Sequence[Weight]) -> str | None:
     for weight in wide[:: max(1, len(wide) // _TENSORS)]:
         piece = weight.parts[weight.main]
         if piece.tensor.dtype in GRID_WIDE:
-            found[tensor_grid(_stretches(piece), piece.tensor.dtype)] += 1
+            with np.errstate(all="ignore"):  # what is no number is left out
+                found[tensor_grid(_stretches(piece), piece.tensor.dtype)] += 1
     plain = found.pop(None, 0)
     return f"{found.most_common(1)[0][0]}-bit" if found.total() > plain else None
 

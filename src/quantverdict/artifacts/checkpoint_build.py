@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from quantverdict.artifacts.calibration import OWN_CALIBRATION, calibration_samples, samples_sha256
 from quantverdict.artifacts.gguf import file_sha256, open_model
-from quantverdict.artifacts.group_size import group_size_for
+from quantverdict.artifacts.group_size import group_size_for, tensor_names
+from quantverdict.artifacts.kinds import is_folder, refuse_other_checkpoint, refuse_other_folder
 from quantverdict.artifacts.kquant_mix import is_quantizable
 from quantverdict.artifacts.quantize import build_ladder
 from quantverdict.artifacts.quantizer_environment import (
@@ -62,6 +63,8 @@ def make_checkpoint(
     say = progress or (lambda _line: None)
     if how.tool == "gptqmodel" and level == "AWQ":
         raise EngineError("gptqmodel makes AWQ builds on CUDA devices alone; expected tool: llmcompressor")
+    if is_folder(source):
+        refuse_other_folder(source)
     checkpoint = source if source.is_dir() else checkpoint_of_gguf(source, cache, say)
     _refuse_quantized(checkpoint)
     samples = calibration_samples(how.calibration, how.samples, how.sequence_length, _SEED)
@@ -166,9 +169,13 @@ def _refuse_quantized(checkpoint: Path) -> None:
     config = checkpoint / "config.json"
     expected = "an unquantised checkpoint's folder, with config.json"
     try:
-        quantized = "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:
+        read = json.loads(config.read_text(encoding="utf-8"))
+        quantized = "quantization_config" in read
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"cannot be read ({error})", file=config, expected=expected) from error
+    if not isinstance(read, dict):
+        raise ArtifactError("is no JSON object", file=config, expected=expected)
+    refuse_other_checkpoint(checkpoint, read, tensor_names(checkpoint))
     if quantized:
         raise ArtifactError("is quantised already", file=checkpoint, expected=expected)
 
@@ -183,7 +190,7 @@ def _proof(build: Path, python: Path, tool: str) -> Mapping[str, Any]:
 
 
 def _stem(source: Path) -> str:
-    return source.name if source.is_dir() else source.stem
+    return source.name if is_folder(source) else source.stem
 
 
 def _key(made_from: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ matrix they stand for, under the name it has in the unquantised model and with i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+from quantverdict.artifacts.kinds import is_folder, refuse_other_checkpoint, refuse_other_folder
 from quantverdict.artifacts.safetensors_read import DTYPE_BITS, Safetensors, Stored, open_safetensors
 from quantverdict.errors import ArtifactError
 
@@ -200,21 +202,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a folder with a checkpoint, or the one .safetensors file of one.
 
     Raises:
-        ArtifactError: a missing, truncated or corrupt file, a missing shard, an adapter, or no safetensors at all.
+        ArtifactError: a missing, truncated or corrupt file, a missing shard, no safetensors at all, or no language
+            model.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_folder(path) else path.parent
     if not path.exists():
         raise ArtifactError("does not exist", file=path, expected="a folder with a safetensors checkpoint")
+    refuse_other_folder(folder)
     if not (folder / "config.json").is_file():
-        problem = "is an adapter" if (folder / "adapter_config.json").is_file() else "has no config.json"
-        raise ArtifactError(problem, file=folder, expected="a whole model's checkpoint")
+        raise ArtifactError("has no config.json", file=folder, expected="a whole model's checkpoint")
     files = _indexed(folder) if path.is_dir() and (folder / _INDEX).is_file() else (open_safetensors(_only(path)),)
     if not any(file.tensors for file in files):
         raise ArtifactError("holds no tensors", file=path, expected="a model")
     names = [tensor.name for file in files for tensor in file.tensors]
     if len(set(names)) != len(names):
         raise ArtifactError("holds a tensor in two files", file=path, expected="each tensor once")
-    return Checkpoint(path, folder, read_json(folder / "config.json"), files)
+    config = read_json(folder / "config.json")
+    refuse_other_checkpoint(path, config, set(names))
+    return Checkpoint(path, folder, config, files)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -250,9 +255,9 @@ def _indexed(folder: Path) -> tuple[Safetensors, ...]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise ArtifactError("names no tensors", file=index, field="weight_map", expected="tensor name to file name")
-    names = sorted({str(name) for name in placed.values()})
+    names = sorted({name if isinstance(name, str) else repr(name) for name in placed.values()})
     for name in names:
-        if Path(name).name != name:
+        if not _is_file_name(name):
             raise ArtifactError(f"names {name!r:.80}", file=index, field="weight_map", expected="a file beside it")
         if not (folder / name).is_file():
             raise ArtifactError("does not exist", file=folder / name, expected=f"this part: {_INDEX} names it")
@@ -263,3 +268,11 @@ def _indexed(folder: Path) -> tuple[Safetensors, ...]:
         problem = f"says that {wrong[0]!r:.80} is in {placed[wrong[0]]!r:.80}, which does not hold it"
         raise ArtifactError(problem, file=index, field="weight_map")
     return files
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a text can name a file of this folder: one part, no longer than file systems take, no NUL."""
+    try:
+        return Path(name).name == name and 0 < len(os.fsencode(name)) < 256 and "\0" not in name
+    except UnicodeEncodeError:
+        return False

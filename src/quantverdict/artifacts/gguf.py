@@ -11,7 +11,9 @@ from pathlib import Path
 
 from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
 from quantverdict.artifacts.gguf_read import Gguf, Tensor, open_gguf
+from quantverdict.artifacts.kinds import is_folder, refuse_other_folder, refuse_other_gguf
 from quantverdict.artifacts.kquant_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizable
+from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
@@ -25,7 +27,7 @@ def inspect_gguf(path: Path) -> Artifact:
     """Read a GGUF file.
 
     Raises:
-        ArtifactError: it is missing, no GGUF, truncated, corrupt, or one part of several.
+        ArtifactError: it is missing, no GGUF, truncated, corrupt, one part of several, or no language model.
     """
     model = open_model(path)
     with ThreadPoolExecutor(2) as pool:
@@ -33,6 +35,7 @@ def inspect_gguf(path: Path) -> Artifact:
         weights = pool.submit(_weights_sha256, model)
         sha256, weights_sha256 = whole.result(), weights.result()
     matrices = [tensor for tensor in model.tensors if tensor.n_dims > 1]
+    settings, template, special = gguf_settings(model), model.text("tokenizer.chat_template"), _special_tokens(model)
     return Artifact(
         path=str(path),
         format="gguf",
@@ -46,16 +49,21 @@ def inspect_gguf(path: Path) -> Artifact:
         fallbacks=_fallbacks(model),
         architecture=model.text("general.architecture") or "",
         name=model.text("general.name") or "",
-        chat_template=model.text("tokenizer.chat_template"),
+        chat_template=template,
         tokenizer_sha256=_tokenizer_sha256(model),
         dequantized_from=dequantized_from(model),
-        special_tokens=_special_tokens(model),
+        special_tokens=special,
+        identity_sha256=identity_sha256(weights_sha256, settings, rendered(template, special)),
+        tokens_sha256=tokens_sha256(settings),
     )
 
 
 def open_model(path: Path) -> Gguf:
-    """`open_gguf`, for a file that must hold a whole model."""
+    """`open_gguf`, for a file that must hold a whole language model."""
+    if is_folder(path):
+        refuse_other_folder(path)
     model = open_gguf(path)
+    refuse_other_gguf(model)
     parts = model.integer("split.count")
     if parts is not None and parts > 1:
         number = (model.integer("split.no") or 0) + 1
@@ -82,6 +90,7 @@ def describe(artifact: Artifact) -> list[str]:
         "model": f"{artifact.name or 'unnamed'} ({artifact.architecture or 'no architecture'})",
         "sha256": artifact.sha256,
         "weights sha256": artifact.weights_sha256,
+        "identity sha256": f"{artifact.identity_sha256}: of all that changes an answer",
         "size": f"{artifact.file_bytes:,} bytes, {artifact.n_params:,} weights",
         "bits per weight": f"{artifact.bpw:.3f} over all tensors, {artifact.bpw_quantized:.3f} over the matrices",
         "tensor types": _counts(artifact.tensor_types),

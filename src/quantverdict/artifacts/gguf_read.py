@@ -13,10 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantverdict.artifacts.ggml_types import TYPE_BY_NUMBER, GgmlType
 from quantverdict.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
@@ -76,6 +80,18 @@ class Gguf:
         """A string, None where the key is missing or of another type."""
         value = self.get(key)
         return value if isinstance(value, str) else None
+
+    def entries(self, key: str) -> NDArray[np.generic] | None:
+        """A list as an array, numbers without a copy; None where the key is missing or holds no list."""
+        import numpy as np
+
+        field = self.fields.get(key)
+        if field is None or field.kind != _ARRAY:
+            return None
+        kind, count = struct.unpack_from("<IQ", self.data, field.start)
+        if kind == _STRING:
+            return np.array(_value(self.data, field), dtype=object)
+        return np.frombuffer(self.data, f"<{_SCALARS[kind]}", count, field.start + 12)
 
     def integer(self, key: str) -> int | None:
         """An integer, None where the key is missing or of another type."""

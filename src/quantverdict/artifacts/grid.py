@@ -114,5 +114,6 @@ def _sample(model: Gguf, tensor: Tensor) -> Floats:
     picked = np.stack([values[place // whole, (start := place % whole * _BLOCK) : start + _BLOCK] for place in places])
     if tensor.type.name == "BF16":
         picked = (picked.astype(np.uint32) << 16).view(np.float32)
-    wide = picked.astype(np.float64)
+    with np.errstate(all="ignore"):  # what is no number is left out
+        wide = picked.astype(np.float64)
     return wide[np.isfinite(wide).all(axis=1)]

@@ -37,6 +37,15 @@ def row_lengths(checkpoint: Path) -> Mapping[str, int]:
     return lengths
 
 
+def tensor_names(checkpoint: Path) -> frozenset[str]:
+    """The names of all tensors of a checkpoint, read from the headers alone.
+
+    Raises:
+        ArtifactError: a file that is no safetensors file.
+    """
+    return frozenset(name for file in sorted(checkpoint.glob("*.safetensors")) for name in _shapes(file))
+
+
 def group_size_for(checkpoint: Path, asked: int | None) -> int:
     """The group size asked for, or the largest of `GROUP_SIZES` that divides every row.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantverdict.artifacts.checkpoint import inspect_checkpoint
 from quantverdict.artifacts.gguf import inspect_gguf
+from quantverdict.artifacts.kinds import is_folder, refuse_other_folder
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
@@ -24,10 +25,11 @@ def model_path(path: Path) -> Path:
     """`path`; for a folder that holds one GGUF file and no checkpoint, that file.
 
     Raises:
-        ArtifactError: a folder with neither.
+        ArtifactError: a folder with neither, or with something that is no language model.
     """
-    if not path.is_dir() or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
+    if not is_folder(path) or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
         return path
+    refuse_other_folder(path)
     found = sorted(path.glob("*.gguf"))
     if len(found) != 1:
         problem = f"holds {len(found)} GGUF files" if found else "holds no model"

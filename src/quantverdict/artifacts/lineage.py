@@ -1,8 +1,9 @@
 """Does a variant come from the baseline it is compared with?
 
-Tokenizer, special tokens, chat template, and every weight: those left wide are equal within the rounding of their
-types, and the quantised ones are what rounding the baseline's gives, after undoing scales that were only moved. The
-verdict is `same`, `different` or `cannot_tell`, and `same` states the smallest change of weights that it rules out.
+Tokenizer, special tokens, chat template, every setting that changes an answer (rope, epsilon, experts, ...), and every
+weight: those left wide are equal within the rounding of their types, and the quantised ones are what rounding the
+baseline's gives, after undoing scales that were only moved. The verdict is `same`, `different` or `cannot_tell`, and
+`same` states the smallest change of weights that it rules out.
 """
 
 from __future__ import annotations
@@ -12,9 +13,27 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from quantverdict.artifacts.gguf_read import Gguf
 from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, COARSEST, DIFFERENT, SAME, Finding
-from quantverdict.artifacts.lineage_tokenizer import TokenizerFacts, tokenizer_facts
+from quantverdict.artifacts.lineage_tokenizer import (
+    TokenizerFacts,
+    checkpoint_settings,
+    folder_facts,
+    folder_files,
+    gguf_facts,
+)
 from quantverdict.artifacts.lineage_weights import Comparison, Pair, pairs
+from quantverdict.artifacts.settings import (
+    across,
+    checkpoint_differences,
+    gguf_differences,
+    gguf_settings,
+    misstated,
+    rendered,
+    shown,
+)
 from quantverdict.artifacts.weights import Weights, open_weights
 
 _COVERED = 0.99
@@ -31,12 +50,19 @@ class Check:
         verdict: `same`, `different` or `cannot_tell`.
         reason: one line.
         tensors: the weights that say so, worst first.
+        settings: the settings that say so, each with its value here and in the baseline.
     """
 
     name: str
     verdict: str
     reason: str
     tensors: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """What the reason does not name."""
+        return self.settings[1:] or self.tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +89,11 @@ def compare(baseline: Path, variant: Path) -> Lineage:
         ArtifactError: a file is missing, corrupt, or of neither format.
         QuantverdictError: a low-bit GGUF, and the llamacpp extra is not installed.
     """
+    with np.errstate(all="ignore"):  # weights may hold what is no number, and the verdict says so
+        return _compare(baseline, variant)
+
+
+def _compare(baseline: Path, variant: Path) -> Lineage:
     ours, theirs = open_weights(baseline), open_weights(variant)
     both = pairs(ours, theirs)
     fitting = {pair.name: pair for pair in both if pair.comparable}
@@ -70,7 +101,7 @@ def compare(baseline: Path, variant: Path) -> Lineage:
     low_bit = {pair.name for pair in both if pair.variant.low_bit}
     resolution = _resolution(findings, fitting)
     checks = (
-        *_tokenizer_checks(tokenizer_facts(ours.path), tokenizer_facts(theirs.path)),
+        *_reading_checks(_Side(ours), _Side(theirs)),
         _coverage(ours, theirs, both),
         _weights_check("weights left wide", [item for item in findings if item.name not in low_bit], 0),
         _weights_check("quantised weights", [item for item in findings if item.name in low_bit], len(low_bit)),
@@ -85,9 +116,10 @@ def lineage_lines(found: Lineage) -> list[str]:
     width = max(len(check.name) for check in found.checks)
     for check in found.checks:
         lines.append(f"  {check.name:<{width}}  {check.verdict.replace('_', ' '):<11}  {check.reason}")
-        if check.verdict != SAME and check.tensors:
-            more = f" and {len(check.tensors) - _SHOWN} more" if len(check.tensors) > _SHOWN else ""
-            lines.append(f"  {'':<{width}}  {'':<11}  {', '.join(check.tensors[:_SHOWN])}{more}")
+        if check.verdict != SAME and check.evidence:
+            more = f" and {len(check.evidence) - _SHOWN} more" if len(check.evidence) > _SHOWN else ""
+            between = "; " if check.settings else ", "
+            lines.append(f"  {'':<{width}}  {'':<11}  {between.join(check.evidence[:_SHOWN])}{more}")
     return ["".join(character if character.isprintable() else "?" for character in line) for line in lines]
 
 
@@ -107,8 +139,64 @@ def _decide(checks: Sequence[Check], resolution: float | None) -> tuple[str, str
     return SAME, f"a change of {resolution:.2%} or more of any matrix that was read is ruled out"
 
 
-def _tokenizer_checks(ours: TokenizerFacts, theirs: TokenizerFacts) -> tuple[Check, ...]:
-    return _tokens(ours, theirs), _special(ours, theirs), _template(ours.chat_template, theirs.chat_template)
+class _Side:
+    """One of the two models, with what its file or folder says besides weights."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights, self.source = weights, weights.source
+        if isinstance(self.source, Gguf):
+            self.facts, self.settings = gguf_facts(self.source), gguf_settings(self.source)
+        else:
+            files = folder_files(self.source.folder)
+            self.facts, self.settings = folder_facts(files), checkpoint_settings(self.source, files)
+
+    @property
+    def types(self) -> set[str]:
+        """How its matrices are stored."""
+        return {handle.type_name for handle in self.weights.handles.values() if handle.n_rows > 1}
+
+
+def _reading_checks(ours: _Side, theirs: _Side) -> tuple[Check, ...]:
+    """Everything but the weights."""
+    found = _settings(ours, theirs)
+    tokenizer = [text for text in found if text.startswith("tokenizer")]
+    others = [text for text in found if not text.startswith("tokenizer")]
+    return (
+        _with(_tokens(ours.facts, theirs.facts), tokenizer),
+        _special(ours.facts, theirs.facts),
+        _template(ours.facts, theirs.facts),
+        _with(Check("configuration", SAME, "no setting that changes an answer differs"), others),
+    )
+
+
+def _with(check: Check, settings: Sequence[str]) -> Check:
+    """A check, or what differs where it found nothing."""
+    if not settings or check.verdict == DIFFERENT:
+        return check
+    more = f", and {len(settings) - 1} more" if len(settings) > 1 else ""
+    return Check(check.name, DIFFERENT, f"{settings[0]}{more}", settings=tuple(settings))
+
+
+def _settings(ours: _Side, theirs: _Side) -> list[str]:
+    """The settings that differ, each with its value here and in the baseline."""
+    if isinstance(ours.source, Gguf) and isinstance(theirs.source, Gguf):
+        tokens = ours.facts.tokens or (), theirs.facts.tokens or ()
+        most = max(tokens, key=len)
+        padding = {number for number, text in enumerate(most) if _PADDING.fullmatch(text)}
+        return [str(one) for one in gguf_differences(ours.source, theirs.source, padding)]
+    wrong = [] if isinstance(theirs.source, Gguf) else [*misstated(theirs.source.quantization, theirs.types)]
+    if not isinstance(ours.source, Gguf) and not isinstance(theirs.source, Gguf):
+        packed = any(handle.low_bit for handle in theirs.weights.handles.values())
+        told = bool(ours.source.quantization and theirs.source.quantization)
+        alike = ours.types == theirs.types and (packed or told)
+        return [str(one) for one in checkpoint_differences(ours.settings, theirs.settings, alike=alike)] + wrong
+    if isinstance(ours.source, Gguf):
+        both = [(other, there, key, here) for key, other, here, there in across(ours.settings, theirs.settings)]
+    else:
+        both = [(key, there, other, here) for key, other, there, here in across(theirs.settings, ours.settings)]
+    return [
+        f"{key}: {shown(there)} here, {name} is {shown(here)} in the baseline" for key, there, name, here in both
+    ] + wrong
 
 
 def _tokens(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
@@ -118,10 +206,17 @@ def _tokens(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
         left, right = (facts[number] if number < len(facts) else "" for facts in (ours.tokens, theirs.tokens))
         # A format may fill ids that no token has.
         if left != right and not (_PADDING.fullmatch(left) and _PADDING.fullmatch(right)):
-            return Check("tokenizer", DIFFERENT, f"token {number} is {left!r:.40} here and {right!r:.40} there")
+            return Check("tokenizer", DIFFERENT, f"token {number} is {right!r:.40} here, {left!r:.40} in the baseline")
     if ours.merges is not None and theirs.merges is not None and ours.merges != theirs.merges:
-        return Check("tokenizer", DIFFERENT, "the merges differ")
+        return Check("tokenizer", DIFFERENT, _other_merges(ours.merges, theirs.merges))
     return Check("tokenizer", SAME, f"{len(ours.tokens)} tokens are equal")
+
+
+def _other_merges(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    first = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    if first is None:
+        return f"the merges differ: {len(theirs)} here, {len(ours)} in the baseline"
+    return f"the merges differ: merge {first} is {theirs[first]!r:.40} here, {ours[first]!r:.40} in the baseline"
 
 
 def _special(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
@@ -130,21 +225,30 @@ def _special(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
         left, right = ours.special.get(name), theirs.special.get(name)
         if left is not None and right is not None and left != right:
             texts = ours.special_tokens.get(name), theirs.special_tokens.get(name)
-            return Check(
-                "special tokens", DIFFERENT, f"{name} is {texts[0]!r} ({left}) here, {texts[1]!r} ({right}) there"
-            )
+            reason = f"{name} is {texts[1]!r} ({right}) here, {texts[0]!r} ({left}) in the baseline"
+            return Check("special tokens", DIFFERENT, reason)
     return Check("special tokens", SAME, "begin and end of text are the same ids")
 
 
-def _template(ours: str | None, theirs: str | None) -> Check:
-    if ours is None and theirs is None:
+def _template(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
+    left, right = ours.chat_template, theirs.chat_template
+    if left is None and right is None:
         return Check("chat template", SAME, "neither has one")
-    if ours is None or theirs is None:
-        return Check("chat template", DIFFERENT, f"the {'variant' if theirs is None else 'baseline'} has none")
+    if left is None or right is None:
+        return Check("chat template", DIFFERENT, f"the {'variant' if right is None else 'baseline'} has none")
     # Jinja drops one line end at the end of a template.
-    if ours.removesuffix("\n") != theirs.removesuffix("\n"):
-        return Check("chat template", DIFFERENT, f"the templates differ ({len(ours)} and {len(theirs)} characters)")
-    return Check("chat template", SAME, f"equal, {len(ours)} characters")
+    if left.removesuffix("\n") == right.removesuffix("\n"):
+        return Check("chat template", SAME, f"equal, {len(left)} characters")
+    texts = rendered(left, ours.special_tokens), rendered(right, theirs.special_tokens)
+    if texts[0] == texts[1]:
+        return Check("chat template", SAME, f"{len(texts[0])} conversations render the same, by other words")
+    reason = f"the templates differ ({len(right)} characters here, {len(left)} in the baseline)"
+    pair = next(((one, two) for one, two in zip(*texts, strict=False) if one != two), None)
+    if pair is not None and len(texts[0]) == len(texts[1]) > 1:
+        at = next((n for n, (one, two) in enumerate(zip(*pair, strict=False)) if one != two), min(map(len, pair)))
+        one, two = (text[max(0, at - 10) : at + 20] for text in pair)
+        reason += f": {two!r} here, {one!r} in the baseline"
+    return Check("chat template", DIFFERENT, reason)
 
 
 def _coverage(ours: Weights, theirs: Weights, both: Sequence[Pair]) -> Check:
@@ -152,7 +256,7 @@ def _coverage(ours: Weights, theirs: Weights, both: Sequence[Pair]) -> Check:
     wrong = [pair for pair in both if not pair.comparable]
     if wrong:
         pair = wrong[0]
-        reason = f"{pair.name} has shape {pair.baseline.shape} here and {pair.variant.shape} there"
+        reason = f"{pair.name} has shape {pair.variant.shape} here, {pair.baseline.shape} in the baseline"
         return Check("shapes", DIFFERENT, reason, tuple(pair.name for pair in wrong))
     compared = {pair.name for pair in both}
     alone = [name for weights in (ours, theirs) for name in weights.handles if name not in compared]

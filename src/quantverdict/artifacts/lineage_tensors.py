@@ -99,8 +99,14 @@ def as_decoded(rows: Rows) -> Rows:
 
 
 def residual(baseline: Rows, variant: Rows) -> Residual:
-    """Compare rows of one weight; both (rows, inputs)."""
+    """Compare rows of one weight; both (rows, inputs). What is no number in both alike is left out."""
     ours, theirs = baseline.values, variant.values
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    if not finite.all():
+        if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
+            return Residual(None, None, _rms(ours[finite]), float("nan"), float("nan"), 0.0, 0.0)
+        baseline, variant = (_zero_where(rows, ~finite) for rows in (baseline, variant))
+        ours, theirs = baseline.values, variant.values
     size, difference = _rms(ours), _rms(theirs - ours)
     error = difference / size if size > 0 else float("inf") if difference > 0 else 0.0
     product = _rms(ours) * _rms(theirs)
@@ -116,10 +122,18 @@ def residual(baseline: Rows, variant: Rows) -> Residual:
     return Residual(off, near, size, error, correlation, float(np.mean(variant.step)), float(np.mean(slack)))
 
 
+def _zero_where(rows: Rows, where: NDArray[np.bool_]) -> Rows:
+    slack = np.broadcast_to(rows.slack, rows.values.shape)
+    zero = np.float32(0)
+    return rows._replace(values=np.where(where, zero, rows.values), slack=np.where(where, zero, slack))
+
+
 def judge(name: str, type_name: str, found: Residual) -> Finding:
     """One weight's verdict from the share of its values that are off their nearest level."""
     if not np.isfinite(found.error) or found.correlation < _UNRELATED:
         note = f"correlation {found.correlation:.2f} with the baseline's"
+        if np.isnan(found.error):
+            note = "a value is no finite number here or in the baseline, and not in the other"
         return Finding(name, type_name, DIFFERENT, None, found.error, None, note)
     if found.off is None:
         note = f"{type_name} has no regular levels: an error of {found.error:.1%} hides any smaller change"

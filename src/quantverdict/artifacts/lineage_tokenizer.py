@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantverdict.artifacts.checkpoint_read import read_json
-from quantverdict.artifacts.gguf_read import Gguf, open_gguf
+from quantverdict.artifacts.checkpoint_read import Checkpoint, read_json
+from quantverdict.artifacts.gguf_read import Gguf
+from quantverdict.artifacts.settings import config_settings, tokenizer_settings
 
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
 """Names in tokenizer_config.json to those of GGUF, whose spelling of the separator is its own."""
@@ -51,17 +52,6 @@ class TokenizerFacts:
         return digest.hexdigest()
 
 
-def tokenizer_facts(path: Path) -> TokenizerFacts:
-    """The facts of a GGUF file, of a checkpoint's folder, or of the folder that a .safetensors file is in.
-
-    Raises:
-        ArtifactError: a file that is there cannot be read.
-    """
-    if path.is_dir():
-        return folder_facts(path)
-    return folder_facts(path.parent) if path.suffix == ".safetensors" else gguf_facts(open_gguf(path))
-
-
 def gguf_facts(model: Gguf) -> TokenizerFacts:
     """The facts in a GGUF's metadata."""
     special: dict[str, int] = {}
@@ -78,11 +68,56 @@ def gguf_facts(model: Gguf) -> TokenizerFacts:
     )
 
 
-def folder_facts(folder: Path) -> TokenizerFacts:
+@dataclass(frozen=True, slots=True)
+class FolderFiles:
+    """What a checkpoint's folder says besides its weights, each file empty where it is not there."""
+
+    folder: Path
+    tokenizer: Mapping[str, object]
+    tokenizer_config: Mapping[str, object]
+    generation_config: Mapping[str, object]
+    config: Mapping[str, object]
+
+
+def folder_files(folder: Path) -> FolderFiles:
+    """Read the JSON files of a checkpoint's folder, each once.
+
+    Raises:
+        ArtifactError: a file that is there cannot be read.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
+    return FolderFiles(folder, *(_optional(folder / name) for name in names))
+
+
+def checkpoint_settings(found: Checkpoint, files: FolderFiles) -> dict[str, object]:
+    """`settings.config_settings` and `settings.tokenizer_settings` of an open checkpoint."""
+    config = dict(found.config)
+    if not any(key in config for key in ("quantization_config", "compression_config")) and found.quantization:
+        config["quantization_config"] = found.quantization
+    settings = config_settings(config, files.generation_config)
+    settings |= tokenizer_settings(files.tokenizer, files.tokenizer_config)
+    if (files.folder / "adapter_config.json").is_file():
+        settings["adapter_config.json"] = True  # Transformers then loads an adapter, where PEFT is installed
+    if not files.tokenizer:
+        settings["tokenizer files"] = files_sha256(files.folder)
+    return settings
+
+
+def files_sha256(folder: Path) -> str:
+    """Of the tokenizer files as they are, for a tokenizer that shows no facts."""
+    digest = hashlib.sha256()
+    for name in _FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+def folder_facts(files: FolderFiles) -> TokenizerFacts:
     """The facts in a checkpoint's tokenizer.json, tokenizer_config.json and chat template."""
-    tokenizer, settings, model = (
-        _optional(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json")
-    )
+    tokenizer, settings, model, folder = files.tokenizer, files.tokenizer_config, files.config, files.folder
     numbers = _token_ids(tokenizer)
     tokens = None
     if numbers and max(numbers.values()) < 2**24:
@@ -139,9 +174,12 @@ def _folder_template(folder: Path, settings: Mapping[str, object]) -> str | None
         return file.read_text(encoding="utf-8", errors="replace")
     template = settings.get("chat_template", _optional(folder / "chat_template.json").get("chat_template"))
     if isinstance(template, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default")
+        template = next((item.get("template") for item in template if _is_default(item)), None)
     return template if isinstance(template, str) else None
+
+
+def _is_default(item: object) -> bool:
+    return isinstance(item, dict) and item.get("name") == "default"
 
 
 def _optional(path: Path) -> dict[str, object]:

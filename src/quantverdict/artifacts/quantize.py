@@ -86,11 +86,13 @@ def build_ladder(
 
 
 def find_twins(artifacts: Mapping[str, Artifact]) -> Mapping[str, str]:
-    """Levels whose weights are the same bytes as an earlier one's: later level to first level, in the given order."""
+    """Levels that are one build with an earlier one, whatever they are called: later level to first level, in the
+    given order.
+    """
     first: dict[str, str] = {}
     twins: dict[str, str] = {}
     for level, artifact in artifacts.items():
-        original = first.setdefault(artifact.weights_sha256, level)
+        original = first.setdefault(artifact.identity_sha256, level)
         if original != level:
             twins[level] = original
     return twins

@@ -49,6 +49,15 @@ def resolve(source: Source, study_folder: Path) -> Path:
         ArtifactError: there is no such file; says what would bring it here.
         QuantverdictError: a hub source without the hub's client.
     """
+    try:
+        return _resolved(source, study_folder)
+    except OSError as error:
+        # A name that no file can have, or a folder that may not be looked into.
+        shown = f"{source!s:.80}"
+        raise ArtifactError(f"cannot be looked for ({error.strerror or error})", file=shown) from error
+
+
+def _resolved(source: Source, study_folder: Path) -> Path:
     if source.path is not None:
         return _from_path(source.path, source.file, study_folder)
     if source.package is not None:

@@ -59,6 +59,7 @@ class Weights:
         format: `gguf` or `safetensors`.
         method: how a checkpoint's low-bit weights were made, as its configuration names it; empty where it does not.
         handles: every weight, by its common name.
+        source: the open file or folder.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Weights:
     architecture: str
     method: str
     handles: Mapping[str, Handle]
+    source: Gguf | Checkpoint
 
     def values(self, name: str) -> Floats:
         """A whole weight, in its shape.
@@ -102,7 +104,7 @@ def _of_gguf(model: Gguf) -> Weights:
             read = partial(_gguf_handle_rows, model, tensor, _row_order(model, tensor, name, architecture))
             low_bit = tensor.type.quantized
             handles[name] = Handle(name, tuple(reversed(extents)), tensor.type.name, low_bit, read)
-    return Weights(model.path, "gguf", architecture, "", handles)
+    return Weights(model.path, "gguf", architecture, "", handles, model)
 
 
 def _gguf_handle_rows(model: Gguf, tensor: Tensor, order: Whole | None, rows: Whole) -> Rows:
@@ -138,7 +140,7 @@ def _of_checkpoint(found: Checkpoint) -> Weights:
             read = partial(_checkpoint_rows, weight, norm_less_one(name, model_type))
             handles[name] = Handle(name, weight.shape, weight.type_name, weight.packing != "wide", read)
     method = str(found.quantization.get("quant_method", ""))
-    return Weights(found.path, "safetensors", model_type, method, handles)
+    return Weights(found.path, "safetensors", model_type, method, handles, found)
 
 
 def _checkpoint_rows(weight: Weight, less_one: bool, rows: Whole) -> Rows | None:

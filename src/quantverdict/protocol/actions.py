@@ -18,6 +18,8 @@ Rule = Callable[[Signals, Regime], str | None]
 
 FLOOR_CANDIDATE = "conservative_floor_candidate"
 ACCEPT = "accept_non_inferior"
+CONFIGURED = "manual_review_configuration"
+"""Of a build that would pass, and is not configured as its baseline: its weights are not all that it is judged by."""
 PASSES = (FLOOR_CANDIDATE, ACCEPT)
 """The actions of a build that nothing speaks against: by thresholds on deltas, and by paired tests."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.alarms import Alarm, alarms, alarms_table
@@ -14,7 +14,7 @@ from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
 from quantverdict.policy import Policy
-from quantverdict.protocol.actions import row_actions_table
+from quantverdict.protocol.actions import CONFIGURED, RowAction, row_actions_table
 from quantverdict.protocol.checklist import Protocol, checklist, checklist_table, sign_screen
 from quantverdict.protocol.document import Judged, document
 from quantverdict.protocol.evidence import Evidence
@@ -140,10 +140,22 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
         units={} if samples is None else units_of(samples),
         deltas=found,
         outcomes=outcomes,
-        rows=decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes),
+        rows=tuple(
+            _reviewed(row, evidence.configured)
+            for row in decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes)
+        ),
         alarms=_alarms(matrix, rules, statistics, evidence),
         gains={} if samples is None else _gains(matrix, found, rules, samples, evidence),
     )
+
+
+def _reviewed(row: Decided, configured: Mapping[CellId, str]) -> Decided:
+    """What would pass and is not configured as its baseline is for a person to look at."""
+    cell = row.signals.cell
+    if cell not in configured or not row.action.is_pass:
+        return row
+    reason = f"not configured as its baseline: {configured[cell]}; else {row.action.action}"
+    return replace(row, action=RowAction(cell, CONFIGURED, reason))
 
 
 def _alarms(

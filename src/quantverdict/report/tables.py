@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantverdict.matrix.columns import METRICS
-from quantverdict.protocol.actions import ACTIONS, PASSES
+from quantverdict.protocol.actions import ACTIONS, CONFIGURED, PASSES
 from quantverdict.protocol.paired_actions import PAIRED_ACTIONS
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.report import formats
@@ -194,7 +194,7 @@ def _words(value: object) -> str:
     return NOT_MEASURED if value in {None, ""} else formats.words(value)
 
 
-_NAMES = sorted({*METRICS, *ACTIONS, *PAIRED_ACTIONS, *REGIMES}, key=lambda name: (-len(name), name))
+_NAMES = sorted({*METRICS, *ACTIONS, CONFIGURED, *PAIRED_ACTIONS, *REGIMES}, key=lambda name: (-len(name), name))
 _KNOWN = re.compile(rf"\b({'|'.join(_NAMES)})\b")
 
 

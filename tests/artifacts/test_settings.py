@@ -1,0 +1,260 @@
+"""One build has one identity: tensors and every setting that changes an answer; lineage names the setting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from quantverdict.artifacts.inspect import inspect_artifact
+from quantverdict.artifacts.lineage import compare, lineage_lines
+from quantverdict.artifacts.quantize import find_twins
+from quantverdict.artifacts.settings import HARMLESS, across, config_settings, rendered
+
+U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+VOCAB, TYPES = 40, [1] * 37 + [3, 3, 1]
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MATTERS = {
+    "llama.rope.freq_base": (F32, 10.0),
+    "llama.attention.layer_norm_rms_epsilon": (F32, 1.0),
+    "llama.rope.scaling.factor": (F32, 8.0),
+    "llama.rope.scaling.original_context_length": (U32, 1024),
+    "llama.rope.scaling.yarn_beta_fast": (F32, 16.0),
+    "llama.rope.dimension_count": (U32, 8),
+    "llama.attention.key_length": (U32, 8),
+    "llama.attention.sliding_window": (U32, 64),
+    "llama.attn_logit_softcapping": (F32, 50.0),
+    "llama.final_logit_softcapping": (F32, 30.0),
+    "llama.logit_scale": (F32, 0.5),
+    "llama.expert_used_count": (U32, 1),
+    "llama.expert_weights_scale": (F32, 2.5),
+    "llama.expert_weights_norm": (BOOL, True),
+    "llama.a_key_that_nobody_knows": (U32, 1),
+    "general.tensor_extra.name": (STRING, "x"),
+    "general.sampling.penalty_repeat": (F32, 1.3),
+    "tokenizer.ggml.pre": (STRING, "llama-bpe"),
+    "tokenizer.ggml.add_bos_token": (BOOL, True),
+    "tokenizer.ggml.add_eos_token": (BOOL, True),
+    "tokenizer.ggml.add_space_prefix": (BOOL, True),
+    "tokenizer.ggml.eot_token_id": (U32, 3),
+    "tokenizer.ggml.token_type": (ARRAY, (I32, [*TYPES[:-1], 4])),
+    "tokenizer.ggml.scores": (ARRAY, (F32, [0.0] * (VOCAB - 1) + [-7.0])),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_gguf):
+    return tiny_gguf(tmp_path_factory.mktemp("base") / "base.gguf")
+
+
+@pytest.mark.parametrize("key", MATTERS)
+def test_a_setting_that_changes_an_answer_makes_another_build_and_is_named(base, tmp_path, tiny_gguf, key):
+    other = tiny_gguf(tmp_path / "other.gguf", {key: MATTERS[key]})
+    artifacts = {"base": inspect_artifact(base), "other": inspect_artifact(other)}
+    assert artifacts["base"].weights_sha256 == artifacts["other"].weights_sha256
+    assert find_twins(artifacts) == {}
+    found = compare(base, other)
+    assert found.verdict == "different"
+    said = next(check for check in found.checks if check.verdict == "different")
+    assert said.settings[0].startswith(f"{key}: ")
+    assert " here, " in said.settings[0]
+    assert said.settings[0].endswith(" in the baseline")
+    assert key in lineage_lines(found)[0]
+
+
+def test_a_value_that_is_taken_away_is_named_too(base, tmp_path, tiny_gguf):
+    """No pre-tokenizer: the tokens are equal, and texts become other ones."""
+    found = compare(base, tiny_gguf(tmp_path / "o.gguf", {"tokenizer.ggml.pre": None}))
+    assert found.reason == "tokenizer: tokenizer.ggml.pre: not set (then 'default') here, 'gpt-2' in the baseline"
+
+
+def test_a_long_list_is_named_by_its_first_entry_that_differs(base, tmp_path, tiny_gguf):
+    changed = {"tokenizer.ggml.token_type": (ARRAY, (I32, [1] * VOCAB))}
+    found = compare(base, tiny_gguf(tmp_path / "o.gguf", changed))
+    key = "tokenizer.ggml.token_type"
+    assert found.reason == f"tokenizer: {key}: 2 of 40 entries differ, entry 37 is 1 here, 3 in the baseline"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"general.name": (STRING, "x"), "general.author": (STRING, "y"), "general.license": (STRING, "mit")},
+        {"general.file_type": (U32, 10), "general.quantization_version": (U32, 2), "general.url": (STRING, "u")},
+        {"quantize.imatrix.file": (STRING, "f"), "quantverdict.source_sha256": (STRING, "0")},
+        {"tokenizer.ggml.padding_token_id": (U32, 3)},
+        {"general.sampling.temp": (F32, 0.7)},
+        {"llama.rope.freq_base": None},
+        {"llama.rope.scaling.type": (STRING, "none")},
+        {"llama.rope.scaling.factor": (F32, 1.0), "llama.rope.scaling.type": (STRING, "linear")},
+        {"llama.attention.head_count_kv": None, "llama.attention.key_length": (U32, 16)},
+        {"tokenizer.ggml.add_bos_token": None},
+        {"tokenizer.chat_template": (STRING, "{# a note #}" + TEMPLATE.replace("m['role']", "m.role"))},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_is_known_not_to_matter_leaves_one_build(base, tmp_path, tiny_gguf, changes):
+    """Names and notes, an absent key beside its default, a template of other words that renders the same."""
+    other = tiny_gguf(tmp_path / "other.gguf", changes)
+    artifacts = {"base": inspect_artifact(base), "other": inspect_artifact(other)}
+    assert artifacts["base"].sha256 != artifacts["other"].sha256
+    assert find_twins(artifacts) == {"other": "base"}
+    assert compare(base, other).verdict == "same"
+
+
+def test_a_template_that_renders_otherwise_is_another_build(base, tmp_path, tiny_gguf):
+    other = tiny_gguf(
+        tmp_path / "o.gguf", {"tokenizer.chat_template": (STRING, TEMPLATE.replace("assistant", "model"))}
+    )
+    assert find_twins({"a": inspect_artifact(base), "b": inspect_artifact(other)}) == {}
+    found = compare(base, other)
+    assert found.reason.startswith("chat template: the templates differ")
+    assert "model" in found.reason
+
+
+def test_a_template_that_renders_nothing_is_compared_as_it_is_written():
+    assert rendered("{{ raise_exception('no') }}", {}) == ("{{ raise_exception('no') }}",)
+    assert rendered(None, {}) == ()
+
+
+def test_every_key_that_cannot_matter_says_why():
+    assert all(why and not why.endswith(".") for why in HARMLESS.values())
+
+
+# Checkpoints
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+}  # fmt: skip
+GENERATION = {"eos_token_id": 2, "temperature": 0.6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, save_llama, made_weights):
+    made = save_llama(tmp_path_factory.mktemp("ck") / "m", made_weights(), config=CONFIG)
+    (made / "generation_config.json").write_text(json.dumps(GENERATION), encoding="utf-8")
+    return made
+
+
+def changed(folder, to, **files):
+    """A copy of a checkpoint with keys of its JSON files changed; None takes a key out."""
+    shutil.copytree(folder, to)
+    for name, changes in files.items():
+        path = to / f"{name}.json"
+        values = json.loads(path.read_text(encoding="utf-8")) | changes
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}), encoding="utf-8")
+    return to
+
+
+@pytest.mark.parametrize(
+    ("key", "files"),
+    [
+        ("rope_theta", {"config": {"rope_theta": 10000.0}}),
+        ("rope_theta", {"config": {"rope_theta": None}}),
+        ("rope_scaling.factor", {"config": {"rope_scaling": {"type": "linear", "factor": 4.0}}}),
+        ("rope_scaling.factor", {"config": {"rope_scaling": None}}),
+        ("rms_norm_eps", {"config": {"rms_norm_eps": 1e-6}}),
+        ("hidden_act", {"config": {"hidden_act": "gelu"}}),
+        ("sliding_window", {"config": {"sliding_window": 64}}),
+        ("a_key_that_nobody_knows", {"config": {"a_key_that_nobody_knows": 3}}),
+        ("generation_config.repetition_penalty", {"generation_config": {"repetition_penalty": 1.2}}),
+        ("generation_config.eos_token_id", {"generation_config": {"eos_token_id": [2, 3]}}),
+        ("tokenizer.json pre_tokenizer", {"tokenizer": {"pre_tokenizer": {"type": "Whitespace"}}}),
+        ("tokenizer.json normalizer", {"tokenizer": {"normalizer": {"type": "Lowercase"}}}),
+        ("tokenizer.json added_tokens", {"tokenizer": {"added_tokens": [{"id": 3, "content": "tok3"}]}}),
+    ],
+)
+def test_a_setting_of_a_checkpoint_makes_another_build_and_is_named(folder, tmp_path, key, files):
+    other = changed(folder, tmp_path / "o", **files)
+    artifacts = {"base": inspect_artifact(folder), "other": inspect_artifact(other)}
+    assert artifacts["base"].weights_sha256 == artifacts["other"].weights_sha256
+    assert find_twins(artifacts) == {}
+    found = compare(folder, other)
+    assert found.verdict == "different"
+    assert f"{key}: " in found.reason
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config": {"_name_or_path": "x", "transformers_version": "9", "torch_dtype": "bfloat16", "use_cache": False}},
+        {"generation_config": {"temperature": 1.0, "top_p": 0.5}},
+        {"config": {"attention_bias": False, "head_dim": 32, "hidden_act": "silu", "layer_types": ["full_attention"]}},
+        {
+            "config": {
+                "rope_theta": None,
+                "rope_scaling": None,
+                "rope_parameters": {"rope_theta": 500000.0, "rope_type": "linear", "factor": 2.0},
+            }
+        },
+    ],
+)
+def test_what_a_newer_library_writes_anew_leaves_one_checkpoint(folder, tmp_path, files):
+    other = changed(folder, tmp_path / "o", **files)
+    assert find_twins({"a": inspect_artifact(folder), "b": inspect_artifact(other)}) == {"b": "a"}
+    assert compare(folder, other).verdict == "same"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "key"),
+    [
+        ({"bits": 8, "group_size": 64}, "quantization_config.bits"),
+        ({"bits": 4, "group_size": 32}, "quantization_config.group_size"),
+    ],
+)
+def test_a_quantisation_that_its_integers_deny_is_different(
+    folder, tmp_path, save_llama, made_weights, packer, quantization, key
+):
+    """An engine goes by the configuration, whatever was packed."""
+    import numpy as np
+
+    name = "model.layers.0.mlp.up_proj."
+    tensors = made_weights()
+    values = tensors.pop(f"{name}weight").astype(np.float32)
+    scales = np.full((512, 4), 0.01, np.float16)
+    numbers = np.clip(np.rint(values / 0.01 + 8), 0, 15).astype(int)
+    parts = packer.gptq(numbers, np.full((512, 4), 8), scales, np.arange(256) // 64, 4)
+    tensors |= {f"{name}{leaf}": part for leaf, part in parts.items()}
+    right = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    good = save_llama(tmp_path / "good", tensors, config=CONFIG | {"quantization_config": right})
+    wrong = changed(good, tmp_path / "wrong", config={"quantization_config": right | quantization})
+    assert not [c for c in compare(folder, good).checks if c.name == "configuration" and c.verdict != "same"]
+    for baseline in (folder, good):  # beside an unquantised baseline, and beside one that is quantised alike
+        said = next(check for check in compare(baseline, wrong).checks if check.name == "configuration")
+        assert (said.verdict, said.settings[0].split(":")[0]) == ("different", key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"rope_theta": 500000.0}, "rope_theta"),
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps"),
+        ({"num_experts_per_tok": 4}, "num_experts_per_tok"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.factor"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads"),
+    ],
+)
+def test_a_checkpoint_and_a_gguf_are_held_together_where_both_say_it(changes, key):
+    """A key that a GGUF lacks has llama.cpp's default: a converter that forgot the rope base is seen."""
+    said = {
+        "general.architecture": "llama", "llama.rope.freq_base": 10000.0, "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.expert_used_count": 2,
+    }  # fmt: skip
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 10000, "num_key_value_heads": 2}
+    assert list(across(said, config_settings(config, {}))) == []
+    assert [other for _, other, _, _ in across(said, config_settings(config | changes, {}))] == [key]
+
+
+def test_a_gguf_with_another_rope_base_than_its_checkpoint_is_different(
+    tmp_path, save_llama, convert_llama, made_weights
+):
+    folder = save_llama(tmp_path / "m", made_weights(), config=CONFIG | {"rope_scaling": None})
+    file = convert_llama(tmp_path / "m.gguf", made_weights())  # without the key
+    found = compare(folder, file)
+    assert found.reason == "configuration: llama.rope.freq_base: 10000.0 here, rope_theta is 500000.0 in the baseline"
+    assert compare(file, folder).reason.startswith("configuration: rope_theta: 500000.0 here, llama.rope.freq_base is")
