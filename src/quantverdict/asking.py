@@ -41,6 +41,7 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     refuse_other_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
     builds = prove(study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study))
+    bundle.record(chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None})
     bundle.write_json("artifacts.json", build_list.as_json(builds))
     refuse_mismatches(builds)
     return builds
@@ -116,7 +117,7 @@ def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bas
     mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
     file = next((build.artifact for build in mine if build.artifact is not None), None)
     template, special = (None, {}) if file is None else (file.chat_template, file.special_tokens)
-    plan = make_plan(study, tasks, template, special)
+    plan = make_plan(study, tasks, template, special, base_model)
     if study.stopping == "none":
         return plan
     clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
