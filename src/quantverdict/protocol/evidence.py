@@ -24,6 +24,7 @@ class Evidence:
         failed: cells that did not run, and why.
         twins: cells with the same weights as another build of their base model, and that build's quant.
         lineage: cells whose origin or prompt is in doubt, and why.
+        pairing: of ingested samples, which prompts have no counterpart, and what their equality rests on; sentences.
         dequantized: baselines that were themselves dequantised, and from what.
         baselines: the cells that others are compared with, whether they ran or not.
         idle_judges: judges that the study names and that gave no label.
@@ -40,6 +41,7 @@ class Evidence:
     failed: Mapping[CellId, str] = field(default_factory=dict)
     twins: Mapping[CellId, str] = field(default_factory=dict)
     lineage: Mapping[CellId, str] = field(default_factory=dict)
+    pairing: tuple[str, ...] = ()
     dequantized: Mapping[CellId, str] = field(default_factory=dict)
     baselines: frozenset[CellId] = frozenset()
     idle_judges: tuple[str, ...] = ()
