@@ -104,12 +104,12 @@ def pair(sources: Sources, loaded: Sequence[Loaded]) -> tuple[Pairing, ...]:
 
 
 def _asked(loaded: Sequence[Loaded]) -> pl.DataFrame:
-    """Every sample of every cell once, as text, with its hashes, in the order of the sources."""
+    """Every sample of every cell once, with its hashes, in the order of the sources."""
     import polars as pl
 
-    texts = [pl.col(name).cast(pl.String) for name in SAMPLE]
-    own = (one.frame.select(*SAMPLE, *HASHES).unique(maintain_order=True) for one in loaded)
-    whole = pl.concat(frame.with_columns(texts) for frame in own)
+    # The scores of a row are rows of one line here.
+    own = (one.frame.select("line", *SAMPLE, *HASHES).unique("line", maintain_order=True) for one in loaded)
+    whole = pl.concat(own).drop("line")
     if all(whole[name].null_count() == whole.height for name in HASHES):
         return whole.unique(SAMPLE, maintain_order=True)
     ends = [getattr(pl.col(name), end)().alias(f"{end}_{name}") for name in HASHES for end in ("min", "max")]
@@ -154,7 +154,7 @@ def _pair_task(own: pl.DataFrame, theirs: pl.DataFrame) -> tuple[_Task, pl.DataF
     stay = both.filter(pl.col("there") & equal)
     rest = both.filter(~(pl.col("there") & equal))
     free = theirs.join(stay.select("sample_id"), on="sample_id", how="anti", maintain_order="left")
-    moved = _by_hash(rest, free, known) if known else rest.clear().with_columns(new_id=pl.lit(None, pl.String))
+    moved = _by_hash(rest, free, known) if known else rest.clear().with_columns(new_id="sample_id")
     left = rest.join(moved.select("sample_id"), on="sample_id", how="anti", maintain_order="left")
     others: dict[str, list[str]] = {}
     dropped = []
@@ -164,10 +164,13 @@ def _pair_task(own: pl.DataFrame, theirs: pl.DataFrame) -> tuple[_Task, pl.DataF
         mine = left.filter(alike & differs)
         alike &= ~differs
         others[name] = _names(mine)
-        dropped.append(mine.select(*SAMPLE, pl.lit(None, pl.String).alias("new_id"), pl.lit(name).alias("other")))
+        nowhere = pl.lit(None, pl.Categorical).alias("new_id")
+        dropped.append(mine.select(*SAMPLE, nowhere, pl.lit(name).alias("other")))
     gone = {*others.get("prompt_hash", ()), *others.get("item_hash", ())}
-    had = {*stay["sample_id"], *moved["new_id"]}
-    missing = [name for name in _names(theirs.filter(~pl.col("sample_id").is_in(list(had)))) if name not in gone]
+    lacked = free.join(
+        moved.select(pl.col("new_id").alias("sample_id")), on="sample_id", how="anti", maintain_order="left"
+    )
+    missing = [name for name in _names(lacked) if name not in gone]
     renamed = moved.filter(pl.col("new_id") != pl.col("sample_id"))
     by_prompt = "prompt_hash" in known
     task = _Task(
@@ -232,17 +235,15 @@ def _apply(changes: pl.DataFrame, loaded: Iterable[Loaded]) -> None:
 
 
 def _joined(frame: pl.DataFrame, changes: pl.DataFrame) -> pl.DataFrame:
-    import polars as pl
 
-    texts = frame.with_columns(pl.col(name).cast(pl.String) for name in SAMPLE)
-    return texts.join(changes, on=SAMPLE, how="left", maintain_order="left")
+    return frame.join(changes, on=SAMPLE, how="left", maintain_order="left")
 
 
 def _changed(joined: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
     kept = joined.filter(pl.col("other").is_null()).with_columns(pl.coalesce("new_id", "sample_id").alias("sample_id"))
-    return kept.with_columns(pl.col(name).cast(pl.Categorical) for name in SAMPLE).drop("new_id", "other")
+    return kept.drop("new_id", "other")
 
 
 def pairings_of(recorded: object) -> tuple[Pairing, ...]:
