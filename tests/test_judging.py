@@ -4,13 +4,15 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 from quantverdict import judging
 from quantverdict.cli import execute
-from quantverdict.errors import EngineError
+from quantverdict.config import JudgeConfig, Source
+from quantverdict.errors import EngineError, TaskError
 from quantverdict.judging import Asker
 from quantverdict.records import Completion
 from quantverdict.tasks.catalog import load_task
@@ -451,3 +453,33 @@ def test_gate_and_diff_name_the_judge_of_each_rate(study, fakes, capsys):
     capsys.readouterr()
     assert execute(["diff", "was", "b"]) == 0
     assert "tiny/Q4_K_M refusal rate by judge first: inferior -> not there" in capsys.readouterr().out
+
+
+PARTS = "{% for m in messages %}<user>{{ m.content[0].text }}{% endfor %}<bot>"
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        (None, "rate this\nLabel: "),
+        (PARTS, "<user>rate this<bot>"),
+        ("{{ messages[0].content }}<bot>", "rate this<bot>"),
+    ],
+)
+def test_a_judge_of_a_file_is_asked_in_its_own_template(monkeypatch, template, shown):
+    """As a build is: as parts where its template leaves a text out."""
+    assert opened_judge(monkeypatch, template).render("rate this") == shown
+
+
+def test_a_judge_whose_template_leaves_the_question_out_is_not_loaded(monkeypatch):
+    with pytest.raises(TaskError, match=r"^chat template, for judge first: does not show the question"):
+        opened_judge(monkeypatch, "<user><bot>")
+
+
+def opened_judge(monkeypatch, template):
+    artifact = SimpleNamespace(path="first.gguf", chat_template=template, special_tokens={}, sha256="0")
+    monkeypatch.setattr("quantverdict.artifacts.sources.resolve", lambda source, folder: folder)
+    monkeypatch.setattr("quantverdict.artifacts.inspect.inspect_artifact", lambda path: artifact)
+    monkeypatch.setattr(judging, "open_chooser", lambda target: Fake("first"))
+    judge = JudgeConfig(name="first", model="a model", source=Source(path="first.gguf"))
+    return judging.open_asker(judge, Path())
