@@ -135,7 +135,8 @@ def test_letters_are_worth_what_the_measure_says(load, name):
         ({1: 1, 0: 0, 0.5: None}, [1, 0, 0.5, 1.0], [1.0, 0.0, None, 1.0]),
         ({"1": 0, "2": 1}, ["1", "2", " 2 "], [0.0, 1.0, 1.0]),
         ({"CORRECT": 1, "INCORRECT": 0}, ["CORRECT", "INCORRECT"], [1.0, 0.0]),
-        ({"NaN": None, "1": 1}, ["NaN", "1"], [None, 1.0]),
+        ({"NaN": None, "1": 1}, ["NaN", "1", float("nan")], [None, 1.0, None]),
+        ({float("nan"): None, 1: 1}, ["NaN", 1], [None, 1.0]),
     ],
 )
 def test_booleans_numbers_and_words_are_values_too(load, values, given, worth):
@@ -214,6 +215,10 @@ def test_a_hash_is_the_same_in_capitals_or_behind_its_kind(load, write):
         (b'{"version":2,"status":"success","eval":{}}', r"a\.jsonl: is a log of Inspect; expected .*samples_df"),
         (b'[\n  {"id": 1}\n]\n', r"a\.jsonl: is one JSON document; expected JSON lines"),
         (b'\xef\xbb\xbf[{"id": 1}]\n', r"a\.jsonl: is one JSON document; expected JSON lines"),
+        (
+            '{"id": 1}\n'.encode(BE),
+            r"a\.jsonl: holds NUL bytes, as UTF-16 without a byte order mark does; expected UTF-8",
+        ),
         (b"\xff\xfe{\x00\x00\xd8\x00\xd8", r"a\.jsonl: cannot be read \(.*utf-16.*\); expected UTF-8, or UTF-16"),
     ],
 )

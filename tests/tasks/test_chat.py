@@ -40,6 +40,8 @@ WORDS = {
 WRONG = {
     "nothing": ("", "does not show the question"),
     "a name that is not there": ("{{ m.text }}", "does not show the question"),
+    "the list itself": ("{{ '' if m.content is string else m.content }}", "does not show the question"),
+    "the first letter": ("{{ m.content[0] }}", "does not show the question"),
     "upper case": ("{{ m.content | upper }}", "does not show the question"),
     "twice": ("{{ m.content }}{{ m.content }}", "shows the question 2 times"),
     "twice in parts": ("{% for p in m.content %}{{ p.text }} {{ p.text }}{% endfor %}", "shows the question 2 times"),

@@ -143,6 +143,9 @@ def _refuse_container(path: Path) -> None:
     for magic, (kind, expected) in CONTAINERS.items():
         if start.startswith(magic):
             raise DataError(f"is {kind}", file=path, expected=expected)
+    if b"\0" in start[:4] and encoding_of(start) == "utf-8-sig":
+        problem = "holds NUL bytes, as UTF-16 without a byte order mark does"
+        raise DataError(problem, file=path, expected="UTF-8, or UTF-16 with its mark")
     if _INSPECT_LOG.match(start):
         raise DataError("is a log of Inspect", file=path, expected=INSPECT)
     if _ONE_DOCUMENT.match(start):

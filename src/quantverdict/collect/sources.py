@@ -247,8 +247,11 @@ class Sources(Frozen):
 def worth(values: Mapping[str, float | None], said: str) -> tuple[float | None, str | None]:
     """(what a value of a score is worth, null where it is ungraded; what is wrong with it)."""
     plain = plain_word(said)
-    for word in (said, plain, plain.lower(), _YES_NO.get(plain.lower(), "")):
-        if word in values and (word in (said, plain) or word in ("true", "false")):
+    lower = plain.lower()
+    loose: tuple[str, ...] = (_YES_NO.get(lower, lower),) if lower in ("true", "false", *_YES_NO) else ()
+    loose += tuple(word for word in values if word.lower() == lower == "nan")
+    for word in (said, plain, *loose):
+        if word in values:
             return values[word], None
     near = difflib.get_close_matches(plain, values, 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else ""

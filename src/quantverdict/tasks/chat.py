@@ -8,6 +8,7 @@ alike. So the template is tried with a probe first, and every prompt is held aga
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ _SPECIAL = {
     "seperator": "sep",
 }  # fmt: skip
 """GGUF's names of special tokens (one as it is misspelt there) to Transformers'."""
+_DUMPED = re.compile(r"""(['"])type\1: (['"])text\2""")
 _EXPECTED = "a template whose prompt holds the question whole and once (white space around it may go)"
 
 
@@ -78,6 +80,9 @@ class ChatTemplate:
                 before, *rest = self._render(_PROBE, content, given, where).split(_PROBE)
             except TaskError as error:
                 errors.append(error)
+                continue
+            if any(_DUMPED.search(text) for text in (before, *rest)):
+                shown.append(0)  # the list as it is, not what it says
                 continue
             if len(rest) == 1:
                 return content, given, _Frame(before, rest[0])
