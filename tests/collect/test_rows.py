@@ -10,9 +10,10 @@ import json
 import polars as pl
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from quantverdict.collect.audit import load_sources
-from quantverdict.collect.sources import read_sources
+from quantverdict.collect.sources import Measure, read_sources
 from quantverdict.errors import DataError, StudyError
 from quantverdict.ingestion import allowed_values
 
@@ -199,6 +200,12 @@ def test_one_score_a_row_has_values_of_its_source(load):
 def test_values_that_are_no_numbers_are_refused(load, values):
     with pytest.raises(StudyError, match=r"sources\.0\.measures\.0\.values"):
         load(lines(["C"]).encode(), measures=[{"metric": "choice_accuracy", "column": "score", "values": values}])
+
+
+def test_a_value_that_yaml_reads_as_another_is_worth_one_thing():
+    """`yes` and the text "true" are one value."""
+    with pytest.raises(ValidationError, match="each value once"):
+        Measure.model_validate({"metric": "choice_accuracy", "column": "c", "values": {True: 1, "true": 0}})
 
 
 @pytest.mark.parametrize("write", [str.upper, "sha256:{}".format, "SHA256:{}".format, " {}\n".format])

@@ -49,7 +49,12 @@ def _word(value: object) -> object:
 
 
 def _words(value: object) -> object:
-    return {_word(key): worth for key, worth in value.items()} if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    found = {_word(key): worth for key, worth in value.items()}
+    if len(found) < len(value):
+        raise ValueError("each value once is expected")
+    return found
 
 
 def plain_word(text: str) -> str:
