@@ -4,13 +4,15 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 from quantverdict import judging
 from quantverdict.cli import execute
-from quantverdict.errors import EngineError
+from quantverdict.config import JudgeConfig, Source
+from quantverdict.errors import EngineError, TaskError
 from quantverdict.judging import Asker
 from quantverdict.records import Completion
 from quantverdict.tasks.catalog import load_task
@@ -525,3 +527,33 @@ def test_labels_that_one_model_gave_apart_are_not_completed_by_another(study, fa
     assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
     assert asked(fakes["mine"]) == int(rows("judges")[0]["questions"])
     assert execute(["verify", "b"]) == 0
+
+
+PARTS = "{% for m in messages %}<user>{{ m.content[0].text }}{% endfor %}<bot>"
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        (None, "rate this\nLabel: "),
+        (PARTS, "<user>rate this<bot>"),
+        ("{{ messages[0].content }}<bot>", "rate this<bot>"),
+    ],
+)
+def test_a_judge_of_a_file_is_asked_in_its_own_template(monkeypatch, template, shown):
+    """As a build is: as parts where its template leaves a text out."""
+    assert opened_judge(monkeypatch, template).render("rate this") == shown
+
+
+def test_a_judge_whose_template_leaves_the_question_out_is_not_loaded(monkeypatch):
+    with pytest.raises(TaskError, match=r"^chat template, for judge first: does not show the question"):
+        opened_judge(monkeypatch, "<user><bot>")
+
+
+def opened_judge(monkeypatch, template):
+    artifact = SimpleNamespace(path="first.gguf", chat_template=template, special_tokens={}, sha256="0")
+    monkeypatch.setattr("quantverdict.artifacts.sources.resolve", lambda source, folder: folder)
+    monkeypatch.setattr("quantverdict.artifacts.inspect.inspect_artifact", lambda path: artifact)
+    monkeypatch.setattr(judging, "open_chooser", lambda target: Fake("first"))
+    judge = JudgeConfig(name="first", model="a model", source=Source(path="first.gguf"))
+    return judging.open_asker(judge, Path())

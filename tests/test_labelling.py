@@ -156,6 +156,14 @@ def test_what_cannot_be_read_is_one_line_and_leaves_the_bundle(bundle, sheet, tm
     assert execute(["label", str(bundle)]) == 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_sheet_is_read_in_the_encoding_that_a_spreadsheet_saved(bundle, sheet, encoding, capsys):
+    fill(sheet)
+    sheet.write_bytes(sheet.read_bytes().decode("utf-8-sig").encode(encoding))
+    assert execute(["label", str(bundle), "--read", str(sheet)]) == 0
+    assert "; 60 labelled" in capsys.readouterr().out
+
+
 def test_a_bundle_without_a_sheet_or_without_answers_says_so(bundle, tmp_path, capsys):
     (tmp_path / "some.csv").write_text("id,label\n")
     assert execute(["label", str(bundle), "--read", str(tmp_path / "some.csv")]) == 2

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from quantverdict.tasks.catalog import Task
 
 OLLAMA = "http://127.0.0.1:11434"
+SHORTEST_MARK = 3
+"""Characters of a special token that a text would not hold by chance."""
 
 
 def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineProgress) -> tuple[Build, ...]:
@@ -42,7 +44,11 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     stored = stored_builds(bundle)
     refuse_other_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
+    for name, plan in plans.items():
+        if (told := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
+            view.say(f"{name}: {told}")
     builds = prove(study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study))
+    bundle.record(chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None})
     bundle.write_json("artifacts.json", build_list.as_json(builds))
     refuse_mismatches(builds)
     for cell, reason in configured_otherwise(builds).items():
@@ -136,11 +142,23 @@ def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bas
     mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
     file = next((build.artifact for build in mine if build.artifact is not None), None)
     template, special = (None, {}) if file is None else (file.chat_template, file.special_tokens)
-    plan = make_plan(study, tasks, template, special)
+    plan = make_plan(study, tasks, template, special, base_model)
     if study.stopping == "none":
         return plan
     clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
     return in_rounds(plan, clusters, study.collect.batch_size, study.seed)
+
+
+def control_tokens(plan: Plan, builds: Sequence[Build]) -> str | None:
+    """Which questions hold the text of a special token: every engine reads it as that token, as users' programs do."""
+    texts = {text for build in builds if build.artifact for text in build.artifact.special_tokens.values()}
+    marks = sorted(text for text in texts if len(text) >= SHORTEST_MARK)
+    held = [(p, text) for p in plan.prompts if (text := next((mark for mark in marks if mark in p.text), None))]
+    if not held:
+        return None
+    first, text = held[0]
+    which = f"{first.task}/{first.sample_id}: {text}"
+    return f"{len(held)} questions hold the text of a control token, which every build reads as that token ({which})"
 
 
 def plan_name(build: Build) -> str:

@@ -12,6 +12,7 @@ from quantverdict.collect.files import sha256_of
 from quantverdict.collect.frames import FORMS, JUDGEMENTS, read_frame
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.pairing import other_prompts, pairing_notes, pairings_of
 from quantverdict.collect.prompts import prompt_parity
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.sources import Sources
@@ -118,14 +119,17 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
     from quantverdict.protocol.evidence import Evidence
 
     builds, config = stored_builds(bundle), config_of(bundle)
+    pairings = pairings_of(bundle.recorded("pairings"))
     return Evidence(
         scores=samples,
         sign_reversal=sign_reversal,
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),
         twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
-        lineage=doubts(builds) | prompt_mismatches(bundle, builds),  # what was seen stands above what was foreseen
+        # What was seen stands above what was foreseen.
+        lineage=doubts(builds) | prompt_mismatches(bundle, builds) | other_prompts(pairings),
         configured=configured_otherwise(builds),
+        pairing=tuple(pairing_notes(pairings)),
         nulls=null_arms(builds),
         mixed_up=mixed_up(elsewhere(builds)),
         dequantized={

@@ -40,7 +40,9 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     source = model.source or model.variants[0].source
     path = resolve(source, study.folder) if source and study.collect.backend == "llamacpp" else None
     file = None if path is None else inspect_artifact(path)
-    asked = make_plan(study, tasks, file.chat_template if file else None, file.special_tokens if file else {})
+    asked = make_plan(
+        study, tasks, file.chat_template if file else None, file.special_tokens if file else {}, model.name
+    )
     observed: dict[str, Observed] = {}
     spent = Spent()
     cells = sum(len(each.variants) for each in study.models)

@@ -12,13 +12,22 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from quantverdict.collect.audit import ANSWER_COLUMNS, Ingested, SourceAudit, audit_lines, load_sources, write_ingested
+from quantverdict.collect.audit import (
+    ANSWER_COLUMNS,
+    Ingested,
+    SourceAudit,
+    audit_lines,
+    load_sources,
+    plain_line,
+    write_ingested,
+)
 from quantverdict.collect.files import csv_bytes
 from quantverdict.collect.frames import JUDGEMENTS as JUDGED
 from quantverdict.collect.frames import SCORES, read_frame, reading, scan_frame
 from quantverdict.collect.integrity import MANIFEST, read_manifest
 from quantverdict.collect.manifest import Bundle, refuse_strangers
 from quantverdict.collect.matching import SAMPLE, Allowed
+from quantverdict.collect.pairing import other_prompts, pairings_of, unpaired
 from quantverdict.collect.sources import Sources, read_sources
 from quantverdict.errors import StudyError
 from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer
@@ -87,8 +96,12 @@ def keep(loaded: Loaded, bundle: Bundle) -> None:
 
 
 def source_lines(bundle: Path) -> list[str]:
-    """What became of the rows of each source that an ingested bundle was not made from in whole; a line each."""
-    return audit_lines(SourceAudit(**audit) for audit in read_manifest(bundle)["sources"])
+    """What an ingested bundle was not made from in whole, and what is not paired; a line each."""
+    manifest = read_manifest(bundle)
+    pairings = pairings_of(manifest["pairings"])
+    others = [f"{cell}: {told}" for cell, told in other_prompts(pairings).items()]
+    audits = audit_lines(SourceAudit(**audit) for audit in manifest["sources"])
+    return [*audits, *map(plain_line, (*others, *unpaired(pairings)))]
 
 
 def allowed_values() -> dict[str, Allowed]:

@@ -18,7 +18,6 @@ from quantverdict.collect.integrity import JUDGING
 from quantverdict.collect.labels import Said, append_labels, labels_path, read_labels
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.meaning import plain
-from quantverdict.collect.prompts import apply_chat
 from quantverdict.collect.roll import asked_as, labels_file
 from quantverdict.config import HOSTED, JudgeConfig
 from quantverdict.errors import ArtifactError, EngineError
@@ -27,6 +26,7 @@ from quantverdict.grading.judge import Question, pick_label, question_text, read
 from quantverdict.grading.kept import key_of
 from quantverdict.judges import answers_of, roll_of, whole_cells
 from quantverdict.records import Prompt
+from quantverdict.tasks.chat import ChatTemplate
 
 Say = Callable[[str], None]
 
@@ -205,6 +205,7 @@ def open_asker(judge: JudgeConfig, folder: Path) -> Asker:
     Raises:
         EngineError: it cannot be loaded.
         ArtifactError: its file is not there.
+        TaskError: its chat template does not render, or does not show what it is asked.
     """
     from quantverdict.artifacts.inspect import inspect_artifact
     from quantverdict.artifacts.sources import resolve
@@ -217,11 +218,12 @@ def open_asker(judge: JudgeConfig, folder: Path) -> Asker:
         return Asker(chooser, chooser.identity)
     assert source is not None  # a judge without one is refused when it is read
     artifact = inspect_artifact(resolve(source, folder))
+    template, who = artifact.chat_template, f"judge {judge.name}"
+    chat = None if template is None else ChatTemplate(template, artifact.special_tokens, who)
     chooser = open_chooser(Target(kind, Path(artifact.path), None, placement))
-    template, special = artifact.chat_template, artifact.special_tokens
 
     def render(text: str) -> str:
-        return f"{text}\nLabel: " if template is None else apply_chat(template, text, special, f"judge {judge.name}")
+        return f"{text}\nLabel: " if chat is None else chat.render(text, who)
 
     return Asker(chooser, {**chooser.identity, "sha256": artifact.sha256}, render)
 

@@ -28,6 +28,7 @@ from quantverdict.matrix.human import JUDGED, Sample
 from quantverdict.matrix.label_design import Answered, Drawn, Prompted, draw, keyed, row_order
 from quantverdict.matrix.label_sheet import RUBRICS, SheetRow, given_cells, read_sheet, sheet_text
 from quantverdict.records import Table
+from quantverdict.yaml_file import decoded
 
 Texts = Mapping[Sample, tuple[str, str]]
 
@@ -135,7 +136,7 @@ def keep_labels(bundle: Bundle, file: Path) -> Sheet:
     drawn = stored_design(bundle)
     rows = sheet_rows(drawn, all_texts(bundle), seed)
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = decoded(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read ({error})", file=file, expected="the sheet, as CSV in UTF-8") from error
     labels = read_sheet(text, str(file), rows)

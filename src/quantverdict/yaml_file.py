@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -24,10 +25,29 @@ class MisplacedError(ValueError):
         self.at = at
 
 
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text file that somebody else's program wrote, by its first four bytes.
+
+    UTF-8, whether it has a byte order mark or not; else as its mark says (Windows PowerShell 5 writes UTF-16).
+    """
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def decoded(data: bytes) -> str:
+    """The text of such a file, without its byte order mark.
+
+    Raises:
+        UnicodeDecodeError: it is none.
+    """
+    return data.decode(encoding_of(data[:4]))
+
+
 def load_yaml(path: Path, model: type[Config]) -> Config:
     """Read a YAML file into a strict model, saying the line of a mistake."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
     try:

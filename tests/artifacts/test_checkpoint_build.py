@@ -276,6 +276,33 @@ def test_gptqmodel_is_given_the_settings_that_were_tried(monkeypatch: pytest.Mon
     assert made["compute_dtype"] == "float32"
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (lambda content: content if isinstance(content, str) else content[0]["text"], "<user>ask<assistant>no"),
+        (lambda content: "" if isinstance(content, str) else content[0]["text"], "<user>ask<assistant>no"),
+        (lambda content: content[0]["text"], "<user>ask<assistant>no"),
+        (lambda content: "", "ask\n\nno\n\n"),
+    ],
+)
+def test_calibration_turns_are_given_as_the_template_shows_them(shown: Callable[..., str], expected: str) -> None:
+    """A template that leaves a text out would calibrate on empty turns."""
+
+    class Tokenizer:
+        chat_template = "some"
+
+        @staticmethod
+        def apply_chat_template(turns: list[dict[str, object]], tokenize: bool) -> str:
+            assert not tokenize
+            return "".join(f"<{turn['role']}>{shown(turn['content'])}" for turn in turns)
+
+        def __call__(self, text: str, **_: object) -> dict[str, object]:
+            return {"input_ids": text}
+
+    ids = quantizer_script._token_ids(Tokenizer(), [["ask", "no"], ["ask", "no"]], 100)
+    assert "".join(map(str, ids)) == expected * 2
+
+
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     monkeypatch.setattr(quantizer_environment, "_installed", versions.get)
 

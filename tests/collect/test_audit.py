@@ -563,7 +563,10 @@ def test_what_was_ingested_is_a_bundle(files, tmp_path):
     [
         ({"role": "quantity"}, "sources.0.role"),
         ({"sha256": "abc"}, "sources.0.sha256"),
-        ({"path": "a.csv"}, "sources.0.path: unknown format"),
+        ({"path": "a.xlsx"}, "sources.0.path: unknown format"),
+        ({"path": "a.eval"}, "of a log of Inspect the log's samples as a table: inspect_ai.analysis.samples_df"),
+        ({"path": "a.json"}, "of a log of Inspect the log's samples as a table: inspect_ai.analysis.samples_df"),
+        ({"values": {"C": 1}}, "values only beside the column value"),
         ({"columns": {"sample_id": "id"}}, "base_model: a column or a fixed one"),
         ({"columns": COLUMNS | {"cell": "c"}}, "base_model: nothing beside the column cell"),
         ({"columns": COLUMNS | {"value": "v"}, "measures": []}, "the columns metric and value together"),

@@ -18,7 +18,7 @@ from quantverdict.collect.prompts import (
     read_prompts,
     study_tasks,
 )
-from quantverdict.errors import StudyError
+from quantverdict.errors import StudyError, TaskError
 from quantverdict.records import Prompt, Response
 from quantverdict.tasks.catalog import Item, Task
 
@@ -110,6 +110,31 @@ def test_a_study_asks_its_tasks_with_their_limits_and_lengths(tmp_path, kit):
     assert [(task.name, len(task.items)) for task in tasks] == [("one", 2), ("two", 3)]
     assert {name: how.max_new_tokens for name, how in plan.decoding.items()} == {"one": 9, "two": 50}
     assert [len(batch) for batch in plan.batches] == [2, 2, 1]
+
+
+PARTS = "{% for m in messages %}<{{ m.role }}>{{ m.content[0].text }}{% endfor %}<bot>"
+
+
+def test_a_plan_says_how_its_template_takes_a_question(task, kit):
+    """The same for every build of the model: its prompts are rendered once."""
+    study = kit.make_study()
+    plans = {given: make_plan(study, [task], given, {}, "tiny") for given in (TEMPLATE, PARTS, None)}
+    assert [plans[given].content for given in (TEMPLATE, PARTS, None)] == ["text", "parts", None]
+    assert plans[PARTS].prompts[0].chat == "<user>Q: What is 0?<bot>"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("{{ m.words }}", "quiz/q0: does not show the question; expected"),
+        ("{{ m.content }}{{ m.content }}", "quiz/q0: shows the question 2 times"),
+        ("{{ m.content.split('1')[0] }}", "quiz/q1: does not hold the question whole"),
+    ],
+)
+def test_a_template_without_the_question_stops_before_anything_is_asked(task, kit, body, told):
+    template = "{% for m in messages %}" + body + "{% endfor %}"
+    with pytest.raises(TaskError, match=rf"^chat template, for tiny/{told}"):
+        make_plan(kit.make_study(), [task], template, {}, "tiny")
 
 
 def test_two_tasks_of_one_name_are_refused(tmp_path, kit):

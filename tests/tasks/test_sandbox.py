@@ -220,6 +220,49 @@ def test_tojson_takes_an_indent():
     assert render_template("{{ x | tojson(indent=2) }}", {"x": {"a": [1]}}, where="f") == '{\n  "a": [\n    1\n  ]\n}'
 
 
+PUBLIC = {
+    "str.format": "{{ '{}:{a!r:>4}'.format('x', a=1) }}",
+    "format_map": "{{ '{x}'.format_map({'x': 2}) }}",
+    "percent": "{{ '%s and %05.1f%%' % ('a', 3) }}",
+    "percent by name": "{{ '%(a)s-%(a)s' % {'a': 'x'} }}",
+    "percent in a loop": "{% for x in [1, 2] %}{% set y = x %}{{ '%d;' % y }}{% endfor %}",
+    "format filter": "{{ '%s'|format('x') }}",
+    "indent": "{{ 'a\nb\n\nc'|indent(2) }}{{ 'a\nb'|indent('> ', true) }}",
+    "round": "{{ 12345.678|round(2) }} {{ 123456|round }} {{ 2.1|round(method='ceil') }}",
+    "sum": "{{ [1, 2.5]|sum }} {{ [{'n': {'m': 1}}, {'n': {'m': 2}}]|sum(attribute='n.m') }} {{ [[1], [2]]|sum(start=[]) }}",
+    "replace in a loop": "{% for x in ['a b'] %}{% set y = x %}{{ y.replace(' ', '_') }}{% endfor %}",
+    "join in a loop": "{% for x in [['a', 'b']] %}{% set y = x %}{{ ', '.join(y) }}{% endfor %}",
+    "paddings": "{{ 'x'.ljust(3) }}{{ 'x'.rjust(3) }}{{ 'x'.center(3) }}{{ '7'.zfill(3) }}{{ 'x'|center(5) }}",
+    "batch and slice": "{{ [1, 2, 3]|batch(2, 0)|list }} {{ [1, 2, 3]|slice(2)|list }}",
+    "copies": "{% set d = dict(a=1) %}{{ d.copy() }} {{ [1].copy() }} {{ dict.fromkeys(['a'], 0) }}",
+    "cycler and joiner": "{% set j = joiner(', ') %}{% set c = cycler('a', 'b') %}{% for i in range(3) %}{{ j() }}{{ c.next() }}{% endfor %}",
+    "other tests of text": "{{ 'a'.isascii() }}{{ '1'.isdecimal() }}{{ 'aba'.rindex('a') }}{{ (2.0).is_integer() }}",
+    "truncate, wordcount, escape": "{{ 'some long text here'|truncate(9) }}{{ 'a b'|wordcount }}{{ '<a>'|e }}",
+    "none": "{{ tools is none }}{{ tools is not none and tools|length }}{{ documents is defined }}",
+    "mixed places": "{{ '{} {0}'.format(1) if false else 'ok' }}",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_public_templates_use_is_as_jinja_has_it(name):
+    """The same text as the sandbox that Transformers renders in, which has no bounds on sizes."""
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    given = {"tools": None, "documents": None}
+    expected = plain.from_string(PUBLIC[name]).render(**given)
+    assert render_template(PUBLIC[name], given, where="f") == expected
+
+
+@pytest.mark.parametrize("source", ["{{ 1e999 }}", "{{ -1e999 }}", "{{ 'inf'|float|int }}", "{{ 'nan'|float }}"])
+def test_a_number_beyond_floats_is_one_line(source):
+    """Jinja computes it beforehand and writes `inf` into its code, which is then a name that nothing has."""
+    with pytest.raises(TaskError, match=r"^f: template refused: makes a number beyond what a float holds; expected"):
+        render_template(source, {}, where="f")
+
+
+def test_a_date_is_the_same_in_every_run():
+    assert render_template("{{ strftime_now('%Y-%m-%d') }}", {}, where="f") == "2024-07-26"
+
+
 def test_template_fields_are_the_names_from_outside():
     source = "{% set a = b %}{{ a }} {{ c.d }} {% for e in range(2) %}{{ e }}{% endfor %}"
     assert template_fields(source, where="f") == {"b", "c"}
@@ -293,6 +336,22 @@ ATTACKS = {
     "format": "{{ '{:1000000000}'.format(1) }}",
     "format filter": "{{ '%1000000000d'|format(1) }}",
     "percent": "{{ '%1000000000d' % 1 }}",
+    "format, many": "{{ ('{0}' * 100000).format('x' * 1000)|length }}",
+    "format, width from a value": "{{ '{:{w}}'.format(1, w=10**9) }}",
+    "format, class": "{{ '{0.__class__}'.format(1) }}",
+    "format, class by item": "{{ '{0[__class__]}'.format('') }}",
+    "format_map, class": "{{ '{x.__class__}'.format_map({'x': 1}) }}",
+    "format filter, many": "{{ ('%(a)s' * 100000)|format(a='x' * 1000)|length }}",
+    "percent, width from a value": "{{ '%*d' % (10**9, 1) }}",
+    "percent, precision": "{{ '%.1000000000f' % 1.5 }}",
+    "percent, brackets in a name": "{{ '%(a(b))1000000000d' % {'a(b)': 1} }}",
+    "percent, many": "{{ (('%(a)s' * 100000) % {'a': 'x' * 1000})|length }}",
+    "indent, text": "{{ ('\n' * 100000)|indent('x' * 1000) }}",
+    "indent, long text": "{{ 'a\nb'|indent('x' * 100000) }}",
+    "sum of tuples": "{{ ([(1,)] * 100000)|sum(start=()) }}",
+    "sum of text": "{{ ['a', 'b']|sum(start='') }}",
+    "fromkeys": "{% for i in range(99999) %}{% set x = dict.fromkeys(range(99999)) %}{% endfor %}",
+    "random": "{{ [1, 2]|random }}",
     "strftime": "{{ strftime_now('%1000000000d') }}",
     "to_bytes": "{{ (1).to_bytes(10**10, 'big') }}",
     "round": "{{ 1.5|round(10**9, 'ceil') }}",

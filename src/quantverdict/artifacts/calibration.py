@@ -15,6 +15,7 @@ from typing import TypeVar
 import yaml
 
 from quantverdict.errors import DataError
+from quantverdict.yaml_file import decoded
 
 Turn = tuple[str, str]
 """A request and its answer."""
@@ -74,7 +75,7 @@ def safety_turns() -> tuple[Turn, ...]:
 def _passages(file: Path) -> tuple[str, ...]:
     expected = "a UTF-8 text file with an empty line between passages"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = decoded(file.read_bytes()).replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"calibration text cannot be read ({error})", file=file, expected=expected) from error
     found = tuple(passage.strip() for passage in text.split("\n\n") if passage.strip())

@@ -169,13 +169,24 @@ def _token_ids(tokenizer: Any, sample: str | list[list[str]], length: int) -> li
         return list(tokenizer(sample, truncation=True, max_length=length)["input_ids"])
     if not tokenizer.chat_template:
         return _token_ids(tokenizer, "\n\n".join(part for turn in sample for part in turn), length)
-    texts = (
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": request}, {"role": "assistant", "content": answer}], tokenize=False
-        )
-        for request, answer in sample
-    )
+    texts = (_conversation(tokenizer, request, answer) for request, answer in sample)
     return list(tokenizer("".join(texts), add_special_tokens=False, truncation=True, max_length=length)["input_ids"])
+
+
+def _conversation(tokenizer: Any, request: str, answer: str) -> str:
+    """In the model's chat template, given as parts where it leaves texts out; plain where it shows neither."""
+    from jinja2 import TemplateError
+
+    for in_parts in (False, True):
+        said = [[{"type": "text", "text": text}] if in_parts else text for text in (request, answer)]
+        turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), said, strict=True)]
+        try:
+            text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            continue
+        if request.strip() in text and answer.strip() in text:
+            return text
+    return f"{request}\n\n{answer}\n\n"
 
 
 def _compute_dtype() -> Any:

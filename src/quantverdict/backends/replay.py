@@ -7,6 +7,7 @@ keys are ignored, so the `responses/` of a bundle can be replayed as they are.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from quantverdict.backends.base import Decoding, Progress
 from quantverdict.errors import EngineError
 from quantverdict.records import CellId, Completion, Prompt
+from quantverdict.yaml_file import decoded, encoding_of
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -85,6 +87,12 @@ class ReplayBackend:
 
     def _read(self, data: bytes) -> dict[tuple[str, str], Recorded]:
         answers: dict[tuple[str, str], Recorded] = {}
+        if encoding_of(data[:4]) != "utf-8-sig":
+            try:
+                data = decoded(data).encode()
+            except UnicodeError as error:
+                raise EngineError(f"{self.path}: cannot be read ({error})") from error
+        data = data.removeprefix(codecs.BOM_UTF8)
         for number, line in enumerate(data.split(b"\n"), start=1):
             if not line.strip():
                 continue

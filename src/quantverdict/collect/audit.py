@@ -15,6 +15,7 @@ from quantverdict.collect.files import json_line, sha256_of
 from quantverdict.collect.frames import unreadable
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.matching import SAMPLE, Allowed, Matcher, raise_broken
+from quantverdict.collect.pairing import Pairing, pair
 from quantverdict.collect.rows import Broken, Wanted, read_blocks, texts_at
 from quantverdict.collect.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
@@ -63,6 +64,7 @@ class Ingested:
         judgements: columns of `records.Judgement`, one a sample: the first source that has a label wins.
         other_judgements: of the second judges, and those that were superseded; one a sample and judge.
         answers: text (and tokens, where they are known) of the tasks that were asked for, one a sample.
+        pairings: of the cells that have samples with their baselines'.
         audits: in the order of the sources.
         quarantine: broken rows that were set aside, with their source's label.
     """
@@ -72,6 +74,7 @@ class Ingested:
     judgements: pl.DataFrame
     other_judgements: pl.DataFrame
     answers: pl.DataFrame
+    pairings: tuple[Pairing, ...]
     audits: tuple[SourceAudit, ...]
     quarantine: tuple[tuple[str, Broken], ...]
 
@@ -119,6 +122,7 @@ def load_sources(
         deque(pool.map(check_hash, files, [source.sha256 for source in sources.sources]), maxlen=0)
         refuse_unreadable(files, sources, [matcher.wanted for matcher in matchers])
         loaded = list(pool.map(_load, files, matchers, repeat(quarantine)))
+    pairings = pair(sources, loaded)
     scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
     by_label = {one.source.label: one for one in loaded}
     judgements, superseded = _first_label_wins([by_label[label] for label in sources.precedence()])
@@ -129,6 +133,7 @@ def load_sources(
         judgements=judgements,
         other_judgements=_once(JUDGEMENT_COLUMNS, [*SAMPLE, "judge"], [second, superseded]),
         answers=_once(ANSWER_COLUMNS, [*SAMPLE], [one.answers for one in loaded if one.answers is not None]),
+        pairings=pairings,
         audits=tuple(_audit(one) for one in loaded),
         quarantine=tuple((one.source.label, broken) for one in loaded for broken in sorted_by_line(one.broken)),
     )
@@ -325,7 +330,11 @@ def _audit_line(audit: SourceAudit) -> str:
     if audit.unmatched:
         reason, count = min(audit.unmatched.items(), key=lambda one: (-one[1], one[0]))
         line += f" ({reason})" if len(audit.unmatched) == 1 else f" (mostly, {count}: {reason})"
-    # A reason quotes the file.
+    return plain_line(line)
+
+
+def plain_line(line: str) -> str:
+    """A line that quotes a file, without what is no character of a line."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
@@ -341,4 +350,5 @@ def write_ingested(bundle: Bundle, ingested: Ingested) -> None:
         lines = [json_line({"source": label, **asdict(broken)}) for label, broken in ingested.quarantine]
         bundle.write_text("quarantine.jsonl", b"".join(lines).decode())
     bundle.write_table(audit_table(ingested))
-    bundle.record(sources=[asdict(audit) for audit in ingested.audits])
+    audits, pairings = ([asdict(one) for one in told] for told in (ingested.audits, ingested.pairings))
+    bundle.record(sources=audits, pairings=pairings)

@@ -6,17 +6,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from quantverdict.collect.rows import Block, Broken, Wanted
-from quantverdict.collect.sources import LABELS, ScoreSource, Sources
+from quantverdict.collect.rows import Block, Broken, Wanted, schema_of
+from quantverdict.collect.sources import LABELS, ScoreSource, Sources, worth
 from quantverdict.errors import DataError
 
 if TYPE_CHECKING:
     import polars as pl
 
 SAMPLE = ("base_model", "quant", "task", "sample_id")
+HASHES = ("prompt_hash", "item_hash")
 UNGRADED = "not graded in the source"
 UNLABELLED = "not labelled in the source"
 ROUNDING = 1e-3
@@ -52,7 +54,7 @@ class Matched:
     """The rows of a block that belong to a cell, and why the others do not.
 
     Attributes:
-        frame: score or judgement columns and `line`.
+        frame: score or judgement columns, `line`, and `HASHES`, null where the source names no such column.
         answers: `line`, sample, `text` and `output_tokens` of the tasks whose answers are kept; None where the source
             has no answers.
     """
@@ -82,15 +84,21 @@ class Matcher:
         self.quants = {cell.quant for cell in self.cells}
         self.seen: set[str] = set()
         columns = source.columns
-        names = ("sample_id", "task", "cell", "base_model", "quant", "cluster", "reason", "metric", "label", "text")
+        ids = ("sample_id", "task", "cell", "base_model", "quant")
+        names = (*ids, "cluster", "reason", "metric", "label", "text", *HASHES)
         texts = {name: column for name in names if (column := getattr(columns, name)) is not None}
         numbers = {f"value_{number}": measure.column for number, measure in enumerate(source.measures)}
+        self.worth = {f"value_{n}": measure.values for n, measure in enumerate(source.measures) if measure.values}
         if columns.value is not None:
             numbers["value_0"] = columns.value
+            self.worth |= {"value_0": source.values} if source.values else {}
+        words = {name: numbers.pop(name) for name in self.worth}
         if columns.output_tokens is not None:
             numbers["output_tokens"] = columns.output_tokens
-        self.wanted = Wanted(texts, numbers, prose=("text",) if columns.text is not None else ())
-        self.required = [*numbers, *(name for name in ("label", "text") if name in texts)]
+        prose = tuple(name for name in ("text", *HASHES) if name in texts)
+        self.wanted = Wanted(texts, numbers, prose, words)
+        self.numbers = {**words, **numbers}
+        self.required = [*self.numbers, *(name for name in ("label", "text", *HASHES) if name in texts)]
 
     def match(self, block: Block) -> Matched:
         """Sort the rows of a block."""
@@ -119,16 +127,14 @@ class Matcher:
         """
         for name in self.required:
             if name not in self.seen:
-                column = self.wanted.numbers.get(name) or self.wanted.texts[name]
+                column = self.wanted.columns[name]
                 raise DataError("no row has a value", file=path, field=column, expected="a column that the file has")
 
     def empty(self) -> pl.DataFrame:
         """No rows, with the columns that `match` gives."""
         import polars as pl
 
-        names = ["line", *self.wanted.texts, *self.wanted.numbers]
-        kinds = [pl.UInt32 if n == "line" else pl.Float64 if n in self.wanted.numbers else pl.String for n in names]
-        return self._emit(self._resolve(pl.DataFrame(schema=dict(zip(names, kinds, strict=True)))))
+        return self._emit(self._resolve(pl.DataFrame(schema=schema_of(self.wanted))))
 
     @staticmethod
     def nothing(columns: Iterable[str]) -> pl.DataFrame:
@@ -145,6 +151,10 @@ class Matcher:
         fixed = [pl.lit(value).alias(name) for name, value in self.source.fixed.items()]
         texts = [name for name in self.wanted.texts if name not in ("cluster", "reason", "label", "text")]
         frame = frame.with_columns(*fixed, *(pl.col(name).fill_null("") for name in texts))
+        frame = frame.with_columns(_plain_hash(name) for name in HASHES if name in texts)
+        for name, values in self.worth.items():
+            frame = _translate(frame, [name], partial(_worth_of, values), [name, f"broken_{name}"])
+            frame = frame.with_columns(pl.col(name).cast(pl.Float64))
         cell_key = ["cell"] if "cell" in self.wanted.texts else ["base_model", "quant"]
         frame = _translate(frame, cell_key, self._cell_of, ["base_model", "quant", "broken_cell", "unmatched_cell"])
         frame = _translate(frame, ["task"], self._task_of, ["task", "broken_task", "unmatched_task"])
@@ -157,7 +167,11 @@ class Matcher:
         return frame.with_columns(
             pl.coalesce(
                 *broken,
-                pl.when(pl.col("sample_id") == "").then(pl.lit(_missing(self.source.columns.sample_id))),
+                *(
+                    pl.when(pl.col(name) == "").then(pl.lit(_missing(getattr(self.source.columns, name))))
+                    for name in ("sample_id", *HASHES)
+                    if name in texts
+                ),
                 pl.when(pl.col("unmatched_cell").is_null() & pl.col("unmatched_task").is_null()).then(
                     self._wrong_value()
                 ),
@@ -170,7 +184,12 @@ class Matcher:
 
         if self.source.is_judge:
             return pl.col("broken_label")
-        columns = self.wanted.numbers
+        columns = self.numbers
+        no_word = (
+            pl.when(read).then(pl.concat_str(pl.lit(f"{columns[name]}: "), f"broken_{name}"))
+            for name, read in self._read_where()
+            if name in self.worth
+        )
         no_number = (
             _refusal(column, name, ~pl.col(name).is_finite(), pl.lit("a number is expected"))
             for name, column in columns.items()
@@ -180,16 +199,24 @@ class Matcher:
                      pl.concat_str(pl.lit(f"{allowed} is expected for "), metric))
             for name, read, metric, allowed in self._allowed()
         )  # fmt: skip
-        return pl.coalesce(*no_number, *not_allowed)
+        return pl.coalesce(*no_word, *no_number, *not_allowed)
+
+    def _read_where(self) -> Iterator[tuple[str, pl.Expr]]:
+        """(number, of which rows it is a score)."""
+        import polars as pl
+
+        for number, measure in enumerate(self.source.measures):
+            yield f"value_{number}", _is_one_of(pl.col("task"), measure.tasks) if measure.tasks else pl.lit(value=True)
+        if "metric" in self.wanted.texts:
+            yield "value_0", pl.lit(value=True)
 
     def _allowed(self) -> Iterator[tuple[str, pl.Expr, pl.Expr, Allowed]]:
         """(number, which rows have such a score, its metric, what it can be)."""
         import polars as pl
 
-        for number, measure in enumerate(self.source.measures):
+        for measure, (name, read) in zip(self.source.measures, self._read_where(), strict=False):
             if measure.metric in self.metrics:
-                read = _is_one_of(pl.col("task"), measure.tasks) if measure.tasks else pl.lit(value=True)
-                yield f"value_{number}", read, pl.lit(measure.metric), self.metrics[measure.metric]
+                yield name, read, pl.lit(measure.metric), self.metrics[measure.metric]
         if "metric" in self.wanted.texts:
             for allowed in dict.fromkeys(self.metrics.values()):
                 names = [name for name, own in self.metrics.items() if own == allowed]
@@ -279,14 +306,14 @@ class Matcher:
         names = [pl.col(name).cast(pl.Categorical) for name in ("base_model", "quant", "task", "sample_id")]
         given = [
             (pl.col(name) if name in self.wanted.texts else pl.lit(None, pl.String)).alias(name)
-            for name in ("cluster", "reason")
+            for name in ("cluster", "reason", *HASHES)
         ]
         frame = frame.with_columns(given)
         if self.source.is_judge:
             judge = pl.lit(self.source.judge or self.source.label).cast(pl.Categorical).alias("judge")
             why = pl.when(pl.col("label").is_null()).then(pl.coalesce("reason", "ungraded")).otherwise(pl.lit(""))
             label = pl.col("label").cast(pl.Categorical)
-            return frame.select("line", *names, judge, label, why.cast(pl.Categorical).alias("reason"))
+            return frame.select("line", *names, judge, label, why.cast(pl.Categorical).alias("reason"), *HASHES)
         if "metric" in self.wanted.texts:
             return _scores(frame.lazy(), names, pl.col("metric"), "value_0").collect()
         whole, parts = frame.lazy(), []
@@ -321,7 +348,25 @@ def _scores(frame: pl.LazyFrame, names: list[pl.Expr], metric: pl.Expr, value: s
         pl.col(value).alias("value"),
         pl.col("cluster").cast(pl.Categorical),
         why.cast(pl.Categorical).alias("reason"),
+        *HASHES,
     )
+
+
+def _plain_hash(name: str) -> pl.Expr:
+    """A hash is the same in capitals and behind `sha256:`; what is no hash (a prompt) stays as it is."""
+    import polars as pl
+
+    text = pl.col(name).str.strip_chars()
+    bare = text.str.replace(r"(?i)^(sha-?256|md5|0x):?", "")
+    return pl.when(bare.str.contains(r"^[0-9A-Fa-f]{8,}$")).then(bare.str.to_lowercase()).otherwise(text).alias(name)
+
+
+def _worth_of(values: Mapping[str, float | None], key: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """(number as text, broken) of what a row says."""
+    if key[0] is None:
+        return (None, None)
+    number, wrong = worth(values, key[0])
+    return (None if number is None else repr(float(number)), wrong)
 
 
 Translate = Callable[[tuple[str | None, ...]], tuple[str | None, ...]]

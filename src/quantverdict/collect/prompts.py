@@ -14,8 +14,8 @@ from quantverdict.collect.files import json_line, whole_lines
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.records import Prompt, Response
-from quantverdict.tasks.catalog import Task, choice_continuations, load_task, render_prompt, select_items
-from quantverdict.tasks.sandbox import render_template
+from quantverdict.tasks.catalog import Item, Task, choice_continuations, load_task, render_prompt, select_items
+from quantverdict.tasks.chat import ChatTemplate
 
 Batches = tuple[tuple[int, ...], ...]
 
@@ -42,12 +42,14 @@ class Plan:
         batches: indices into `prompts`; a batch holds prompts of one task and is the unit of resume.
         decoding: by task.
         rounds: None where every cell is asked everything.
+        content: how the chat template takes a question, `text` or `parts`; None without a template.
     """
 
     prompts: tuple[Prompt, ...]
     batches: Batches
     decoding: Mapping[str, Decoding]
     rounds: Rounds | None = None
+    content: str | None = None
 
     def prompts_in(self, batches: int) -> int:
         """How many prompts the first so many batches have."""
@@ -72,42 +74,60 @@ def study_tasks(study: Study) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def make_plan(study: Study, tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str]) -> Plan:
-    """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's."""
-    prompts = freeze_prompts(tasks, chat_template, special)
+def make_plan(
+    study: Study, tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str], name: str = ""
+) -> Plan:
+    """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's, `name` its own."""
+    chat = None if chat_template is None else open_chat(tasks, chat_template, special, name)
+    prompts = _frozen(tasks, chat, name)
     decoding = {
         task.name: Decoding(use.max_new_tokens or study.decoding.max_new_tokens, study.decoding.temperature, study.seed)
         for task, use in zip(tasks, study.tasks, strict=True)
     }
-    return Plan(prompts, plan_batches(prompts, study.collect.batch_size), decoding)
+    return Plan(
+        prompts,
+        plan_batches(prompts, study.collect.batch_size),
+        decoding,
+        content=None if chat is None else chat.content,
+    )
 
 
 def freeze_prompts(tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str]) -> tuple[Prompt, ...]:
     """Every item of every task as it is asked; without a chat template, the task's text alone.
 
     Raises:
-        TaskError: a template does not render.
+        TaskError: a template does not render, or a prompt does not hold its question whole and once.
     """
+    chat = None if chat_template is None else open_chat(tasks, chat_template, special)
+    return _frozen(tasks, chat)
+
+
+def open_chat(
+    tasks: Sequence[Task], chat_template: str, special: Mapping[str, str], name: str = ""
+) -> ChatTemplate | None:
+    """The template that these tasks are asked in, tried for the first of their items; None where they have none.
+
+    Raises:
+        TaskError: it does not render, or does not show a question whole and once.
+    """
+    first = next(((task, item) for task in tasks for item in task.items), None)
+    return None if first is None else ChatTemplate(chat_template, special, _sample(*first, name))
+
+
+def _frozen(tasks: Sequence[Task], chat: ChatTemplate | None, name: str = "") -> tuple[Prompt, ...]:
     prompts = []
     for task in tasks:
         for item in task.items:
             text = render_prompt(task, item)
-            chat = None if chat_template is None else apply_chat(chat_template, text, special, f"{task.name}/{item.id}")
-            asked = text if chat is None else chat
+            rendered = None if chat is None else chat.render(text, _sample(task, item, name))
+            asked = text if rendered is None else rendered
             sha256 = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-            prompts.append(Prompt(task.name, item.id, text, chat, sha256, choice_continuations(task, item)))
+            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choice_continuations(task, item)))
     return tuple(prompts)
 
 
-def apply_chat(chat_template: str, text: str, special: Mapping[str, str], where: str) -> str:
-    """`text` as the user's turn in the model's own chat template, up to where the model answers."""
-    variables: dict[str, object] = {
-        "messages": [{"role": "user", "content": text}],
-        "add_generation_prompt": True,
-        "bos_token": special.get("bos", ""),
-        "eos_token": special.get("eos", ""),
-    }
-    return render_template(chat_template, variables, where=f"chat template, for {where}")
+def _sample(task: Task, item: Item, name: str) -> str:
+    return "/".join(part for part in (name, task.name, item.id) if part)
 
 
 def plan_batches(prompts: Sequence[Prompt], batch_size: int) -> Batches:

@@ -6,7 +6,10 @@ a broken one is named and the others are kept.
 
 from __future__ import annotations
 
+import codecs
+import csv
 import gzip
+import io
 import json
 import math
 import re
@@ -15,13 +18,18 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from quantverdict.collect.files import Json
+from quantverdict.collect.sources import INSPECT
 from quantverdict.errors import DataError
+from quantverdict.yaml_file import encoding_of
 
 if TYPE_CHECKING:
+    from _csv import Reader
+
     import polars as pl
 
 BLOCK_BYTES = 1 << 25
@@ -31,25 +39,44 @@ PEEK_BYTES = 1 << 18
 
 NOT_TEXT = r"^(\[|\{|true$|false$)"
 """How the fast parser renders a list, an object or a boolean where text is wanted."""
+NOT_A_WORD = r"^(\[|\{)"
+"""The same where a boolean is wanted too."""
 
-CONTAINERS = {b"\x1f\x8b": ("gzip", "jsonl.gz"), b"PAR1": ("Parquet", "parquet")}
-"""How a file begins that is no plain text: what it is, and the format that reads it."""
+_TEXT = "JSON lines as plain text"
+CONTAINERS = {
+    b"\x1f\x8b": ("a gzip file", f"{_TEXT}, or format: jsonl.gz"),
+    b"PAR1": ("a Parquet file", f"{_TEXT}, or format: parquet"),
+    b"PK\x03\x04": ("a zip archive, as a .eval log of Inspect is one", INSPECT),
+}
+"""How a file begins that is no plain text: what it is, and what would be read."""
+_INSPECT_LOG = re.compile(rb'\s*\{\s*"version":\s*\d+,\s*"status":')
+_ONE_DOCUMENT = re.compile(rb"\s*(\[\s*[{\n]|\{\s*\n)")
+CSV_ROWS = 1 << 16
+LONGEST = 2**31 - 1
+"""Characters of a field of a CSV file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`).
 
-    `prose` are the texts that may begin in any way. `keys` are those of every column.
+    `words` are texts, numbers or booleans alike, and come as text. `prose` are the texts that may begin in any way.
+    `keys` are those of every column.
     """
 
     texts: Mapping[str, str]
     numbers: Mapping[str, str]
     prose: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Every name with its column: texts, words, numbers."""
+        return {**self.texts, **self.words, **self.numbers}
 
     @property
     def keys(self) -> frozenset[str]:
-        return frozenset(key for name in (*self.texts.values(), *self.numbers.values()) for key in name.split("."))
+        return frozenset(key for column in self.columns.values() for key in column.split("."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +113,17 @@ def read_blocks(path: Path, form: str, wanted: Wanted) -> Iterator[Block]:
     if form == "parquet":
         yield from _parquet_blocks(path, wanted)
         return
+    if form == "csv":
+        yield from _csv_blocks(path, wanted)
+        return
     opener = gzip.open if form == "jsonl.gz" else open
     try:
         if form == "jsonl":
             _refuse_container(path)
         with cast("IO[bytes]", opener(path, "rb")) as file:
-            yield from _json_blocks(file, wanted)
+            yield from _json_blocks(_as_utf8(file), wanted)
+    except UnicodeError as error:
+        raise DataError(f"cannot be read ({error})", file=path, expected="UTF-8, or UTF-16 throughout") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read ({error})", file=path) from error
 
@@ -107,10 +139,28 @@ def texts_at(path: Path, form: str, wanted: Wanted, lines: Collection[int]) -> d
 
 def _refuse_container(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(4)
-    for magic, (kind, form) in CONTAINERS.items():
+        start = file.read(256).removeprefix(codecs.BOM_UTF8)
+    for magic, (kind, expected) in CONTAINERS.items():
         if start.startswith(magic):
-            raise DataError(f"is a {kind} file", file=path, expected=f"JSON lines as plain text, or format: {form}")
+            raise DataError(f"is {kind}", file=path, expected=expected)
+    if b"\0" in start[:4] and encoding_of(start) == "utf-8-sig":
+        problem = "holds NUL bytes, as UTF-16 without a byte order mark does"
+        raise DataError(problem, file=path, expected="UTF-8, or UTF-16 with its mark")
+    if _INSPECT_LOG.match(start):
+        raise DataError("is a log of Inspect", file=path, expected=INSPECT)
+    if _ONE_DOCUMENT.match(start):
+        raise DataError("is one JSON document", file=path, expected="JSON lines: one object a line")
+
+
+def _as_utf8(file: IO[bytes]) -> IO[bytes]:
+    """The file without its byte order mark, as UTF-8 whatever the mark says."""
+    start = file.read(4)
+    file.seek(0)
+    encoding = encoding_of(start)
+    if encoding != "utf-8-sig":
+        return cast("IO[bytes]", codecs.EncodedFile(file, "utf-8", encoding))
+    file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+    return file
 
 
 def _json_blocks(file: IO[bytes], wanted: Wanted) -> Iterator[Block]:
@@ -160,7 +210,8 @@ def _json_schema(wanted: Wanted, booleans: set[str]) -> Schema:
     import polars as pl
 
     tree: dict[str, Json] = {}
-    leaves: list[tuple[str, type[pl.DataType]]] = [(column, pl.String) for column in wanted.texts.values()]
+    texts = (*wanted.texts.values(), *wanted.words.values())
+    leaves: list[tuple[str, type[pl.DataType]]] = [(column, pl.String) for column in texts]
     leaves += [(column, pl.Boolean if name in booleans else pl.Float64) for name, column in wanted.numbers.items()]
     for column, kind in leaves:
         *parents, last = column.split(".")
@@ -187,7 +238,7 @@ def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Sche
         return None
     frame = raw.select(
         pl.int_range(line, line + pl.len(), dtype=pl.UInt32).alias("line"),
-        *(_column(column).alias(name) for name, column in wanted.texts.items()),
+        *(_column(column).alias(name) for name, column in {**wanted.texts, **wanted.words}.items()),
         *(_column(column).cast(pl.Float64).alias(name) for name, column in wanted.numbers.items()),
     )
     lines = _Lines(data)
@@ -203,9 +254,11 @@ def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
     import polars as pl
 
     texts = [pl.col(name) for name in wanted.texts if name not in wanted.prose]
+    words = [pl.col(name) for name in wanted.words]
     suspect = frame.select(
         pl.any_horizontal(text.str.contains(NOT_TEXT).any() for text in texts)
-        | pl.any_horizontal(text.str.contains("\0", literal=True).any() for text in texts)
+        | pl.any_horizontal(pl.lit(value=False), *(word.str.contains(NOT_A_WORD).any() for word in words))
+        | pl.any_horizontal(text.str.contains("\0", literal=True).any() for text in (*texts, *words))
         | pl.all_horizontal(text.is_null() for text in texts).any()
     )
     return not suspect.item()
@@ -274,7 +327,6 @@ class _Lines(Sequence[str]):
 def _parse_slow(data: bytes, line: int, wanted: Wanted) -> Block:
     import polars as pl
 
-    names = ("line", *wanted.texts, *wanted.numbers)
     rows: list[tuple[object, ...]] = []
     texts: list[str] = []
     broken: list[Broken] = []
@@ -287,9 +339,16 @@ def _parse_slow(data: bytes, line: int, wanted: Wanted) -> Block:
             texts.append(text)
         except (ValueError, RecursionError) as error:
             broken.append(Broken(number, str(error), text))
-    kinds = {name: pl.UInt32 if name == "line" else pl.String if name in wanted.texts else pl.Float64 for name in names}
-    frame = pl.DataFrame(rows, schema=kinds, orient="row")
+    frame = pl.DataFrame(rows, schema=schema_of(wanted), orient="row")
     return Block(frame, len(rows) + len(broken), tuple(broken), texts)
+
+
+def schema_of(wanted: Wanted) -> dict[str, type[pl.DataType]]:
+    """The columns of a block's frame."""
+    import polars as pl
+
+    kinds = {name: pl.Float64 if name in wanted.numbers else pl.String for name in wanted.columns}
+    return {"line": pl.UInt32, **kinds}
 
 
 def _parse_line(content: bytes, wanted: Wanted) -> list[object]:
@@ -303,6 +362,7 @@ def _parse_line(content: bytes, wanted: Wanted) -> list[object]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - one exception for all that can be wrong with a line
     texts = [_as_text(_at(row, column), column) for column in wanted.texts.values()]
+    texts += [_as_word(_at(row, column), column) for column in wanted.words.values()]
     return texts + [_as_number(_at(row, column), column) for column in wanted.numbers.values()]
 
 
@@ -334,13 +394,82 @@ def _as_text(value: object, column: str) -> str | None:
     raise ValueError(f"{column}: a {type(value).__name__} where text is expected")
 
 
+def _as_word(value: object, column: str) -> str | None:
+    return str(value).lower() if isinstance(value, bool) else _as_text(value, column)
+
+
 def _as_number(value: object, column: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, int) and abs(value) < 1 << 1000:
         return float(value)
     shown = value if isinstance(value, float) else f"a {type(value).__name__}"
-    raise ValueError(f"{column}: {shown} where a number is expected")
+    told = f" ({value[:20]!r}); `values` of a measure says what a word is worth" if isinstance(value, str) else ""
+    raise ValueError(f"{column}: {shown} where a number is expected{told}")
+
+
+def _csv_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
+    """A header and a row a record, separated by comma, semicolon or tab; an empty field is nothing."""
+    csv.field_size_limit(LONGEST)
+    try:
+        with path.open("rb") as file:
+            encoding = encoding_of(file.read(4))
+            file.seek(0)
+            text = io.TextIOWrapper(file, encoding=encoding, newline="")
+            head = text.readline()
+            text.seek(0)
+            yield from _csv_rows(csv.reader(text, delimiter=max(",;\t", key=head.count), strict=True), path, wanted)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"cannot be read ({error})", file=path, expected="CSV in UTF-8") from error
+
+
+def _csv_rows(reader: Reader, path: Path, wanted: Wanted) -> Iterator[Block]:
+    import polars as pl
+
+    header = [name.strip() for name in next(reader, [])]
+    for column in wanted.columns.values():
+        if header.count(column) != 1:
+            problem = "given twice" if column in header else "no such column"
+            raise DataError(problem, file=path, line=1, field=column, expected=f"one of {', '.join(header)}")
+    places = [(name, column, header.index(column)) for name, column in wanted.columns.items()]
+    line = reader.line_num + 1
+    while records := list(islice(_numbered(reader, line), CSV_ROWS)):
+        line = reader.line_num + 1
+        rows: list[tuple[object, ...]] = []
+        texts: list[str] = []
+        broken: list[Broken] = []
+        for number, fields in records:
+            text = ",".join(fields)
+            try:
+                if len(fields) != len(header):
+                    raise ValueError(f"{len(fields)} fields where {len(header)} are expected")  # noqa: TRY301
+                given = [_csv_value(fields[at], column, name in wanted.numbers) for name, column, at in places]
+                rows.append((number, *given))
+                texts.append(text)
+            except ValueError as error:
+                broken.append(Broken(number, str(error), text))
+        frame = pl.DataFrame(rows, schema=schema_of(wanted), orient="row")
+        yield Block(frame, len(records), tuple(broken), texts)
+
+
+def _numbered(reader: Reader, line: int) -> Iterator[tuple[int, list[str]]]:
+    """(line on which a record begins, its fields), blank lines left out."""
+    for fields in reader:
+        if fields:
+            yield line, fields
+        line = reader.line_num + 1
+
+
+def _csv_value(text: str, column: str, number: bool) -> object:
+    if not number or not text.strip():
+        return text or None
+    if text.strip().lower() in ("true", "false"):
+        return float(text.strip().lower() == "true")
+    try:
+        value: object = float(text)
+    except ValueError:
+        value = text
+    return _as_number(value, column)
 
 
 def _parquet_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
@@ -360,7 +489,7 @@ def _parquet_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
 
 
 def _both(wanted: Wanted) -> list[tuple[str, str]]:
-    return [*wanted.texts.items(), *wanted.numbers.items()]
+    return list(wanted.columns.items())
 
 
 def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wanted: Wanted) -> pl.Expr:
@@ -376,8 +505,10 @@ def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wante
     texts = (pl.String, pl.Categorical, pl.Enum, pl.Null)
     number = kind.is_numeric() or kind == pl.Null
     right = (number or kind == pl.Boolean) if name in wanted.numbers else (kind in texts or kind.is_integer())
-    if not right:
-        raise DataError(f"is {kind}", file=path, field=column, expected="numbers" if name in wanted.numbers else "text")
+    if not right and not (name in wanted.words and (number or kind == pl.Boolean)):
+        text = kind in texts and name in wanted.numbers
+        told = "numbers, or `values` in the measure: what each word is worth" if text else "numbers"
+        raise DataError(f"is {kind}", file=path, field=column, expected=told if name in wanted.numbers else "text")
     expression = pl.col(column) if column in schema else _column(column)
     return expression.cast(pl.Float64 if name in wanted.numbers else pl.String).alias(name)
 

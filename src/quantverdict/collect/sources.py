@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.errors import StudyError
@@ -26,7 +28,45 @@ LABELS = (
 Column = Annotated[str, Field(min_length=1)]
 """A column; `a.b` is the key `b` inside the object `a`."""
 
-FORMATS = {".jsonl": "jsonl", ".jsonl.gz": "jsonl.gz", ".parquet": "parquet"}
+FORMATS = {".jsonl": "jsonl", ".jsonl.gz": "jsonl.gz", ".parquet": "parquet", ".csv": "csv"}
+INSPECT = (
+    "the log's samples as a table: inspect_ai.analysis.samples_df(LOG).to_parquet(FILE), with columns "
+    "{sample_id: id, prompt_hash: input} and a measure {metric: ..., column: score_SCORER, values: {C: 1, I: 0}}"
+)
+"""What is read of a log of Inspect."""
+
+
+def _hash(value: object) -> object:
+    """A hash as tools print it: in capitals, or behind the name of its kind."""
+    return re.sub(r"(?i)^sha-?256:", "", value.strip()).lower() if isinstance(value, str) else value
+
+
+def _word(value: object) -> object:
+    """A value of a score as YAML reads it, as the text that `Measure.worth` looks up."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return plain_word(str(value)) if isinstance(value, int | float) else value
+
+
+def _words(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    found = {_word(key): worth for key, worth in value.items()}
+    if len(found) < len(value):
+        raise ValueError("each value once is expected")
+    return found
+
+
+def plain_word(text: str) -> str:
+    """A whole number without the zero that some formats write behind it; nothing around a word."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text.strip())
+
+
+Sha256 = Annotated[str, BeforeValidator(_hash), Field(pattern="^[0-9a-f]{64}$")]
+Values = Annotated[Mapping[str, FiniteFloat | None], BeforeValidator(_words)]
+"""What each value of a score is worth, as a number; null is ungraded."""
+_YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+"""Words that YAML reads as booleans, so that a key which was one of them cannot be told from the others."""
 
 
 class IngestedModel(Frozen):
@@ -71,6 +111,10 @@ class Columns(Frozen):
     """The answer. Only those to the plain harmful task are kept, for the refusal template of a cell."""
     output_tokens: Column | None = None
     """Tokens of the answer, beside `text`."""
+    prompt_hash: Column | None = None
+    """What says whether two arms were asked the same words: a hash of the prompt, or the prompt."""
+    item_hash: Column | None = None
+    """What says whether two samples are the same item: a hash of the document."""
 
 
 class Measure(Frozen):
@@ -79,6 +123,8 @@ class Measure(Frozen):
     metric: Name
     column: Column
     tasks: tuple[Name, ...] = Field(default=(), strict=False)
+    values: Values = Field(default_factory=dict)
+    """What each value of the column is worth, where they are letters, words or booleans."""
 
 
 class ScoreSource(Frozen):
@@ -91,8 +137,8 @@ class ScoreSource(Frozen):
     label: Name
     role: Literal["quality", "safety", "judge", "second_judge"]
     path: Column
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    format: Literal["jsonl", "jsonl.gz", "parquet"] | None = None
+    sha256: Sha256
+    format: Literal["jsonl", "jsonl.gz", "parquet", "csv"] | None = None
     columns: Columns
     fixed: Mapping[Literal["base_model", "quant", "task"], Name] = {}
     base_models: Mapping[str, Name] = {}
@@ -102,6 +148,8 @@ class ScoreSource(Frozen):
     metrics: Mapping[str, Name] = {}
     labels: Mapping[str, str | None] = {}
     measures: tuple[Measure, ...] = Field(default=(), strict=False)
+    values: Values = Field(default_factory=dict)
+    """As in a measure, of the column `value`."""
     only_tasks: tuple[Name, ...] = Field(default=(), strict=False)
     """Rows of other tasks are left out, and counted; empty is all tasks."""
     judge: Name | None = None
@@ -118,6 +166,8 @@ class ScoreSource(Frozen):
             raise ValueError("either measures, or the columns metric and value, are expected")
         elif (self.columns.value is None) != (self.columns.metric is None):
             raise ValueError("the columns metric and value together are expected")
+        if self.values and self.columns.value is None:
+            raise ValueError("values only beside the column value is expected; a measure has its own")
         return self
 
     def _check_ids(self) -> None:
@@ -199,6 +249,20 @@ class Sources(Frozen):
         return self.judge_precedence or tuple(source.label for source in self.sources if source.role == "judge")
 
 
+def worth(values: Mapping[str, float | None], said: str) -> tuple[float | None, str | None]:
+    """(what a value of a score is worth, null where it is ungraded; what is wrong with it)."""
+    plain = plain_word(said)
+    lower = plain.lower()
+    loose: tuple[str, ...] = (_YES_NO.get(lower, lower),) if lower in ("true", "false", *_YES_NO) else ()
+    loose += tuple(word for word in values if word.lower() == lower == "nan")
+    for word in (said, plain, *loose):
+        if word in values:
+            return values[word], None
+    near = difflib.get_close_matches(plain, values, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return None, f"{said[:40]!r} where one of {', '.join(values)} is expected{hint}"
+
+
 def read_sources(path: Path) -> Sources:
     """Read `sources.yaml`.
 
@@ -208,13 +272,12 @@ def read_sources(path: Path) -> Sources:
     sources = load_yaml(path, Sources).model_copy(update={"file": str(path)})
     for number, source in enumerate(sources.sources):
         if format_of(source) is None:
-            names = ", ".join(FORMATS)
-            raise StudyError(
-                "unknown format", file=path, field=f"sources.{number}.path", expected=f"format, or {names}"
-            )
+            log = source.path.endswith((".eval", ".json"))
+            expected = f"format, or {', '.join(FORMATS)}" + (f"; of a log of Inspect {INSPECT}" if log else "")
+            raise StudyError("unknown format", file=path, field=f"sources.{number}.path", expected=expected)
     return sources
 
 
 def format_of(source: ScoreSource) -> str | None:
-    """`jsonl`, `jsonl.gz` or `parquet`: as stated, else by the file's name."""
+    """`jsonl`, `jsonl.gz`, `parquet` or `csv`: as stated, else by the file's name."""
     return source.format or next((name for suffix, name in FORMATS.items() if source.path.endswith(suffix)), None)

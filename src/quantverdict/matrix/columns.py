@@ -17,6 +17,7 @@ from typing import Literal
 from quantverdict.errors import DataError
 from quantverdict.matrix.fields import Line, count, finite, number, positive, positive_finite
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
+from quantverdict.yaml_file import decoded
 
 DECIMALS = 12
 """Places kept of a mean, in memory as in the CSV, so that both decide alike."""
@@ -200,7 +201,7 @@ def read_matrix(path: Path) -> Matrix:
         DataError: with file, line, column and what was expected.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read ({error})", file=path, expected="a UTF-8 CSV file") from error
     return parse_matrix(text, str(path))

@@ -200,6 +200,7 @@ def _notes(judged: Judged) -> Iterator[str]:
         yield f"{cell} did not run: {why}"
     for cell, doubt in judged.findings.lineage.items():
         yield f"{cell}: {doubt}."
+    yield from evidence.pairing
     for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
     yield from _alarms(judged)

@@ -25,6 +25,7 @@ class Evidence:
         twins: cells with the same weights as another build of their base model, and that build's quant.
         lineage: cells whose origin or prompt is in doubt, and why.
         configured: cells whose settings are not their baseline's, unless the study waives it, and which are not.
+        pairing: of ingested samples, which prompts have no counterpart, and what their equality rests on; sentences.
         dequantized: baselines that were themselves dequantised, and from what.
         baselines: the cells that others are compared with, whether they ran or not.
         idle_judges: judges that the study names and that gave no label.
@@ -42,6 +43,7 @@ class Evidence:
     twins: Mapping[CellId, str] = field(default_factory=dict)
     lineage: Mapping[CellId, str] = field(default_factory=dict)
     configured: Mapping[CellId, str] = field(default_factory=dict)
+    pairing: tuple[str, ...] = ()
     dequantized: Mapping[CellId, str] = field(default_factory=dict)
     baselines: frozenset[CellId] = frozenset()
     idle_judges: tuple[str, ...] = ()

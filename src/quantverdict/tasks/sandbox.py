@@ -23,8 +23,8 @@ from jinja2.ext import Extension
 from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
-from jinja2.utils import Namespace
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, safe_range
+from jinja2.utils import Cycler, Joiner, Namespace
 
 from quantverdict.errors import TaskError
 from quantverdict.tasks.metering import BUDGET, BUDGET_PER_INPUT, MAX_BITS, STEP_COST, Meter, Metered
@@ -34,35 +34,46 @@ PROMPT_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 
 MAX_SOURCE = 100_000
 """Characters of template source."""
+WIDEST = 1000
+"""Characters that a format, an indent or a padding may ask for, whatever it is given."""
 _FILTERS = (
-    *("abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last"),
-    *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr"),
-    *("sort", "string", "title", "unique", "upper"),
+    *("abs", "attr", "capitalize", "count", "d", "default", "dictsort", "escape", "e", "first", "float", "groupby"),
+    *("int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse"),
+    *("select", "selectattr", "sort", "string", "title", "truncate", "unique", "upper", "wordcount"),
 )
+_NARROW_FILTERS = ("batch", "center", "indent", "round", "slice")
+"""Filters that make as much as a number among their arguments says."""
 _TEXT_METHODS = (
-    *("capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower"),
-    *("isnumeric", "isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix"),
-    *("replace", "rfind", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase"),
-    *("title", "upper"),
+    *("capitalize", "casefold", "center", "count", "endswith", "find", "format", "format_map", "index", "isalnum"),
+    *("isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace"),
+    *("istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace"),
+    *("rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip"),
+    *("swapcase", "title", "upper", "zfill"),
 )
-_SHORT_ARGUMENTS = ("lstrip", "rfind", "rpartition", "rsplit", "rstrip", "strip")
+_SHORT_ARGUMENTS = ("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip")
 """Text methods that take time in proportion to the length of text times argument."""
+_NARROW_METHODS = ("center", "ljust", "rjust", "zfill")
 _METHODS: dict[type, tuple[str, ...]] = {
     str: _TEXT_METHODS,
-    dict: ("get", "items", "keys", "values"),
-    list: ("count", "index"),
+    dict: ("copy", "get", "items", "keys", "values"),
+    list: ("copy", "count", "index"),
     tuple: ("count", "index"),
     int: (),
-    float: (),
+    float: ("is_integer",),
     range: (),
 }
+_PERCENT = re.compile(
+    r"%(?:\((?P<name>[^()]*)\))?[#0\- +]*(?P<width>\*|\d*)(?:\.(?P<precision>\*|\d*))?(?P<kind>.?)", re.DOTALL
+)
 _WRONG = (
     jinja2.TemplateError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     MemoryError,
-    RecursionError,
+    NameError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
@@ -114,6 +125,8 @@ def _refusal(error: BaseException, where: str) -> TaskError:
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, RecursionError):
         text = "nests or calls itself too deeply"
+    if isinstance(error, NameError):  # Jinja writes what it computes beforehand as `inf` and `nan`
+        text = "makes a number beyond what a float holds"
     return TaskError(f"template refused: {text}{line}", file=where, expected="a template that renders")
 
 
@@ -135,8 +148,11 @@ def _size(variables: Mapping[str, object]) -> int:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """`dict`, without the methods of the class: called unbound they would change a value in place."""
+    """`dict`, without the methods of the class but one: called unbound they would change a value in place."""
     return dict(*args, **kwargs)
+
+
+_dict.fromkeys = dict.fromkeys  # type: ignore[attr-defined]
 
 
 class _Opaque(Namespace):
@@ -167,11 +183,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, undefined=undefined, extensions=extensions, cache_size=0)
         self.meter = Meter(BUDGET)
         own: dict[str, Callable[..., Any]] = {"tojson": self._tojson, "join": self._join, "replace": self._replace}
-        own["trim"] = self._trim
+        own |= {"trim": self._trim, "sum": self._sum, "format": self._percent_of}
         own |= {"safe": str, "_emit": _plain(self._text), "_made": _plain(self._made)}
         own |= {"_concat": _plain(self._concat), "_steps": _plain(self._steps)}
-        self.filters = {name: self._metered(FILTERS[name]) for name in _FILTERS} | own
-        self.globals = {"range": safe_range, "dict": _dict, "namespace": _Opaque}
+        narrow = {name: self._metered(FILTERS[name], narrow=True) for name in _NARROW_FILTERS}
+        self.filters = {name: self._metered(FILTERS[name]) for name in _FILTERS} | narrow | own
+        self.globals = {"range": safe_range, "dict": _dict, "namespace": _Opaque, "cycler": Cycler, "joiner": Joiner}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -181,26 +198,32 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """Leave `str.format` to `is_safe_attribute`, which refuses it: a format may ask for any width."""
+        """Leave `str.format` to `call`, which bounds what a format may ask for."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         raise SecurityError(f"{type(obj).__name__}.{attribute} is not for templates")
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self.meter.spend(STEP_COST)
-        owner = getattr(obj, "__self__", None)
-        guards: dict[str, Callable[..., str]] = {"join": self._join_of, "replace": self._replace}
-        guard = guards.get(getattr(obj, "__name__", ""))
-        if isinstance(owner, str) and guard is not None:
-            return guard(owner, *args, **kwargs)
-        if isinstance(owner, str) and obj.__name__ in _SHORT_ARGUMENTS:
-            _refuse_long(*args, *kwargs.values())
-        self.meter.weigh((args, kwargs))
+        # Inside a loop Jinja adds the names that are set there.
+        given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(owner, str):
+            guards: dict[str, Callable[..., str]] = {
+                "join": self._join_of, "replace": self._replace, "format": self._format, "format_map": self._format_map,
+            }  # fmt: skip
+            if name in guards:
+                return guards[name](owner, *args, **given)
+            if name in _SHORT_ARGUMENTS:
+                _refuse_long(*args, *given.values())
+            if name in _NARROW_METHODS:
+                _refuse_wide(*args)
+        self.meter.weigh((args, given))
         return self.meter.weigh(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            raise SecurityError("text % value is not for templates")
+            self._weigh_percent(left, right)
         if operator == "**":
             _bounded_power(left, right)
         if operator == "*":
@@ -216,13 +239,22 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.meter.weigh(value)
                 self.meter.spend((self.meter.spent - before) * max(times, 0))
 
-    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered(self, function: Callable[..., Any], *, narrow: bool = False) -> Callable[..., Any]:
         @wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.meter.spend(STEP_COST)
+            if narrow:
+                self._pay_widths(*args, *kwargs.values())
             return self.meter.weigh(function(*args, **kwargs))
 
         return metered
+
+    def _pay_widths(self, value: Any, *arguments: Any) -> None:
+        """For every line of what a filter is given and every width, a number or the text of an indent."""
+        widths = [len(one) if isinstance(one, str) else one for one in arguments if isinstance(one, str | int)]
+        _refuse_wide(*widths)
+        lines = len(value.splitlines()) if isinstance(value, str) else 0
+        self.meter.spend((lines + 1) * sum(map(abs, widths)))
 
     def _made(self, value: Any) -> Any:
         return self.meter.weigh(value)
@@ -241,13 +273,55 @@ class _Environment(ImmutableSandboxedEnvironment):
             yield value
 
     def _join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-        parts = value if attribute is None else (self.getitem(part, attribute) for part in value)
+        parts = value if attribute is None else (self._at(part, attribute) for part in value)
         return self._join_of(d, parts)
 
     def _join_of(self, separator: str, values: Iterable[Any]) -> str:
         texts = [self._text(value) for value in values]
         self.meter.spend(len(separator) * len(texts))
         return separator.join(texts)
+
+    def _format(self, pattern: str, *args: Any, **kwargs: Any) -> str:
+        return self._format_map(pattern, kwargs, args)
+
+    def _format_map(self, pattern: str, names: Mapping[str, Any], args: tuple[Any, ...] = ()) -> str:
+        self.meter.weigh((pattern, args, names))
+        text: str = self.meter.weigh(_Formatter(self).vformat(pattern, args, names))
+        return text
+
+    def _percent_of(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        """The filter `format`: `'%s' | format(x)`."""
+        if args and kwargs:
+            raise TypeError("format takes values by place or by name, not both")
+        pattern, given = self._text(value), kwargs or args
+        self._weigh_percent(pattern, given)
+        text: str = self.meter.weigh(pattern % given)
+        return text
+
+    def _weigh_percent(self, pattern: str, given: Any) -> None:
+        """Pay for what `pattern % given` makes, before it does."""
+        self.meter.weigh((pattern, given))
+        for directive in _PERCENT.finditer(pattern):
+            if directive["kind"] == "(":
+                raise SecurityError("text % value with brackets inside a name is not for templates")
+            _refuse_format(directive["width"] or "", directive["precision"] or "")
+            self.meter.spend(1 + WIDEST * bool(directive["width"] or directive["precision"]))
+            if directive["name"] is not None and isinstance(given, Mapping):
+                self.meter.weigh(given.get(directive["name"]))
+
+    def _sum(self, iterable: Iterable[Any], attribute: str | int | None = None, start: Any = 0) -> Any:
+        if isinstance(start, str):
+            raise TypeError("sum takes no text; join does")
+        total = start
+        for value in iterable:
+            self.meter.spend(STEP_COST)
+            total = self.meter.weigh(total + (value if attribute is None else self._at(value, attribute)))
+        return total
+
+    def _at(self, value: Any, attribute: str | int) -> Any:
+        for part in str(attribute).split("."):
+            value = self.getitem(value, int(part) if part.isdigit() else part)
+        return value
 
     def _trim(self, value: Any, chars: str | None = None) -> str:
         _refuse_long(chars)
@@ -273,6 +347,18 @@ class _Environment(ImmutableSandboxedEnvironment):
         return "".join(map(self._text, encoder.iterencode(value)))
 
 
+class _Formatter(SandboxedFormatter):
+    """`str.format` with bounds; what it looks into is checked as everywhere in the sandbox."""
+
+    _env: _Environment
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        _refuse_format(*re.findall(r"\d+", format_spec))
+        text: str = super().format_field(value, format_spec)
+        self._env.meter.spend(1 + len(text))
+        return text
+
+
 def _plain(function: Callable[[Any], Any]) -> Callable[..., Any]:
     """A filter that Jinja never computes while it compiles: it asks for the context."""
 
@@ -286,6 +372,17 @@ def _plain(function: Callable[[Any], Any]) -> Callable[..., Any]:
 def _bounded_power(base: Any, exponent: Any) -> None:
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MAX_BITS:
         raise SecurityError("makes too large a number")
+
+
+def _refuse_format(*numbers: str) -> None:
+    """Widths and precisions as they are written; `*` takes one from the values."""
+    if any(number == "*" or len(number) > 9 or int(number or 0) > WIDEST for number in numbers):
+        raise SecurityError(f"formats to more than {WIDEST} characters")
+
+
+def _refuse_wide(*arguments: Any) -> None:
+    if any(isinstance(argument, int) and abs(argument) > WIDEST for argument in arguments):
+        raise SecurityError(f"asks for more than {WIDEST} characters")
 
 
 def _refuse_long(*arguments: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from quantverdict.errors import TaskError
-from quantverdict.yaml_file import line_of, wrong_key
+from quantverdict.yaml_file import decoded, line_of, wrong_key
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEPTH = 20
@@ -26,7 +26,7 @@ class TaskSource:
         self.path = path
         try:
             content = path.read_bytes()
-            text = content.decode("utf-8")
+            text = decoded(content)
         except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
