@@ -17,6 +17,7 @@ File operations are: open for writing, write, flush, truncate, rename, delete, m
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import importlib.util
 import json
@@ -41,6 +42,10 @@ PRELOADED = (
     "scipy.stats", "scipy.optimize", "jinja2", "py3langid", "rapidfuzz",
 )  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+ROOM = 1 << 20
+"""Bytes that a pipe holds: more than any command prints here."""
 
 
 class Faults:
@@ -151,16 +156,14 @@ def call(name: str, arguments: dict) -> object:
     return getattr(loaded, function)(**arguments)
 
 
-def child(job: dict, scratch: Path) -> None:
+def child(job: dict, pipes: dict[int, int], told: Path) -> None:
     """Do a job; never returns."""
     code, value = 1, None
     faults = Faults(job.get("root") or job["cwd"], job.get("at"), job.get("how", "kill"))
     try:
         os.chdir(job["cwd"])
-        for stream, name in ((1, "out"), (2, "err")):
-            handle = os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        for stream, handle in pipes.items():
             os.dup2(handle, stream)
-            os.close(handle)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(job.get("env", {}))
         if job.get("judge"):
@@ -181,39 +184,49 @@ def child(job: dict, scratch: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         sys.stdout.flush()
         sys.stderr.flush()
-        with (scratch / "told").open("w") as file:
+        with told.open("w") as file:
             json.dump({"operations": faults.count, "value": value}, file)
     finally:
         os._exit(code)
 
 
-def run(job: dict, scratch: Path) -> dict:
-    (scratch / "told").unlink(missing_ok=True)
+def run(job: dict, told: Path) -> dict:
+    told.unlink(missing_ok=True)
+    # Pipes, as what is printed must not fall under a limit on the size of files.
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    for end in (out_end, err_end):
+        fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, ROOM)
     since = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        child(job, scratch)
-    limit = job.get("seconds") or job.get("limit", 120)
-    late = False
-    while True:
+        try:
+            child(job, {1: out_end, 2: err_end}, told)
+        finally:
+            os._exit(1)
+    code, late = wait(pid, since + (job.get("seconds") or job.get("limit", 120)))
+    seconds = time.monotonic() - since
+    os.close(out_end)
+    os.close(err_end)
+    more = json.loads(told.read_text()) if told.exists() else {}
+    return {"code": code, "late": late, "out": drained(out), "err": drained(err), "seconds": seconds, **more}
+
+
+def wait(pid: int, until: float) -> tuple[int, bool]:
+    """The exit code of a child, and whether it had to be killed for its time."""
+    while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            break
-        if time.monotonic() - since > limit:
-            os.kill(pid, signal.SIGKILL)
-            late = True
-            _, status = os.waitpid(pid, 0)
-            break
+            return os.waitstatus_to_exitcode(status), False
         time.sleep(0.002)
-    told = json.loads((scratch / "told").read_text()) if (scratch / "told").exists() else {}
-    return {
-        "code": os.waitstatus_to_exitcode(status),
-        "late": late,
-        "out": (scratch / "out").read_text(errors="replace") if (scratch / "out").exists() else "",
-        "err": (scratch / "err").read_text(errors="replace") if (scratch / "err").exists() else "",
-        "seconds": time.monotonic() - since,
-        **told,
-    }
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), True
+
+
+def drained(handle: int) -> str:
+    """What a pipe holds; a process that outlives the child may have the other end open."""
+    os.set_blocking(handle, False)
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        return (file.read(ROOM) or b"").decode(errors="replace")
 
 
 def main() -> None:
@@ -225,7 +238,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
-            answers.write(json.dumps(run(json.loads(line), Path(folder))) + "\n")
+            answers.write(json.dumps(run(json.loads(line), Path(folder, "told"))) + "\n")
             answers.flush()
 
 
