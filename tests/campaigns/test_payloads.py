@@ -1,6 +1,7 @@
 """Text from models, tasks and logs is shown and never acted on: by a browser that opens a report, or by a terminal."""
 
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -82,7 +83,7 @@ def opened(chromium, tmp_path):
 def acted(dom: str, heard: list[str]) -> list[str]:
     """Signs that something ran or was fetched."""
     signs = [f"asked for {path}" for path in heard]
-    if "data-pwned" in dom.partition(">")[2].partition("<head")[0] + dom[:300].partition("<head")[0]:
+    if re.match(r"\s*(<!doctype[^>]*>)?\s*<html[^>]*data-pwned", dom, re.IGNORECASE):
         signs.append("a script ran")
     if "<title>PWNED" in dom:
         signs.append("the title was changed")
