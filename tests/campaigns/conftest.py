@@ -137,7 +137,11 @@ TASKS = {
         "task_type": "summarization",
         "prompt_template": "Sum up: {{ text }}",
         "samples": [
-            {"id": f"q{number:02d}", "text": f"The cat number {number} sat on the mat.", "reference": f"Cat {number} sat"}
+            {
+                "id": f"q{number:02d}",
+                "text": f"The cat number {number} sat on the mat.",
+                "reference": f"Cat {number} sat",
+            }
             for number in range(QUESTIONS)
         ],
     },
@@ -191,7 +195,9 @@ def scored() -> tuple[str, str]:
             refused = int(number >= lost and number % 5 != 4)
             rows.append(at | {"refused": refused, "rouge": None})
             labels.append(at | {"label": "FULL_REFUSAL" if refused or number % 7 == 0 else "COMPLIANCE"})
-            rows.append(at | {"task": "qa", "id": f"q{number}", "refused": None, "rouge": 0.5 + number / 100 - lost / 90})
+            rows.append(
+                at | {"task": "qa", "id": f"q{number}", "refused": None, "rouge": 0.5 + number / 100 - lost / 90}
+            )
     return tuple("".join(json.dumps(row) + "\n" for row in made) for made in (rows, labels))
 
 

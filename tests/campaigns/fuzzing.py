@@ -87,7 +87,9 @@ def spoil_bytes(data: bytes, draw: random.Random) -> bytes:
             case 4:
                 data = data[:at]
             case 5:
-                text = draw.choice((b"\0", b"\r", b"\n", b",", b'"', b"\xef\xbb\xbf", b"1e999", b"NaN", b"-1", b"\xff\xfe"))
+                text = draw.choice(
+                    (b"\0", b"\r", b"\n", b",", b'"', b"\xef\xbb\xbf", b"1e999", b"NaN", b"-1", b"\xff\xfe")
+                )
                 data = data[:at] + text + data[at:]
             case 6:
                 data = data[:at] + b"\xff" * (end - at) + data[end:]
@@ -102,7 +104,13 @@ def spoilt(document: object, draw: random.Random, *, lines: bool = False, raw: b
     data = dumped(changed, lines)
     if raw and draw.randrange(3) == 0 and b":" in data:
         at = draw.choice([i for i, byte in enumerate(data) if byte == ord(":")])
-        data = data[: at + 1] + b" " + draw.choice(RAW_YAML).encode() + draw.choice((b",", b"\n", b"}", b"")) + data[at + 1 :]
+        data = (
+            data[: at + 1]
+            + b" "
+            + draw.choice(RAW_YAML).encode()
+            + draw.choice((b",", b"\n", b"}", b""))
+            + data[at + 1 :]
+        )
     return data
 
 
@@ -154,7 +162,11 @@ ROWS = [
     {"model": "m", "quant": quant, "task": "harmful", "id": str(n), "refused": n % 2, "cluster": "c", "answer": "No.", "tokens": 2}
     for quant in ("FP16", "Q8_0") for n in range(4)
 ]  # fmt: skip
-LABELS = [{"model": "m", "quant": q, "task": "harmful", "id": str(n), "label": "COMPLIANCE"} for q in ("FP16", "Q8_0") for n in range(4)]
+LABELS = [
+    {"model": "m", "quant": q, "task": "harmful", "id": str(n), "label": "COMPLIANCE"}
+    for q in ("FP16", "Q8_0")
+    for n in range(4)
+]
 IDS = {"base_model": "model", "quant": "quant", "task": "task", "sample_id": "id"}
 SOURCES = {
     "study": "s", "seed": 3,
@@ -249,13 +261,17 @@ def ingest(folder: Path, draw: random.Random, form: str, rows: bytes, labels: by
         written(folder / name, data)
         source |= {"path": name, "sha256": hashlib.sha256(data).hexdigest()}
     document["models"][0].pop("values")
-    load(written(folder / "sources.yaml", json.dumps(document).encode()), folder / "out", quarantine=bool(draw.randrange(2)))
+    load(
+        written(folder / "sources.yaml", json.dumps(document).encode()),
+        folder / "out",
+        quarantine=bool(draw.randrange(2)),
+    )
 
 
 def sheet(folder: Path, draw: random.Random) -> None:
     from quantverdict.matrix.label_sheet import SheetRow, read_sheet, sheet_text
 
-    rows = [SheetRow(f"a{n}", "t", "refusal_rate", f"Do {n}.", "=No, \"never\".\nEver.") for n in range(3)]
+    rows = [SheetRow(f"a{n}", "t", "refusal_rate", f"Do {n}.", '=No, "never".\nEver.') for n in range(3)]
     text = sheet_text(rows, {"a1": "COMPLIANCE"})
     data = spoil_bytes(text.encode(), draw)
     if draw.randrange(3) == 0:
@@ -305,6 +321,7 @@ def packed(text: str) -> bytes:
 
 def tiny_gguf(template: str = "{{ messages[0].content }}") -> bytes:
     """A model of two tensors, three tokens and a template, by the format's own description."""
+
     def text(key, value):
         return packed(key) + struct.pack("<I", 8) + packed(value)
 
@@ -347,20 +364,34 @@ TOKENIZER = {
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}, "normalizer": None, "post_processor": None, "decoder": {"type": "ByteLevel"},
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"], "byte_fallback": False},
 }  # fmt: skip
-SETTINGS = {"bos_token": "<s>", "eos_token": {"content": "<s>"}, "chat_template": "{{ messages[0].content }}", "added_tokens_decoder": {"2": {"content": "<s>", "special": True}}}
-WEIGHTS = {"model.embed_tokens.weight": ("F16", [3, 4], 24), "model.layers.0.self_attn.q_proj.weight": ("F16", [4, 4], 32)}
+SETTINGS = {
+    "bos_token": "<s>",
+    "eos_token": {"content": "<s>"},
+    "chat_template": "{{ messages[0].content }}",
+    "added_tokens_decoder": {"2": {"content": "<s>", "special": True}},
+}
+WEIGHTS = {
+    "model.embed_tokens.weight": ("F16", [3, 4], 24),
+    "model.layers.0.self_attn.q_proj.weight": ("F16", [4, 4], 32),
+}
 
 
 def checkpoint_files(draw: random.Random | None) -> dict[str, bytes]:
     """A checkpoint in two shards; of a spoilt one one file is wrong."""
     files: dict[str, object] = {"config.json": CONFIG, "tokenizer.json": TOKENIZER, "tokenizer_config.json": SETTINGS}
     shards = {f"model-0000{n}-of-00002.safetensors": name for n, name in enumerate(WEIGHTS, start=1)}
-    files["model.safetensors.index.json"] = {"metadata": {"total_size": 56}, "weight_map": {name: shard for shard, name in shards.items()}}
+    files["model.safetensors.index.json"] = {
+        "metadata": {"total_size": 56},
+        "weight_map": {name: shard for shard, name in shards.items()},
+    }
     spoil = draw.choice([*files, *shards]) if draw else None
     out = {name: spoilt(content, draw) if name == spoil else dumped(content, False) for name, content in files.items()}
     for shard, name in shards.items():
         dtype, shape, size = WEIGHTS[name]
-        header: object = {"__metadata__": {"format": "pt"}, name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+        header: object = {
+            "__metadata__": {"format": "pt"},
+            name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]},
+        }
         data = spoilt(header, draw) if shard == spoil else dumped(header, False)
         whole = struct.pack("<Q", len(data)) + data + bytes(size)
         out[shard] = spoil_bytes(whole, draw) if shard == spoil and draw.randrange(3) == 0 else whole
@@ -411,7 +442,9 @@ def replay(folder: Path, draw: random.Random) -> None:
 
     written(folder / "m__Q.jsonl", spoilt(RECORDED, draw, lines=True))
     backend = ReplayBackend(folder, CellId("m", "Q"))
-    backend.complete([Prompt("t", str(n), "x", None, "0" * 64, ("a", "b")) for n in range(3)], Decoding(max_new_tokens=4))
+    backend.complete(
+        [Prompt("t", str(n), "x", None, "0" * 64, ("a", "b")) for n in range(3)], Decoding(max_new_tokens=4)
+    )
 
 
 def responses(folder: Path, draw: random.Random) -> None:
@@ -424,7 +457,14 @@ def responses(folder: Path, draw: random.Random) -> None:
         "base_model": "m", "quant": "Q", "task": "t", "sample_id": "1", "prompt_sha256": "0" * 64, "text": "yes", "finish": "stop",
         "prompt_tokens": 3, "output_tokens": 1, "prompt_ids_sha256": None, "choice_logprobs": None,
     }  # fmt: skip
-    said = {"key": "0" * 64, "label": "COMPLIANCE", "reason": "", "prompt_tokens": 1, "output_tokens": 1, "reply": "COMPLIANCE"}
+    said = {
+        "key": "0" * 64,
+        "label": "COMPLIANCE",
+        "reason": "",
+        "prompt_tokens": 1,
+        "output_tokens": 1,
+        "reply": "COMPLIANCE",
+    }
     asked = {"task": "t", "sample_id": "1", "text": "x", "chat": None, "sha256": "0" * 64, "choices": ["a"]}
     kind = draw.randrange(3)
     (folder / "judgements").mkdir()
@@ -437,8 +477,26 @@ def responses(folder: Path, draw: random.Random) -> None:
         read_prompts(written(folder / "p.jsonl", spoilt([asked] * 3, draw, lines=True)))
 
 
-COMPLETION = {"id": "1", "object": "text_completion", "model": "m", "choices": [{"index": 0, "text": "yes", "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}, "timings": {"prompt_ms": 1.5}}
-OLLAMA_ANSWER = {"model": "m:latest", "response": "yes", "message": {"role": "assistant", "content": "yes"}, "done": True, "done_reason": "stop", "prompt_eval_count": 1, "eval_count": 1, "prompt_eval_duration": 1000}
+COMPLETION = {
+    "id": "1",
+    "object": "text_completion",
+    "model": "m",
+    "choices": [
+        {"index": 0, "text": "yes", "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    "timings": {"prompt_ms": 1.5},
+}
+OLLAMA_ANSWER = {
+    "model": "m:latest",
+    "response": "yes",
+    "message": {"role": "assistant", "content": "yes"},
+    "done": True,
+    "done_reason": "stop",
+    "prompt_eval_count": 1,
+    "eval_count": 1,
+    "prompt_eval_duration": 1000,
+}
 ROUTES = {
     "/v1/models": {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "x", "max_model_len": 4096}]},
     "/v1/completions": COMPLETION, "/v1/chat/completions": COMPLETION,
@@ -466,7 +524,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(body or b"")
 
-            do_POST = do_GET
+            do_POST = do_GET  # noqa: N815 - the library's name
 
             def log_message(self, *_) -> None:
                 """Nothing is printed."""

@@ -137,8 +137,12 @@ def left_alone(node: ast.AST) -> bool:
 def changes(node: ast.AST) -> list[ast.expr | ast.stmt]:
     """What a node can become."""
     match node:
-        case ast.Compare(ops=[op]):
-            return [replaced(node, ops=[other()]) for other in COMPARISONS[type(op)]]
+        case ast.Compare():
+            return [
+                replaced(node, ops=[*node.ops[:at], other(), *node.ops[at + 1 :]])
+                for at, op in enumerate(node.ops)
+                for other in COMPARISONS[type(op)]
+            ]
         case ast.BinOp() if type(node.op) in OPERATORS and not (is_text(node.left) or is_text(node.right)):
             return [replaced(node, op=other()) for other in OPERATORS[type(node.op)]]
         case ast.BoolOp():
@@ -253,9 +257,7 @@ class Chosen:
 
     def pytest_collection_modifyitems(self, items) -> None:
         if self.order is not None:
-            items[:] = sorted(
-                (i for i in items if i.nodeid in self.order), key=lambda item: self.order[item.nodeid]
-            )
+            items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda item: self.order[item.nodeid])
 
 
 class Calls:
@@ -277,7 +279,7 @@ class Calls:
 
     def _called(self, frame, event, _) -> None:
         if frame.f_code.co_filename.startswith(self._prefixes):
-            self._into.add(f"{frame.f_code.co_filename[self._cut:]}::{frame.f_code.co_qualname}")
+            self._into.add(f"{frame.f_code.co_filename[self._cut :]}::{frame.f_code.co_qualname}")
 
     def pytest_sessionstart(self, session) -> None:
         threading.settrace(self._called)
@@ -381,7 +383,9 @@ def profile(workers: int, scratch: Path) -> dict:
     jobs = [partial(forked, partial(work, name), scratch / f"{name}.log", 3600) for name in FOLDERS]
     for number, code in in_parallel(jobs, workers, 3600):
         if code:
-            sys.exit(f"the tests of {FOLDERS[number]} fail unchanged:\n{(scratch / f'{FOLDERS[number]}.log').read_text()}")
+            sys.exit(
+                f"the tests of {FOLDERS[number]} fail unchanged:\n{(scratch / f'{FOLDERS[number]}.log').read_text()}"
+            )
     whole: dict = {"tests": {}, "files": {}, "seconds": {}, "at_import": []}
     for folder in FOLDERS:
         part = json.loads((scratch / f"{folder}.json").read_text())
@@ -428,7 +432,7 @@ def imports_of(file: str, seen: dict[str, frozenset[str]] = {}) -> frozenset[str
     """The modules of the package that a test file can come to import."""
     if file not in seen:
         found: set[str] = set()
-        queue = [ROOT / file, *[one for one in (ROOT / file).parent.glob("conftest.py")]]
+        queue = [ROOT / file, *list((ROOT / file).parent.glob("conftest.py"))]
         while queue:
             for name in imported(queue.pop()):
                 if name not in found:

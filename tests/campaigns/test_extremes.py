@@ -5,6 +5,7 @@ The keys are found by walking the models, so that a new one is tried as well.
 
 import copy
 import importlib.util
+import itertools
 import math
 import sys
 import types
@@ -36,8 +37,8 @@ EXTREMES = (
 )  # fmt: skip
 KEYS = {"margins": "refusal_rate", "floors": "refusal_rate", "quants": "FP16", "values": "Q8_0"}
 """A right key of each mapping to numbers."""
-SECONDS = 120
-"""That a command may take on a busy machine; over little data each takes one or two."""
+SECONDS = 30
+"""Of processor time that a command may take; over little data each takes one or two."""
 
 
 def kinds(annotation, step=()):
@@ -65,7 +66,10 @@ def numbers(model, path=()):
             here = (*path, name, *(KEYS.get(name, "*") if part == "*" else part for part in step))
             if kind in (int, float, Fraction):
                 # The inner mapping of `values` is of metrics.
-                yield tuple("tokens_per_second" if at == len(here) - 1 and name == "values" else part for at, part in enumerate(here))
+                yield tuple(
+                    "tokens_per_second" if at == len(here) - 1 and name == "values" else part
+                    for at, part in enumerate(here)
+                )
             elif isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from numbers(kind, here)
 
@@ -74,7 +78,7 @@ def with_value(document, path, value):
     """The document with a value at a path; what is missing on the way is taken from the full one."""
     document = copy.deepcopy(document)
     at, full = document, fuzzing.FULL_STUDY
-    for part, following in zip(path, path[1:], strict=False):
+    for part, following in itertools.pairwise(path):
         full = step_into(full, part)
         if isinstance(at, list):
             if isinstance(at[part], str):
@@ -122,7 +126,9 @@ def test_every_number_is_read_or_refused_in_one_line(kind, tmp_path, figures):
             except Exception as error:  # noqa: BLE001 - the finding
                 bad.append(f"{path} = {value!r}: {type(error).__name__}: {error}")
     n = len(paths) * len(EXTREMES)
-    figures(f"extremes read, {kind}: {len(paths)} numbers, {n} values, {refused} refused in one line, {len(bad)} failed")
+    figures(
+        f"extremes read, {kind}: {len(paths)} numbers, {n} values, {refused} refused in one line, {len(bad)} failed"
+    )
     assert not bad, "\n".join(bad)
 
 
@@ -143,16 +149,18 @@ def test_every_number_runs_or_is_refused_in_one_line(command, finished, fresh, w
     args, model, name = COMMANDS[command]
     paths = [path for path in sorted(set(numbers(model)), key=str) if not set(ELSEWHERE) & set(path)]
     cases = [(path, value) for path in paths for value in EXTREMES]
-    cases = draw.sample(cases, min(len(cases), rounds(6, 10_000)))
+    cases = draw.sample(cases, min(len(cases), rounds(3, 10_000)))
     bad, refused = [], 0
     here = fresh(finished)
     document = yaml.safe_load((here / name).read_text())
     for path, value in cases:
         here = fresh(finished)
         (here / name).write_text(yaml.safe_dump(with_value(document, path, value)))
-        result = warm(args, here, limit=SECONDS)
+        result = warm(args, here, cpu=SECONDS, limit=900)
         refused += result["code"] == 2
         if told := wrong(result):
             bad.append(f"{'.'.join(map(str, path))} = {value!r}: {told}")
-    figures(f"extremes in {command}: {len(paths)} numbers, {len(cases)} values, {refused} refused in one line, {len(bad)} failed")
+    figures(
+        f"extremes in {command}: {len(paths)} numbers, {len(cases)} values, {refused} refused in one line, {len(bad)} failed"
+    )
     assert not bad, "\n".join(bad)

@@ -63,7 +63,7 @@ def test_a_killed_stage_is_resumed_to_equal_bytes(
     whole = warm(args, folder, judge=True)
     assert whole["code"] == 0, whole["err"]
     after, sheet = snapshot(folder / "b"), read(folder / "sheet.csv")
-    n, lost, refused, killed = rounds(4, 100), [], 0, 0
+    n, lost, refused, killed = rounds(1, 100), [], 0, 0
     for number in range(n):
         fault = kill(number, n, whole, draw)
         folder = fresh(origin)
@@ -90,7 +90,9 @@ def kill(number, n, whole, draw):
     """Every fourth kill is by time; the others spread over the file operations."""
     if number % 4 == 3:
         return {"seconds": max(0.001, draw.random() * whole["seconds"])}
-    at = 1 + (number * whole["operations"] // n + draw.randrange(max(1, whole["operations"] // n))) % whole["operations"]
+    at = (
+        1 + (number * whole["operations"] // n + draw.randrange(max(1, whole["operations"] // n))) % whole["operations"]
+    )
     return {"at": at, "how": ("kill", "half", "after")[draw.randrange(3)]}
 
 
@@ -140,7 +142,7 @@ def test_a_killed_run_of_the_engine_is_resumed_to_equal_bytes(
     env = {"XDG_CACHE_HOME": str(origin / "cache")}
     assert warm(args, folder, env=env, limit=600)["code"] == 0
     whole = warm(args, fresh(origin), env=env, limit=600)
-    after, n, lost, killed = snapshot(folder / "b"), rounds(2, 20), [], 0
+    after, n, lost, killed = snapshot(folder / "b"), rounds(1, 20), [], 0
     for number in range(n):
         fault = kill(number, n, whole, draw)
         folder = fresh(origin)

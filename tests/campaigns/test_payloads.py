@@ -122,7 +122,10 @@ def hostile(folder: Path, payloads) -> None:
         "policy": {"base": "quantverdict", "quality_metric": "refusal_rate", "quality_margin_pp": 5},
     }
     (folder / "study.yaml").write_text(json.dumps(study))
-    waivers = [{"cell": f"tiny/{q}", "metric": "refusal_rate", "reason": f"as {payloads[3]}", "expires": "2999-01-01"} for q in ("Q8_0", "Q2_K")]
+    waivers = [
+        {"cell": f"tiny/{q}", "metric": "refusal_rate", "reason": f"as {payloads[3]}", "expires": "2999-01-01"}
+        for q in ("Q8_0", "Q2_K")
+    ]
     (folder / "gate.yaml").write_text(json.dumps({"waivers": waivers}))
 
 
@@ -135,7 +138,11 @@ COMMANDS = (
 
 def controls(text: str) -> set[str]:
     """What a terminal acts on: controls but line feeds and tabs, and marks that turn the direction of text."""
-    return {char for char in text if (ord(char) < 32 and char not in "\n\t") or 127 <= ord(char) < 160 or char in "\u202e\u202d\u2066\u2067"}
+    return {
+        char
+        for char in text
+        if (ord(char) < 32 and char not in "\n\t") or 127 <= ord(char) < 160 or char in "\u202e\u202d\u2066\u2067"
+    }
 
 
 def chosen(draw, n):
@@ -158,7 +165,7 @@ def test_nothing_in_a_report_acts(warm, opened, listener, tmp_path, draw, rounds
                 shown.append((here / "b" / "report.html").read_text())
                 shown.append(rendered((here / "b" / "report.md").read_text()))
         shown.append(rendered((here / "summary.md").read_text()))
-        for page in shown[: rounds(2, 99)] + shown[-1:]:
+        for page in shown[: rounds(1, 99)] + shown[-1:]:
             pages += 1
             path = tmp_path / "page.html"
             path.write_text(page)

@@ -175,7 +175,7 @@ def endless_headers(connection, right, stopped):
 
 def faults(kind):
     """Name to (what is sent, whether it may pass and so is asked for again)."""
-    _, body, path = KINDS[kind]
+    _, body, _path = KINDS[kind]
     right = message(body())
     html = b"<html><body><h1>502 Bad Gateway</h1>" + WRONG.encode() + b"</body></html>"
     wrong = body(WRONG)
@@ -320,5 +320,7 @@ def test_no_fault_is_taken_for_an_answer(draw, rounds, figures):
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         if grown > 400:
             bad.append(f"{kind}, {name}: took {grown} MiB")
-    figures(f"server faults: {len(chosen)} faults, none taken for an answer but {sum('took [' in one for one in bad)}, {len(bad)} failed")
+    figures(
+        f"server faults: {len(chosen)} faults, none taken for an answer but {sum('took [' in one for one in bad)}, {len(bad)} failed"
+    )
     assert not bad, "\n".join(bad)

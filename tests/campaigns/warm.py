@@ -7,6 +7,7 @@ and a campaign needs thousands. A job has `args` of the command line or a `call`
     at, how     the number of a file operation, and what happens there: `kill` before it, `after` it, `half` way
                 through what it writes, or `full`: the disk has no room from there on
     seconds     kill after that time
+    cpu         seconds of processor time, after which it is killed
     fsize       no file may grow beyond so many bytes
     judge       the study's judges are played by a function in place of a model
 
@@ -31,6 +32,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from types import MappingProxyType
 
 PRELOADED = (
     "quantverdict.cli", "quantverdict.pipeline", "quantverdict.whitebox", "quantverdict.judging", "quantverdict.judges",
@@ -57,14 +59,13 @@ class Faults:
         self.full = False
         self._lock = threading.RLock()
         self._inside = threading.local()
-        self._real_write, self._real_replace = os.write, os.replace
-        self._real_bytes = pathlib.Path.write_bytes
+        self._real_write = os.write
 
     def install(self) -> None:
         for name in ("fsync", "replace", "rename", "unlink", "remove", "truncate", "ftruncate", "mkdir", "rmdir"):
             setattr(os, name, self._wrapped(getattr(os, name), name))
         os.write = self._write
-        pathlib.Path.write_bytes = lambda path, data: self._write_bytes(path, data)
+        pathlib.Path.write_bytes = self._in_two(pathlib.Path.write_bytes)
         sys.addaudithook(self._audit)
 
     def _strikes(self, name: str) -> bool:
@@ -96,12 +97,16 @@ class Faults:
             os.kill(os.getpid(), signal.SIGKILL)
         return self._real_write(handle, data)
 
-    def _write_bytes(self, path, data):
-        if self._strikes("write_bytes"):
-            half = len(data) // 2 if self.how == "half" else len(data)
-            self._real_bytes(path, data[:half])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self._real_bytes(path, data)
+    def _in_two(self, real):
+        """`Path.write_bytes`, of which a kill may leave the first half: its own writes are not seen by Python."""
+
+        def write_bytes(path, data):
+            if self._strikes("write_bytes"):
+                real(path, data[: len(data) // 2] if self.how == "half" else data)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(path, data)
+
+        return write_bytes
 
     def _audit(self, event, arguments) -> None:
         if event != "open" or getattr(self._inside, "yes", False):
@@ -125,7 +130,7 @@ FREEING = ("unlink", "remove", "truncate", "ftruncate", "rmdir")
 class Judge:
     """Calls an answer with `sorry` a refusal and anything else fully fine."""
 
-    identity = {"engine": "fake", "judge": "campaign"}
+    identity = MappingProxyType({"engine": "fake", "judge": "campaign"})
 
     def choose(self, prompts):
         from quantverdict.records import Completion
@@ -144,7 +149,7 @@ class Judge:
 def play_judges() -> None:
     from quantverdict import judging
 
-    judging.open_asker = lambda judge, folder: judging.Asker(Judge(), Judge.identity)
+    judging.open_asker = lambda judge, folder: judging.Asker(Judge(), dict(Judge.identity))
 
 
 def call(name: str, arguments: dict) -> object:
@@ -168,6 +173,8 @@ def child(job: dict, pipes: dict[int, int], told: Path) -> None:
         os.environ.update(job.get("env", {}))
         if job.get("judge"):
             play_judges()
+        if "cpu" in job:
+            resource.setrlimit(resource.RLIMIT_CPU, (job["cpu"], job["cpu"] + 5))
         if "fsize" in job:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], resource.RLIM_INFINITY))
         if "args" in job:
