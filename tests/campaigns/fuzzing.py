@@ -615,7 +615,7 @@ def batch(reader: str, seed: int, first: int, last: int, folder: str, progress: 
             values += 1
         except QuantverdictError as error:
             refused += 1
-            if not str(error).strip() or len(str(error)) > 4000:
+            if not str(error).strip() or len(str(error)) > 20_000:
                 failures.append((number, f"says {str(error)[:200]!r} ({len(str(error))} characters)"))
         except BaseException as error:  # noqa: BLE001 - the finding
             where = traceback.extract_tb(error.__traceback__)[-1]

@@ -360,40 +360,39 @@ def in_parallel(jobs: Sequence[Callable[[], int]], workers: int, wall: float) ->
 # --- which tests -----------------------------------------------------------------------------------------------------
 
 
-def fingerprint() -> str:
+def fingerprint(*paths: Path) -> str:
     digest = hashlib.sha256()
-    for folder in (SRC / "quantverdict", *(ROOT / "tests" / name for name in FOLDERS)):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def profile(workers: int, scratch: Path) -> dict:
-    """What each test calls and takes, by one run of the unchanged tests; kept until code or tests change."""
-    kept = CACHE / f"{fingerprint()}.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
+    """What each test calls and takes, by one run of each file of unchanged tests; kept until it or the code changes."""
+    code = list((SRC / "quantverdict").rglob("*.py"))
+    files = [path for folder in FOLDERS for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    kept = {path: CACHE / f"{fingerprint(path, *path.parent.glob('conftest.py'), *code)}.json" for path in files}
+    missing = [path for path in files if not kept[path].exists()]
+    CACHE.mkdir(parents=True, exist_ok=True)
 
-    def work(folder: str) -> int:
+    def work(path: Path) -> int:
         calls = Calls()
-        code = run_pytest([f"tests/{folder}"], [Chosen(None), calls])
-        (scratch / f"{folder}.json").write_text(json.dumps(calls.document()))
+        code = run_pytest([str(path.relative_to(ROOT))], [Chosen(None), calls])
+        if not code:
+            kept[path].write_text(json.dumps(calls.document()))
         return code
 
-    jobs = [partial(forked, partial(work, name), scratch / f"{name}.log", 3600) for name in FOLDERS]
+    logs = [scratch / f"{path.stem}.log" for path in missing]
+    jobs = [partial(forked, partial(work, path), log, 3600) for path, log in zip(missing, logs, strict=True)]
     for number, code in in_parallel(jobs, workers, 3600):
         if code:
-            sys.exit(
-                f"the tests of {FOLDERS[number]} fail unchanged:\n{(scratch / f'{FOLDERS[number]}.log').read_text()}"
-            )
+            sys.exit(f"{missing[number]} fails unchanged:\n{logs[number].read_text()}")
     whole: dict = {"tests": {}, "files": {}, "seconds": {}, "at_import": []}
-    for folder in FOLDERS:
-        part = json.loads((scratch / f"{folder}.json").read_text())
+    for path in files:
+        part = json.loads(kept[path].read_text())
         for key in ("tests", "files", "seconds"):
             whole[key] |= part[key]
         whole["at_import"] += part["at_import"]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(whole))
     return whole
 
 
