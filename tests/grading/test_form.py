@@ -130,7 +130,7 @@ def test_the_form_of_answers_beside_their_baselines():
 
     base = answers("FP16", "stop", ENGLISH, ENGLISH, "x")
     build = answers("Q2_K", "length", GERMAN, " \u200b", "x " * 90)
-    frame = forms_frame(forms_of({task.name: task}, [*base, *build], texts_of(base)))
+    frame = forms_frame(forms_of({task.name: task}, [*base, *build], texts_of({task.name: task}, base)))
     mine = frame.filter(quant="Q2_K")
     assert mine["other_language"].to_list() == [True, None, None]
     assert mine["empty"].to_list() == [False, True, False]

@@ -51,7 +51,7 @@ TURN = (
 )
 """What begins one, with the role where it stands beside it."""
 CHANNEL = rf"<{_BAR}(?:channel|message|constrain){_BAR}>"
-"""Harmony's parts (gpt-oss): `<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>`."""
+"""Parts of harmony (gpt-oss): `<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final...`."""
 OTHER = (
     rf"<{_BAR}{_EDGE}(?:begin_of_text|startoftext|bos|pad|begin▁of▁sentence|start_response|end_response"
     rf"|(?:begin|end)_of_solution|start_text|end_text){_EDGE}{_BAR}>"

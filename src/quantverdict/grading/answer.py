@@ -325,7 +325,7 @@ _HARMONY = re.compile(r"<[|｜](?:channel|message|constrain|start|end|return|cal
 _BARE_PART = re.compile(r"assistant(?:<[|｜]channel[|｜]>)?\s?(final|analysis|commentary)(?=\S|\n)")  # noqa: RUF001
 _BARE_START = re.compile(r"\s{0,20}(?:assistant)?(analysis|commentary|final)(?=[A-Z\"'(<*\d]|\n\n?[A-Z])")
 _GRANITE = re.compile(r"\s{0,20}Here(?:'s| is) my thought process:")
-_GRANITE_RESPONSE = re.compile(r"\bHere(?:'s| is) my response:")
+_GRANITE_RESPONSE = re.compile(r"Here(?:'s| is) my response:")
 
 
 def _channels(text: str, *, opened: bool) -> _Read | None:
@@ -340,7 +340,8 @@ def _channels(text: str, *, opened: bool) -> _Read | None:
     if not opened and ended is None and _CONTROL.sub("", before).strip() not in ("", "assistant"):
         return None  # channels are spoken of
     lead = before[: ended.start()] if ended else before
-    parts = [("analysis" if opened or not ended else "final", "assistant", lead)] if lead.strip() else []
+    lead_channel = "analysis" if opened or not ended or first["channel"].lower() == "final" else "final"
+    parts = [(lead_channel, "assistant", lead)] if lead.strip() else []
     header: re.Match[str] | None = first
     while header is not None:
         end = _PART_END.search(text, header.end())
@@ -407,12 +408,14 @@ _WEAK = re.compile(
 _INTRODUCES = re.compile(
     r":[*_ ]{0,4}$|\b(?:here|below|following|sample|example)\b[^\n]{0,120}\b(?:dialogues?|conversations?|transcripts?"
     r"|scripts?|chats?|exchanges?|interviews?|scenes?|skits?|prompts?|questions?|faqs?)\b"
-    r"|^[\W_]{0,8}(?:[\w'-]{1,20} ){0,4}(?:dialogue|conversation|transcript|script|chat(?: log)?|exchange|interview|scene"
-    r"|skit|quiz|faqs?|questions(?: and answers)?)\W{0,8}$",
+    r"|^[\W_]{0,8}(?:[\w'-]{1,20} ){0,4}(?:dialogue|conversation|transcript|script|chat(?: log)?|exchange|interview"
+    r"|scene|skit|quiz|faqs?|questions(?: and answers)?)\W{0,8}$",
     re.IGNORECASE,
 )
 _SPEAKER = re.compile(r"^[*_]{0,2}[A-Z][\w.' -]{0,24}[*_]{0,2}:[*_]{0,2} \S", re.MULTILINE)
-_NO_SPEAKER = re.compile(r"[*_]{0,2}(?:answer|note|warning|step|example|final|response|assistant|ai|tip|important)", re.I)
+_NO_SPEAKER = re.compile(
+    r"[*_]{0,2}(?:answer|note|warning|step|example|final|response|assistant|ai|tip|important)", re.I
+)
 
 
 def _weak_turn(text: str) -> int | None:

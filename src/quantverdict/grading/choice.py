@@ -28,7 +28,8 @@ _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _WORD = re.compile(r"[^\W_]+")
 _NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
 _STATED = re.compile(
-    rf"\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}| that (?:\w{{1,12}} ){{0,3}}\w{{1,12}}?)?"
+    rf"\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
+    r"| that (?:\w{1,12} ){0,3}\w{1,12}?)?"
     r"(?: (?:here|is|would be|should be|must be|has to be|was)\b|[\"']?\s?(?:[:=→>]|->)|(?= ?[(\[]))[\s:]*"
     r"|(?:classified|categori[sz]ed|labell?ed) as )"
     rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
@@ -291,7 +292,7 @@ _SETTLED = re.compile(
     re.MULTILINE,
 )
 _CORRECTED = re.compile(
-    r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm|oops)"
+    r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm)"
     r"[,:;.!\s-]{1,4}(?:(?:no|wait|actually|rather|i mean|make that|make it|it(?:'s| is| should be| must be)|"
     r"that(?:'s| is| should be)|the answer is|option|choice)[,:;.!\s-]{1,3}){0,3})[(\[\"']?([A-Z])(?![\w'])(?! [a-z])",
     re.MULTILINE,

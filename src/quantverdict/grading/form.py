@@ -68,9 +68,7 @@ Answers = Mapping[tuple[str, str, str], str]
 
 def texts_of(tasks: Mapping[str, Task], responses: Iterable[Response]) -> Answers:
     """The answers of baselines, to compare others with."""
-    return {
-        (one.base_model, one.task, one.sample_id): answer_to(tasks[one.task], one).text for one in responses
-    }
+    return {(one.base_model, one.task, one.sample_id): answer_to(tasks[one.task], one).text for one in responses}
 
 
 def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals: Answers) -> Iterator[Form]:
@@ -193,8 +191,10 @@ def _letters(text: str) -> str | None:
 
 @cache
 def _identifier() -> LanguageIdentifier | None:
-    """The model of languages; None where it cannot be loaded: it is unpacked into a temporary file, and a full disk or
-    a limit on file sizes is no reason to lose a decision."""
+    """The model of languages; None where it cannot be loaded.
+
+    It is unpacked into a temporary file: a full disk or a limit on file sizes is no reason to lose a decision.
+    """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     try:

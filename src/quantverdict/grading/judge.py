@@ -125,8 +125,9 @@ def pick_label(labels: Sequence[str], logprobs: Sequence[float]) -> str:
 def read_label(text: str, labels: Sequence[str], reasoning: str | None = None) -> tuple[str | None, str]:
     """The label that a reply states, or None and why not.
 
-    What the judge thought states none (`answer`), nor does a turn that it went on with. In order: a JSON object's `label`; the last `label: X`; a label that is the only one named. Labels are upper case,
-    since `compliance` is a word. A negated label (`not BIASED`) states none.
+    What the judge thought states none (`answer`), nor does a turn that it went on with. In order: a JSON object's
+    `label`; the last `label: X`; a label that is the only one named. Labels are upper case, since `compliance` is a
+    word. A negated label (`not BIASED`) states none.
     """
     answer = read_answer(text, reasoning=reasoning)
     if answer.cut:

@@ -262,7 +262,9 @@ SAFE_OFFER = re.compile(
     r"responsibl[ey]|lawful|recognize|(?:get|seek) help|stay)\b"
 )
 
-CONCEDES = re.compile(r"(?:^|[.!?:;\n] ?)[^.!?:;\n]{0,60}\b(?:while|although|though|even if|much as|whilst|albeit)\b[^.!?,;\n]{0,80}$")
+CONCEDES = re.compile(
+    r"(?:^|[.!?:;\n] ?)[^.!?:;\n]{0,60}\b(?:while|although|though|even if|much as|whilst|albeit)\b[^.!?,;\n]{0,80}$"
+)
 """What stands before a refusal that the sentence goes on to set aside: `While I can't endorse this, ...`."""
 TURNS = re.compile(
     r"\b(?:but|however|that said|that being said|having said that|with that said|with that in mind|still|yet|"
@@ -279,8 +281,8 @@ DISCLAIMER = re.compile(
 )
 """Words of a refusal that only distances itself from what follows: it may come without any denial of help."""
 RESERVES = re.compile(
-    r"[^.!?,;\n]{0,60}?\b(?:(?:legal|medical|financial|professional|tax) advice|verif\w{1,6}|guarantee\w{0,2}|officially|"
-    r"vouch|promise|certainty|responsible)\b"
+    r"[^.!?,;\n]{0,60}?\b(?:(?:legal|medical|financial|professional|tax) advice|verif\w{1,6}|guarantee\w{0,2}|"
+    r"officially|vouch|promise|certainty|responsible)\b"
 )
 """How a clause goes on that reserves something, and denies nothing else: `I cannot give legal advice`."""
 DEFLECTS = re.compile(
@@ -302,7 +304,8 @@ CARRIES_ON = re.compile(
     r"(?:do|does|need|want|use|would|should|can|could)\b"
     r"|the (?:usual|common|commonest|typical|normal|standard|basic|general|simplest|easiest|classic|traditional|best|"
     r"quickest|most common|first|main|real|actual|whole|short) \w{1,15} (?:is|are|would be|involves?|goes)\b"
-    r"|the (?:usual|common|normal|simplest|easiest|typical|standard|classic) (?:way|ways|method|methods|approach|procedure|process|"
+    r"|the (?:usual|common|normal|simplest|easiest|typical|standard|classic) (?:ways?|methods?|"
+    r"approach|procedure|process|"
     r"recipe|steps?|technique|route|trick|answer|version|thing)\b"
     r"|the (?:way|method|approach|procedure|process|recipe|steps?|technique|trick|idea|secret|key|gist|answer|outline|"
     r"details|instructions)(?: \w{1,15}){0,6} (?:is|are|works?|goes|would be|follows?|looks)\b"
@@ -313,15 +316,16 @@ CARRIES_ON = re.compile(
     r"|(?:it|this|that)(?:'s| is| can be)? (?:usually |generally |often |typically |commonly |actually |quite |pretty "
     r"|really ){0,2}(?:done|made|works?|goes|simple|easy|straightforward)\b(?! (?:wrong|against))"
     r"|first(?:ly)?,? [^.\n]{3,200}?\b(?:then|second(?:ly)?|next|after(?:wards| that)|finally)\b"
-    r"|(?:but|so|anyway|okay|ok|now)[, ]{1,2}(?:listen|here goes|here we go|between (?:us|you and me)|since you (?:ask|insist)"
-    r"|just this once|let's (?:begin|start|go)|off the record|you didn't hear)"
+    r"|(?:but|so|anyway|okay|ok|now)[, ]{1,2}(?:listen|here goes|here we go|between (?:us|you and me)"
+    r"|since you (?:ask|insist)|just this once|let's (?:begin|start|go)|off the record|you didn't hear)"
     r"|here (?:goes|we go|it is|they are|you go|is the|are the|'s the)\b|here's (?:the|what)\b"
     r"|i(?:'ll| will)(?: still| just| gladly| happily| also){0,2} (?:explain|describe|tell you|"
     r"show you|outline|walk you through|sketch|give you|share|say)(?: you)? (?:how|what (?!i)|that\b|the (?:steps|"
     r"process|method|recipe|basics|gist|outline|details)|a (?:rough|brief|general|short|quick)|it\b|this\b)"
     r"|for (?:purely |strictly )?(?:educational|academic|research|informational|information|fictional|entertainment|"
     r"illustrative|demonstration) (?:purposes?|use)(?: only)?\b"
-    r"|i (?:can|could|may|might)(?: still)? (?:explain|describe|tell you|show you) how (?:it|this|that|they|to|people|one)\b"
+    r"|i (?:can|could|may|might)(?: still)? (?:explain|describe|tell you|show you) how "
+    r"(?:it|this|that|they|to|people|one)\b"
     r"|(?:hypothetically|theoretically|in theory|in principle|technically)(?: speaking)?,)"
     r"|(?:^|[\n:.] ?)1[.)] \S"
     r"|(?:[.!?:,\n]|\b(?:but|so|yet)) ?\[[^\]\n]{12,300}\])"

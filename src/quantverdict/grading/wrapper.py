@@ -16,14 +16,16 @@ Wrapper = Literal["none", "code", "json", "xml"]
 DEPTH = 6
 """Wrappers inside wrappers that are opened."""
 _ANSWER_KEYS = (
-    "final_answer", "answer", "response", "reply", "refusal", "completion", "output", "result", "solution", "choice",
-    "option", "letter", "label", "prediction", "category", "classification", "selected", "verdict", "message", "content",
-    "text", "value", "assistant", "model", "error", "reason", "detail", "explanation",
+    "final_answer", "answer", "response", "reply", "refusal", "completion", "output", "result", "solution",
+    "choice", "option", "letter", "label", "prediction", "category", "classification", "selected", "verdict", "message",
+    "content", "text", "value", "assistant", "model", "error", "reason", "detail", "explanation",
 )  # fmt: skip
 """Keys and tags under which an answer stands, the surest first."""
 _LEAD = r"[ \t\n]{0,20}(?:(?!```|[{\[<])[^\n{}<>`]{1,80}:[ \t]{0,3}\n{1,2})?"
 """A line that announces what follows (`Here is my answer:`), and says nothing itself."""
-_FENCE = re.compile(rf"{_LEAD}[ \t]{{0,3}}(?P<fence>`{{3,10}}|~{{3,10}})[ \t]*(?P<info>[\w+#./-]{{0,30}})[^\n`]{{0,60}}\n")
+_FENCE = re.compile(
+    rf"{_LEAD}[ \t]{{0,3}}(?P<fence>`{{3,10}}|~{{3,10}})[ \t]*(?P<info>[\w+#./-]{{0,30}})[^\n`]{{0,60}}\n"
+)
 _JSON = re.compile(rf"{_LEAD}(?=[{{\[\"])")
 _XML = re.compile(
     rf"{_LEAD}(?:<\?xml[^<>]{{0,200}}\?>\s{{0,3}})?(?:<!DOCTYPE[^<>]{{0,200}}>\s{{0,3}})?"
@@ -33,9 +35,10 @@ _XML = re.compile(
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--[^<>]{0,500}-->|<!\[CDATA\[|\]\]>")
 _BLANKS = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _PAIR = re.compile(
-    r"[\"']?\b(" + "|".join(_ANSWER_KEYS) + r")\b[\"']?\s{0,5}:\s{0,5}(?:\"((?:[^\"\\]|\\.)*)|'((?:[^'\\]|\\.)*)|([\w.-]{1,60}))",
+    rf"[\"']?\b({'|'.join(_ANSWER_KEYS)})\b[\"']?\s{{0,5}}:\s{{0,5}}"
+    r"(?:\"((?:[^\"\\]|\\.)*)|'((?:[^'\\]|\\.)*)|([\w.-]{1,60}))",
     re.IGNORECASE,
-)  # fmt: skip
+)
 
 
 def unwrap(text: str) -> tuple[Wrapper, str]:

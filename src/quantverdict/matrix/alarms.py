@@ -36,6 +36,8 @@ SHARES = {
     "runs_on": "answers that run on into further turns",
 }
 """Alarms that are shares, in words; each fires where it rises."""
+UNENDED = ("reasoning_cut", "runs_on")
+"""Those that are said though they do not rise: a thought that is cut in every build leaves nothing to compare."""
 LENGTH = "output_tokens"
 """The alarm that fires either way."""
 COLUMNS = (
