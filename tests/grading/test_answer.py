@@ -235,7 +235,8 @@ def test_a_reasoning_inside_a_wrapper_is_no_part_of_what_it_says():
 
 PIECES = [
     "<think>", "</think>", "[THINK]", "[/THINK]", "<|im_end|>", "<|im_start|>user", "<|im_start|>assistant", "</s>",
-    "<s>", "<pad>", "\n", "\n\n", "User: ", "\nUser:", "\nAssistant:", "user", "assistant", "```", "```\n", "\n```", "{",
+    "<s>", "<pad>", "\n", "\n\n", "User: ", "\nUser:", "\nAssistant:", "user", "assistant", "```", "```\n", "\n```",
+    "{",
     "}", '"answer": ', "<answer>", "</answer>", "B", "I can't help.", "`", "the ", " tag", "<|channel|>", "analysis",
     "final", "<|message|>", "<|end|>", "<|start|>assistant", "assistantfinal", "Here is my thought process:", "<thi",
     "Here is my response:", "nk>", "### Human:", "[INST]", "Question: ", "Answer: ", ".", ":", "<think/>", '"', "a",
