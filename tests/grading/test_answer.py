@@ -131,6 +131,7 @@ TURNS = [
     "user\n\nHow?assistant\n\nSure",
     "\nAssistant: Sure",
     "\n\nQuestion: Next?\nAnswer: C",
+    "\n\nText: The next one.\nCategory: sports",
     "\n\nBelow is an instruction that describes a task.",
 ]
 
@@ -172,6 +173,9 @@ def test_an_end_token_alone_is_no_further_turn(end: str):
         "A: x\nB: y",
         "My assistant\nsaid so.",
         "Question: why?\nAnswer: because.",
+        "A log:\n```\nx\nUser: a\nAssistant: b\n```",
+        "This is the log.\n```\nx\nUser: a\nAssistant: b\n```\nIt is short.",
+        "It is good.\nText: short\nCategory: news",
         "  Spaces stay where nothing is cut.  ",
     ],
 )  # fmt: skip
@@ -294,7 +298,7 @@ pieces = [
     "<think>", "</think>", "<think>a</think>", "x<think>", "```\\n", "<", "[", "&lt;", "<|im_end|>", "<pad>", "<s></s>",
     "<unk>a", "`<think>`", "the <think> and ", "\\nUser:", "User: a\\nAssistant: b\\n", "user\\n", "Q: a\\n", "\\n",
     "<a>", "<|channel|>", "<|channel|>analysis<|message|>", "<|start|>assistant", "assistantfinal", '{"answer": "',
-    "Here is my response:", '{"a":', '"', "<answer>", "[THINK]",
+    "Here is my response:", '{"a":', '"', "<answer>", "[THINK]", "```\\nx\\nUser: a\\nAssistant: b\\n```\\n",
 ]
 labels = load_rubric("refusal").labels
 for piece in pieces:
@@ -307,6 +311,6 @@ print(len(pieces))
 
 
 def test_no_text_takes_longer_than_its_length_says():
-    """30 pathological texts of 60,000 characters, thrice each: seconds of work, where squared it is hours."""
+    """31 pathological texts of 60,000 characters, thrice each: seconds of work, where squared it is hours."""
     done = subprocess.run([sys.executable, "-c", LINEAR], capture_output=True, text=True, timeout=400, check=True)
-    assert int(done.stdout) == 30
+    assert int(done.stdout) == 31

@@ -398,13 +398,25 @@ _Side = Literal["theirs", "ours"]
 _WEAK = re.compile(
     r"^[ \t]{0,3}(?:"
     r"(?P<hash>#{3} ?(?:human|user|instruction|input|question|assistant|system)s?:)"
-    r"|(?P<label>(?:\*\*|__)?(?P<name>user|human|assistant|ai|question|q|answer|a|instruction|system)(?:\*\*|__)?[ ]?:)"
+    r"|(?P<label>(?:\*\*|__)?(?P<name>user|human|assistant|ai|question|q|answer|a|instruction|system"
+    r"|text|review|sentence|tweet|passage|headline|problem|statement|premise|category|label|sentiment|class|topic)"
+    r"(?:\*\*|__)?[ ]?:)"
     r"|(?P<bare>(?-i:user|assistant|model|human|system))[ \t]{0,3}$"
     r"|(?P<set>below is an instruction that describes a task)"
     r")"
     r"|(?P<glued>(?<=[.!?:\"')\]*])(?-i:user|assistant|model)(?=[ \t]{0,3}\n)|(?<=\w)(?-i:assistant)(?=\n\n))",
     re.IGNORECASE | re.MULTILINE,
 )
+_OURS = re.compile(r"assistant|model|\bai\b|answer|\ba\b|category|label|sentiment|class|topic", re.IGNORECASE)
+_LABELS = frozenset(["answer", "category", "label", "sentiment", "class", "topic"])
+_REPLIES = {
+    "q": frozenset(["a", "answer"]),
+    **dict.fromkeys(("question", "problem"), frozenset(["answer"])),
+    **dict.fromkeys(("text", "review", "sentence", "tweet", "passage", "headline", "statement", "premise"), _LABELS),
+}
+"""What an item of a list of examples is followed by: a build that does not stop goes on with the next one."""
+_AHEAD = 6
+"""So many labels are looked ahead."""
 _INTRODUCES = re.compile(
     r":[*_ ]{0,4}$|\b(?:here|below|following|sample|example)\b[^\n]{0,120}\b(?:dialogues?|conversations?|transcripts?"
     r"|scripts?|chats?|exchanges?|interviews?|scenes?|skits?|prompts?|questions?|faqs?)\b"
@@ -420,39 +432,42 @@ _NO_SPEAKER = re.compile(
 
 def _weak_turn(text: str) -> int | None:
     """Where a further turn begins that is marked in words only; None where the answer is all there is."""
-    marks = list(_WEAK.finditer(text))
+    marks, begun = list(_WEAK.finditer(text)), len(text) - len(text.lstrip())
+    if not marks:
+        return None
+    code, at = _code_blocks(text), 0
     for index, mark in enumerate(marks):
-        said = bool(text[: mark.start()].strip())
-        following = marks[index + 1] if index + 1 < len(marks) else None
-        side = _side(mark)
-        if not said:
-            if side == "theirs":
+        if mark.start() <= begun:
+            if _side(mark) == "theirs":
                 return None if mark["label"] else mark.start()
-            continue
-        if not _is_turn(text, mark, following):
-            continue
-        return None if _is_dialogue(text[: mark.start()]) else mark.start()
+        elif _is_turn(text, mark, marks[index + 1 : index + _AHEAD]):
+            while at < len(code) and code[at][1] <= mark.start():
+                at += 1
+            if at < len(code) and code[at][0] <= mark.start():
+                continue
+            return None if _is_dialogue(text[: mark.start()]) else mark.start()
     return None
 
 
 def _side(mark: re.Match[str]) -> _Side:
-    return "ours" if re.search(r"assistant|model|\bai\b|answer|\ba\b", mark[0], re.IGNORECASE) else "theirs"
+    return "ours" if _OURS.search(mark[0]) else "theirs"
 
 
-def _is_turn(text: str, mark: re.Match[str], following: re.Match[str] | None) -> bool:
-    """Whether a label begins a turn, by what follows: a question its answer, a user an assistant."""
+def _is_turn(text: str, mark: re.Match[str], following: Sequence[re.Match[str]]) -> bool:
+    """Whether a label begins a turn, by what follows: a question its answer, a text its label, a user an assistant."""
     name = (mark["name"] or "").lower()
     if not name:
         return True
-    reply = {"question": ("answer",), "q": ("a", "answer"), "user": (), "human": (), "instruction": ()}.get(name)
     if name in ("assistant", "ai"):
         return bool(text[mark.end() : mark.end() + 20].strip())
-    if reply is None:
+    apart = text[max(0, mark.start() - 3) : mark.start()].count("\n") > 1
+    names = [(one["name"] or one[0]).lower() for one in following]
+    if name in _REPLIES:
+        return (apart or name in ("question", "q")) and not _REPLIES[name].isdisjoint(names)
+    if name not in ("user", "human", "instruction"):
         return False
-    if following is not None:
-        other = (following["name"] or "").lower()
-        return other in reply if reply else _side(following) == "ours" and other not in ("a",)
-    return not reply and name != "instruction" and text[: mark.start()].endswith("\n\n")
+    turns = [one for one, other in zip(following, names, strict=True) if other not in _REPLIES and other != "a"]
+    return _side(turns[0]) == "ours" if turns else apart and name != "instruction"
 
 
 def _is_dialogue(before: str) -> bool:
