@@ -97,6 +97,12 @@ def test_an_inner_thought_that_was_left_is_not_the_answer_of_an_outer_one_that_w
     assert read_answer(f"<think>They say <think> here.</think> {SAID}", "stop").text == SAID
 
 
+@pytest.mark.parametrize("echo", ["assistant\n\n", "model\n", "<|im_start|>assistant\n", "<|assistant|>", "[/INST] "])
+def test_the_header_of_the_answers_own_turn_is_no_part_of_it(echo: str):
+    assert read_answer(echo + SAID).text == SAID
+    assert not read_answer(echo + SAID).runs_on
+
+
 def test_parts_of_an_answer_around_a_thought_are_kept():
     assert read_answer("<think>a</think>First.<think>b</think> Second.").text == "First. Second."
 

@@ -131,11 +131,15 @@ def _read_once(text: str, finish: str, *, opened: bool, dialogue: bool) -> _Read
     if found is None:
         marked = opened or any(sign in text for sign in "<＜[◁&")  # noqa: RUF001
         found = _scan(text, finish, inside=opened) if marked else _Read(text, [])
+    echo = _ECHO.match(found.text)  # a header of the answer's own turn, its tokens left out
+    found = found._replace(text=found.text[echo.end() :]) if echo else found
     end = None if dialogue else _weak_turn(found.text)
     if end is not None:
         return _Read(found.text[:end], found.thoughts, cut=False, runs_on=True)
     return found
 
+
+_ECHO = re.compile(r"\s{0,20}(?:assistant|model)[ \t]{0,3}\n")
 
 # Marks of reasoning and turns
 
