@@ -22,6 +22,7 @@ from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import JudgeConfig, Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.facts import config_of, statistics_of
+from quantverdict.grading.answer import answer_of
 from quantverdict.grading.judge import EMPTY_ANSWER, RUBRIC_OF, Question, load_rubric
 from quantverdict.grading.precedence import Sample, first_label_wins, sample_of, stratified
 from quantverdict.ingestion import JUDGEMENTS, OTHER_JUDGEMENTS
@@ -151,7 +152,7 @@ def answers_of(bundle: Bundle) -> Answers:
         for one in read_responses(responses_path(bundle.root, build.cell)):
             if one.task in rubrics:
                 rubric = load_rubric(RUBRIC_OF[rubrics[one.task]])
-                question = Question(rubric, asked[model][one.task, one.sample_id], one.text)
+                question = Question(rubric, asked[model][one.task, one.sample_id], answer_of(one).text)
                 found[one.base_model, one.quant, one.task, one.sample_id] = question
     return Answers(found)
 

@@ -94,12 +94,14 @@ class Completion:
     """What a backend returned for one prompt.
 
     Attributes:
-        text: the answer, special tokens removed.
+        text: as generated, special tokens removed but those that structure it (`backends.marks`).
         finish: `stop` or `length`.
         prompt_tokens, output_tokens: counts; the end token is not counted.
         prompt_ids_sha256: of the prompt's token ids, None where the backend does not show them.
         choice_logprobs: natural log-probability of each of `Prompt.choices`, None where the backend gives none.
         ttft_ms: time to first token, None where unknown; not part of what is compared or resumed.
+        reasoning: what a server split off from the text, None where it split nothing.
+        opened: the prompt ended inside a thought that its template opened.
     """
 
     text: str
@@ -109,11 +111,17 @@ class Completion:
     prompt_ids_sha256: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
     ttft_ms: float | None = None
+    reasoning: str | None = None
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One stored answer: a line of `responses/*.jsonl`. Holds no timing, so that equal runs give equal bytes."""
+    """One stored answer: a line of `responses/*.jsonl`. Holds no timing, so that equal runs give equal bytes.
+
+    What of `text` is the answer, `grading.answer` tells. A line has `reasoning` and `opened` only where they say
+    something.
+    """
 
     base_model: str
     quant: str
@@ -126,6 +134,8 @@ class Response:
     output_tokens: int
     prompt_ids_sha256: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
+    reasoning: str | None = None
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)

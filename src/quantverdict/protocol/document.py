@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantverdict.config import Constraints
 from quantverdict.errors import BundleError
-from quantverdict.matrix.alarms import told
+from quantverdict.matrix.alarms import UNENDED, told
 from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.noise import ALL, Noise
@@ -210,9 +210,13 @@ def _notes(judged: Judged) -> Iterator[str]:
 
 def _alarms(judged: Judged) -> Iterator[str]:
     """Builds whose answers changed their form, a line each."""
-    firing = [one for one in judged.findings.alarms or () if one.fires]
+    found = judged.findings.alarms or ()
+    firing = [one for one in found if one.fires]
     for cell in dict.fromkeys(one.cell for one in firing):
         yield f"Artifact alarm, {cell}: {'; '.join(told(one) for one in firing if one.cell == cell)}."
+    for one in found:
+        if one.name in UNENDED and not one.fires and (one.value or one.baseline):
+            yield f"{one.cell} has {told(one)} (the baseline's first): what is no answer is not graded."
 
 
 def _stopped(judged: Judged) -> Iterator[str]:
