@@ -211,3 +211,19 @@ def test_a_run_that_fails_before_it_asks_leaves_the_bundle_finished(bundle, caps
     assert execute(["run", "tiny.yaml", "--out", "b"]) == 2
     assert execute(["gate", "b"]) == 3
     assert contents(Path("b")) == before
+
+
+@pytest.mark.parametrize("name", ["artifacts.json", "cells.json", "labels.csv", "labels_key.csv", "responses/x"])
+def test_a_run_of_a_finished_bundle_takes_nothing_over_that_was_changed(bundle, capsys, name):
+    """People's labels, what proves a build to be its baseline's, and the answers themselves."""
+    name = "responses/tiny__FP16.jsonl" if name == "responses/x" else name
+    assert execute(["label", "b", "--read", "filled.csv"]) == 0
+    data = bytearray(Path("b", name).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path("b", name).write_bytes(data)
+    before, told = contents(Path("b")), Path("b/manifest.json").read_bytes()
+    capsys.readouterr()
+    assert execute(["run", "tiny.yaml", "--out", "b"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"b/{name}: changed since it was written" in line
+    assert (contents(Path("b")), Path("b/manifest.json").read_bytes()) == (before, told)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +63,9 @@ RENDERED = ("claims.csv", "report.html", "report.md")
 """What `report` writes."""
 GIVEN = ("judges.csv", "labels.csv", "labels_key.csv", "sources.csv", "templates.csv")
 """Tables that a decision is made from; whatever other table there is comes of it."""
+
+KEPT = ("artifacts.json", "cells.json", "labels.csv", "labels_key.csv")
+"""What a run of a finished bundle takes over as it is, besides what it appends to."""
 
 FINISHES: Mapping[str, tuple[str, ...]] = {
     "analyze": ("analyze", "label --read", "label --out", "report"),
@@ -127,6 +130,8 @@ class Bundle:
             else:
                 raise BundleError(f"{path}: is a bundle already; resume it, or name another")
             if config is not None:
+                if bundle.sealed:
+                    bundle.refuse_differing(only=KEPT)
                 bundle._bind(config)
             with saving(path):
                 for name, left in walk(path):
@@ -260,21 +265,28 @@ class Bundle:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
 
-    def refuse_differing(self, but: Iterable[str] = RENDERED, *, decided: bool = False) -> None:
+    def refuse_differing(
+        self, but: Iterable[str] = RENDERED, *, decided: bool = False, only: Collection[str] = ()
+    ) -> None:
         """Check that the bundle is what it was finished with, before anything of it is parsed.
 
         Args:
             but: artefacts, or folders (with a slash), that may differ.
             decided: so may whatever a decision makes anew.
+            only: those that are looked at, where they are there; all if none are given.
 
         Raises:
             BundleError: naming the first file that differs.
         """
         entries = known_entries(self._manifest)
+        if only:
+            entries = {name: one for name, one in entries.items() if name in only and self.path(name).exists()}
         if not entries:
             return
         may = tuple(but)
         for name, told in differences(self.root, entries):
+            if only and name not in entries:
+                continue
             journal = told.startswith("not") and (name.startswith("judgements/") or Path(name).suffix not in READ)
             if journal or name in may or name.startswith(tuple(one for one in may if one.endswith("/"))):
                 continue
