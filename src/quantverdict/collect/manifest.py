@@ -131,7 +131,7 @@ class Bundle:
                 raise BundleError(f"{path}: is a bundle already; resume it, or name another")
             if config is not None:
                 if bundle.sealed:
-                    bundle.refuse_differing(only=KEPT)
+                    bundle.refuse_differing(bundle.begun_anew(), only=KEPT)
                 bundle._bind(config)
             with saving(path):
                 for name, left in walk(path):
@@ -174,8 +174,13 @@ class Bundle:
             raise BundleError(f"{self.root}: `{left}` was broken off here; give that command again first")
         again = {*RENDERED, *WRITES.get(left or "", ())}
         if command in ("analyze", "label --out"):  # who deletes labels begins anew
-            again |= {name for name in ("labels.csv", "labels_key.csv") if not self.path(name).exists()}
+            again |= self.begun_anew()
         self.refuse_differing(again, decided=command == "analyze" or left in ("analyze", "judge", "label --read"))
+
+    def begun_anew(self) -> set[str]:
+        """Who deletes labels may: their key goes with them, and is not missed then."""
+        gone = [name for name in ("labels.csv", "labels_key.csv") if not self.path(name).exists()]
+        return set(gone) if "labels.csv" in gone else set()
 
     def close(self) -> None:
         """Give the bundle free; may be called twice."""
@@ -273,14 +278,14 @@ class Bundle:
         Args:
             but: artefacts, or folders (with a slash), that may differ.
             decided: so may whatever a decision makes anew.
-            only: those that are looked at, where they are there; all if none are given.
+            only: those that are looked at; all if none are given.
 
         Raises:
             BundleError: naming the first file that differs.
         """
         entries = known_entries(self._manifest)
         if only:
-            entries = {name: one for name, one in entries.items() if name in only and self.path(name).exists()}
+            entries = {name: one for name, one in entries.items() if name in only}
         if not entries:
             return
         may = tuple(but)
