@@ -164,6 +164,12 @@ def _outcome(judged: OutcomeOf) -> dict[str, object]:
         "margin_pp": None if one.gate is None else _number(one.gate.margin),
         "p_outcome": judged.p_outcome,
         "n_needed": judged.n_needed,
+        "headroom": None if judged.headroom is None else judged.headroom.verdict,
+        "ungraded_a": one.ungraded_a,
+        "ungraded_c": one.ungraded_c,
+        "missing": one.missing,
+        "extra": one.extra,
+        "reason": judged.reason,
     }
 
 
@@ -202,9 +208,31 @@ def _notes(judged: Judged) -> Iterator[str]:
         yield f"{cell}: {doubt}."
     for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
+    yield from _limits(judged)
     yield from _alarms(judged)
     yield from _stopped(judged)
     yield from _nothing_found(judged)
+
+
+def _limits(judged: Judged) -> Iterator[str]:
+    """What could not have failed or is not measured, once a base model; instruments apart, and answers ungraded."""
+    policy, seen = judged.policy, set()
+    for one in judged.findings.outcomes:
+        metric, model, room = one.comparison.metric, one.comparison.cell.base_model, one.headroom
+        if room is None or room.verdict == "informative" or (model, metric) in seen:
+            continue
+        if room.tested and metric not in (*policy.demanded, policy.quality_metric, policy.refusal_metric):
+            continue
+        seen.add((model, metric))
+        yield f"{model}: {room.reason}."
+    for cell, why in judged.findings.against.items():
+        if why.apart is not None:
+            yield f"{cell}: {why.apart}."
+    hiding = [one for one in judged.findings.outcomes if one.is_informative and one.reason is not None]
+    for one in hiding[:NAMED]:
+        yield f"{one.comparison.cell}: {one.reason}."
+    if len(hiding) > NAMED:
+        yield f"{len(hiding) - NAMED} more gated comparisons have answers without a grade in one arm (paired.csv)."
 
 
 def _alarms(judged: Judged) -> Iterator[str]:
@@ -218,7 +246,7 @@ def _stopped(judged: Judged) -> Iterator[str]:
     """Builds that were asked less than their baseline, and what was enough."""
     for row in judged.findings.rows:
         shared = row.signals.row.shared
-        if shared is not None:
+        if shared is not None and shared.stopped_after is not None:
             decided = ", ".join(f"{one.comparison.metric} {one.outcome}" for one in row.outcomes)
             yield (
                 f"{row.signals.cell} was stopped after {shared.stopped_after} of {shared.planned} prompts, which were "

@@ -1,0 +1,118 @@
+"""What a build is compared over: the prompts that both it and its baseline were asked and have a grade for.
+
+Every delta of every table is over these. Prompts that only one of the two was asked are counted and named, and a build
+that has any is not passed: it might have failed what is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from quantverdict.matrix.columns import METRICS, baselines, decimal
+from quantverdict.matrix.grid import Grid, Grids
+from quantverdict.records import CellId, Estimate, Matrix, Row, Shared
+from quantverdict.stats.intervals import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """Prompts that a build or its baseline was asked and the other was not.
+
+    Attributes:
+        missing: of the baseline's, those that the build has not.
+        extra: of the build's, those that the baseline has not.
+        asked: of the baseline.
+        metrics: that they are scored by.
+    """
+
+    missing: int
+    extra: int
+    asked: int
+    metrics: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """`60 of 120 prompts are missing`."""
+        told = [f"{self.missing} of {self.asked} prompts are missing"] if self.missing else []
+        told += [f"{self.extra} prompts were not asked of the baseline"] if self.extra else []
+        return f"{' and '.join(told)} ({', '.join(self.metrics)})"
+
+
+def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
+    """The matrix, with what each build is compared by where not every prompt is paired."""
+    base = baselines(matrix)
+    if not samples:
+        return matrix
+    return tuple(
+        row if row.is_baseline or row.base_model not in base else _with_shared(row, base[row.base_model], samples)
+        for row in matrix
+    )
+
+
+def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]) -> Unpaired | None:
+    """What does not pair by any of these metrics; None where everything does."""
+    missing: set[int] = set()
+    extra: set[int] = set()
+    asked: set[int] = set()
+    names = []
+    for name in metrics:
+        if name in samples:
+            mine, theirs = asked_of_both(samples[name], cell, baseline)
+            if mine and theirs:
+                asked |= theirs
+                missing |= theirs - mine
+                extra |= mine - theirs
+                names += [name] if mine != theirs else []
+    return Unpaired(len(missing), len(extra), len(asked), tuple(names)) if names else None
+
+
+def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[set[int], set[int]]:
+    """The prompts that a build and its baseline were asked; a build that was asked in rounds misses none by mistake."""
+    theirs = set(grid.asked(baseline).tolist())
+    return (theirs if cell in grid.looks else set(grid.asked(cell).tolist())), theirs
+
+
+def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
+    levels, own, metrics = dict(row.metrics), dict(row.metrics), dict(baseline.metrics)
+    stopped, torn = None, False
+    for name, grid in _of_both(row, baseline, samples):
+        looks = grid.looks.get(row.cell)
+        if looks is not None and looks.stopped_after is not None:
+            stopped = (looks.stopped_after, looks.planned)
+        asked, theirs = asked_of_both(grid, row.cell, baseline.cell)
+        torn = torn or asked != theirs
+        mine, reference = grid.compared(row.cell, baseline.cell)
+        if asked - theirs:
+            _put(levels, name, np.where(np.isin(grid.prompts, list(theirs)), mine, np.nan))
+        known, graded = ~np.isnan(mine - reference), (~np.isnan(arm) for arm in (mine, grid.values_of(baseline.cell)))
+        if not all(np.array_equal(known, of_arm) for of_arm in graded):
+            _put(own, name, mine[known])
+            _put(metrics, name, reference[known])
+    if torn:  # the openings of refusals are those of a cell as a whole
+        metrics = {name: found for name, found in metrics.items() if METRICS[name].group != "template"}
+    if stopped is None and own == row.metrics and metrics == baseline.metrics:
+        return row
+    return replace(row, metrics=levels, shared=Shared(metrics, own, *(stopped or ())))
+
+
+def _of_both(row: Row, baseline: Row, samples: Grids) -> Iterator[tuple[str, Grid]]:
+    """The metrics that both have samples of."""
+    for name, grid in samples.items():
+        if name in row.metrics and name in baseline.metrics and {row.cell, baseline.cell} <= set(grid.cells):
+            yield name, grid
+
+
+def _put(metrics: dict[str, Estimate], name: str, values: FloatArray) -> None:
+    """A metric over these values, NaN where there is none; taken out where there is none at all."""
+    values = values[~np.isnan(values)]
+    n, total = len(values), math.fsum(values)
+    if not n:
+        metrics.pop(name, None)
+    elif METRICS[name].proportion:
+        metrics[name] = Estimate(Fraction(int(total), n), n=n, k=int(total))
+    else:
+        metrics[name] = Estimate(decimal(Fraction(total) / n), n=n)
