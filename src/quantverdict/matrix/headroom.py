@@ -96,7 +96,7 @@ def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, c
     if same is not None:
         return Headroom("uninformative", f"{metric}: {same}: uninformative", constant=True)
     chance = _chance(grid, known, metric, choices.get(baseline.base_model, {}))
-    room = _room(metric, credit(metric, values[known]), grid.units[known], float(margin / 100))
+    room = _room(metric, credit(metric, values[known]), grid.units[known])
     lo, hi = 100 * (room.lo - chance), 100 * (room.hi - chance)
     if METRICS[metric].proportion:
         level = f"{int(values[known].sum())} of {n}"
@@ -115,14 +115,14 @@ def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, c
     return Headroom("unsettled", f"{told}: {between}")
 
 
-def _room(metric: str, values: FloatArray, units: Codes, margin: float) -> Interval:
+def _room(metric: str, values: FloatArray, units: Codes) -> Interval:
     """Limits of the mean of what (prompts,) can lose."""
     n, clusters = len(values), len(np.unique(units))
     labels = units.tolist() if clusters < n else None
     if not METRICS[metric].proportion:
         if n == 1 or clusters == 1:
             return Interval(0.0, 1.0)
-        found = mean_loss(values, margin, ALPHA, labels)
+        found = mean_loss(values, 0.5, ALPHA, labels)  # for its limits, which know of no margin
         return Interval(max(found.lo, 0.0), found.hi)
     k = int(values.sum())
     effect = 1.0 if labels is None else design_effect(*cluster_sums(values, labels), k, ALPHA)

@@ -245,8 +245,8 @@ def _compare(
         stopped_after=stopped_after,
         ungraded_a=bounds.a,
         ungraded_c=bounds.c,
-        missing=len(theirs - asked),
-        extra=len(asked - theirs),
+        missing=len(np.setdiff1d(theirs, asked)),
+        extra=len(np.setdiff1d(asked, theirs)),
     )
 
 

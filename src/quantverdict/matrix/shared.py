@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from quantverdict.matrix.columns import METRICS, baselines, decimal
-from quantverdict.matrix.grid import Grid, Grids
+from quantverdict.matrix.grid import Codes, Grid, Grids
 from quantverdict.records import CellId, Estimate, Matrix, Row, Shared
 from quantverdict.stats.intervals import FloatArray
 
@@ -55,25 +55,24 @@ def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
 
 def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]) -> Unpaired | None:
     """What does not pair by any of these metrics; None where everything does."""
-    missing: set[int] = set()
-    extra: set[int] = set()
-    asked: set[int] = set()
+    missing, extra, asked = (np.empty(0, dtype=np.int64) for _ in range(3))
     names = []
     for name in metrics:
         if name in samples:
             mine, theirs = asked_of_both(samples[name], cell, baseline)
-            if mine and theirs:
-                asked |= theirs
-                missing |= theirs - mine
-                extra |= mine - theirs
-                names += [name] if mine != theirs else []
+            if len(mine) and len(theirs):
+                asked = np.union1d(asked, theirs)
+                if not np.array_equal(mine, theirs):
+                    names.append(name)
+                    missing = np.union1d(missing, np.setdiff1d(theirs, mine))
+                    extra = np.union1d(extra, np.setdiff1d(mine, theirs))
     return Unpaired(len(missing), len(extra), len(asked), tuple(names)) if names else None
 
 
-def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[set[int], set[int]]:
+def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[Codes, Codes]:
     """The prompts that a build and its baseline were asked; a build that was asked in rounds misses none by mistake."""
-    theirs = set(grid.asked(baseline).tolist())
-    return (theirs if cell in grid.looks else set(grid.asked(cell).tolist())), theirs
+    theirs = grid.asked(baseline)
+    return (theirs if cell in grid.looks else grid.asked(cell)), theirs
 
 
 def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
@@ -84,10 +83,10 @@ def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
         if looks is not None and looks.stopped_after is not None:
             stopped = (looks.stopped_after, looks.planned)
         asked, theirs = asked_of_both(grid, row.cell, baseline.cell)
-        torn = torn or asked != theirs
+        torn = torn or not np.array_equal(asked, theirs)
         mine, reference = grid.compared(row.cell, baseline.cell)
-        if asked - theirs:
-            _put(levels, name, np.where(np.isin(grid.prompts, list(theirs)), mine, np.nan))
+        if len(np.setdiff1d(asked, theirs)):
+            _put(levels, name, np.where(np.isin(grid.prompts, theirs), mine, np.nan))
         known, graded = ~np.isnan(mine - reference), (~np.isnan(arm) for arm in (mine, grid.values_of(baseline.cell)))
         if not all(np.array_equal(known, of_arm) for of_arm in graded):
             _put(own, name, mine[known])

@@ -147,7 +147,7 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
     if samples is not None:
         outcomes = outcomes_of(matrix, rules, samples, by_metric, evidence, statistics)
         found = with_intervals(found, (one.comparison for one in outcomes))
-    against = against_builds(matrix, rules, samples, outcomes)
+    against = against_builds(matrix, rules, samples, outcomes, evidence)
     return _Compared(
         matrix=matrix,
         rules=rules,

@@ -138,6 +138,7 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
         None if row.paired_action is None else row.paired_action.action,
         None if row.paired_action is None else [_outcome(one) for one in row.outcomes],
         *((None, None) if (shared := signals.row.shared) is None else (shared.stopped_after, shared.planned)),
+        None if (against := judged.findings.against.get(signals.cell)) is None else against.unpaired,
     )
     return dict(zip(_CELL_KEYS, values, strict=True))
 
@@ -147,7 +148,7 @@ _CELL_KEYS = (
     "tokens_per_second", "dequantized_from", "quality_delta_pp", "quality_lo_pp", "quality_hi_pp", "refusal_delta_pp",
     "refusal_lo_pp", "refusal_hi_pp", "refusal_mde_pp", "refusal_signal_pp", "refusal_signal_metric", "tier", "regime",
     "regime_reason", "regime_probability", "action", "action_reason", "point_action", "paired_action", "outcomes",
-    "stopped_after", "prompts_planned",
+    "stopped_after", "prompts_planned", "unpaired",
 )  # fmt: skip
 
 

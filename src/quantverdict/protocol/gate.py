@@ -1,8 +1,7 @@
 """The gate: the decision and a gate policy into one verdict a build and metric, and what they come to (SPEC 10).
 
 A verdict passes only where something was shown. What was not measured or cannot be told at this n is neither a pass nor
-a rejection, a metric that could not have failed has left the gate and is shown as such, and a waived verdict is shown as
-waived.
+a rejection, a metric that could not have failed has left the gate and is shown as such, and so is a waived verdict.
 """
 
 from __future__ import annotations
@@ -202,7 +201,10 @@ def _of_build(cell: CellId, bundle: _Bundle) -> list[Verdict]:
         return [Verdict(cell, DECISION, "passed", "the baseline")]
     if bundle.rules == "points":
         return [_by_points(cell, bundle), *map(_as_asked, _metrics(cell, bundle.margins, bundle))]
-    return _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
+    found = _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
+    if told.get("unpaired") and not any(one.metric == DECISION for one in found):
+        return [Verdict(cell, DECISION, "not_measured", told["unpaired"]), *found]
+    return found
 
 
 def _of_twin(cell: CellId, quant: str, bundle: _Bundle) -> list[Verdict]:
@@ -224,12 +226,16 @@ def _wanted(cell: CellId, bundle: _Bundle) -> tuple[str, ...]:
 
 def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[Verdict]:
     outcomes = {one["metric"]: one for one in bundle.cells[cell]["outcomes"] or ()}
-    return [
-        _of_outcome(cell, outcomes[metric]) if metric in outcomes else Verdict(
-            cell, metric, "not_measured", "no prompt that both it and the baseline have a grade for"
-        )
-        for metric in wanted
-    ]  # fmt: skip
+    found = []
+    for metric in wanted:
+        if metric not in outcomes:
+            reason = "no prompt that both it and the baseline have a grade for"
+            found.append(Verdict(cell, metric, "not_measured", reason))
+            continue
+        one = _of_outcome(cell, outcomes[metric])
+        left = one.status == "not_measured" and bundle.rules == "paired" and metric not in bundle.policy.demanded
+        found.append(replace(one, status="uninformative") if left else one)
+    return found
 
 
 def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> Verdict:
@@ -242,7 +248,7 @@ def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> Verdict:
 
 
 def _as_asked(one: Verdict) -> Verdict:
-    """A metric that the gate itself asks about, beside thresholds on deltas: that it could not have failed is no pass."""
+    """A metric that the gate asks about beside thresholds on deltas: that it could not have failed is no pass."""
     return replace(one, status="not_measured") if one.status == "uninformative" else one
 
 
@@ -275,7 +281,9 @@ def _by_points(cell: CellId, bundle: _Bundle) -> Verdict:
 
 
 def _action(told: Cell) -> str:
-    return f"{told['action']}: {told['action_reason']}"
+    torn = told.get("unpaired")
+    more = f"; {torn}" if torn and torn not in told["action_reason"] else ""
+    return f"{told['action']}: {told['action_reason']}{more}"
 
 
 # Waivers

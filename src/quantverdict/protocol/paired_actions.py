@@ -20,7 +20,8 @@ class Gated:
 
     Attributes:
         is_baseline: whether it is the one that others are compared with.
-        outcomes: of its gated metrics.
+        outcomes: of its gated metrics. One that could not have failed, or that the baseline leaves ungraded, has left
+            the gate, unless the policy demands it.
         wanted: the gated metrics that it must have: those that the policy demands, and those that its base model has.
         demanded: of them, those that the policy demands.
         unpaired: prompts that only it or only its baseline was asked; None where there are none.
@@ -88,11 +89,10 @@ def _not_measured(gated: Gated) -> str | None:
     missing = [metric for metric in gated.wanted if metric not in have]
     found = [f"no prompt that both it and the baseline have a grade for: {', '.join(missing)}"] if missing else []
     found += [gated.unpaired] if gated.unpaired else []
-    found += [one.reason for one in gated.of("not_measured") if one.reason]
-    idle = gated.of("uninformative")
-    found += [one.reason for one in idle if one.reason and one.comparison.metric in gated.demanded]
-    if idle and len(idle) == len(gated.outcomes) and not found:
-        found += [one.reason for one in idle if one.reason]
+    idle = [*gated.of("not_measured"), *gated.of("uninformative")]
+    if len(idle) < len(gated.outcomes):
+        idle = [one for one in idle if one.comparison.metric in gated.demanded]
+    found += [one.reason for one in idle if one.reason]
     if not gated.outcomes and not found:
         found.append("no gated metric was measured")
     return "; ".join(found) or None

@@ -10,7 +10,7 @@ from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.detectable import Pairs
 from quantverdict.matrix.grid import Grids
-from quantverdict.matrix.headroom import apart, headrooms
+from quantverdict.matrix.headroom import Headroom, apart, headrooms
 from quantverdict.matrix.paired import Rules, comparisons
 from quantverdict.matrix.pairs import paired_draws
 from quantverdict.matrix.shared import unpaired
@@ -46,8 +46,17 @@ def outcomes_of(
     compared = compared_with(matrix)
     rules = Rules(policy.gates, policy.alpha / 2, statistics, evidence.seed)
     found = comparisons(samples, compared, rules, deltas, evidence.nulls)
-    rooms = headrooms(samples, dict.fromkeys(compared.values()), policy.gates, evidence.choices)
+    rooms = rooms_of(matrix, policy, samples, evidence)
     return judge(found, policy, high_to_low({row.cell: row.bpw for row in matrix}), statistics.power, rooms)
+
+
+def rooms_of(matrix: Matrix, policy: Policy, samples: Grids, evidence: Evidence) -> dict[tuple[str, str], Headroom]:
+    """The head-room of what either kind of rules rests on: what has no margin is held to the thresholds on deltas."""
+    drifting = (policy.refusal_metric, policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric)
+    points = {**dict.fromkeys(drifting, policy.floor_drift_pp), policy.quality_metric: -policy.floor_quality_pp}
+    return headrooms(
+        samples, dict.fromkeys(compared_with(matrix).values()), {**points, **policy.gates}, evidence.choices
+    )
 
 
 def compared_with(matrix: Matrix) -> dict[CellId, CellId]:
@@ -57,12 +66,13 @@ def compared_with(matrix: Matrix) -> dict[CellId, CellId]:
 
 
 def against_builds(
-    matrix: Matrix, policy: Policy, samples: Grids | None, judged: Sequence[Judged] | None
+    matrix: Matrix, policy: Policy, samples: Grids | None, judged: Sequence[Judged] | None, evidence: Evidence
 ) -> dict[CellId, Against]:
     """What of the run itself keeps each build from passing; a build of a bare matrix has nothing against it."""
     if samples is None:
         return {}
     signals = {one.cell: one for one in all_signals(matrix, policy)}
+    rooms = rooms_of(matrix, policy, samples, evidence)
     outcomes: dict[CellId, dict[str, Judged]] = {}
     for one in judged or ():
         outcomes.setdefault(one.comparison.cell, {})[one.comparison.metric] = one
@@ -71,25 +81,23 @@ def against_builds(
         rests_on = dict.fromkeys([*policy.gates, *(getattr(policy, field) for field in POLICY_METRICS)])
         torn = unpaired(samples, cell, baseline, rests_on)
         told = None if torn is None else str(torn)
-        gaps = [*([] if told is None else [told]), *_gaps(signals[cell], outcomes.get(cell, {}))]
+        gaps = [*([] if told is None else [told]), *_gaps(signals[cell], outcomes.get(cell, {}), rooms)]
         found[cell] = Against(told, apart(samples, cell, baseline, policy), tuple(gaps))
     return found
 
 
-def _gaps(signals: Signals, outcomes: Mapping[str, Judged]) -> Iterator[str]:
+def _gaps(signals: Signals, outcomes: Mapping[str, Judged], rooms: Mapping[tuple[str, str], Headroom]) -> Iterator[str]:
     """What thresholds on deltas rest on and this run could not have shown.
 
     Quality and the refusal signal must have been able to fall; the others must not be known to be unable to.
     """
     policy = signals.policy
     for metric in dict.fromkeys((policy.quality_metric, signals.refusal_source, *(name for name, _ in signals.drifts))):
-        one = outcomes.get(metric)
-        if one is None or one.headroom is None or one.reason is None:
-            continue
+        one, room = outcomes.get(metric), rooms.get((signals.cell.base_model, metric))
         needed = metric in (policy.quality_metric, signals.refusal_source)
-        if not one.headroom.tested or (needed and not one.is_informative):
-            yield one.reason
-        elif (gate := one.comparison.gate) is not None and gate.hidden:
+        if room is not None and (not room.tested or (needed and room.verdict != "informative")):
+            yield room.reason
+        elif one is not None and one.reason is not None and (gate := one.comparison.gate) is not None and gate.hidden:
             most = -policy.floor_quality_pp if metric == policy.quality_metric else policy.floor_drift_pp
             if 100 * gate.loss >= most:
                 yield one.reason

@@ -47,9 +47,9 @@ def _gated(rows: Sequence[CsvRow]) -> Grid:
                "head-room", "ungraded", "unpaired")  # fmt: skip
     body = tuple(_comparison(row) for row in rows if row.get("outcome"))
     shows = (
-        "Prompts that a build and its baseline both have a grade for, and what they can tell of a loss. Head-room is what "
-        "the baseline has to lose beside the margin; ungraded, prompts that the baseline or the build alone answered "
-        "well and that have no grade in the other; unpaired, prompts that only one of the two was asked."
+        "Prompts that a build and its baseline both have a grade for, and what they can tell of a loss. Head-room is "
+        "what the baseline has to lose beside the margin; ungraded, prompts that only the baseline or only the build "
+        "answered well and that have no grade in the other; unpaired, prompts that only one of the two was asked."
     )
     numeric = (False, False, True, True, True, True, True, False, True, False, True, True)
     return Grid("gated", "Gated metrics", shows, columns, body, numeric)
