@@ -171,7 +171,7 @@ def quant_order(matrix: Matrix) -> tuple[str, ...]:
 
 
 def _level(row: Row, baseline: Row | None, metric: str) -> Fraction | None:
-    """A level that stands beside the baseline's over all its prompts: of a build that is not paired with all, by delta."""
+    """A level beside that of the baseline over all prompts: by its delta, where a build is not paired with them all."""
     whole = None if baseline is None else baseline.value(metric)
     if row.shared is None or whole is None:
         return row.value(metric)
