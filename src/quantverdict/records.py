@@ -177,12 +177,14 @@ class Shared:
         own: those of the build over the same prompts; None where they are the row's.
         stopped_after: prompts that it was asked, where it was stopped.
         planned: prompts that its baseline was asked, where it was stopped.
+        without_pair: metrics that both have, on no prompt in common.
     """
 
     metrics: Mapping[str, Estimate]
     own: Mapping[str, Estimate] | None = None
     stopped_after: int | None = None
     planned: int | None = None
+    without_pair: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

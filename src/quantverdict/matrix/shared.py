@@ -43,12 +43,14 @@ class Unpaired:
 
 
 def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
-    """The matrix, with what each build is compared by where not every prompt is paired."""
+    """The matrix, with what each build is compared by where not every prompt is paired; a row that has it keeps it."""
     base = baselines(matrix)
     if not samples:
         return matrix
     return tuple(
-        row if row.is_baseline or row.base_model not in base else _with_shared(row, base[row.base_model], samples)
+        row
+        if row.is_baseline or row.base_model not in base or row.shared is not None
+        else _with_shared(row, base[row.base_model], samples)
         for row in matrix
     )
 
@@ -77,7 +79,8 @@ def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[Codes, Co
 
 def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
     levels, own, metrics = dict(row.metrics), dict(row.metrics), dict(baseline.metrics)
-    stopped, torn = None, False
+    stopped: tuple[int | None, int | None] = (None, None)
+    torn = False
     for name, grid in _of_both(row, baseline, samples):
         looks = grid.looks.get(row.cell)
         if looks is not None and looks.stopped_after is not None:
@@ -93,9 +96,10 @@ def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
             _put(metrics, name, reference[known])
     if torn:  # the openings of refusals are those of a cell as a whole
         metrics = {name: found for name, found in metrics.items() if METRICS[name].group != "template"}
-    if stopped is None and own == row.metrics and metrics == baseline.metrics:
+    if stopped == (None, None) and own == row.metrics and metrics == baseline.metrics:
         return row
-    return replace(row, metrics=levels, shared=Shared(metrics, own, *(stopped or ())))
+    without = tuple(name for name in row.metrics if name in samples and name in baseline.metrics and name not in own)
+    return replace(row, metrics=levels, shared=Shared(metrics, own, *stopped, without))
 
 
 def _of_both(row: Row, baseline: Row, samples: Grids) -> Iterator[tuple[str, Grid]]:

@@ -93,7 +93,7 @@ class Signals:
         """Why the delta of a metric is not known."""
         if self.baseline is None:
             return f"{metric}: the baseline has no row"
-        if metric in self.row.metrics and metric not in self.row.paired_metrics:
+        if self.row.shared is not None and metric in self.row.shared.without_pair:
             return f"{metric}: no prompt that both it and the baseline have a grade for"
         return f"{metric} was not measured" + ("" if self.row.value(metric) is None else " on the baseline")
 
