@@ -295,3 +295,23 @@ def test_deltas_and_pairs_agree_in_every_row(decided):
             row["ci_lo_pp"], row["ci_hi_pp"], row["interval_kind"],
         )  # fmt: skip
         assert float(one["value"]) - float(one["baseline_value"]) == pytest.approx(float(one["delta"]) / 100)
+
+
+@pytest.mark.parametrize("policy", [QUANTVERDICT, TR125])
+@pytest.mark.parametrize("lacking", ["base", "build"])
+def test_a_task_that_only_one_arm_was_asked_is_named_and_no_pass(decided, policy, lacking):
+    """A log that stopped before the last task has all prompts of the others."""
+    whole = values(600)
+    part = [{name: value for name, value in row.items() if name != "truthfulness"} for row in whole]
+    found = decided(part if lacking == "base" else whole, whole if lacking == "base" else part, policy)
+    assert found.code in (NOT_MEASURED, NOT_RESOLVABLE)
+    said = "600 prompts were not asked of the baseline" if lacking == "base" else "600 of 600 prompts are missing"
+    assert found.is_named(f"{said} (")
+
+
+@pytest.mark.parametrize("policy", [QUANTVERDICT, TR125])
+def test_a_metric_that_the_baseline_has_next_to_no_grade_of_is_named(decided, policy):
+    whole = values(600)
+    found = decided([row | {"truthfulness": None} if at else row for at, row in enumerate(whole)], whole, policy)
+    assert "the baseline leaves 599 of 600 ungraded" in found.notes
+    assert found.code == (ACCEPTED if policy is QUANTVERDICT else NOT_RESOLVABLE), "it is not demanded of paired tests"

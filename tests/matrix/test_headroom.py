@@ -92,6 +92,13 @@ def test_a_baseline_may_leave_a_tenth_ungraded(unread, verdict):
     assert settled("refusal_rate", [None] * unread + rate(300, 400 - unread)).verdict == verdict
 
 
+def test_a_baseline_without_any_grade_is_not_measured_and_said():
+    samples = grids(scores_frame(scores(BASE, "truthfulness", [None] * 9) + scores(BUILD, "truthfulness", [1.0] * 9)
+                                 + scores(BASE, "refusal_rate", [1.0] * 9)))  # fmt: skip
+    found = headrooms(samples, [BASE], {"truthfulness": Fraction(5)}, {})["m", "truthfulness"]
+    assert (found.verdict, "9 of 9 ungraded" in found.reason) == ("not_measured", True)
+
+
 def judged(pattern, judge, build_judge=None):
     arms = [(BASE, judge), (BUILD, judge if build_judge is None else build_judge)]
     found = [score for cell, _ in arms for score in scores(cell, "refusal_rate", pattern)]

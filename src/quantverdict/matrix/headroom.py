@@ -78,13 +78,14 @@ def headrooms(
         (baseline.base_model, metric): _headroom(samples, baseline, metric, margin, choices)
         for baseline in baselines
         for metric, margin in margins.items()
-        if metric in samples and baseline in samples[metric].cells
+        if metric in samples and len(samples[metric].asked(baseline))
     }
 
 
 def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, choices: Choices) -> Headroom:
     grid = samples[metric]
-    values = grid.values_of(baseline)
+    graded = baseline in grid.cells
+    values = grid.values_of(baseline) if graded else np.full(len(grid.prompts), np.nan)
     known = ~np.isnan(values)
     n, ungraded = int(known.sum()), len(grid.ungraded.get(baseline, ()))
     if Fraction(ungraded, n + ungraded) > MOST_UNGRADED:

@@ -56,13 +56,16 @@ def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
 
 
 def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]) -> Unpaired | None:
-    """What does not pair by any of these metrics; None where everything does."""
+    """What does not pair by any of these metrics; None where everything does.
+
+    A metric that one of the two lacks altogether has no pair at all; but for judges, which need not label every build.
+    """
     missing, extra, asked = (np.empty(0, dtype=np.int64) for _ in range(3))
     names = []
     for name in metrics:
         if name in samples:
             mine, theirs = asked_of_both(samples[name], cell, baseline)
-            if len(mine) and len(theirs):
+            if (len(mine) and len(theirs)) or METRICS[name].group != "judge":
                 asked = np.union1d(asked, theirs)
                 if not np.array_equal(mine, theirs):
                     names.append(name)

@@ -38,6 +38,7 @@ from quantverdict.protocol.rows import (
     outcomes_of,
     pairs_that_differ,
     regime_draws,
+    rooms_of,
 )
 from quantverdict.protocol.selection import Choice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, taxonomy_table
@@ -208,6 +209,7 @@ def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constra
             gains=compared.gains,
             against=compared.against,
             outcomes=compared.outcomes or (),
+            rooms={} if compared.samples is None else rooms_of(matrix, rules, compared.samples, evidence),
         ),
         tiers={tier.cell: tier for tier in found_tiers},
         roles=tuple(role_of(one, rules) for one in formats),

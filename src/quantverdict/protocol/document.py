@@ -217,15 +217,13 @@ def _notes(judged: Judged) -> Iterator[str]:
 
 def _limits(judged: Judged) -> Iterator[str]:
     """What could not have failed or is not measured, once a base model; instruments apart, and answers ungraded."""
-    policy, seen = judged.policy, set()
-    for one in judged.findings.outcomes:
-        metric, model, room = one.comparison.metric, one.comparison.cell.base_model, one.headroom
-        if room is None or room.verdict == "informative" or (model, metric) in seen:
+    policy, rules = judged.policy, judged.findings.rows[0].signals.policy.rules if judged.findings.rows else "points"
+    resting = (*policy.demanded, policy.quality_metric, policy.refusal_metric)
+    for (model, metric), room in judged.findings.rooms.items():
+        if (room.tested and metric not in resting) or (rules == "paired" and metric not in policy.gates):
             continue
-        if room.tested and metric not in (*policy.demanded, policy.quality_metric, policy.refusal_metric):
-            continue
-        seen.add((model, metric))
-        yield f"{model}: {room.reason}."
+        if room.verdict != "informative":
+            yield f"{model}: {room.reason}."
     for cell, why in judged.findings.against.items():
         if why.apart is not None:
             yield f"{cell}: {why.apart}."

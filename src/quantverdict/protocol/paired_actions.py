@@ -87,8 +87,8 @@ def _inferior(gated: Gated) -> str | None:
 def _not_measured(gated: Gated) -> str | None:
     have = {one.comparison.metric for one in gated.outcomes}
     missing = [metric for metric in gated.wanted if metric not in have]
-    found = [f"no prompt that both it and the baseline have a grade for: {', '.join(missing)}"] if missing else []
-    found += [gated.unpaired] if gated.unpaired else []
+    found = [gated.unpaired] if gated.unpaired else []
+    found += [f"no prompt that both it and the baseline have a grade for: {', '.join(missing)}"] if missing else []
     idle = [*gated.of("not_measured"), *gated.of("uninformative")]
     if len(idle) < len(gated.outcomes):
         idle = [one for one in idle if one.comparison.metric in gated.demanded]

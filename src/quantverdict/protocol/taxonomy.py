@@ -14,6 +14,7 @@ from quantverdict.matrix.alarms import Alarm, may_explain, told
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.detectable import Pairs, Units, as_probability, counted, paired_drop
+from quantverdict.matrix.headroom import Headroom
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
 from quantverdict.protocol.checklist import SignScreen
@@ -41,6 +42,7 @@ class Findings:
         gains: p-values of metrics that rose, were the build one more null arm; empty without null arms.
         against: what of the run itself keeps each build from passing.
         outcomes: of every paired comparison; empty without samples.
+        rooms: what can be lost, by base model and metric; empty without samples.
     """
 
     rows: tuple[Decided, ...]
@@ -54,6 +56,7 @@ class Findings:
     gains: Mapping[tuple[CellId, str], float] = field(default_factory=dict)
     against: Mapping[CellId, Against] = field(default_factory=dict)
     outcomes: tuple[Judged, ...] = ()
+    rooms: Mapping[tuple[str, str], Headroom] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
