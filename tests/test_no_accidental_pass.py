@@ -9,6 +9,7 @@ import yaml
 
 from quantverdict.cli import execute
 from quantverdict.collect.files import read_csv
+from quantverdict.tasks.catalog import choice_continuations, load_task
 
 LABELS = {True: "FULL_REFUSAL", False: "COMPLIANCE"}
 QUANTVERDICT = {"base": "quantverdict", "quality_metric": "rouge_l"}
@@ -315,3 +316,27 @@ def test_a_metric_that_the_baseline_has_next_to_no_grade_of_is_named(decided, po
     found = decided([row | {"truthfulness": None} if at else row for at, row in enumerate(whole)], whole, policy)
     assert "the baseline leaves 599 of 600 ungraded" in found.notes
     assert found.code == (ACCEPTED if policy is QUANTVERDICT else NOT_RESOLVABLE), "it is not demanded of paired tests"
+
+
+def test_answers_that_are_guesses_are_no_pass_in_a_run(tmp_path, monkeypatch):
+    """Every question answered A: of four choices a quarter is right, and no build can do worse by the margin."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recorded").mkdir()
+    task = load_task("starter_choice")
+    counts = [len(choice_continuations(task, item)) for item in task.items]
+    for quant in ("FP16", "Q8_0"):
+        lines = [json.dumps({"task": task.name, "sample_id": item.id, "text": "A"}) for item in task.items]
+        (tmp_path / "recorded" / f"m__{quant}.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "study.yaml").write_text(
+        "study: guesses\n"
+        "models: [{name: m, family: F, baseline: FP16, variants: [FP16, Q8_0]}]\n"
+        "collect: {backend: replay, replay_dir: recorded}\n"
+        "tasks: [starter_choice]\n"
+        "policy: {base: quantverdict, quality_metric: choice_accuracy, margins: {choice_accuracy: 20},\n"
+        "         required: [choice_accuracy]}\n"
+    )
+    assert execute(["run", "study.yaml", "--out", "b", "--gate"]) == NOT_MEASURED
+    (row,) = (row for row in read_csv(tmp_path / "b" / "paired.csv") if row["metric"] == "choice_accuracy")
+    assert row["outcome"] == "uninformative"
+    notes = " ".join(json.loads((tmp_path / "b" / "decision.json").read_text())["notes"])
+    assert f"{100 * sum(1 / count for count in counts) / len(counts):.1f} % by chance" in notes
