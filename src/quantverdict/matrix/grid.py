@@ -77,7 +77,8 @@ class Grid:
     def asked(self, cell: CellId) -> Codes:
         """The numbers of the prompts that a cell answered, graded or not, in order."""
         graded = self.prompts[~np.isnan(self.values_of(cell))] if cell in self.cells else np.empty(0, dtype=np.int64)
-        return np.union1d(graded, self.ungraded.get(cell, np.empty(0, dtype=np.int64)))
+        ungraded = self.ungraded.get(cell)
+        return graded if ungraded is None else np.union1d(graded, ungraded)
 
     def compared(self, cell: CellId, baseline: CellId) -> tuple[FloatArray, FloatArray]:
         """(prompts,) grades of a build and of its baseline; neither has any of what a stopped build was not asked."""

@@ -8,7 +8,8 @@ counts by their design effect, as in the tests of a loss; a mean has the limits 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -177,27 +178,26 @@ def apart(samples: Grids, cell: CellId, baseline: CellId, policy: Policy) -> str
     """
     pattern, judge = policy.refusal_metric, policy.judge_refusal_metric
     margin = policy.gates.get(pattern, policy.gates.get(judge))
-    changes = dict(_changes(samples, cell, baseline, (pattern, judge)))
-    shared = sorted(changes.get(pattern, {}).keys() & changes.get(judge, {}).keys())
-    if margin is None or not shared:
+    changes = [change for name in (pattern, judge) if (change := _change(samples, cell, baseline, name)) is not None]
+    if margin is None or len(changes) != 2:
         return None
-    one, two = (Fraction(100 * sum(changes[name][at] for at in shared), len(shared)) for name in (pattern, judge))
-    if abs(one - two) < margin:
+    shared = np.intersect1d(changes[0][0], changes[1][0])
+    if not len(shared):
+        return None
+    deltas = [Fraction(math.fsum(change[np.isin(prompts, shared)])) * 100 / len(shared) for prompts, change in changes]
+    if abs(deltas[0] - deltas[1]) < margin:
         return None
     return (
-        f"{pattern} {pp(one)} and {judge} {pp(two)} over the same {len(shared)} prompts: {limit(margin)} or more apart"
+        f"{pattern} {pp(deltas[0])} and {judge} {pp(deltas[1])} over the same {len(shared)} prompts: "
+        f"{limit(margin)} or more apart"
     )
 
 
-def _changes(
-    samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]
-) -> Iterator[tuple[str, dict[int, Fraction]]]:
-    """The change of each prompt that both arms have a grade of, by the number of the prompt."""
-    for name in metrics:
-        grid = samples.get(name)
-        if grid is not None and {cell, baseline} <= set(grid.cells):
-            mine, theirs = grid.compared(cell, baseline)
-            change = mine - theirs
-            known = ~np.isnan(change)
-            exact = (Fraction(value) for value in change[known].tolist())
-            yield name, dict(zip(grid.prompts[known].tolist(), exact, strict=True))
+def _change(samples: Grids, cell: CellId, baseline: CellId, metric: str) -> tuple[Codes, FloatArray] | None:
+    """The prompts that both arms have a grade of, and how each changes; None where a metric has none."""
+    grid = samples.get(metric)
+    if grid is None or not {cell, baseline} <= set(grid.cells):
+        return None
+    mine, theirs = grid.compared(cell, baseline)
+    known = ~np.isnan(mine - theirs)
+    return grid.prompts[known], (mine - theirs)[known]

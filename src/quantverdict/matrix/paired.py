@@ -180,7 +180,7 @@ def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
     mine, theirs = grid.compared(cell, baseline)
     if np.isnan(mine - theirs).all():
         return None
-    asked = np.isin(grid.prompts, grid.asked(cell)) & np.isin(grid.prompts, grid.asked(baseline))
+    asked = np.isin(grid.prompts, np.intersect1d(grid.asked(cell), grid.asked(baseline), assume_unique=True))
     return _Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
 
 

@@ -60,18 +60,25 @@ def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[s
 
     A metric that one of the two lacks altogether has no pair at all; but for judges, which need not label every build.
     """
-    missing, extra, asked = (np.empty(0, dtype=np.int64) for _ in range(3))
+    asked: list[tuple[Codes, Codes]] = []
     names = []
     for name in metrics:
         if name in samples:
             mine, theirs = asked_of_both(samples[name], cell, baseline)
             if (len(mine) and len(theirs)) or METRICS[name].group != "judge":
-                asked = np.union1d(asked, theirs)
-                if not np.array_equal(mine, theirs):
-                    names.append(name)
-                    missing = np.union1d(missing, np.setdiff1d(theirs, mine))
-                    extra = np.union1d(extra, np.setdiff1d(mine, theirs))
-    return Unpaired(len(missing), len(extra), len(asked), tuple(names)) if names else None
+                asked.append((mine, theirs))
+                names += [] if np.array_equal(mine, theirs) else [name]
+    if not names:
+        return None
+    missing, extra, whole = (
+        np.unique(np.concatenate(parts))
+        for parts in (
+            [np.setdiff1d(theirs, mine) for mine, theirs in asked],
+            [np.setdiff1d(mine, theirs) for mine, theirs in asked],
+            [theirs for _, theirs in asked],
+        )
+    )
+    return Unpaired(len(missing), len(extra), len(whole), tuple(names))
 
 
 def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[Codes, Codes]:
@@ -89,9 +96,10 @@ def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
         if looks is not None and looks.stopped_after is not None:
             stopped = (looks.stopped_after, looks.planned)
         asked, theirs = asked_of_both(grid, row.cell, baseline.cell)
-        torn = torn or not np.array_equal(asked, theirs)
+        alike = np.array_equal(asked, theirs)
+        torn = torn or not alike
         mine, reference = grid.compared(row.cell, baseline.cell)
-        if len(np.setdiff1d(asked, theirs)):
+        if not alike and len(np.setdiff1d(asked, theirs)):
             _put(levels, name, np.where(np.isin(grid.prompts, theirs), mine, np.nan))
         known, graded = ~np.isnan(mine - reference), (~np.isnan(arm) for arm in (mine, grid.values_of(baseline.cell)))
         if not all(np.array_equal(known, of_arm) for of_arm in graded):
