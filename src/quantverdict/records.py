@@ -185,17 +185,21 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a build that was stopped is compared with.
+    """What a build is compared by, where its prompts and those of its baseline are not all paired.
 
     Attributes:
-        stopped_after: prompts that it was asked.
-        planned: prompts that its baseline was asked.
-        metrics: those of its baseline, over these prompts.
+        metrics: those of its baseline, over the prompts that both have a grade for.
+        own: those of the build over the same prompts; None where they are the row's.
+        stopped_after: prompts that it was asked, where it was stopped.
+        planned: prompts that its baseline was asked, where it was stopped.
+        without_pair: metrics that both have, on no prompt in common.
     """
 
-    stopped_after: int
-    planned: int
     metrics: Mapping[str, Estimate]
+    own: Mapping[str, Estimate] | None = None
+    stopped_after: int | None = None
+    planned: int | None = None
+    without_pair: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +207,9 @@ class Row:
     """One row of the matrix.
 
     Attributes:
-        metrics: one that was not measured is absent.
-        shared: None where the build was asked everything; no part of `matrix.csv`.
+        metrics: one that was not measured is absent. Beside samples, over prompts that its baseline was asked too;
+            `matrix.csv` has them over all of the build's own.
+        shared: None where every prompt of either arm is paired; no part of `matrix.csv`.
     """
 
     base_model: str
@@ -224,6 +229,11 @@ class Row:
         """The exact value of a metric, None where it was not measured."""
         estimate = self.metrics.get(metric)
         return None if estimate is None else estimate.value
+
+    @property
+    def paired_metrics(self) -> Mapping[str, Estimate]:
+        """What a delta is taken from: `metrics`, over the prompts that the baseline has a grade for too."""
+        return self.metrics if self.shared is None or self.shared.own is None else self.shared.own
 
 
 Matrix = tuple[Row, ...]

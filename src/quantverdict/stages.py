@@ -142,7 +142,7 @@ def decide(
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.engines import engines_table
     from quantverdict.matrix.inside import whitebox_tables
-    from quantverdict.matrix.rounds import with_shared
+    from quantverdict.matrix.shared import with_shared
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
     from quantverdict.protocol.regime_counts import regime_counts

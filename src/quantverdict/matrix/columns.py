@@ -144,7 +144,7 @@ def baselines(matrix: Iterable[Row]) -> dict[str, Row]:
 
 
 def references(matrix: Iterable[Row]) -> dict[CellId, Row]:
-    """What each row is compared with: its baseline's, over the prompts that it was asked."""
+    """What each row's `paired_metrics` are compared with: its baseline's, over the same prompts."""
     rows = tuple(matrix)
     base = baselines(rows)
     return {

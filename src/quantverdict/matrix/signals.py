@@ -16,11 +16,15 @@ POLICY_METRICS = ("quality_metric", "refusal_metric", "judge_refusal_metric", "t
 
 @dataclass(frozen=True)
 class Signals:
-    """The deltas of one row that a decision rests on, in pp; None where the row or its baseline was not measured."""
+    """The deltas of one row that a decision rests on, in pp; None where the row or its baseline was not measured.
+
+    `gaps` are what the run could not have shown of it, each with its figures: it passes by no rule while there is one.
+    """
 
     row: Row
     baseline: Row | None
     policy: Policy
+    gaps: tuple[str, ...] = ()
 
     @property
     def cell(self) -> CellId:
@@ -81,14 +85,16 @@ class Signals:
 
     def delta(self, metric: str) -> Fraction | None:
         """Exact delta of a metric from the baseline."""
-        value = self.row.value(metric)
+        found = self.row.paired_metrics.get(metric)
         reference = None if self.baseline is None else self.baseline.value(metric)
-        return None if value is None or reference is None else METRICS[metric].delta(value, reference)
+        return None if found is None or reference is None else METRICS[metric].delta(found.value, reference)
 
     def missing(self, metric: str) -> str:
         """Why the delta of a metric is not known."""
         if self.baseline is None:
             return f"{metric}: the baseline has no row"
+        if self.row.shared is not None and metric in self.row.shared.without_pair:
+            return f"{metric}: no prompt that both it and the baseline have a grade for"
         return f"{metric} was not measured" + ("" if self.row.value(metric) is None else " on the baseline")
 
 

@@ -68,7 +68,7 @@ def matrix_table(heat: HeatMap) -> MarkdownText:
 
 def _heat_text(cell: HeatCell) -> str:
     change = f" ({cell.delta})" if cell.delta and cell.tone != "reference" else ""
-    return f"{cell.value}{change} {cell.interval}".rstrip()
+    return f"{cell.value} {cell.interval}".rstrip() + change
 
 
 def markdown(context: Mapping[str, Any], template: str = "report") -> str:
