@@ -8,7 +8,7 @@ from pathlib import Path
 SRC = Path(__file__).parents[1] / "src" / "quantverdict"
 # Each layer may import itself and what stands above it.
 LAYERS = [
-    {"records", "errors"},
+    {"records", "errors", "output"},
     {"yaml_file"},
     {"policy"},
     {"config"},
