@@ -9,7 +9,7 @@ SRC = Path(__file__).parents[1] / "src" / "quantverdict"
 # Each layer may import itself and what stands above it.
 LAYERS = [
     {"records", "errors", "output"},
-    {"yaml_file"},
+    {"metrics", "yaml_file"},
     {"policy"},
     {"config"},
     {"stats", "tasks"},
@@ -22,6 +22,7 @@ LAYERS = [
     {"report"},
     {"ingestion"},
     {"comparable"},
+    {"preflight"},
     {"asking"},
     {"whitebox"},
     {"facts"},

@@ -1,7 +1,9 @@
 """What `plan` says of encoders, judges and probes: counts by hand, times of an earlier run, or what is assumed."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -30,6 +32,13 @@ IDLE = "{name: idle, model: nobody}"
 def plan(tmp_path, monkeypatch, capsys):
     """The costs of a study with these blocks, by part, and the lines that say them."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "recorded").mkdir()
+    for name in ("local", "s", "other"):
+        (tmp_path / f"{name}.gguf").touch()
+    monkeypatch.setitem(sys.modules, "anthropic", ModuleType("anthropic"))
+    for name in ("sentence_transformers", "torch", "transformers", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a key")
 
     def planned(blocks, *options):
         Path("tiny.yaml").write_text(STUDY + blocks)

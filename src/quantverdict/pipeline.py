@@ -5,6 +5,7 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_stud
 from quantverdict.errors import ArtifactError, BundleError, EngineError
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
+from quantverdict.preflight import check_judge, check_study
 from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
 
 if TYPE_CHECKING:
@@ -45,8 +47,12 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
     from quantverdict.whitebox import measure as measure_inside
 
     study = read_study(study_file, task_dir)
-    tasks, encoders = study_tasks(study), find_encoders(study)
+    tasks = study_tasks(study)
+    notes = check_study(study, tasks)
+    encoders = find_encoders(study)
     with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
+        for note in notes:
+            view.say(note)
         builds = make_builds(study, tasks, bundle, view)
         ask(study, tasks, builds, bundle, view)
         measure_inside(study, tasks, builds, bundle, view.say)
@@ -63,9 +69,12 @@ def plan(
     from quantverdict.forecasting import forecast
 
     study = read_study(study_file, task_dir)
+    tasks = study_tasks(study)
+    for note in check_study(study, tasks):
+        LineProgress(sys.stderr).say(note)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
-    return forecast(study, study_tasks(study), known, measure=measure)
+    return forecast(study, tasks, known, measure=measure)
 
 
 def analyze(path: Path, policy: str | None = None) -> Path:
@@ -113,6 +122,7 @@ def judge(path: Path, name_or_file: str) -> list[dict[str, str]]:
     with Bundle.reopen(path) as bundle, progress_view() as view:
         refuse_unfinished(bundle, "scores.parquet")
         chosen, folder = find_judge(bundle, name_or_file)
+        check_judge(chosen, folder)
         ask_judge(bundle, chosen, folder, view.say)
         keep_judged(bundle)
         settle(bundle, decided_policy(bundle))

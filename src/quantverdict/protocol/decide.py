@@ -27,7 +27,7 @@ from quantverdict.protocol.formats import (
     roles_table,
 )
 from quantverdict.protocol.outcomes import Judged as OutcomeOf
-from quantverdict.protocol.outcomes import paired_table, refuse_unusable
+from quantverdict.protocol.outcomes import paired_table
 from quantverdict.protocol.regimes import regimes_table
 from quantverdict.protocol.rows import decide_rows, outcomes_of, pairs_that_differ, regime_draws
 from quantverdict.protocol.selection import Choice, best_build, pareto_front
@@ -83,7 +83,6 @@ def decide(
     Raises:
         StudyError: the policy names a metric that the rules cannot read.
     """
-    refuse_unusable(policy)
     statistics, evidence = statistics or StatisticsConfig(), evidence or Evidence()
     matrix = tuple(row for row in matrix if row.cell not in evidence.nulls)
     compared = _compare(matrix, policy, statistics, evidence)
