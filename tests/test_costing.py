@@ -32,7 +32,6 @@ IDLE = "{name: idle, model: nobody}"
 def plan(tmp_path, monkeypatch, capsys):
     """The costs of a study with these blocks, by part, and the lines that say them."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recorded").mkdir()
     for name in ("local", "s", "other"):
         (tmp_path / f"{name}.gguf").touch()
     monkeypatch.setitem(sys.modules, "anthropic", ModuleType("anthropic"))

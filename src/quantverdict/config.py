@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from quantverdict.errors import StudyError
+from quantverdict.errors import StudyError, did_you_mean
 from quantverdict.policy import Frozen, Name, Policy, as_policy
 from quantverdict.yaml_file import MisplacedError, load_yaml, wanted
 
@@ -125,7 +125,9 @@ class Model(Frozen):
         if len(set(quants)) != len(quants):
             raise ValueError("each quant once")
         if self.baseline not in quants:
-            raise ValueError(f"a baseline among the variants ({', '.join(quants)})")
+            raise ValueError(
+                f"a baseline among the variants ({', '.join(quants)}){did_you_mean(self.baseline, quants)}"
+            )
         return self
 
 
@@ -355,7 +357,10 @@ class Study(Frozen):
                 cells.add(cell)
                 if not self._has_a_file(model, variant):
                     levels = ", ".join(GGUF_LEVELS + CHECKPOINT_LEVELS)
-                    raise MisplacedError(f"{cell}: a source, or a model source and one of the levels {levels}", *here)
+                    near = did_you_mean(variant.format, GGUF_LEVELS + CHECKPOINT_LEVELS)
+                    raise MisplacedError(
+                        f"{cell}: a source, or a model source and one of the levels {levels}{near}", *here
+                    )
         self._known_cells(cells)
         judges = [judge.name.casefold() for judge in self.judges]
         if len(set(judges)) != len(judges):
@@ -367,7 +372,12 @@ class Study(Frozen):
     def _known_cells(self, cells: set[str]) -> None:
         for number, waiver in enumerate(self.waivers):
             if waiver.cell not in cells:
-                raise MisplacedError(f"waiver of {waiver.cell}: a build of this study", "waivers", number, "cell")
+                raise MisplacedError(
+                    f"waiver of {waiver.cell}: a build of this study{did_you_mean(waiver.cell, cells)}",
+                    "waivers",
+                    number,
+                    "cell",
+                )
 
     def _has_a_file(self, model: Model, variant: Variant) -> bool:
         makeable = (model.source or model.checkpoint) is not None and variant.format in GGUF_LEVELS + CHECKPOINT_LEVELS

@@ -19,7 +19,7 @@ from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import LineProgress, progress_view
 from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
-from quantverdict.errors import ArtifactError, BundleError, EngineError
+from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
 from quantverdict.preflight import check_judge, check_study
@@ -322,7 +322,9 @@ def quantize(
     known = GGUF_LEVELS + CHECKPOINT_LEVELS
     for level in levels:
         if level not in known:
-            raise ArtifactError(f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}")
+            raise ArtifactError(
+                f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}{did_you_mean(level, known)}"
+            )
     made = {lv: make_level(model, lv, out / f"{model.stem}-{lv}.gguf") for lv in levels if lv in GGUF_LEVELS}
     others = [level for level in levels if level in CHECKPOINT_LEVELS]
     with progress_view() as view:

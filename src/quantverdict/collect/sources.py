@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from quantverdict.config import Constraints, Limit, Seed, StatisticsConfig
-from quantverdict.errors import StudyError
+from quantverdict.errors import StudyError, did_you_mean
 from quantverdict.metrics import METRICS, checked, one_of
 from quantverdict.policy import Exact, Frozen, Name, Policy, as_policy
 from quantverdict.records import CellId, Row
@@ -46,10 +46,12 @@ class IngestedModel(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.baseline not in self.quants:
-            raise ValueError(f"a baseline among the quants ({', '.join(self.quants)})")
+            raise ValueError(
+                f"a baseline among the quants ({', '.join(self.quants)}){did_you_mean(self.baseline, self.quants)}"
+            )
         for quant in self.values:
             if quant not in self.quants:
-                raise ValueError(f"values: {quant}: one of the quants ({', '.join(self.quants)})")
+                raise ValueError(f"values: {quant}: {one_of(quant, self.quants)}")
         return self
 
 
@@ -176,7 +178,9 @@ class Sources(Frozen):
         for source in self.sources:
             for name in source.cells.values():
                 if name not in known:
-                    raise ValueError(f"{source.label}: cells: {name}: BASE/QUANT of the models")
+                    raise ValueError(
+                        f"{source.label}: cells: {name}: BASE/QUANT of the models{did_you_mean(name, known)}"
+                    )
         return self
 
     @property
