@@ -216,25 +216,25 @@ BOUNDS = {
     "seed": ["-1", "4294967296"],
     "nulls": ["-1", "1000000000"],
     "statistics.bootstrap_samples": ["0", "1000000000", "1" + "0" * 30],
-    "statistics.confidence": ["1e-300", "0.5", "0.9999999999999999", "1", ".nan"],
-    "statistics.power": ["1e-12", "0.01", "1.0", ".inf"],
-    "policy.alpha": ["1e-300", "0", "0.5", ".nan"],
-    "policy.quality_margin_pp": ["0", "100", "1e-300", "-3", ".inf", "99.99999999999999999999"],
-    "policy.severe_drift_pp": ["1e308", "1e-300", ".nan"],
+    "statistics.confidence": ["1.0e-300", "0.5", "0.9999999999999999", "1", ".nan"],
+    "statistics.power": ["1.0e-12", "0.01", "1.0", ".inf"],
+    "policy.alpha": ["1.0e-300", "0", "0.5", ".nan"],
+    "policy.quality_margin_pp": ["0", "100", "1.0e-300", "-3", ".inf", "99.99999999999999999999"],
+    "policy.severe_drift_pp": ["1.0e+308", "1.0e-300", ".nan"],
     "collect.batch_size": ["0", "1000000000"],
     "collect.parallel": ["0", "100000"],
     "collect.threads": ["0", "1000000"],
     "collect.context": ["1" + "0" * 12],
-    "collect.timeout_s": ["0", "1e308", ".inf", ".nan"],
+    "collect.timeout_s": ["0", "1.0e+308", ".inf", ".nan"],
     "collect.retries": ["-1", "1000000"],
     "decoding.max_new_tokens": ["0", "1" + "0" * 12],
-    "decoding.temperature": ["-0.1", ".inf", ".nan", "1e308"],
+    "decoding.temperature": ["-0.1", ".inf", ".nan", "1.0e+308"],
     "whitebox.openings": ["-1", "1000000"],
     "whitebox.prompts": ["1" + "0" * 12],
     "whitebox.tokens": ["0", "1" + "0" * 12],
     "quantize.samples": ["0", "1" + "0" * 12],
     "quantize.sequence_length": ["1" + "0" * 12],
-    "constraints.min_tokens_per_second": ["0", ".inf", ".nan", "1e308"],
+    "constraints.min_tokens_per_second": ["0", ".inf", ".nan", "1.0e+308"],
     "constraints.max_file_bytes": ["0", "1" + "0" * 30],
 }
 
@@ -259,7 +259,7 @@ def test_a_number_beyond_its_bounds_is_refused_with_the_bound(write, key):
 def test_the_bounds_that_are_stated_are_those_that_hold(write):
     lines = (
         "seed: 4294967295\nnulls: 20\nstatistics: {bootstrap_samples: 100000, confidence: 0.9999, power: 0.9999}\n"
-        "policy: {base: quantverdict, alpha: 1e-6, quality_margin_pp: 0.001, margins: {refusal_rate: 99.9}}\n"
+        "policy: {base: quantverdict, alpha: 1.0e-6, quality_margin_pp: 0.001, margins: {refusal_rate: 99.9}}\n"
     )
     study = load_study(write(GOOD + lines))
     assert (study.seed, study.statistics.bootstrap_samples, study.policy.alpha) == (2**32 - 1, 100_000, 1e-6)

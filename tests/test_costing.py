@@ -107,7 +107,7 @@ class Fake:
 
 def test_an_earlier_run_says_what_a_question_takes_while_the_judge_is_the_same(plan, monkeypatch):
     monkeypatch.setattr(judging, "open_asker", lambda judge, folder: Asker(Fake(), Fake.identity))
-    Path("recorded").mkdir()
+    Path("recorded").mkdir(exist_ok=True)
     for quant in ("FP16", "Q8_0", "Q4_K_M"):
         tasks = [load_task(f"starter_{name}") for name in ("summarization", "creative", "harmful", "benign")]
         answers = [(task.name, item.id) for task in tasks for item in task.items]

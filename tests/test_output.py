@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from quantverdict.output import Outlet, escaped_json, harmless, is_utf8, json_te
 
 EVIL = "\x1b]0;PWN\x07\x9b31m\r\x08\u202e##[error]x ::error file=a::y\x7f"
 """A title, a C1 colour, a return, a backspace, a direction override, and commands of a log."""
-FORBIDDEN = ("\x1b", "\x07", "\x9b", "\r", "\x08", "\x7f", "\u202e", "##[", "::error")
+FORBIDDEN = re.compile("[\x1b\x07\x9b\r\x08\x7f\u202e]|##\\w*\\[|::[a-z-]+( .*)?::")
 YAML_EVIL = json.dumps(EVIL)
 STUDY = """\
 study: tiny
@@ -35,7 +36,7 @@ samples: [{id: a, question: Who, reference: Me}]
 
 
 def clean(text):
-    return not any(part in text for part in FORBIDDEN)
+    return FORBIDDEN.search(text) is None
 
 
 @given(st.text(alphabet=st.sampled_from([*EVIL, "#", ":", "[", "a", " ", "\n", "\ud800", "\u2028"])))

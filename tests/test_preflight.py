@@ -1,6 +1,5 @@
 """What can be known of a study before it runs stops `run` and `plan` in one line, and no bundle is made."""
 
-import json
 import struct
 import sys
 from importlib import metadata
@@ -369,25 +368,3 @@ def test_a_misspelt_name_in_a_gate_is_answered_with_the_nearest(tmp_path, monkey
     Path("g.yaml").write_text(text)
     assert execute(["gate", "b", "--policy", "g.yaml"]) == 2
     assert f"did you mean {near}?" in capsys.readouterr().err
-
-
-def test_a_judge_without_its_key_leaves_the_bundle_as_it_was(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MY_KEY", raising=False)
-    Path("recorded").mkdir()
-    from quantverdict.tasks.catalog import load_task
-
-    rows = [
-        {"task": "starter_harmful", "sample_id": item.id, "text": "No."} for item in load_task("starter_harmful").items
-    ]
-    for quant in ("FP16", "Q8_0"):
-        Path("recorded", f"tiny__{quant}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    study = REPLAY.replace("starter_qa, ", "").replace("quality_metric: rouge_l", "quality_metric: refusal_rate")
-    Path("s.yaml").write_text(study)
-    assert execute(["run", "s.yaml", "--out", "b"]) == 0
-    before = {path: path.read_bytes() for path in Path("b").rglob("*") if path.is_file()}
-    Path("j.yaml").write_text(f"name: j\nmodel: m\nsource: {{url: {LOCAL}, model: m}}\napi_key_env: MY_KEY\n")
-    capsys.readouterr()
-    assert execute(["judge", "b", "--judge", "j.yaml"]) == 2
-    assert "MY_KEY holds no key" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in Path("b").rglob("*") if path.is_file()} == before

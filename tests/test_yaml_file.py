@@ -9,6 +9,7 @@ from pydantic import BaseModel, model_validator
 
 from quantverdict.errors import InputError, StudyError
 from quantverdict.gating import load_gate
+from quantverdict.policy import Policy
 from quantverdict.tasks.taskfile import read_task
 from quantverdict.yaml_file import MisplacedError, load_yaml
 
@@ -114,4 +115,8 @@ def test_an_alias_and_a_merge_say_what_they_stand_for(tmp_path):
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest(tmp_path):
-    assert "(did you mean title?)" in refused(tmp_path, "titel: t\nparts: []\n", Whole)
+    assert "(did you mean margins?)" in refused(tmp_path, "margin: {refusal_rate: 5}\n", Policy)
+
+
+def test_a_number_that_yaml_takes_for_text_is_explained(tmp_path):
+    assert "1.0e-6 for a number" in refused(tmp_path, "alpha: 1e-6\n", Policy)

@@ -22,7 +22,7 @@ from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_stud
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
-from quantverdict.preflight import check_judge, check_study
+from quantverdict.preflight import check_study
 from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
 
 if TYPE_CHECKING:
@@ -122,7 +122,6 @@ def judge(path: Path, name_or_file: str) -> list[dict[str, str]]:
     with Bundle.reopen(path) as bundle, progress_view() as view:
         refuse_unfinished(bundle, "scores.parquet")
         chosen, folder = find_judge(bundle, name_or_file)
-        check_judge(chosen, folder)
         ask_judge(bundle, chosen, folder, view.say)
         keep_judged(bundle)
         settle(bundle, decided_policy(bundle))

@@ -34,7 +34,7 @@ from quantverdict.config import (
     Study,
     Variant,
 )
-from quantverdict.errors import ArtifactError, StudyError, TaskError, did_you_mean
+from quantverdict.errors import ArtifactError, TaskError, did_you_mean
 from quantverdict.grading.judge import RUBRIC_OF
 from quantverdict.grading.semantic import read_semantically
 from quantverdict.metrics import RULED
@@ -86,19 +86,6 @@ def check_study(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
         return _check_policy(study, tasks)
     except Finding as found:
         raise misplaced(study.file, found.problem, *found.at, expected=found.expected) from None
-
-
-def check_judge(judge: JudgeConfig, folder: Path) -> None:
-    """Refuse a judge that cannot be loaded or asked, before the bundle is touched; `folder` is where its paths start.
-
-    Raises:
-        StudyError: its engine is not installed, or its key not set.
-        ArtifactError: its model is not there.
-    """
-    try:
-        _check_judge(judge, folder, ())
-    except Finding as found:
-        raise StudyError(found.problem, field=".".join(map(str, found.at)) or None, expected=found.expected) from None
 
 
 # Engines

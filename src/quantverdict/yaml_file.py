@@ -50,8 +50,10 @@ _PATTERNS = {
     "^[A-Za-z0-9][A-Za-z0-9._+-]*$": "a name of letters, digits and ._+-, beginning with a letter or digit",
 }
 """What pydantic calls a mistake, in words."""
+_EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 57
+_SHORT.maxlevel = _SHORT.maxlist = _SHORT.maxdict = 2
 """Of what was given, what one line shows: an alias may stand for a billion values."""
 _UNTRUE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What PyYAML raises for a value that is not what its tag says, besides its own errors."""
@@ -268,6 +270,8 @@ def wanted(found: Mapping[str, Any]) -> str:
         return f"one of {', '.join(known)}{near}"
     if kind == "string_pattern_mismatch":
         return _PATTERNS.get(limits["pattern"], f"text like {limits['pattern']}")
+    if kind == "float_type" and isinstance(found["input"], str) and _EXPONENT.fullmatch(found["input"]):
+        return "a number: YAML takes 1e-6 for text, and 1.0e-6 for a number"
     message: str = found["msg"]
     return _WORDS.get(kind, message.removeprefix("Value error, ").removeprefix("Input should be "))
 
