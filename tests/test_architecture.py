@@ -103,3 +103,22 @@ def test_import_and_help_load_nothing_heavy():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage" in result.stdout
     assert not HEAVY & set(ast.literal_eval(result.stderr))
+
+
+def test_nothing_that_is_read_back_is_run():
+    """A cache may be of somebody else's making: no pickle, marshalled code or compiled template is read."""
+    loaders = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "UnpicklingError", "BytecodeCache",
+               "FileSystemBytecodeCache", "ModuleLoader"}  # fmt: skip
+    found = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0], *(alias.name for alias in node.names)}
+            elif isinstance(node, ast.keyword):
+                names = {"BytecodeCache"} if node.arg == "bytecode_cache" else set()
+            else:
+                continue
+            found |= {f"{path.relative_to(SRC)}: {name}" for name in names & loaders}
+    assert not found

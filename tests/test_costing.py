@@ -1,13 +1,11 @@
 """What `plan` says of encoders, judges and probes: counts by hand, times of an earlier run, or what is assumed."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from quantverdict import judging
+from quantverdict import judging, preflight
 from quantverdict.cli import execute
 from quantverdict.grading.judge import load_rubric
 from quantverdict.judging import Asker
@@ -34,9 +32,7 @@ def plan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("local", "s", "other"):
         (tmp_path / f"{name}.gguf").touch()
-    monkeypatch.setitem(sys.modules, "anthropic", ModuleType("anthropic"))
-    for name in ("sentence_transformers", "torch", "transformers", "huggingface_hub"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(preflight, "_is_there", lambda package: True)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "a key")
 
     def planned(blocks, *options):

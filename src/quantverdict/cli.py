@@ -211,7 +211,7 @@ def diff(one: Path, two: Path, exit_code: bool, as_json: bool) -> None:
 @click.argument("bundle", type=Existing)
 @click.option("--out", type=Existing, help="The sheet (CSV) to write: answers without the names of models or builds.")
 @click.option("--read", "filled", type=Existing, help="The sheet to read back, with labels.")
-@click.option("--n", "rows", type=click.IntRange(1), default=200, help="With --out: rows drawn at random.")
+@click.option("--n", "rows", type=click.IntRange(1, 1_000_000), default=200, help="With --out: rows drawn at random.")
 @json_option
 def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_json: bool) -> None:
     """Have people label answers, and correct the rates by their labels."""

@@ -211,7 +211,7 @@ def _try(loader: yaml.SafeLoader | yaml.CSafeLoader, node: yaml.Node) -> None:
     if node.tag.endswith((":merge", ":value")):  # no values of their own
         return
     try:
-        loader.construct_object(node)
+        str(loader.construct_object(node))  # which a number of thousands of digits has none of
     except _UNTRUE as error:
         kind = node.tag.rpartition(":")[2]
         problem = f"not valid YAML: {_shown(node.value)} is no {kind}"

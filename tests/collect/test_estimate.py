@@ -7,10 +7,18 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.backends.base import Decoding
-from quantverdict.collect.estimate import NOMINAL_BITS, ladder_bytes, made_bytes, speed_of_run
+from quantverdict.collect.estimate import (
+    NOMINAL_BITS,
+    detectable_differences,
+    ladder_bytes,
+    made_bytes,
+    speed_of_run,
+)
 from quantverdict.collect.prompts import Plan
+from quantverdict.collect.prospects import Gating, Observed, prospects
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study
 from quantverdict.records import Response
+from quantverdict.tasks.catalog import load_task
 
 
 def study(*models, **more):
@@ -75,3 +83,18 @@ def test_an_answer_that_was_cut_is_no_length(limit, mean):
 
 def test_an_answer_to_a_task_that_is_not_asked_is_no_length_either():
     assert speed_of_run((), [replace(answered(10, "stop"), task="other")], planned(16)).tokens == {}
+
+
+def test_what_differs_in_every_pair_shows_no_loss_by_pairs():
+    """An earlier run in which every pair differed is no number that the formula holds to."""
+    task = load_task("starter_harmful")
+    seen = Observed(rate=0.5, discordance=1.0, variance=1.0, design_effect=1.0)
+    (found,) = detectable_differences([task], 0.8, {"refusal_rate": seen}).metrics
+    assert found.paired_pp is None
+
+
+@pytest.mark.parametrize("margin", [0.00001, 0.5, 0.999])
+def test_twice_a_large_margin_is_at_most_everything(margin):
+    gate = Gating({"refusal_rate": margin}, (), 2, (), 0.025, 0.8)
+    found = prospects([load_task("starter_harmful")], gate, {}).metrics
+    assert [one.true_loss_pp for one in found] == [0, pytest.approx(min(100, 200 * margin))]

@@ -261,7 +261,9 @@ def _detectable(metric: str, n: int, clusters: int, power: float, observed: Obse
     rate = ASSUMED_RATE if observed is None else observed.rate
     discordance = ASSUMED_DISCORDANCE if observed is None else observed.discordance
     # Items of a cluster may all answer alike: counting clusters is the cautious end.
-    paired, unpaired = mde_paired_over(clusters, discordance, power), mde_unpaired(rate, clusters, clusters, power)
+    # Where every pair differs already no loss can show by differing.
+    paired = mde_paired_over(clusters, discordance, power) if discordance < 1 else None
+    unpaired = mde_unpaired(rate, clusters, clusters, power)
     return Detectable(
         metric=metric,
         n=n,
