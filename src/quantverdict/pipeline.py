@@ -22,7 +22,6 @@ from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_stud
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
-from quantverdict.preflight import check_study
 from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
         BundleError: the bundle is in use, of another study, or cannot be written.
         EngineError: not one baseline could be run.
     """
+    from quantverdict.preflight import check_study
     from quantverdict.whitebox import measure as measure_inside
 
     study = read_study(study_file, task_dir)
@@ -67,6 +67,7 @@ def plan(
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
     from quantverdict.forecasting import forecast
+    from quantverdict.preflight import check_study
 
     study = read_study(study_file, task_dir)
     tasks = study_tasks(study)

@@ -165,7 +165,8 @@ def _require(kind: str, name: str, at: Place, wheel: str = "xllamacpp") -> None:
         found = _version(needed.package)
         if found != needed.release:
             state = f"{needed.package} {found} is installed" if found else f"{needed.package} is not installed"
-            raise Finding(f"{name} needs llama.cpp: {state}", f"{needed.needed}", at)
+            pip = f"{needed.package}=={needed.release}, by: pip install 'quantverdict[{needed.extra}]'"
+            raise Finding(f"{name} needs llama.cpp: {state}", pip, at)
         if library_file(needed.package.replace("-", "_"), needed.library) is None:
             expected = "another backend, or wheel: xllamacpp"
             raise Finding(f"{name}: {needed.package} holds no library for {sys.platform}", expected, at)
