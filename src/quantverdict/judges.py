@@ -20,7 +20,7 @@ from quantverdict.collect.prompts import prompts_file, read_prompts
 from quantverdict.collect.roll import FORMER, RECORD, Entry, Roll, labels_file
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import JudgeConfig, Study
-from quantverdict.errors import BundleError, StudyError
+from quantverdict.errors import BundleError, StudyError, did_you_mean
 from quantverdict.facts import config_of, statistics_of
 from quantverdict.grading.answer import answer_of
 from quantverdict.grading.judge import EMPTY_ANSWER, RUBRIC_OF, Question, load_rubric
@@ -80,9 +80,8 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
     file = Path(name_or_file)
     if not file.is_file():
         names = ", ".join(known) or "none here"
-        raise StudyError(
-            f"no judge {name_or_file}", field="judge", expected=f"a judge that can run ({names}), or a file"
-        )
+        expected = f"a judge that can run ({names}), or a file{did_you_mean(name_or_file, known)}"
+        raise StudyError(f"no judge {name_or_file}", field="judge", expected=expected)
     judge = load_yaml(file, JudgeConfig)
     if not judge.engine:
         raise StudyError("cannot run", file=file, field="source", expected="a source, or a backend with a hosted API")

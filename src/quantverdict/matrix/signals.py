@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from quantverdict.errors import StudyError
 from quantverdict.matrix.columns import METRICS, references
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Row
 
 POLICY_METRICS = ("quality_metric", "refusal_metric", "judge_refusal_metric", "truthfulness_metric", "bias_metric")
+"""The fields of a policy that name what its rules read."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,7 @@ class Signals:
 
 
 def all_signals(matrix: Matrix, policy: Policy) -> tuple[Signals, ...]:
-    """The signals of every row, in the order of the matrix.
-
-    Raises:
-        StudyError: the policy names a metric that the rules cannot read: not in the schema, or not a share of which
-            more is better.
-    """
-    usable = [name for name, metric in METRICS.items() if metric.is_share and metric.higher_is_better]
-    for field in POLICY_METRICS:
-        name = getattr(policy, field)
-        if name not in usable:
-            raise StudyError(f"{name} is not right", field=f"policy.{field}", expected=f"one of {', '.join(usable)}")
+    """The signals of every row, in the order of the matrix."""
     base = references(matrix)
     return tuple(Signals(row, base.get(row.cell), policy) for row in matrix)
 

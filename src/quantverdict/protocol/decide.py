@@ -28,7 +28,7 @@ from quantverdict.protocol.formats import (
     roles_table,
 )
 from quantverdict.protocol.outcomes import Judged as OutcomeOf
-from quantverdict.protocol.outcomes import paired_table, refuse_unusable
+from quantverdict.protocol.outcomes import paired_table
 from quantverdict.protocol.paired_actions import Against
 from quantverdict.protocol.regimes import regimes_table
 from quantverdict.protocol.rows import (
@@ -93,7 +93,6 @@ def decide(
     Raises:
         StudyError: the policy names a metric that the rules cannot read.
     """
-    refuse_unusable(policy)
     statistics, evidence = statistics or StatisticsConfig(), evidence or Evidence()
     samples = None if evidence.scores is None else grids(evidence.scores)
     matrix = with_shared(tuple(row for row in matrix if row.cell not in evidence.nulls), samples)

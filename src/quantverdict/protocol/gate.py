@@ -15,6 +15,7 @@ from typing import Any, Literal
 from quantverdict.errors import ExitCode, StudyError
 from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.matrix.signals import Signals, all_signals
+from quantverdict.metrics import one_of
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import PASSES
 from quantverdict.protocol.gate_policy import DECISION, GatePolicy, GateWaiver
@@ -154,7 +155,7 @@ def _chosen(asked: GatePolicy, cells: Mapping[CellId, Cell]) -> tuple[CellId, ..
 def _known(name: str, cells: Iterable[CellId], where: str) -> CellId:
     found = next((cell for cell in cells if str(cell) == name), None)
     if found is None:
-        raise StudyError(f"no build {name}", field=where, expected=f"one of {', '.join(map(str, cells))}")
+        raise StudyError(f"no build {name}", field=where, expected=one_of(name, map(str, cells)))
     return found
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from quantverdict.errors import StudyError
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.headroom import Headroom
 from quantverdict.matrix.paired import Comparison, Gate
@@ -79,18 +78,6 @@ class _Adjusted:
 
     noninferior: float
     inferior: float
-
-
-def refuse_unusable(policy: Policy) -> None:
-    """Refuse margins of metrics that cannot be gated.
-
-    Raises:
-        StudyError: a metric that is not in the schema, is no share, or has no better direction.
-    """
-    usable = [name for name, metric in METRICS.items() if metric.is_share and metric.higher_is_better is not None]
-    for name in policy.margins:
-        if name not in usable:
-            raise StudyError(f"{name} is not right", field="policy.margins", expected=f"one of {', '.join(usable)}")
 
 
 def judge(
