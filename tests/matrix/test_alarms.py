@@ -11,6 +11,7 @@ from quantverdict.config import StatisticsConfig
 from quantverdict.grading.form import COLUMNS as FORM
 from quantverdict.matrix.alarms import COLUMNS, LENGTH, SHARES, alarms, alarms_table, may_explain, told
 from quantverdict.records import CellId
+from quantverdict.stats.paired import tango_interval
 
 BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
 
@@ -58,6 +59,23 @@ def test_a_share_that_falls_is_no_alarm(name):
     assert (rises.shift, falls.shift) == (60, -60)
     assert rises.p_holm == falls.p_holm
     assert rises.lo > 0 > falls.hi
+
+
+def test_without_clusters_the_interval_is_tangos_of_the_counts_themselves():
+    """No design effect: each prompt is its own unit."""
+    one = found(forms(BASE, 100, loop={1, 2}), forms(BUILD, 100, loop=range(2, 20)))["loop"]
+    exact = tango_interval(one.gained, one.lost, one.n, StatisticsConfig().confidence)
+    assert (one.gained, one.lost) == (17, 1)
+    assert (one.lo, one.hi) == (100 * exact.lo, 100 * exact.hi)
+
+
+def test_with_clusters_the_interval_is_wider_where_their_answers_change_together():
+    of = {}
+    for name, cluster in (("alone", lambda _: None), ("clustered", lambda at: f"c{at // 5}")):
+        base, build = (forms(cell, 100, cluster=cluster, loop=flag) for cell, flag in ((BASE, ()), (BUILD, range(20))))
+        of[name] = found(base, build)["loop"]
+    assert of["clustered"].lo < of["alone"].lo
+    assert of["clustered"].hi > of["alone"].hi
 
 
 @pytest.mark.parametrize("change", [-5, 5])

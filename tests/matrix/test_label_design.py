@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from quantverdict.matrix.label_design import AT_LEAST, Answered, Prompted, draw, row_order
+from quantverdict.matrix.label_design import AT_LEAST, NO_BASELINE, Answered, Prompted, draw, row_order
 from quantverdict.records import CellId
 
 BASE, Q4, Q2 = CellId("m", "F16"), CellId("m", "Q4"), CellId("m", "Q2")
@@ -60,6 +60,18 @@ def test_some_of_every_stratum_are_drawn_and_all_where_all_are_asked_for(answers
         mine = {entry.answer.prompt for entry in drawn if entry.stratum == stratum and entry.selected}
         assert len(mine) >= min(AT_LEAST, 3)
     assert all(entry.selected for entry in draw(answers, 10_000, 7))
+
+
+def test_answers_without_a_baseline_are_alike_by_what_they_say_and_all_others_by_their_prompts_stratum(answers):
+    """A stratum of a build's own answers says which; that of a pair is the baseline's answer, and says no more."""
+    alone = [answered(Q4, at, "1" if at < 50 else "0", f"{at} alone") for at in range(40, 60)]
+    of = {(entry.answer.cell, entry.answer.prompt): entry.stratum for entry in draw([*answers, *alone], 10_000, 7)}
+    yes, no = of[Q4, Prompted("t", "40")], of[Q4, Prompted("t", "59")]
+    assert yes.startswith(NO_BASELINE)
+    assert no.startswith(NO_BASELINE)
+    assert yes != no
+    assert of[Q4, Prompted("t", "35")] == of[BASE, Prompted("t", "35")] == of[Q2, Prompted("t", "20")]
+    assert of[BASE, Prompted("t", "35")] != of[BASE, Prompted("t", "05")]
 
 
 def test_more_rows_hold_what_fewer_held(answers):

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.stats.corrected_rates import Stratum, corrected_difference, corrected_rate, kish, wilson_at
+from quantverdict.stats.corrected_rates import (
+    Stratum,
+    _likely_changes,
+    corrected_difference,
+    corrected_rate,
+    kish,
+    wilson_at,
+)
 from quantverdict.stats.intervals import wilson
 from quantverdict.stats.paired import tango_interval
 
@@ -39,6 +46,18 @@ def example():
     labels = np.repeat([1.0, 0.0, 1.0, 0.0], [24, 6, 9, 61])
     predicted = np.repeat([24 / 30, 9 / 70], [30, 70])
     return strata, labels, predicted, np.repeat([24 / 30, 9 / 70], [66, 154])
+
+
+def test_a_stratum_that_is_labelled_in_part_is_lent_one_label_of_what_such_strata_have_together():
+    """By hand: two such strata of 10 and 20 clear labels, half a change smoothed in of each of four kinds."""
+    gained, lost = (Stratum(100, 10, 3), Stratum(50, 20, 2)), (Stratum(100, 10, 1), Stratum(50, 20, 0))
+    whole, unlabelled = (Stratum(8, 8, 2), Stratum(8, 8, 4)), (Stratum(9, 0, 0), Stratum(9, 0, 0))
+    found = _likely_changes([*zip(gained, lost, strict=True), whole, unlabelled])
+    up, down = (3 + 2 + 0.5) / (10 + 20 + 2), (1 + 0 + 0.5) / (10 + 20 + 2)
+    assert found[0] == pytest.approx(((3 + up) / 11, (1 + down) / 11))
+    assert found[1] == pytest.approx(((2 + up) / 21, (0 + down) / 21))
+    assert found[2] == pytest.approx((2 / 8, 4 / 8))
+    assert found[3] == (0.5, 0.5)
 
 
 def test_it_is_prediction_powered_inference_with_the_strata_as_predictor():

@@ -94,6 +94,26 @@ def test_tango_covers_the_truth_at_about_its_nominal_rate():
     assert 0.93 <= covered / 2000 <= 0.97
 
 
+@pytest.mark.parametrize(("gained", "lost", "n"), [(0, 4, 4), (4, 0, 4), (2, 2, 4), (0, 0, 4), (1, 0, 1), (0, 1, 1)])
+def test_every_pair_may_differ_and_none_may(gained, lost, n):
+    """The ends of what counts can be: an interval there, inside [-1, 1], that holds the estimate."""
+    interval = tango_interval(gained, lost, n)
+    assert -1 <= interval.lo <= (gained - lost) / n <= interval.hi <= 1
+    assert (interval.lo == -1) == (lost == n)
+    assert (interval.hi == 1) == (gained == n)
+
+
+@pytest.mark.parametrize("effect", [3.0, 1.7, 7.1])
+def test_counts_over_a_design_effect_fit_though_rounding_may_lift_their_sum(effect):
+    tango_interval(2 / effect, 1 / effect, 3 / effect)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(-0.001, 1), (1, -0.001), (2, 2.001)])
+def test_a_little_beyond_what_fits_is_refused(gained, lost):
+    with pytest.raises(ValueError, match="pairs"):
+        tango_interval(gained, lost, 4)
+
+
 @pytest.mark.parametrize(("gained", "lost", "n"), [(0, 0, 0), (-1, 0, 4), (3, 2, 4)])
 def test_counts_that_do_not_fit_are_refused(gained, lost, n):
     with pytest.raises(ValueError, match="pairs"):

@@ -1,6 +1,7 @@
 """Detectable effects against statsmodels, pingouin and simulation."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pingouin as pg
@@ -219,6 +220,30 @@ def test_what_cannot_be_planned_is_refused():
     for arguments in ((0, 0.1, 0.0, 0.05), (10, 1.1, 0.0, 0.05), (10, 0.1, 2.0, 0.05), (10, 0.1, 0.0, 1.0)):
         with pytest.raises(ValueError):
             outcome_probabilities(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ({"n": 1}, {"n": 0}),
+        ({"discordance": 0.0}, {"discordance": -0.01}),
+        ({"discordance": 1.0}, {"discordance": 1.01}),
+        ({"true_loss": 1.0}, {"true_loss": 1.01}),
+        ({"true_loss": -1.0}, {"true_loss": -1.01}),
+        ({"margin": 0.0}, {"margin": -0.01}),
+        ({"margin": 0.99}, {"margin": 1.0}),
+        ({"alpha": 0.001}, {"alpha": 0.0}),
+        ({"alpha": 0.499}, {"alpha": 0.5}),
+    ],
+)
+def test_outcomes_have_chances_up_to_the_ends_of_every_range_and_not_beyond(right, wrong):
+    """Each end is the last that is answered: the next is refused, whatever the others are."""
+    usual = {"n": 50, "discordance": 0.2, "true_loss": 0.0, "margin": 0.05, "alpha": 0.025}
+    chances = outcome_probabilities(**usual | right)
+    assert sum(astuple(chances)) == pytest.approx(1)
+    assert all(-1e-9 <= chance <= 1 + 1e-9 for chance in astuple(chances))
+    with pytest.raises(ValueError, match="pairs"):
+        outcome_probabilities(**usual | wrong)
 
 
 @pytest.mark.parametrize(("n", "loss", "sd"), [(30, 0.0, 0.1), (60, 0.0, 0.2), (150, 0.0, 0.15), (150, 0.1, 0.15)])
