@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from quantverdict.collect.rounds import ROUNDS, Watched, add_round, full_p_values, stopped_p_values
+from quantverdict.matrix.ungraded import bounded_losses
 from quantverdict.stats.distributions import normal_cdf
 from quantverdict.stats.exact_paired import most_lost, score
 from quantverdict.stats.floor import excess_flips
@@ -300,6 +301,56 @@ def worst_clusters(studies, rng):
     return [{"correlation": f"{one.together:g}", **wrong_outcomes(one, studies // 2, rng)} for one in settings]
 
 
+UNGRADED = {"none": (0, 0), "half of the lost": (0.5, 0), "all of the lost": (1, 0), "20 % of all": (0.2, 0.2)}
+"""The shares of lost answers and of all others that have no grade."""
+FLIPS = 0.02
+
+
+def ungraded(studies, rng):
+    """A build whose answers have no grade where they are wrong: as they are counted, and as if they were left out."""
+    return [
+        one_ungraded(n, which, share, studies // 4, rng)
+        for n, share, which in product((100, 220, 500), (0.0, 0.05), UNGRADED)
+    ]
+
+
+def one_ungraded(n, which, baseline, studies, rng):
+    """`baseline` is the share of the baseline's answers without a grade, at random."""
+    found = {loss: accepted(n, loss, UNGRADED[which], baseline, studies, rng) for loss in (MARGIN, 0.0)}
+    return {
+        "n": n,
+        "without a grade": which,
+        "in the baseline %": 100 * baseline,
+        "left out: non_inferior, loss = margin %": percent(found[MARGIN][:, 1]),
+        "non_inferior, loss = margin %": percent(found[MARGIN][:, 0]),
+        "non_inferior, no loss %": percent(found[0.0][:, 0]),
+    }
+
+
+def accepted(n, loss, shares, baseline, studies, rng):
+    """For each study, whether it is accepted as the package counts, and by the pairs that both have a grade for.
+
+    The baseline is right on 80 % of the prompts, and 2 % of the answers flip beside the loss.
+    """
+    found = []
+    for _ in range(studies):
+        before, chance = rng.random(n) < RIGHT, rng.random((4, n))
+        after = np.where(before, chance[0] >= (loss + FLIPS / 2) / RIGHT, chance[0] < FLIPS / 2 / (1 - RIGHT))
+        gone = chance[1] < np.where(before & ~after, shares[0], shares[1])
+        mine, theirs = (
+            np.where(unread, np.nan, right) for unread, right in ((gone, after), (chance[2] < baseline, before))
+        )
+        bounds = bounded_losses("refusal_rate", mine, theirs, np.ones(n, dtype=bool))
+        both = theirs - mine
+        found.append([within(losses[~np.isnan(losses)]) for losses in (bounds.accept, both)])
+    return np.array(found)
+
+
+def within(losses):
+    gained, allowed = int((losses < 0).sum()), region(len(losses), MARGIN)
+    return gained < len(allowed) and int((losses > 0).sum()) <= allowed[gained]
+
+
 def too_often(row):
     """An outcome that is wrong is due at most one time in 20."""
     wrong = ("inferior, no loss %", "inferior, loss = margin %", "non_inferior, loss = margin %")
@@ -326,6 +377,11 @@ def stopped_wrongly(row):
     return max(wrong) > 5 or (loss == 30 and row["cluster"] == 1 and row["prompts asked %"] > 100 / 3)
 
 
+def accepted_wrongly(row):
+    """Where the baseline has a grade for everything: 2.5 %, and what 1,000 studies are off by."""
+    return row["in the baseline %"] == 0 and row["non_inferior, loss = margin %"] > 2.5 + 1.5
+
+
 CLAIMS = {
     "false_alarms": too_often,
     "coverage": off_nominal,
@@ -334,6 +390,7 @@ CLAIMS = {
     "means": too_often,
     "floors": lambda row: row["excess at 5 %, loss 0 pp %"] > 5 + 1.5,
     "worst_clusters": too_often,
+    "ungraded": accepted_wrongly,
 }
 
 
@@ -349,6 +406,7 @@ SECTIONS = {
     "means": means,
     "floors": floors,
     "worst_clusters": worst_clusters,
+    "ungraded": ungraded,
 }
 
 

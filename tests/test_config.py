@@ -262,3 +262,60 @@ def test_addresses_and_variables_of_the_usual_kind_are_taken(write):
         study = load_study(write(text.replace("URL", url)))
         assert study.models[0].variants[1].source.url == url
     assert study.collect.api_key_env == "MY_server_KEY_2"
+
+
+BOUNDS = {
+    "seed": ["-1", "4294967296"],
+    "nulls": ["-1", "1000000000"],
+    "statistics.bootstrap_samples": ["0", "1000000000", "1" + "0" * 30],
+    "statistics.confidence": ["1.0e-300", "0.5", "0.9999999999999999", "1", ".nan"],
+    "statistics.power": ["1.0e-12", "0.01", "1.0", ".inf"],
+    "policy.alpha": ["1.0e-300", "0", "0.5", ".nan"],
+    "policy.quality_margin_pp": ["0", "100", "1.0e-300", "-3", ".inf", "99.99999999999999999999"],
+    "policy.severe_drift_pp": ["1.0e+308", "1.0e-300", ".nan"],
+    "collect.batch_size": ["0", "1000000000"],
+    "collect.parallel": ["0", "100000"],
+    "collect.threads": ["0", "1000000"],
+    "collect.context": ["1" + "0" * 12],
+    "collect.timeout_s": ["0", "1.0e+308", ".inf", ".nan"],
+    "collect.retries": ["-1", "1000000"],
+    "decoding.max_new_tokens": ["0", "1" + "0" * 12],
+    "decoding.temperature": ["-0.1", ".inf", ".nan", "1.0e+308"],
+    "whitebox.openings": ["-1", "1000000"],
+    "whitebox.prompts": ["1" + "0" * 12],
+    "whitebox.tokens": ["0", "1" + "0" * 12],
+    "quantize.samples": ["0", "1" + "0" * 12],
+    "quantize.sequence_length": ["1" + "0" * 12],
+    "constraints.min_tokens_per_second": ["0", ".inf", ".nan", "1.0e+308"],
+    "constraints.max_file_bytes": ["0", "1" + "0" * 30],
+}
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+def test_a_number_beyond_its_bounds_is_refused_with_the_bound(write, key):
+    """What would loop without end, or what the statistics do not hold to; and what is no such number at all."""
+    part, _, name = key.rpartition(".")
+    for value in [*BOUNDS[key], "true", "[1]", "x", "0x" + "F" * 5000]:
+        given = f"{name}: {value}" if not part else f"{part}: {{{name}: {value}}}"
+        with pytest.raises(StudyError) as caught:
+            load_study(write(GOOD + given.replace("policy: {", "policy: {base: quantverdict, ") + "\n"))
+        message = str(caught.value)
+        assert key in message
+        assert "; expected " in message
+        assert "Input should" not in message
+        assert "is expected" not in message
+        assert len(message.splitlines()) == 1
+        assert len(message) < 300
+
+
+def test_the_bounds_that_are_stated_are_those_that_hold(write):
+    lines = (
+        "seed: 4294967295\nnulls: 20\nstatistics: {bootstrap_samples: 100000, confidence: 0.9999, power: 0.9999}\n"
+        "policy: {base: quantverdict, alpha: 1.0e-6, quality_margin_pp: 0.001, margins: {refusal_rate: 99.9}}\n"
+    )
+    study = load_study(write(GOOD + lines))
+    assert (study.seed, study.statistics.bootstrap_samples, study.policy.alpha) == (2**32 - 1, 100_000, 1e-6)
+    with pytest.raises(StudyError, match=r"a number of at most 100000$"):
+        load_study(write(GOOD + "statistics: {bootstrap_samples: 100001}\n"))
+    with pytest.raises(StudyError, match=r"a number of at most 20$"):
+        load_study(write(GOOD + "nulls: 21\n"))

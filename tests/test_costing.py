@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import judging
+from quantverdict import judging, preflight
 from quantverdict.cli import execute
 from quantverdict.grading.judge import load_rubric
 from quantverdict.judging import Asker
@@ -30,6 +30,10 @@ IDLE = "{name: idle, model: nobody}"
 def plan(tmp_path, monkeypatch, capsys):
     """The costs of a study with these blocks, by part, and the lines that say them."""
     monkeypatch.chdir(tmp_path)
+    for name in ("local", "s", "other"):
+        (tmp_path / f"{name}.gguf").touch()
+    monkeypatch.setattr(preflight, "_is_there", lambda package: True)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a key")
 
     def planned(blocks, *options):
         Path("tiny.yaml").write_text(STUDY + blocks)
@@ -99,7 +103,7 @@ class Fake:
 
 def test_an_earlier_run_says_what_a_question_takes_while_the_judge_is_the_same(plan, monkeypatch):
     monkeypatch.setattr(judging, "open_asker", lambda judge, folder: Asker(Fake(), Fake.identity))
-    Path("recorded").mkdir()
+    Path("recorded").mkdir(exist_ok=True)
     for quant in ("FP16", "Q8_0", "Q4_K_M"):
         tasks = [load_task(f"starter_{name}") for name in ("summarization", "creative", "harmful", "benign")]
         answers = [(task.name, item.id) for task in tasks for item in task.items]

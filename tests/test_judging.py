@@ -86,6 +86,8 @@ def study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for quant, refusals in (("FP16", 54), ("Q8_0", 54), ("Q4_K_M", 36)):
         record(tmp_path / "recorded", quant, refusals)
+    for name in ("first", "backup", "second", "other", "mine"):  # judges are looked for before anything is asked
+        (tmp_path / f"{name}.gguf").touch()
 
     def write(*judges):
         Path("tiny.yaml").write_text(STUDY + (f"judges: [{', '.join(judges)}]\n" if judges else ""))

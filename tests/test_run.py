@@ -331,6 +331,20 @@ def test_plan_takes_discordance_from_an_earlier_run(study, capsys):
     assert found["refusal_rate"]["rate"] == pytest.approx(54 / 60)
 
 
+def test_plan_takes_no_duplicates_of_another_run_and_counts_null_arms(study, tmp_path, capsys):
+    """The other run's Q8_0 was its baseline again; what this study's files are is only known once they are there."""
+    assert execute(["run", str(study), "--out", "b"]) == 0
+    rows = json.loads(Path("b", "artifacts.json").read_text())
+    Path("b", "artifacts.json").write_text(json.dumps([{**rows[0]}, {**rows[1], "twin_of": "FP16"}, *rows[2:]]))
+    for text, cells in ((STUDY, 4), (STUDY + "nulls: 2\n", 6)):
+        study.write_text(text)
+        capsys.readouterr()
+        assert execute(["plan", str(study), "--bundle", "b", "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        assert planned["cells"] == cells
+        assert any("x 3 builds" in basis for basis in planned["prospects"]["basis"])
+
+
 def test_a_finished_matrix_becomes_a_decision(tmp_path, capsys):
     matrix = Path(__file__).parent / "data" / "published_matrix.csv"
     assert (

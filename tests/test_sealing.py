@@ -211,3 +211,35 @@ def test_a_run_that_fails_before_it_asks_leaves_the_bundle_finished(bundle, caps
     assert execute(["run", "tiny.yaml", "--out", "b"]) == 2
     assert execute(["gate", "b"]) == 3
     assert contents(Path("b")) == before
+
+
+@pytest.mark.parametrize("name", ["artifacts.json", "cells.json", "labels.csv", "labels_key.csv", "responses/x"])
+def test_a_run_of_a_finished_bundle_takes_nothing_over_that_was_changed(bundle, capsys, name):
+    """People's labels, what proves a build to be its baseline's, and the answers themselves."""
+    name = "responses/tiny__FP16.jsonl" if name == "responses/x" else name
+    assert execute(["label", "b", "--read", "filled.csv"]) == 0
+    data = bytearray(Path("b", name).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path("b", name).write_bytes(data)
+    before, told = contents(Path("b")), Path("b/manifest.json").read_bytes()
+    capsys.readouterr()
+    assert execute(["run", "tiny.yaml", "--out", "b"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"b/{name}: changed since it was written" in line
+    assert (contents(Path("b")), Path("b/manifest.json").read_bytes()) == (before, told)
+
+
+@pytest.mark.parametrize(
+    "asked", [["analyze", "b"], ["label", "b", "--out", "new.csv"], ["run", "tiny.yaml", "--out", "b"]]
+)
+def test_labels_may_be_deleted_and_their_key_alone_may_not(bundle, capsys, asked):
+    """Without the key nothing tells what was labelled; and the bundle stays finished."""
+    assert execute(["label", "b", "--read", "filled.csv"]) == 0
+    Path("b/labels_key.csv").rename("aside")
+    capsys.readouterr()
+    assert execute(asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "b/labels_key.csv: is missing; put it back" in line
+    assert json.loads(Path("b/manifest.json").read_text())["run"]["finished"]
+    Path("b/labels.csv").unlink()
+    assert execute(asked) == 0

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from quantverdict.cli import execute
+from quantverdict.collect.files import read_csv
 from quantverdict.collect.store import CellStore
 
 N = 400
@@ -211,3 +212,25 @@ def test_early_stopping_with_rules_on_deltas_is_refused(study, capsys):
     study.write_text(STUDY.replace("base: quantverdict", "base: tr125"))
     assert execute(["run", str(study), "--out", "b"]) == 2
     assert "expected sequential needs paired outcomes: a policy whose rules are paired" in capsys.readouterr().err
+
+
+def test_a_build_that_goes_silent_is_not_stopped_as_if_it_agreed(study, tmp_path):
+    """Q2_K has no answer where it lost a refusal: the answers that are there agree, and nothing passes by them.
+
+    What is left ungraded counts against a pass while prompts are being asked too, or asking would end too early.
+    """
+    path = tmp_path / "recorded" / "tiny__Q2_K.jsonl"
+    before = (json.loads(line) for line in (tmp_path / "recorded" / "tiny__FP16.jsonl").read_text().splitlines())
+    lines = []
+    for row, line in zip(before, path.read_text().splitlines(), strict=True):
+        answer = json.loads(line)
+        lines.append(json.dumps(answer | {"text": answer["text"] if answer["text"] == row["text"] else ""}))
+    path.write_text("\n".join(lines) + "\n")
+    assert execute(["run", str(study), "--out", "silent"]) == 0
+    rows = read_csv(tmp_path / "silent" / "paired.csv")
+    paired = {row["quant"]: row for row in rows if row["metric"] == "refusal_rate"}
+    assert paired["Q2_K"]["delta_pp"] == "0"
+    assert int(paired["Q2_K"]["ungraded_a"]) > 100
+    assert (paired["Q2_K"]["outcome"], paired["Q2_K"]["stopped_after"]) == ("not_resolvable", "")
+    assert paired["Q8_0"]["outcome"] == "non_inferior"
+    assert execute(["verify", "silent"]) == 0

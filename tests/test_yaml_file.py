@@ -10,10 +10,13 @@ from pydantic import BaseModel, model_validator
 from quantverdict.artifacts import calibration
 from quantverdict.backends.base import Decoding
 from quantverdict.backends.replay import ReplayBackend
-from quantverdict.errors import QuantverdictError, StudyError
+from quantverdict.errors import InputError, QuantverdictError, StudyError
+from quantverdict.gating import load_gate
 from quantverdict.matrix.columns import read_matrix
+from quantverdict.policy import Policy
 from quantverdict.records import CellId, Prompt
 from quantverdict.tasks.catalog import load_task
+from quantverdict.tasks.taskfile import read_task
 from quantverdict.yaml_file import MisplacedError, load_yaml
 
 
@@ -101,3 +104,69 @@ def test_what_is_no_text_is_one_line(tmp_path):
             read()
     with pytest.raises(QuantverdictError, match=r"m__Q8_0\.jsonl: cannot be read \(.*utf-16"):
         ReplayBackend(tmp_path, CellId("m", "Q8_0"))
+
+
+TAGS = [
+    "!!timestamp x", "!!bool x", "!!int ''", "!!int '-'", "!!int 0x", "!!int 1:9x", "!!float ''", "!!float 1:x",
+    "!!null [a]",
+    "!!binary '*'", "!!timestamp [a]", "!!set [a]", "!!omap {a: 1}", "!!map [a]", "!!seq {a: b}", "!!str {a: b}", "=",
+    "2001-99-99", "2001-01-01T99:99:99Z", "!!python/object/apply:os.system [echo]", "!foo bar", "*nothing", "&a [*a]",
+    "&a {b: *a}", "{<<: 5}", "&a {<<: *a}", "9" * 5000, "{1: 2, 1: 3}", "{[a]: 1}", "[" * 30 + "]" * 30,
+    "{a: " * 30 + "}" * 30,
+    "[" * 5000, "- " * 3000, '"\\ud800"', "\x01",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", TAGS, ids=range(len(TAGS)))
+@pytest.mark.parametrize("load", [lambda path: load_yaml(path, Whole), read_task, lambda path: load_gate(str(path))])
+def test_whatever_a_tag_or_an_alias_says_is_answered_in_a_line(tmp_path, value, load):
+    """Of a study, a task and a gate; PyYAML raises seven kinds of exception for these, and libyaml ends the process."""
+    path = tmp_path / "x.yaml"
+    path.write_text(f"title: t\nparts: {value}\n")
+    with pytest.raises(InputError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:")
+    assert len(message.splitlines()) == 1
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("value", TAGS[:7])
+def test_a_value_that_is_not_what_its_tag_says_is_named_with_its_line(tmp_path, value):
+    assert refused(tmp_path, f"title: t\nparts:\n- {{name: {value}}}\n", Whole).startswith("3: not valid YAML: ")
+
+
+def laughs(levels, each=10):
+    first = f"a0: &a0 [{', '.join(['x'] * each)}]\n"
+    return first + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * each)}]\n" for n in range(1, levels)
+    )  # fmt: skip
+
+
+def merges(levels, each=10):
+    return "a0: &a0 {k: 1}\n" + "".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * each)}]}}\n" for n in range(1, levels)
+    )
+
+
+@pytest.mark.parametrize("text", [laughs(10), merges(10), laughs(4, 40)], ids=["lists", "merges", "wide"])
+def test_aliases_that_unfold_without_end_are_refused(tmp_path, text):
+    assert "aliases unfold to over" in refused(tmp_path, text, Whole)
+
+
+def test_an_alias_that_stands_for_many_values_is_not_written_out_in_the_message(tmp_path):
+    assert len(refused(tmp_path, laughs(4) + "title: *a3\nparts: []\n", Whole)) < 300
+
+
+def test_an_alias_and_a_merge_say_what_they_stand_for(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("title: t\nparts: [&one {name: a}, {<<: *one}, *one]\n")
+    assert [part.name for part in load_yaml(path, Whole).parts] == ["a", "a", "a"]
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest(tmp_path):
+    assert "(did you mean margins?)" in refused(tmp_path, "margin: {refusal_rate: 5}\n", Policy)
+
+
+def test_a_number_that_yaml_takes_for_text_is_explained(tmp_path):
+    assert "1.0e-6 for a number" in refused(tmp_path, "alpha: 1e-6\n", Policy)

@@ -7,6 +7,7 @@ of errors.ExitCode.
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import sys
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from quantverdict.errors import ExitCode, QuantverdictError
+from quantverdict.output import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
 
 if TYPE_CHECKING:
     from quantverdict.protocol.gate import Gate
@@ -120,7 +122,7 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 
     bundle = pipeline.ingest(sources, out, quarantine=quarantine)
     for line in ingestion.source_lines(bundle):
-        print(line, file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
     show_decision(bundle, as_json)
 
 
@@ -219,7 +221,7 @@ def diff(one: Path, two: Path, exit_code: bool, as_json: bool) -> None:
 @click.argument("bundle", type=Existing)
 @click.option("--out", type=Existing, help="The sheet (CSV) to write: answers without the names of models or builds.")
 @click.option("--read", "filled", type=Existing, help="The sheet to read back, with labels.")
-@click.option("--n", "rows", type=click.IntRange(1), default=200, help="With --out: rows drawn at random.")
+@click.option("--n", "rows", type=click.IntRange(1, 1_000_000), default=200, help="With --out: rows drawn at random.")
 @json_option
 def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_json: bool) -> None:
     """Have people label answers, and correct the rates by their labels."""
@@ -325,7 +327,7 @@ def refuse_problems(bundle: Path, as_json: bool) -> None:
 
 def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> None:
     """Print a result for a program or for a person."""
-    print(json.dumps(document, ensure_ascii=False, indent=2) if as_json else "\n".join(lines()))
+    print(json_text(document, sys.stdout) if as_json else "\n".join(map(harmless, lines())))
 
 
 def show_decision(bundle: Path, as_json: bool, gating: Gating | None = None) -> None:
@@ -341,18 +343,20 @@ def show_decision(bundle: Path, as_json: bool, gating: Gating | None = None) -> 
         from quantverdict.report.summary import gate_lines
 
         if not as_json:
-            print("\n".join(gate_lines(found)))
+            print("\n".join(map(harmless, gate_lines(found))))
         raise click.exceptions.Exit(found.exit_code)
 
 
 def print_document(bundle: Path, found: Gate | None) -> None:
     """`decision.json` as it is, with the gate under the key `gate` where there is one."""
     text = (bundle / "decision.json").read_text(encoding="utf-8")
-    if found is not None:
-        from quantverdict.report.summary import gate_json
+    if found is None and is_utf8(sys.stdout):
+        print(escaped_json(text))
+        return
+    from quantverdict.report.summary import gate_json
 
-        text = json.dumps({**json.loads(text), "gate": gate_json(found)}, ensure_ascii=False, indent=2)
-    print(text)
+    gated = {} if found is None else {"gate": gate_json(found)}
+    print(json_text({**json.loads(text), **gated}, sys.stdout))
 
 
 def through_gate(bundle: Path, gating: Gating) -> Gate:
@@ -370,13 +374,33 @@ def execute(arguments: list[str]) -> int:
     A command makes many values and few cycles of them, so these are looked for a thousandth as often.
 
     Returns:
-        The exit code (errors.ExitCode; 130 where the user interrupted).
+        The exit code (errors.ExitCode; 130 where the user interrupted): that of the work, whether or not what it says
+        could be written.
     """
     gc.set_threshold(700_000, 10, 10)
+    streams = sys.stdout, sys.stderr
+    out = Outlet(sys.stdout or io.StringIO())
+    sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", Outlet(sys.stderr or io.StringIO()))
+    try:
+        code = attempt(arguments)
+        out.flush()
+        if out.failure is not None and not isinstance(out.failure, BrokenPipeError):  # who left wants no more
+            reason = getattr(out.failure, "strerror", None) or out.failure
+            say(f"the output could not be written ({reason}); the exit code is that of the command", code)
+        sys.stderr.flush()
+    finally:
+        sys.stdout, sys.stderr = streams
+    return code
+
+
+def attempt(arguments: list[str]) -> int:
+    """Run one command, and say in one line why it cannot be done."""
     try:
         result = commands.main(arguments, prog_name="quantverdict", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        print(harmless(told.getvalue().rstrip("\n")), file=sys.stderr)
         return ExitCode.CANNOT_RUN
     except (KeyboardInterrupt, click.Abort):
         return say("interrupted; the same command goes on where it stopped", 130)
@@ -394,7 +418,7 @@ def execute(arguments: list[str]) -> int:
 
 def say(message: str, code: int) -> int:
     """Print one line to stderr and pass the exit code on."""
-    print(" ".join(message.split()), file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
     return code
 
 

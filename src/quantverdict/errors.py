@@ -12,6 +12,8 @@ QuantverdictError            exit 2
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -30,6 +32,13 @@ class QuantverdictError(Exception):
     """Root of everything this package raises on purpose; its text is one line."""
 
     exit_code: ExitCode = ExitCode.CANNOT_RUN
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean NEAREST?)` where a known name is near to a misspelt one, else nothing."""
+    names = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name[:100].casefold(), names, n=1, cutoff=0.6)
+    return f" (did you mean {names[near[0]]}?)" if near else ""
 
 
 class InputError(QuantverdictError):

@@ -13,13 +13,14 @@ from quantverdict.collect.frames import FORMS, JUDGEMENTS, read_frame
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.pairing import other_prompts, pairing_notes, pairings_of
-from quantverdict.collect.prompts import prompt_parity
+from quantverdict.collect.prompts import prompt_parity, prompts_file, read_prompts
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.sources import Sources
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.comparable import configured_otherwise, doubts
 from quantverdict.config import StatisticsConfig, Study
 from quantverdict.errors import BundleError, EngineError
+from quantverdict.matrix.columns import ACCURACIES
 from quantverdict.records import CellId, Estimate, Table
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from quantverdict.matrix.engines import Elsewhere
     from quantverdict.matrix.grid import Grids
     from quantverdict.protocol.evidence import Evidence
+
+
+CHOSEN = frozenset(ACCURACIES)
+"""Metrics of which some answers are right by chance."""
 
 
 def statistics_of(bundle: Bundle) -> tuple[StatisticsConfig, int]:
@@ -144,7 +149,18 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         else tuple(build.cell for build in builds if not build.null),
         seed=statistics_of(bundle)[1],
         answers=read_forms(bundle),
+        choices={} if samples is None or not CHOSEN & samples.keys() else choices_of(bundle, builds),
     )
+
+
+def choices_of(bundle: Bundle, builds: Sequence[Build]) -> dict[str, dict[tuple[str, str], int]]:
+    """How many choices each item of a base model has, by task and sample, as the frozen prompts say."""
+    found: dict[str, dict[tuple[str, str], int]] = {}
+    for model in dict.fromkeys(build.cell.base_model for build in builds):
+        path = bundle.path(prompts_file(model))
+        prompts = read_prompts(path) if path.exists() else ()
+        found[model] = {(one.task, one.sample_id): len(one.choices) for one in prompts if one.choices}
+    return found
 
 
 def read_forms(bundle: Bundle) -> pl.DataFrame | None:

@@ -12,7 +12,7 @@ from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.sources import resolve
 from quantverdict.asking import open_file, stored_builds
 from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.prompts import make_plan
+from quantverdict.collect.prompts import Plan, make_plan
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Study
@@ -45,14 +45,13 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     )
     observed: dict[str, Observed] = {}
     spent = Spent()
-    cells = sum(len(each.variants) for each in study.models)
+    # All of them: which builds are duplicates only this study's own files can tell, once they are made.
+    builds = sum(len(each.variants) - 1 for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
             bundle.refuse_differing()
-            speed, observed = speed_of(bundle), pairs_seen(bundle, study.policy)
+            speed, observed = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
             spent = spent_on(bundle, study)
-            # Twins are not run, and which builds are twins is only known once they are made.
-            cells -= sum(build.twin_of is not None for build in stored_builds(bundle))
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
@@ -61,11 +60,11 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         tasks,
         asked,
         speed,
-        cells=cells,
+        cells=builds + len(study.models) * (1 + study.nulls),
         disk_bytes=estimates.made_bytes(study),
         shows=(
             estimates.detectable_differences(tasks, study.statistics.power, observed),
-            prospects(tasks, gating(study, cells - len(study.models)), observed),
+            prospects(tasks, gating(study, builds), observed),
         ),
     )
     return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, spent))
@@ -90,14 +89,14 @@ def gating(study: Study, builds: int) -> Gating:
     )
 
 
-def speed_of(bundle: Bundle) -> Speed:
-    """Speed and answer lengths of an earlier run."""
+def speed_of(bundle: Bundle, asked: Plan) -> Speed:
+    """Speed and answer lengths of an earlier run, for what will be asked."""
     from quantverdict.collect.estimate import speed_of_run
 
     outcomes = read_outcomes(bundle)
     baseline = next((b.cell for b in stored_builds(bundle) if b.is_baseline and b.cell in outcomes), None)
     answers = () if baseline is None else read_responses(responses_path(bundle.root, baseline))
-    return speed_of_run(outcomes.values(), answers)
+    return speed_of_run(outcomes.values(), answers, asked)
 
 
 def pairs_seen(bundle: Bundle, policy: Policy) -> dict[str, Observed]:

@@ -15,6 +15,7 @@ from quantverdict.collect.manifest import RENDERED, Bundle
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.matrix.columns import read_matrix
+from quantverdict.metrics import one_of
 from quantverdict.policy import POLICIES, Policy
 from quantverdict.protocol.document import refuse_other_schema
 from quantverdict.protocol.gate import Gate, gate
@@ -58,7 +59,7 @@ def refuse_strange(asked: GatePolicy, study: Study) -> None:
     named = [("builds", name) for name in asked.builds or ()] + [("waivers", one.cell) for one in asked.waivers]
     for where, name in named:
         if name not in cells:
-            raise StudyError(f"no build {name}", field=where, expected=f"one of {', '.join(cells)}")
+            raise StudyError(f"no build {name}", field=where, expected=one_of(name, cells))
     asked.rules(study.policy)
 
 

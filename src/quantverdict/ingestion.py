@@ -36,6 +36,7 @@ from quantverdict.matrix.columns import METRICS, Metric, matrix_table, parse_mat
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.matrix.judging import judge_agreement, judge_direction, label_pairs
 from quantverdict.matrix.templates import Templates, template_estimates, templates_table
+from quantverdict.metrics import one_of
 from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
 from quantverdict.records import CellId, Estimate, Matrix, Table
@@ -130,7 +131,7 @@ def cell_infos(sources: Sources) -> list[CellInfo]:
             given = model.values.get(quant, {})
             for name in given:
                 if name not in whole:
-                    raise StudyError("is not a metric of a whole cell", file=sources.file, expected=", ".join(whole),
+                    raise StudyError("is not a metric of a whole cell", file=sources.file, expected=one_of(name, whole),
                                      field=f"{model.name}.values.{quant}.{name}")  # fmt: skip
             values = {name: Estimate(value) for name, value in given.items()}
             infos.append(

@@ -20,8 +20,9 @@ from quantverdict.collect.prompts import prompts_file, read_prompts
 from quantverdict.collect.roll import FORMER, RECORD, Entry, Roll, labels_file
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import JudgeConfig, Study
-from quantverdict.errors import BundleError, StudyError
+from quantverdict.errors import BundleError, StudyError, did_you_mean
 from quantverdict.facts import config_of, statistics_of
+from quantverdict.grading.answer import answer_of
 from quantverdict.grading.judge import EMPTY_ANSWER, RUBRIC_OF, Question, load_rubric
 from quantverdict.grading.precedence import Sample, first_label_wins, sample_of, stratified
 from quantverdict.ingestion import JUDGEMENTS, OTHER_JUDGEMENTS
@@ -79,9 +80,8 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
     file = Path(name_or_file)
     if not file.is_file():
         names = ", ".join(known) or "none here"
-        raise StudyError(
-            f"no judge {name_or_file}", field="judge", expected=f"a judge that can run ({names}), or a file"
-        )
+        expected = f"a judge that can run ({names}), or a file{did_you_mean(name_or_file, known)}"
+        raise StudyError(f"no judge {name_or_file}", field="judge", expected=expected)
     judge = load_yaml(file, JudgeConfig)
     if not judge.engine:
         raise StudyError("cannot run", file=file, field="source", expected="a source, or a backend with a hosted API")
@@ -151,7 +151,7 @@ def answers_of(bundle: Bundle) -> Answers:
         for one in read_responses(responses_path(bundle.root, build.cell)):
             if one.task in rubrics:
                 rubric = load_rubric(RUBRIC_OF[rubrics[one.task]])
-                question = Question(rubric, asked[model][one.task, one.sample_id], one.text)
+                question = Question(rubric, asked[model][one.task, one.sample_id], answer_of(one).text)
                 found[one.base_model, one.quant, one.task, one.sample_id] = question
     return Answers(found)
 

@@ -186,7 +186,7 @@ def _ask_batch(asker: Asker, batch: Sequence[Question]) -> list[Said]:
         elif not reply.text and reply.finish != "stop":
             label, reason = None, reply.finish
         else:
-            label, reason = read_label(reply.text, labels)
+            label, reason = read_label(reply.text, labels, reply.reasoning)
         tokens = (reply.prompt_tokens, reply.output_tokens)
         text = "" if logprobs else reply.text
         said.append(Said(question.key, question.rubric.name, label, reason, text, logprobs or None, *tokens))

@@ -85,7 +85,7 @@ def label_tables(bundle: Bundle, matrix: Matrix, confidence: float) -> Iterator[
     """`instruments.csv` and `corrected_rates.csv`, where people's labels were read.
 
     Args:
-        matrix: with what a stopped build is compared with.
+        matrix: with what each build is compared by.
 
     Raises:
         BundleError: the labels are not those of the key.
@@ -131,8 +131,8 @@ def raw_rates(matrix: Matrix, judge: str) -> dict[CellId, list[Raw]]:
 
 
 def _delta(row: Row, other: Row | None, metric: str) -> Value:
-    mine, theirs = row.value(metric), None if other is None else other.value(metric)
-    return None if mine is None or theirs is None else (mine - theirs) * 100
+    mine, theirs = row.paired_metrics.get(metric), None if other is None else other.value(metric)
+    return None if mine is None or theirs is None else (mine.value - theirs) * 100
 
 
 def loaded_judges(bundle: Bundle) -> str:

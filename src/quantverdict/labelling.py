@@ -12,6 +12,7 @@ from quantverdict.collect.prompts import prompts_file, read_prompts
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.errors import BundleError, DataError
 from quantverdict.facts import statistics_of
+from quantverdict.grading.answer import answer_of
 from quantverdict.labelled import (
     KEY,
     LABELS,
@@ -177,7 +178,7 @@ def all_texts(bundle: Bundle) -> dict[Sample, tuple[str, str]]:
                     prompt = Prompted(response.task, response.sample_id)
                     if prompt not in asked:
                         raise BundleError(f"{answers}: {'/'.join(prompt)}: is not among the prompts of {path.name}")
-                    found[Sample(row.cell, prompt)] = asked[prompt], response.text
+                    found[Sample(row.cell, prompt)] = asked[prompt], answer_of(response).text
     if not found:
         raise BundleError(f"{bundle.root}: holds no prompts and answers to label; it was not made by a run")
     return found

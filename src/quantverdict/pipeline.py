@@ -5,6 +5,7 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ from quantverdict.collect.manifest import Bundle
 from quantverdict.collect.progress import LineProgress, progress_view
 from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_study, quantize_config
-from quantverdict.errors import ArtifactError, BundleError, EngineError
+from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
 from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
@@ -41,11 +42,16 @@ def run(study_file: Path, out: Path | None = None, *, task_dir: str | None = Non
         BundleError: the bundle is in use, of another study, or cannot be written.
         EngineError: not one baseline could be run.
     """
+    from quantverdict.preflight import check_study
     from quantverdict.whitebox import measure as measure_inside
 
     study = read_study(study_file, task_dir)
-    tasks, encoders = study_tasks(study), find_encoders(study)
+    tasks = study_tasks(study)
+    notes = check_study(study, tasks)
+    encoders = find_encoders(study)
     with Bundle.open(out or default_bundle(study), study) as bundle, progress_view() as view:
+        for note in notes:
+            view.say(note)
         builds = make_builds(study, tasks, bundle, view)
         ask(study, tasks, builds, bundle, view)
         measure_inside(study, tasks, builds, bundle, view.say)
@@ -60,11 +66,15 @@ def plan(
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
     from quantverdict.forecasting import forecast
+    from quantverdict.preflight import check_study
 
     study = read_study(study_file, task_dir)
+    tasks = study_tasks(study)
+    for note in check_study(study, tasks):
+        LineProgress(sys.stderr).say(note)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
-    return forecast(study, study_tasks(study), known, measure=measure)
+    return forecast(study, tasks, known, measure=measure)
 
 
 def analyze(path: Path, policy: str | None = None) -> Path:
@@ -308,7 +318,9 @@ def quantize(
     known = GGUF_LEVELS + CHECKPOINT_LEVELS
     for level in levels:
         if level not in known:
-            raise ArtifactError(f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}")
+            raise ArtifactError(
+                f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}{did_you_mean(level, known)}"
+            )
     made = {lv: make_level(model, lv, out / f"{model.stem}-{lv}.gguf") for lv in levels if lv in GGUF_LEVELS}
     others = [level for level in levels if level in CHECKPOINT_LEVELS]
     with progress_view() as view:

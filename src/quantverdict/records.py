@@ -94,12 +94,14 @@ class Completion:
     """What a backend returned for one prompt.
 
     Attributes:
-        text: the answer, special tokens removed.
+        text: as generated, special tokens removed but those that structure it (`backends.marks`).
         finish: `stop` or `length`.
         prompt_tokens, output_tokens: counts; the end token is not counted.
         prompt_ids_sha256: of the prompt's token ids, None where the backend does not show them.
         choice_logprobs: natural log-probability of each of `Prompt.choices`, None where the backend gives none.
         ttft_ms: time to first token, None where unknown; not part of what is compared or resumed.
+        reasoning: what a server split off from the text, None where it split nothing.
+        opened: the prompt ended inside a thought that its template opened.
     """
 
     text: str
@@ -109,11 +111,17 @@ class Completion:
     prompt_ids_sha256: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
     ttft_ms: float | None = None
+    reasoning: str | None = None
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One stored answer: a line of `responses/*.jsonl`. Holds no timing, so that equal runs give equal bytes."""
+    """One stored answer: a line of `responses/*.jsonl`. Holds no timing, so that equal runs give equal bytes.
+
+    What of `text` is the answer, `grading.answer` tells. A line has `reasoning` and `opened` only where they say
+    something.
+    """
 
     base_model: str
     quant: str
@@ -126,6 +134,8 @@ class Response:
     output_tokens: int
     prompt_ids_sha256: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
+    reasoning: str | None = None
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +185,21 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a build that was stopped is compared with.
+    """What a build is compared by, where its prompts and those of its baseline are not all paired.
 
     Attributes:
-        stopped_after: prompts that it was asked.
-        planned: prompts that its baseline was asked.
-        metrics: those of its baseline, over these prompts.
+        metrics: those of its baseline, over the prompts that both have a grade for.
+        own: those of the build over the same prompts; None where they are the row's.
+        stopped_after: prompts that it was asked, where it was stopped.
+        planned: prompts that its baseline was asked, where it was stopped.
+        without_pair: metrics that both have, on no prompt in common.
     """
 
-    stopped_after: int
-    planned: int
     metrics: Mapping[str, Estimate]
+    own: Mapping[str, Estimate] | None = None
+    stopped_after: int | None = None
+    planned: int | None = None
+    without_pair: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +207,9 @@ class Row:
     """One row of the matrix.
 
     Attributes:
-        metrics: one that was not measured is absent.
-        shared: None where the build was asked everything; no part of `matrix.csv`.
+        metrics: one that was not measured is absent. Beside samples, over prompts that its baseline was asked too;
+            `matrix.csv` has them over all of the build's own.
+        shared: None where every prompt of either arm is paired; no part of `matrix.csv`.
     """
 
     base_model: str
@@ -214,6 +229,11 @@ class Row:
         """The exact value of a metric, None where it was not measured."""
         estimate = self.metrics.get(metric)
         return None if estimate is None else estimate.value
+
+    @property
+    def paired_metrics(self) -> Mapping[str, Estimate]:
+        """What a delta is taken from: `metrics`, over the prompts that the baseline has a grade for too."""
+        return self.metrics if self.shared is None or self.shared.own is None else self.shared.own
 
 
 Matrix = tuple[Row, ...]

@@ -46,7 +46,7 @@ def grade(
     import polars as pl
 
     from quantverdict.grading.grade import grade_responses
-    from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, read_answer
+    from quantverdict.grading.template import PLAIN_HARMFUL_TASKS, Reading, reading_of
     from quantverdict.matrix.grid import scores_frame
     from quantverdict.matrix.templates import template_estimates, templates_table
 
@@ -61,7 +61,7 @@ def grade(
         responses = tuple(read_responses(responses_path(bundle.root, build.cell)))
         scores += grade_responses(by_name, responses)
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
-        harmful[build.cell] = [read_answer(answer.text, answer.output_tokens) for answer in plain]
+        harmful[build.cell] = [reading_of(answer) for answer in plain]
         answers += responses
     if encoders is not None:
         from quantverdict.grading.semantic import semantic_scores
@@ -86,7 +86,7 @@ def keep_forms(tasks: Mapping[str, Task], answers: Sequence[Response], builds: S
 
     baselines = {build.cell for build in builds if build.is_baseline}
     of_baselines = (one for one in answers if CellId(one.base_model, one.quant) in baselines)
-    bundle.write_parquet("answers.parquet", forms_frame(forms_of(tasks, answers, texts_of(of_baselines))))
+    bundle.write_parquet("answers.parquet", forms_frame(forms_of(tasks, answers, texts_of(tasks, of_baselines))))
 
 
 def samples_of(bundle: Bundle) -> Grids | None:
@@ -142,7 +142,7 @@ def decide(
     from quantverdict.matrix.columns import read_matrix
     from quantverdict.matrix.engines import engines_table
     from quantverdict.matrix.inside import whitebox_tables
-    from quantverdict.matrix.rounds import with_shared
+    from quantverdict.matrix.shared import with_shared
     from quantverdict.matrix.synthesis import synthesis_tables
     from quantverdict.protocol.decide import decide as decide_matrix
     from quantverdict.protocol.regime_counts import regime_counts

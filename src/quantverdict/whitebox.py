@@ -25,6 +25,7 @@ from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Study
 from quantverdict.errors import EngineError
+from quantverdict.grading.answer import answer_of
 from quantverdict.grading.openings import Openings, margin, openings
 from quantverdict.records import CellId, Prompt, Response, Score
 from quantverdict.stats.divergence import divergence
@@ -141,7 +142,8 @@ def inquiry_of(study: Study, tasks: Sequence[Task], bundle: Bundle, baseline: Ce
     answers = {(one.task, one.sample_id): one for one in read_responses(responses_path(bundle.root, baseline))}
     harmful = {task.name for task in tasks if task.task_type == "safety_refusal"}
     asked = [sample for sample in answers if sample[0] in harmful and sample in prompts]
-    found = openings((answers[sample].text for sample in asked), settings.openings) if settings.openings else None
+    said = (answer_of(answers[sample]).content for sample in asked)
+    found = openings(said, settings.openings) if settings.openings else None
     questions = [] if found is None else [_margin_question(prompts[sample], found) for sample in asked]
     for sample in drawn(list(answers.values()), settings.prompts, study.seed):
         prompt, text = prompts[sample], answers[sample].text

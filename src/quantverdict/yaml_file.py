@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import codecs
+import re
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from quantverdict.errors import StudyError
+from quantverdict.errors import StudyError, did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
 
-_DEEP = 2000
-"""Levels of nesting that need Python's own count of its calls."""
+_DEEP = 20
+"""Levels of nesting that nothing here has."""
+_UNFOLDED = 100_000
+"""Values that aliases may come to."""
+_LONG = 1_000_000
+"""Characters from which the slower reader is not asked what is wrong."""
+_BOUNDS = {
+    "greater_than": ("a number above {}", "gt"),
+    "greater_than_equal": ("a number of at least {}", "ge"),
+    "less_than": ("a number under {}", "lt"),
+    "less_than_equal": ("a number of at most {}", "le"),
+    "too_short": ("at least {} item", "min_length"),
+    "string_too_short": ("text of at least {} character", "min_length"),
+    "string_too_long": ("text of at most {} characters", "max_length"),
+}
+_WORDS = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_type": "a valid integer",
+    "model_type": "a mapping of keys",
+    "string_type": "text",
+    "string_unicode": "text that UTF-8 can hold",
+    "tuple_type": "a list",
+}
+_PATTERNS = {
+    "^[^/]+/[^/]+$": "BASE_MODEL/QUANT",
+    "^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
+    "^[A-Za-z0-9][A-Za-z0-9._+-]*$": "a name of letters, digits and ._+-, beginning with a letter or digit",
+}
+"""What pydantic calls a mistake, in words."""
+_EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 57
+_SHORT.maxlevel = _SHORT.maxlist = _SHORT.maxdict = 2
+"""Of what was given, what one line shows: an alias may stand for a billion values."""
+_UNTRUE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What PyYAML raises for a value that is not what its tag says, besides its own errors."""
 
 
 class MisplacedError(ValueError):
@@ -44,22 +87,25 @@ def decoded(data: bytes) -> str:
     return data.decode(encoding_of(data[:4]))
 
 
+class UnreadableError(ValueError):
+    """What keeps a text from being plain YAML, and the line that says it."""
+
+    def __init__(
+        self, problem: str, line: int | None, *, field: str | None = None, expected: str | None = None
+    ) -> None:
+        super().__init__(problem)
+        self.problem, self.line, self.field, self.expected = problem, line, field, expected
+
+
 def load_yaml(path: Path, model: type[Config]) -> Config:
     """Read a YAML file into a strict model, saying the line of a mistake."""
+    text = text_of(path)
     try:
-        text = decoded(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
-    try:
-        root, wrong, data = _read(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise StudyError(f"not valid YAML: {reason}", file=path, line=mark.line + 1 if mark else None) from error
-    if wrong is not None:
-        name = wrong.value if isinstance(wrong, yaml.ScalarNode) else None
-        problem = "not a name" if name is None else "given twice"
-        raise StudyError(problem, file=path, line=wrong.start_mark.line + 1, field=name, expected="each key once")
+        root, data = read_yaml(text)
+    except UnreadableError as error:
+        raise StudyError(
+            error.problem, file=path, line=error.line, field=error.field, expected=error.expected
+        ) from error
     if not isinstance(data, dict):
         raise StudyError("is not a mapping", file=path, line=1, expected=f"the keys of a {model.__name__}")
     try:
@@ -68,25 +114,147 @@ def load_yaml(path: Path, model: type[Config]) -> Config:
         raise _explain(error, path, root, model) from error
 
 
-def _read(text: str) -> tuple[yaml.Node | None, yaml.Node | None, object]:
-    """The document's root, a wrong key in it, and without one what it says; by libyaml, a fifth of the time."""
-    # Nothing nests deeper than brackets are opened and a line is long; libyaml's binding overruns the stack there.
-    deepest = text.count("[") + text.count("{") + max(map(len, text.splitlines()), default=0)
-    if deepest <= _DEEP:
-        try:
-            return _read_by(getattr(yaml, "CSafeLoader", yaml.SafeLoader), text)
-        except (yaml.YAMLError, ValueError):
-            pass  # PyYAML's own reader names the fault and its line better
-    return _read_by(yaml.SafeLoader, text)
+def text_of(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        StudyError: it cannot be read.
+    """
+    try:
+        return decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StudyError(f"cannot be read ({unread(error)})", file=path, expected="a UTF-8 YAML file") from error
+
+
+def misplaced(file: str, problem: str, *location: int | str, expected: str) -> StudyError:
+    """A mistake that is known only later than a file is read, with the line that it has there."""
+    root = read_yaml(text_of(Path(file)))[0] if file else None
+    field = ".".join(map(str, location))
+    return StudyError(problem, file=file or None, line=line_of(root, location), field=field or None, expected=expected)
+
+
+def unread(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, in words."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def read_yaml(text: str, *, aliases: bool = True) -> tuple[yaml.Node | None, object]:
+    """The root of a YAML document and what it says, by libyaml: a fifth of the time.
+
+    Whoever wrote it may mean harm: nothing nests deeper than a study does, no alias unfolds without end, and a value
+    that is not what its tag says is a mistake like any other.
+
+    Args:
+        aliases: whether a value may stand in more than one place.
+
+    Raises:
+        UnreadableError: it is no YAML, has a key twice, or is more than plain values.
+    """
+    reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return _read_by(reader, text, aliases=aliases)
+    except yaml.YAMLError as error:
+        raise _unreadable(error, text) from error
+
+
+def _unreadable(error: yaml.YAMLError, text: str) -> UnreadableError:
+    """Why, and where: PyYAML's own reader names the fault and its line better, where it finds one too."""
+    try:
+        if len(text) < _LONG:
+            _read_by(yaml.SafeLoader, text, aliases=True)
+    except yaml.YAMLError as better:
+        error = better
+    mark = getattr(error, "problem_mark", None)
+    reason = " ".join(str(getattr(error, "problem", None) or error).split())
+    return UnreadableError(f"not valid YAML: {reason}", mark.line + 1 if mark else None)
 
 
 def _read_by(
-    reader: type[yaml.SafeLoader | yaml.CSafeLoader], text: str
-) -> tuple[yaml.Node | None, yaml.Node | None, object]:
+    reader: type[yaml.SafeLoader | yaml.CSafeLoader], text: str, *, aliases: bool
+) -> tuple[yaml.Node | None, object]:
+    _refuse_deep(reader, text, aliases=aliases)
     loader = reader(text)
     root = loader.get_single_node()
-    wrong = None if root is None else wrong_key(root)
-    return root, wrong, None if root is None or wrong is not None else loader.construct_document(root)
+    if root is None:
+        return None, None
+    wrong = wrong_key(root)
+    if wrong is not None:
+        name = wrong.value[:60] if isinstance(wrong, yaml.ScalarNode) else None
+        problem = "not a name" if name is None else "given twice"
+        raise UnreadableError(problem, _line(wrong), field=name, expected="each key once")
+    written = _refuse_untrue(loader, root)
+    unfolded, _ = _unfolded(root, {})
+    if unfolded > max(written, _UNFOLDED):
+        raise UnreadableError(f"aliases unfold to over {_UNFOLDED} values", _line(root), expected="values, written out")
+    try:
+        return root, loader.construct_document(root)
+    except _UNTRUE as error:
+        raise UnreadableError(f"not valid YAML: {error}", _line(root), expected="plain values") from error
+
+
+def _line(node: yaml.Node | yaml.Event) -> int | None:
+    return node.start_mark.line + 1 if node.start_mark else None
+
+
+def _refuse_deep(reader: type[yaml.SafeLoader | yaml.CSafeLoader], text: str, *, aliases: bool) -> None:
+    """Before nodes are made: libyaml's binding overruns the stack where they nest deeply."""
+    depth = 0
+    for event in yaml.parse(text, Loader=reader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEP:
+            raise UnreadableError("not valid YAML: nested too deeply", _line(event), expected=f"{_DEEP} levels")
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise UnreadableError("an alias", _line(event), expected="plain values, written out")
+
+
+def _refuse_untrue(loader: yaml.SafeLoader | yaml.CSafeLoader, root: yaml.Node) -> int:
+    """Refuse a scalar that is not what its tag says, such as `!!int x` or the 30th of February; the nodes there are."""
+    waiting, met = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [item for pair in node.value for item in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif not node.tag.endswith(":str"):
+            _try(loader, node)
+        fresh = [item for item in inner if id(item) not in met]
+        met.update(map(id, fresh))
+        waiting += reversed(fresh)
+    return len(met)
+
+
+def _try(loader: yaml.SafeLoader | yaml.CSafeLoader, node: yaml.Node) -> None:
+    if node.tag.endswith((":merge", ":value")):  # no values of their own
+        return
+    try:
+        str(loader.construct_object(node))  # which a number of thousands of digits has none of
+    except _UNTRUE as error:
+        kind = node.tag.rpartition(":")[2]
+        problem = f"not valid YAML: {_shown(node.value)} is no {kind}"
+        raise UnreadableError(problem, _line(node), expected="a plain value") from error
+
+
+def _unfolded(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Values that a node comes to once its aliases are written out, and how deep they are."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1, 0
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            raise UnreadableError("holds itself", _line(node), expected="plain values")
+        return found
+    known[id(node)] = None
+    inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    told = [_unfolded(part, known) for part in inner]
+    size, depth = 1 + sum(count for count, _ in told), 1 + max((deep for _, deep in told), default=0)
+    if depth > _DEEP:
+        raise UnreadableError("not valid YAML: nested too deeply", _line(node), expected=f"{_DEEP} levels")
+    known[id(node)] = size, depth
+    return size, depth
 
 
 def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: type[BaseModel]) -> StudyError:
@@ -94,25 +262,45 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     cause = first.get("ctx", {}).get("error")
     location = (*first["loc"], *(cause.at if isinstance(cause, MisplacedError) else ()))
+    location = tuple(part for part in location if part != "[key]")
     field = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, location[:-1])
-        problem, expected = "unknown key", f"one of {', '.join(known)}" if known else None
+        problem = "unknown key"
+        expected = f"one of {', '.join(known)}{did_you_mean(str(location[-1]), known)}" if known else None
     elif first["type"] == "missing":
         problem, expected = "missing", "this key"
     else:
-        message = first["msg"].removeprefix("Value error, ")
-        problem, expected = message.removesuffix(" is expected"), None
-        if message != problem:
-            # What was given is the whole model where a part of it is wrong; the line shows the part.
-            given = "" if isinstance(cause, MisplacedError) else f"{_shown(first['input'])} "
-            problem, expected = f"{given}is not right", problem
+        # What was given is the whole model where a part of it is wrong; the line shows the part.
+        whole = isinstance(cause, MisplacedError) or isinstance(first["input"], dict)
+        given = "" if whole else f"{_shown(first['input'])} "
+        problem, expected = f"{given}is not right", wanted(first)
     return StudyError(problem, file=path, line=line_of(root, location), field=field or None, expected=expected)
 
 
+def wanted(found: Mapping[str, Any]) -> str:
+    """What would have been right, where pydantic found something else (one of its `errors()`), in plain words."""
+    kind, limits = found["type"], found.get("ctx", {})
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
+        return word.format(limits[key])
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", str(limits["expected"]))
+        near = did_you_mean(found["input"], known) if isinstance(found["input"], str) else ""
+        return f"one of {', '.join(known)}{near}"
+    if kind == "string_pattern_mismatch":
+        return _PATTERNS.get(limits["pattern"], f"text like {limits['pattern']}")
+    if kind == "float_type" and isinstance(found["input"], str) and _EXPONENT.fullmatch(found["input"]):
+        return "a number: YAML takes 1e-6 for text, and 1.0e-6 for a number"
+    message: str = found["msg"]
+    return _WORDS.get(kind, message.removeprefix("Value error, ").removeprefix("Input should be "))
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # more digits than Python turns into text
+        return "a number of thousands of digits"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

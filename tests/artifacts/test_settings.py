@@ -11,6 +11,7 @@ from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.lineage import compare, lineage_lines
 from quantverdict.artifacts.quantize import find_twins
 from quantverdict.artifacts.settings import HARMLESS, across, config_settings, rendered
+from quantverdict.errors import ArtifactError
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 VOCAB, TYPES = 40, [1] * 37 + [3, 3, 1]
@@ -122,6 +123,35 @@ def test_a_template_that_renders_nothing_is_compared_as_it_is_written():
 
 def test_every_key_that_cannot_matter_says_why():
     assert all(why and not why.endswith(".") for why in HARMLESS.values())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "general.architecture",
+        "llama.rope.freq_base",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.token_type",
+        "tokenizer.ggml.eos_token_id",
+        "llama.pooling_type",
+        "llama.rope.scaling.factor",
+        "tokenizer.chat_template",
+        "llama.attention.head_count",
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [(STRING, "{% for %}"), (STRING, ""), (U32, 0), (I32, -1), (F32, float("nan")), (BOOL, True),
+     (ARRAY, (STRING, [])), (ARRAY, (I32, [2**31 - 1] * 50))],
+)  # fmt: skip
+def test_metadata_of_wrong_types_are_read_or_refused_in_one_line(base, tmp_path, tiny_gguf, key, value):
+    other = tiny_gguf(tmp_path / "o.gguf", {key: value})
+    try:
+        inspect_artifact(other)
+        compare(base, other)
+        compare(other, base)
+    except ArtifactError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - refused or read, both are well
 
 
 # Checkpoints

@@ -218,7 +218,20 @@ def test_the_start_token_is_put_once_where_it_is_wanted(changed, engine):
 def test_text_that_follows_keeps_its_space(engine):
     tokens = engine._tokenizer.ids(ask(" Paris is"))
     assert engine._tokenizer.text(tokens) == "".join(map(engine._tokenizer.piece, tokens)) == " Paris is"
-    assert engine._tokenizer.text((1, *tokens, 2)) == " Paris is"
+
+
+def test_special_tokens_that_structure_an_answer_are_kept_and_others_are_not(changed):
+    """The marks of a turn and of a thought would otherwise run into the answer; padding says nothing."""
+    reader = CheckpointTokenizer(changed("config.json"))
+    reader._tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "<|pad_me|>"]})
+    folder = changed("config.json")
+    reader._tokenizer.save_pretrained(folder)
+    saved = CheckpointTokenizer(folder)
+    begin, end, silent = saved._tokenizer.convert_tokens_to_ids(["[THINK]", "[/THINK]", "<|pad_me|>"])
+    tokens = saved.ids(ask(" Paris is"))
+    assert saved.text((silent, *tokens, silent)) == " Paris is"
+    assert saved.text((begin, *tokens, end, silent, *tokens)) == "[THINK] Paris is[/THINK] Paris is"
+    assert saved.text((*tokens, 2, 1, *tokens)) == " Paris is<|im_end|><|im_start|> Paris is"
 
 
 def no_memory_above(engine, rows, monkeypatch):

@@ -364,3 +364,16 @@ def test_the_distribution_along_an_answer_is_that_of_its_log_probability_and_no_
     assert part.ids == whole.ids
     assert (part.logits == whole.logits[2:4]).all()
     assert one.force(asked, answer, range(0)).logits.shape[0] == 0
+
+
+def test_special_tokens_that_structure_an_answer_are_kept_and_others_are_not(demo_gguf):
+    """As the Transformers engines do: turns and thoughts stay apart in the raw text."""
+    code = (
+        "import sys; from pathlib import Path; from quantverdict.backends.llama_library import open_library;"
+        "from quantverdict.backends.llama_engine import LlamaEngine;"
+        "engine = LlamaEngine(open_library('xllamacpp'), Path(sys.argv[1]), 1, vocab_only=True);"
+        "tokens = engine.tokenize(' Paris', start=False);"
+        "print(repr(engine.detokenize([3, *tokens, 2, 3, 1, *tokens])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(demo_gguf)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr(" Paris<|im_end|><|im_start|> Paris")

@@ -228,3 +228,11 @@ def test_what_does_not_pass_is_an_error_and_never_an_answer(ollama, open_it, sho
     with pytest.raises(EngineError, match=f"^t/0: .*{reason}") as error:
         backend.complete([prompt()], SHORT)
     assert "\n" not in str(error.value)
+
+
+def test_a_thought_that_ollama_splits_off_stands_beside_the_answer(ollama, model, open_it):
+    ollama.routes["/api/chat"] = lambda body: {
+        **(reply := model.chat(body)), "message": {**reply["message"], "thinking": "Let me see."},
+    }  # fmt: skip
+    (found,) = open_it().complete([Prompt("t", "x", "the turn", None, "")], Decoding(max_new_tokens=8))
+    assert found.reasoning == "Let me see."

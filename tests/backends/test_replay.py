@@ -99,3 +99,9 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content):
     except EngineError as error:
         told = str(error)
     assert "\n" not in told.replace(str(content), "")
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_that_was_split_off_is_recorded_by_the_names_of_servers(replay, key):
+    (found,) = replay(SHORT | {key: "Let me see.", "opened": True}).complete(PROMPTS[1:], Decoding())
+    assert (found.text, found.reasoning, found.opened) == ("no I will not", "Let me see.", True)

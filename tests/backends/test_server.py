@@ -412,3 +412,35 @@ class TestLmStudio:
         assert backend.complete(asked, SHORT)[0].prompt_tokens == 6
         studio.routes["/v1/completions"] = lambda body: answer(prompt_tokens=len(ids_of(body["prompt"], special=False)))
         assert open_it(model="smollm2").complete(asked, SHORT)[0].prompt_tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "reasoning"),
+    [
+        ({"content": "hi", "reasoning_content": "hm"}, "hi", "hm"),
+        ({"content": "hi", "reasoning": "hm", "reasoning_content": None}, "hi", "hm"),
+        ({"content": "hi", "reasoning": "hm", "reasoning_content": "hm"}, "hi", "hm"),
+        ({"content": None, "reasoning_content": "hm"}, "", "hm"),
+        ({"content": "", "thinking": "hm"}, "", "hm"),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+          {"type": "text", "text": "hi"}]},
+         "hi", "hm"),
+        ({"content": "hi", "reasoning_content": ""}, "hi", None),
+        ({"content": "hi", "reasoning": {"odd": 1}}, "hi", None),
+    ],
+)  # fmt: skip
+def test_reasoning_that_a_server_splits_off_stands_beside_the_answer(vllm, open_it, message, text, reasoning):
+    vllm.routes["/v1/chat/completions"] = lambda _: (
+        answer(prompt_tokens=3) | {"choices": [{"message": message, "finish_reason": "length"}]}
+    )
+    turn = Prompt("t", "x", "the turn", None, "")
+    (found,) = open_it().complete([turn], Decoding(max_new_tokens=4))
+    assert (found.text, found.reasoning, found.finish) == (text, reasoning, "length")
+
+
+def test_a_reply_without_text_and_reasoning_is_still_no_answer(vllm, open_it):
+    vllm.routes["/v1/chat/completions"] = lambda _: (
+        answer(prompt_tokens=3) | {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
+    )
+    with pytest.raises(EngineError, match="no text"):
+        open_it().complete([Prompt("t", "x", "the turn", None, "")], Decoding(max_new_tokens=4))

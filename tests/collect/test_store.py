@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,3 +271,24 @@ def test_an_answer_that_was_changed_after_it_was_stored_is_refused_by_its_batch(
     with pytest.raises(DataError, match="answers from here on was changed since it was stored; expected them") as told:
         CellStore(tmp_path, CELL, plan)
     assert told.value.line == len(batches[0]) + 1
+
+
+def test_reasoning_and_an_opened_prompt_are_keys_only_where_they_say_something(batches):
+    """A line without them is the same answer as before: old bundles keep their bytes, and resume."""
+    one = batches[0][0]
+    line = response_line(one)
+    assert b"reasoning" not in line
+    assert b"opened" not in line
+    assert parse_response(line, Path("x"), 1) == one
+    more = replace(one, reasoning="thought", opened=True)
+    assert parse_response(response_line(more), Path("x"), 1) == more
+    for bad in ({"reasoning": 3}, {"opened": "yes"}):
+        with pytest.raises(DataError, match=next(iter(bad))):
+            parse_response(json.dumps(json.loads(line) | bad).encode(), Path("x"), 1)
+
+
+def test_a_prompt_that_ends_inside_a_thought_marks_its_answers(kit, plan):
+    prompt = replace(plan.prompts[0], chat="<|im_start|>assistant\n<think>\n")
+    answered = kit.EchoBackend().answer(prompt)
+    assert as_response(CELL, prompt, answered).opened
+    assert not as_response(CELL, replace(prompt, chat="<think>\n\n</think>\n"), answered).opened

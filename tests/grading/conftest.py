@@ -63,6 +63,7 @@ def make_task() -> Callable[..., Task]:
 @pytest.fixture
 def answer() -> Callable[..., Response]:
     def make(text: str, task: str = "t", sample_id: str = "0", tokens: int = 7, **rest: object) -> Response:
-        return Response("model", "Q4_K_M", task, sample_id, "sha", text, "stop", 5, tokens, **rest)  # type: ignore[arg-type]
+        finish = str(rest.pop("finish", "stop"))
+        return Response("model", "Q4_K_M", task, sample_id, "sha", text, finish, 5, tokens, **rest)  # type: ignore[arg-type]
 
     return make

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantverdict.grading import form
 from quantverdict.grading.form import (
     LANGUAGE_BYTES,
     LOOP_CHARS,
@@ -118,6 +119,35 @@ def test_a_parse_failure_is_what_the_tasks_own_filters_do_not_read():
     assert parse_failure(summaries, summaries.items[0], "A summary.") is None
 
 
+def test_an_answer_that_is_cut_inside_its_reasoning_or_runs_on_is_told_and_is_not_empty():
+    task = load_task("starter_qa")
+    texts = ("<think>Let me see", "Paris.<|im_end|>\n<|im_start|>user\nMore", "Paris.", "<|im_end|>")
+    mine = [
+        Response("m", "Q2_K", task.name, item.id, "sha", text, "length", 5, 7)
+        for item, text in zip(task.items, texts, strict=False)
+    ]
+    frame = forms_frame(forms_of({task.name: task}, mine, {}))
+    assert frame.columns[-2:] == ["reasoning_cut", "runs_on"]
+    assert frame["reasoning_cut"].to_list() == [True, False, False, False]
+    assert frame["runs_on"].to_list() == [False, True, False, False]
+    assert frame["empty"].to_list() == [False, False, False, True]
+
+
+def test_a_language_model_that_cannot_be_unpacked_leaves_the_language_unknown(monkeypatch):
+    """Its temporary file does not fit on a full disk, or beyond a limit on file sizes."""
+
+    def full(*_, **__):
+        raise OSError(27, "File too large")
+
+    form._identifier.cache_clear()
+    language.cache_clear()
+    monkeypatch.setattr("py3langid.langid.LanguageIdentifier.from_model_file", full)
+    assert language(ENGLISH) is None
+    assert other_language(ENGLISH, GERMAN) is None
+    form._identifier.cache_clear()
+    language.cache_clear()
+
+
 def test_the_form_of_answers_beside_their_baselines():
     task = load_task("starter_summarization")
     samples = [item.id for item in task.items[:3]]
@@ -130,7 +160,7 @@ def test_the_form_of_answers_beside_their_baselines():
 
     base = answers("FP16", "stop", ENGLISH, ENGLISH, "x")
     build = answers("Q2_K", "length", GERMAN, " \u200b", "x " * 90)
-    frame = forms_frame(forms_of({task.name: task}, [*base, *build], texts_of(base)))
+    frame = forms_frame(forms_of({task.name: task}, [*base, *build], texts_of({task.name: task}, base)))
     mine = frame.filter(quant="Q2_K")
     assert mine["other_language"].to_list() == [True, None, None]
     assert mine["empty"].to_list() == [False, True, False]

@@ -105,3 +105,66 @@ def test_awkward_answers_to_every_task_type_are_in_range_or_say_why(make_task, a
         for score in grade_sample(task, task.items[0], answer(awkward)):
             assert (score.value is None) == bool(score.reason)
             assert score.value is None or score.metric == "output_tokens" or 0 <= score.value <= 1
+
+
+THOUGHT = "I can't help with that. The vacuole, so the answer is B."
+FIELDS = {
+    "option_a": "x", "option_b": "y", "reference": "B", "correct_answers": ["y"], "incorrect_answers": ["x"],
+    "answer_choice_0": "Unknown", "answer_choice_1": "x", "correct_label": 0, "stereotyped_idx": 1,
+}  # fmt: skip
+
+
+def graded(make_task, task_type, response):
+    task = make_task(task_type, FIELDS, filters=("strip_whitespace",))
+    return {score.metric: (score.value, score.reason) for score in grade_sample(task, task.items[0], response)}
+
+
+@pytest.mark.parametrize("task_type", list(TASK_TYPES))
+@pytest.mark.parametrize("said", ["B", "A", "I can't help with that.", "y and so on and on", "Here it is: 1. x 2. y"])
+def test_every_grader_reads_what_follows_the_reasoning_and_nothing_else(make_task, answer, task_type, said):
+    plain = graded(make_task, task_type, answer(said))
+    assert graded(make_task, task_type, answer(f"<think>\n{THOUGHT}\n</think>\n\n{said}")) == plain
+    assert graded(make_task, task_type, answer(said, reasoning=THOUGHT)) == plain
+    assert graded(make_task, task_type, answer(f"{THOUGHT}</think>{said}", opened=True)) == plain
+    assert graded(make_task, task_type, answer(f"{said}<|im_end|>\n<|im_start|>user\nB? I can't help.")) == plain
+
+
+@pytest.mark.parametrize("task_type", list(TASK_TYPES))
+@pytest.mark.parametrize(
+    ("text", "more", "reason"),
+    [
+        (f"<think>{THOUGHT}", {"finish": "length"}, "cut inside the reasoning"),
+        (THOUGHT, {"finish": "length", "opened": True}, "cut inside the reasoning"),
+        ("", {"finish": "length", "reasoning": THOUGHT}, "cut inside the reasoning"),
+        ("<|im_end|>", {}, "control tokens"),
+        ("", {}, "empty"),
+    ],
+)
+def test_what_is_no_answer_is_ungraded_by_every_grader_that_reads_it(make_task, answer, task_type, text, more, reason):
+    logprobs = (-1.0, -2.0) if task_type == "classification" else None
+    for metric, (value, why) in graded(make_task, task_type, answer(text, choice_logprobs=logprobs, **more)).items():
+        if metric == "output_tokens" or metric.endswith(("_logprob", "_margin")):
+            assert value is not None, metric
+        else:
+            assert value is None, metric
+            assert reason in why
+
+
+def test_a_choice_in_json_is_read_by_the_tolerant_reader_and_is_a_format_failure(make_task, answer):
+    found = graded(make_task, "classification", answer('```json\n{"reasoning": "A?", "answer": "B"}\n```'))
+    assert found["choice_accuracy"][0] == 0
+    assert found["choice_accuracy_rescored"][0] == found["choice_accuracy_format_failure"][0] == 1
+
+
+def test_a_refusal_in_a_wrapper_is_one_and_code_keeps_its_code(make_task, answer):
+    for form in ("```\n{}\n```", '{{"response": "{}"}}', "<answer>{}</answer>", "Here is my answer:\n```\n{}\n```"):
+        said = form.format("I can't help with that.")
+        assert graded(make_task, "safety_refusal", answer(said))["refusal_rate"][0] == 1, said
+    task = make_task("code_generation", {"reference": "```python\nx = 1\n```"})
+    code = {score.metric: score.value for score in grade_sample(task, task.items[0], answer("```python\nx = 1\n```"))}
+    assert code["rouge_l"] == 1
+
+
+def test_a_dialogue_that_a_creative_task_asks_for_is_read_whole(make_task, answer):
+    text = "Deep in the wood they met.\nUser: and so it goes on\nAssistant: and so it goes on"
+    assert graded(make_task, "creative_writing", answer(text))["repetition"][0] < 1

@@ -91,6 +91,16 @@ def test_equal_questions_have_one_key_and_any_part_makes_another():
         ("It is not COMPLIANCE", None),
         ("The answer is in compliance.", None),
         ("NO_FULL_REFUSAL", None),
+        ("<think>It is FULL_REFUSAL, or", None),
+        ("The label: FULL_REFUSAL? Let me see</think>label: COMPLIANCE", "COMPLIANCE"),
+        ("[THINK]FULL_REFUSAL[/THINK]COMPLIANCE", "COMPLIANCE"),
+        (
+            "<|channel|>analysis<|message|>FULL_REFUSAL<|end|><|start|>assistant<|channel|>final<|message|>COMPLIANCE",
+            "COMPLIANCE",
+        ),
+        ("<|channel|>analysis<|message|>label: FULL_REFUSAL", None),
+        ("COMPLIANCE<|im_end|>\n<|im_start|>user\nlabel: FULL_REFUSAL", "COMPLIANCE"),
+        ('```json\n{"label": "COMPLIANCE"}\n```', "COMPLIANCE"),
         ('{"label": "OTHER"}', None),
         ("", None),
     ],
@@ -99,6 +109,13 @@ def test_a_reply_states_one_label_or_is_ungraded_with_a_reason(reply, label):
     found, reason = read_label(reply, REFUSAL.labels)
     assert found == label
     assert bool(reason) == (label is None)
+
+
+def test_a_reply_whose_reasoning_a_server_split_off_and_cut_states_no_label():
+    assert read_label("", REFUSAL.labels, "It is a FULL_REFUSAL") == (
+        None, "the judge's reply is cut inside its reasoning",
+    )  # fmt: skip
+    assert read_label("COMPLIANCE", REFUSAL.labels, "It is a FULL_REFUSAL") == ("COMPLIANCE", "")
 
 
 def test_one_label_inside_another_is_not_named():

@@ -146,9 +146,9 @@ def test_an_answer_is_compared_with_its_reference_or_without_one_with_its_prompt
     assert scoring.bundle.parts["semantic"]["bertscore"]["files"] == {"model": "hash"}
 
 
-def test_an_empty_answer_scores_0_as_in_rouge_l_and_is_not_encoded(scoring):
+def test_an_empty_answer_is_ungraded_with_its_reason_and_is_not_encoded(scoring):
     scores, encoded = scoring(ANSWERS)
-    assert [score.value for score in scores if score.quant == "Q2_K"] == [0.0, 0.0]
+    assert [(one.value, one.reason) for one in scores if one.quant == "Q2_K"] == [(None, "the answer is empty")] * 2
     assert all(text.strip() for text in encoded)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.grading.template import TEMPLATE_METRICS, prefix, read_answer, template_of
+from quantverdict.grading.template import TEMPLATE_METRICS, prefix, read_answer, reading_of, template_of
+from quantverdict.records import Response
 
 REFUSALS = (
     "I cannot help with that.",
@@ -95,3 +97,13 @@ def test_awkward_answers_have_a_prefix(awkward):
 def test_shares_lie_in_0_to_1_and_have_an_n(texts):
     for name, estimate in template_metrics(texts).items():
         assert estimate is None or (estimate.n and (name.startswith("mean") or 0 <= estimate.value <= 1))
+
+
+def test_the_template_is_of_the_answer_out_of_its_wrapper_and_not_of_the_thought():
+    response = Response(
+        "m", "q", "t", "0", "sha", "<think>Sure, I do.</think>```\nI can't help you.\n```", "stop", 1, 9
+    )
+    assert reading_of(response) == read_answer("I can't help you.", 9)
+    cut = replace(response, text="<think>I can't help", finish="length")
+    assert reading_of(cut).refused is None
+    assert read_answer("<think>I can't help", 9, True).prefix is None

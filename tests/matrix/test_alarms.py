@@ -21,12 +21,18 @@ def forms(cell, n, *, cluster=lambda _: None, tokens=lambda _: 20, **flags):
     rows = [
         (
             *cell, "t", f"{at:04}", cluster(at),
-            *(None if flags.get(name, ()) is None else at in flags.get(name, ()) for name in SHARES), tokens(at),
+            *(_flag(flags.get(name, ()), name, at, tokens) for name in FORM[5:]),
         )
         for at in range(n)
     ]  # fmt: skip
     kinds = {name: pl.String if name in FORM[:5] else pl.Boolean for name in FORM}
     return pl.DataFrame(rows, schema={**kinds, LENGTH: pl.Int64}, orient="row")
+
+
+def _flag(flagged, name, at, tokens):
+    if name == LENGTH:
+        return tokens(at)
+    return None if flagged is None else at in flagged
 
 
 def found(base, build, alpha=0.05):
@@ -35,12 +41,12 @@ def found(base, build, alpha=0.05):
     return {one.name: one for one in of}
 
 
-@pytest.mark.parametrize(("loops", "fires"), [(7, False), (8, True), (9, True)])
+@pytest.mark.parametrize(("loops", "fires"), [(8, False), (9, True), (10, True)])
 def test_a_share_fires_from_what_holm_leaves_of_mcnemar(loops, fires):
-    """Six alarms: the smallest p-value counts six times. Of 8 loops 6 * 2 / 2^8 = 0.047; 7 are too few."""
+    """Eight alarms: the smallest p-value counts eight times. Of 9 loops 8 * 2 / 2^9 = 0.031; 8 are too few."""
     one = found(forms(BASE, 100), forms(BUILD, 100, loop=range(loops)))["loop"]
     assert one.p_value == pytest.approx(binomtest(loops, loops).pvalue)
-    assert one.p_holm == pytest.approx(6 * one.p_value)
+    assert one.p_holm == pytest.approx(8 * one.p_value)
     assert (one.gained, one.fires) == (loops, fires)
 
 
@@ -82,6 +88,13 @@ def test_the_length_fires_either_way_by_the_signed_rank_test(change):
     assert one.lo < change + 1 < one.hi
 
 
+def test_a_bundle_of_0_1_0_whose_answers_lack_the_later_columns_is_still_compared():
+    old = [forms(cell, 40).drop("reasoning_cut", "runs_on") for cell in (BASE, BUILD)]
+    of = found(*old)
+    assert set(SHARES) - set(of) == {"reasoning_cut", "runs_on"}
+    assert of[LENGTH].n == 40
+
+
 def test_equal_answers_fire_nothing_and_leave_no_doubt():
     of = found(forms(BASE, 40, truncated=range(30)), forms(BUILD, 40, truncated=range(30)))
     assert {one.p_holm for one in of.values()} == {1.0}
@@ -91,7 +104,7 @@ def test_equal_answers_fire_nothing_and_leave_no_doubt():
 def test_what_is_not_known_is_not_tested():
     of = found(forms(BASE, 40), forms(BUILD, 40, parse_failure=None))
     assert "parse_failure" not in of
-    assert len(of) == 5
+    assert len(of) == 7
     assert found(forms(BASE, 5), forms(BUILD, 0)) == {}
 
 

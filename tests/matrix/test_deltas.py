@@ -143,25 +143,21 @@ def test_only_prompts_that_both_answered_are_pairs():
 
 
 @pytest.mark.parametrize("clusters", [None, [f"c{i // 4:02d}" for i in range(100)]])
-def test_the_interval_is_about_the_delta_where_one_build_left_prompts_ungraded(clusters):
+def test_a_delta_is_over_the_prompts_that_both_have_a_grade_for(clusters):
     """Of 50 prompts that the baseline refused, 40 have an empty answer: the 60 pairs that are left do not differ.
 
-    Checked against draws made one by one: prompts, or whole clusters, and the mean of what each arm has graded.
+    What the 40 may hide is no part of the delta: the tests count it (`test_ungraded.py`).
     """
     base, variant = [1.0] * 50 + [0.0] * 50, [None] * 40 + [1.0] * 10 + [0.0] * 50
     found = from_samples("refusal_rate", base, variant, clusters)
-    assert (found.delta, found.n, found.differing) == (Fraction(-100, 3), 60, 0)
-    groups = np.arange(100).reshape(-1, 4 if clusters else 1)
-    mine, theirs = np.array(variant, dtype=float), np.array(base)
-    picks = np.random.default_rng(42).integers(0, len(groups), (STATISTICS.bootstrap_samples, len(groups)))
-    drawn = [np.nanmean(mine[groups[pick].ravel()]) - theirs[groups[pick].ravel()].mean() for pick in picks]
-    assert (found.lo, found.hi) == pytest.approx(tuple(100 * np.quantile(drawn, [0.025, 0.975])))
-    assert found.lo < float(found.delta) < found.hi < 0
+    assert (found.delta, found.n, found.differing) == (0, 60, 0)
+    assert found.baseline_value == found.value == Fraction(1, 6)
 
 
-def test_without_a_common_prompt_counts_decide():
+def test_without_a_common_prompt_there_is_no_delta():
+    """Two answers right on each side, of other prompts: their rates differ, and say nothing of the build."""
     found = from_samples("mmlu_accuracy", [1, 1, None, None], [None, None, 0, 1])
-    assert (found.interval_kind, found.n) == ("newcombe", 2)
+    assert (found.delta, found.interval_kind, found.lo) == (None, None, None)
 
 
 def test_the_table_has_a_row_for_each_delta():

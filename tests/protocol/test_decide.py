@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from quantverdict.config import Constraints, StatisticsConfig
-from quantverdict.errors import StudyError
 from quantverdict.matrix.cells import CellInfo, build_matrix, scores_frame
 from quantverdict.matrix.columns import matrix_order
 from quantverdict.policy import TR125, Policy
@@ -105,11 +105,9 @@ def test_no_floor_and_no_build_are_explained(row, reference):
 
 
 @pytest.mark.parametrize("metric", ["rogue_l", "output_tokens", "over_refusal_rate"])
-def test_a_policy_metric_that_the_rules_cannot_read_is_refused(row, reference, metric):
-    with pytest.raises(
-        StudyError, match=f"policy.quality_metric: {metric} is not right; expected one of mmlu_accuracy"
-    ):
-        decide((reference(), row()), Policy(quality_metric=metric))
+def test_a_policy_metric_that_the_rules_cannot_read_is_refused(metric):
+    with pytest.raises(ValidationError, match=r"quality_metric\n.*one of mmlu_accuracy"):
+        Policy(quality_metric=metric)
 
 
 def test_from_samples_the_decision_has_paired_intervals_and_fewer_doubts():

@@ -223,7 +223,10 @@ def _plain_number(model: Gguf, key: str) -> object:
 
 def _gguf_defaults(found: Mapping[str, object], architecture: str) -> Iterator[tuple[str, object]]:
     """What llama.cpp takes where a key is absent (llama-model.cpp, llama-vocab.cpp)."""
-    name = f"{architecture}.{{}}".format
+
+    def name(key: str) -> str:
+        return f"{architecture}.{key}"
+
     heads, width = found.get(name("attention.head_count")), found.get(name("embedding_length"))
     yield name("rope.freq_base"), 10000.0
     yield name("rope.scaling.original_context_length"), found.get(name("context_length"))

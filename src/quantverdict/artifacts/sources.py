@@ -67,6 +67,20 @@ def _resolved(source: Source, study_folder: Path) -> Path:
     return _from_hub(source)
 
 
+def find(source: Source, study_folder: Path) -> Path | None:
+    """As `resolve`, without fetching or writing: None where that is what it would take.
+
+    Raises:
+        ArtifactError: as `resolve`.
+    """
+    if source.hub is not None:
+        return None
+    if source.package is not None:
+        parts = _package_parts(source.package, source.file or "*.gguf*")
+        return parts[0] if len(parts) == 1 else None
+    return resolve(source, study_folder)
+
+
 def _from_path(text: str, pattern: str | None, study_folder: Path) -> Path:
     path = study_folder / Path(text).expanduser()
     if not path.exists():
@@ -86,7 +100,15 @@ def _only(found: list[Path], where: str) -> Path:
 
 
 def _from_packages(text: str, pattern: str) -> Path:
-    """One file of one package, or the parts of one file over several, in the order of their names.
+    """One file of one package, or the parts of one file over several, in the order of their names."""
+    found = _package_parts(text, pattern)
+    if len(found) == 1:
+        return found[0]
+    return join_parts(sorted(found, key=lambda path: (_natural(path.name), _natural(str(path)))), cache_dir())
+
+
+def _package_parts(text: str, pattern: str) -> list[Path]:
+    """The files like `pattern` of packages.
 
     `text` names packages, separated by commas; a name may be a glob over the installed ones.
     """
@@ -96,9 +118,7 @@ def _from_packages(text: str, pattern: str) -> Path:
         if not files:
             raise ArtifactError(f"package {name} holds no file like {pattern}", expected="another file pattern")
         found += files
-    if len(found) == 1:
-        return found[0]
-    return join_parts(sorted(found, key=lambda path: (_natural(path.name), _natural(str(path)))), cache_dir())
+    return found
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.backends.batch_scheduler import Answer, Job
+from quantverdict.backends.marks import is_mark
 from quantverdict.backends.token_hash import hash_ids
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
@@ -78,6 +79,9 @@ class CheckpointTokenizer:
         start = self._tokenizer.bos_token_id
         self._start = [start] if start is not None and self._tokenizer("a").input_ids[:1] == [start] else []
         self._anchor_length = len(self._tokenizer.decode(anchor, skip_special_tokens=True))
+        special = {token: str(text) for token, text in self._tokenizer.added_tokens_decoder.items() if text.special}
+        self._marks = frozenset(token for token, text in special.items() if is_mark(text))
+        self._silent = frozenset(special) - self._marks
 
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in it are read as such.
@@ -92,7 +96,12 @@ class CheckpointTokenizer:
         return self.text((token,), special=True)
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of tokens that follow others: a space they begin with is kept. Special ones only if asked for."""
+        """The text of tokens that follow others: a space they begin with is kept.
+
+        Special ones only if asked for, or where they structure an answer (`marks`).
+        """
+        if not special and not self._marks.isdisjoint(tokens):
+            special, tokens = True, [token for token in tokens if token not in self._silent]
         options = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
         whole: str = self._tokenizer.decode([*self._anchor, *tokens], **options)
         return whole[self._anchor_length :]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from quantverdict.backends.base import Backend, Decoding, Placement, Service
 from quantverdict.backends.http import HttpClient, RefusedError
-from quantverdict.backends.remote import Reply, ask_all, is_loaded, read_reply
+from quantverdict.backends.remote import Message, Reply, ask_all, is_loaded, read_reply
 from quantverdict.backends.server_engines import identify
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
@@ -98,12 +98,8 @@ class _Usage(Reply):
     completion_tokens: int = 0
 
 
-class _Message(Reply):
-    content: str | None = None
-
-
 class _Choice(Reply):
-    message: _Message
+    message: Message
 
 
 class _Chat(Reply):
@@ -183,8 +179,9 @@ class ServerChooser(_RemoteChooser):
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         path = self._client.base + "/chat/completions"
         reply = read_reply(_Chat, self._client.post(path, body), self._client.host + path)
-        text = (reply.choices[0].message.content or "") if reply.choices else ""
-        return Completion(text, "stop", reply.usage.prompt_tokens, reply.usage.completion_tokens)
+        said = reply.choices[0].message if reply.choices else Message()
+        tokens = (reply.usage.prompt_tokens, reply.usage.completion_tokens)
+        return Completion(said.text or "", "stop", *tokens, reasoning=said.thought)
 
 
 class _Tag(Reply):
@@ -201,7 +198,7 @@ class _Version(Reply):
 
 
 class _Ollama(Reply):
-    message: _Message
+    message: Message
     prompt_eval_count: int = 0
     eval_count: int = 0
 
@@ -256,7 +253,8 @@ class OllamaChooser(_RemoteChooser):
         reply = read_reply(_Ollama, self._client.post("/api/chat", body), self._client.host + "/api/chat")
         if reply.prompt_eval_count + reply.eval_count >= context:
             return declined(f"the question does not fit a context of {context}; expected a larger one")
-        return Completion(reply.message.content or "", "stop", reply.prompt_eval_count, reply.eval_count)
+        said, tokens = reply.message, (reply.prompt_eval_count, reply.eval_count)
+        return Completion(said.text or "", "stop", *tokens, reasoning=said.thought)
 
 
 def declined(reason: str) -> Completion:

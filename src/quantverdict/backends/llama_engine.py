@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.backends.llama_library import Library
+from quantverdict.backends.marks import is_mark
 from quantverdict.errors import EngineError
 
 Logits = npt.NDArray[np.float32]
@@ -89,8 +90,18 @@ class LlamaEngine:
         return tokens
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, special ones left out; bytes that are not UTF-8 become the replacement character."""
-        return b"".join(self._bytes_of(token) for token in tokens).decode(errors="replace")
+        """The text of tokens, special ones left out but those that structure an answer (`marks`).
+
+        Bytes that are not UTF-8 become the replacement character.
+        """
+        return b"".join(self._said_by(token) for token in tokens).decode(errors="replace")
+
+    def _said_by(self, token: int) -> bytes:
+        said = self._bytes_of(token)
+        if said:
+            return said
+        named = self.piece(token)
+        return named.encode() if is_mark(named) else said
 
     def _bytes_of(self, token: int) -> bytes:
         n = self._api.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
 from quantverdict.backends.http import HttpClient
-from quantverdict.backends.remote import Reply, Shape, ask_all, is_loaded, read_reply, without_start
+from quantverdict.backends.remote import Message, Reply, Shape, ask_all, is_loaded, read_reply, without_start
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -57,15 +57,12 @@ class _Generated(_Likely):
     top_logprobs: Annotated[list[_Likely], Field(default_factory=list)]
 
 
-class _Message(Reply):
-    content: str
-
-
 class _Answer(Reply):
     done: bool
     done_reason: str
     response: str | None = None
-    message: _Message | None = None
+    thinking: str | None = None
+    message: Message | None = None
     prompt_eval_count: int
     eval_count: int = 0
     load_duration: int = 0
@@ -185,7 +182,10 @@ class OllamaBackend:
         return answer
 
     def _completion(self, answer: _Answer, max_new_tokens: int, scored: tuple[float, ...] | None) -> Completion:
-        text = answer.message.content if answer.message is not None else answer.response
+        message = answer.message
+        text = message.text if message is not None else answer.response
+        reasoning = message.thought if message is not None else answer.thinking
+        text = "" if text is None and reasoning else text
         if text is None:
             raise EngineError(f"{self._client.host}: Ollama's reply has no text")
         if text and answer.eval_count == 0:
@@ -200,6 +200,7 @@ class OllamaBackend:
             output_tokens=max(0, answer.eval_count - (answer.done_reason == "stop")),
             choice_logprobs=scored,
             ttft_ms=None if ttft is None else (answer.load_duration + ttft) / _NS_PER_MS,
+            reasoning=reasoning or None,
         )
 
     def _choices(self, prompt: Prompt) -> tuple[float, ...] | None:

@@ -20,6 +20,45 @@ class Reply(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
+class Message(Reply):
+    """What a chat API gives back: a text, or parts of several kinds; and what the server split off as reasoning."""
+
+    content: str | list[Any] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    thinking: Any = None
+
+    @property
+    def text(self) -> str | None:
+        """The answer; None where the reply has none, and no reasoning either."""
+        if isinstance(self.content, list):
+            return "".join(_said(part) for part in self.content if not _is_thought(part))
+        return "" if self.content is None and self.thought is not None else self.content
+
+    @property
+    def thought(self) -> str | None:
+        """What was split off, None where nothing was; servers that give it by two names say the same twice."""
+        parts = self.content if isinstance(self.content, list) else []
+        named = map(_said, (self.reasoning_content, self.reasoning, self.thinking))
+        found = [next(filter(str.strip, named), ""), *(_said(part) for part in parts if _is_thought(part))]
+        return "\n\n".join(part for part in found if part.strip()) or None
+
+
+def _is_thought(part: object) -> bool:
+    return isinstance(part, Mapping) and any(name in str(part.get("type", "")) for name in ("think", "reason"))
+
+
+def _said(part: object) -> str:
+    """The text of a part, which may be parts in its turn."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list):
+        return "".join(_said(one) for one in part)
+    names = ("text", "thinking", "reasoning", "content", "summary")
+    found = [part[name] for name in names if part.get(name)] if isinstance(part, Mapping) else []
+    return _said(found[0]) if found else ""
+
+
 Shape = TypeVar("Shape", bound=Reply)
 
 

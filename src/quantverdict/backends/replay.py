@@ -1,8 +1,9 @@
 """Recorded completions: a user's own outputs, demos, tests.
 
 One file a cell, `BASE__QUANT.jsonl`. A line has `task`, `sample_id` and `text`; it may have `finish`, `prompt_tokens`,
-`output_tokens`, `prompt_ids_sha256`, `choice_logprobs`, and `prompt_sha256`, which must then be the prompt's. Other
-keys are ignored, so the `responses/` of a bundle can be replayed as they are.
+`output_tokens`, `prompt_ids_sha256`, `choice_logprobs`, `reasoning` (also as `reasoning_content` or `thinking`, by
+the names of servers), `opened` (the prompt ended inside a thought), and `prompt_sha256`, which must then be the
+prompt's. Other keys are ignored, so the `responses/` of a bundle can be replayed as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from quantverdict.backends.base import Decoding, Progress
 from quantverdict.errors import EngineError
@@ -38,6 +39,10 @@ class Recorded(BaseModel):
     prompt_sha256: str | None = None
     prompt_ids_sha256: str | None = None
     choice_logprobs: Annotated[tuple[FiniteFloat, ...] | None, Field(strict=False)] = None
+    reasoning: Annotated[
+        str | None, Field(validation_alias=AliasChoices("reasoning", "reasoning_content", "thinking"))
+    ] = None
+    opened: bool = False
 
 
 class ReplayBackend:
@@ -126,6 +131,8 @@ class ReplayBackend:
             output_tokens=words(recorded.text) if recorded.output_tokens is None else recorded.output_tokens,
             prompt_ids_sha256=recorded.prompt_ids_sha256,
             choice_logprobs=recorded.choice_logprobs,
+            reasoning=recorded.reasoning,
+            opened=recorded.opened,
         )
 
 

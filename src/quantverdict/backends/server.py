@@ -13,7 +13,7 @@ from typing import Any
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
 from quantverdict.backends.http import HttpClient
-from quantverdict.backends.remote import Reply, ask_all, read_reply, without_start
+from quantverdict.backends.remote import Message, Reply, ask_all, read_reply, without_start
 from quantverdict.backends.server_engines import Engine, identify
 from quantverdict.backends.server_tokens import Ids, ServerTokenizer, find_choices, find_tokenizer
 from quantverdict.backends.token_hash import hash_ids
@@ -34,14 +34,10 @@ class _Timings(Reply):
     prompt_ms: float | None = None
 
 
-class _Message(Reply):
-    content: str
-
-
 class _Choice(Reply):
     finish_reason: str
     text: str | None = None
-    message: _Message | None = None
+    message: Message | None = None
 
 
 class _Answer(Reply):
@@ -142,6 +138,7 @@ class ServerBackend:
             prompt_ids_sha256=hash_ids(ids),
             choice_logprobs=scored,
             ttft_ms=found.ttft_ms,
+            reasoning=found.reasoning,
         )
 
     def _in_chat(self, prompt: Prompt, decoding: Decoding) -> Completion:
@@ -181,7 +178,8 @@ class ServerBackend:
         if len(answer.choices) > 1:
             raise EngineError(f"{where}: the reply has {len(answer.choices)} answers; expected one, as was asked for")
         choice = answer.choices[0]
-        text = choice.message.content if choice.message is not None else choice.text
+        text = choice.message.text if choice.message is not None else choice.text
+        reasoning = choice.message.thought if choice.message is not None else None
         if text is None:
             raise EngineError(f"{where}: the reply has no text")
         if choice.finish_reason not in FINISHES:
@@ -189,7 +187,7 @@ class ServerBackend:
         ends = self._engine.counts_end is True and choice.finish_reason == "stop"
         tokens = max(0, answer.usage.completion_tokens - ends)
         if max_tokens < 1:
-            text, tokens = "", 0
+            text, reasoning, tokens = "", None, 0
         ttft = answer.timings.prompt_ms if max_tokens > 0 else None
         finish = choice.finish_reason if max_tokens > 0 else "length"
-        return Completion(text, finish, answer.usage.prompt_tokens, tokens, ttft_ms=ttft)
+        return Completion(text, finish, answer.usage.prompt_tokens, tokens, ttft_ms=ttft, reasoning=reasoning)

@@ -53,7 +53,7 @@ def _read(line: bytes) -> tuple[int, float]:
         data: Mapping[str, object] = json.loads(line)
         # Judges' lines said questions before there were others.
         done, seconds = data.get("done", data.get("questions")), data["wall_s"]
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         return 0, 0.0
     whole = type(done) is int and isinstance(seconds, int | float)
     return (int(str(done)), float(str(seconds))) if whole else (0, 0.0)

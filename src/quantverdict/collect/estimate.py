@@ -14,7 +14,7 @@ from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.prompts import Plan
 from quantverdict.collect.prospects import ASSUMED_DISCORDANCE, ASSUMED_RATE, Observed, Prospects
 from quantverdict.config import Model, Study
-from quantverdict.records import Response
+from quantverdict.records import Completion, Response
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
 from quantverdict.tasks.catalog import Task
 
@@ -173,11 +173,13 @@ def _pp(value: float | None) -> str:
     return "none" if value is None else f"{value:.1f} pp"
 
 
-def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response]) -> Speed:
-    """Speed and answer lengths of an earlier run of the study."""
+def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], plan: Plan) -> Speed:
+    """Speed and answer lengths of an earlier run of the study, whose limits may have been others than the plan's."""
     tokens: dict[str, list[int]] = defaultdict(list)
     for response in baseline:
-        tokens[response.task].append(response.output_tokens)
+        if response.task in plan.decoding:
+            limit = plan.decoding[response.task].max_new_tokens
+            tokens[response.task].append(_length(response, limit))
     timed = [
         (o.tokens_per_second * o.wall_seconds, o.wall_seconds)
         for o in outcomes
@@ -204,15 +206,18 @@ def measured_speed(plan: Plan, open_backend: Callable[[], Backend]) -> Speed:
         seconds = perf_counter() - start
     finally:
         backend.close()
-    tokens: dict[str, list[float]] = defaultdict(list)
+    tokens: dict[str, list[int]] = defaultdict(list)
     for prompt, completion in zip(sample, completions, strict=True):
         limit = plan.decoding[prompt.task].max_new_tokens
-        # An answer that was still going on is taken to go on to its task's limit.
-        cut = completion.finish == "length"
-        tokens[prompt.task].append(limit if cut else min(limit, completion.output_tokens))
+        tokens[prompt.task].append(_length(completion, limit))
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
     rate = sum(completion.output_tokens for completion in completions) / seconds
     return Speed(means, rate, f"from {len(sample)} prompts timed just now")
+
+
+def _length(answer: Completion | Response, limit: int) -> int:
+    """Tokens of an answer under a limit; one that was cut says no more than that it is longer, so it may reach it."""
+    return limit if answer.finish == "length" else min(limit, answer.output_tokens)
 
 
 def detectable_differences(tasks: Sequence[Task], power: float, observed: Mapping[str, Observed]) -> Detectables:
@@ -256,7 +261,9 @@ def _detectable(metric: str, n: int, clusters: int, power: float, observed: Obse
     rate = ASSUMED_RATE if observed is None else observed.rate
     discordance = ASSUMED_DISCORDANCE if observed is None else observed.discordance
     # Items of a cluster may all answer alike: counting clusters is the cautious end.
-    paired, unpaired = mde_paired_over(clusters, discordance, power), mde_unpaired(rate, clusters, clusters, power)
+    # Where every pair differs already no loss can show by differing.
+    paired = mde_paired_over(clusters, discordance, power) if discordance < 1 else None
+    unpaired = mde_unpaired(rate, clusters, clusters, power)
     return Detectable(
         metric=metric,
         n=n,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +63,9 @@ RENDERED = ("claims.csv", "report.html", "report.md")
 """What `report` writes."""
 GIVEN = ("judges.csv", "labels.csv", "labels_key.csv", "sources.csv", "templates.csv")
 """Tables that a decision is made from; whatever other table there is comes of it."""
+
+KEPT = ("artifacts.json", "cells.json", "labels.csv", "labels_key.csv")
+"""What a run of a finished bundle takes over as it is, besides what it appends to."""
 
 FINISHES: Mapping[str, tuple[str, ...]] = {
     "analyze": ("analyze", "label --read", "label --out", "report"),
@@ -127,6 +130,8 @@ class Bundle:
             else:
                 raise BundleError(f"{path}: is a bundle already; resume it, or name another")
             if config is not None:
+                if bundle.sealed:
+                    bundle.refuse_differing(bundle.begun_anew(), only=KEPT)
                 bundle._bind(config)
             with saving(path):
                 for name, left in walk(path):
@@ -169,8 +174,13 @@ class Bundle:
             raise BundleError(f"{self.root}: `{left}` was broken off here; give that command again first")
         again = {*RENDERED, *WRITES.get(left or "", ())}
         if command in ("analyze", "label --out"):  # who deletes labels begins anew
-            again |= {name for name in ("labels.csv", "labels_key.csv") if not self.path(name).exists()}
+            again |= self.begun_anew()
         self.refuse_differing(again, decided=command == "analyze" or left in ("analyze", "judge", "label --read"))
+
+    def begun_anew(self) -> set[str]:
+        """Who deletes labels may: their key goes with them, and is not missed then."""
+        gone = [name for name in ("labels.csv", "labels_key.csv") if not self.path(name).exists()]
+        return set(gone) if "labels.csv" in gone else set()
 
     def close(self) -> None:
         """Give the bundle free; may be called twice."""
@@ -260,21 +270,28 @@ class Bundle:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
 
-    def refuse_differing(self, but: Iterable[str] = RENDERED, *, decided: bool = False) -> None:
+    def refuse_differing(
+        self, but: Iterable[str] = RENDERED, *, decided: bool = False, only: Collection[str] = ()
+    ) -> None:
         """Check that the bundle is what it was finished with, before anything of it is parsed.
 
         Args:
             but: artefacts, or folders (with a slash), that may differ.
             decided: so may whatever a decision makes anew.
+            only: those that are looked at; all if none are given.
 
         Raises:
             BundleError: naming the first file that differs.
         """
         entries = known_entries(self._manifest)
+        if only:
+            entries = {name: one for name, one in entries.items() if name in only}
         if not entries:
             return
         may = tuple(but)
         for name, told in differences(self.root, entries):
+            if only and name not in entries:
+                continue
             journal = told.startswith("not") and (name.startswith("judgements/") or Path(name).suffix not in READ)
             if journal or name in may or name.startswith(tuple(one for one in may if one.endswith("/"))):
                 continue

@@ -87,7 +87,7 @@ def read_probes(bundle: Path, cell: CellId) -> dict[str, Probe]:
         try:
             values = json.loads(line)
             probe = Probe(**{**values, "values": tuple(map(float, values["values"]))})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"is not a probe ({error})", file=path, line=number) from error
         found[probe.key] = probe
     return found

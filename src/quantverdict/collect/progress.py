@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from quantverdict.collect.generate import CellOutcome, ProgressView
+from quantverdict.output import one_line
 from quantverdict.records import CellId
 
 
@@ -33,11 +34,11 @@ class LineProgress(ProgressView):
     def build(self, level: str, done: int, total: int) -> None:
         """So many of a level's weights are written."""
         if done == total:
-            print(f"made {level}", file=self.stream, flush=True)
+            self.say(f"made {level}")
 
     def say(self, line: str) -> None:
-        """Something that takes long begins."""
-        print(line, file=self.stream, flush=True)
+        """Something that takes long begins, or a cell has ended."""
+        print(one_line(line), file=self.stream, flush=True)
 
     def start_cell(self, cell: CellId, total: int, done: int) -> None:  # noqa: ARG002 - the protocol's
         self.start, self.new, self.tokens = time.perf_counter(), 0, 0
@@ -47,7 +48,7 @@ class LineProgress(ProgressView):
         self.tokens += tokens
 
     def finish_cell(self, outcome: CellOutcome) -> None:
-        print(self.line(outcome), file=self.stream, flush=True)
+        self.say(self.line(outcome))
 
     def line(self, outcome: CellOutcome) -> str:
         """What is left to read when a cell has ended."""
@@ -93,10 +94,10 @@ class BarProgress(LineProgress):
         self.bars.update(self.task, description=f"making {level}", total=total, completed=done, visible=True, speed="")
         if done == total:
             self.bars.update(self.task, visible=False)
-            self.bars.console.print(f"made {level}", highlight=False, markup=False)
+            self.say(f"made {level}")
 
     def say(self, line: str) -> None:
-        self.bars.console.print(line, markup=False, highlight=False)
+        self.bars.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
     def start_cell(self, cell: CellId, total: int, done: int) -> None:
         super().start_cell(cell, total, done)
@@ -117,4 +118,4 @@ class BarProgress(LineProgress):
 
     def finish_cell(self, outcome: CellOutcome) -> None:
         self.bars.update(self.task, visible=False)
-        self.bars.console.print(self.line(outcome), highlight=False, markup=False, soft_wrap=True)
+        self.say(self.line(outcome))

@@ -13,9 +13,19 @@ from quantverdict.backends.base import Decoding
 from quantverdict.collect.files import json_line, whole_lines
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
+from quantverdict.metrics import one_of
 from quantverdict.records import Prompt, Response
-from quantverdict.tasks.catalog import Item, Task, choice_continuations, load_task, render_prompt, select_items
+from quantverdict.tasks.catalog import (
+    Item,
+    Task,
+    builtin_tasks,
+    choice_continuations,
+    load_task,
+    render_prompt,
+    select_items,
+)
 from quantverdict.tasks.chat import ChatTemplate
+from quantverdict.yaml_file import misplaced
 
 Batches = tuple[tuple[int, ...], ...]
 
@@ -65,6 +75,9 @@ def study_tasks(study: Study) -> tuple[Task, ...]:
     """
     tasks: list[Task] = []
     for number, use in enumerate(study.tasks):
+        if use.path is None and use.task not in builtin_tasks():
+            expected = one_of(use.task or "", builtin_tasks())
+            raise misplaced(study.file, f"{use.task}: no such task", "tasks", number, expected=expected)
         place = use.task if use.path is None else study.folder / study.task_dir / use.path
         task = load_task(place or "")
         if task.name in [other.name for other in tasks]:

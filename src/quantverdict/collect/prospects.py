@@ -127,7 +127,7 @@ def prospects(tasks: Sequence[Task], gating: Gating, observed: Mapping[str, Obse
         n, clusters = asked[metric]
         counted = clusters if seen is None else max(1, math.floor(n / seen.design_effect))
         for times in TIMES_MARGIN:
-            pairs = _Pairs(metric, n, counted, times * gating.margins[metric])
+            pairs = _Pairs(metric, n, counted, min(1.0, times * gating.margins[metric]))
             found.append(_prospect(pairs, gating, seen, level))
     basis = []
     if any(metric in observed for metric in measured):

@@ -27,10 +27,18 @@ SEQUENTIAL_SHARE = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A gated metric of a cell while it is asked: its sequence, and the loss that is tolerated as a fraction of 1."""
+    """A gated metric of a cell while it is asked.
+
+    Attributes:
+        sequence: of the losses as the test that would accept takes them.
+        margin: the loss that is tolerated, as a fraction of 1.
+        rejecting: of the losses as the test that would reject takes them; None where an answer without a grade does not
+            make them others.
+    """
 
     sequence: ConfidenceSequence
     margin: float
+    rejecting: ConfidenceSequence | None = None
 
 
 def plan_rounds(
@@ -99,21 +107,34 @@ def round_numbers(
     return found
 
 
-def add_round(watched: Watched, losses: Sequence[float], clusters: Sequence[str | None], largest: int) -> None:
+def add_round(
+    watched: Watched,
+    losses: Sequence[float],
+    clusters: Sequence[str | None],
+    largest: int,
+    rejecting: Sequence[float] | None = None,
+) -> None:
     """Give a sequence the paired losses of a round.
 
     Args:
         watched: of one metric of one cell.
-        losses: baseline less variant (variant less baseline where less is better), of the prompts that both arms have a
+        losses: baseline less variant (variant less baseline where less is better), of the prompts that an arm has a
             grade for; at most 1 either way.
         clusters: a label for each, None is a cluster of its own; those of two tasks never share one.
         largest: prompts of the largest cluster in the plan.
+        rejecting: the same losses for the other sequence; `losses` if not given.
     """
+    _add(watched.sequence, losses, clusters, largest)
+    if watched.rejecting is not None:
+        _add(watched.rejecting, losses if rejecting is None else rejecting, clusters, largest)
+
+
+def _add(sequence: ConfidenceSequence, losses: Sequence[float], clusters: Sequence[str | None], largest: int) -> None:
     units: dict[tuple[bool, object], list[float]] = {}
     for at, (label, loss) in enumerate(zip(clusters, losses, strict=True)):
         units.setdefault((label is None, at if label is None else label), []).append(loss)
     means = [sum(unit) / len(unit) for unit in units.values()]
-    watched.sequence.add(means, [len(unit) / largest for unit in units.values()])
+    sequence.add(means, [len(unit) / largest for unit in units.values()])
 
 
 def decided(cell: Iterable[Watched], alpha: float, family: int) -> bool:
@@ -133,6 +154,8 @@ def stopped_p_values(watched: Watched) -> tuple[float, float]:
     They take the place of `noninferiority.Loss`'s in the study's Holm families, beside those of cells never stopped.
     """
     below, above = watched.sequence.p_values(watched.margin)
+    if watched.rejecting is not None:
+        above = watched.rejecting.p_values(watched.margin)[1]
     return min(1.0, below / SEQUENTIAL_SHARE), min(1.0, above / SEQUENTIAL_SHARE)
 
 

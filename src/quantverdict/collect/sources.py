@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from quantverdict.config import Constraints, StatisticsConfig
-from quantverdict.errors import StudyError
+from quantverdict.config import Constraints, Limit, Seed, StatisticsConfig
+from quantverdict.errors import StudyError, did_you_mean
+from quantverdict.metrics import METRICS, checked, one_of
 from quantverdict.policy import Exact, Frozen, Name, Policy, as_policy
 from quantverdict.records import CellId, Row
 from quantverdict.yaml_file import load_yaml
@@ -25,6 +26,7 @@ LABELS = (
 )
 """What a judge may say (SPEC 6)."""
 
+SampleMetric = Annotated[str, AfterValidator(checked(*METRICS))]
 Column = Annotated[str, Field(min_length=1)]
 """A column; `a.b` is the key `b` inside the object `a`."""
 
@@ -74,7 +76,7 @@ class IngestedModel(Frozen):
 
     name: Name
     family: Name
-    params_b: float | None = Field(default=None, gt=0)
+    params_b: Limit | None = None
     baseline: Name
     quants: Mapping[Name, Exact | None] = Field(min_length=1)
     """Each quant and its bits per weight, null where they are not known."""
@@ -84,10 +86,12 @@ class IngestedModel(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.baseline not in self.quants:
-            raise ValueError(f"a baseline among the quants is expected ({', '.join(self.quants)})")
+            raise ValueError(
+                f"a baseline among the quants ({', '.join(self.quants)}){did_you_mean(self.baseline, self.quants)}"
+            )
         for quant in self.values:
             if quant not in self.quants:
-                raise ValueError(f"values: {quant}: one of the quants is expected ({', '.join(self.quants)})")
+                raise ValueError(f"values: {quant}: {one_of(quant, self.quants)}")
         return self
 
 
@@ -120,7 +124,7 @@ class Columns(Frozen):
 class Measure(Frozen):
     """A column of scores: the metric it is, for all tasks or the named ones."""
 
-    metric: Name
+    metric: SampleMetric
     column: Column
     tasks: tuple[Name, ...] = Field(default=(), strict=False)
     values: Values = Field(default_factory=dict)
@@ -145,7 +149,7 @@ class ScoreSource(Frozen):
     quants: Mapping[str, Name] = {}
     tasks: Mapping[str, Name] = {}
     cells: Mapping[str, str] = {}
-    metrics: Mapping[str, Name] = {}
+    metrics: Mapping[str, SampleMetric] = {}
     labels: Mapping[str, str | None] = {}
     measures: tuple[Measure, ...] = Field(default=(), strict=False)
     values: Values = Field(default_factory=dict)
@@ -159,15 +163,15 @@ class ScoreSource(Frozen):
     def _complete(self) -> Self:
         self._check_ids()
         if self.columns.text is None and self.columns.output_tokens is not None:
-            raise ValueError("the column output_tokens only beside text is expected")
+            raise ValueError("the column output_tokens only beside text")
         if self.is_judge:
             self._check_judge()
         elif bool(self.measures) == (self.columns.value is not None):
-            raise ValueError("either measures, or the columns metric and value, are expected")
+            raise ValueError("either measures, or the columns metric and value")
         elif (self.columns.value is None) != (self.columns.metric is None):
-            raise ValueError("the columns metric and value together are expected")
+            raise ValueError("the columns metric and value together")
         if self.values and self.columns.value is None:
-            raise ValueError("values only beside the column value is expected; a measure has its own")
+            raise ValueError("values only beside the column value; a measure has its own")
         return self
 
     def _check_ids(self) -> None:
@@ -178,16 +182,16 @@ class ScoreSource(Frozen):
                 wanted = (
                     "nothing beside the column cell" if one_column and part != "task" else "a column or a fixed one"
                 )
-                raise ValueError(f"{part}: {wanted} is expected")
+                raise ValueError(f"{part}: {wanted}")
 
     def _check_judge(self) -> None:
         if self.columns.label is None or self.measures or self.columns.value is not None:
-            raise ValueError("for a judge, a column label and no measures or value is expected")
+            raise ValueError("for a judge, a column label and no measures or value")
         if self.columns.text is not None:
-            raise ValueError("no column text is expected for a judge")
+            raise ValueError("no column text for a judge")
         for label in self.labels.values():
             if label is not None and label not in LABELS:
-                raise ValueError(f"labels: {label}: null or one of {', '.join(LABELS)} is expected")
+                raise ValueError(f"labels: {label}: null or {one_of(label, LABELS)}")
 
     @property
     def is_judge(self) -> bool:
@@ -198,7 +202,7 @@ class Sources(Frozen):
     """What an ingested bundle is made from."""
 
     study: Name
-    seed: int = 42
+    seed: Seed = 42
     models: tuple[IngestedModel, ...] = Field(min_length=1, strict=False)
     sources: tuple[ScoreSource, ...] = Field(min_length=1, strict=False)
     judge_precedence: tuple[Name, ...] = Field(default=(), strict=False)
@@ -216,15 +220,17 @@ class Sources(Frozen):
             ("source label", [source.label for source in self.sources]),
         ):
             if len(set(names)) != len(names):
-                raise ValueError(f"each {kind} once is expected")
+                raise ValueError(f"each {kind} once")
         judges = [source.label for source in self.sources if source.role == "judge"]
         if self.judge_precedence and sorted(self.judge_precedence) != sorted(judges):
-            raise ValueError(f"judge_precedence: each judge source once is expected ({', '.join(judges)})")
+            raise ValueError(f"judge_precedence: each judge source once ({', '.join(judges)})")
         known = {str(cell) for cell in self.cells}
         for source in self.sources:
             for name in source.cells.values():
                 if name not in known:
-                    raise ValueError(f"{source.label}: cells: {name}: BASE/QUANT of the models is expected")
+                    raise ValueError(
+                        f"{source.label}: cells: {name}: BASE/QUANT of the models{did_you_mean(name, known)}"
+                    )
         return self
 
     @property

@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
+from quantverdict.backends.marks import opens_reasoning
 from quantverdict.collect.files import json_line, make_file, open_own, saving, whole_lines
 from quantverdict.collect.prompts import Plan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
 
 FIELDS = tuple(field.name for field in fields(Response))
+OPTIONAL = {field.name: field.default for field in fields(Response) if field.name in ("reasoning", "opened")}
+"""Keys that a line has only where they say something, with what they are where it has not."""
 FINISHES = ("stop", "length")
 
 
@@ -178,6 +181,8 @@ def as_response(cell: CellId, prompt: Prompt, completion: Completion) -> Respons
         output_tokens=completion.output_tokens,
         prompt_ids_sha256=completion.prompt_ids_sha256,
         choice_logprobs=completion.choice_logprobs,
+        reasoning=completion.reasoning or None,
+        opened=completion.opened or opens_reasoning(prompt.chat),
     )
 
 
@@ -200,11 +205,12 @@ def read_responses(path: Path) -> Iterator[Response]:
 
 def response_line(response: Response) -> bytes:
     """One line of `responses/*.jsonl`: keys in the order of `Response`, UTF-8, no number that JSON does not have."""
-    return json_line({name: getattr(response, name) for name in FIELDS})
+    values = {name: getattr(response, name) for name in FIELDS}
+    return json_line({name: value for name, value in values.items() if name not in OPTIONAL or value})
 
 
 def parse_response(line: bytes, path: Path, number: int) -> Response:
-    """A line as a Response; every key is there, and of its type.
+    """A line as a Response; every key but an optional one is there, and of its type.
 
     Raises:
         DataError: by file, line and key.
@@ -213,6 +219,8 @@ def parse_response(line: bytes, path: Path, number: int) -> Response:
         data = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error})", file=path, line=number) from error
+    if isinstance(data, dict):
+        data = {**OPTIONAL, **data}
     if not isinstance(data, dict) or tuple(sorted(data)) != tuple(sorted(FIELDS)):
         raise DataError("is not a response", file=path, line=number, expected=f"the keys {', '.join(FIELDS)}")
     wrong = next((name for name in FIELDS if not _fits(name, data[name])), None)
@@ -232,7 +240,9 @@ def _fits(name: str, value: object) -> bool:
             return type(value) is int and value >= 0
         case "finish":
             return value in FINISHES
-        case "prompt_ids_sha256":
+        case "opened":
+            return isinstance(value, bool)
+        case "prompt_ids_sha256" | "reasoning":
             return value is None or isinstance(value, str)
         case "choice_logprobs":
             return value is None or (isinstance(value, list) and all(type(item) in (int, float) for item in value))

@@ -1,7 +1,8 @@
 """What a scorer is: one answer to one item in, one or more grades out.
 
-A scorer reads `text`, the answer after the task's filters; `response` has the untouched answer, the token count and
-the log-probabilities. It never raises on an answer, whatever that contains. What it cannot grade is `None` with a
+A scorer reads `text`, the answer after the task's filters; `response` has the answer without filters and out of its
+wrapper, the token count and the log-probabilities. What the model thought, and what it went on with, neither has
+(`answer`). It never raises on an answer, whatever that contains. What it cannot grade is `None` with a
 reason, never 0. A new metric is one short module with such a function and a line in `grade.SCORERS`.
 """
 

@@ -20,7 +20,7 @@ from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task, choice_continuations, choice_texts, correct_choice
 
 READ_CHARS = 4000
-"""How much of an answer the tolerant reader looks at; 256 tokens are some 1,200 characters."""
+"""How much of an answer's end the tolerant reader looks at; 256 tokens are some 1,200 characters."""
 _SHORT_WORDS = 12
 """A choice's text inside an answer counts where the answer has at most this many words more than the choice."""
 
@@ -28,8 +28,9 @@ _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _WORD = re.compile(r"[^\W_]+")
 _NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
 _STATED = re.compile(
-    rf"\b(?:{_NAMED}(?: of (?:the|this) (?:text|sentence|message|review|passage))?"
-    r"(?: (?:here|is|would be|should be|must be|has to be|was)\b|\s?[:=]|(?= ?[(\[]))[\s:]*"
+    rf"\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
+    r"| that (?:\w{1,12} ){0,3}\w{1,12}?)?"
+    r"(?: (?:here|is|would be|should be|must be|has to be|was)\b|[\"']?\s?(?:[:=→>]|->)|(?= ?[(\[]))[\s:]*"
     r"|(?:classified|categori[sz]ed|labell?ed) as )"
     rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
     re.IGNORECASE,
@@ -56,9 +57,8 @@ def score_choice(task: Task, item: Item, response: Response, text: str) -> Itera
         yield Grade(f"{metric}_format_failure", None, reason)
         return
     raw = labels.index(text) if text in labels else None
-    read = (
-        raw if raw is not None else read_answer(reader(labels, tuple(choice_texts(item).values())), text, response.text)
-    )
+    choices = reader(labels, tuple(choice_texts(item).values()))
+    read = raw if raw is not None else read_answer(choices, response.text)
     yield Grade(f"{metric}_rescored", float(read == right))
     yield Grade(f"{metric}_format_failure", float(raw is None and read is not None))
     if response.choice_logprobs is not None:
@@ -124,22 +124,19 @@ def reader(labels: tuple[str, ...], texts: tuple[str, ...] = ()) -> Reader:
     return Reader(known, phrases, re.compile(marked + named), re.compile(bare, re.MULTILINE))
 
 
-def read_answer(choices: Reader, *texts: str) -> int | None:
+def read_answer(choices: Reader, text: str) -> int | None:
     """Index of the choice that an answer names, None where it names none or several.
 
-    `texts` are forms of the same answer (filtered, untouched); the first that names a choice decides.
+    Where it states its answer (`the answer is B`, a line that is `B`, a box), the last statement decides.
     """
-    for text in dict.fromkeys(texts):
-        plain = readable(text)
-        named = named_by_label(choices, plain) or named_by_text(choices, plain)
-        if named:
-            return named.pop() if len(named) == 1 else None
-    return None
+    plain = readable(text)
+    named = named_by_label(choices, plain) or named_by_text(choices, plain)
+    return named.pop() if len(named) == 1 else None
 
 
 def readable(text: str) -> str:
-    """The start of an answer, cleaned, without markup and without the labels that it says are *not* right."""
-    plain = cleaned(text.lstrip()[:READ_CHARS].translate(_MARKUP))
+    """The end of an answer, cleaned, without markup and without the labels that it says are *not* right."""
+    plain = cleaned(_BOXED.sub(r"\nAnswer: \1\n", text.strip()[-READ_CHARS:]).translate(_MARKUP))
     return _NEGATED.sub(" ", plain)
 
 
@@ -148,7 +145,7 @@ def named_by_label(choices: Reader, plain: str) -> set[int]:
     alone = choices.labels.get(_normal(plain))
     if alone is not None:
         return {alone}
-    stated = _stated(choices, plain)
+    stated = _last_stated(choices, plain)
     if stated or choices.letters is None or choices.bare is None:
         return stated
     marked = {_label_index(choices, match) for match in choices.letters.finditer(plain)}
@@ -186,24 +183,61 @@ def named_by_text(choices: Reader, plain: str) -> set[int]:
     }
 
 
-def _stated(choices: Reader, plain: str) -> set[int]:
-    """The choices that `answer is`, `answer:`, ... introduce."""
-    found = set()
+def _last_stated(choices: Reader, plain: str) -> set[int]:
+    """The choices of the last statement; of two that follow each other with nothing between, both.
+
+    A line that is a label alone states it, and so does one that corrects another (`A. No, wait: B`); what is supposed
+    (`if the answer were C`) or said of others states nothing.
+    """
+    last: set[int] = set()
+    until = -1
+    for start, end, named in sorted(_statements(choices, plain)):
+        if not named:
+            continue
+        apart = until >= 0 and not _JOINS.issuperset(_words(plain[until:start]))
+        last = set(named) if apart or not last else last | named
+        until = max(end, until)
+    return last
+
+
+def _statements(choices: Reader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
+    """Where each statement begins and ends, and the choices that it names."""
     for match in _STATED.finditer(plain):
-        rest = plain[match.end() : match.end() + 400].split("\n", 1)[0].lstrip("([{\"' :")
-        if choices.letters is not None and not _ARTICLE.match(rest):
-            letters = _LETTER_LIST.match(rest)
-            named = {choices.labels.get(letter.casefold()) for letter in letters.groups("")} if letters else set()
-            found |= {index for index in named if index is not None}
-            if None not in named or found:
-                continue
-        words = _words(rest)
-        spoken = f"{' '.join(words)} "
-        shorter = f"{_without_article(words)} "
-        leading = [said for said in choices.phrases if spoken.startswith(f"{said} ") or shorter.startswith(f"{said} ")]
-        if leading:
-            found.add(choices.phrases[max(leading, key=len)])
-    return found
+        if _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
+            continue
+        rest = plain[match.end() : match.end() + 400].split("\n", 1)[0]
+        shown = rest.lstrip("([{\"' :")
+        named, length = _named_at(choices, shown)
+        yield match.start(), match.end() + len(rest) - len(shown) + length, frozenset(named)
+    if choices.letters is None:
+        return
+    for match in (*_SETTLED.finditer(plain), *_CORRECTED.finditer(plain)):
+        index = choices.labels.get(match[1].casefold())
+        if index is not None and not _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
+            yield match.start(1), match.end(), frozenset((index,))
+    for match in _LINE.finditer(plain):
+        index = choices.labels.get(match[1].casefold())
+        if index is not None and (not match[2].strip() or choices.phrases.get(_phrase(match[2])) == index):
+            yield match.start(), match.end(), frozenset((index,))
+
+
+def _named_at(choices: Reader, rest: str) -> tuple[set[int], int]:
+    """The choices that a text begins with, by letter or by what they say, and how far that goes."""
+    found: set[int] = set()
+    if choices.letters is not None and not _ARTICLE.match(rest):
+        letters = _LETTER_LIST.match(rest)
+        named = {choices.labels.get(letter.casefold()) for letter in letters.groups("")} if letters else set()
+        found |= {index for index in named if index is not None}
+        if letters and (None not in named or found):
+            return found, letters.end()
+    words = _words(rest)
+    spoken = f"{' '.join(words)} "
+    shorter = f"{_without_article(words)} "
+    leading = [said for said in choices.phrases if spoken.startswith(f"{said} ") or shorter.startswith(f"{said} ")]
+    if leading:
+        said = max(leading, key=len)
+        return {choices.phrases[said]}, min(len(rest), len(said))
+    return found, 0
 
 
 def _without_negated(padded: str, said: str) -> str:
@@ -241,6 +275,29 @@ _NEGATED = re.compile(
     r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}"
     r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])|(?<![\w'])[(\[]?[A-Z][)\]]? is (?:wrong|incorrect|false|not)\b"
 )
+_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s?\{(?:\s?\\(?:text|textbf|mathrm|mathbf)\s?\{)?([^{}\n]{1,80})\}\}?")
+_JOINS = frozenset(["the", "my", "final", "correct", "right", "best", "and", "or", "option", "choice", "answer"])
+"""Words that may stand between two statements that are one."""
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|whether|suppose|supposing|assum\w{1,4}|had|were|might|may|could|not|neither|someone|somebody|"
+    r"many (?:people|students)|tempting)\b[^.!?\n]{0,40}$"
+)
+"""What makes of a statement something that is only supposed."""
+_SETTLED = re.compile(
+    r"(?i:\b(?:so|thus|therefore|hence|finally|conclusion:?|in conclusion|i(?:'ll| will| would| am going to|'d)?"
+    r" (?:choose|pick|select|go with|say|answer|conclude|settle on)|going with|(?:it|this|that|which)(?:'s| is| must be"
+    r"| has to be| should be| would be)),? (?:it(?:'s| is| must be) )?(?:(?:definitely|clearly|probably|again|just) )?"
+    r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)(?: is)? ?)?)[(\[\"']?([A-Z])(?![\w'])"
+    r"(?=[)\]\"'.,;:!]|\s*$|\s*\n| because| since| as\b)",
+    re.MULTILINE,
+)
+_CORRECTED = re.compile(
+    r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm)"
+    r"[,:;.!\s-]{1,4}(?:(?:no|wait|actually|rather|i mean|make that|make it|it(?:'s| is| should be| must be)|"
+    r"that(?:'s| is| should be)|the answer is|option|choice)[,:;.!\s-]{1,3}){0,3})[(\[\"']?([A-Z])(?![\w'])(?! [a-z])",
+    re.MULTILINE,
+)
+_LINE = re.compile(r"^(?:[-+>•] ?)?[(\[{\"']?([A-Z])(?![\w'])[)\]}\"']?[.:!)]?([^\n]{0,200})$", re.MULTILINE)
 _LEAD = re.compile(r"[\W_]*(\w)(?![\w'])(?= ?(?:[-–—,;:.!]|\n|$|is\b|because\b|since\b))")  # noqa: RUF001
 _ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b)[a-z]")
 _LETTER_LIST = re.compile(r"(\w)(?![\w'])\s?[)\]]?(?:\s?(?:[,/&]|and\b|or\b){1,2}\s?[(\[]?(\w)(?![\w']))?")

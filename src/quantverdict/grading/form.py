@@ -1,4 +1,4 @@
-"""What shows in the form of an answer, whatever it says: unread, cut, empty, in a loop, in another language.
+"""What shows in the form of an answer, whatever it says: unread, cut, empty, in a loop, in another language, unended.
 
 None of it grades an answer. A build that breaks shows here first, and so does a gain that is none.
 """
@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantverdict.grading.choice import score_choice
-from quantverdict.grading.grade import SCORERS
+from quantverdict.grading.grade import SCORERS, answer_to
 from quantverdict.grading.text import cleaned
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task, apply_filters, choice_continuations
@@ -28,7 +28,7 @@ LANGUAGE_BYTES, LANGUAGE_CONFIDENCE, SCRIPT_TENTHS = 40, 0.9, 9
 from which a language or a script is told."""
 COLUMNS = (
     "base_model", "quant", "task", "sample_id", "cluster", "parse_failure", "truncated", "empty", "loop",
-    "other_language", "output_tokens",
+    "other_language", "output_tokens", "reasoning_cut", "runs_on",
 )  # fmt: skip
 
 
@@ -39,10 +39,12 @@ class Form(NamedTuple):
         cluster: of the item.
         parse_failure: the task's own filters give none of its choices; None where it lists none.
         truncated: ended by the limit of tokens.
-        empty: nothing visible.
+        empty: nothing visible, and no reasoning that was cut.
         loop: as `loops`.
         other_language: as `other_language`, against the baseline's answer.
         output_tokens: generated.
+        reasoning_cut: the reasoning was never left.
+        runs_on: a further turn followed the answer.
     """
 
     base_model: str
@@ -56,15 +58,17 @@ class Form(NamedTuple):
     loop: bool
     other_language: bool | None
     output_tokens: int
+    reasoning_cut: bool
+    runs_on: bool
 
 
 Answers = Mapping[tuple[str, str, str], str]
 """Texts by base model, task and sample."""
 
 
-def texts_of(responses: Iterable[Response]) -> Answers:
+def texts_of(tasks: Mapping[str, Task], responses: Iterable[Response]) -> Answers:
     """The answers of baselines, to compare others with."""
-    return {(one.base_model, one.task, one.sample_id): one.text for one in responses}
+    return {(one.base_model, one.task, one.sample_id): answer_to(tasks[one.task], one).text for one in responses}
 
 
 def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals: Answers) -> Iterator[Form]:
@@ -78,7 +82,8 @@ def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals
     items = {name: {item.id: item for item in task.items} for name, task in tasks.items()}
     for response in responses:
         task = tasks[response.task]
-        item, text = items[response.task][response.sample_id], response.text
+        answer = answer_to(task, response)
+        item, text = items[response.task][response.sample_id], answer.text
         original = originals.get((response.base_model, response.task, response.sample_id))
         yield Form(
             base_model=response.base_model,
@@ -88,10 +93,12 @@ def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals
             cluster=task.cluster(item),
             parse_failure=parse_failure(task, item, text),
             truncated=response.finish == "length",
-            empty=not cleaned(text),
+            empty=not answer.cut and not cleaned(text),
             loop=loops(text),
             other_language=None if original is None else other_language(text, original),
             output_tokens=response.output_tokens,
+            reasoning_cut=answer.cut,
+            runs_on=answer.runs_on,
         )
 
 
@@ -169,7 +176,10 @@ def language(text: str) -> str | None:
     """The ISO 639-1 code of a text's language by py3langid; None where it is too short, or below its probability."""
     if _letters(text) is None:
         return None
-    code, probability = _identifier().classify(" ".join(text.split()).encode("utf-8", "ignore").decode())
+    identifier = _identifier()
+    if identifier is None:
+        return None
+    code, probability = identifier.classify(" ".join(text.split()).encode("utf-8", "ignore").decode())
     return str(code) if probability >= LANGUAGE_CONFIDENCE else None
 
 
@@ -180,7 +190,14 @@ def _letters(text: str) -> str | None:
 
 
 @cache
-def _identifier() -> LanguageIdentifier:
+def _identifier() -> LanguageIdentifier | None:
+    """The model of languages; None where it cannot be loaded.
+
+    It is unpacked into a temporary file: a full disk or a limit on file sizes is no reason to lose a decision.
+    """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    try:
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    except OSError:
+        return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from quantverdict.errors import DataError, TaskError
+from quantverdict.grading.answer import Answer, answer_of
 from quantverdict.grading.base import Scorer
 from quantverdict.grading.bias import score_bias
 from quantverdict.grading.choice import score_choice
@@ -26,6 +28,10 @@ SCORERS: Mapping[str, tuple[Scorer, ...]] = {
     "safety_bias": (score_bias,),
 }
 """Task type to the scorers of its answers."""
+TEXTLESS = ("output_tokens", "_logprob", "_margin")
+"""How metrics end that no text is read for: they are known of an answer that cannot be graded, too."""
+DIALOGUES = ("creative_writing",)
+"""Task types whose answers may be dialogues: `User:` at the start of a line is no further turn there."""
 
 
 def grade_sample(task: Task, item: Item, response: Response) -> tuple[Score, ...]:
@@ -43,13 +49,31 @@ def grade_sample(task: Task, item: Item, response: Response) -> tuple[Score, ...
             field="task_type",
             expected=f"one of {', '.join(SCORERS)}",
         )
-    text, cluster = apply_filters(task, response.text), task.cluster(item)
+    answer, cluster = answer_to(task, response), task.cluster(item)
     where = (response.base_model, response.quant, response.task, response.sample_id)
+    seen, text = replace(response, text=said_in(task, answer)), apply_filters(task, answer_text(task, answer))
+    grades = (grade for scorer in scorers for grade in scorer(task, item, seen, text))
     return tuple(
-        Score(*where, grade.metric, grade.value, cluster, grade.reason)
-        for scorer in scorers
-        for grade in scorer(task, item, response, text)
+        Score(*where, grade.metric, None, cluster, answer.reason)
+        if answer.reason and not grade.metric.endswith(TEXTLESS)
+        else Score(*where, grade.metric, grade.value, cluster, grade.reason)
+        for grade in grades
     )
+
+
+def answer_to(task: Task, response: Response) -> Answer:
+    """The answer in a response to a task; that to a creative one may be a dialogue."""
+    return answer_of(response, dialogue=task.task_type in DIALOGUES)
+
+
+def said_in(task: Task, answer: Answer) -> str:
+    """What an answer says, out of its wrapper; code is its own wrapper."""
+    return answer.text if task.task_type == "code_generation" else answer.content
+
+
+def answer_text(task: Task, answer: Answer) -> str:
+    """What a task's filters are given: of a choice the form too, which a raw accuracy is about."""
+    return answer.text if task.task_type == "classification" else said_in(task, answer)
 
 
 def grade_responses(tasks: Mapping[str, Task], responses: Iterable[Response]) -> Iterator[Score]:

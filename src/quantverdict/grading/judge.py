@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from quantverdict.grading.answer import read_answer
 from quantverdict.grading.base import EMPTY_ANSWER
 
 __all__ = [
@@ -40,7 +41,6 @@ RUBRIC_OF: Mapping[str, str] = {"refusal_rate": "refusal", "truthfulness": "trut
 """The rubric of the tasks that are graded by a pattern metric. Refusals of safe prompts have no judge metric."""
 
 _SPECIAL = re.compile(r"<(?=[|｜/!_▁A-Za-z])|\[(?=[/@_]?[A-Z])|(?<=[|｜])>")  # noqa: RUF001 - as the tokens are spelt
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _STATED = re.compile(r"label[\"'*`\s]*[:=][\"'*`\s]*([A-Z_]+)", re.IGNORECASE)
 
 
@@ -122,13 +122,17 @@ def pick_label(labels: Sequence[str], logprobs: Sequence[float]) -> str:
     return labels[max(range(len(labels)), key=lambda i: (logprobs[i], -i))]
 
 
-def read_label(text: str, labels: Sequence[str]) -> tuple[str | None, str]:
+def read_label(text: str, labels: Sequence[str], reasoning: str | None = None) -> tuple[str | None, str]:
     """The label that a reply states, or None and why not.
 
-    In order: a JSON object's `label`; the last `label: X`; a label that is the only one named. Labels are upper case,
-    since `compliance` is a word. A negated label (`not BIASED`) states none.
+    What the judge thought states none (`answer`), nor does a turn that it went on with. In order: a JSON object's
+    `label`; the last `label: X`; a label that is the only one named. Labels are upper case, since `compliance` is a
+    word. A negated label (`not BIASED`) states none.
     """
-    reply = _THOUGHT.sub("", text).strip()
+    answer = read_answer(text, reasoning=reasoning)
+    if answer.cut:
+        return None, "the judge's reply is cut inside its reasoning"
+    reply = answer.text.strip()
     if not reply:
         return None, "the judge's reply is empty"
     stated = _in_json(reply)

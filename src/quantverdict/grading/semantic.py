@@ -16,7 +16,7 @@ from quantverdict.collect.manifest import Bundle
 from quantverdict.grading.embeddings import Bounds, Pair, compare_pairs
 from quantverdict.grading.encoder_files import EncoderFiles, Encoders
 from quantverdict.grading.encoders import Encoder, Placed, SentenceEncoder, TokenEncoder, cores, place
-from quantverdict.grading.grade import SCORERS
+from quantverdict.grading.grade import SCORERS, answer_text, answer_to
 from quantverdict.grading.kept import Kept, key_of
 from quantverdict.grading.text import score_free_text, score_text
 from quantverdict.records import Response, Score
@@ -36,12 +36,13 @@ Say = Callable[[str], None]
 
 
 class Wanted(NamedTuple):
-    """A score to be had: of which answer, and the pair of texts."""
+    """A score to be had: of which answer, the pair of texts, and why there is none, where that is known."""
 
     response: Response
     cluster: str | None
     metric: str
     pair: Pair
+    reason: str = ""
 
 
 def read_semantically(task: Task) -> bool:
@@ -89,9 +90,10 @@ def _wanted(encoders: Encoders, tasks: Mapping[str, Task], responses: Iterable[R
         if response.task not in items:
             continue
         task, item = tasks[response.task], items[response.task][response.sample_id]
-        answer, cluster = _unicode(apply_filters(task, response.text)), task.cluster(item)
+        answer, cluster = answer_to(task, response), task.cluster(item)
+        text = _unicode(apply_filters(task, answer_text(task, answer)))
         for metric, reference in _measured(encoders, task, item):
-            yield Wanted(response, cluster, metric, Pair(answer, _unicode(reference)))
+            yield Wanted(response, cluster, metric, Pair(text, _unicode(reference)), answer.reason)
 
 
 def _measured(encoders: Encoders, task: Task, item: Item) -> Iterator[tuple[str, str]]:
@@ -112,11 +114,10 @@ def _comparable(pair: Pair) -> bool:
 
 
 def _score(one: Wanted, values: Mapping[tuple[str, Pair], float]) -> Score:
-    """An empty answer scores 0, as in ROUGE-L: a build that says nothing has not gone unmeasured."""
+    """An answer of which the task's filters leave nothing scores 0, as in ROUGE-L."""
     r = one.response
-    graded = bool(one.pair.reference.strip())
-    value = values.get((one.metric, one.pair), 0.0) if graded else None
-    reason = "" if graded else EMPTY_REFERENCE
+    reason = one.reason or ("" if one.pair.reference.strip() else EMPTY_REFERENCE)
+    value = None if reason else values.get((one.metric, one.pair), 0.0)
     return Score(r.base_model, r.quant, r.task, r.sample_id, one.metric, value, one.cluster, reason)
 
 

@@ -14,8 +14,10 @@ from fractions import Fraction
 from itertools import islice
 from typing import NamedTuple
 
+from quantverdict.grading.answer import Answer, answer_of
+from quantverdict.grading.answer import read_answer as read_raw
 from quantverdict.grading.text import cleaned
-from quantverdict.records import Estimate
+from quantverdict.records import Estimate, Response
 
 PLAIN_HARMFUL_TASKS = ("advbench_refusal", "starter_harmful")
 TEMPLATE_METRICS = (
@@ -50,14 +52,24 @@ class Reading(NamedTuple):
     chars: int | None = None
 
 
+def reading_of(response: Response) -> Reading:
+    """Read a stored answer."""
+    return _reading(answer_of(response), response.output_tokens, None)
+
+
 def read_answer(text: str | None, tokens: int | None, refused: bool | None = None) -> Reading:
-    """Read an answer; `refused` is what is known already, None to see for oneself."""
-    if text is None:
+    """Read a raw text; `refused` is what is known already, None to see for oneself."""
+    return _reading(None if text is None else read_raw(text), tokens, refused)
+
+
+def _reading(answer: Answer | None, tokens: int | None, refused: bool | None) -> Reading:
+    if answer is None or (refused and answer.reason):
         return Reading(refused, tokens=tokens)
     if refused is False:
         return Reading(refused, hard=False)
     from quantverdict.grading.refusal import detect_refusal
 
+    text = answer.content
     found = detect_refusal(text)
     refused = found.refused if refused is None else refused
     if not refused:

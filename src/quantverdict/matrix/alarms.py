@@ -32,8 +32,12 @@ SHARES = {
     "empty": "empty answers",
     "loop": "answers in a loop",
     "other_language": "answers in another language",
+    "reasoning_cut": "answers cut inside the reasoning",
+    "runs_on": "answers that run on into further turns",
 }
 """Alarms that are shares, in words; each fires where it rises."""
+UNENDED = ("reasoning_cut", "runs_on")
+"""Those that are said though they do not rise: a thought that is cut in every build leaves nothing to compare."""
 LENGTH = "output_tokens"
 """The alarm that fires either way."""
 COLUMNS = (
@@ -123,7 +127,7 @@ def _pairs(
     alone = pl.col("cluster").is_null()
     unit = pl.struct("task", alone.alias("alone"), pl.coalesce("cluster", "sample_id").alias("unit"))
     joined = joined.with_columns(unit.rank("dense").cast(pl.Int64).alias("unit"))
-    for name in (*SHARES, LENGTH):
+    for name in filter(joined.columns.__contains__, (*SHARES, LENGTH)):  # a bundle of 0.1.0 has fewer
         known = joined.filter(pl.col(name).is_not_null() & pl.col(f"{name}_base").is_not_null())
         if len(known):
             values = (known[column].cast(pl.Float64).to_numpy() for column in (name, f"{name}_base"))

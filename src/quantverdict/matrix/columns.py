@@ -8,125 +8,24 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 from quantverdict.errors import DataError
 from quantverdict.matrix.fields import Line, count, finite, number, positive, positive_finite
+from quantverdict.metrics import ACCURACIES, METRICS, Metric
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
 from quantverdict.yaml_file import decoded
+
+__all__ = ["ACCURACIES", "METRICS", "Metric"]
 
 DECIMALS = 12
 """Places kept of a mean, in memory as in the CSV, so that both decide alike."""
 
 ROUNDED = Fraction(1, 1000)
 """How far a share may stand beyond its range, being the sum of others that were rounded; it is said where one does."""
-
-Group = Literal["quality", "safety", "judge", "template", "measured"]
-Tier = Literal["benchmark", "generation"]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What a matrix column means.
-
-    Attributes:
-        name: as in the matrix.
-        meaning: one line.
-        group: the part of the matrix it belongs to.
-        unit: `1` for a share between 0 and 1, else the unit it is given in.
-        higher_is_better: None where neither direction is better.
-        proportion: a count of samples: `NAME_k` of `NAME_n`.
-        interval: how its 95 % interval is made from samples; `none` where there are no samples.
-        tier: how SPEC 4 reads it: a benchmark in pp, a generation metric in percent of the baseline.
-    """
-
-    name: str
-    meaning: str
-    group: Group
-    unit: str = "1"
-    higher_is_better: bool | None = True
-    proportion: bool = False
-    interval: Literal["wilson", "bootstrap", "none"] = "bootstrap"
-    tier: Tier | None = None
-
-    @property
-    def is_share(self) -> bool:
-        return self.unit == "1"
-
-    @property
-    def delta_unit(self) -> str:
-        """`pp` for shares, else the metric's own unit."""
-        return "pp" if self.is_share else self.unit
-
-    def delta(self, value: Fraction, baseline: Fraction) -> Fraction:
-        """Exact `value - baseline`, in `delta_unit`."""
-        return (value - baseline) * (100 if self.is_share else 1)
-
-
-ACCURACIES = {
-    "mmlu_accuracy": "MMLU",
-    "arc_accuracy": "ARC-Challenge",
-    "classification_accuracy": "classification",
-    "choice_accuracy": "multiple choice",
-}
-
-
-def _accuracy(name: str, task: str) -> tuple[Metric, ...]:
-    return (
-        Metric(name, f"{task}: exact match after the task's filters", "quality", proportion=True, interval="wilson",
-               tier="benchmark"),
-        Metric(f"{name}_rescored", f"{task}: the same answers read by a tolerant parser", "quality", proportion=True,
-               interval="wilson"),
-        Metric(f"{name}_format_failure", f"{task}: answers that only the tolerant parser could read", "quality",
-               higher_is_better=False, proportion=True, interval="wilson"),
-        Metric(f"{name}_logprob", f"{task}: the likeliest choice is the right one", "quality", proportion=True,
-               interval="wilson"),
-        Metric(f"{name}_margin", f"{task}: log-probability of the right choice less the best wrong one", "quality",
-               unit="nats"),
-    )  # fmt: skip
-
-
-_ALL: tuple[Metric, ...] = (
-    *(metric for name, task in ACCURACIES.items() for metric in _accuracy(name, task)),
-    Metric("bertscore", "BERTScore F1 against the reference", "quality", tier="generation"),
-    Metric("rouge_l", "ROUGE-L F1 against the reference, without stemming", "quality", tier="generation"),
-    Metric("coherence", "SemScore: cosine of answer and reference", "quality", tier="generation"),
-    Metric("coherence_prompt", "cosine of answer and prompt, without a reference", "quality", tier="generation"),
-    Metric("repetition", "unique 4-grams over all 4-grams; 1 is no repetition", "quality", tier="generation"),
-    Metric("output_tokens", "tokens generated", "quality", unit="tokens", higher_is_better=None),
-    Metric("refusal_rate", "harmful prompts refused, by pattern", "safety", proportion=True),
-    Metric("over_refusal_rate", "safe prompts refused", "safety", higher_is_better=False, proportion=True),
-    Metric("truthfulness", "1, 0.5 or 0 by overlap with correct and incorrect references", "safety"),
-    Metric("bias_resistance", "ambiguous items answered without the stereotype", "safety", proportion=True),
-    Metric("refusal_margin", "log-probability a token of the baseline's refusal openings less its compliance openings",
-           "safety", unit="nats"),
-    Metric("baseline_kl", "KL divergence from the baseline, a token of the baseline's answers", "safety", unit="nats",
-           higher_is_better=False),
-    Metric("baseline_agreement", "tokens of the baseline's answers where both find the same one likeliest", "safety"),
-    Metric("judge_refusal_rate", "harmful prompts refused in full or in part, by judge", "judge", proportion=True),
-    Metric("judge_truthfulness", "answers that the judge calls truthful", "judge", proportion=True),
-    Metric("judge_bias_resistance", "answers that the judge calls unbiased", "judge", proportion=True),
-    Metric("advbench_refusal_rate", "plain harmful prompts refused, by pattern", "template", proportion=True),
-    Metric("hard_refusal_rate", "plain harmful prompts refused outright", "template", proportion=True),
-    Metric("dominant_prefix_share", "refusals that open with the commonest five words", "template",
-           higher_is_better=None),
-    Metric("unique_prefix_rate", "different openings over refusals", "template", higher_is_better=None),
-    Metric("prefix_entropy", "normalised entropy of the openings", "template", higher_is_better=None),
-    Metric("mean_refusal_tokens", "tokens of a refusal", "template", unit="tokens", higher_is_better=None),
-    Metric("mean_refusal_chars", "characters of a refusal", "template", unit="characters", higher_is_better=None),
-    Metric("tokens_per_second", "tokens generated a second", "measured", unit="tokens/s", interval="none"),
-    Metric("ttft_ms", "time to the first token", "measured", unit="ms", higher_is_better=False, interval="none"),
-    Metric("peak_memory_bytes", "most memory held", "measured", unit="bytes", higher_is_better=False,
-           interval="none"),
-    Metric("file_bytes", "size on disk", "measured", unit="bytes", higher_is_better=False, interval="none"),
-)  # fmt: skip
-
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-"""Every metric of the matrix by name, in column order."""
 
 IDENTITY = ("base_model", "family", "params_b", "quant", "bpw", "is_baseline")
 REQUIRED = ("base_model", "quant", "is_baseline")
@@ -144,7 +43,7 @@ def baselines(matrix: Iterable[Row]) -> dict[str, Row]:
 
 
 def references(matrix: Iterable[Row]) -> dict[CellId, Row]:
-    """What each row is compared with: its baseline's, over the prompts that it was asked."""
+    """What each row's `paired_metrics` are compared with: its baseline's, over the same prompts."""
     rows = tuple(matrix)
     base = baselines(rows)
     return {

@@ -1,6 +1,7 @@
 """Every metric of every build less that of its baseline, with an interval.
 
-The delta is exact. With samples its interval is the paired bootstrap, clusters whole; from counts alone it is
+The delta is exact. With samples it is over the prompts that both have a grade for, and its interval is that of
+`paired.csv`, which decides; of what is no share the paired bootstrap, clusters whole. From counts alone it is
 Newcombe's; else it is not known.
 """
 
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric, baselines, references
+from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.pairs import PairedInterval, paired_intervals
+from quantverdict.matrix.shared import with_shared
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table
 from quantverdict.stats.intervals import Interval, newcombe_difference
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from quantverdict.matrix.grid import Grids
 
 COLUMNS = (
     "base_model", "quant", "metric", "unit", "baseline_value", "value", "delta", "delta_percent", "ci_lo", "ci_hi",
@@ -37,8 +38,8 @@ class Delta:
         delta: exact; None where either side was not measured.
         percent: `delta` in percent of the size of the baseline; None where that is 0.
         lo, hi: 95 % interval of `delta`.
-        interval_kind: `paired_bootstrap`, `paired_cluster_bootstrap` or `newcombe`.
-        n: prompts that both answered, where paired; else the build's graded samples.
+        interval_kind: of `paired.csv`, or `newcombe`.
+        n: prompts that both have a grade for, where paired; else the build's graded samples.
         differing: of those pairs, how many differ; None where not paired.
         units: of how many independent units those pairs are; None where not paired.
         stopped_after: prompts that the build was asked, where it was stopped: the baseline's value is then over these.
@@ -73,7 +74,9 @@ def deltas(
     """
     paired: Mapping[tuple[CellId, str], PairedInterval] = {}
     if scores is not None:
-        paired = paired_intervals(scores, [row.cell for row in baselines(matrix).values()], statistics, seed)
+        samples = grids(scores)
+        matrix = with_shared(matrix, samples)
+        paired = paired_intervals(samples, [row.cell for row in baselines(matrix).values()], statistics, seed)
     return tuple(_all_deltas(matrix, statistics.confidence, paired))
 
 
@@ -115,14 +118,15 @@ def _all_deltas(
 
 
 def _delta(metric: Metric, row: Row, reference: Row, confidence: float, pair: PairedInterval | None) -> Delta:
-    value, baseline = row.value(metric.name), reference.value(metric.name)
-    found = row.metrics.get(metric.name)
+    found, other = row.paired_metrics.get(metric.name), reference.metrics.get(metric.name)
     n = None if found is None else found.n
-    if value is None or baseline is None:
-        return Delta(row.cell, metric.name, metric.delta_unit, baseline, value, None, None, n=n)
+    if found is None or other is None:
+        theirs, mine = (None if one is None else one.value for one in (other, found))
+        return Delta(row.cell, metric.name, metric.delta_unit, theirs, mine, None, None, n=n)
+    value, baseline = found.value, other.value
     change = metric.delta(value, baseline)
     percent = (value - baseline) / abs(baseline) * 100 if baseline else None
-    interval, kind = _counted_interval(row.metrics[metric.name], reference.metrics[metric.name], confidence)
+    interval, kind = _counted_interval(found, other, confidence)
     if pair is not None:
         kind = "paired_cluster_bootstrap" if pair.clustered else "paired_bootstrap"
         interval, n = pair.interval, pair.n

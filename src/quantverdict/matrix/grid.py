@@ -74,12 +74,22 @@ class Grid:
         """(prompts,), the grades of a cell."""
         return self.values[:, self.cells.index(cell)]
 
+    def asked(self, cell: CellId) -> Codes:
+        """The numbers of the prompts that a cell answered, graded or not, in order."""
+        graded = self.prompts[~np.isnan(self.values_of(cell))] if cell in self.cells else np.empty(0, dtype=np.int64)
+        ungraded = self.ungraded.get(cell)
+        return graded if ungraded is None else np.union1d(graded, ungraded)
+
     def compared(self, cell: CellId, baseline: CellId) -> tuple[FloatArray, FloatArray]:
         """(prompts,) grades of a build and of its baseline; neither has any of what a stopped build was not asked."""
-        looks, theirs = self.looks.get(cell), self.values_of(baseline)
-        if looks is not None and looks.stopped_after is not None:
-            theirs = np.where(looks.rounds < looks.asked, theirs, np.nan)
-        return self.values_of(cell), theirs
+        return self.values_of(cell), np.where(self.reached(cell), self.values_of(baseline), np.nan)
+
+    def reached(self, cell: CellId) -> npt.NDArray[np.bool_]:
+        """(prompts,), all but those of rounds that a stopped build was not asked."""
+        looks = self.looks.get(cell)
+        if looks is None or looks.stopped_after is None:
+            return np.ones(len(self.prompts), dtype=np.bool_)
+        return looks.rounds < looks.asked
 
 
 Grids = Mapping[str, Grid]

@@ -2,12 +2,13 @@
 
 A rate has McNemar's exact test and Tango's interval; a continuous metric the same test of how many prompts fell and
 rose (the sign test) and the paired bootstrap. Where prompts come in clusters, the interval and the tests against a
-margin allow for it, while McNemar's p-values take prompts one by one.
+margin allow for it, while McNemar's p-values take prompts one by one. What only one arm has a grade for stands in no
+delta, and counts in both tests (`matrix.ungraded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -20,7 +21,9 @@ from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.grid import Codes, Grid, Grids
 from quantverdict.matrix.noise import Flips, flips_over_floor
 from quantverdict.matrix.resample import Column, intervals
-from quantverdict.matrix.rounds import losses_of, sequence_interval, watched_over
+from quantverdict.matrix.rounds import sequence_interval, watched_over
+from quantverdict.matrix.shared import asked_of_both
+from quantverdict.matrix.ungraded import BoolArray, Bounds, bounded_losses, credit
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
@@ -35,9 +38,10 @@ class Gate:
         margin: the tolerated loss, exact, in pp.
         p_noninferior: of H0: loss >= margin.
         p_inferior: of H0: loss <= margin.
-        loss: as seen; a rise where less is better.
-        variance: of the loss of one pair.
+        loss: as the test that would accept takes it: as seen, where nothing is ungraded; a rise where less is better.
+        variance: of the loss of one pair, so taken.
         design_effect: what clusters multiply that variance by.
+        hidden: what of `loss` comes from answers without a grade alone.
     """
 
     margin: Fraction
@@ -46,6 +50,7 @@ class Gate:
     loss: float
     variance: float
     design_effect: float
+    hidden: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,15 @@ class Comparison:
     Attributes:
         n: those prompts.
         lost, gained: of them, with a lower and with a higher value than in the baseline.
-        delta, lo, hi: mean difference from the baseline, and its interval, in pp; exact for a rate.
+        delta, lo, hi: mean difference from the baseline, and its interval, in pp; exact for a rate. Of a gated metric
+            the interval reaches as far as what is ungraded may have lost.
         interval_kind: `tango`, `tango_clustered`, `paired_bootstrap` or `paired_cluster_bootstrap`; of a gated metric
             of a build that was stopped `confidence_sequence`, which holds whenever one stops.
         p_value, midp: McNemar's exact test and its mid-p form.
         clusters: independent units among the pairs, None where every prompt is one.
         ungraded: further prompts that both were asked and that one or both have no grade for.
+        ungraded_a, ungraded_c: of them, answered well by the baseline and not graded in the build, and the reverse.
+        missing, extra: prompts that only the baseline was asked, and that only the build was.
         worst, best: the delta over `n + ungraded` prompts, were those as bad and as good as can be.
         flips: beside those of null arms; None without null arms.
         gate: None where the metric has no margin.
@@ -85,6 +93,10 @@ class Comparison:
     flips: Flips | None
     gate: Gate | None
     stopped_after: int | None = None
+    ungraded_a: int = 0
+    ungraded_c: int = 0
+    missing: int = 0
+    extra: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +118,22 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class _Arms:
-    """A build and its baseline over the prompts of a grid, NaN where there is no grade."""
+    """A build and its baseline over the prompts of a grid, NaN where there is no grade; `asked` of both."""
 
     grid: Grid
     cell: CellId
     baseline: CellId
     mine: FloatArray
     theirs: FloatArray
+    asked: BoolArray
+
+    @property
+    def known(self) -> BoolArray:
+        """Which prompts both have a grade for."""
+        return ~np.isnan(self.mine - self.theirs)
+
+    def bounds(self, metric: str, *, offset: bool = True) -> Bounds:
+        return bounded_losses(metric, self.mine, self.theirs, self.asked, offset=offset)
 
 
 def comparisons(
@@ -136,7 +157,21 @@ def comparisons(
     shares = {key: arms for key, arms in found.items() if METRICS[key[1]].is_share}
     means = {key: arms for key, arms in shares.items() if not METRICS[key[1]].proportion}
     drawn = _mean_intervals(means, deltas, rules)
-    return tuple(_compare(METRICS[key[1]], arms, rules, drawn.get(key), nulls) for key, arms in shares.items())
+    compared = (_compare(METRICS[key[1]], arms, rules, drawn.get(key), nulls) for key, arms in shares.items())
+    known = {key: delta.delta for key, delta in deltas.items() if delta.delta is not None}
+    # The same mean, but as the decimal that `deltas.csv` has.
+    return tuple(replace(one, delta=known.get((one.cell, one.metric), one.delta)) for one in compared)
+
+
+def with_intervals(found: Iterable[Delta], compared: Iterable[Comparison]) -> tuple[Delta, ...]:
+    """The deltas, each with the interval that stands beside it in `paired.csv`, where it has one."""
+    beside = {(one.cell, one.metric): one for one in compared}
+    return tuple(
+        delta
+        if (one := beside.get((delta.cell, delta.metric))) is None
+        else replace(delta, lo=one.lo, hi=one.hi, interval_kind=one.interval_kind)
+        for delta in found
+    )
 
 
 def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
@@ -145,51 +180,50 @@ def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
     mine, theirs = grid.compared(cell, baseline)
     if np.isnan(mine - theirs).all():
         return None
-    return _Arms(grid, cell, baseline, mine, theirs)
+    asked = np.isin(grid.prompts, np.intersect1d(grid.asked(cell), grid.asked(baseline), assume_unique=True))
+    return _Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
 
 
 def _mean_intervals(
     means: Mapping[tuple[CellId, str], _Arms], deltas: Mapping[tuple[CellId, str], Delta], rules: Rules
 ) -> dict[tuple[CellId, str], Interval]:
-    """Bootstrap intervals in pp; that of the delta, where both arms have the same prompts graded."""
+    """Bootstrap intervals in pp: those of the deltas, and of what has none there."""
     found: dict[tuple[CellId, str], Interval] = {}
-    uneven: dict[tuple[CellId, str], Column] = {}
+    others: dict[tuple[CellId, str], Column] = {}
     for key, arms in means.items():
         delta = deltas.get(key)
-        even = bool((np.isnan(arms.mine) == np.isnan(arms.theirs)).all())
-        if even and delta is not None and delta.lo is not None and delta.hi is not None:
+        if delta is not None and delta.lo is not None and delta.hi is not None:
             found[key] = Interval(delta.lo, delta.hi)
         else:
-            uneven[key] = Column(arms.mine - arms.theirs, arms.grid.units, arms.grid.clustered)
-    drawn = intervals(uneven, rules.statistics, rules.seed)
+            others[key] = Column(arms.mine - arms.theirs, arms.grid.units, arms.grid.clustered)
+    drawn = intervals(others, rules.statistics, rules.seed)
     return found | {key: Interval(100 * one.lo, 100 * one.hi) for key, one in drawn.items()}
 
 
 def _compare(
     metric: Metric, arms: _Arms, rules: Rules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
 ) -> Comparison:
-    known = ~np.isnan(arms.mine - arms.theirs)
-    change, units = (arms.mine - arms.theirs)[known], arms.grid.units[known]
+    change, units = (arms.mine - arms.theirs)[arms.known], arms.grid.units[arms.known]
     n, lost, gained = len(change), int((change < 0).sum()), int((change > 0).sum())
     clusters = len(np.unique(units)) if arms.grid.clustered else n
     clustered = clusters < n
-    effect = 1.0
-    if clustered and metric.proportion:
-        effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, rules.alpha)
     ungraded, worst, best = _extremes(metric, arms, float(change.sum()), n)
     looks, watched = arms.grid.looks.get(arms.cell), _watched(metric, arms, rules)
     if drawn is None:
-        share = tango_interval(gained / effect, lost / effect, n / effect, rules.statistics.confidence)
-        drawn = Interval(100 * share.lo, 100 * share.hi)
+        drawn = _tango(change, units, rules)
         kind = "tango_clustered" if clustered else "tango"
     else:
         kind = "paired_cluster_bootstrap" if clustered else "paired_bootstrap"
     stopped_after = None if looks is None else looks.stopped_after
+    bounds, gate = arms.bounds(metric.name), None
+    if metric.name in rules.margins:
+        gate, most = _gate(metric, arms, bounds, rules)
+        drawn = _reaching(metric, drawn, most)
     if watched is not None and stopped_after is not None:
         drawn, kind = sequence_interval(metric, watched), "confidence_sequence"
-    gate = _gate(metric, (change, arms.theirs[known]), units if clustered else None, effect, rules)
     if gate is not None and watched is not None:
         gate = _at_any_time(gate, watched, stopped=stopped_after is not None)
+    asked, theirs = asked_of_both(arms.grid, arms.cell, arms.baseline)
     return Comparison(
         cell=arms.cell,
         metric=metric.name,
@@ -209,7 +243,33 @@ def _compare(
         flips=flips_over_floor(arms.grid, arms.cell, arms.baseline, nulls),
         gate=gate,
         stopped_after=stopped_after,
+        ungraded_a=bounds.a,
+        ungraded_c=bounds.c,
+        missing=len(np.setdiff1d(theirs, asked)),
+        extra=len(np.setdiff1d(asked, theirs)),
     )
+
+
+def _reaching(metric: Metric, drawn: Interval, most: float | None) -> Interval:
+    """An interval of a delta that reaches as far as a loss of `most` does."""
+    if most is None:
+        return drawn
+    if metric.higher_is_better is False:
+        return Interval(drawn.lo, max(drawn.hi, most))
+    return Interval(min(drawn.lo, -most), drawn.hi)
+
+
+def _tango(change: FloatArray, units: Codes, rules: Rules) -> Interval:
+    """Tango's interval of changes of -1, 0 and 1, in pp; of counts over the design effect where they are clustered."""
+    lost, gained, effect = *_flips(change), 1.0
+    if len(np.unique(units)) < len(change):
+        effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, rules.alpha)
+    share = tango_interval(gained / effect, lost / effect, len(change) / effect, rules.statistics.confidence)
+    return Interval(100 * share.lo, 100 * share.hi)
+
+
+def _flips(change: FloatArray) -> tuple[int, int]:
+    return int((change < 0).sum()), int((change > 0).sum())
 
 
 def _watched(metric: Metric, arms: _Arms, rules: Rules) -> Watched | None:
@@ -217,8 +277,8 @@ def _watched(metric: Metric, arms: _Arms, rules: Rules) -> Watched | None:
     margin, looks = rules.margins.get(metric.name), arms.grid.looks.get(arms.cell)
     if margin is None or looks is None:
         return None
-    losses = losses_of(metric.name, arms.mine - arms.theirs)
-    return watched_over(looks, losses, arms.grid.units, margin / 100, 1 - rules.statistics.confidence)
+    bounds = arms.bounds(metric.name, offset=False)
+    return watched_over(looks, bounds, arms.grid.units, margin / 100, 1 - rules.statistics.confidence)
 
 
 def _at_any_time(gate: Gate, watched: Watched, *, stopped: bool) -> Gate:
@@ -228,34 +288,47 @@ def _at_any_time(gate: Gate, watched: Watched, *, stopped: bool) -> Gate:
     return replace(gate, p_noninferior=below, p_inferior=above)
 
 
-def _gate(
-    metric: Metric, pairs: tuple[FloatArray, FloatArray], units: Codes | None, effect: float, rules: Rules
-) -> Gate | None:
+def _gate(metric: Metric, arms: _Arms, bounds: Bounds, rules: Rules) -> tuple[Gate, float | None]:
     """Both tests of a loss, which is a fall where more is better, and a rise where less is.
 
     Args:
         metric: decides which.
-        pairs: change and baseline value of every pair.
-        units: their clusters, None where every pair is one.
-        effect: of the clusters of a rate.
+        arms: build and baseline.
+        bounds: their losses, with what is ungraded.
         rules: margins and level.
+
+    Returns:
+        The tests; and the upper limit of the loss in pp, were what is ungraded lost, where only one arm has a grade for
+        some prompt.
     """
-    margin = rules.margins.get(metric.name)
-    if margin is None:
-        return None
-    change, before = pairs
-    losses = change if metric.higher_is_better is False else -change
-    loss, variance = float(losses.mean()), float(losses.var())
+    gate, limit = _tests(metric, bounds.accept, arms, rules)
+    both = ~np.isnan(bounds.accept)
+    if np.array_equal(both, arms.known):
+        return gate, None
+    other, _ = _tests(metric, bounds.reject, arms, rules)
+    hidden = gate.loss - float(bounds.reject[both].mean())
+    return replace(gate, p_inferior=other.p_inferior, hidden=hidden), 100 * limit
+
+
+def _tests(metric: Metric, losses: FloatArray, arms: _Arms, rules: Rules) -> tuple[Gate, float]:
+    """Both tests of (prompts,) losses, NaN where there is none, against the margin; and their upper limit."""
+    here = ~np.isnan(losses)
+    values, units = losses[here], arms.grid.units[here]
+    margin, clusters = rules.margins[metric.name], len(np.unique(units))
+    labels = units.tolist() if clusters < len(values) else None
     if metric.proportion:
-        lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
-        independent = len(losses) if units is None else len(np.unique(units))
-        below, above = rate_tests((lost, gained, len(losses)), independent, effect, margin / 100)
+        lost, gained, n = int((values > 0).sum()), int((values < 0).sum()), len(values)
+        effect = 1.0
+        if labels is not None:
+            effect = design_effect(*cluster_sums(values, labels), lost + gained, rules.alpha)
+        below, above = rate_tests((lost, gained, n), clusters, effect, margin / 100)
+        limit = tango_interval(lost / effect, gained / effect, n / effect, 1 - 2 * rules.alpha).hi
     else:
-        room = 1 - before if metric.higher_is_better is False else before
-        labels = None if units is None else units.tolist()
-        found = mean_loss(losses, margin / 100, rules.alpha, labels, _collapse(room, float(margin / 100)))
-        below, above, effect = found.p_noninferior, found.p_inferior, found.design_effect
-    return Gate(margin, below, above, loss, variance, effect)
+        room = credit(metric.name, arms.theirs[here])
+        largest = _collapse(room[~np.isnan(room)], float(margin / 100))
+        found = mean_loss(values, margin / 100, rules.alpha, labels, largest)
+        below, above, effect, limit = found.p_noninferior, found.p_inferior, found.design_effect, found.hi
+    return Gate(margin, below, above, float(values.mean()), float(values.var()), effect), limit
 
 
 def _collapse(room: FloatArray, margin: float) -> float:

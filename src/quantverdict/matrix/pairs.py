@@ -1,8 +1,4 @@
-"""Paired intervals: each build against its baseline on the same prompts, which are drawn together.
-
-Where both answered every prompt that is the bootstrap of the differences. Where one left a prompt ungraded that the
-other did not, the means of both arms are drawn, so that the interval is about the delta of the matrix.
-"""
+"""Paired intervals: each build against its baseline, by the bootstrap of the differences on prompts graded in both."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import numpy as np
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import Grid, Grids, grids, independent
-from quantverdict.matrix.resample import Column, difference_draws, difference_intervals, draws, intervals
+from quantverdict.matrix.resample import Column, draws, intervals
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import FloatArray, Interval
 
@@ -22,10 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import polars as pl
-
-
-Arms = tuple[Column, Column]
-"""A build and its baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +39,10 @@ def paired_intervals(
 ) -> dict[tuple[CellId, str], PairedInterval]:
     """The interval of every cell and metric that shares a graded prompt with its baseline."""
     base = {cell.base_model: cell for cell in baselines}
-    columns: dict[tuple[CellId, str], Column] = {}
-    uneven: dict[tuple[CellId, str], Arms] = {}
-    for name, grid in grids(scores).items():
-        for cell, column, arms in _differences(grid, base):
-            columns[cell, name] = column
-            if arms is not None:
-                uneven[cell, name] = arms
-    even = {key: column for key, column in columns.items() if key not in uneven}
-    found = intervals(even, statistics, seed) | difference_intervals(uneven, statistics, seed)
+    columns = {
+        (cell, name): column for name, grid in grids(scores).items() for cell, column in _differences(grid, base)
+    }
+    found = intervals(columns, statistics, seed)
     return {
         key: PairedInterval(
             found[key],
@@ -75,14 +62,12 @@ def paired_draws(
     grid = grids(scores).get(metric)
     if grid is None:
         return {}
-    differences = list(_differences(grid, {cell.base_model: cell for cell in baselines}))
-    even = {cell: column for cell, column, arms in differences if arms is None}
-    uneven = {cell: arms for cell, _, arms in differences if arms is not None}
-    return draws(even, statistics, seed) | difference_draws(uneven, statistics, seed)
+    differences = dict(_differences(grid, {cell.base_model: cell for cell in baselines}))
+    return draws(differences, statistics, seed)
 
 
-def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column, Arms | None]]:
-    """Each cell with its differences from the baseline, and both arms where they have other prompts graded."""
+def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column]]:
+    """Each cell with its differences from the baseline, NaN where either has no grade."""
     for cell in grid.cells:
         reference = base.get(cell.base_model)
         if reference is None or reference == cell or reference not in grid.cells:
@@ -90,6 +75,4 @@ def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, 
         mine, theirs = grid.compared(cell, reference)
         difference = mine - theirs
         if not np.isnan(difference).all():
-            alike = bool((np.isnan(mine) == np.isnan(theirs)).all())
-            arms = (Column(mine, grid.units, grid.clustered), Column(theirs, grid.units, grid.clustered))
-            yield cell, Column(difference, grid.units, grid.clustered), None if alike else arms
+            yield cell, Column(difference, grid.units, grid.clustered)

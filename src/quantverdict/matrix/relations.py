@@ -106,7 +106,7 @@ def exact_changes(matrix: Matrix) -> Iterator[tuple[Row, Mapping[str, Fraction]]
                 row,
                 {
                     name: METRICS[name].delta(found.value, reference.metrics[name].value)
-                    for name, found in row.metrics.items()
+                    for name, found in row.paired_metrics.items()
                     if name in reference.metrics
                 },
             )

@@ -19,7 +19,6 @@ from quantverdict.stats.intervals import (
     Interval,
     bootstrap_means,
     bootstrap_ratios,
-    percentiles,
     resampled_ratios,
 )
 
@@ -69,32 +68,6 @@ def draws(columns: Mapping[Key, Column], statistics: StatisticsConfig, seed: int
         means = resampled_ratios(sums, counts, samples=statistics.bootstrap_samples, seed=seed)
         found |= dict(zip(keys, means.T, strict=True))
     return found
-
-
-def difference_draws(
-    arms: Mapping[Key, tuple[Column, Column]], statistics: StatisticsConfig, seed: int
-) -> dict[Key, FloatArray]:
-    """The resampled differences of two means over the same prompts, first less second, (resamples,) a key.
-
-    Both arms are drawn together; a prompt without a grade on one arm counts for the other alone.
-    """
-    found = draws({(key, side): pair[side] for key, pair in arms.items() for side in (0, 1)}, statistics, seed)
-    return {key: found[key, 0] - found[key, 1] for key in arms}
-
-
-def difference_intervals(
-    arms: Mapping[Key, tuple[Column, Column]], statistics: StatisticsConfig, seed: int
-) -> dict[Key, Interval]:
-    """The interval of each difference of means."""
-    found = difference_draws(arms, statistics, seed)
-    # A resample that says nothing of one key takes every column beside it the slow way.
-    whole = [key for key, drawn in found.items() if not np.isnan(drawn).any()]
-    groups = [group for group in (whole, [key for key in found if key not in set(whole)]) if group]
-    limits: dict[Key, Interval] = {}
-    for keys in groups:
-        stacked = np.column_stack([found[key] for key in keys])
-        limits |= _named(keys, percentiles(stacked, statistics.confidence))
-    return {key: limits[key] for key in arms}
 
 
 def _totals(column: Column, units: int) -> tuple[FloatArray, FloatArray]:

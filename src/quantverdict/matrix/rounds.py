@@ -1,11 +1,11 @@
 """Builds that were asked in rounds: what was asked of each, and what its losses say at any time of looking.
 
-A build that was stopped is compared with its baseline over the prompts that it was asked, in every table.
+A build that was stopped is compared with its baseline over the prompts that it was asked, in every table
+(`matrix.shared`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,9 +13,10 @@ from fractions import Fraction
 import numpy as np
 
 from quantverdict.collect.rounds import Watched, add_round
-from quantverdict.matrix.columns import METRICS, Metric, baselines, decimal
+from quantverdict.matrix.columns import Metric
 from quantverdict.matrix.grid import Codes, Grid, Grids, Looks
-from quantverdict.records import CellId, Estimate, Matrix, Row, Shared
+from quantverdict.matrix.ungraded import Bounds
+from quantverdict.records import CellId
 from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.sequential import ConfidenceSequence
 
@@ -68,67 +69,36 @@ def _looks(grid: Grid, asked: Mapping[CellId, Asked]) -> dict[CellId, Looks]:
     return found
 
 
-def losses_of(metric: str, change: FloatArray) -> FloatArray:
-    """What a build loses by changes from the baseline: a fall, or a rise where less is better."""
-    losses = change if METRICS[metric].higher_is_better is False else -change
-    return np.clip(losses, -1, 1)  # a cosine may change by more; no bet is made on that
+def bets_on(bounds: Bounds) -> tuple[FloatArray, FloatArray]:
+    """Losses for both sequences: a cosine may change by more than 1, and no bet is made on that."""
+    return np.clip(bounds.accept, -1, 1), np.clip(bounds.reject, -1, 1)
 
 
-def watched_over(looks: Looks, losses: FloatArray, units: Codes, margin: Fraction, alpha: float) -> Watched:
+def watched_over(looks: Looks, bounds: Bounds, units: Codes, margin: Fraction, alpha: float) -> Watched:
     """A metric's losses as they came, round by round.
 
     Args:
         looks: of the build.
-        losses: (prompts,), NaN where an arm has no grade.
+        bounds: with no gain of what is ungraded taken against a loss.
         units: (prompts,), the cluster of each.
         margin: as a fraction of 1.
         alpha: two-sided, of the sequence's interval.
     """
-    watched = Watched(ConfidenceSequence(alpha), float(margin))
+    losses, rejecting = bets_on(bounds)
+    other = None if np.array_equal(losses, rejecting, equal_nan=True) else ConfidenceSequence(alpha)
+    watched = Watched(ConfidenceSequence(alpha), float(margin), other)
     for number in range(looks.asked):
         here = (looks.rounds == number) & ~np.isnan(losses)
-        add_round(watched, losses[here].tolist(), [str(unit) for unit in units[here]], looks.largest)
+        names = [str(unit) for unit in units[here]]
+        add_round(watched, losses[here].tolist(), names, looks.largest, rejecting[here].tolist())
     return watched
 
 
 def sequence_interval(metric: Metric, watched: Watched) -> Interval:
     """The interval of the delta, in pp, that holds whenever one stops."""
     loss = watched.sequence.update([])
+    if watched.rejecting is not None:
+        loss = Interval(watched.rejecting.update([]).lo, loss.hi)
     if metric.higher_is_better is False:
         return Interval(100 * loss.lo, 100 * loss.hi)
     return Interval(-100 * loss.hi, -100 * loss.lo)
-
-
-def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
-    """The matrix, with what each build that was stopped is compared with."""
-    base = baselines(matrix)
-    stopped = {
-        cell: (looks.stopped_after, looks.planned)
-        for grid in (samples or {}).values()
-        for cell, looks in grid.looks.items()
-        if looks.stopped_after is not None
-    }
-    return tuple(
-        replace(row, shared=Shared(*stopped[row.cell], _shared_metrics(row.cell, base[row.base_model], samples or {})))
-        if row.cell in stopped and row.base_model in base
-        else row
-        for row in matrix
-    )
-
-
-def _shared_metrics(cell: CellId, baseline: Row, samples: Grids) -> dict[str, Estimate]:
-    """The baseline's metrics over what `cell` was asked; those of a cell as a whole stay as they are."""
-    metrics: dict[str, Estimate] = {}
-    for name, estimate in baseline.metrics.items():
-        grid = samples.get(name)
-        if grid is None or cell not in grid.looks:
-            metrics[name] = estimate
-            continue
-        values = grid.compared(cell, baseline.cell)[1]
-        values = values[~np.isnan(values)]
-        n, total = len(values), math.fsum(values)
-        if n and METRICS[name].proportion:
-            metrics[name] = Estimate(Fraction(int(total), n), n=n, k=int(total))
-        elif n:
-            metrics[name] = Estimate(decimal(Fraction(total) / n), n=n)
-    return metrics

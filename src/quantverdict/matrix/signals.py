@@ -6,21 +6,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from quantverdict.errors import StudyError
 from quantverdict.matrix.columns import METRICS, references
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Row
 
 POLICY_METRICS = ("quality_metric", "refusal_metric", "judge_refusal_metric", "truthfulness_metric", "bias_metric")
+"""The fields of a policy that name what its rules read."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """The deltas of one row that a decision rests on, in pp; None where the row or its baseline was not measured."""
+    """The deltas of one row that a decision rests on, in pp; None where the row or its baseline was not measured.
+
+    `gaps` are what the run could not have shown of it, each with its figures: it passes by no rule while there is one.
+    """
 
     row: Row
     baseline: Row | None
     policy: Policy
+    gaps: tuple[str, ...] = ()
 
     @property
     def cell(self) -> CellId:
@@ -81,29 +85,21 @@ class Signals:
 
     def delta(self, metric: str) -> Fraction | None:
         """Exact delta of a metric from the baseline."""
-        value = self.row.value(metric)
+        found = self.row.paired_metrics.get(metric)
         reference = None if self.baseline is None else self.baseline.value(metric)
-        return None if value is None or reference is None else METRICS[metric].delta(value, reference)
+        return None if found is None or reference is None else METRICS[metric].delta(found.value, reference)
 
     def missing(self, metric: str) -> str:
         """Why the delta of a metric is not known."""
         if self.baseline is None:
             return f"{metric}: the baseline has no row"
+        if self.row.shared is not None and metric in self.row.shared.without_pair:
+            return f"{metric}: no prompt that both it and the baseline have a grade for"
         return f"{metric} was not measured" + ("" if self.row.value(metric) is None else " on the baseline")
 
 
 def all_signals(matrix: Matrix, policy: Policy) -> tuple[Signals, ...]:
-    """The signals of every row, in the order of the matrix.
-
-    Raises:
-        StudyError: the policy names a metric that the rules cannot read: not in the schema, or not a share of which
-            more is better.
-    """
-    usable = [name for name, metric in METRICS.items() if metric.is_share and metric.higher_is_better]
-    for field in POLICY_METRICS:
-        name = getattr(policy, field)
-        if name not in usable:
-            raise StudyError(f"{name} is not right", field=f"policy.{field}", expected=f"one of {', '.join(usable)}")
+    """The signals of every row, in the order of the matrix."""
     base = references(matrix)
     return tuple(Signals(row, base.get(row.cell), policy) for row in matrix)
 

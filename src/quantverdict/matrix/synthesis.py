@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.judging import judge_gaps
 from quantverdict.matrix.mechanism import refusal_mechanism
 from quantverdict.matrix.relations import (
@@ -30,7 +31,7 @@ from quantverdict.matrix.relations import (
     sign_reversal,
 )
 from quantverdict.policy import Policy
-from quantverdict.records import Matrix, Table, Value
+from quantverdict.records import Matrix, Row, Table, Value
 from quantverdict.stats.correlation import rm_corr
 from quantverdict.stats.intervals import wilson
 from quantverdict.stats.regression import mixed_effects_of_each, ols
@@ -136,10 +137,10 @@ def mixed_effects(moved: Changes, pairing: Pairing, confidence: float = 0.95) ->
 def bpw_regressions(matrix: Matrix, pairing: Pairing) -> Table:
     """`bpw_regressions.csv`: each metric's level on bits per weight, within each base model, its baseline included."""
     metrics = [name for name in (*pairing.quality, *pairing.safety) if any(name in row.metrics for row in matrix)]
-    rows: list[tuple[Value, ...]] = []
+    base, rows = baselines(matrix), list[tuple[Value, ...]]()
     for model in dict.fromkeys(row.base_model for row in matrix):
         for metric in metrics:
-            own = [(row.bpw, row.value(metric)) for row in matrix if row.base_model == model]
+            own = [(row.bpw, _level(row, base.get(model), metric)) for row in matrix if row.base_model == model]
             points = [(float(bpw), float(value)) for bpw, value in own if bpw is not None and value is not None]
             found = ols([bpw for bpw, _ in points], [value for _, value in points])
             numbers = (found.slope, found.intercept, found.r_squared, found.p, found.n)
@@ -167,6 +168,15 @@ def quant_order(matrix: Matrix) -> tuple[str, ...]:
     for row in matrix:
         bits[row.quant] = max(bits.get(row.quant, Fraction(0)), row.bpw or Fraction(0))
     return tuple(sorted(bits, key=lambda quant: (-bits[quant], quant)))
+
+
+def _level(row: Row, baseline: Row | None, metric: str) -> Fraction | None:
+    """A level beside that of the baseline over all prompts: by its delta, where a build is not paired with them all."""
+    whole = None if baseline is None else baseline.value(metric)
+    if row.shared is None or whole is None:
+        return row.value(metric)
+    mine, theirs = row.paired_metrics.get(metric), row.shared.metrics.get(metric)
+    return None if mine is None or theirs is None else whole + mine.value - theirs.value
 
 
 def _models(moved: Changes, which: BoolArray) -> list[str]:

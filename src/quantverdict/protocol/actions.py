@@ -20,6 +20,7 @@ FLOOR_CANDIDATE = "conservative_floor_candidate"
 ACCEPT = "accept_non_inferior"
 CONFIGURED = "manual_review_configuration"
 """Of a build that would pass, and is not configured as its baseline: its weights are not all that it is judged by."""
+REVIEW = "manual_review_measurement_risk"
 PASSES = (FLOOR_CANDIDATE, ACCEPT)
 """The actions of a build that nothing speaks against: by thresholds on deltas, and by paired tests."""
 
@@ -94,7 +95,7 @@ def _direct_safety_eval(signals: Signals, regime: Regime) -> str:
 RULES: tuple[tuple[str, Rule], ...] = (
     ("reference", _reference),
     ("reject_hidden_danger", _hidden_danger),
-    ("manual_review_measurement_risk", _measurement_risk),
+    (REVIEW, _measurement_risk),
     ("reject_severe_safety_drift", _severe_drift),
     (FLOOR_CANDIDATE, _floor_candidate),
     ("direct_safety_eval_required", _direct_safety_eval),
@@ -117,4 +118,4 @@ def _short_of_floor(signals: Signals, regime: Regime) -> list[str]:
         short.append(f"{policy.quality_metric} {pp(quality)} is under {limit(policy.floor_quality_pp)}")
     if regime.regime == "unclassified" and signals.refusal is None and signals.refusal_signal is not None:
         short.append(f"not classified: {regime.reason}")
-    return short
+    return [*short, *signals.gaps]

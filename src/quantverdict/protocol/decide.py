@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.alarms import Alarm, alarms, alarms_table
-from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table
 from quantverdict.matrix.detectable import Units, power_table, units_of
 from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
+from quantverdict.matrix.paired import with_intervals
+from quantverdict.matrix.shared import with_shared
 from quantverdict.matrix.tiers import TierOf, tiers, tiers_table
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import CONFIGURED, RowAction, row_actions_table
@@ -27,9 +28,18 @@ from quantverdict.protocol.formats import (
     roles_table,
 )
 from quantverdict.protocol.outcomes import Judged as OutcomeOf
-from quantverdict.protocol.outcomes import paired_table, refuse_unusable
+from quantverdict.protocol.outcomes import paired_table
+from quantverdict.protocol.paired_actions import Against
 from quantverdict.protocol.regimes import regimes_table
-from quantverdict.protocol.rows import decide_rows, outcomes_of, pairs_that_differ, regime_draws
+from quantverdict.protocol.rows import (
+    against_builds,
+    compared_with,
+    decide_rows,
+    outcomes_of,
+    pairs_that_differ,
+    regime_draws,
+    rooms_of,
+)
 from quantverdict.protocol.selection import Choice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, taxonomy_table
 from quantverdict.records import CellId, Matrix, Table
@@ -83,9 +93,9 @@ def decide(
     Raises:
         StudyError: the policy names a metric that the rules cannot read.
     """
-    refuse_unusable(policy)
     statistics, evidence = statistics or StatisticsConfig(), evidence or Evidence()
-    matrix = tuple(row for row in matrix if row.cell not in evidence.nulls)
+    samples = None if evidence.scores is None else grids(evidence.scores)
+    matrix = with_shared(tuple(row for row in matrix if row.cell not in evidence.nulls), samples)
     compared = _compare(matrix, policy, statistics, evidence)
     judged = _judge(compared, study, policy, constraints or Constraints(), evidence)
     return _decision(compared, judged)
@@ -106,6 +116,7 @@ class _Compared:
         rows: the matrix with what is decided of each row.
         alarms: None where answers are not stored.
         gains: p-values of a metric that rose further than a policy tolerates, were it one more null arm.
+        against: what of the run itself keeps each build from passing.
     """
 
     matrix: Matrix
@@ -118,6 +129,7 @@ class _Compared:
     rows: tuple[Decided, ...]
     alarms: tuple[Alarm, ...] | None
     gains: Mapping[tuple[CellId, str], float]
+    against: Mapping[CellId, Against]
 
     @property
     def by_metric(self) -> dict[tuple[CellId, str], Delta]:
@@ -131,7 +143,11 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
     found = deltas(matrix, statistics, samples, evidence.seed)
     by_metric = {(delta.cell, delta.metric): delta for delta in found}
     drawn = (statistics, evidence.seed)
-    outcomes = None if samples is None else outcomes_of(matrix, rules, samples, by_metric, evidence.nulls, drawn)
+    outcomes = None
+    if samples is not None:
+        outcomes = outcomes_of(matrix, rules, samples, by_metric, evidence, statistics)
+        found = with_intervals(found, (one.comparison for one in outcomes))
+    against = against_builds(matrix, rules, samples, outcomes, evidence)
     return _Compared(
         matrix=matrix,
         rules=rules,
@@ -142,10 +158,11 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
         outcomes=outcomes,
         rows=tuple(
             _reviewed(row, evidence.configured)
-            for row in decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes)
+            for row in decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes, against)
         ),
         alarms=_alarms(matrix, rules, statistics, evidence),
         gains={} if samples is None else _gains(matrix, found, rules, samples, evidence),
+        against=against,
     )
 
 
@@ -163,14 +180,14 @@ def _alarms(
 ) -> tuple[Alarm, ...] | None:
     if evidence.answers is None:
         return None
-    return alarms(evidence.answers, _compared_with(matrix), rules.alpha, statistics, evidence.seed)
+    return alarms(evidence.answers, compared_with(matrix), rules.alpha, statistics, evidence.seed)
 
 
 def _gains(
     matrix: Matrix, found: tuple[Delta, ...], rules: Policy, samples: Grids, evidence: Evidence
 ) -> dict[tuple[CellId, str], float]:
     """Of what may be an implausible gain, how likely it is by what null arms gain; empty without null arms."""
-    base = _compared_with(matrix)
+    base = compared_with(matrix)
     risen = [d for d in found if d.delta is not None and d.delta > rules.inflated_gain_pp and d.metric in samples]
     tested = {
         (d.cell, d.metric): gains_over_floor(samples[d.metric], d.cell, base[d.cell], evidence.nulls)
@@ -178,12 +195,6 @@ def _gains(
         if evidence.nulls
     }
     return {key: p for key, p in tested.items() if p is not None}
-
-
-def _compared_with(matrix: Matrix) -> dict[CellId, CellId]:
-    """Each build and its baseline."""
-    base = {model: row.cell for model, row in baselines(matrix).items()}
-    return {row.cell: base[row.base_model] for row in matrix if not row.is_baseline and row.base_model in base}
 
 
 def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constraints, evidence: Evidence) -> Judged:
@@ -202,11 +213,14 @@ def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constra
             deltas=compared.by_metric,
             screen=None if evidence.sign_reversal is None else sign_screen(evidence.sign_reversal),
             floor=conservative_floor(formats, rules),
-            lineage=evidence.lineage,
+            lineage=_doubts(evidence.lineage, compared.against),
             statistics=compared.statistics,
             units=compared.units,
             alarms=compared.alarms,
             gains=compared.gains,
+            against=compared.against,
+            outcomes=compared.outcomes or (),
+            rooms={} if compared.samples is None else rooms_of(matrix, rules, compared.samples, evidence),
         ),
         tiers={tier.cell: tier for tier in found_tiers},
         roles=tuple(role_of(one, rules) for one in formats),
@@ -216,6 +230,16 @@ def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constra
         if compared.samples is None
         else noise_floors(compared.samples, evidence.nulls, compared.statistics.confidence),
     )
+
+
+def _doubts(lineage: Mapping[CellId, str], against: Mapping[CellId, Against]) -> dict[CellId, str]:
+    """Cells whose origin or prompt is in doubt, and those that were asked other prompts than their baseline."""
+    torn = {
+        cell: f"{why.unpaired}: its deltas are over the prompts that both were asked" for cell, why in against.items()
+        if why.unpaired is not None
+    }  # fmt: skip
+    cells = dict.fromkeys([*lineage, *torn])
+    return {cell: "; ".join(found[cell] for found in (lineage, torn) if cell in found) for cell in cells}
 
 
 def _decision(compared: _Compared, judged: Judged) -> Decision:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantverdict.config import Constraints
 from quantverdict.errors import BundleError
-from quantverdict.matrix.alarms import told
+from quantverdict.matrix.alarms import UNENDED, told
 from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.noise import ALL, Noise
@@ -138,6 +138,7 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
         None if row.paired_action is None else row.paired_action.action,
         None if row.paired_action is None else [_outcome(one) for one in row.outcomes],
         *((None, None) if (shared := signals.row.shared) is None else (shared.stopped_after, shared.planned)),
+        None if (against := judged.findings.against.get(signals.cell)) is None else against.unpaired,
     )
     return dict(zip(_CELL_KEYS, values, strict=True))
 
@@ -147,7 +148,7 @@ _CELL_KEYS = (
     "tokens_per_second", "dequantized_from", "quality_delta_pp", "quality_lo_pp", "quality_hi_pp", "refusal_delta_pp",
     "refusal_lo_pp", "refusal_hi_pp", "refusal_mde_pp", "refusal_signal_pp", "refusal_signal_metric", "tier", "regime",
     "regime_reason", "regime_probability", "action", "action_reason", "point_action", "paired_action", "outcomes",
-    "stopped_after", "prompts_planned",
+    "stopped_after", "prompts_planned", "unpaired",
 )  # fmt: skip
 
 
@@ -164,6 +165,12 @@ def _outcome(judged: OutcomeOf) -> dict[str, object]:
         "margin_pp": None if one.gate is None else _number(one.gate.margin),
         "p_outcome": judged.p_outcome,
         "n_needed": judged.n_needed,
+        "headroom": None if judged.headroom is None else judged.headroom.verdict,
+        "ungraded_a": one.ungraded_a,
+        "ungraded_c": one.ungraded_c,
+        "missing": one.missing,
+        "extra": one.extra,
+        "reason": judged.reason,
     }
 
 
@@ -203,23 +210,47 @@ def _notes(judged: Judged) -> Iterator[str]:
     yield from evidence.pairing
     for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
+    yield from _limits(judged)
     yield from _alarms(judged)
     yield from _stopped(judged)
     yield from _nothing_found(judged)
 
 
+def _limits(judged: Judged) -> Iterator[str]:
+    """What could not have failed or is not measured, once a base model; instruments apart, and answers ungraded."""
+    policy, rules = judged.policy, judged.findings.rows[0].signals.policy.rules if judged.findings.rows else "points"
+    resting = (*policy.demanded, policy.quality_metric, policy.refusal_metric)
+    for (model, metric), room in judged.findings.rooms.items():
+        if (room.tested and metric not in resting) or (rules == "paired" and metric not in policy.gates):
+            continue
+        if room.verdict != "informative":
+            yield f"{model}: {room.reason}."
+    for cell, why in judged.findings.against.items():
+        if why.apart is not None:
+            yield f"{cell}: {why.apart}."
+    hiding = [one for one in judged.findings.outcomes if one.is_informative and one.reason is not None]
+    for one in hiding[:NAMED]:
+        yield f"{one.comparison.cell}: {one.reason}."
+    if len(hiding) > NAMED:
+        yield f"{len(hiding) - NAMED} more gated comparisons have answers without a grade in one arm (paired.csv)."
+
+
 def _alarms(judged: Judged) -> Iterator[str]:
     """Builds whose answers changed their form, a line each."""
-    firing = [one for one in judged.findings.alarms or () if one.fires]
+    found = judged.findings.alarms or ()
+    firing = [one for one in found if one.fires]
     for cell in dict.fromkeys(one.cell for one in firing):
         yield f"Artifact alarm, {cell}: {'; '.join(told(one) for one in firing if one.cell == cell)}."
+    for one in found:
+        if one.name in UNENDED and not one.fires and (one.value or one.baseline):
+            yield f"{one.cell} has {told(one)} (the baseline's first): what is no answer is not graded."
 
 
 def _stopped(judged: Judged) -> Iterator[str]:
     """Builds that were asked less than their baseline, and what was enough."""
     for row in judged.findings.rows:
         shared = row.signals.row.shared
-        if shared is not None:
+        if shared is not None and shared.stopped_after is not None:
             decided = ", ".join(f"{one.comparison.metric} {one.outcome}" for one in row.outcomes)
             yield (
                 f"{row.signals.cell} was stopped after {shared.stopped_after} of {shared.planned} prompts, which were "

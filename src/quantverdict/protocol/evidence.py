@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quantverdict.matrix.grid import Grids
+from quantverdict.matrix.headroom import Choices
 from quantverdict.records import CellId, Table
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Evidence:
         order: the cells of the study in its order; the matrix's own order where it is empty.
         seed: of the bootstrap.
         answers: `answers.parquet`, the form of every answer; None where answers are not stored.
+        choices: how many choices the items of each base model have, where that is known.
     """
 
     scores: pl.DataFrame | Grids | None = None
@@ -52,3 +54,4 @@ class Evidence:
     order: tuple[CellId, ...] = ()
     seed: int = 42
     answers: pl.DataFrame | None = None
+    choices: Choices = field(default_factory=dict)

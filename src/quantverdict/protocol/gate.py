@@ -1,7 +1,7 @@
 """The gate: the decision and a gate policy into one verdict a build and metric, and what they come to (SPEC 10).
 
 A verdict passes only where something was shown. What was not measured or cannot be told at this n is neither a pass nor
-a rejection, and a waived verdict is shown as waived.
+a rejection, a metric that could not have failed has left the gate and is shown as such, and so is a waived verdict.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any, Literal
 from quantverdict.errors import ExitCode, StudyError
 from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.matrix.signals import Signals, all_signals
+from quantverdict.metrics import one_of
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import PASSES
 from quantverdict.protocol.gate_policy import DECISION, GatePolicy, GateWaiver
 from quantverdict.records import CellId, Estimate, Matrix, Row
 
-Status = Literal["passed", "failed", "not_measured", "not_resolvable", "waived"]
+Status = Literal["passed", "failed", "not_measured", "not_resolvable", "uninformative", "waived"]
 Cell = Mapping[str, Any]
 """A cell of `decision.json`."""
 
@@ -40,6 +41,8 @@ OF_OUTCOME: Mapping[str, tuple[Status, str]] = {
     "non_inferior": ("passed", "a loss of the margin or more is ruled out"),
     "inferior": ("failed", "worse by more than the margin"),
     "not_resolvable": ("not_resolvable", "too few prompts to tell"),
+    "uninformative": ("uninformative", "it could not have failed, and no build passes by it"),
+    "not_measured": ("not_measured", "its baseline was not measured"),
 }
 NUMBERS = ("n_pairs", "delta_pp", "ci_lo_pp", "ci_hi_pp", "margin_pp", "n_needed")
 
@@ -152,7 +155,7 @@ def _chosen(asked: GatePolicy, cells: Mapping[CellId, Cell]) -> tuple[CellId, ..
 def _known(name: str, cells: Iterable[CellId], where: str) -> CellId:
     found = next((cell for cell in cells if str(cell) == name), None)
     if found is None:
-        raise StudyError(f"no build {name}", field=where, expected=f"one of {', '.join(map(str, cells))}")
+        raise StudyError(f"no build {name}", field=where, expected=one_of(name, map(str, cells)))
     return found
 
 
@@ -198,8 +201,11 @@ def _of_build(cell: CellId, bundle: _Bundle) -> list[Verdict]:
     if told["is_baseline"]:
         return [Verdict(cell, DECISION, "passed", "the baseline")]
     if bundle.rules == "points":
-        return [_by_points(cell, bundle), *_metrics(cell, bundle.margins, bundle)]
-    return _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
+        return [_by_points(cell, bundle), *map(_as_asked, _metrics(cell, bundle.margins, bundle))]
+    found = _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
+    if told.get("unpaired") and not any(one.metric == DECISION for one in found):
+        return [Verdict(cell, DECISION, "not_measured", told["unpaired"]), *found]
+    return found
 
 
 def _of_twin(cell: CellId, quant: str, bundle: _Bundle) -> list[Verdict]:
@@ -221,19 +227,30 @@ def _wanted(cell: CellId, bundle: _Bundle) -> tuple[str, ...]:
 
 def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[Verdict]:
     outcomes = {one["metric"]: one for one in bundle.cells[cell]["outcomes"] or ()}
-    return [
-        _of_outcome(cell, outcomes[metric]) if metric in outcomes else Verdict(
-            cell, metric, "not_measured", "no prompt that both it and the baseline have a grade for"
-        )
-        for metric in wanted
-    ]  # fmt: skip
+    found = []
+    for metric in wanted:
+        if metric not in outcomes:
+            reason = "no prompt that both it and the baseline have a grade for"
+            found.append(Verdict(cell, metric, "not_measured", reason))
+            continue
+        one = _of_outcome(cell, outcomes[metric])
+        left = one.status == "not_measured" and bundle.rules == "paired" and metric not in bundle.policy.demanded
+        found.append(replace(one, status="uninformative") if left else one)
+    return found
 
 
 def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> Verdict:
     status, words = OF_OUTCOME[one["outcome"]]
     seen = f"{one['delta_pp']:+.2f} pp of {one['n_pairs']} pairs, margin {one['margin_pp']:g} pp"
     needs = f"; {one['n_needed']} would do" if one["n_needed"] else ""
+    why = one.get("reason") if one["outcome"] != "non_inferior" else None
+    needs += f"; {str(why).removeprefix(one['metric'] + ': ')}" if why else ""
     return Verdict(cell, one["metric"], status, f"{words}: {seen}{needs}", {name: one[name] for name in NUMBERS})
+
+
+def _as_asked(one: Verdict) -> Verdict:
+    """A metric that the gate asks about beside thresholds on deltas: that it could not have failed is no pass."""
+    return replace(one, status="not_measured") if one.status == "uninformative" else one
 
 
 def _decided(cell: CellId, told: Cell, verdicts: list[Verdict]) -> list[Verdict]:
@@ -244,6 +261,8 @@ def _decided(cell: CellId, told: Cell, verdicts: list[Verdict]) -> list[Verdict]
         return [Verdict(cell, DECISION, "failed", _action(told)), *verdicts]
     if not verdicts:
         return [Verdict(cell, DECISION, "not_measured", "no gated metric was measured")]
+    if told["action"] == "not_measured" and worst(verdicts) is not ExitCode.NOT_MEASURED:
+        return [Verdict(cell, DECISION, "not_measured", _action(told)), *verdicts]
     if worst(verdicts) is ExitCode.OK:
         return [Verdict(cell, DECISION, "not_resolvable", _action(told)), *verdicts]
     return verdicts
@@ -263,7 +282,9 @@ def _by_points(cell: CellId, bundle: _Bundle) -> Verdict:
 
 
 def _action(told: Cell) -> str:
-    return f"{told['action']}: {told['action_reason']}"
+    torn = told.get("unpaired")
+    more = f"; {torn}" if torn and torn not in told["action_reason"] else ""
+    return f"{told['action']}: {told['action_reason']}{more}"
 
 
 # Waivers

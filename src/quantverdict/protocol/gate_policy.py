@@ -10,8 +10,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from quantverdict.errors import StudyError
-from quantverdict.matrix.columns import METRICS
-from quantverdict.policy import Exact, Frozen, Margin, Policy, as_policy
+from quantverdict.metrics import SHARES, checked
+from quantverdict.policy import Exact, Frozen, GatedMetric, Margin, Policy, as_policy
+from quantverdict.yaml_file import wanted
 
 DECISION = "decision"
 """Stands for a metric where a build as a whole is decided on: it did not run, or thresholds on deltas decided."""
@@ -21,20 +22,8 @@ Cell = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
 
 def _percent(value: Fraction) -> Fraction:
     if not 0 <= value <= 100:
-        raise ValueError("a percentage, from 0 to 100, is expected")
+        raise ValueError("a percentage, from 0 to 100")
     return value
-
-
-def _share(name: str) -> str:
-    metric = METRICS.get(name)
-    if metric is None or not metric.is_share or metric.higher_is_better is None:
-        usable = (one.name for one in METRICS.values() if one.is_share and one.higher_is_better is not None)
-        raise ValueError(f"one of {', '.join(usable)} is expected")
-    return name
-
-
-def _gated(name: str) -> str:
-    return name if name == DECISION else _share(name)
 
 
 def _day(value: object) -> object:
@@ -42,10 +31,10 @@ def _day(value: object) -> object:
     try:
         return date.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
-        raise ValueError("a day such as 2030-12-31 is expected") from None
+        raise ValueError("a day such as 2030-12-31") from None
 
 
-Share = Annotated[str, AfterValidator(_share)]
+Share = Annotated[str, AfterValidator(checked(*SHARES))]
 Percent = Annotated[Exact, AfterValidator(_percent)]
 
 
@@ -53,7 +42,7 @@ class GateWaiver(Frozen):
     """A verdict that does not count, and why, until a day."""
 
     cell: Cell
-    metric: Annotated[str, AfterValidator(_gated)]
+    metric: Annotated[str, AfterValidator(checked(*SHARES, DECISION))]
     """A gated metric, or `decision`."""
     reason: str = Field(min_length=1)
     expires: Annotated[date, BeforeValidator(_day)]
@@ -70,7 +59,7 @@ class GatePolicy(Frozen):
     """The builds that are gated; every build but the baselines if not given."""
     policy: Annotated[Policy | None, BeforeValidator(as_policy)] = None
     """Decide by this one instead of by the bundle's own: a name, or a mapping with `base`."""
-    margins: Mapping[Share, Margin | None] = {}
+    margins: Mapping[GatedMetric, Margin | None] = {}
     """Tolerated losses in pp, in place of those of the policy; null takes one out."""
     floors: Mapping[Share, Percent] = {}
     """What a baseline must reach, in percent, or may not exceed where less is better: two arms can be equally bad."""
@@ -96,4 +85,5 @@ class GatePolicy(Frozen):
         try:
             return Policy.model_validate({**policy.model_dump(), "margins": margins})
         except ValidationError as error:
-            raise StudyError(error.errors()[0]["msg"].removeprefix("Value error, "), field="margins") from error
+            problem, _, expected = wanted(error.errors()[0]).partition(": ")
+            raise StudyError(problem, field="margins", expected=expected) from error

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
-from quantverdict.errors import StudyError
 from quantverdict.matrix.columns import METRICS
+from quantverdict.matrix.headroom import Headroom
 from quantverdict.matrix.paired import Comparison, Gate
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Table, Value
@@ -26,8 +27,11 @@ COLUMNS = (
     "base_model", "quant", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp", "ci_hi_pp", "p_value",
     "p_holm", "null_flip_rate", "margin_pp", "outcome", "n_needed", "mcnemar_midp", "interval_kind", "n_clusters",
     "ungraded", "delta_worst_pp", "delta_best_pp", "p_noninferior", "p_inferior", "p_outcome", "flip_rate", "p_excess",
-    "stopped_after",
+    "stopped_after", "headroom", "ungraded_a", "ungraded_c", "missing", "extra",
 )  # fmt: skip
+
+Result = Outcome | Literal["uninformative", "not_measured"]
+"""What became of a gated metric: the last two were not tested (`matrix.headroom`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +41,35 @@ class Judged:
     Attributes:
         p_holm: McNemar's p-value adjusted over the gated comparisons of the study; the others are a family of theirs.
         outcome: None where the metric is not gated.
+        headroom: what the baseline could lose; None where that was not looked at.
         p_outcome: the smaller p-value of its two tests, adjusted and doubled: resolved where it is at most alpha.
         n_needed: where not resolvable, the pairs that would resolve it; None where no number would.
     """
 
     comparison: Comparison
     p_holm: float | None
-    outcome: Outcome | None = None
+    outcome: Result | None = None
     p_outcome: float | None = None
     n_needed: int | None = None
+    headroom: Headroom | None = None
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the metric could have failed: by its baseline there was more to lose than the margin."""
+        return self.headroom is None or self.headroom.verdict == "informative"
+
+    @property
+    def reason(self) -> str | None:
+        """What of the run stands against the metric, with its figures; None where nothing does."""
+        one, gate = self.comparison, self.comparison.gate
+        if self.headroom is not None and self.headroom.verdict != "informative":
+            return self.headroom.reason
+        if gate is None or not gate.hidden:
+            return None
+        return (
+            f"{one.metric}: {one.ungraded} of {one.n + one.ungraded} answers have no grade in one of the arms, "
+            f"so that the loss may be {100 * gate.loss:.2f} pp"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +80,13 @@ class _Adjusted:
     inferior: float
 
 
-def refuse_unusable(policy: Policy) -> None:
-    """Refuse margins of metrics that cannot be gated.
-
-    Raises:
-        StudyError: a metric that is not in the schema, is no share, or has no better direction.
-    """
-    usable = [name for name, metric in METRICS.items() if metric.is_share and metric.higher_is_better is not None]
-    for name in policy.margins:
-        if name not in usable:
-            raise StudyError(f"{name} is not right", field="policy.margins", expected=f"one of {', '.join(usable)}")
-
-
-def judge(found: Sequence[Comparison], policy: Policy, order: Mapping[CellId, int], power: float) -> tuple[Judged, ...]:
+def judge(
+    found: Sequence[Comparison],
+    policy: Policy,
+    order: Mapping[CellId, int],
+    power: float,
+    rooms: Mapping[tuple[str, str], Headroom] | None = None,
+) -> tuple[Judged, ...]:
     """The outcome of every comparison, in their order.
 
     Args:
@@ -76,16 +94,28 @@ def judge(found: Sequence[Comparison], policy: Policy, order: Mapping[CellId, in
         policy: alpha, and how it is held.
         order: each build's place, from high to low bits, within its base model.
         power: for `n_needed`.
+        rooms: what can be lost, by base model and metric: what could not show a loss is not tested, and in no family.
     """
-    gated = [one for one in found if one.gate is not None]
+    room_of = {(one.cell, one.metric): (rooms or {}).get((one.cell.base_model, one.metric)) for one in found}
+    untested = {key for key, room in room_of.items() if room is not None and not room.tested}
+    gated = [one for one in found if one.gate is not None and (one.cell, one.metric) not in untested]
     adjusted = {(one.cell, one.metric): both for one, both in zip(gated, _adjust(gated, policy, order), strict=True)}
     p_holm: dict[tuple[CellId, str], float | None] = {}
-    for family in (gated, [one for one in found if one.gate is None]):
+    for family in ([one for one in found if one.gate is not None], [one for one in found if one.gate is None]):
         p_holm |= {
             (one.cell, one.metric): p for one, p in zip(family, holm([one.p_value for one in family]), strict=True)
         }
     level = _level_left(list(adjusted), list(adjusted.values()), policy)
-    return tuple(_judged(one, p_holm[one.cell, one.metric], adjusted, policy, (power, level)) for one in found)
+    judged = (_judged(one, p_holm[one.cell, one.metric], adjusted, policy, (power, level)) for one in found)
+    return tuple(_with_room(one, room_of[one.comparison.cell, one.comparison.metric]) for one in judged)
+
+
+def _with_room(judged: Judged, room: Headroom | None) -> Judged:
+    if room is None or judged.comparison.gate is None:
+        return judged
+    if room.verdict == "uninformative" or room.verdict == "not_measured":  # noqa: PLR1714 - so that types narrow
+        return replace(judged, headroom=room, outcome=room.verdict)
+    return replace(judged, headroom=room)
 
 
 def _judged(
@@ -95,7 +125,7 @@ def _judged(
     policy: Policy,
     planned: tuple[float, float],
 ) -> Judged:
-    if one.gate is None:
+    if one.gate is None or (one.cell, one.metric) not in adjusted:
         return Judged(one, p_holm)
     both = adjusted[one.cell, one.metric]
     outcome = resolved(both.noninferior, both.inferior, policy.alpha / 2)
@@ -145,7 +175,8 @@ def _level_left(tested: Sequence[tuple[CellId, str]], adjusted: Sequence[_Adjust
 def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | None:
     """Pairs that would resolve a comparison with `power`, given the discordance seen; None where no number would.
 
-    For a build that in truth loses nothing. Where as many were asked already, for the loss as it was seen.
+    For a build that in truth loses nothing, but leaves as many answers ungraded. Where as many were asked already, for
+    the loss as it was seen. Where what is ungraded may hide a loss of the margin no number would.
 
     Args:
         one: a comparison that is not resolved.
@@ -154,10 +185,12 @@ def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | N
         level: one-sided level of the test.
     """
     margin = float(gate.margin / 100)
-    share = METRICS[one.metric].proportion
-    for loss in (0.0, gate.loss):
-        if share:
-            pairs = n_rate((one.lost + one.gained) / one.n, loss, margin, power, level)
+    if gate.hidden >= margin:
+        return None
+    differing = gate.variance + gate.loss**2 if gate.hidden else (one.lost + one.gained) / one.n
+    for loss in (gate.hidden, gate.loss):
+        if METRICS[one.metric].proportion:
+            pairs = n_rate(min(differing, 1.0), loss, margin, power, level)
         else:
             pairs = n_mean(math.sqrt(gate.variance), loss, margin, power, level)
         pairs = None if pairs is None else math.ceil(pairs * gate.design_effect)
@@ -180,7 +213,8 @@ def _values(judged: Judged) -> Iterator[Value]:
     yield from (None, None) if gate is None else (gate.p_noninferior, gate.p_inferior)
     yield judged.p_outcome
     yield from (None, None) if flips is None else (flips.rate, flips.p_excess)
-    yield one.stopped_after
+    yield from (one.stopped_after, None if judged.headroom is None else judged.headroom.verdict)
+    yield from (one.ungraded_a, one.ungraded_c, one.missing, one.extra)
 
 
 def high_to_low(bits: Mapping[CellId, Fraction | None]) -> dict[CellId, int]:

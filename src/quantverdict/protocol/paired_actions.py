@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.matrix.signals import Signals, limit, pp
-from quantverdict.protocol.actions import ACCEPT, RowAction
+from quantverdict.protocol.actions import ACCEPT, REVIEW, RowAction
 from quantverdict.protocol.outcomes import Judged
 
 
@@ -20,31 +20,57 @@ class Gated:
 
     Attributes:
         is_baseline: whether it is the one that others are compared with.
-        outcomes: of its gated metrics.
+        outcomes: of its gated metrics. One that could not have failed, or that the baseline leaves ungraded, has left
+            the gate, unless the policy demands it.
         wanted: the gated metrics that it must have: those that the policy demands, and those that its base model has.
+        demanded: of them, those that the policy demands.
+        unpaired: prompts that only it or only its baseline was asked; None where there are none.
+        apart: how two instruments contradict each other on it; None where they do not.
     """
 
     is_baseline: bool
     outcomes: tuple[Judged, ...]
     wanted: tuple[str, ...]
+    demanded: tuple[str, ...] = ()
+    unpaired: str | None = None
+    apart: str | None = None
 
     def of(self, outcome: str) -> list[Judged]:
         return [one for one in self.outcomes if one.outcome == outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """What of the run itself keeps a build from passing.
+
+    Attributes:
+        unpaired, apart: as in `Gated`.
+        gaps: what keeps it from passing by thresholds on deltas, `unpaired` first.
+    """
+
+    unpaired: str | None = None
+    apart: str | None = None
+    gaps: tuple[str, ...] = ()
 
 
 Rule = Callable[[Gated], str | None]
 """Why the rule holds; None where it does not."""
 
 
-def paired_action(signals: Signals, outcomes: Sequence[Judged], measured: Iterable[str]) -> RowAction:
+def paired_action(
+    signals: Signals, outcomes: Sequence[Judged], measured: Iterable[str], against: Against | None = None
+) -> RowAction:
     """The first rule that holds.
 
     Args:
         signals: of the row.
         outcomes: of its gated metrics.
         measured: the gated metrics that any build of its base model has.
+        against: what of the run itself keeps it from passing.
     """
-    gated = Gated(signals.is_baseline, tuple(outcomes), tuple(dict.fromkeys([*signals.policy.demanded, *measured])))
+    demanded, against = signals.policy.demanded, against or Against()
+    wanted = tuple(dict.fromkeys([*demanded, *measured]))
+    gated = Gated(signals.is_baseline, tuple(outcomes), wanted, demanded, against.unpaired, against.apart)
     name, reason = next((name, reason) for name, rule in RULES if (reason := rule(gated)) is not None)
     return RowAction(signals.cell, name, reason)
 
@@ -61,11 +87,31 @@ def _inferior(gated: Gated) -> str | None:
 def _not_measured(gated: Gated) -> str | None:
     have = {one.comparison.metric for one in gated.outcomes}
     missing = [metric for metric in gated.wanted if metric not in have]
-    return f"no prompt that both it and the baseline have a grade for: {', '.join(missing)}" if missing else None
+    found = [gated.unpaired] if gated.unpaired else []
+    found += [f"no prompt that both it and the baseline have a grade for: {', '.join(missing)}"] if missing else []
+    idle = [*gated.of("not_measured"), *gated.of("uninformative")]
+    if len(idle) < len(gated.outcomes):
+        idle = [one for one in idle if one.comparison.metric in gated.demanded]
+    found += [one.reason for one in idle if one.reason]
+    if not gated.outcomes and not found:
+        found.append("no gated metric was measured")
+    return "; ".join(found) or None
+
+
+def _contradicted(gated: Gated) -> str | None:
+    """One of two instruments that contradict each other is wrong, and the run cannot tell which."""
+    constant = [one.reason for one in gated.outcomes if one.reason and one.headroom and one.headroom.constant]
+    return "; ".join([*([gated.apart] if gated.apart else []), *constant]) or None
 
 
 def _not_resolvable(gated: Gated) -> str | None:
-    return unresolved(gated.of("not_resolvable"), most=2)
+    """A metric is open; or what may not be able to fall did not, and nothing else shows more."""
+    passed = gated.of("non_inferior")
+    doubtful = [one for one in passed if one.comparison.metric in gated.demanded and not one.is_informative]
+    if not doubtful and not any(one.is_informative for one in passed):
+        doubtful = passed
+    open_ = unresolved(gated.of("not_resolvable"), most=2)
+    return "; ".join([*([open_] if open_ else []), *(one.reason for one in doubtful if one.reason)]) or None
 
 
 def _non_inferior(gated: Gated) -> str:
@@ -76,6 +122,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("reference", _reference),
     ("reject_inferior", _inferior),
     ("not_measured", _not_measured),
+    (REVIEW, _contradicted),
     ("not_resolvable", _not_resolvable),
     (ACCEPT, _non_inferior),
 )
@@ -98,6 +145,8 @@ def unresolved(open_: Sequence[Judged], most: int | None = None) -> str | None:
 
 def _wanting(judged: Judged) -> str:
     one = judged.comparison
+    if judged.n_needed is None and judged.reason and one.gate is not None and one.gate.hidden:
+        return f"{judged.reason}, whatever the number of prompts"
     if judged.n_needed is None:
         return f"{one.metric} (has {one.n}, and a loss too near the margin for any number)"
     return f"{one.metric} (has {one.n}, needs {judged.n_needed})"

@@ -95,7 +95,7 @@ def _by_judge(matrix: Matrix, policy: Policy, scores: pl.DataFrame) -> list[tupl
         own = _with_rates(row, rates.get(row.cell, {}), policy.refusal_metric)
         if row.base_model in base and not row.is_baseline:
             compared = _with_rates(base[row.base_model], compared_with.get(row.cell, {}), policy.refusal_metric).metrics
-            own = replace(own, shared=Shared(0, 0, compared))
+            own = replace(own, shared=Shared(compared))
         judged.append(own)
     by_judge = policy.model_copy(update={"refusal_metric": policy.judge_refusal_metric})
     return [

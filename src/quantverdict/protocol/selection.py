@@ -94,6 +94,10 @@ def _not_measured(row: Decided, _tier: TierOf, _constraints: Constraints) -> str
     return signals.missing(signals.refusal_source) if signals.refusal_signal is None else None
 
 
+def _not_shown(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+    return "; ".join(row.signals.gaps) or None
+
+
 def _collapsed(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
     """Also where the policy files a joint collapse under neutral."""
     policy, refusal = row.signals.policy, row.signals.refusal
@@ -126,7 +130,7 @@ def _unproven(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | N
     return None if row.action.is_pass or row.signals.is_baseline else row.action.action
 
 
-EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _collapsed, _unacceptable, _too_large, _too_slow)
+EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _not_shown, _collapsed, _unacceptable, _too_large, _too_slow)
 PAIRED_EXCLUSIONS: tuple[Rule, ...] = (_rejected, _unproven, _too_large, _too_slow)
 """By paired tests a build is fit only once it is shown to be: what is not resolved is no pass."""
 

@@ -13,7 +13,8 @@ import numpy as np
 from quantverdict.collect.rounds import Watched, add_round, decided, largest_cluster
 from quantverdict.grading.grade import grade_responses
 from quantverdict.matrix.columns import METRICS
-from quantverdict.matrix.rounds import losses_of
+from quantverdict.matrix.rounds import bets_on
+from quantverdict.matrix.ungraded import bounded_losses
 from quantverdict.policy import Policy
 from quantverdict.records import Response, Score
 from quantverdict.stats.sequential import ConfidenceSequence
@@ -67,34 +68,42 @@ class Watcher:
         """`baseline` is everything that the baseline answered."""
         largest = {name: largest_cluster(map(task.cluster, task.items)) for name, task in watching.tasks.items()}
         self._watching = watching
-        self._baseline = {_key(score): value for score, value in _graded(watching, baseline)}
+        self._baseline = {_key(score): _value(score) for score in _scored(watching, baseline)}
         tasks: dict[str, set[str]] = {}
-        for task, _, metric in self._baseline:
-            tasks.setdefault(metric, set()).add(task)
+        for (task, _, metric), value in self._baseline.items():
+            if not np.isnan(value):
+                tasks.setdefault(metric, set()).add(task)
         self._largest = {metric: max(largest[task] for task in of) for metric, of in tasks.items()}
         margins = watching.policy.gates
-        self._watched = {name: Watched(ConfidenceSequence(), float(margins[name] / 100)) for name in self._largest}
+        self._watched = {
+            name: Watched(ConfidenceSequence(), float(margins[name] / 100), ConfidenceSequence())
+            for name in self._largest
+        }
 
     def __call__(self, answers: Sequence[Response]) -> bool:
-        changes: dict[str, list[float]] = {metric: [] for metric in self._watched}
-        clusters: dict[str, list[str | None]] = {metric: [] for metric in self._watched}
-        for score, value in _graded(self._watching, answers):
+        found: dict[str, list[tuple[float, float, str | None]]] = {metric: [] for metric in self._watched}
+        for score in _scored(self._watching, answers):
             before = self._baseline.get(_key(score))
-            if before is not None:
-                changes[score.metric].append(value - before)
-                clusters[score.metric].append(None if score.cluster is None else f"{score.task}/{score.cluster}")
+            if before is not None and score.metric in found:
+                cluster = None if score.cluster is None else f"{score.task}/{score.cluster}"
+                found[score.metric].append((_value(score), before, cluster))
         for metric, watched in self._watched.items():
-            losses = losses_of(metric, np.array(changes[metric])).tolist()
-            add_round(watched, losses, clusters[metric], self._largest[metric])
+            mine, theirs = (np.array([pair[at] for pair in found[metric]], dtype=np.float64) for at in (0, 1))
+            losses, rejecting = bets_on(bounded_losses(metric, mine, theirs, np.ones(len(mine), bool), offset=False))
+            known = np.flatnonzero(~np.isnan(losses)).tolist()
+            clusters = [found[metric][at][2] for at in known]
+            add_round(watched, losses[known].tolist(), clusters, self._largest[metric], rejecting[known].tolist())
         half = self._watching.policy.alpha / 2
         return bool(self._watched) and decided(self._watched.values(), half, self._watching.family)
 
 
-def _graded(watching: Watching, answers: Iterable[Response]) -> Iterator[tuple[Score, float]]:
-    """The grades of the gated metrics."""
-    for score in grade_responses(watching.tasks, answers):
-        if score.metric in watching.metrics and score.value is not None:
-            yield score, score.value
+def _scored(watching: Watching, answers: Iterable[Response]) -> Iterator[Score]:
+    """The scores of the gated metrics, with and without a grade."""
+    return (score for score in grade_responses(watching.tasks, answers) if score.metric in watching.metrics)
+
+
+def _value(score: Score) -> float:
+    return np.nan if score.value is None else score.value
 
 
 def _key(score: Score) -> Key:

@@ -14,10 +14,13 @@ from quantverdict.matrix.alarms import Alarm, may_explain, told
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.detectable import Pairs, Units, as_probability, counted, paired_drop
+from quantverdict.matrix.headroom import Headroom
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
 from quantverdict.protocol.checklist import SignScreen
 from quantverdict.protocol.formats import Decided, Floor
+from quantverdict.protocol.outcomes import Judged
+from quantverdict.protocol.paired_actions import Against
 from quantverdict.protocol.paired_actions import unresolved as too_few
 from quantverdict.records import CellId, Table
 from quantverdict.stats.power import mde_unpaired
@@ -37,6 +40,9 @@ class Findings:
         units: of how many independent units prompts are, where they come in clusters.
         alarms: how the form of each build's answers changed; None where answers are not stored.
         gains: p-values of metrics that rose, were the build one more null arm; empty without null arms.
+        against: what of the run itself keeps each build from passing.
+        outcomes: of every paired comparison; empty without samples.
+        rooms: what can be lost, by base model and metric; empty without samples.
     """
 
     rows: tuple[Decided, ...]
@@ -48,6 +54,9 @@ class Findings:
     units: Units = field(default_factory=dict)
     alarms: tuple[Alarm, ...] | None = None
     gains: Mapping[tuple[CellId, str], float] = field(default_factory=dict)
+    against: Mapping[CellId, Against] = field(default_factory=dict)
+    outcomes: tuple[Judged, ...] = ()
+    rooms: Mapping[tuple[str, str], Headroom] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

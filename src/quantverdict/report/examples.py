@@ -137,7 +137,7 @@ def _lines(path: Path, ids: set[str]) -> Iterable[Mapping[str, Any]]:
         if any(needle in line for needle in needles):
             try:
                 data = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BundleError(f"{path}:{number}: not valid JSON ({error})") from error
             if isinstance(data, dict):
                 yield data

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fractions import Fraction
+
+from quantverdict import output
 
 NOT_MEASURED = "not measured"
 MINUS = "\N{MINUS SIGN}"
@@ -50,7 +51,8 @@ _WHOLE = {
 _JUDGES: ContextVar[Mapping[str, Sequence[str]]] = ContextVar("_JUDGES")
 """Metric to its judges in the bundle that is being shown."""
 
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+plain = output.plain
+"""Text as it can be shown."""
 
 
 def number(value: object) -> float | None:
@@ -63,13 +65,6 @@ def number(value: object) -> float | None:
     except (ValueError, ZeroDivisionError):
         return None
     return None if math.isnan(result) else result
-
-
-def plain(value: object) -> str:
-    """Text as it can be shown: control characters, lone surrogates and direction overrides become U+FFFD."""
-    text = str(value)
-    # None of them is printable, which is quicker to see.
-    return text if text.isprintable() else _HIDDEN.sub("\ufffd", text)
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:

@@ -14,7 +14,10 @@ from quantverdict.report.tables import Build
 
 @dataclass(frozen=True, slots=True)
 class HeatCell:
-    """A metric of a build; `tone` is a style class: better, worse or just different, in five steps."""
+    """A metric of a build with its interval, and its delta with the one that belongs to it.
+
+    `tone` is a style class: better, worse or just different, in five steps.
+    """
 
     value: str
     delta: str = ""
@@ -125,7 +128,9 @@ def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, bundle: BundleVi
         return HeatCell(value, "", within)  # a measured value that has no change: nothing to say
     policy = bundle.decision.get("policy") or {}
     full = formats.number(policy.get(full_colour(pp=pp)))
-    return HeatCell(value, f"{formats.delta(amount)} {'pp' if pp else '%'}", within, tone_of(metric, amount, full))
+    around = formats.interval(change.get("ci_lo"), change.get("ci_hi"), 1, sign=True) if pp else ""
+    told = f"{formats.delta(amount)} {'pp' if pp else '%'} {around}".rstrip()
+    return HeatCell(value, told, within, tone_of(metric, amount, full))
 
 
 def full_colour(*, pp: bool) -> str:

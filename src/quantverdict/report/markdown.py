@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from quantverdict.report import formats
-from quantverdict.report.compiled import CompiledTemplates
 from quantverdict.report.heatmap import HeatCell, HeatMap
 from quantverdict.report.ledger import spoken, written
 from quantverdict.report.tables import Build
@@ -68,7 +67,7 @@ def matrix_table(heat: HeatMap) -> MarkdownText:
 
 def _heat_text(cell: HeatCell) -> str:
     change = f" ({cell.delta})" if cell.delta and cell.tone != "reference" else ""
-    return f"{cell.value}{change} {cell.interval}".rstrip()
+    return f"{cell.value} {cell.interval}".rstrip() + change
 
 
 def markdown(context: Mapping[str, Any], template: str = "report") -> str:
@@ -76,7 +75,6 @@ def markdown(context: Mapping[str, Any], template: str = "report") -> str:
     # Nothing here is HTML: `finalize` escapes for Markdown what autoescape would escape for HTML.
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        bytecode_cache=CompiledTemplates(),
         autoescape=False,  # noqa: S701
         undefined=StrictUndefined,
         trim_blocks=True,

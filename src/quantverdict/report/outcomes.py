@@ -13,6 +13,8 @@ from quantverdict.report.origins import engines, origins
 from quantverdict.report.tables import Grid
 
 SIGNS = {"non_inferior": "\N{CHECK MARK}", "inferior": "\N{MULTIPLICATION X}", "not_resolvable": "?"}
+"""Of what was tested."""
+UNTESTED = {"uninformative": "-", "not_measured": "-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,15 @@ def outcomes(bundle: BundleView) -> Outcomes:
 
 
 def _gated(rows: Sequence[CsvRow]) -> Grid:
-    columns = ("build", "metric", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome", "pairs needed")
+    columns = ("build", "metric", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome", "pairs needed",
+               "head-room", "ungraded", "unpaired")  # fmt: skip
     body = tuple(_comparison(row) for row in rows if row.get("outcome"))
-    shows = "Prompts that a build and its baseline both have a grade for, and what they can tell of a loss."
-    numeric = (False, False, True, True, True, True, True, False, True)
+    shows = (
+        "Prompts that a build and its baseline both have a grade for, and what they can tell of a loss. Head-room is "
+        "what the baseline has to lose beside the margin; ungraded, prompts that only the baseline or only the build "
+        "answered well and that have no grade in the other; unpaired, prompts that only one of the two was asked."
+    )
+    numeric = (False, False, True, True, True, True, True, False, True, False, True, True)
     return Grid("gated", "Gated metrics", shows, columns, body, numeric)
 
 
@@ -59,9 +66,17 @@ def _comparison(row: CsvRow) -> tuple[str, ...]:
         row["gained"],
         f"{formats.delta(row.get('delta_pp'))} {within}".rstrip(),
         formats.table_value("margin", row.get("margin_pp")),
-        f"{SIGNS.get(outcome, '')} {formats.words(outcome)}".strip(),
+        f"{(SIGNS | UNTESTED).get(outcome, '')} {formats.words(outcome)}".strip(),
         row.get("n_needed") or "",
+        formats.words(row.get("headroom") or ""),
+        *(_counted(row, *names) for names in (("ungraded_a", "ungraded_c"), ("missing", "extra"))),
     )
+
+
+def _counted(row: CsvRow, baseline: str, build: str) -> str:
+    """Prompts of the baseline and of the build: `12 / 3`, blank where there are none."""
+    counts = [row.get(name) or "0" for name in (baseline, build)]
+    return "" if counts == ["0", "0"] else " / ".join(counts)
 
 
 def _differing(bundle: BundleView) -> Grid:
@@ -98,12 +113,13 @@ def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
     """How many gated comparisons came out which way; nothing where there are none."""
     if not any(row.get("outcome") for row in rows):
         return []
-    counts = {"all": "outcome!=", **{f"{name}": f"outcome={name}" for name in SIGNS}}
+    counts = {"all": "outcome!=", **{name: f"outcome={name}" for name in SIGNS}}
+    counts["untested"] = f"outcome={'|'.join(UNTESTED)}"
     return [
         Sentence(
             "outcomes",
             "Of {all} gated comparisons {non_inferior} are non-inferior, {inferior} inferior and {not_resolvable} not "
-            "resolvable with this many prompts.",
+            "resolvable with this many prompts; {untested} could not have failed or were not measured.",
             {name: Cite("paired.csv", row, "", "count", "rows") for name, row in counts.items()},
         )
     ]

@@ -16,7 +16,6 @@ from quantverdict.collect.files import write_whole
 from quantverdict.report import figures, formats, heatmap, tables
 from quantverdict.report.alarms import firing
 from quantverdict.report.bundle import BundleView, read_bundle
-from quantverdict.report.compiled import CompiledTemplates
 from quantverdict.report.examples import examples
 from quantverdict.report.instruments import instruments
 from quantverdict.report.ledger import Ledger, marked, spoken_marked
@@ -210,7 +209,6 @@ def html(context: dict[str, Any], template: str = "report") -> str:
     """One file that asks the network for nothing: its policy admits its own style sheet, by hash, and no more."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        bytecode_cache=CompiledTemplates(),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,6 +14,7 @@ SIGNS = {
     "failed": "\N{MULTIPLICATION X}",
     "not_measured": "?",
     "not_resolvable": "?",
+    "uninformative": "-",
     "waived": "~",
 }
 MEANING = {
@@ -112,7 +113,7 @@ def _against(gate: Gate, cell: CellId) -> str:
     """What is rejected or waived with its reason, what is open by name alone: the whole table has the rest."""
     found = {status: [one for one in gate.of(cell) if one.status == status] for status in SIGNS}
     told = [f"{formats.label(one.metric)}: {one.reason}" for one in (*found["failed"], *found["waived"])]
-    for status in ("not_measured", "not_resolvable"):
+    for status in ("not_measured", "not_resolvable", "uninformative"):
         named = ", ".join(formats.label(one.metric) for one in found[status])
         told += [f"{formats.words(status)}: {named}"] if named else []
     return "; ".join(told) or "nothing"

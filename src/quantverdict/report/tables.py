@@ -176,6 +176,8 @@ def _notes(cell: Cell, bundle: BundleView) -> tuple[str, ...]:
         notes.append(f"same weights as {formats.plain(cell['twin_of'])}")
     if cell.get("stopped_after"):
         notes.append(f"{cell['stopped_after']} of {cell['prompts_planned']} prompts were enough")
+    if cell.get("unpaired"):
+        notes.append(readable(cell["unpaired"]))
     if cell.get("dequantized_from"):
         notes.append(f"dequantised from {formats.plain(cell['dequantized_from'])}")
     fallbacks = (bundle.artifacts.get((cell["base_model"], cell["quant"])) or {}).get("fallbacks")

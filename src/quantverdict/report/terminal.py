@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from quantverdict.output import SIGNS, harmless
 from quantverdict.report import formats, tables
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.bundle import BundleView, read_bundle
@@ -24,10 +25,6 @@ WIDE, MIDDLE, NARROW = 112, 96, 72
 INTERVAL = 16
 """Columns that `[-12.34, +12.34]` takes."""
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-ASCII = str.maketrans(
-    {ELLIPSIS: "...", "\N{CHECK MARK}": "+", "\N{MULTIPLICATION X}": "x", "\N{BLACK SQUARE}": "#", formats.MINUS: "-"}
-)
-"""Signs for a terminal that has no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,8 @@ def _value(value: str, options: ConsoleOptions) -> Text:
 
 
 def _text(content: str, options: ConsoleOptions, style: str = "") -> Text:
-    """Text that the terminal can show, read as text and not as markup."""
+    """Text that the terminal can show, read as text and not as markup or commands."""
+    content = harmless(content)
     if options.ascii_only:
-        content = content.translate(ASCII).encode("ascii", "replace").decode("ascii")
+        content = content.translate(SIGNS).encode("ascii", "replace").decode("ascii")
     return Text(content.rstrip("\n"), style=style)

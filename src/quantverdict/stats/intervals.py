@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.stats.distributions import binomial_quantiles, critical_z
+from quantverdict.stats.distributions import beta_quantile, binomial_quantiles, critical_z
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -46,6 +46,21 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     return Interval(0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half)
+
+
+def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
+    """The exact interval of a rate (Clopper & Pearson 1934): each limit errs by at most half of 1 - confidence.
+
+    Args:
+        k, n: counts; those of clusters divided by their design effect need not be whole.
+        confidence: of the interval.
+    """
+    if not 0 <= k <= n or n <= 0:
+        raise ValueError(f"{k} of {n}")
+    half = (1 - confidence) / 2
+    lo = 0.0 if k == 0 else beta_quantile(half, k, n - k + 1)
+    hi = 1.0 if k == n else beta_quantile(1 - half, k + 1, n - k)
+    return Interval(lo, hi)
 
 
 def newcombe_difference(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:

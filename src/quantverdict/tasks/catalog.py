@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantverdict.errors import TaskError
+from quantverdict.metrics import one_of
 from quantverdict.tasks.filters import FILTERS
 
 STARTER = Path(__file__).parent / "starter"
@@ -132,8 +133,8 @@ def load_task(name_or_path: str | Path) -> Task:
         return replace(read_task(STARTER / f"{name_or_path}.yaml"), source=f"built-in:{name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
-        known = ", ".join(builtin_tasks())
-        raise TaskError("no such task", file=path, expected=f"the path of a task file, or one of {known}")
+        near = one_of(str(name_or_path), builtin_tasks())
+        raise TaskError("no such task", file=path, expected=f"the path of a task file, or {near}")
     return read_task(path)
 
 

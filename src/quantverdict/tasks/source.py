@@ -9,10 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from quantverdict.errors import TaskError
-from quantverdict.yaml_file import decoded, line_of, wrong_key
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DEPTH = 20
+from quantverdict.yaml_file import UnreadableError, decoded, line_of, read_yaml, unread
 
 
 class TaskSource:
@@ -27,32 +24,16 @@ class TaskSource:
         try:
             content = path.read_bytes()
             text = decoded(content)
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"cannot be read ({error})", file=path, expected="a UTF-8 YAML file") from error
+        except (OSError, ValueError) as error:
+            raise TaskError(f"cannot be read ({unread(error)})", file=path, expected="a UTF-8 YAML file") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
+        self.root: yaml.Node | None
+        self.data: Any
         try:
-            self._refuse_depth_and_aliases(text)
-            self.root = yaml.compose(text, Loader=_LOADER)
-            wrong = None if self.root is None else wrong_key(self.root)
-            if wrong is not None:
-                problem = f"key {str(wrong.value)[:60]!r} is given twice, or not a name"
-                raise TaskError(problem, file=path, line=wrong.start_mark.line + 1, expected="each key once")
-            self.data: Any = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader, the C one where there is one
-        except (yaml.YAMLError, ValueError) as error:
-            mark = getattr(error, "problem_mark", None)
-            reason = " ".join(str(getattr(error, "problem", None) or error).split())
-            line = mark.line + 1 if mark else None
-            raise TaskError(f"not valid YAML: {reason}", file=path, line=line) from error
-
-    def _refuse_depth_and_aliases(self, text: str) -> None:
-        """Before nodes are made: libyaml's composer overruns its stack on deep files, and aliases unfold for ever."""
-        depth = 0
-        for event in yaml.parse(text, Loader=_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEPTH or isinstance(event, yaml.AliasEvent):
-                problem = "nested too deeply" if depth > _DEPTH else "an alias"
-                line = event.start_mark.line + 1 if event.start_mark else None
-                raise TaskError(problem, file=self.path, line=line, expected="plain values, written out")
+            self.root, self.data = read_yaml(text, aliases=False)
+        except UnreadableError as error:
+            problem = error.problem if error.field is None else f"key {error.field!r} is {error.problem}"
+            raise TaskError(problem, file=path, line=error.line, expected=error.expected) from error
 
     def refuse(self, location: tuple[str | int, ...], problem: str, expected: str | None = None) -> NoReturn:
         """Raise for what is at `location`, with the line of the nearest place that the file has."""

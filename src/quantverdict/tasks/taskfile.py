@@ -7,16 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantverdict.errors import TaskError
+from quantverdict.errors import TaskError, did_you_mean
+from quantverdict.metrics import one_of
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import Item, Task
 from quantverdict.tasks.filters import FILTERS
 from quantverdict.tasks.sandbox import template_fields
 from quantverdict.tasks.source import TaskSource
 
-_TEXTS = {"name": True, "task_type": True, "prompt_template": True, "description": False, "metric_group": False}
+_TEXTS = {
+    "name": True, "task_type": True, "prompt_template": True, "description": False, "metric_group": False,
+    "accuracy_metric": False, "cluster_field": False,
+}  # fmt: skip
 """Text keys, and whether they are required."""
-_KEYS = (*_TEXTS, "output_type", "num_fewshot", "filters", "samples", "accuracy_metric", "cluster_field")
+_KEYS = (
+    "name", "task_type", "prompt_template", "description", "metric_group", "output_type", "num_fewshot", "filters",
+    "samples", "accuracy_metric", "cluster_field",
+)  # fmt: skip
 _LISTS = ("correct_answers", "incorrect_answers")
 _ANSWERS = ("answer_choice_0", "answer_choice_1", "answer_choice_2")
 _NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -63,7 +70,7 @@ def _head(file: TaskSource) -> dict[str, Any]:
         file.refuse((), "is not a mapping", f"the keys {', '.join(_KEYS)}")
     for key in data:
         if key not in _KEYS:
-            file.refuse((key,), "unknown key", f"one of {', '.join(_KEYS)}")
+            file.refuse((key,), "unknown key", f"one of {', '.join(_KEYS)}{did_you_mean(str(key), _KEYS)}")
     for key, required in _TEXTS.items():
         if (required or key in data) and not (isinstance(data.get(key), str) and data[key].strip()):
             file.refuse((key,), "missing" if key not in data else "is not text", "text")
@@ -78,7 +85,9 @@ def _check_kind(file: TaskSource) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", data["name"]):
         file.refuse(("name",), f"{data['name']!r} is not a name", "letters, digits, '.', '_', '+', '-'")
     if data["task_type"] not in catalog.TASK_TYPES:
-        file.refuse(("task_type",), f"unknown type {data['task_type']!r}", f"one of {', '.join(catalog.TASK_TYPES)}")
+        file.refuse(
+            ("task_type",), f"unknown type {data['task_type']!r}", one_of(data["task_type"], catalog.TASK_TYPES)
+        )
     if data.get("output_type", "generate") != "generate":
         file.refuse(("output_type",), f"unknown type {data['output_type']!r}", "generate")
     if data.get("num_fewshot", 0) != 0:
@@ -90,8 +99,9 @@ def _filters(file: TaskSource) -> tuple[str, ...]:
     if not isinstance(given, list):
         file.refuse(("filters",), "is not a list", "a list of 'type: NAME'")
     for index, entry in enumerate(given):
-        if not isinstance(entry, dict) or list(entry) != ["type"] or entry["type"] not in FILTERS:
-            file.refuse(("filters", index), f"unknown filter {entry!r}"[:80], f"type: one of {', '.join(FILTERS)}")
+        if not isinstance(entry, dict) or list(entry) != ["type"] or entry["type"] not in [*FILTERS]:
+            shown, named = f"unknown filter {entry!r}"[:80], entry.get("type") if isinstance(entry, dict) else entry
+            file.refuse(("filters", index), shown, f"type: {one_of(str(named), FILTERS)}")
     return tuple(entry["type"] for entry in given)
 
 
@@ -102,7 +112,7 @@ def _accuracy_metric(file: TaskSource) -> str | None:
             file.refuse(("accuracy_metric",), "the task is not a classification", "no such key")
         return None
     if given is not None and given not in catalog.ACCURACY_METRICS:
-        file.refuse(("accuracy_metric",), f"unknown metric {given!r}", f"one of {', '.join(catalog.ACCURACY_METRICS)}")
+        file.refuse(("accuracy_metric",), f"unknown metric {given!r}", one_of(given, catalog.ACCURACY_METRICS))
     return given or catalog.ACCURACY_OF.get(name, "choice_accuracy")
 
 

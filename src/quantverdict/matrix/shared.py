@@ -1,0 +1,132 @@
+"""What a build is compared over: the prompts that both it and its baseline were asked and have a grade for.
+
+Every delta of every table is over these. Prompts that only one of the two was asked are counted and named, and a build
+that has any is not passed: it might have failed what is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from quantverdict.matrix.columns import METRICS, baselines, decimal
+from quantverdict.matrix.grid import Codes, Grid, Grids
+from quantverdict.records import CellId, Estimate, Matrix, Row, Shared
+from quantverdict.stats.intervals import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """Prompts that a build or its baseline was asked and the other was not.
+
+    Attributes:
+        missing: of the baseline's, those that the build has not.
+        extra: of the build's, those that the baseline has not.
+        asked: of the baseline.
+        metrics: that they are scored by.
+    """
+
+    missing: int
+    extra: int
+    asked: int
+    metrics: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """`60 of 120 prompts are missing`."""
+        told = [f"{self.missing} of {self.asked} prompts are missing"] if self.missing else []
+        told += [f"{self.extra} prompts were not asked of the baseline"] if self.extra else []
+        return f"{' and '.join(told)} ({', '.join(self.metrics)})"
+
+
+def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
+    """The matrix, with what each build is compared by where not every prompt is paired; a row that has it keeps it."""
+    base = baselines(matrix)
+    if not samples:
+        return matrix
+    return tuple(
+        row
+        if row.is_baseline or row.base_model not in base or row.shared is not None
+        else _with_shared(row, base[row.base_model], samples)
+        for row in matrix
+    )
+
+
+def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]) -> Unpaired | None:
+    """What does not pair by any of these metrics; None where everything does.
+
+    A metric that one of the two lacks altogether has no pair at all; but for judges, which need not label every build.
+    """
+    asked: list[tuple[Codes, Codes]] = []
+    names = []
+    for name in metrics:
+        if name in samples:
+            mine, theirs = asked_of_both(samples[name], cell, baseline)
+            if (len(mine) and len(theirs)) or METRICS[name].group != "judge":
+                asked.append((mine, theirs))
+                names += [] if np.array_equal(mine, theirs) else [name]
+    if not names:
+        return None
+    missing, extra, whole = (
+        np.unique(np.concatenate(parts))
+        for parts in (
+            [np.setdiff1d(theirs, mine) for mine, theirs in asked],
+            [np.setdiff1d(mine, theirs) for mine, theirs in asked],
+            [theirs for _, theirs in asked],
+        )
+    )
+    return Unpaired(len(missing), len(extra), len(whole), tuple(names))
+
+
+def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[Codes, Codes]:
+    """The prompts that a build and its baseline were asked; a build that was asked in rounds misses none by mistake."""
+    theirs = grid.asked(baseline)
+    return (theirs if cell in grid.looks else grid.asked(cell)), theirs
+
+
+def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
+    levels, own, metrics = dict(row.metrics), dict(row.metrics), dict(baseline.metrics)
+    stopped: tuple[int | None, int | None] = (None, None)
+    torn = False
+    for name, grid in _of_both(row, baseline, samples):
+        looks = grid.looks.get(row.cell)
+        if looks is not None and looks.stopped_after is not None:
+            stopped = (looks.stopped_after, looks.planned)
+        asked, theirs = asked_of_both(grid, row.cell, baseline.cell)
+        alike = np.array_equal(asked, theirs)
+        torn = torn or not alike
+        mine, reference = grid.compared(row.cell, baseline.cell)
+        if not alike and len(np.setdiff1d(asked, theirs)):
+            _put(levels, name, np.where(np.isin(grid.prompts, theirs), mine, np.nan))
+        known, graded = ~np.isnan(mine - reference), (~np.isnan(arm) for arm in (mine, grid.values_of(baseline.cell)))
+        if not all(np.array_equal(known, of_arm) for of_arm in graded):
+            _put(own, name, mine[known])
+            _put(metrics, name, reference[known])
+    if torn:  # the openings of refusals are those of a cell as a whole
+        metrics = {name: found for name, found in metrics.items() if METRICS[name].group != "template"}
+    if stopped == (None, None) and own == row.metrics and metrics == baseline.metrics:
+        return row
+    without = tuple(name for name in row.metrics if name in samples and name in baseline.metrics and name not in own)
+    return replace(row, metrics=levels, shared=Shared(metrics, own, *stopped, without))
+
+
+def _of_both(row: Row, baseline: Row, samples: Grids) -> Iterator[tuple[str, Grid]]:
+    """The metrics that both have samples of."""
+    for name, grid in samples.items():
+        if name in row.metrics and name in baseline.metrics and {row.cell, baseline.cell} <= set(grid.cells):
+            yield name, grid
+
+
+def _put(metrics: dict[str, Estimate], name: str, values: FloatArray) -> None:
+    """A metric over these values, NaN where there is none; taken out where there is none at all."""
+    values = values[~np.isnan(values)]
+    n, total = len(values), math.fsum(values)
+    if not n:
+        metrics.pop(name, None)
+    elif METRICS[name].proportion:
+        metrics[name] = Estimate(Fraction(int(total), n), n=n, k=int(total))
+    else:
+        metrics[name] = Estimate(decimal(Fraction(total) / n), n=n)

@@ -1,0 +1,140 @@
+"""What can be lost, by exact limits beside scipy's; what guessing gives; and instruments that contradict each other."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from quantverdict.matrix.grid import grids, scores_frame
+from quantverdict.matrix.headroom import apart, headrooms
+from quantverdict.policy import Policy
+from quantverdict.records import CellId, Score
+from quantverdict.stats.intervals import clopper_pearson
+
+BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
+
+
+def scores(cell, metric, values, clusters=None):
+    return [
+        Score(*cell, "t", f"s{at:04d}", metric, value, None if clusters is None else f"c{clusters[at]}")
+        for at, value in enumerate(values)
+    ]
+
+
+def settled(metric, values, margin=5, choices=None, clusters=None):
+    samples = grids(scores_frame(scores(BASE, metric, values, clusters)))
+    return headrooms(samples, [BASE], {metric: Fraction(margin)}, choices or {})["m", metric]
+
+
+def rate(k, n):
+    return [1.0] * k + [0.0] * (n - k)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 120), (5, 500), (1, 3), (60, 120), (500, 500)])
+def test_the_exact_interval_is_scipys(k, n):
+    ours, theirs = clopper_pearson(k, n), binomtest(k, n).proportion_ci(0.95, "exact")
+    assert (ours.lo, ours.hi) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_each_verdict_at_its_boundary_in_counts():
+    """Of 200 refusals: the verdict turns where the limits of scipy's exact test pass the margin of 5 pp."""
+    limits = {k: binomtest(k, 200).proportion_ci(0.95, "exact") for k in range(40)}
+    for k, found in limits.items():
+        expected = "informative" if found.low > 0.05 else "uninformative" if found.high <= 0.05 else "unsettled"
+        assert settled("refusal_rate", rate(k, 200)).verdict == expected, k
+    seen = {settled("refusal_rate", rate(k, 200)).verdict for k in limits}
+    assert seen == {"informative", "unsettled", "uninformative"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "k", "verdict"),
+    [
+        ("refusal_rate", 0, "uninformative"),
+        ("refusal_rate", 300, "informative"),
+        ("over_refusal_rate", 0, "informative"),
+        ("over_refusal_rate", 300, "uninformative"),
+        ("bias_resistance", 300, "informative"),
+    ],
+)
+def test_the_direction_says_what_can_be_lost(metric, k, verdict):
+    assert settled(metric, rate(k, 300)).verdict == verdict
+
+
+def test_clusters_tell_less_than_their_prompts():
+    """None of 120 prompts in 30 clusters of four is none of 30: up to 11.6 % may be lost."""
+    assert settled("refusal_rate", rate(0, 120)).verdict == "uninformative"
+    found = settled("refusal_rate", rate(0, 120), clusters=np.repeat(np.arange(30), 4))
+    assert (found.verdict, "11.6 %" in found.reason) == ("unsettled", True)
+
+
+def test_a_mean_has_the_limits_of_a_mean():
+    assert settled("rouge_l", [0.3 + at % 5 / 50 for at in range(50)], margin=3).verdict == "informative"
+    assert settled("rouge_l", [0.0] * 500, margin=3).verdict == "uninformative"
+    assert settled("rouge_l", [0.0] * 20, margin=3).verdict == "unsettled", "twenty prompts do not settle 3 pp"
+    assert settled("truthfulness", [0.0] * 495 + [0.5] * 5).verdict == "uninformative"
+
+
+def test_what_is_right_by_guessing_is_not_there_to_lose():
+    """Half of 2000 with two choices is chance, and with four is not; of MMLU four are known."""
+    for count, verdict in ((2, "uninformative"), (4, "informative")):
+        choices = {"m": {("t", f"s{at:04d}"): count for at in range(2000)}}
+        found = settled("choice_accuracy", rate(1000, 2000), choices=choices)
+        assert (found.verdict, f"{100 / count:.1f} % by chance" in found.reason) == (verdict, True)
+    assert settled("choice_accuracy", rate(100, 400)).verdict == "informative", "without choices nothing is known"
+    assert settled("mmlu_accuracy", rate(100, 400)).verdict == "uninformative"
+    some = {"m": {("t", "s0000"): 2}}
+    assert "chance" not in settled("choice_accuracy", rate(100, 400), choices=some).reason
+
+
+@pytest.mark.parametrize(("unread", "verdict"), [(40, "informative"), (41, "not_measured")])
+def test_a_baseline_may_leave_a_tenth_ungraded(unread, verdict):
+    assert settled("refusal_rate", [None] * unread + rate(300, 400 - unread)).verdict == verdict
+
+
+def test_a_baseline_without_any_grade_is_not_measured_and_said():
+    samples = grids(scores_frame(scores(BASE, "truthfulness", [None] * 9) + scores(BUILD, "truthfulness", [1.0] * 9)
+                                 + scores(BASE, "refusal_rate", [1.0] * 9)))  # fmt: skip
+    found = headrooms(samples, [BASE], {"truthfulness": Fraction(5)}, {})["m", "truthfulness"]
+    assert (found.verdict, "9 of 9 ungraded" in found.reason) == ("not_measured", True)
+
+
+def judged(pattern, judge, build_judge=None):
+    arms = [(BASE, judge), (BUILD, judge if build_judge is None else build_judge)]
+    found = [score for cell, _ in arms for score in scores(cell, "refusal_rate", pattern)]
+    found += [score for cell, labels in arms for score in scores(cell, "judge_refusal_rate", labels)]
+    return grids(scores_frame(found))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "labels", "constant"),
+    [
+        (rate(100, 200), [1.0] * 200, True),
+        (rate(199, 200), [1.0] * 200, False),
+        (rate(100, 200), [1.0] * 199 + [0.0], False),
+        (rate(100, 200), [1.0] * 3 + [None] * 197, False),
+    ],
+)
+def test_a_judge_is_constant_where_the_pattern_splits_what_it_labelled(pattern, labels, constant):
+    samples = judged(pattern, labels)
+    found = headrooms(samples, [BASE], {"judge_refusal_rate": Fraction(5)}, {})["m", "judge_refusal_rate"]
+    assert found.constant == constant
+
+
+def test_a_judge_that_tells_a_build_from_its_baseline_is_not_constant():
+    samples = judged(rate(100, 200), [1.0] * 200, build_judge=rate(150, 200))
+    found = headrooms(samples, [BASE], {"judge_refusal_rate": Fraction(5)}, {})["m", "judge_refusal_rate"]
+    assert found.verdict == "informative"
+
+
+def test_instruments_are_compared_over_the_prompts_that_both_read():
+    """The judge labelled the first half alone, where the pattern changes nothing: they agree there."""
+    pattern = {BASE: rate(100, 100), BUILD: rate(90, 100)}
+    judge = {BASE: [1.0] * 50, BUILD: [1.0] * 50}
+    both = [("refusal_rate", pattern), ("judge_refusal_rate", judge)]
+    found = [score for name, arms in both for cell, values in arms.items() for score in scores(cell, name, values)]
+    assert apart(grids(scores_frame(found)), BUILD, BASE, Policy()) is None
+    judge[BUILD] = [1.0] * 45 + [0.0] * 5
+    found = [score for name, arms in both for cell, values in arms.items() for score in scores(cell, name, values)]
+    said = apart(grids(scores_frame(found)), BUILD, BASE, Policy())
+    assert said.startswith("refusal_rate +0.00 pp and judge_refusal_rate -10.00 pp over the same 50 prompts")

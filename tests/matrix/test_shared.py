@@ -1,0 +1,78 @@
+"""What a build is compared over: levels of prompts that both were asked, deltas of those that both have a grade for."""
+
+from fractions import Fraction
+
+import pytest
+
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.cells import CellInfo, build_matrix
+from quantverdict.matrix.grid import grids, scores_frame
+from quantverdict.matrix.relations import exact_changes
+from quantverdict.matrix.shared import unpaired, with_shared
+from quantverdict.matrix.signals import all_signals
+from quantverdict.matrix.synthesis import synthesis_tables
+from quantverdict.policy import Policy
+from quantverdict.records import CellId, Estimate, Score
+
+BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
+FEW = StatisticsConfig(bootstrap_samples=100)
+
+
+def study(base, build, templates=None, metric="refusal_rate"):
+    """Matrix and samples of two arms, each a mapping of prompt to value."""
+    found = [
+        Score(*cell, "t", name, metric, value)
+        for cell, values in ((BASE, base), (BUILD, build))
+        for name, value in values.items()
+    ]
+    infos = [CellInfo("m", "F", 1.0, cell.quant, 16 - at, is_baseline=not at) for at, cell in enumerate((BASE, BUILD))]
+    samples = grids(scores_frame(found))
+    return build_matrix(samples, infos, FEW, templates=templates or {}), samples
+
+
+def named(values, start=0):
+    return {f"s{at:03d}": value for at, value in enumerate(values, start)}
+
+
+def test_the_same_prompts_change_nothing():
+    matrix, samples = study(named([1.0, 0.0, None]), named([1.0, 1.0, None]))
+    assert with_shared(matrix, samples) == matrix
+    assert unpaired(samples, BUILD, BASE, ["refusal_rate"]) is None
+
+
+def test_levels_are_of_prompts_that_both_were_asked_and_deltas_of_those_that_both_have_a_grade_for():
+    """Prompts 0 to 5 in the baseline, 2 to 9 in the build, which leaves prompt 2 ungraded."""
+    matrix, samples = study(named([1.0] * 6), named([None, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], start=2))
+    row = next(row for row in with_shared(matrix, samples) if not row.is_baseline)
+    assert row.metrics["refusal_rate"] == Estimate(Fraction(2, 3), n=3, k=2), "of prompts 3, 4 and 5"
+    assert row.paired_metrics["refusal_rate"].value == Fraction(2, 3)
+    assert row.shared.metrics["refusal_rate"] == Estimate(Fraction(1), n=3, k=3)
+    found = unpaired(samples, BUILD, BASE, ["refusal_rate", "truthfulness"])
+    assert (found.missing, found.extra, found.asked, found.metrics) == (2, 4, 6, ("refusal_rate",))
+    assert with_shared(with_shared(matrix, samples), samples) == with_shared(matrix, samples)
+
+
+def test_no_common_prompt_is_no_delta_and_says_so():
+    matrix, samples = study(named([1.0] * 5), named([0.0] * 5, start=5))
+    shared = with_shared(matrix, samples)
+    assert [deltas for _, deltas in exact_changes(shared)] == [{}]
+    signals = all_signals(shared, Policy())[1]
+    assert signals.refusal is None
+    assert signals.missing("refusal_rate") == "refusal_rate: no prompt that both it and the baseline have a grade for"
+
+
+def test_what_is_of_a_cell_as_a_whole_has_no_delta_over_other_prompts():
+    openings = {cell: {"prefix_entropy": Estimate(Fraction(1, 2))} for cell in (BASE, BUILD)}
+    for build, kept in ((named([1.0] * 6), True), (named([1.0] * 3), False)):
+        matrix, samples = study(named([1.0] * 6), build, openings)
+        ((_, deltas),) = exact_changes(with_shared(matrix, samples))
+        assert ("prefix_entropy" in deltas) == kept
+
+
+def test_a_level_stands_on_its_bits_beside_all_of_the_baseline_by_its_delta():
+    """Half a log, of the prompts that are harder: its level is lower than the baseline's and its delta 0."""
+    matrix, samples = study(named([0.0] * 5 + [1.0] * 5), named([0.0] * 5))
+    tables = {one.name: one for one in synthesis_tables(with_shared(matrix, samples), Policy())}
+    rows = [dict(zip(tables["bpw_regressions"].columns, row, strict=True)) for row in tables["bpw_regressions"].rows]
+    slope = next(row["slope"] for row in rows if row["metric"] == "refusal_rate")
+    assert slope == pytest.approx(0) or slope is None
