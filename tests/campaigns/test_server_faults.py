@@ -232,7 +232,7 @@ def faults(kind):
             "no choices": {"choices": []}, "choices null": {"choices": None}, "choices a text": {"choices": WRONG},
             "no content": {"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]},
             "content null": {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]},
-            "content a list": {"choices": [{"message": {"content": [{"text": WRONG}]}, "finish_reason": "stop"}]},
+            "content a picture": {"choices": [{"message": {"content": [{"type": "image_url", "image_url": {"url": WRONG}}]}, "finish_reason": "stop"}]},
             "content a number": {"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]},
             "filtered": {"choices": [{"message": {"content": WRONG}, "finish_reason": "content_filter"}]},
             "tool call": {"choices": [{"message": {"content": WRONG}, "finish_reason": "tool_calls"}]},
@@ -243,7 +243,7 @@ def faults(kind):
             "usage too large": {"usage": {"prompt_tokens": 1, "completion_tokens": 10**30}},
         },
         "ollama": {
-            "no message": {"message": None}, "content null": {"message": {"content": None}}, "content a number": {"message": {"content": 5}},
+            "no message": {"message": None, "response": None}, "content null": {"message": {"content": None}}, "content a number": {"message": {"content": 5}},
             "not done": {"done": False}, "done a text": {"done": "yes"}, "loading": {"done_reason": "load"},
             "counts a text": {"eval_count": "3"}, "count negative": {"eval_count": -3},
         },

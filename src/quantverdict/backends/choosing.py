@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from quantverdict.backends.base import Backend, Decoding, Placement, Service
 from quantverdict.backends.http import HttpClient, RefusedError
-from quantverdict.backends.remote import Message, Reply, ask_all, is_loaded, read_reply
+from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, is_loaded, read_reply
 from quantverdict.backends.server_engines import identify
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
@@ -94,8 +94,8 @@ def _name(prompt: Prompt) -> str:
 
 
 class _Usage(Reply):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
 
 
 class _Choice(Reply):

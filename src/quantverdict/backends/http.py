@@ -230,8 +230,8 @@ class HttpClient:
         sock.settimeout(_left(deadline))
         connection.request(method, path, content, headers)
         connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
-        response = connection.getresponse()
-        body = _body(response)
+        with connection.getresponse() as response:  # not closed at its end by itself, and it holds the socket
+            body = _body(response)
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
             body = b'{"error": "the reply is compressed, which was not asked for"}'
         reply = _Reply(response.status, response.reason, response.getheader("Retry-After"), body)
@@ -341,7 +341,6 @@ def _body(response: HTTPResponse) -> bytes:
     # A head that is cut off ends like any other: with no length, and then with nothing.
     headless = not body and response.length is None and not response.chunked
     whole = not response.length and not headless
-    response.close()  # at its end it is not closed by itself, and the connection could not be used again
     if not whole:
         raise IncompleteRead(body, response.length or 0)
     return body

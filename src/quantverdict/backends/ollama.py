@@ -15,7 +15,7 @@ from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
 from quantverdict.backends.http import HttpClient
-from quantverdict.backends.remote import Message, Reply, Shape, ask_all, is_loaded, read_reply, without_start
+from quantverdict.backends.remote import Message, Reply, Shape, Tokens, ask_all, is_loaded, read_reply, without_start
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -63,8 +63,8 @@ class _Answer(Reply):
     response: str | None = None
     thinking: str | None = None
     message: Message | None = None
-    prompt_eval_count: int
-    eval_count: int = 0
+    prompt_eval_count: Tokens
+    eval_count: Tokens = 0
     load_duration: int = 0
     prompt_eval_duration: int | None = None
     logprobs: list[_Generated] | None = None

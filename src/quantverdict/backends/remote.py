@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantverdict.backends.base import Progress
 from quantverdict.backends.http import HttpClient, RefusedError
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
+
+Tokens = Annotated[int, Field(ge=0, lt=1 << 31)]
+"""A count of tokens as a server says it: one that no model can have is no count."""
 
 
 class Reply(BaseModel):
@@ -32,7 +35,8 @@ class Message(Reply):
     def text(self) -> str | None:
         """The answer; None where the reply has none, and no reasoning either."""
         if isinstance(self.content, list):
-            return "".join(_said(part) for part in self.content if not _is_thought(part))
+            parts = [part for part in self.content if not _is_thought(part)]
+            return "".join(map(_said, parts)) if all(map(_is_said, parts)) else None
         return "" if self.content is None and self.thought is not None else self.content
 
     @property
@@ -44,8 +48,17 @@ class Message(Reply):
         return "\n\n".join(part for part in found if part.strip()) or None
 
 
+_TEXTS = ("text", "thinking", "reasoning", "content", "summary")
+"""Keys under which a part has its text."""
+
+
 def _is_thought(part: object) -> bool:
     return isinstance(part, Mapping) and any(name in str(part.get("type", "")) for name in ("think", "reason"))
+
+
+def _is_said(part: object) -> bool:
+    """Whether a part is text at all: a picture, a sound or a call of a tool is no empty answer."""
+    return isinstance(part, str | list) or (isinstance(part, Mapping) and any(name in part for name in _TEXTS))
 
 
 def _said(part: object) -> str:
@@ -54,8 +67,7 @@ def _said(part: object) -> str:
         return part
     if isinstance(part, list):
         return "".join(_said(one) for one in part)
-    names = ("text", "thinking", "reasoning", "content", "summary")
-    found = [part[name] for name in names if part.get(name)] if isinstance(part, Mapping) else []
+    found = [part[name] for name in _TEXTS if part.get(name)] if isinstance(part, Mapping) else []
     return _said(found[0]) if found else ""
 
 

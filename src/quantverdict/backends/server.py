@@ -13,7 +13,7 @@ from typing import Any
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
 from quantverdict.backends.http import HttpClient
-from quantverdict.backends.remote import Message, Reply, ask_all, read_reply, without_start
+from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, read_reply, without_start
 from quantverdict.backends.server_engines import Engine, identify
 from quantverdict.backends.server_tokens import Ids, ServerTokenizer, find_choices, find_tokenizer
 from quantverdict.backends.token_hash import hash_ids
@@ -26,8 +26,8 @@ FINISHES = ("stop", "length")
 
 
 class _Usage(Reply):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
 
 
 class _Timings(Reply):
