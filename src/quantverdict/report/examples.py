@@ -93,7 +93,9 @@ def _refusals(bundle: BundleView) -> Mapping[tuple[str, str], Mapping[tuple[str,
     columns = ("base_model", "quant", "task", "sample_id", "value")
     metric = (bundle.decision.get("policy") or {}).get("refusal_metric", "refusal_rate")
     with reading(path):
-        frame = scan_frame(path, SCORES).filter(pl.col("metric") == metric, pl.col("value").is_not_null())
+        frame = scan_frame(path, {name: SCORES[name] for name in (*columns, "metric")}).filter(
+            pl.col("metric") == metric, pl.col("value").is_not_null()
+        )
         rows = (
             frame.select(pl.col(name).cast(pl.String if name != "value" else pl.Float64) for name in columns)
             .collect()
