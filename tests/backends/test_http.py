@@ -55,6 +55,28 @@ def waits(monkeypatch):
     return watch
 
 
+@pytest.mark.parametrize("sent", [b"HTTP/1.1 200 OK\r\nCo", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_reply_that_ends_in_its_head_is_a_broken_connection_and_asked_for_again(sent, monkeypatch):
+    """Python's client takes a head that is cut off for a whole one, with nothing behind it."""
+    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.01)
+    whole = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"got": "x"}'
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            for reply in (sent, whole):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(reply)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        asking = HttpClient(Service(f"http://127.0.0.1:{listener.getsockname()[1]}", "m", retries=1), "/v1")
+        assert asking.post("/v1/echo", {}) == {"got": "x"}
+        asking.close()
+        thread.join()
+
+
 def test_connections_are_kept(client, scripted):
     asking = client()
     assert [asking.post("/v1/echo", {"n": i}) for i in range(5)] == [{"got": {"n": i}} for i in range(5)]

@@ -345,6 +345,7 @@ class TestFaults:
             ("drop", "the connection broke"),
             ("hang up", "the connection broke"),
             ((200, answer() | {"choices": []}, {}), "the reply has no choices"),
+            ((200, answer() | {"choices": answer()["choices"] * 2}, {}), "the reply has 2 answers; expected one"),
             ((200, {"choices": answer()["choices"]}, {}), "not the reply that was expected: usage: Field required"),
             ((200, answer() | {"choices": [{"finish_reason": "stop"}]}, {}), "the reply has no text"),
             ((200, answer(finish="abort"), {}), "finished by 'abort'; expected one of stop, length"),

@@ -59,6 +59,7 @@ def test_a_killed_stage_is_resumed_to_equal_bytes(
     args, kind = STAGES[stage]
     origin = start(kind)
     before = snapshot(origin / "b") if (origin / "b").exists() else {}
+    assert warm(args, fresh(origin), judge=True)["code"] == 0  # whatever is cached for the next time is cached now
     folder = fresh(origin)
     whole = warm(args, folder, judge=True)
     assert whole["code"] == 0, whole["err"]

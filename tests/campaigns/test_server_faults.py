@@ -293,7 +293,7 @@ def verdict(result, said, passes, asked, name):
     if result is not None:
         if result != [RIGHT, RIGHT]:
             return f"took {result} for answers"
-        if len(asked) != len(PROMPTS) + 1:
+        if passes and len(asked) != len(PROMPTS) + 1:
             return f"answered after {len(asked)} requests"
         if passes is False:
             return "asked again for what is final"

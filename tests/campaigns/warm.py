@@ -83,10 +83,11 @@ class Faults:
     def _wrapped(self, real, name):
         def call(*args, **kwargs):
             struck = self._strikes(name)
-            done = real(*args, **kwargs)
-            if struck:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return done
+            try:
+                return real(*args, **kwargs)
+            finally:  # an operation that fails, such as deleting what is not there, ends too
+                if struck:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 

@@ -338,10 +338,12 @@ def _body(response: HTTPResponse) -> bytes:
             break
         pieces.append(piece)
     body = b"".join(pieces)
-    whole = not response.length
+    # A head that is cut off ends like any other: with no length, and then with nothing.
+    headless = not body and response.length is None and not response.chunked
+    whole = not response.length and not headless
     response.close()  # at its end it is not closed by itself, and the connection could not be used again
     if not whole:
-        raise IncompleteRead(body, response.length)
+        raise IncompleteRead(body, response.length or 0)
     return body
 
 

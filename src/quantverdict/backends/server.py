@@ -175,6 +175,8 @@ class ServerBackend:
         answer = read_reply(_Answer, self._client.post(self._client.base + path, body), where)
         if not answer.choices:
             raise EngineError(f"{where}: the reply has no choices")
+        if len(answer.choices) > 1:
+            raise EngineError(f"{where}: the reply has {len(answer.choices)} answers; expected one, as was asked for")
         choice = answer.choices[0]
         text = choice.message.text if choice.message is not None else choice.text
         reasoning = choice.message.thought if choice.message is not None else None
