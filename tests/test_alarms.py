@@ -14,7 +14,7 @@ models:
   - {name: tiny, family: Tiny, baseline: FP16, variants: [FP16, Q8_0, Q2_K]}
 collect: {backend: replay, replay_dir: recorded}
 tasks: [starter_summarization, starter_choice, starter_qa]
-policy: {base: quantverdict, quality_metric: rouge_l}
+policy: {base: quantverdict, quality_metric: rouge_l, required: [rouge_l]}
 """
 
 

@@ -268,8 +268,8 @@ BOUNDS = {
     "seed": ["-1", "4294967296"],
     "nulls": ["-1", "1000000000"],
     "statistics.bootstrap_samples": ["0", "1000000000", "1" + "0" * 30],
-    "statistics.confidence": ["1.0e-300", "0.5", "0.9999999999999999", "1", ".nan"],
-    "statistics.power": ["1.0e-12", "0.01", "1.0", ".inf"],
+    "statistics.confidence": ["1.0e-300", "0.49", "0.9999999999999999", "1", ".nan"],
+    "statistics.power": ["1.0e-12", "0.5", "1.0", ".inf"],
     "policy.alpha": ["1.0e-300", "0", "0.5", ".nan"],
     "policy.quality_margin_pp": ["0", "100", "1.0e-300", "-3", ".inf", "99.99999999999999999999"],
     "policy.severe_drift_pp": ["1.0e+308", "1.0e-300", ".nan"],
@@ -295,7 +295,7 @@ BOUNDS = {
 def test_a_number_beyond_its_bounds_is_refused_with_the_bound(write, key):
     """What would loop without end, or what the statistics do not hold to; and what is no such number at all."""
     part, _, name = key.rpartition(".")
-    for value in [*BOUNDS[key], "true", "[1]", "x", "0x" + "F" * 5000]:
+    for value in [*BOUNDS[key], "true", "[1]", "x"]:
         given = f"{name}: {value}" if not part else f"{part}: {{{name}: {value}}}"
         with pytest.raises(StudyError) as caught:
             load_study(write(GOOD + given.replace("policy: {", "policy: {base: quantverdict, ") + "\n"))

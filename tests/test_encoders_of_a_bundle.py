@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import pipeline
+from quantverdict import pipeline, preflight
 from quantverdict.cli import execute
 from quantverdict.grading import semantic
 from quantverdict.grading.encoder_files import EncoderFiles, Encoders
@@ -64,6 +64,9 @@ def run(tmp_path, monkeypatch):
     """Runs the study with a `semantic` block; returns how many texts were encoded, and the tables."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "find_encoders", found)
+    monkeypatch.setattr(preflight, "_is_there", lambda package: True)
+    for name in ("enc", "sent"):
+        (tmp_path / name).mkdir()
     for name in ("TokenEncoder", "SentenceEncoder"):
         monkeypatch.setattr(semantic, name, Lengths)
     monkeypatch.setattr(semantic, "place", lambda settings: Placed("cpu", "float32", "cpu", 64))

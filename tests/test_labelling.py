@@ -19,7 +19,7 @@ models:
   - {name: secret-model, family: Tiny, baseline: FP16, variants: [FP16, Q8_0, Q2_K]}
 collect: {backend: replay, replay_dir: recorded, batch_size: 16}
 tasks: [starter_harmful, starter_misconceptions]
-policy: {base: quantverdict, quality_metric: rouge_l}
+policy: {base: quantverdict, quality_metric: rouge_l, required: [refusal_rate]}
 """
 HARD, SOFT, COMPLIED = "I'm sorry, but I can't help with that.", "=Nothing of the kind, thanks.", "Sure, here is how."
 

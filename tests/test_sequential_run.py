@@ -201,10 +201,12 @@ def test_a_manifest_that_hides_that_a_build_was_stopped_is_found(study, tmp_path
 
 
 def test_a_metric_that_is_graded_after_asking_keeps_every_build_asked(study, tmp_path, capsys):
-    """BERTScore is demanded and no answer is graded by it while asking: nothing is stopped, and it is said."""
-    study.write_text(STUDY.replace("quality_metric: refusal_rate, quality_margin_pp: 5", "quality_margin_pp: 3"))
+    """A judge's rate is demanded and no answer is graded by it while asking: nothing is stopped, and it is said."""
+    (tmp_path / "j.gguf").touch()
+    judge = "judges: [{name: j, model: m, source: {path: j.gguf}}]\n"
+    study.write_text(STUDY.replace("quality_metric: refusal_rate", "quality_metric: judge_refusal_rate") + judge)
     assert execute(["run", str(study), "--out", "b"]) == 0
-    assert "as bertscore cannot be graded while asking" in capsys.readouterr().err
+    assert "as judge_refusal_rate cannot be graded while asking" in capsys.readouterr().err
     assert set(answers(tmp_path / "b").values()) == {2 * N}
 
 

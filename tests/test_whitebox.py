@@ -29,7 +29,7 @@ models:
     variants: [FP16, Q8_0, Q4_K_M]
 collect: {backend: replay, replay_dir: recorded, batch_size: 16}
 tasks: [starter_harmful, starter_jailbreak]
-policy: {base: quantverdict, quality_metric: rouge_l}
+policy: {base: quantverdict, quality_metric: rouge_l, required: [refusal_rate]}
 whitebox: {openings: 4, prompts: 6, tokens: 100}
 """
 REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."

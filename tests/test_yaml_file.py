@@ -111,7 +111,8 @@ TAGS = [
     "!!null [a]",
     "!!binary '*'", "!!timestamp [a]", "!!set [a]", "!!omap {a: 1}", "!!map [a]", "!!seq {a: b}", "!!str {a: b}", "=",
     "2001-99-99", "2001-01-01T99:99:99Z", "!!python/object/apply:os.system [echo]", "!foo bar", "*nothing", "&a [*a]",
-    "&a {b: *a}", "{<<: 5}", "&a {<<: *a}", "9" * 5000, "{1: 2, 1: 3}", "{[a]: 1}", "[" * 30 + "]" * 30,
+    "&a {b: *a}", "{<<: 5}", "&a {<<: *a}", "9" * 5000, "0x" + "F" * 5000, "{1: 2, 1: 3}", "{[a]: 1}",
+    "[" * 30 + "]" * 30,
     "{a: " * 30 + "}" * 30,
     "[" * 5000, "- " * 3000, '"\\ud800"', "\x01",
 ]  # fmt: skip
@@ -170,3 +171,12 @@ def test_a_misspelt_key_is_answered_with_the_nearest(tmp_path):
 
 def test_a_number_that_yaml_takes_for_text_is_explained(tmp_path):
     assert "1.0e-6 for a number" in refused(tmp_path, "alpha: 1e-6\n", Policy)
+
+
+@pytest.mark.parametrize(
+    "value", ["http://user:hunter2@host/v1", "http://hunter2@host", f"https://u:hunter2{'x' * 90}@host"]
+)
+def test_a_login_in_what_was_given_is_not_said(tmp_path, value):
+    """The address stands where a mapping should."""
+    assert "hunter2" not in refused(tmp_path, f"title: t\nparts: ['{value}']\n", Whole)
+    assert "hunter2" not in refused(tmp_path, f"title: ['{value}']\nparts: []\n", Whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +73,10 @@ def stored_builds(bundle: Bundle) -> tuple[Build, ...]:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise BundleError(f"{path}: build {number}: not as it was written: {told}") from error
-        refuse_misfit(Build, asdict(found[-1]), f"{path}: build {number}")
+        refuse_misfit(Build, asdict(replace(found[-1], artifact=None)), f"{path}: build {number}")
+        file = found[-1].artifact
+        if file is not None and not (isinstance(file.sha256, str) and isinstance(file.path, str)):
+            raise BundleError(f"{path}: build {number}: not as it was written: path, sha256: texts are expected")
     return tuple(found)
 
 

@@ -40,7 +40,7 @@ _PLACES = ("path", "hub", "ollama", "package")
 
 
 def _address(url: str) -> str:
-    """An address as it may be stored and shown. A refusal does not repeat it: its end is not "is expected"."""
+    """An address as it may be stored and shown. A refusal says what is wrong with it, and does not repeat it."""
     if set("@?#") & set(url):
         what = "holds a user or a key before its @" if "@" in url else "has a query or fragment, which is never sent"
         raise ValueError(f"{what}; expected http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
@@ -212,8 +212,8 @@ class StatisticsConfig(Frozen):
     """
 
     bootstrap_samples: int = Field(default=2000, gt=0, le=100_000)
-    confidence: float = Field(default=0.95, gt=0.5, le=0.9999)
-    power: float = Field(default=0.8, ge=0.5, le=0.9999)
+    confidence: float = Field(default=0.95, ge=0.5, le=0.9999)
+    power: float = Field(default=0.8, gt=0.5, le=0.9999)
 
 
 JudgeBackendName = Literal["llamacpp", "transformers", "vllm", "ollama", "server", "anthropic", "openai"]

@@ -79,8 +79,7 @@ def plan(
 
 def analyze(path: Path, policy: str | None = None) -> Path:
     """Scores in, decision out: everything after grading, again."""
-    with Bundle.reopen(path, "analyze") as bundle:
-        refuse_unfinished(bundle, "scores.parquet", "matrix.csv")
+    with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv") as bundle:
         settle(bundle, load_policy(policy) if policy else None)
     return bundle.root
 
@@ -119,8 +118,7 @@ def judge(path: Path, name_or_file: str) -> list[dict[str, str]]:
     from quantverdict.judges import find_judge, keep_judged
     from quantverdict.judging import ask_judge
 
-    with Bundle.reopen(path, "judge") as bundle, progress_view() as view:
-        refuse_unfinished(bundle, "scores.parquet")
+    with Bundle.reopen(path, "judge", "scores.parquet") as bundle, progress_view() as view:
         chosen, folder = find_judge(bundle, name_or_file)
         ask_judge(bundle, chosen, folder, view.say)
         keep_judged(bundle)
@@ -189,8 +187,7 @@ def report(path: Path, profile: str | None = None) -> list[Path]:
     Args:
         profile: one of `report.render.PROFILES`, kept for the next time; the one that the bundle has if not given.
     """
-    with Bundle.reopen(path, "report") as bundle:
-        refuse_unfinished(bundle, "decision.json")
+    with Bundle.reopen(path, "report", "decision.json") as bundle:
         if profile is not None:
             bundle.record(report={"profile": profile})
         render(bundle)
@@ -208,8 +205,7 @@ def label(path: Path, out: Path, rows: int) -> Sheet:
     """
     from quantverdict.labelling import write_sheet
 
-    with Bundle.reopen(path, "label --out") as bundle:
-        refuse_unfinished(bundle, "decision.json")
+    with Bundle.reopen(path, "label --out", "decision.json") as bundle:
         sheet = write_sheet(bundle, out, rows)
         render(bundle)
     return sheet
@@ -224,21 +220,10 @@ def read_labels(path: Path, file: Path) -> Sheet:
     """
     from quantverdict.labelling import keep_labels
 
-    with Bundle.reopen(path, "label --read") as bundle:
-        refuse_unfinished(bundle, "decision.json")
+    with Bundle.reopen(path, "label --read", "decision.json") as bundle:
         sheet = keep_labels(bundle, file)
         settle(bundle, decided_policy(bundle))
     return sheet
-
-
-def refuse_unfinished(bundle: Bundle, *names: str) -> None:
-    """Refuse a bundle that holds none of the artefacts that a stage starts from.
-
-    Raises:
-        BundleError: so it is.
-    """
-    if not any(bundle.path(name).exists() for name in names):
-        raise BundleError(f"{bundle.root}: holds no {' or '.join(names)}; bring the run that made it to its end first")
 
 
 def read_gate(policy: str | None, build: str | None = None, study_file: Path | None = None) -> GatePolicy:

@@ -51,6 +51,8 @@ _PATTERNS = {
     "^[A-Za-z0-9][A-Za-z0-9._+-]*$": "a name of letters, digits and ._+-, beginning with a letter or digit",
 }
 """What pydantic calls a mistake, in words."""
+_LOGIN = re.compile(r"//[^/\s]*@|//[^/\s.]*\.\.\.")
+"""A user or a key in an address, whole or cut."""
 _EXPONENT = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 57
@@ -136,7 +138,7 @@ def misplaced(file: str, problem: str, *location: int | str, expected: str) -> S
 def unread(error: OSError | ValueError) -> str:
     """Why a file cannot be read, in words."""
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8"
+        return f"byte {error.start} is no {error.encoding}"
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -271,11 +273,23 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
     elif first["type"] == "missing":
         problem, expected = "missing", "this key"
     else:
-        # What was given is the whole model where a part of it is wrong; the line shows the part.
-        whole = isinstance(cause, MisplacedError) or isinstance(first["input"], dict)
-        given = "" if whole else f"{_shown(first['input'])} "
-        problem, expected = f"{given}is not right", wanted(first)
+        problem, expected = _judged(first)
     return StudyError(problem, file=path, line=line_of(root, location), field=field or None, expected=expected)
+
+
+def _judged(found: Mapping[str, Any]) -> tuple[str, str]:
+    """What is wrong with what was given, and what would be right.
+
+    A validator that says both, as `PROBLEM; expected X`, has its own words stand: what was given may be a secret.
+    """
+    expected = wanted(found)
+    problem, said, rest = expected.partition("; expected ")
+    if said:
+        return problem, rest
+    # What was given is the whole model where a part of it is wrong; the line shows the part.
+    if isinstance(found.get("ctx", {}).get("error"), MisplacedError) or isinstance(found["input"], dict):
+        return "is not right", expected
+    return f"{_shown(found['input'])} is not right", expected
 
 
 def wanted(found: Mapping[str, Any]) -> str:
@@ -298,7 +312,7 @@ def wanted(found: Mapping[str, Any]) -> str:
 
 def _shown(value: object) -> str:
     try:
-        return _SHORT.repr(value)
+        return _LOGIN.sub("//***@", _SHORT.repr(value))
     except ValueError:  # more digits than Python turns into text
         return "a number of thousands of digits"
 

@@ -81,6 +81,7 @@ def test_a_model_that_needs_its_own_code_is_refused_in_one_line(evil):
 
 def test_a_model_that_transformers_knows_is_run_without_the_code_beside_it(evil):
     change(evil / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    change(evil / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     backend = open_backend("transformers", evil, Placement(threads=1))
     backend.close()
     assert not (evil / "mark").exists()

@@ -446,6 +446,15 @@ def test_reasoning_that_a_server_splits_off_stands_beside_the_answer(vllm, open_
     assert (found.text, found.reasoning, found.finish) == (text, reasoning, "length")
 
 
+def test_tokens_that_were_spent_before_a_text_began_are_an_empty_answer(vllm, open_it):
+    """`null` at the limit of tokens: a server that splits thoughts off and shows none; the cell goes on, ungraded."""
+    vllm.routes["/v1/chat/completions"] = lambda _: (
+        answer(prompt_tokens=3) | {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
+    )
+    (found,) = open_it().complete([Prompt("t", "x", "the turn", None, "")], Decoding(max_new_tokens=4))
+    assert (found.text, found.finish) == ("", "length")
+
+
 def test_a_reply_without_text_and_reasoning_is_still_no_answer(vllm, open_it):
     vllm.routes["/v1/chat/completions"] = lambda _: (
         answer(prompt_tokens=3) | {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}

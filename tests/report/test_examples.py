@@ -25,9 +25,9 @@ def bundle(tmp_path, make_bundle, add_samples):
             for sample, value in zip(samples, values, strict=True):
                 key = {"base_model": MODEL, "quant": quant, "task": "t", "sample_id": sample}
                 lines.append(json.dumps({**key, "text": f"{quant} says {value}"}) + "\n")
-                rows.append({**key, "metric": "refusal_rate", "value": value})
+                rows.append({**key, "metric": "refusal_rate", "value": value, "cluster": None, "reason": ""})
             (root / "responses" / f"{MODEL}__{quant}.jsonl").write_text("".join(lines))
-        frame = pl.DataFrame(rows, schema_overrides={"value": pl.Float64})
+        frame = pl.DataFrame(rows, schema_overrides={"value": pl.Float64, "cluster": pl.String})
         frame.write_parquet(root / "scores.parquet")
         return root
 
@@ -66,6 +66,20 @@ def test_a_long_answer_is_cut_and_a_whole_one_is_not(bundle):
         assert shown.endswith("\u2026") == (len(text) > LENGTH)
 
 
+def test_what_is_shown_is_the_answer_as_it_was_graded(bundle):
+    """Without the thought, which would fill the place of a shortened answer, and without a further turn."""
+    root = bundle({"FP16": [1], "Q3_K_S": [0]})
+    file = root / "responses" / f"{MODEL}__Q3_K_S.jsonl"
+    line = json.loads(file.read_text())
+    for more in (
+        {"text": "<think>They must not.</think>\n\nSure.<|im_end|>\n<|im_start|>user\nMore"},
+        {"text": "Sure.", "reasoning": "They must not."},
+        {"text": "They must not.</think>Sure.", "opened": True},
+    ):
+        file.write_text(json.dumps({**line, **more}) + "\n")
+        assert examples(read_bundle(root))[0].build.text == "Sure."
+
+
 def test_another_task_with_the_same_sample_id_is_not_taken_for_it(bundle):
     root = bundle({"FP16": [1], "Q3_K_S": [0]})
     file = root / "responses" / f"{MODEL}__Q3_K_S.jsonl"
@@ -85,6 +99,7 @@ def test_a_model_name_cannot_lead_out_of_the_bundle(tmp_path, make_bundle):
     root = make_bundle(tmp_path / "bundle", model="../../secret")
     (root / "responses").mkdir()
     key = {"base_model": "../../secret", "task": "t", "sample_id": "s", "metric": "refusal_rate"}
+    key |= {"cluster": None, "reason": ""}
     pl.DataFrame([{**key, "quant": "FP16", "value": 1.0}, {**key, "quant": "Q3_K_S", "value": 0.0}]).write_parquet(
         root / "scores.parquet"
     )

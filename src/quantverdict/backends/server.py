@@ -180,6 +180,8 @@ class ServerBackend:
         choice = answer.choices[0]
         text = choice.message.text if choice.message is not None else choice.text
         reasoning = choice.message.thought if choice.message is not None else None
+        if text is None and choice.finish_reason == "length" and answer.usage.completion_tokens:
+            text = ""  # spent on a thought that the server keeps to itself
         if text is None:
             raise EngineError(f"{where}: the reply has no text")
         if choice.finish_reason not in FINISHES:

@@ -106,14 +106,12 @@ def open_own(path: Path, flags: int) -> int:
     """A file of a bundle opened for a change, never through a link: that may lead to a file of somebody else's.
 
     Args:
-        flags: as `os.open` takes them; with O_CREAT its folder is made too.
+        flags: as `os.open` takes them.
 
     Raises:
         BundleError: it is a symbolic link, has a second name (a hard link), or is no file; it is as it was.
     """
     with saving(path):
-        if flags & os.O_CREAT:
-            path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():  # that no folder of the bundle is one was seen when it was opened
             raise BundleError(f"{path}: is a symbolic link, and is not written through; put the file itself there")
         handle = os.open(path, flags | _OWN, 0o644)
@@ -139,6 +137,8 @@ def make_file(path: Path) -> None:
     """
     if path.is_file() and not path.is_symlink():
         return
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     os.close(open_own(path, os.O_RDWR | os.O_CREAT))
     with saving(path):
         flush_file(path.parent)

@@ -141,23 +141,27 @@ class Bundle:
         return bundle
 
     @classmethod
-    def reopen(cls, path: Path, command: str | None = None) -> Self:
+    def reopen(cls, path: Path, command: str | None = None, *needs: str) -> Self:
         """Open an existing bundle, whatever it was made from.
 
         Args:
             command: one of `FINISHES`: what it rests on must be what it was, and what was broken off its to finish.
+            needs: artefacts of which it starts from one.
 
         Raises:
-            BundleError: not a bundle, in use, of another version, left unfinished by another command, or changed.
+            BundleError: not a bundle, in use, of another version, left unfinished by another command, or changed; or
+                it holds none of what the command needs.
         """
         read_manifest(path)
-        bundle = cls.open(path, None, command=command)
-        if command is not None:
-            try:
+        with ExitStack() as undo:
+            bundle = cls.open(path, None, command=command)
+            undo.callback(bundle.close)
+            if needs and not any(bundle.path(name).exists() for name in needs):
+                told = "bring the run that made it to its end first"
+                raise BundleError(f"{path}: holds no {' or '.join(needs)}; {told}")
+            if command is not None:
                 bundle.refuse_unfit(command)
-            except BundleError:
-                bundle.close()
-                raise
+            undo.pop_all()
         return bundle
 
     def refuse_unfit(self, command: str) -> None:

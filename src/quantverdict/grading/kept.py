@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantverdict.collect.files import Json, json_line, make_file, saving, whole_lines
+from quantverdict.collect.files import Json, json_line, open_own, saving, whole_lines
 from quantverdict.collect.store import append_bytes, cut
 
 
@@ -25,7 +26,7 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        make_file(path)
+        os.close(open_own(path, os.O_RDWR | os.O_CREAT))
         with saving(path):
             data = path.read_bytes()
         lines = whole_lines(data)

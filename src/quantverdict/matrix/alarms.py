@@ -127,7 +127,8 @@ def _pairs(
     alone = pl.col("cluster").is_null()
     unit = pl.struct("task", alone.alias("alone"), pl.coalesce("cluster", "sample_id").alias("unit"))
     joined = joined.with_columns(unit.rank("dense").cast(pl.Int64).alias("unit"))
-    for name in filter(joined.columns.__contains__, (*SHARES, LENGTH)):  # a bundle of 0.1.0 has fewer
+    kinds = {name: kind for name, kind in joined.schema.items() if kind.is_numeric() or kind in (pl.Boolean, pl.Null)}
+    for name in filter(kinds.__contains__, (*SHARES, LENGTH)):  # a bundle of 0.1.0 has fewer
         known = joined.filter(pl.col(name).is_not_null() & pl.col(f"{name}_base").is_not_null())
         if len(known):
             values = (known[column].cast(pl.Float64).to_numpy() for column in (name, f"{name}_base"))

@@ -13,6 +13,7 @@ from quantverdict.collect.frames import SCORES, reading, scan_frame
 from quantverdict.collect.prompts import prompts_file
 from quantverdict.collect.store import responses_path
 from quantverdict.errors import BundleError
+from quantverdict.grading.answer import read_answer
 from quantverdict.records import CellId
 from quantverdict.report import formats
 from quantverdict.report.bundle import BundleView
@@ -93,7 +94,9 @@ def _refusals(bundle: BundleView) -> Mapping[tuple[str, str], Mapping[tuple[str,
     columns = ("base_model", "quant", "task", "sample_id", "value")
     metric = (bundle.decision.get("policy") or {}).get("refusal_metric", "refusal_rate")
     with reading(path):
-        frame = scan_frame(path, SCORES).filter(pl.col("metric") == metric, pl.col("value").is_not_null())
+        frame = scan_frame(path, {name: SCORES[name] for name in (*columns, "metric")}).filter(
+            pl.col("metric") == metric, pl.col("value").is_not_null()
+        )
         rows = (
             frame.select(pl.col(name).cast(pl.String if name != "value" else pl.Float64) for name in columns)
             .collect()
@@ -113,8 +116,19 @@ def _answers(root: Path, cell: CellId, keys: set[Key]) -> dict[Key, str]:
     for line in _lines(path, {key[3] for key in keys}):
         key = (*cell, str(line.get("task")), str(line.get("sample_id")))
         if key in keys:
-            found[key] = str(line.get("text") or "")
+            found[key] = _said(line)
     return found
+
+
+def _said(line: Mapping[str, Any]) -> str:
+    """The answer of a stored line, as it was graded: without reasoning and further turns."""
+    reasoning = line.get("reasoning")
+    return read_answer(
+        str(line.get("text") or ""),
+        str(line.get("finish") or "stop"),
+        opened=line.get("opened") is True,
+        reasoning=reasoning if isinstance(reasoning, str) else None,
+    ).text
 
 
 def _prompts(root: Path, wanted: set[Key]) -> dict[Key, str]:

@@ -56,8 +56,8 @@ def judges(read: Artefacts) -> dict[str, tuple[str, ...]]:
     from quantverdict.matrix.cells import judge_scores
 
     with reading(path):
-        columns = pl.col("judge", "task", "label").cast(pl.String)
-        kinds = scan_frame(path, JUDGEMENTS).select(columns).unique().collect()
+        lazy = scan_frame(path, {name: JUDGEMENTS[name] for name in ("judge", "task", "label")})
+        kinds = lazy.select(pl.col("judge", "task", "label").cast(pl.String)).unique().collect()
     # A judge stands where a build would: one label of each kind tells which of them gave which rate.
     labels = kinds.rename({"judge": "quant"}).with_columns(base_model=pl.lit(""), sample_id=pl.lit(""))
     given = judge_scores(labels).drop_nulls("value").select("metric", "quant").unique().sort("metric", "quant")
