@@ -1,5 +1,6 @@
 """What `plan` says of encoders, judges and probes: counts by hand, times of an earlier run, or what is assumed."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -113,6 +114,11 @@ def test_an_earlier_run_says_what_a_question_takes_while_the_judge_is_the_same(p
     assert execute(["run", "tiny.yaml", "--out", "b"]) == 0
     timings = Path("b/timings/judge~local.jsonl")
     timings.write_text('{"done": 60, "wall_s": 120.0}\nnot a line\n{"questions": 60, "wall_s": 60.0}\n')
+    manifest = json.loads(Path("b/manifest.json").read_text())
+    entry = manifest["run"]["artefacts"]["timings/judge~local.jsonl"]
+    content = timings.read_bytes()
+    entry |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    Path("b/manifest.json").write_text(json.dumps(manifest))
     cost = plan(f"judges: [{LOCAL}]\n", "--bundle", "b")[0]["judge local"]
     assert (cost["input_tokens"], cost["output_tokens"], cost["seconds"]) == (180 * 400, 180 * 3, 180 * 1.5)
     assert cost["basis"] == "as in the earlier run"

@@ -268,7 +268,7 @@ def test_gptqmodel_is_given_the_settings_that_were_tried(monkeypatch: pytest.Mon
     assert heard == {
         "source": "base",
         "how": {"bits": 4, "group_size": 64},
-        "options": {"dtype": "torch.float32"},
+        "options": {"trust_remote_code": False, "dtype": "torch.float32"},
         "samples": [{"input_ids": [5, 6], "attention_mask": [1, 1]}],
         "batch_size": 1,
         "out": "made",

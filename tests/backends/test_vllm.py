@@ -42,7 +42,9 @@ class LLM:
     calls = []
 
     def __init__(self, model, *, skip_tokenizer_init=False, dtype="auto", max_model_len=None, max_num_seqs=256,
-                 seed=None, generation_config="auto", enable_prefix_caching=None, disable_log_stats=True):
+                 seed=None, generation_config="auto", enable_prefix_caching=None, disable_log_stats=True,
+                 trust_remote_code=False):
+        assert trust_remote_code is False
         import os
         if os.path.exists(os.path.join(model, "unsupported")):
             raise ValueError("Model architectures ['Tiny'] are not supported for now.")

@@ -207,7 +207,7 @@ def test_the_decision_names_other_words_as_a_mismatch_and_compares_the_rest(logs
     out, notes, taxonomy = ingested(logs, tmp_path)
     told = "m/Q4: 3 of 40 prompts were asked in other words than the baseline's, and are not compared "
     told += "(t/s37, t/s38, t/s39)"
-    assert f"{told}." in notes
+    assert any(note.startswith(told) for note in notes)
     assert told in source_lines(out)
     (row,) = [line for line in taxonomy.splitlines() if line.startswith("TAX_009")]
     assert "m/Q4" in row

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.matrix.rounds import Asked, losses_of
+from quantverdict.matrix.rounds import Asked, bets_on
+from quantverdict.matrix.ungraded import bounded_losses, losses_of
 from quantverdict.records import CellId
 
 BASE = CellId("m", "FP16")
@@ -35,4 +36,7 @@ def test_a_fall_is_a_loss_but_where_less_is_better(metric, loss):
 
 def test_no_loss_is_more_than_everything():
     """A cosine may fall from 1 to -1."""
-    assert list(losses_of("coherence", np.array([-2.0, 2.0]))) == [1, -1]
+    ones = np.ones(1)
+    for mine, loss in ((-ones, 1), (ones, -1)):
+        bets = bets_on(bounded_losses("coherence", mine, -mine, ones == 1))
+        assert [list(bet) for bet in bets] == [[loss], [loss]]

@@ -6,7 +6,6 @@ A GGUF file has one too, rebuilt from its metadata. Nothing of the weights is lo
 from __future__ import annotations
 
 import json
-import pickle
 import tempfile
 import warnings
 import zipfile
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'quantverdict[transformers]'"
 LIBRARY_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
-    EOFError, MemoryError, NameError, pickle.PickleError, zipfile.BadZipFile,
+    EOFError, MemoryError, NameError, zipfile.BadZipFile,
 )  # fmt: skip
 """What these libraries raise for files, shapes and settings that they cannot do."""
-_FOREIGN_ERRORS = {"SafetensorError", "StrictDataclassError", "PanicException"}
+_FOREIGN_ERRORS = {"PickleError", "SafetensorError", "StrictDataclassError", "PanicException"}
 """Classes of safetensors, huggingface_hub and what is written in Rust; to import them would take their packages."""
 
 NEEDS_CODE = (
