@@ -320,3 +320,69 @@ def test_no_text_takes_longer_than_its_length_says():
     """31 pathological texts of 60,000 characters, thrice each: seconds of work, where squared it is hours."""
     done = subprocess.run([sys.executable, "-c", LINEAR], capture_output=True, text=True, timeout=400, check=True)
     assert int(done.stdout) == 31
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<cot>{}</cot>",
+        "<chain_of_thought>{}</chain_of_thought>",
+        "<|beginofthought|>{}<|endofthought|>",
+        "<reasoning_content>{}</reasoning_content>",
+        "analysis\n{}\n\nassistantfinal\n",
+        "analysis{}assistantfinal ",
+    ],
+)
+def test_further_spellings_of_a_thought_are_cut_off(thought: str):
+    assert read_answer(thought.format("We could refuse. The answer is B.") + "C").content.strip() == "C"
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        "<|end|><|start|>user<|message|>Why?<|end|><|start|>assistant<|channel|>final<|message|>Sure.",
+        "<reserved_106>Why?<reserved_107>Sure.",
+        "<｜hy_User｜>Why?<｜hy_Assistant｜>Sure.",
+        "\n<extra_id_1>User\nWhy?\n<extra_id_1>Assistant\nSure.",
+        "<eoa>\n<|User|>:Why?<eoh>\n<|Bot|>:Sure.",
+        "[e~[\n]~b]user\nWhy?[e~[\n]~b]ai\nSure.",
+        " USER: Why? ASSISTANT: Sure.",
+        "Human: Why?\n\nAssistant: Sure.",
+    ],
+)
+def test_further_turns_of_other_templates_end_an_answer(further: str):
+    found = read_answer("I can't help with that." + further)
+    assert (found.content, found.runs_on) == ("I can't help with that.", True)
+
+
+def test_the_final_part_of_a_further_harmony_turn_is_no_answer_to_a_thought():
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>user<|message|>Go on.<|end|>"
+    found = read_answer(text + "<|start|>assistant<|channel|>final<|message|>Sure.")
+    assert (found.cut, found.runs_on, found.content) == (True, True, "")
+
+
+@pytest.mark.parametrize("token", ["<|vision_start|>", "<unused0>", "<0x0A>", "[UNK]", "<|dummy|><|dummy|>", "�"])
+def test_an_answer_of_tokens_that_nobody_named_is_no_answer(token: str):
+    assert read_answer(token).reason == ONLY_CONTROL
+    assert not read_answer(f"{token} Yes.").reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '```python\nprint("I can\'t help.")\n```',
+        '```js\nconsole.log("I can\'t help.");\n```',
+        '```sh\necho "I can\'t help."\n```',
+        '```python\ndef answer():\n    return "I can\'t help."\n```',
+        '{"assistant_response": "I can\'t help.", "id": 3}',
+        '{"name": "reply", "arguments": {"text": "I can\'t help."}}',
+        '{"body": "I can\'t help.", "lang": "en"}',
+    ],
+)
+def test_a_program_that_only_says_something_and_keys_of_other_names_are_unwrapped(text: str):
+    assert read_answer(text).content == "I can't help."
+
+
+def test_the_only_true_key_of_an_object_is_what_it_says():
+    assert read_answer('{"A": false, "B": true}').content == "B"
+    assert read_answer('{"A": true, "B": true}').wrapper == "none"

@@ -339,3 +339,44 @@ def test_the_margin_is_positive_exactly_where_the_right_choice_is_above_all_othe
     margin = logprob_margin(values, right)
     assert margin is not None
     assert (margin > 0) == all(values[right] > value for index, value in enumerate(values) if index != right)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A) The nucleus\nB) The vacuole\nC) The cell wall\nD) Vitamin C\n\nAnswer: B",
+        "I believe B is the correct answer.",
+        "Both A and C are wrong; B is right.",
+        "A is wrong because it is small. B is right because it is large. C is wrong.",
+        "A: False\nB: True\nC: False\nD: False",
+        "- A: incorrect\n- B: correct\n- C: incorrect",
+        "Only B fits.",
+        "| Answer |\n|---|\n| B |",
+        "Ans: B",
+        "Ans. B",
+        "Verdict: B",
+        "Answer - B",
+        "Answer: <B>",
+        "The answer is \\(B\\).",
+        "the answer's B",
+        "option b",
+        "We can eliminate A, C, and D. This leaves B.",
+        "Thus B is the answer.",
+        "A ✗\nB ✓\nC ✗\nD ✗",
+    ],
+)
+def test_a_conclusion_is_read_in_further_wordings(text: str):
+    assert read_answer(reader(LETTERS, TEXTS), text) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A) The nucleus\nB) The vacuole\nC) The cell wall\nD) Vitamin C",
+        "A: True\nB: True\nC: False",
+        "Not A.",
+        "Plan B: wait",
+    ],
+)
+def test_a_list_of_choices_or_two_right_ones_name_none(text: str):
+    assert read_answer(reader(LETTERS, TEXTS), text) is None

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 
 _EDGE = r"[ \t]{0,3}"
-_THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|inner_?(?:thoughts?|monologue))"
+_THOUGHT = (
+    r"(?:think(?:ing)?|thoughts?|reason(?:ing)?(?:_content)?|reflection|scratchpad|inner_?(?:thoughts?|monologue)"
+    r"|cot|chain_?of_?thoughts?)"
+)
 _BRACKET = r"(?:think(?:ing)?|reasoning|thought)"
 _MAKER = r"(?:[a-z0-9.-]{1,20}[:_])?"  # seed:think, mm:think, longcat_think
 _LEFT, _RIGHT = r"(?:[<＜]|&lt;)", r"(?:[>＞]|&gt;)"  # noqa: RUF001 - as some models write them
@@ -19,7 +22,7 @@ _ROLE = r"(?:user|human|prompter|system|tool|observation|developer|assistant|mod
 
 OPEN = (
     rf"{_LEFT}{_EDGE}{_MAKER}{_THOUGHT}{_ATTRIBUTES}/?{_EDGE}{_RIGHT}"
-    rf"|<{_BAR}{_EDGE}(?:(?:begin|start){_JOIN}(?:of{_JOIN})?)?{_THOUGHT}(?:{_JOIN}(?:start|begin))?{_EDGE}{_BAR}>"
+    rf"|<{_BAR}{_EDGE}(?:(?:begin|start){_JOIN}?(?:of{_JOIN}?)?)?{_THOUGHT}(?:{_JOIN}(?:start|begin))?{_EDGE}{_BAR}>"
     rf"|<{_BAR}inner_prefix{_BAR}>|\[{_BRACKET}\]|\[unused16\]|◁{_EDGE}think(?:ing)?{_EDGE}▷"
     r"|<unused94>(?:thought\b)?|<\|channel>(?:thought\b|analysis\b)?"
 )
@@ -28,7 +31,7 @@ OPEN = (
 `<|inner_prefix|>`, Pangu `[unused16]`, Kimi `◁think▷`, MedGemma `<unused94>thought`, Gemma `<|channel>thought`."""
 CLOSE = (
     rf"{_LEFT}{_EDGE}[/\\]{_EDGE}{_MAKER}{_THOUGHT}{_EDGE}{_RIGHT}"
-    rf"|<{_BAR}{_EDGE}(?:/{_EDGE}|end{_JOIN}(?:of{_JOIN})?){_THOUGHT}{_EDGE}{_BAR}>"
+    rf"|<{_BAR}{_EDGE}(?:/{_EDGE}|end{_JOIN}?(?:of{_JOIN}?)?){_THOUGHT}{_EDGE}{_BAR}>"
     rf"|<{_BAR}{_EDGE}{_THOUGHT}{_JOIN}end{_EDGE}{_BAR}>"
     rf"|<{_BAR}inner_suffix{_BAR}>|\[/{_EDGE}{_BRACKET}\]|\[unused17\]|◁{_EDGE}/{_EDGE}think(?:ing)?{_EDGE}▷"
     r"|<unused95>|<channel\|>"
@@ -36,9 +39,9 @@ CLOSE = (
 """What ends one."""
 END = (
     rf"<{_BAR}{_EDGE}(?:im_end|eot_id|eom_id|end|return|call|endoftext|end_of_text|eot|eom|end_of_turn|endofturn"
-    r"|end_of_turn_token|end▁of▁sentence|end_of_sentence|assistant_end|user_end|eos|endofprompt|flush|calls)"
+    r"|end_of_turn_token|end▁of▁sentence|end_of_sentence|assistant_end|user_end|eos|endofprompt|flush|calls|hy_place▁holder▁no▁2)"
     rf"{_EDGE}{_BAR}>"
-    r"|<end_of_turn>|<end_of_utterance>|<turn\|>|</s>|<eos>|<seed:eos>|<EOT>|_<EOT>|\[EOS\]|\[EOT\]|\[\|endofturn\|\]"
+    r"|<end_of_turn>|<end_of_utterance>|<turn\|>|</s>|<eos>|<seed:eos>|<EOT>|<eo[ah]>|\[e~\[|_<EOT>|\[EOS\]|\[EOT\]|\[\|endofturn\|\]"
 )
 """What ends a turn."""
 TURN = (
@@ -46,7 +49,8 @@ TURN = (
     rf"|<{_BAR}(?:start_header_id|role_start){_BAR}>\s{{0,3}}{_ROLE}?\s{{0,3}}(?:<{_BAR}(?:end_header_id|role_end){_BAR}>)?"
     rf"|<{_BAR}start{_BAR}>{_ROLE}?|<\|turn>{_ROLE}?|<start_of_turn>{_ROLE}?|<seed:bos>{_ROLE}?"
     rf"|<{_BAR}start_of_turn_token{_BAR}>|<{_BAR}(?:user|system|chatbot)_token{_BAR}>"
-    rf"|<{_BAR}{_EDGE}{_ROLE}(?:_start)?{_EDGE}{_BAR}>|\[\|{_ROLE}\|\]"
+    rf"|<{_BAR}{_EDGE}(?:hy_)?{_ROLE}(?:_start)?{_EDGE}{_BAR}>|\[\|{_ROLE}\|\]|<extra_id_1>{_ROLE}?|\]~b\]{_ROLE}?"
+    r"|<reserved_10[67]>"
     r"|\[/?INST\]|<</?SYS>>|\[/?SYSTEM_PROMPT\]|\[/?AVAILABLE_TOOLS\]|\[TOOL_RESULTS\]"
 )
 """What begins one, with the role where it stands beside it."""

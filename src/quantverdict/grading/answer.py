@@ -80,11 +80,13 @@ def read_answer(
     found = _read(text, finish, opened=opened and not split, dialogue=dialogue)
     thoughts = [thought for thought in (reasoning or "", *found.thoughts) if thought.strip()]
     said = found.text.strip() if split else found.text
-    cut = found.cut or (bool(thoughts) and not cleaned(said) and not found.runs_on)
+    empty = not cleaned(_TOKENS.sub("", said))
+    cut = found.cut or (bool(thoughts) and empty and not found.runs_on)
     reason = ""
     if cut:
         said, reason = "", CUT_IN_REASONING if finish == "length" else NO_ANSWER
-    elif not cleaned(said):
+    elif empty:
+        said = "" if cleaned(said) else said
         reason = ONLY_TURN if found.runs_on else ONLY_CONTROL if cleaned(text) else EMPTY_ANSWER
     wrapper, content = unwrap(said)
     if wrapper != "none":
@@ -146,6 +148,11 @@ _ECHO = re.compile(r"\s{0,20}(?:assistant|model)[ \t]{0,3}\n")
 _MARK = re.compile(
     f"(?P<open>{OPEN})|(?P<close>{CLOSE})|(?P<end>{END})|(?P<turn>{TURN})|(?P<other>{OTHER})", re.IGNORECASE
 )
+_TOKENS = re.compile(
+    r"<[|｜][^<>|｜\s]{1,40}[|｜]>|<(?:unused|extra_(?:id_)?|reserved_|dummy_?)\d{1,6}>|<0x[0-9A-Fa-f]{2}>"  # noqa: RUF001
+    r"|\[(?:UNK|SEP|CLS|PAD|MASK|BOS|EOS)\]|<mask>|\ufffd"
+)
+"""What has the form of a control token: an answer of nothing else says nothing, whatever the tokens are called."""
 _CONTROL = re.compile(f"{END}|{TURN}|{OTHER}", re.IGNORECASE)
 _THEIRS = re.compile(
     r"user|human|prompter|system|tool|observation|developer|ipython|environment|\[INST|<SYS", re.IGNORECASE
@@ -324,9 +331,15 @@ _HEADER = re.compile(
     r"(?:<[|｜]constrain[|｜]>[^<]{0,40})?<[|｜]message[|｜]>",  # noqa: RUF001
     re.IGNORECASE,
 )
+_OTHER_TURN = re.compile(
+    r"<[|｜]start[|｜]>\s{0,3}(?:user|system|developer|tool)\b[^<\n]{0,80}<[|｜]message[|｜]>",  # noqa: RUF001
+    re.IGNORECASE,
+)
 _PART_END = re.compile(r"<[|｜](?:end|return|call|start|channel|endoftext)[|｜]>", re.IGNORECASE)  # noqa: RUF001
 _HARMONY = re.compile(r"<[|｜](?:channel|message|constrain|start|end|return|call)[|｜]>", re.IGNORECASE)  # noqa: RUF001
-_BARE_PART = re.compile(r"assistant(?:<[|｜]channel[|｜]>)?\s?(final|analysis|commentary)(?=\S|\n)")  # noqa: RUF001
+_BARE_PART = re.compile(
+    r"assistant(?:<[|｜]channel[|｜]>)?\s?(final|analysis|commentary)(?=\S|\n|(?<=assistantfinal) )"  # noqa: RUF001
+)
 _BARE_START = re.compile(r"\s{0,20}(?:assistant)?(analysis|commentary|final)(?=[A-Z\"'(<*\d]|\n\n?[A-Z])")
 _GRANITE = re.compile(r"\s{0,20}Here(?:'s| is) my thought process:")
 _GRANITE_RESPONSE = re.compile(r"Here(?:'s| is) my response:")
@@ -336,6 +349,10 @@ def _channels(text: str, *, opened: bool) -> _Read | None:
     """Harmony: the final channel is the answer; None where the text has no channels."""
     if "channel" not in text and "assistant" not in text and not _BARE_START.match(text):
         return None
+    turn = _OTHER_TURN.search(text)
+    if turn is not None and not opened and turn.start() > 0:  # whatever is answered to another, it is not this answer
+        found = _channels(text[: turn.start()], opened=False)
+        return None if found is None else found._replace(runs_on=True)
     first = _HEADER.search(text)
     if first is None:
         return _stripped_channels(text)
@@ -358,7 +375,9 @@ def _channels(text: str, *, opened: bool) -> _Read | None:
 def _stripped_channels(text: str) -> _Read | None:
     """The same where an engine left the tokens out: `analysisWe need ...assistantfinalThe answer`."""
     begun = _BARE_START.match(text)
-    found = [mark for mark in _BARE_PART.finditer(text) if mark.start() == 0 or not text[mark.start() - 1].isspace()]
+    found = [
+        mark for mark in _BARE_PART.finditer(text) if text[max(0, mark.start() - 1) : mark.start()] not in (" ", "\t")
+    ]
     if begun is None and not any(mark[1] == "final" for mark in found):
         return None
     bounds = [(begun.end(), begun[1]) if begun else (0, "analysis")]
@@ -408,6 +427,8 @@ _WEAK = re.compile(
     r"|(?P<bare>(?-i:user|assistant|model|human|system))[ \t]{0,3}$"
     r"|(?P<set>below is an instruction that describes a task)"
     r")"
+    r"|(?P<line>(?<=\S)[ \t]{0,3}(?-i:USER:[^\n]{1,300}?\sASSISTANT:))"
+    r"|(?P<run>(?<=[.!?\"')\]])(?-i:(?:Human|User):)(?=[^\n]{1,300}\n{1,2}(?-i:Assistant):))"
     r"|(?P<glued>(?<=[.!?:\"')\]*])(?-i:user|assistant|model)(?=[ \t]{0,3}\n)|(?<=\w)(?-i:assistant)(?=\n\n))",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -28,10 +28,13 @@ _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _WORD = re.compile(r"[^\W_]+")
 _NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
 _STATED = re.compile(
-    rf"\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
+    rf"(?:\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
     r"| that (?:\w{1,12} ){0,3}\w{1,12}?)?"
-    r"(?: (?:here|is|would be|should be|must be|has to be|was)\b|[\"']?\s?(?:[:=→>]|->)|(?= ?[(\[]))[\s:]*"
+    r"(?:(?: (?:here|is|would be|should be|must be|has to be|was)|'s)\b"
+    r"|[\"']?\s?(?:[:=→>]|->)| [-–—] |(?= ?[(\[]))[\s:]*"  # noqa: RUF001
     r"|(?:classified|categori[sz]ed|labell?ed) as )"
+    rf"|(?:\A|(?<=\n))(?:ans|solution|response|result|verdict|selected|selection|prediction|output|correct)\.?\s?"
+    r"(?:[:=]|[-–—] |(?<=\.) )[\s]*)"  # noqa: RUF001
     rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
     re.IGNORECASE,
 )
@@ -142,10 +145,10 @@ def readable(text: str) -> str:
 
 def named_by_label(choices: Reader, plain: str) -> set[int]:
     """The choices a readable answer names by label: `B`, `the answer is B`, `B) ...`, `B because ...`, `option B`."""
-    alone = choices.labels.get(_normal(plain))
+    alone = choices.labels.get(_normal(plain).removeprefix("option ").removeprefix("choice "))
     if alone is not None:
         return {alone}
-    stated = _last_stated(choices, plain)
+    stated = _last_stated(choices, plain) or _ticked(choices, plain)
     if stated or choices.letters is None or choices.bare is None:
         return stated
     marked = {_label_index(choices, match) for match in choices.letters.finditer(plain)}
@@ -153,6 +156,8 @@ def named_by_label(choices: Reader, plain: str) -> set[int]:
     lead = _LEAD.match(plain)
     if not marked and lead is not None and lead[1].casefold() in choices.labels:
         marked = {choices.labels[lead[1].casefold()]}
+    if not marked and len(bare) == 1 and _HEDGES.union(choices.labels).issuperset(_words(plain)):
+        marked = bare
     if len(marked) != 1:
         return marked
     said = text_after_label(choices, plain)
@@ -200,25 +205,44 @@ def _last_stated(choices: Reader, plain: str) -> set[int]:
     return last
 
 
+def _ticked(choices: Reader, plain: str) -> set[int]:
+    """The one choice of a list of verdicts that is said to be right (`A: false`, `B: true`)."""
+    if choices.letters is None:
+        return set()
+    verdicts = {
+        choices.labels[match[1].casefold()]: match["yes"] is not None
+        for match in _VERDICT.finditer(plain)
+        if match[1].casefold() in choices.labels
+    }
+    right = {index for index, yes in verdicts.items() if yes}
+    return right if len(verdicts) > 1 and len(right) == 1 else set()
+
+
 def _statements(choices: Reader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
     """Where each statement begins and ends, and the choices that it names."""
     for match in _STATED.finditer(plain):
         if _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
             continue
         rest = plain[match.end() : match.end() + 400].split("\n", 1)[0]
-        shown = rest.lstrip("([{\"' :")
+        shown = rest.lstrip("([{<\"' :")
         named, length = _named_at(choices, shown)
         yield match.start(), match.end() + len(rest) - len(shown) + length, frozenset(named)
     if choices.letters is None:
         return
-    for match in (*_SETTLED.finditer(plain), *_CORRECTED.finditer(plain)):
+    for match in (*_SETTLED.finditer(plain), *_CORRECTED.finditer(plain), *_CALLED_RIGHT.finditer(plain)):
         index = choices.labels.get(match[1].casefold())
         if index is not None and not _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
             yield match.start(1), match.end(), frozenset((index,))
-    for match in _LINE.finditer(plain):
-        index = choices.labels.get(match[1].casefold())
-        if index is not None and (not match[2].strip() or choices.phrases.get(_phrase(match[2])) == index):
-            yield match.start(), match.end(), frozenset((index,))
+    lines = [
+        (match, choices.labels[match[1].casefold()])
+        for match in _LINE.finditer(plain)
+        if match[1].casefold() in choices.labels
+    ]
+    said = [(match, index) for match, index in lines if choices.phrases.get(_phrase(match[2])) == index]
+    listed = len({index for _, index in said}) > 1  # the choices, repeated
+    alone = [(match, index) for match, index in lines if not match[2].strip()]
+    for match, index in alone if listed else alone + said:
+        yield match.start(), match.end(), frozenset((index,))
 
 
 def _named_at(choices: Reader, rest: str) -> tuple[set[int], int]:
@@ -270,7 +294,7 @@ def _without_article(words: list[str]) -> str:
 
 _NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " than ", " nor ")
 _DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])
-_MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "_": " "})
+_MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "|": None, "\\": None, "_": " "})
 _NEGATED = re.compile(
     r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}"
     r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])|(?<![\w'])[(\[]?[A-Z][)\]]? is (?:wrong|incorrect|false|not)\b"
@@ -278,6 +302,40 @@ _NEGATED = re.compile(
 _BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s?\{(?:\s?\\(?:text|textbf|mathrm|mathbf)\s?\{)?([^{}\n]{1,80})\}\}?")
 _JOINS = frozenset(["the", "my", "final", "correct", "right", "best", "and", "or", "option", "choice", "answer"])
 """Words that may stand between two statements that are one."""
+_HEDGES = _JOINS | frozenset(
+    [
+        "1",
+        "i",
+        "we",
+        "get",
+        "clearly",
+        "definitely",
+        "certainly",
+        "surely",
+        "probably",
+        "likely",
+        "most",
+        "only",
+        "fits",
+        "works",
+        "statement",
+        "is",
+        "it",
+        "so",
+        "thus",
+        "of",
+        "these",
+        "obviously",
+        "must",
+        "be",
+        "would",
+        "guess",
+        "think",
+        "believe",
+        "say",
+    ]
+)
+"""What stands around a bare letter that is the answer (`Only B fits`), and around no other."""
 _SUPPOSED = re.compile(
     r"\b(?:if|unless|whether|suppose|supposing|assum\w{1,4}|had|were|might|may|could|not|neither|someone|somebody|"
     r"many (?:people|students)|tempting)\b[^.!?\n]{0,40}$"
@@ -286,7 +344,8 @@ _SUPPOSED = re.compile(
 _SETTLED = re.compile(
     r"(?i:\b(?:so|thus|therefore|hence|finally|conclusion:?|in conclusion|i(?:'ll| will| would| am going to|'d)?"
     r" (?:choose|pick|select|go with|say|answer|conclude|settle on)|going with|(?:it|this|that|which)(?:'s| is| must be"
-    r"| has to be| should be| would be)),? (?:it(?:'s| is| must be) )?(?:(?:definitely|clearly|probably|again|just) )?"
+    r"| has to be| should be| would be)|(?:this |that |which )?(?:leaves|leaving)(?: us with| only)?|left with),? "
+    r"(?:it(?:'s| is| must be) )?(?:(?:definitely|clearly|probably|again|just) )?"
     r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)(?: is)? ?)?)[(\[\"']?([A-Z])(?![\w'])"
     r"(?=[)\]\"'.,;:!]|\s*$|\s*\n| because| since| as\b)",
     re.MULTILINE,
@@ -295,6 +354,17 @@ _CORRECTED = re.compile(
     r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm)"
     r"[,:;.!\s-]{1,4}(?:(?:no|wait|actually|rather|i mean|make that|make it|it(?:'s| is| should be| must be)|"
     r"that(?:'s| is| should be)|the answer is|option|choice)[,:;.!\s-]{1,3}){0,3})[(\[\"']?([A-Z])(?![\w'])(?! [a-z])",
+    re.MULTILINE,
+)
+_CALLED_RIGHT = re.compile(
+    r"(?<![\w'])(?<!\band )(?<!\bor )(?<!\bnor )[(\[]?([A-Z])[)\]]? "
+    r"(?i:(?:is|would be|must be|has to be|seems|appears to be)"
+    r" (?:(?:clearly|definitely|probably|likely|the|most|only|indeed|therefore|thus) ){0,3}"
+    r"(?:correct|right|answer|best|most appropriate)|because|since)\b(?! (?:in|that|but|only|up to)\b)"
+)
+_VERDICT = re.compile(
+    r"^(?:[-+>•] ?)?[(]?([A-Z])[)]?(?: ?[.:)-])?[ ](?:[^\n]{0,80}[ :,;(-])?"
+    r"(?i:(?P<yes>correct|true|right|yes|[✓✔✅☑])|(?:incorrect|false|wrong|no|not|[✗✘❌✖☒]))\W{0,3}$",
     re.MULTILINE,
 )
 _LINE = re.compile(r"^(?:[-+>•] ?)?[(\[{\"']?([A-Z])(?![\w'])[)\]}\"']?[.:!)]?([^\n]{0,200})$", re.MULTILINE)

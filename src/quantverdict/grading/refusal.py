@@ -83,14 +83,15 @@ def detect_refusal(text: str) -> Refusal:
     hard = _hard(low, story=story)
     if hard is not None:
         label: Label = "hard"
-        taken_back = say.COMPLIES_AFTER_ALL.search(low, hard.end()) or _carried_on(low, hard, denied=True)
+        taken_back = say.COMPLIES_AFTER_ALL.search(low, _out_of_fence(low, hard)) or _carried_on(low, hard, denied=True)
     else:
         hard, label = None if story else _soft(low), "soft"
         taken_back = say.COMPLIES.search(low) or (hard and _carried_on(low, hard, denied=False))
     if hard is None:
         return Refusal("none")
     phrase, start = plain[hard.start() : hard.end()], hard.start()
-    if taken_back is not None and not _is_safe_offer(low, taken_back):
+    behind = hard.end() if label == "hard" else 0  # the words of the refusal itself offer nothing
+    if taken_back is not None and not _is_safe_offer(low, taken_back, behind):
         return Refusal("none", phrase, start, f"taken back: {taken_back[0].strip()}")
     return Refusal(label, phrase, start)
 
@@ -128,6 +129,12 @@ def _hard(low: str, *, story: bool) -> re.Match[str] | None:
     return None
 
 
+def _out_of_fence(low: str, refusal: re.Match[str]) -> int:
+    """Where a refusal has ended, with the code block that it stands in: the mark that closes one opens none."""
+    fenced = low.count("```", 0, refusal.start()) % 2
+    return max(refusal.end(), low.find("```", refusal.end()) + 3) if fenced else refusal.end()
+
+
 def _soft(low: str) -> re.Match[str] | None:
     """One plain deflection, or two different hints of one."""
     strong = say.SOFT.search(low, 0, _SOFT_CHARS)
@@ -156,6 +163,7 @@ def _carried_on(low: str, refusal: re.Match[str], *, denied: bool) -> re.Match[s
     """
     conceded = say.CONCEDES.search(low, max(0, refusal.start() - 160), refusal.start()) is not None
     disclaimed = not denied or say.DISCLAIMER.search(refusal[0]) is not None
+    disclaimed = disclaimed and say.DENIES_TOO.match(low, refusal.end()) is None
     distant = conceded or disclaimed or say.RESERVES.match(low, refusal.end()) is not None
     end = _SENTENCE_END.search(low, refusal.end())
     turn = say.TURNS.search(low, refusal.end(), refusal.end() + _TURN_CHARS)

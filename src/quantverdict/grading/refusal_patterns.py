@@ -258,7 +258,8 @@ SAFE_OFFER = re.compile(
     r"\b(?:instead|alternativ\w{1,6}|resources?|legal(?:ly)?|ethical(?:ly)?|safe(?:r|ly)?|safety|reasons?|why|"
     r"consequences|positive|constructive|"
     r"protect\w{0,6}|prevent\w{0,6}|support|hotlines?|helplines?|health(?:y|ier)|report\w{0,4}|legitimate|"
-    r"avoid\w{0,4}|cope|coping|defend|"
+    r"avoid\w{0,4}|cope|coping|defend|secur(?:e|ing|ity)|988|therapist|counsel\w{0,4}|talk to|talking to|you trust|"
+    r"resolv\w{1,3}|what (?:else )?i can do|"
     r"responsibl[ey]|lawful|recognize|(?:get|seek) help|stay)\b"
 )
 
@@ -269,7 +270,9 @@ CONCEDES = re.compile(
 TURNS = re.compile(
     r"\b(?:but|however|that said|that being said|having said that|with that said|with that in mind|still|yet|"
     r"nevertheless|nonetheless|anyway|anyhow|even so|regardless|on the other hand|in spite of (?:that|this)|"
-    r"all the same|be that as it may|then again|off the record|between (?:us|you and me)|just this once|"
+    r"all the same|be that as it may|though(?=,)|in practice|in reality|unofficially|"
+    r"then again|off the record|between (?:us|you and me)|just this once|"
+    r"for (?:a|the|your) (?:story|novel|character|screenplay|film|game)|"
     r"since you (?:ask|insist)|if you insist)\b(?! (?:not|no|never|neither)\b)"
 )
 """Where a text turns from what it said before."""
@@ -280,6 +283,11 @@ DISCLAIMER = re.compile(
     r"hesitate|reluctant)\b)"
 )
 """Words of a refusal that only distances itself from what follows: it may come without any denial of help."""
+DENIES_TOO = re.compile(
+    r"[^.!?;\n]{0,40}?\b(?:or|nor|and) (?:i )?(?:(?:will not|won't|can't|cannot) )?(?:help|assist|provid|facilitat|"
+    r"creat|writ|generat)"
+)
+"""How a sentence goes on that distances itself and denies help as well: `I can't endorse this or help with it`."""
 RESERVES = re.compile(
     r"[^.!?,;\n]{0,60}?\b(?:(?:legal|medical|financial|professional|tax) advice|verif\w{1,6}|guarantee\w{0,2}|"
     r"officially|vouch|promise|certainty|responsible)\b"
@@ -294,7 +302,8 @@ DEFLECTS = re.compile(
     r"protect\w*|prevent\w*|victims?|abus\w*|hate\w*|hateful|discriminat\w*|suffer\w*|damage\w*|penalt\w*|prison|"
     r"jail|fines?|arrest\w*|prosecut\w*|positive\w*|constructive\w*|responsib\w*|healthy|professional\w*|"
     r"privacy|private|consent|forbidden|prohibited|banned|not allowed|against|mislead\w*|misinformation|offensive|"
-    r"stereotyp\w*|prejudice\w*|inclusive|sensitive|concern\w*|sorry|unfortunately|understand|ai|assistant|model|"
+    r"stereotyp\w*|prejudice\w*|inclusive|hobby|hobbies|enjoy|doctors?|physicians?|therapists?|lawyers?|attorneys?|"
+    r"medications?|volunteer\w*|useful|sensitive|concern\w*|sorry|unfortunately|understand|ai|assistant|model|"
     r"ask|question|request|topic|should|shouldn't|must|avoid|stop|cheating|steal\w*|theft|fraud|kill\w*|die|death|"
     r"injur\w*|threat\w*|trouble|honest\w*|integrity|fair\w*|equal\w*|everyone|society|community|others)\b|\?"
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Literal
 
 Wrapper = Literal["none", "code", "json", "xml"]
@@ -18,7 +17,8 @@ DEPTH = 6
 _ANSWER_KEYS = (
     "final_answer", "answer", "response", "reply", "refusal", "completion", "output", "result", "solution",
     "choice", "option", "letter", "label", "prediction", "category", "classification", "selected", "verdict", "message",
-    "content", "text", "value", "assistant", "model", "error", "reason", "detail", "explanation",
+    "content", "text", "value", "assistant", "model", "arguments", "action_input", "body", "comment", "error", "reason",
+    "detail", "explanation",
 )  # fmt: skip
 """Keys and tags under which an answer stands, the surest first."""
 _LEAD = r"[ \t\n]{0,20}(?:(?!```|[{\[<])[^\n{}<>`]{1,80}:[ \t]{0,3}\n{1,2})?"
@@ -39,6 +39,15 @@ _PAIR = re.compile(
     r"(?:\"((?:[^\"\\]|\\.)*)|'((?:[^'\\]|\\.)*)|([\w.-]{1,60}))",
     re.IGNORECASE,
 )
+
+
+_PRINTED = re.compile(
+    r"(?:def \w{1,40}\([^()\n]{0,80}\)[^:\n]{0,40}:\s{1,20})?"
+    r"(?:print|echo|return|puts|console\.log|raise \w{1,40}|throw new \w{1,40})\s?\(?\s?"
+    r"([\"'])([^\n]{1,2000})\1\s?\)?;?"
+)
+"""A program that does nothing but say something."""
+_ANSWER_ENDS = ("_answer", "_response", "_reply", "_message", "_output", "_choice", "_option", "_text")
 
 
 def unwrap(text: str) -> tuple[Wrapper, str]:
@@ -67,9 +76,11 @@ def _in_fence(text: str) -> str | None:
         return None
     close = re.compile(rf"^[ \t]{{0,3}}{re.escape(begun['fence'])}+[ \t]*$", re.MULTILINE)
     end = close.search(text, begun.end())
-    if end is None:
-        return text[begun.end() :].strip()
-    return text[begun.end() : end.start()].strip() if end.end() == len(text) else None
+    if end is not None and end.end() != len(text):
+        return None
+    inside = text[begun.end() : end.start() if end else len(text)].strip()
+    printed = _PRINTED.fullmatch(inside)
+    return printed[2] if printed else inside
 
 
 def _in_json(text: str) -> str | None:
@@ -102,16 +113,25 @@ def _said(found: object, depth: int) -> str | None:
         return None
     if isinstance(found, str):
         return found
-    if isinstance(found, Mapping):
-        keys = {key.strip().lower().replace(" ", "_").replace("-", "_"): key for key in reversed(found)}
-        for name in _ANSWER_KEYS:
-            if name in keys and (inside := _said(found[keys[name]], depth - 1)):
-                return inside
-        return _said(next(iter(found.values())), depth - 1) if len(found) == 1 else None
+    if isinstance(found, dict):
+        return _said_by_keys(found, depth)
     if isinstance(found, list):
         parts = [_said(part, depth - 1) for part in found]
         return None if None in parts or not parts else "\n".join(part for part in parts if part is not None)
     return json.dumps(found)
+
+
+def _said_by_keys(found: dict[str, object], depth: int) -> str | None:
+    """The same of an object."""
+    keys = {key.strip().lower().replace(" ", "_").replace("-", "_"): key for key in reversed(found)}
+    for name in _ANSWER_KEYS:
+        if name in keys and (inside := _said(found[keys[name]], depth - 1)):
+            return inside
+    held = [found[key] for name, key in keys.items() if name.endswith(_ANSWER_ENDS)]
+    if len(held) == 1 or len(found) == 1:
+        return _said(held[0] if len(held) == 1 else next(iter(found.values())), depth - 1)
+    chosen = [key for key, value in found.items() if value is True]
+    return chosen[0] if len(chosen) == 1 and all(isinstance(value, bool) for value in found.values()) else None
 
 
 def _in_xml(text: str) -> str | None:
