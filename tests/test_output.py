@@ -216,3 +216,23 @@ def test_a_reader_that_left_changes_no_exit_code(bundle):
         assert run(["gate", bundle], write_end) == (3, "")
     finally:
         os.close(write_end)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["gate", "NAME"], ["verify", "NAME"], ["report", "NAME"], ["analyze", "NAME"], ["diff", "NAME", "NAME"],
+     ["label", "NAME", "--out", "x.csv"], ["judge", "NAME", "--judge", "j"], ["tasks", "show", "NAME"],
+     ["inspect", "NAME"], ["ingest", "NAME", "--out", "o"], ["run", "NAME"], ["plan", "NAME"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path, monkeypatch, capsys, command):
+    """The system refuses to look for it before anything is opened: that was an internal error without a cause."""
+    monkeypatch.chdir(tmp_path)
+    name = f"folder/{'x' * 300}"
+    assert execute([name if part == "NAME" else part for part in command]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: folder/xxx") or "tasks" in command
+    assert "internal error" not in told
+    assert "x" * 30 in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -243,3 +243,32 @@ def test_labels_may_be_deleted_and_their_key_alone_may_not(bundle, capsys, asked
     assert json.loads(Path("b/manifest.json").read_text())["run"]["finished"]
     Path("b/labels.csv").unlink()
     assert execute(asked) == 0
+
+
+@pytest.fixture(scope="module")
+def of_a_matrix(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matrix")
+    (folder / "matrix.csv").write_text("".join(MATRIX.read_text().splitlines(keepends=True)[:3]))
+    return pipeline.analyze_matrix(folder / "matrix.csv", folder / "m", "quantverdict")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [None, "[]", "{}", '{"policy": null}', '{"policy": {"foo": 1}}', '{"policy": {"margins": {"refusal_rate": "x"}}}',
+     '{"policy": {"quality_margin_pp": "90"}}'],
+)  # fmt: skip
+def test_a_policy_that_was_changed_where_it_alone_stands_decides_nothing(of_a_matrix, tmp_path, capsys, document):
+    """A bundle of a matrix has no study: another margin in its decision.json was taken and sealed, without a word."""
+    bundle = Path(shutil.copytree(of_a_matrix, tmp_path / "m"))
+    (bundle / "decision.json").unlink()
+    if document is not None:
+        (bundle / "decision.json").write_text(document)
+    before = contents(bundle)
+    assert execute(["analyze", str(bundle)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "decision.json: changed" in told if document else "decision.json: is missing" in told
+    assert "--policy" in told
+    assert contents(bundle) == before
+    assert execute(["analyze", str(bundle), "--policy", "quantverdict"]) == 0
+    assert (bundle / "decision.json").read_bytes() == (of_a_matrix / "decision.json").read_bytes()

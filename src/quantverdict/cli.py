@@ -409,6 +409,11 @@ def attempt(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("QUANTVERDICT_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
+            # Before it is opened a file is looked for, and a system refuses that too: a name too long, links in a ring.
+            name = Path(error.filename)
+            shown = name.with_name(f"{name.name[:40]}...") if len(name.name) > 80 else name
+            return say(f"error: {shown}: cannot be used ({error.strerror or error})", ExitCode.CANNOT_RUN)
         return say(
             f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)",
             ExitCode.CANNOT_RUN,

@@ -7,8 +7,6 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from quantverdict.collect.files import saving, sha256_of, write_whole
 from quantverdict.collect.integrity import known_entries
 from quantverdict.collect.manifest import RENDERED, Bundle
@@ -16,13 +14,13 @@ from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.metrics import one_of
-from quantverdict.policy import POLICIES, Policy
+from quantverdict.policy import POLICIES
 from quantverdict.protocol.document import refuse_other_schema
 from quantverdict.protocol.gate import Gate, gate
 from quantverdict.protocol.gate_policy import GatePolicy
 from quantverdict.report.artefacts import Artefacts
 from quantverdict.report.instruments import judges
-from quantverdict.stages import decide, samples_of
+from quantverdict.stages import decide, policy_of, samples_of
 from quantverdict.verification import Rehearsal
 from quantverdict.yaml_file import load_yaml
 
@@ -73,10 +71,7 @@ def gate_bundle(root: Path, asked: GatePolicy, today: date) -> Gate:
     bundle = Rehearsal(root)
     refuse_unsealed(bundle, READ)
     document = bundle.read_json("decision.json")
-    try:
-        decided_by = Policy.model_validate(document["policy"])
-    except (ValidationError, TypeError, KeyError) as error:
-        raise BundleError(f"{bundle.path('decision.json')}: holds no policy; analyze the bundle again") from error
+    decided_by = policy_of(bundle, document)
     rules = asked.rules(decided_by)
     if rules != decided_by:
         bundle.refuse_differing((*RENDERED, "timings/"))

@@ -21,7 +21,7 @@ from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study, load_stud
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoder_files import find_encoders
 from quantverdict.policy import Policy, load_policy
-from quantverdict.stages import decide, decided_policy, grade, render, samples_of, summarise
+from quantverdict.stages import decide, decided_policy, grade, refuse_changed_policy, render, samples_of, summarise
 
 if TYPE_CHECKING:
     from quantverdict.collect.estimate import StudyEstimate
@@ -80,6 +80,8 @@ def plan(
 def analyze(path: Path, policy: str | None = None) -> Path:
     """Scores in, decision out: everything after grading, again."""
     with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv") as bundle:
+        if policy is None:
+            refuse_changed_policy(bundle)
         settle(bundle, load_policy(policy) if policy else None)
     return bundle.root
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from quantverdict.artifacts.builds import Build
 from quantverdict.asking import stored_builds
+from quantverdict.collect.files import Json, sha256_of
 from quantverdict.collect.frames import SCORES, read_frame
 from quantverdict.collect.manifest import STOPPED, Bundle
 from quantverdict.collect.prompts import prompts_file, read_prompts
@@ -14,6 +17,7 @@ from quantverdict.collect.rounds import round_numbers
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
 from quantverdict.config import Study
+from quantverdict.errors import BundleError
 from quantverdict.facts import cell_infos, config_of, elsewhere, evidence_of, read_templates, statistics_of
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Response, Score
@@ -175,10 +179,44 @@ def decide(
 
 
 def decided_policy(bundle: Bundle) -> Policy:
-    """The policy that a bundle without a study was decided by, the default where it was not decided yet."""
+    """The policy that a bundle without a study was decided by, the default where it was not decided yet.
+
+    Raises:
+        BundleError: `decision.json` holds none.
+    """
     if not bundle.path("decision.json").exists():
         return Policy()
-    return Policy.model_validate(bundle.read_json("decision.json").get("policy"))
+    return policy_of(bundle, bundle.read_json("decision.json"))
+
+
+def policy_of(bundle: Bundle, document: Json) -> Policy:
+    """The policy that a decision was made by; `document` is what `decision.json` holds.
+
+    Raises:
+        BundleError: it holds none.
+    """
+    try:
+        return Policy.model_validate(document["policy"])
+    except (ValidationError, TypeError, LookupError) as error:
+        told = "holds no policy; analyze the bundle again, with --policy"
+        raise BundleError(f"{bundle.path('decision.json')}: {told}") from error
+
+
+def refuse_changed_policy(bundle: Bundle) -> None:
+    """A bundle made from a matrix has its policy in `decision.json` alone: to decide by it again, it must be as it was.
+
+    One whose decision was broken off is gone on with by what stands there.
+
+    Raises:
+        BundleError: it is missing, or changed since the bundle was finished.
+    """
+    entry = (bundle.recorded("artefacts") or {}).get("decision.json")
+    if bundle.recorded("config") is not None or entry is None or not bundle.sealed:
+        return
+    path = bundle.path("decision.json")
+    if not path.exists() or sha256_of(path) != entry["sha256"]:
+        told = "changed since it was written" if path.exists() else "is missing"
+        raise BundleError(f"{path}: {told}, and the policy stood there; put it back, or name a policy with --policy")
 
 
 def render(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import subprocess
 import sys
@@ -166,6 +167,8 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path: Path) -
     refused(tmp_path, "folder")
     (tmp_path / "empty.gguf").touch()
     refused(tmp_path / "empty.gguf", "is empty")
+    os.mkfifo(tmp_path / "pipe.gguf")  # nobody writes to it
+    refused(tmp_path / "pipe.gguf", "is a pipe")
 
 
 BAD = {

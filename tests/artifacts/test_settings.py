@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -71,6 +72,33 @@ def test_a_value_that_is_taken_away_is_named_too(base, tmp_path, tiny_gguf):
     """No pre-tokenizer: the tokens are equal, and texts become other ones."""
     found = compare(base, tiny_gguf(tmp_path / "o.gguf", {"tokenizer.ggml.pre": None}))
     assert found.reason == "tokenizer: tokenizer.ggml.pre: not set (then 'default') here, 'gpt-2' in the baseline"
+
+
+def test_an_end_of_text_that_is_taken_away_or_changed_is_named(base, tmp_path, tiny_gguf):
+    """Without one of its own an answer runs on to its limit; lineage said `same`."""
+    key = "tokenizer.ggml.eos_token_id"
+    gone = compare(base, tiny_gguf(tmp_path / "gone.gguf", {key: None}))
+    assert re.fullmatch(r"special tokens: eos_token_id: not set here, \d+ \('.+'\) in the baseline", gone.reason)
+    back = compare(tmp_path / "gone.gguf", base)
+    assert re.fullmatch(r"special tokens: eos_token_id: \d+ \('.+'\) here, not set in the baseline", back.reason)
+    other = compare(base, tiny_gguf(tmp_path / "other.gguf", {key: (U32, 5)}))
+    assert re.fullmatch(r"special tokens: eos_token_id: 5 \('.+'\) here, \d+ \('.+'\) in the baseline", other.reason)
+
+
+@pytest.mark.parametrize(
+    ("put_first", "template", "verdict"),
+    [(False, "{{ messages[0].content }}", "same"), (True, "{{ messages[0].content }}", "different"),
+     (False, "{{ bos_token }}{{ messages[0].content }}", "different")],
+)  # fmt: skip
+def test_a_begin_of_text_that_is_taken_away_counts_where_it_is_used(tmp_path, tiny_gguf, put_first, template, verdict):
+    both = {
+        "tokenizer.ggml.add_bos_token": (BOOL, put_first),
+        "tokenizer.chat_template": (STRING, template),
+        "tokenizer.ggml.bos_token_id": (U32, 1),
+    }
+    with_one = tiny_gguf(tmp_path / "one.gguf", both)
+    without = tiny_gguf(tmp_path / "none.gguf", {**both, "tokenizer.ggml.bos_token_id": None})
+    assert compare(with_one, without).verdict == verdict
 
 
 def test_a_long_list_is_named_by_its_first_entry_that_differs(base, tmp_path, tiny_gguf):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from fractions import Fraction
 
 import polars as pl
@@ -591,3 +592,19 @@ def test_precedence_names_each_judge_source_once(files):
     files.extra["judge_precedence"] = ["one", "other"]
     with pytest.raises(StudyError, match=r"judge_precedence.*each judge source once \(one\)|each judge source once"):
         files.load()
+
+
+def test_a_source_that_is_no_file_is_refused_and_not_waited_for(files):
+    """A pipe was opened, and nobody writes to it; of a device there is no end."""
+    files.add("a", [{"model": "m", "quant": "FP16", "task": "t", "id": "1", "score": 1}])
+    os.mkfifo(files.folder / "pipe.jsonl")
+    for name, told in {
+        "pipe.jsonl": "pipe.jsonl: is a pipe or a device; expected a file",
+        "/dev/zero": "/dev/zero: is a pipe or a device; expected a file",
+        ".": r"cannot be read \(Is a directory\)",
+        "a\0b": r"cannot be read \(embedded null",
+        "x" * 300: r"cannot be read \(File name too long\)",
+    }.items():
+        files.sources[0] |= {"path": name, "format": "jsonl"}
+        with pytest.raises(DataError, match=told):
+            files.load()

@@ -222,6 +222,13 @@ samples:
             load_task(task_file(text.replace(old, new)))
 
 
+def test_a_name_that_no_file_can_have_is_no_task(tmp_path):
+    """The system refuses to look for it, which was an internal error."""
+    for name in ("x" * 300, f"{tmp_path}/{'x' * 300}.yaml", "a\0b"):
+        with pytest.raises(TaskError, match="no such task; expected the path of a task file"):
+            load_task(name)
+
+
 def test_deep_and_binary_files_are_refused_in_one_line(tmp_path):
     path = tmp_path / "mine.yaml"
     for content in (b"[" * 100_000, b"\xff\xfe\x00a", b"name: \x00", b"a: " + b"9" * 5000):

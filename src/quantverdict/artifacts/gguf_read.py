@@ -106,6 +106,8 @@ def open_gguf(path: Path) -> Gguf:
         ArtifactError: it is missing, no GGUF, truncated or corrupt.
     """
     try:
+        if path.is_fifo():  # opening it would wait until somebody writes
+            raise ArtifactError("is a pipe", file=path, expected="a GGUF file")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:

@@ -163,7 +163,7 @@ def _reading_checks(ours: _Side, theirs: _Side) -> tuple[Check, ...]:
     others = [text for text in found if not text.startswith("tokenizer")]
     return (
         _with(_tokens(ours.facts, theirs.facts), tokenizer),
-        _special(ours.facts, theirs.facts),
+        _special(ours, theirs),
         _template(ours.facts, theirs.facts),
         _with(Check("configuration", SAME, "no setting that changes an answer differs"), others),
     )
@@ -219,15 +219,37 @@ def _other_merges(ours: Sequence[str], theirs: Sequence[str]) -> str:
     return f"the merges differ: merge {first} is {theirs[first]!r:.40} here, {ours[first]!r:.40} in the baseline"
 
 
-def _special(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
+def _special(ours: _Side, theirs: _Side) -> Check:
     """Padding is left out: it is masked wherever it occurs, and files name it as they like."""
     for name in ("bos", "eos"):
-        left, right = ours.special.get(name), theirs.special.get(name)
-        if left is not None and right is not None and left != right:
-            texts = ours.special_tokens.get(name), theirs.special_tokens.get(name)
-            reason = f"{name} is {texts[1]!r} ({right}) here, {texts[0]!r} ({left}) in the baseline"
-            return Check("special tokens", DIFFERENT, reason)
+        left, right = (_special_id(side, name) for side in (ours, theirs))
+        if left == right or (None in (left, right) and not _is_used(name, ours, theirs)):
+            continue
+        here, there = (
+            "not set" if number is None else f"{number} ({side.facts.special_tokens.get(name)!r:.40})"
+            for side, number in ((theirs, right), (ours, left))
+        )
+        return Check("special tokens", DIFFERENT, f"{name}_token_id: {here} here, {there} in the baseline")
     return Check("special tokens", SAME, "begin and end of text are the same ids")
+
+
+def _special_id(side: _Side, name: str) -> object:
+    """As the file says it; else as llama.cpp takes it, where that is known."""
+    return side.facts.special.get(name, side.settings.get(f"tokenizer.ggml.{name}_token_id"))
+
+
+def _is_used(name: str, *sides: _Side) -> bool:
+    """Whether an id that one of the two does not set changes anything: without an end of its own an answer runs on.
+
+    Folders name special tokens in several files, so that one that is not found says nothing.
+    """
+    if not all(isinstance(side.source, Gguf) for side in sides):
+        return False
+    return name == "eos" or any(
+        side.settings.get("tokenizer.ggml.add_bos_token") is not False
+        or "bos_token" in (side.facts.chat_template or "")
+        for side in sides
+    )
 
 
 def _template(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:

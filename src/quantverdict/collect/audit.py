@@ -20,6 +20,7 @@ from quantverdict.collect.rows import Broken, Wanted, read_blocks, texts_at
 from quantverdict.collect.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
 from quantverdict.records import Table
+from quantverdict.yaml_file import unread
 
 if TYPE_CHECKING:
     import polars as pl
@@ -140,15 +141,17 @@ def load_sources(
 
 
 def check_hash(path: Path, expected: str) -> None:
-    """Refuse a file whose sha256 is another one.
+    """Refuse a file whose sha256 is another one; and a pipe or a device, of which there may be no end to wait for.
 
     Raises:
         DataError: naming the file and both hashes.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError("is a pipe or a device", file=path, expected="a file")
         found = sha256_of(path)
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+    except (OSError, ValueError) as error:  # a ValueError where no file can have that name
+        raise DataError(f"cannot be read ({unread(error)})", file=path) from error
     if found != expected:
         raise DataError(
             f"sha256 is {found}: not the file that was meant; nothing was loaded", file=path, expected=expected

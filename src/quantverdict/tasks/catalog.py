@@ -132,8 +132,12 @@ def load_task(name_or_path: str | Path) -> Task:
     if str(name_or_path) in builtin_tasks():
         return replace(read_task(STARTER / f"{name_or_path}.yaml"), source=f"built-in:{name_or_path}")
     path = Path(name_or_path)
-    if not path.is_file():
-        near = one_of(str(name_or_path), builtin_tasks())
+    try:
+        found = path.is_file()
+    except OSError:  # no file can have that name, or it may not be looked at
+        found = False
+    if not found:
+        near = one_of(str(name_or_path)[:80], builtin_tasks())
         raise TaskError("no such task", file=path, expected=f"the path of a task file, or {near}")
     return read_task(path)
 
