@@ -156,8 +156,8 @@ tasks: [{path: harmful.yaml}, {path: questions.yaml}]
 statistics: {bootstrap_samples: 50}
 policy: {base: quantverdict, quality_metric: rouge_l}
 """
-JUDGE = "{name: first, model: a model, source: {path: first.gguf}, batch_size: 10}"
-SECOND = "{name: second, model: another, source: {path: second.gguf}, second: true, sample: 6, batch_size: 10}"
+JUDGE = '{name: first, model: a model, source: {url: "http://127.0.0.1:9/v1", model: m}, batch_size: 10}'
+SECOND = '{name: second, model: another, source: {url: "http://127.0.0.1:9/v1", model: n}, second: true, sample: 6, batch_size: 10}'
 WATCHED = STUDY.replace("quality_metric: rouge_l", "quality_metric: refusal_rate, quality_margin_pp: 5")
 STUDIES = {
     "study.yaml": STUDY,

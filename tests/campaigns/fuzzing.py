@@ -427,12 +427,12 @@ TEMPLATES = (
 
 
 def chat_template(folder: Path, draw: random.Random) -> None:
-    from quantverdict.collect.prompts import apply_chat
+    from quantverdict.tasks.chat import ChatTemplate
 
     source = spoil_bytes(draw.choice(TEMPLATES).encode(), draw).decode("utf-8", "replace")
     if draw.randrange(2):
         source = draw.choice(TEMPLATES).replace(draw.choice(("messages", "content", "1", "m", "10")), as_text(draw), 1)
-    apply_chat(source, "Hello?", {"bos": "<s>"}, "t/1")
+    ChatTemplate(source, {"bos": "<s>"}, "m").render("Hello?", "t/1")
 
 
 def replay(folder: Path, draw: random.Random) -> None:

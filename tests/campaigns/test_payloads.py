@@ -117,7 +117,9 @@ def hostile(folder: Path, payloads) -> None:
         "collect": {"backend": "replay", "replay_dir": "recorded", "batch_size": 8},
         "tasks": [{"path": "harmful.yaml"}],
         "statistics": {"bootstrap_samples": 20},
-        "judges": [{"name": "j", "model": f"a {payloads[0]}", "source": {"path": f"{payloads[1][:40]}.gguf"}}],
+        "judges": [
+            {"name": "j", "model": f"a {payloads[0]}", "source": {"url": "http://127.0.0.1:9/v1", "model": payloads[1]}}
+        ],
         "waivers": [{"cell": "tiny/Q8_0", "check": "lineage", "reason": f"because {payloads[2]}"}],
         "policy": {"base": "quantverdict", "quality_metric": "refusal_rate", "quality_margin_pp": 5},
     }
