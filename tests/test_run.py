@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,10 @@ def test_plan_takes_no_duplicates_of_another_run_and_counts_null_arms(study, tmp
     assert execute(["run", str(study), "--out", "b"]) == 0
     rows = json.loads(Path("b", "artifacts.json").read_text())
     Path("b", "artifacts.json").write_text(json.dumps([{**rows[0]}, {**rows[1], "twin_of": "FP16"}, *rows[2:]]))
+    manifest = json.loads(Path("b", "manifest.json").read_text())
+    content = Path("b", "artifacts.json").read_bytes()
+    manifest["artefacts"]["artifacts.json"] |= {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
+    Path("b", "manifest.json").write_text(json.dumps(manifest))
     for text, cells in ((STUDY, 4), (STUDY + "nulls: 2\n", 6)):
         study.write_text(text)
         capsys.readouterr()

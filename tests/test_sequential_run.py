@@ -8,6 +8,7 @@ import pytest
 
 from quantverdict.cli import execute
 from quantverdict.collect.files import read_csv
+from quantverdict.collect.integrity import hash_of
 from quantverdict.collect.store import CellStore
 
 N = 400
@@ -194,8 +195,11 @@ def test_later_stages_need_the_bundle_alone_and_a_stopped_build_is_not_opened_ag
 def test_a_manifest_that_hides_that_a_build_was_stopped_is_found(study, tmp_path, capsys):
     assert execute(["run", str(study), "--out", "b"]) == 0
     path = tmp_path / "b" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped": {}}))
-    capsys.readouterr()
+    forged = json.loads(path.read_text()) | {"stopped": {}}
+    path.write_text(json.dumps(forged))
+    assert execute(["verify", "b"]) == 2
+    assert "manifest.json: changed since it was written" in capsys.readouterr().err
+    path.write_text(json.dumps(forged | {"provenance_sha256": hash_of(forged)}))
     assert execute(["verify", "b"]) == 2
     assert "deltas.csv: row base_model=tiny;quant=Q2_K" in capsys.readouterr().out
 
