@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.sources import resolve
 from quantverdict.asking import open_file, stored_builds
-from quantverdict.collect.manifest import Bundle
+from quantverdict.collect.manifest import RENDERED, Bundle
 from quantverdict.collect.prompts import Plan, make_plan
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.collect.store import read_responses, responses_path
@@ -49,7 +49,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     builds = sum(len(each.variants) - 1 for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
-            bundle.refuse_differing()
+            bundle.refuse_differing((*RENDERED, "timings/"))
             speed, observed = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
             spent = spent_on(bundle, study)
     elif measure and path is not None:
