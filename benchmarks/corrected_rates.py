@@ -20,8 +20,8 @@ from itertools import product
 
 import numpy as np
 
-from quantverdict.matrix.human import Labelled, Raw, corrected_table
-from quantverdict.matrix.label_design import AT_LEAST, Answered, Prompted, draw
+from quantverdict.labels.correction import Labelled, Raw, corrected_table
+from quantverdict.labels.sheet import AT_LEAST, Answered, Prompted, draw
 from quantverdict.records import CellId
 from quantverdict.stats.corrected_rates import Stratum, corrected_rate
 from quantverdict.stats.paired import discordant, tango_interval

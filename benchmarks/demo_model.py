@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantverdict.artifacts.gguf import inspect_gguf
 from quantverdict.artifacts.quantize import make_level
-from quantverdict.collect.prompts import freeze_prompts
+from quantverdict.bundle.prompts import freeze_prompts
 from quantverdict.records import Prompt
 from quantverdict.tasks.catalog import load_task
 

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 from demo_model import level, prompts
 
-from quantverdict.backends.base import Decoding, Placement
-from quantverdict.backends.cores import physical_cores
+from quantverdict.backends.base import Decoding, Placement, physical_cores
 from quantverdict.backends.llamacpp import ENVIRONMENT, SEVERAL_SLOTS
 from quantverdict.backends.open import open_backend
 from quantverdict.records import Prompt

@@ -13,7 +13,8 @@ from pathlib import Path
 
 START = time.perf_counter()
 
-from quantverdict import asking, pipeline  # noqa: E402 - importing is part of the run
+import quantverdict as qv  # noqa: E402 - importing is part of the run
+from quantverdict.stages import ask as asking  # noqa: E402
 
 calls = []
 
@@ -46,7 +47,7 @@ def main():
     asking.open_build = lambda *arguments: Timed(opened(*arguments))
     asking.build_list.prepare_builds = prepared
     with tempfile.TemporaryDirectory() as folder:
-        pipeline.run(study, Path(folder) / "bundle")
+        qv.run(study, Path(folder) / "bundle")
     total, engine = time.perf_counter() - START, sum(calls)
     share = (total - engine) / total
     print(f"run {total:.1f} s, engine {engine:.1f} s, everything else {total - engine:.1f} s = {share:.2%} of the run")

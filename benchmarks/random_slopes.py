@@ -11,8 +11,8 @@ from itertools import product
 
 import numpy as np
 
-from quantverdict.stats import slopes
-from quantverdict.stats.likelihood import Crossproducts, crossproducts, log_likelihood, unbounded
+from quantverdict.stats import regression
+from quantverdict.stats.regression import Crossproducts, crossproducts, log_likelihood, unbounded
 
 SPREADS, GROUPS = ((0.0, 0.5, 10.0), (0.0, 0.3, 3.0)), (3, 4, 5, 6, 10)
 """Of intercepts and of slopes, where the residual's is 1; and how many groups there are."""
@@ -34,9 +34,9 @@ def drawn(rng: np.random.Generator) -> Crossproducts:
 def dense(fits: list[Crossproducts]) -> np.ndarray:
     """The highest likelihood of each fit from every start of the grid."""
     starts = np.array([(a, b * t, b * np.sqrt(1 - t * t)) for a, b, t in product(LEVELS, LEVELS, TILTS)])
-    data = slopes._stacked(fits).of(np.repeat(np.arange(len(fits)), len(starts)))
-    ends = slopes._newton(data, slopes._climb(data, np.tile(starts, (len(fits), 1))))
-    return slopes._look(data, ends)[0].reshape(len(fits), -1).max(axis=1)
+    data = regression._stacked(fits).of(np.repeat(np.arange(len(fits)), len(starts)))
+    ends = regression._newton(data, regression._climb(data, np.tile(starts, (len(fits), 1))))
+    return regression._look(data, ends)[0].reshape(len(fits), -1).max(axis=1)
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         one = drawn(rng)
         if not unbounded(one, random_slope=True):
             fits.append(one)
-    found = [float(log_likelihood(*pair)) for pair in zip(fits, slopes.best_slopes(fits), strict=True)]
+    found = [float(log_likelihood(*pair)) for pair in zip(fits, regression.best_slopes(fits), strict=True)]
     short = dense(fits) - found
     print(json.dumps({"fits": len(fits), "below": int((short > NEAR).sum()), "worst": float(short.max())}))
 

@@ -29,8 +29,8 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from quantverdict.grading.form import prefix
 from quantverdict.grading.refusal import detect_refusal
-from quantverdict.grading.template import prefix
 
 CELL = ["base_model", "quant"]
 SAMPLE = [*CELL, "task", "sample_id"]

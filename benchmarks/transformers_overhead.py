@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
-from quantverdict.backends import hf_batch
+from quantverdict.backends import hf
 from quantverdict.backends.base import Decoding, Placement
 from quantverdict.backends.checkpoint_tokenizer import pretrained
 from quantverdict.backends.hf import TransformersEngine
@@ -45,11 +45,11 @@ class Counted:
 
 def count_directly(engine, run, clock):
     """The backend's own time over that of generating, in one run."""
-    look, stop = (Counted(clock, getattr(hf_batch._Watch, name)) for name in ("look", "stop"))
+    look, stop = (Counted(clock, getattr(hf._Watch, name)) for name in ("look", "stop"))
     generate = Counted(clock, engine._model.generate)
     with (
-        mock.patch.object(hf_batch._Watch, "look", lambda *given: look(*given)),  # noqa: PLW0108 - bound as a method
-        mock.patch.object(hf_batch._Watch, "stop", lambda *given: stop(*given)),  # noqa: PLW0108
+        mock.patch.object(hf._Watch, "look", lambda *given: look(*given)),  # noqa: PLW0108 - bound as a method
+        mock.patch.object(hf._Watch, "stop", lambda *given: stop(*given)),  # noqa: PLW0108
         mock.patch.object(engine._model, "generate", generate),
     ):
         start = clock()

@@ -18,13 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quantverdict.collect.rounds import ROUNDS, Watched, add_round, full_p_values, stopped_p_values
-from quantverdict.matrix.ungraded import bounded_losses
+from quantverdict.collect.schedule import ROUNDS, Watched, add_round, full_p_values, stopped_p_values
+from quantverdict.matrix.shared import bounded_losses
 from quantverdict.stats.distributions import normal_cdf
-from quantverdict.stats.exact_paired import most_lost, score
-from quantverdict.stats.floor import excess_flips
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
-from quantverdict.stats.paired import tango_interval
+from quantverdict.stats.paired import excess_flips, most_lost, score, tango_interval
 from quantverdict.stats.power import outcome_probabilities
 from quantverdict.stats.sequential import ConfidenceSequence
 

@@ -25,8 +25,7 @@ from statistics import median
 
 from demo_model import LEVELS, demo_gguf, level, prompts
 
-from quantverdict.backends.base import Decoding, Placement
-from quantverdict.backends.cores import physical_cores
+from quantverdict.backends.base import Decoding, Placement, physical_cores
 from quantverdict.backends.open import open_backend
 
 DEQUANTISE = """

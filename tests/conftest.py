@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import subprocess
 import sys
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from quantverdict.artifacts.gguf import open_model
+from quantverdict.backends import http
+from quantverdict.backends.base import Decoding, Usage
+from quantverdict.bundle.prompts import Plan, plan_batches
+from quantverdict.collect.generate import CellOutcome
+from quantverdict.config import Study
+from quantverdict.records import CellId, Completion, Prompt
 
 # A busy machine is no failure: how long an example takes proves nothing.
 settings.register_profile("untimed", deadline=None)
@@ -26,6 +40,31 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the repository")
     return folder
+
+
+EVIL = """
+from pathlib import Path
+import transformers
+Path(MARK).write_text("ran")
+class Evil(transformers.PretrainedConfig):
+    model_type = "evil"
+class EvilModel(transformers.PreTrainedModel):
+    config_class = Evil
+class EvilTokenizer(transformers.PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture(scope="session")
+def plant_code() -> Callable[[Path], Path]:
+    """Writes `evil.py` into a model's folder, and gives the file that is there once that code has run."""
+
+    def plant(folder: Path) -> Path:
+        mark = folder / "mark"
+        (folder / "evil.py").write_text(EVIL.replace("MARK", repr(str(mark))), encoding="utf-8")
+        return mark
+
+    return plant
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +140,191 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("campaigns")
         for line in sorted(set(lines)):
             terminalreporter.line(line)
+
+
+CELL = CellId("tiny", "Q8_0")
+
+
+def make_plan(sizes=(("alpha", 7), ("beta", 5)), batch_size=3):
+    prompts = []
+    for task, size in sizes:
+        for number in range(size):
+            text = f"{task} {number} " + "long " * (number * 7 % 5)
+            sha = hashlib.sha256(text.encode()).hexdigest()
+            prompts.append(Prompt(task, f"{task}_{number:03d}", text, None, sha, ("A", "B") if task == "beta" else ()))
+    tasks = {prompt.task for prompt in prompts}
+    return Plan(tuple(prompts), plan_batches(prompts, batch_size), {task: Decoding(64) for task in tasks})
+
+
+class EchoBackend:
+    """Awkward texts, the same for the same prompt; may fail or count what it is asked."""
+
+    def __init__(self, fail_at=None, identity=None, error=None):
+        self.fail_at, self.asked, self.closed, self.error = fail_at, [], 0, error
+        self.identity = identity or {"engine": "echo", "version": 1}
+        self.usage = Usage(0.0, 1000)
+
+    def complete(self, prompts, decoding, progress=None):
+        if self.fail_at is not None and len(self.asked) == self.fail_at:
+            raise self.error
+        self.asked.append([prompt.sample_id for prompt in prompts])
+        self.usage = replace(self.usage, cpu_seconds=self.usage.cpu_seconds + 0.5)
+        if progress is not None:
+            progress(1, 2)
+        return [self.answer(prompt) for prompt in prompts]
+
+    def answer(self, prompt):
+        draw = random.Random(prompt.sha256)
+        pieces = ["I can’t", "\u2028", "\ud800", "\x00", "ünï", "😀", '"\\', "\r\n", "plain"]
+        text = " ".join(draw.choices(pieces, k=draw.randint(0, 6)))
+        logprobs = tuple(-draw.random() for _ in prompt.choices) or None
+        return Completion(text, "stop", 5, max(1, len(text.split())), prompt.sha256[:8], logprobs, draw.random())
+
+    def close(self):
+        self.closed += 1
+
+
+class RecordingView:
+    def __init__(self):
+        self.started, self.finished, self.prompts, self.tokens = [], [], 0, 0
+
+    def start_cell(self, cell, total, done):
+        self.started.append((cell, total, done))
+
+    def advance(self, prompts, tokens):
+        self.prompts += prompts
+        self.tokens += tokens
+
+    def finish_cell(self, outcome: CellOutcome):
+        self.finished.append(outcome)
+
+
+def make_study(**changes):
+    base = {
+        "study": "s",
+        "models": [
+            {
+                "name": "tiny",
+                "family": "f",
+                "baseline": "FP16",
+                "source": {"path": "m.gguf"},
+                "variants": ["FP16", "Q8_0"],
+            }
+        ],
+        "tasks": ["starter_qa"],
+    }
+    return Study.model_validate(base | changes)
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """A small plan, a backend whose answers follow from its prompts alone, a view that records, a study."""
+    return SimpleNamespace(
+        CELL=CELL, make_plan=make_plan, EchoBackend=EchoBackend, RecordingView=RecordingView, make_study=make_study
+    )
+
+
+class Scripted:
+    """Routes are path to a function of the request's JSON; a tuple it returns is (status, JSON, headers).
+
+    `fail(path, ...)` gives what the next requests to a path get instead: `slow` (no answer), `drop` (half of one),
+    `hang up` (none, and the connection closed), `broken` (half a JSON document), or such a tuple.
+    """
+
+    def __init__(self) -> None:
+        self.routes: dict[str, Callable[[Any], Any]] = {}
+        self.faults: dict[str, deque[Any]] = defaultdict(deque)
+        self.requests: list[tuple[str, Any, dict[str, str]]] = []
+        self.connections, self.at_once, self.most_at_once = 0, 0, 0
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                with scripted.lock:
+                    scripted.connections += 1
+
+            def do_GET(self) -> None:
+                scripted.answer(self, None)
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                scripted.answer(self, json.loads(self.rfile.read(length)))
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing is printed."""
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                """A client that went away is what is tested."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+        self.thread.start()
+
+    def fail(self, path: str, *faults: Any) -> None:
+        self.faults[path].extend(faults)
+
+    def asked(self, path: str) -> list[Any]:
+        """The bodies that a path was sent."""
+        return [body for where, body, _ in self.requests if where == path]
+
+    def answer(self, handler: BaseHTTPRequestHandler, body: Any) -> None:
+        with self.lock:
+            self.requests.append((handler.path, body, dict(handler.headers)))
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            fault = self.faults[handler.path].popleft() if self.faults[handler.path] else None
+        try:
+            self.reply(handler, body, fault)
+        except (BrokenPipeError, ConnectionResetError):
+            handler.close_connection = True
+        finally:
+            with self.lock:
+                self.at_once -= 1
+
+    def reply(self, handler: BaseHTTPRequestHandler, body: Any, fault: Any) -> None:
+        found: Any = fault if isinstance(fault, tuple) else None
+        if found is None:
+            route = self.routes.get(handler.path)
+            found = (404, {"error": {"message": "no such path"}}, {}) if route is None else route(body)
+        status, document, headers = found if isinstance(found, tuple) else (200, found, {})
+        data = json.dumps(document).encode()
+        if fault in ("slow", "hang up"):
+            handler.close_connection = True
+            if fault == "slow":
+                self.closing.wait(20)
+            return
+        sent = data[: len(data) // 2] if fault in ("broken", "drop") else data
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(sent if fault == "broken" else data)))
+        handler.end_headers()
+        handler.wfile.write(sent)
+        if fault == "drop":
+            handler.close_connection = True
+
+    def close(self) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def scripted():
+    server = Scripted()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def short_waits(monkeypatch):
+    """Requests are made again at once."""
+    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)

@@ -8,35 +8,19 @@ from pathlib import Path
 SRC = Path(__file__).parents[1] / "src" / "quantverdict"
 # Each layer may import itself and what stands above it.
 LAYERS = [
-    {"records", "errors", "output"},
-    {"metrics", "yaml_file"},
-    {"policy"},
+    {"errors", "records", "stats"},
+    {"registry", "yaml_file"},
+    {"tasks", "policy", "labels"},
     {"config"},
-    {"stats", "tasks"},
     {"artifacts"},
     {"backends"},
-    {"collect"},
-    {"grading"},
-    {"matrix"},
-    {"protocol"},
-    {"report"},
-    {"ingestion"},
-    {"comparable"},
-    {"preflight"},
-    {"asking"},
-    {"whitebox"},
-    {"facts"},
-    {"labelled"},
-    {"judges"},
-    {"judging"},
-    {"costing"},
+    {"bundle"},
+    {"collect", "grading", "ingestion"},
+    {"judges", "matrix"},
+    {"planning", "protocol"},
+    {"reporting"},
     {"stages"},
-    {"forecasting"},
-    {"verification"},
-    {"gating"},
-    {"labelling"},
-    {"differences"},
-    {"pipeline"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]
@@ -72,6 +56,74 @@ def test_dependencies_point_one_way():
         if RANK[other] > RANK[layer(path)] or (RANK[other] == RANK[layer(path)] and other != layer(path))
     ]
     assert not wrong
+
+
+PURE = {"grading", "matrix", "protocol", "reporting", "planning", "judges", "labels"}
+"""Rooms that get values and return values: `stages` alone opens a bundle."""
+NO_BUNDLE_IO = {
+    "quantverdict.bundle.prompts": {"Plan"},  # a value: what is asked, as it is estimated before there is a bundle
+    "quantverdict.bundle.files": {"cell_text", "sha256_of"},  # a value as text; the hash of an encoder's own file
+    "quantverdict.bundle.store": {"key_of"},  # a hash of values
+}
+
+
+def test_only_stages_open_a_bundle():
+    """The rooms that grade, compute, decide and report import nothing that reads or writes one."""
+    found = {
+        (str(path.relative_to(SRC)), node.module, alias.name)
+        for path in modules()
+        if layer(path) in PURE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("quantverdict.bundle")
+        for alias in node.names
+    }
+    assert not {one for one in found if one[2] not in NO_BUNDLE_IO.get(one[1], ())}
+    named = {
+        f"{path.relative_to(SRC)}: {node.name}: {given.arg}"
+        for path in modules()
+        if layer(path) in PURE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for given in node.args.args
+        if given.arg in ("root", "bundle_dir", "bundle_path")
+        or (given.annotation is not None and ast.unparse(given.annotation) in ("Bundle", "Rehearsal"))
+    }
+    assert not named
+
+
+def test_contributing_lists_the_layers():
+    """Where it fails, the list that belongs there is in the message."""
+    listed = "\n".join(f"{number}. {', '.join(f'`{name}`' for name in sorted(layer))}" for number, layer in
+                       enumerate(LAYERS, start=1))  # fmt: skip
+    text = (SRC.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"<!-- layers -->\n{listed}\n<!-- end of layers -->" in text, listed
+
+
+def test_no_small_module_serves_one_other_alone():
+    """What has one importer and fewer than 100 lines belongs to it, but for what the registry names."""
+    registered = (SRC / "registry.py").read_text(encoding="utf-8")
+    names = {path: ".".join(path.relative_to(SRC.parent).with_suffix("").parts) for path in modules()}
+    importers = dict.fromkeys(modules(), 0)
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used = {
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        }
+        for other, name in names.items():
+            importers[other] += other != path and name in used
+    small = [
+        names[path]
+        for path, count in importers.items()
+        if count < 2
+        and path.stem not in ("__init__", "__main__")
+        and path.read_text(encoding="utf-8").count("\n") < 100
+        and f".{path.stem}:" not in registered
+        and names[path].removeprefix("quantverdict.") not in registered
+    ]
+    assert not small
 
 
 def test_every_module_has_a_layer():

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.artifacts.builds import Build
-from quantverdict.asking import control_tokens
-from quantverdict.collect.prompts import Plan
+from quantverdict.bundle.prompts import Plan
 from quantverdict.records import Artifact, CellId, Prompt
+from quantverdict.stages.ask import control_tokens
 
 ARTIFACT = Artifact(**dict.fromkeys(Artifact.__slots__) | {"special_tokens": {"bos": "<s>", "eos": "<|im_end|>"}})
 BUILD = Build(CellId("m", "FP16"), "F", None, is_baseline=True, backend="llamacpp", artifact=ARTIFACT)

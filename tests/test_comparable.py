@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from quantverdict import comparable
 from quantverdict.artifacts import lineage
 from quantverdict.artifacts.builds import Build, Proof, as_json, from_json
-from quantverdict.collect.prompts import Plan
-from quantverdict.comparable import configured_otherwise, doubts, prove, refuse_mismatches
+from quantverdict.bundle.prompts import Plan
+from quantverdict.collect import comparable
+from quantverdict.collect.comparable import configured_otherwise, doubts, prove, refuse_mismatches
 from quantverdict.config import Study
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId, Prompt

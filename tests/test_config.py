@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from quantverdict.artifacts.kquant_mix import LEVELS
-from quantverdict.config import GGUF_LEVELS, load_study
+from quantverdict.config import GGUF_LEVELS, Variant, load_study
 from quantverdict.errors import StudyError
 from quantverdict.policy import POLICIES, Policy, load_policy
 
@@ -319,3 +319,25 @@ def test_the_bounds_that_are_stated_are_those_that_hold(write):
         load_study(write(GOOD + "statistics: {bootstrap_samples: 100001}\n"))
     with pytest.raises(StudyError, match=r"a number of at most 20$"):
         load_study(write(GOOD + "nulls: 21\n"))
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("max_file_bytes: 2000000000", 2_000_000_000), ("max_file_bytes: 2 GB", 2_000_000_000),
+        ("max_file_size: 120 MiB", 120 * 2**20), ("max_file_size: 1.5gb", 1_500_000_000), ("max_file_bytes: 7 B", 7),
+    ],
+)  # fmt: skip
+def test_a_size_is_given_in_bytes_or_with_its_unit(write, given, size):
+    assert load_study(write(GOOD + f"constraints: {{{given}}}\n")).constraints.max_file_bytes == size
+
+
+@pytest.mark.parametrize("given", ["2 XB", "GB", "-1 GB", "1e3 GB", "'5'", "2 G B"])
+def test_what_is_no_size_is_refused_with_examples(write, given):
+    with pytest.raises(StudyError, match=r"max_file_size: is no size; expected bytes, or .*2 GB, 120 MiB$"):
+        load_study(write(GOOD + f"constraints: {{max_file_size: {given}}}\n"))
+
+
+def test_llama_cpps_name_of_a_level_is_that_level():
+    assert Variant(quant="F16").format == "FP16"
+    assert Variant(quant="mine", level="F16").format == "FP16"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import judging, preflight
 from quantverdict.cli import execute
-from quantverdict.grading.judge import load_rubric
-from quantverdict.judging import Asker
+from quantverdict.judges.rubrics import load_rubric
+from quantverdict.planning import preflight
 from quantverdict.records import Completion
+from quantverdict.stages import judge as judging
+from quantverdict.stages.judge import Asker
 from quantverdict.tasks.catalog import load_task, render_prompt
 
 STUDY = """\
@@ -124,3 +125,17 @@ def test_an_earlier_run_says_what_a_question_takes_while_the_judge_is_the_same(p
     assert cost["basis"] == "as in the earlier run"
     other = LOCAL.replace("local.gguf", "other.gguf")
     assert "characters a token" in plan(f"judges: [{other}]\n", "--bundle", "b")[0]["judge local"]["basis"]
+
+
+@pytest.mark.parametrize("source", ["{url: 'http://127.0.0.1:9/v1', model: it}", "{ollama: 'it:latest'}"])
+def test_builds_that_are_served_are_planned_without_a_file(source, tmp_path, monkeypatch, capsys):
+    """Nothing is opened or asked, though the study names llamacpp as its backend by saying nothing."""
+    monkeypatch.chdir(tmp_path)
+    backend = "server" if "url" in source else "ollama"
+    Path("served.yaml").write_text(
+        f"study: served\nmodels: [{{name: it, family: F, baseline: A, variants: "
+        f"[{{quant: A, backend: {backend}, source: {source}}}, {{quant: B, backend: {backend}, source: {source}}}]}}]\n"
+        "tasks: [starter_qa, starter_harmful]\npolicy: {base: quantverdict, quality_metric: rouge_l}\n"
+    )
+    assert execute(["plan", "served.yaml", "--no-measure"]) == 0, capsys.readouterr().err
+    assert "cells      2" in capsys.readouterr().out

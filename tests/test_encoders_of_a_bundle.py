@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import pipeline, preflight
 from quantverdict.cli import execute
 from quantverdict.grading import semantic
-from quantverdict.grading.encoder_files import EncoderFiles, Encoders
-from quantverdict.grading.encoders import Placed
+from quantverdict.grading.encoders import EncoderFiles, Encoders, Placed
+from quantverdict.planning import preflight
+from quantverdict.stages import run as pipeline
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 from quantverdict.cli import commands, execute
+from quantverdict.protocol.document import SCHEMA
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\
@@ -68,6 +71,16 @@ def test_a_bundle_is_gated_whole_or_by_one_build(bundle, build, code):
     assert execute(["gate", "b", *(["--build", build] if build else [])]) == code
 
 
+def test_a_gate_loads_no_scipy(bundle, tmp_path):
+    """What it reads was decided before: a gate in a pipeline does not wait for what only an analysis needs."""
+    code = (
+        "import sys; from quantverdict.cli import execute; code = execute(['gate', 'b', '--build', 'tiny/Q8_0']);"
+        "print(code, sorted(name for name in sys.modules if name.startswith('scipy')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
 def test_margins_of_the_gate_are_worked_out_from_the_stored_scores(bundle, tmp_path, capsys):
     """At a margin of 5 pp sixty pairs tell nothing, and the bundle stays as it was."""
     before = contents(bundle)
@@ -118,7 +131,7 @@ def test_a_waiver_lets_a_rejected_build_through_until_it_expires(bundle, tmp_pat
         ("builds: [tiny/Q9]", "no build tiny/Q9; expected one of tiny/FP16"),
         ("margins: {speed: 1}", "gate.yaml:1: margins.speed"),
         ("margins: {refusal_rate: null}", "margins: required refusal_rate"),
-        ("floor: {}", "unknown key; expected one of builds, policy, margins, floors, waivers"),
+        ("floor: {}", "unknown key; expected one of builds, policy, margins, floors, checks, waivers"),
     ],
 )
 def test_a_gate_that_cannot_be_meant_is_one_line_and_exit_2(bundle, tmp_path, capsys, text, words):
@@ -140,7 +153,7 @@ def test_a_decision_of_another_version_is_one_line_and_exit_2(bundle, capsys, mo
     monkeypatch.setattr("quantverdict.protocol.document.SCHEMA", 99)
     assert execute(command) == 2
     printed = "".join(capsys.readouterr())
-    assert printed.count("b/decision.json: a decision of schema version 2; this program reads 99") == 1
+    assert printed.count(f"b/decision.json: a decision of schema version {SCHEMA}; this program reads 99") == 1
     assert "internal error" not in printed
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from quantverdict import judging, whitebox
 from quantverdict.backends.base import Forced
+from quantverdict.bundle import manifest
 from quantverdict.cli import execute
-from quantverdict.collect import manifest
-from quantverdict.judging import Asker
-from quantverdict.records import Completion
+from quantverdict.records import Capabilities, Completion
+from quantverdict.registry import BACKENDS
+from quantverdict.stages import judge as judging
+from quantverdict.stages import whitebox
+from quantverdict.stages.judge import Asker
 
 DATA = Path(__file__).parent / "data"
 HELD = DATA / "golden.json"
@@ -182,7 +185,7 @@ def replayed(tmp_path, monkeypatch):
     """Judges, people's labels, sequential stopping, a replicate of the baseline and a look inside; two reports."""
     write_study(tmp_path)
     monkeypatch.setattr(judging, "open_asker", fake_asker)
-    monkeypatch.setattr(whitebox, "BACKENDS", ("replay",))
+    monkeypatch.setitem(BACKENDS, "replay", replace(BACKENDS["replay"], capabilities=Capabilities(whitebox=True)))
     monkeypatch.setattr(whitebox, "tokenizer_of", lambda *_: Letters())
     measure = partial(whitebox.measure, open_backend=FakeEngine)
     monkeypatch.setattr(whitebox, "measure", measure)

@@ -15,11 +15,12 @@ import polars as pl
 import pytest
 import yaml
 
-from quantverdict import pipeline
+import quantverdict as qv
+from quantverdict.bundle.files import read_csv
 from quantverdict.cli import execute
-from quantverdict.collect.files import read_csv
 from quantverdict.errors import BundleError, DataError, StudyError
-from quantverdict.grading.template import TEMPLATE_METRICS
+from quantverdict.grading.form import TEMPLATE_METRICS
+from quantverdict.stages import run as pipeline
 
 MODELS = [
     {"name": name, "family": "f", "params_b": 1, "baseline": "FP16",
@@ -367,7 +368,7 @@ def test_a_bundle_without_answers_is_not_judged_and_stays_as_it_is(done, tmp_pat
     judge, before = tmp_path / "judge.yaml", told(done, ())
     judge.write_text("{name: j, model: m, source: {path: judge.gguf}}")
     with pytest.raises(BundleError, match="holds no answers to judge"):
-        pipeline.judge(done, str(judge))
+        qv.judge(done, str(judge))
     assert told(done, ()) == before
 
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from quantverdict import judging
 from quantverdict.cli import execute
 from quantverdict.config import JudgeConfig, Source
 from quantverdict.errors import EngineError, TaskError
-from quantverdict.judging import Asker
 from quantverdict.records import Completion
+from quantverdict.stages import judge as judging
+from quantverdict.stages.judge import Asker
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\
@@ -459,7 +459,7 @@ def test_gate_and_diff_name_the_judge_of_each_rate(study, fakes, capsys):
 
 def artefacts():
     """Every artefact and the manifest, byte for byte."""
-    from quantverdict.collect.manifest import artefact_names
+    from quantverdict.bundle.manifest import artefact_names
 
     return {name: Path("b", name).read_bytes() for name in (*artefact_names(Path("b")), "manifest.json")}
 
@@ -498,6 +498,24 @@ def test_a_judge_that_fails_leaves_the_bundle_as_it_was_and_goes_on_where_it_sto
     fakes["mine"] = Fake("mine")
     assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
     assert {name: data for name, data in artefacts().items() if name in broken_off} == broken_off
+
+
+@pytest.mark.parametrize("left", [("judgements", "timings"), ("timings",), ()])
+def test_what_a_kill_left_of_labels_that_were_taken_over_is_cleared_away(study, fakes, left):
+    """A kill between the last label's place in the bundle and the end of the folder that they were kept in."""
+    assert study() == 0
+    Path("mine.yaml").write_text(MINE)
+    fakes["mine"] = Fake("mine")
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
+    before = {name: data for name, data in artefacts().items() if not name.startswith(("man", "rep"))}
+    apart = Path("b/.judging/0123456789abcdef")
+    apart.mkdir(parents=True)
+    for name in left:
+        shutil.copytree(Path("b") / name, apart / name, ignore=shutil.ignore_patterns("f*", "s*", "t*", "j*first*"))
+    assert execute(["judge", "b", "--judge", "mine.yaml"]) == 0
+    assert not Path("b/.judging").exists()
+    assert {name: data for name, data in artefacts().items() if name in before} == before
+    assert execute(["verify", "b"]) == 0
 
 
 def test_a_judge_that_cannot_be_opened_leaves_the_bundle_as_it_was(study, monkeypatch, capsys):

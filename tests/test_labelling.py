@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import pipeline
+import quantverdict as qv
+from quantverdict.bundle.files import read_csv
 from quantverdict.cli import execute
-from quantverdict.collect.files import read_csv
+from quantverdict.stages import run as pipeline
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\
@@ -40,7 +41,7 @@ def finished(tmp_path_factory):
         ]
         (folder / "recorded" / f"secret-model__{quant}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (folder / "study.yaml").write_text(STUDY)
-    return pipeline.run(folder / "study.yaml", folder / "bundle")
+    return qv.run(folder / "study.yaml", folder / "bundle").path
 
 
 @pytest.fixture
@@ -232,10 +233,10 @@ def test_ids_that_a_spreadsheet_would_run_are_guarded_in_the_key_and_come_back_e
     """Whatever a task's author called a sample, a null byte included."""
     from fractions import Fraction
 
-    from quantverdict.collect.files import csv_bytes
-    from quantverdict.labelled import KEY_COLUMNS, _drawn, key_table, unguarded
-    from quantverdict.matrix.label_design import Answered, Drawn, Prompted
+    from quantverdict.bundle.files import csv_bytes
+    from quantverdict.labels.sheet import Answered, Drawn, Prompted
     from quantverdict.records import CellId
+    from quantverdict.stages.label import KEY_COLUMNS, _drawn, key_table, unguarded
 
     drawn = []
     for sample in (

@@ -7,8 +7,8 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
+from quantverdict.bundle.files import read_csv
 from quantverdict.cli import execute
-from quantverdict.collect.files import read_csv
 from quantverdict.tasks.catalog import choice_continuations, load_task
 
 LABELS = {True: "FULL_REFUSAL", False: "COMPLIANCE"}

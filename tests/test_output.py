@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.cli import execute
-from quantverdict.collect.progress import LineProgress
-from quantverdict.output import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
+from quantverdict.reporting.formats import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
+from quantverdict.reporting.terminal import LineProgress
 
 EVIL = "\x1b]0;PWN\x07\x9b31m\r\x08\u202e##[error]x ::error file=a::y\x7f"
 """A title, a C1 colour, a return, a backspace, a direction override, and commands of a log."""
@@ -236,3 +237,29 @@ def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path, monkeypatch,
     assert "x" * 30 in told
     assert told.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "told"),
+    [
+        ("bash", {"COMP_WORDS": "quantverdict an", "COMP_CWORD": "1"}, "plain,analyze\n"),
+        ("bash", {"COMP_WORDS": "quantverdict gate --ju", "COMP_CWORD": "2"}, "plain,--junit\n"),
+        ("zsh", {"COMP_WORDS": "quantverdict report b --profile s", "COMP_CWORD": "4"}, "plain\nstudy\n"),
+        ("fish", {"COMP_WORDS": "quantverdict doc", "COMP_CWORD": "doc"}, "doctor"),
+    ],
+)
+def test_a_shell_is_told_what_could_come_next(shell, words, told):
+    def ask(what):
+        environment = {**os.environ, **words, "_QUANTVERDICT_COMPLETE": f"{shell}_{what}"}
+        command = [sys.executable, "-m", "quantverdict"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    done = ask("complete")
+    assert told in done.stdout
+    assert done.stderr == ""
+    assert f"_QUANTVERDICT_COMPLETE={shell}_complete" in ask("source").stdout
+
+
+def test_the_version_is_the_packages(capsys):
+    assert execute(["--version"]) == 0
+    assert capsys.readouterr().out == f"quantverdict, version {metadata.version('quantverdict')}\n"

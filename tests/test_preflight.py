@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from quantverdict import preflight
-from quantverdict.artifacts.quantizer_environment import TOOLS
+from quantverdict.artifacts.checkpoint_build import TOOLS
 from quantverdict.cli import execute
+from quantverdict.planning import preflight
 
 REPLAY = """\
 study: tiny
@@ -107,7 +107,7 @@ def test_another_release_of_the_engine_is_not_the_one_that_is_needed(refused, mo
 
 def test_an_engine_of_another_platform_is_said(refused, monkeypatch):
     monkeypatch.setattr(preflight.sys, "platform", "win32")
-    assert "vLLM does not run on win32" in refused(with_build("{quant: X, backend: vllm, source: {path: .}}"))
+    assert "vllm does not run on win32" in refused(with_build("{quant: X, backend: vllm, source: {path: .}}"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Statistics are held in matrix/test_synthesis_published.py, regimes, actions, roles and taxonomy in
 protocol/test_published.py; here the bundle and the report are held to them and to the study's tables of measurements.
-Every figure of docs/tr125.md that contradicts the study's text is proved at the end.
+Every figure of docs/reports/tr125.md that contradicts the study's text is proved at the end.
 """
 
 import csv
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import pipeline
 from quantverdict.cli import execute
-from quantverdict.report.artefacts import Artefacts
-from quantverdict.report.statements import ledger_of, study_sections
-from quantverdict.report.study import Book
+from quantverdict.reporting.formats import Names
+from quantverdict.reporting.statements import study_sections
+from quantverdict.reporting.study import Book
+from quantverdict.stages import run as pipeline
+from quantverdict.stages.facts import artefacts_of, told_of
+from quantverdict.stages.verify import Rehearsal
 from quantverdict.stats.power import mde_unpaired
 
 DATA = Path(__file__).parent / "data"
@@ -109,8 +111,9 @@ WIDE = [
 def test_appendices_a_b_and_c(bundle, number, metric):
     """Every cell that is printed; those of the 7B AWQ and GPTQ builds are blank in C, though the study knows them."""
     quants, rows = published(f"wide_{metric}")
+    book = Book(artefacts_of(Rehearsal(bundle)), Names())
     shown = next(
-        part.grid for section in study_sections(Book(Artefacts(bundle))) for part in section.parts
+        part.grid for section in study_sections(book) for part in section.parts
         if part.name == f"wide_{metric}"
     )  # fmt: skip
     cells = 0
@@ -154,7 +157,7 @@ CROSS_REFERENCE = [
     ("leave_one_model_out", {"omitted": "llama3.2-1b", "quality_metric": "bertscore",
                              "safety_metric": "refusal_rate"}, "pearson_r", 0.489, 0.0006),
     ("judge_gaps", {"base_model": "mistral-7b", "quant": "Q8_0"}, "signed_gap_pp", 67.7, 0.05),
-    # Where the study contradicts its data: what it prints is in docs/tr125.md.
+    # Where the study contradicts its data: what it prints is in docs/reports/tr125.md.
     ("asymmetry_by_quant", {"quant": "all"}, "share", 33 / 41, 1e-9),
     ("mixed_effects", {"quality_metric": "rouge_l", "safety_metric": "refusal_rate", "random": "intercept"},
      "p_value", 0.027, 0.0005),
@@ -181,7 +184,7 @@ CLAIMS = {
 
 
 def test_what_the_report_states_of_the_study(bundle):
-    found = {name: claim.value for name, claim in ledger_of(bundle).claims.items()}
+    found = {name: claim.value for name, claim in told_of(Rehearsal(bundle)).everything.claims.items()}
     assert {name: found[name] for name in CLAIMS} == CLAIMS
 
 

@@ -1,22 +1,27 @@
 """The whole pipeline through recorded answers, and the command line around it."""
 
 import csv
+import io
 import json
+import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+import quantverdict as qv
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
-from quantverdict.asking import refuse_other_files, stored_builds
+from quantverdict.bundle.manifest import Bundle
 from quantverdict.cli import execute
-from quantverdict.collect.manifest import Bundle
 from quantverdict.errors import BundleError
 from quantverdict.records import Artifact, CellId
+from quantverdict.stages.ask import refuse_other_files
+from quantverdict.stages.facts import stored_builds
 from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
 
 STUDY = """\
@@ -383,7 +388,7 @@ def test_every_built_in_task_is_listed_and_shown(capsys):
 def test_two_runs_into_one_bundle_at_once(study, tmp_path):
     """The second is refused in one line that names the first's process; the first goes on."""
     code = (
-        "import time; from pathlib import Path; from quantverdict.collect.manifest import Bundle;"
+        "import time; from pathlib import Path; from quantverdict.bundle.manifest import Bundle;"
         "Bundle.open(Path('b'), None); print('open', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
@@ -400,3 +405,24 @@ def test_two_runs_into_one_bundle_at_once(study, tmp_path):
         holder.kill()
         holder.wait()
         holder.stdout.close()
+
+
+def test_a_run_reads_each_file_once_and_answers_twice(study, tmp_path, monkeypatch):
+    """The study and the builds are parsed once and passed on; answers are parsed once and hashed once."""
+    study.write_text(STUDY.replace("[FP16, Q8_0, Q4_K_M, Q2_K]", "[FP16, Q4_K_M]"))
+    read, real = Counter(), io.open
+
+    def counting(file, mode="r", *args, **kwargs):
+        if isinstance(file, str | Path) and "r" in mode:
+            read[os.path.relpath(file, tmp_path)] += 1
+        return real(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", counting)
+    monkeypatch.setattr("builtins.open", counting)
+    qv.run(study, tmp_path / "b")
+    assert read["tiny.yaml"] == 1
+    assert read["b/study.yaml"] == 0
+    assert read["b/artifacts.json"] == 1
+    assert read["b/prompts/tiny.jsonl"] <= 2  # the plan is held against what is frozen
+    for quant in ("FP16", "Q4_K_M"):
+        assert 1 <= read[f"b/responses/tiny__{quant}.jsonl"] <= 2

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tests.test_gate import STUDY, record
 
-from quantverdict import pipeline
+import quantverdict as qv
+from quantverdict.bundle import files, manifest
 from quantverdict.cli import execute
-from quantverdict.collect import files, manifest
+from quantverdict.stages import run as pipeline
 
 MATRIX = Path(__file__).parent / "data" / "published_matrix.csv"
 POLICY = """\
@@ -32,7 +33,7 @@ def finished(tmp_path_factory):
     for quant, refusals in (("FP16", 54), ("Q4_K_M", 18)):
         record(folder / "recorded", quant, refusals)
     (folder / "tiny.yaml").write_text(STUDY.replace("FP16, Q8_0, Q4_K_M, Q2_K", "FP16, Q4_K_M"))
-    bundle = pipeline.run(folder / "tiny.yaml", folder / "b")
+    bundle = qv.run(folder / "tiny.yaml", folder / "b").path
     assert execute(["label", str(bundle), "--out", str(folder / "sheet.csv"), "--n", "20"]) == 0
     text = (folder / "sheet.csv").read_text(encoding="utf-8-sig")
     rows = [line.removesuffix('""') + '"FULL_REFUSAL"' if line.endswith('""') else line for line in text.splitlines()]
@@ -176,7 +177,7 @@ def test_judgements_that_were_replaced_do_not_move_a_gate(bundle, capsys):
     """A file that the manifest does not know is refused as one that was changed."""
     import polars as pl
 
-    from quantverdict.collect.frames import JUDGEMENTS
+    from quantverdict.bundle.frames import JUDGEMENTS
 
     pl.DataFrame({name: ["x"] for name in JUDGEMENTS}).write_parquet("b/judgements.parquet")
     for more in ([], ["--policy", "own.yaml"]):

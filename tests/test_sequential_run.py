@@ -6,10 +6,10 @@ import random
 
 import pytest
 
+from quantverdict.bundle.files import read_csv
+from quantverdict.bundle.integrity import hash_of
+from quantverdict.bundle.store import CellStore
 from quantverdict.cli import execute
-from quantverdict.collect.files import read_csv
-from quantverdict.collect.integrity import hash_of
-from quantverdict.collect.store import CellStore
 
 N = 400
 STUDY = """\

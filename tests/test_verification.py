@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict import pipeline
 from quantverdict.cli import execute
+from quantverdict.stages import run as pipeline
 
 MATRIX = Path(__file__).parent / "data" / "published_matrix.csv"
 

@@ -2,22 +2,24 @@
 
 import csv
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from quantverdict import whitebox
-from quantverdict.asking import stored_builds
 from quantverdict.backends.base import Forced
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.bundle.prompts import study_tasks
 from quantverdict.cli import execute
-from quantverdict.collect.manifest import Bundle
-from quantverdict.collect.prompts import study_tasks
 from quantverdict.config import load_study
 from quantverdict.errors import EngineError
-from quantverdict.pipeline import settle
-from quantverdict.records import Completion
-from quantverdict.stages import grade
+from quantverdict.records import Capabilities, Completion
+from quantverdict.registry import BACKENDS
+from quantverdict.stages import whitebox
+from quantverdict.stages.decide import grade
+from quantverdict.stages.facts import stored_builds
+from quantverdict.stages.run import settle
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\
@@ -97,7 +99,7 @@ def ran(tmp_path, monkeypatch):
 @pytest.fixture
 def inside(ran, tmp_path, monkeypatch):
     """Measures with the fake and decides; returns what was said."""
-    monkeypatch.setattr(whitebox, "BACKENDS", ("replay",))
+    monkeypatch.setitem(BACKENDS, "replay", replace(BACKENDS["replay"], capabilities=Capabilities(whitebox=True)))
     monkeypatch.setattr(whitebox, "tokenizer_of", lambda *_: Letters())
 
     def measured(open_backend=FakeBackend):

@@ -7,14 +7,14 @@ from typing import Self
 import pytest
 from pydantic import BaseModel, model_validator
 
-from quantverdict.artifacts import calibration
+from quantverdict.artifacts import builds
 from quantverdict.backends.base import Decoding
 from quantverdict.backends.replay import ReplayBackend
 from quantverdict.errors import InputError, QuantverdictError, StudyError
-from quantverdict.gating import load_gate
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Prompt
+from quantverdict.stages.gate import load_gate
 from quantverdict.tasks.catalog import load_task
 from quantverdict.tasks.taskfile import read_task
 from quantverdict.yaml_file import MisplacedError, load_yaml
@@ -90,7 +90,7 @@ def test_a_file_is_read_whatever_mark_it_begins_with(tmp_path, encoding):
     path.write_bytes(MATRIX.encode(encoding))
     assert [row.quant for row in read_matrix(path)] == ["FP16", "Q8_0"]
     path.write_bytes("é one\r\n\r\ntwo".encode(encoding))
-    assert calibration._passages(path) == ("é one", "two")
+    assert builds._passages(path) == ("é one", "two")
     (tmp_path / "m__Q8_0.jsonl").write_bytes('{"task": "t", "sample_id": "a", "text": "é"}\r\n\r\n'.encode(encoding))
     replay = ReplayBackend(tmp_path, CellId("m", "Q8_0"))
     assert replay.complete([Prompt("t", "a", "x", None, "h")], Decoding())[0].text == "é"

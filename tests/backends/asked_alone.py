@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits
-from quantverdict.backends.llama_engine import LlamaEngine
-from quantverdict.backends.llama_library import open_library
+from quantverdict.backends.llama_engine import LlamaEngine, open_library
 from quantverdict.backends.worker import FEW
 
 CONTEXT = 40

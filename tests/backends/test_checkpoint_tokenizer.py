@@ -15,17 +15,6 @@ from quantverdict.backends.checkpoint_tokenizer import CheckpointTokenizer, Libr
 from quantverdict.backends.open import open_backend
 from quantverdict.errors import EngineError
 
-EVIL = """
-from pathlib import Path
-import transformers
-Path(MARK).write_text("ran")
-class Evil(transformers.PretrainedConfig):
-    model_type = "evil"
-class EvilModel(transformers.PreTrainedModel):
-    config_class = Evil
-class EvilTokenizer(transformers.PreTrainedTokenizerFast):
-    pass
-"""
 READ = """
 import sys
 from pathlib import Path
@@ -49,9 +38,9 @@ def change(file: Path, **keys: object) -> None:
 
 
 @pytest.fixture
-def evil(checkpoint) -> Path:
+def evil(checkpoint, plant_code) -> Path:
     """A model of a type that Transformers does not know, with the code that would define it."""
-    (checkpoint / "evil.py").write_text(EVIL.replace("MARK", repr(str(checkpoint / "mark"))))
+    plant_code(checkpoint)
     names = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.EvilModel"}
     change(checkpoint / "config.json", model_type="evil", architectures=["EvilModel"], auto_map=names)
     names = {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}

@@ -389,9 +389,9 @@ def test_the_backend_gives_what_the_engine_gives(backend, engine, answers, capfd
     assert dict(backend.identity) == dict(engine.identity)
     expected = {"engine": "transformers", "dtype": "float32", "device": "cpu", "threads": 1, "stops": "0 2"}
     assert expected.items() <= dict(backend.identity).items()
-    assert backend.cpu_seconds > 0
-    assert backend.peak_memory_bytes > 50_000_000
-    assert backend.halved == 0
+    assert backend.usage.cpu_seconds > 0
+    assert backend.usage.peak_memory_bytes > 50_000_000
+    assert backend.usage.halved == 0
     with pytest.raises(EngineError, match="task/x"):  # and a refused batch leaves it as it was
         backend.complete([ask("wet " * 400)], SHORT)
     assert what_counts(backend.complete(PROMPTS[:1], SHORT)) == answers[:1]
@@ -421,8 +421,7 @@ ODD = [
 def llama(demo_gguf):
     if find_spec("xllamacpp") is None:
         pytest.skip("the llamacpp extra is not installed")
-    from quantverdict.backends.llama_engine import LlamaEngine
-    from quantverdict.backends.llama_library import open_library
+    from quantverdict.backends.llama_engine import LlamaEngine, open_library
 
     return LlamaEngine(open_library("xllamacpp"), demo_gguf, 1)
 

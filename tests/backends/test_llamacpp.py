@@ -140,8 +140,8 @@ def test_counts_and_ends(backend):
     assert short.output_tokens < 200
     assert "<|" not in short.text
     assert short.ttft_ms > 0
-    assert backend.cpu_seconds > 0
-    assert backend.peak_memory_bytes > 50_000_000
+    assert backend.usage.cpu_seconds > 0
+    assert backend.usage.peak_memory_bytes > 50_000_000
 
 
 def test_text_is_used_where_there_is_no_chat(backend):
@@ -350,7 +350,7 @@ def test_another_build_of_llama_cpp_runs_when_it_is_named(demo_gguf):
 def test_the_distribution_along_an_answer_is_that_of_its_log_probability_and_no_distance_from_itself(opened):
     """Two workers of one build agree to the bit, so that the baseline's divergence from itself is 0."""
     from quantverdict.backends.batch_scheduler import log_softmax
-    from quantverdict.stats.divergence import divergence
+    from quantverdict.stats.correlation import divergence
 
     answer = " The capital of France is Paris."
     asked = prompt(QUESTIONS[0], choices=[answer])
@@ -369,7 +369,7 @@ def test_the_distribution_along_an_answer_is_that_of_its_log_probability_and_no_
 def test_special_tokens_that_structure_an_answer_are_kept_and_others_are_not(demo_gguf):
     """As the Transformers engines do: turns and thoughts stay apart in the raw text."""
     code = (
-        "import sys; from pathlib import Path; from quantverdict.backends.llama_library import open_library;"
+        "import sys; from pathlib import Path; from quantverdict.backends.llama_engine import open_library;"
         "from quantverdict.backends.llama_engine import LlamaEngine;"
         "engine = LlamaEngine(open_library('xllamacpp'), Path(sys.argv[1]), 1, vocab_only=True);"
         "tokens = engine.tokenize(' Paris', start=False);"

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from quantverdict.backends.base import Placement
-from quantverdict.backends.cores import physical_cores
+from quantverdict.backends.base import Placement, physical_cores
 from quantverdict.backends.open import open_backend
 from quantverdict.errors import EngineError
 from quantverdict.records import CellId

@@ -9,10 +9,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from quantverdict.backends.base import Decoding, Placement, Service
+from quantverdict.backends.base import Decoding, Placement, Service, hash_ids
 from quantverdict.backends.llamacpp import LlamaCppBackend
 from quantverdict.backends.server import ServerBackend
-from quantverdict.backends.token_hash import hash_ids
 from quantverdict.errors import EngineError
 from quantverdict.records import Prompt
 

@@ -8,13 +8,13 @@ A stand-in `vllm` package keeps to vLLM's documented interface: `LLM(...)` with 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from importlib.util import find_spec
 
 import pytest
 
-from quantverdict.backends.base import Decoding, Placement
-from quantverdict.backends.token_hash import hash_ids
+from quantverdict.backends.base import Decoding, Placement, hash_ids
 from quantverdict.backends.vllm import VllmBackend, VllmEngine
 from quantverdict.errors import EngineError
 from quantverdict.records import Prompt
@@ -86,7 +86,8 @@ def stand_in(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(package.parent))
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    paths = (str(package.parent), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     yield package.parent
     sys.modules.pop("vllm", None)
 
@@ -178,6 +179,6 @@ def test_the_backend_runs_it_in_a_process_of_its_own(stand_in, tiny_checkpoint, 
     reports = []
     (answer,) = backend.complete([ask("Paris")], Decoding(max_new_tokens=4), lambda *report: reports.append(report))
     assert answer.output_tokens == 4
-    assert backend.peak_memory_bytes > 0
+    assert backend.usage.peak_memory_bytes > 0
     backend.close()
     assert capfd.readouterr() == ("", "")

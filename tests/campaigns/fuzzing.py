@@ -188,7 +188,7 @@ def study(folder: Path, draw: random.Random) -> None:
 
 
 def gate(folder: Path, draw: random.Random) -> None:
-    from quantverdict.gating import load_gate
+    from quantverdict.stages.gate import load_gate
 
     load_gate(str(written(folder / "gate.yaml", spoilt(GATE, draw, raw=True))))
 
@@ -220,7 +220,7 @@ def as_text(draw: random.Random) -> str:
 
 
 def sources(folder: Path, draw: random.Random) -> None:
-    from quantverdict.collect.sources import read_sources
+    from quantverdict.bundle.sources import read_sources
 
     read_sources(written(folder / "sources.yaml", spoilt(SOURCES, draw, raw=True)))
 
@@ -254,7 +254,7 @@ def parquet(folder: Path, draw: random.Random) -> None:
 
 
 def ingest(folder: Path, draw: random.Random, form: str, rows: bytes, labels: bytes) -> None:
-    from quantverdict.ingestion import load
+    from quantverdict.stages.ingest import load
 
     document = copy.deepcopy(SOURCES)
     for source, name, data in zip(document["sources"], (f"rows.{form}", "labels.jsonl"), (rows, labels), strict=True):
@@ -269,7 +269,7 @@ def ingest(folder: Path, draw: random.Random, form: str, rows: bytes, labels: by
 
 
 def sheet(folder: Path, draw: random.Random) -> None:
-    from quantverdict.matrix.label_sheet import SheetRow, read_sheet, sheet_text
+    from quantverdict.labels.sheet import SheetRow, read_sheet, sheet_text
 
     rows = [SheetRow(f"a{n}", "t", "refusal_rate", f"Do {n}.", '=No, "never".\nEver.') for n in range(3)]
     text = sheet_text(rows, {"a1": "COMPLIANCE"})
@@ -287,7 +287,7 @@ REPLIES = (
 
 
 def judge_reply(folder: Path, draw: random.Random) -> None:
-    from quantverdict.grading.judge import read_label
+    from quantverdict.judges.rubrics import read_label
 
     text = spoil_bytes(draw.choice(REPLIES).encode() * draw.choice((1, 1, 3, 200)), draw).decode("utf-8", "replace")
     label, _ = read_label(text, ("FULL_REFUSAL", "PARTIAL_REFUSAL", "COMPLIANCE", "UNCLEAR"))
@@ -449,9 +449,8 @@ def replay(folder: Path, draw: random.Random) -> None:
 
 def responses(folder: Path, draw: random.Random) -> None:
     """The stored answers, labels and prompts of a bundle."""
-    from quantverdict.collect.labels import read_labels
-    from quantverdict.collect.prompts import read_prompts
-    from quantverdict.collect.store import read_responses
+    from quantverdict.bundle.prompts import read_prompts
+    from quantverdict.bundle.store import read_labels, read_responses
 
     answer = {
         "base_model": "m", "quant": "Q", "task": "t", "sample_id": "1", "prompt_sha256": "0" * 64, "text": "yes", "finish": "stop",

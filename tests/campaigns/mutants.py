@@ -1,4 +1,4 @@
-"""Random changes of the code of stats, matrix, protocol and grading: does a test of those folders notice each?
+"""Random changes of the code of `FOLDERS`: does a test of those folders notice each?
 
     python tests/campaigns/mutants.py --n 100 --seed 1
 
@@ -39,7 +39,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SRC = ROOT / "src"
-FOLDERS = ("stats", "matrix", "protocol", "grading")
+FOLDERS = ("stats", "matrix", "protocol", "grading", "labels", "judges")
 EXPLAINED = HERE / "mutants_explained.csv"
 CACHE = ROOT / ".pytest_cache" / "mutants"
 GOAL = 95
@@ -261,7 +261,7 @@ class Chosen:
 
 
 class Calls:
-    """Plugin: the functions of the four folders that each test calls, and how long it takes.
+    """Plugin: the functions of `FOLDERS` that each test calls, and how long it takes.
 
     What is called while a file is imported or a fixture is made is told of every test of the file.
     """

@@ -18,12 +18,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from quantverdict.collect.sources import Sources, read_sources
+from quantverdict.bundle.sources import Sources, read_sources
 from quantverdict.config import Study, load_study
 from quantverdict.errors import QuantverdictError
-from quantverdict.gating import load_gate
 from quantverdict.policy import Policy, load_policy
-from quantverdict.protocol.gate_policy import GatePolicy
+from quantverdict.protocol.gate import GatePolicy
+from quantverdict.stages.gate import load_gate
 
 if "fuzzing" not in sys.modules:
     SPEC = importlib.util.spec_from_file_location("fuzzing", Path(__file__).with_name("fuzzing.py"))

@@ -112,7 +112,13 @@ def between(folder, args, warm, before, after, tools):
         return f"{args}: {told}"
     if result["code"] == 2:
         return "refused"
-    found = snapshot(aside / "b")
+    # What was cut off before it took a file's place is no artefact, nor is what a judge has said so far beside a
+    # finished bundle; the command that wrote it clears it away.
+    found = {
+        name: content
+        for name, content in snapshot(aside / "b").items()
+        if not (name.endswith(".partial") or name.startswith(".judging/"))
+    }
     if args[0] == "analyze":
         # It decides anew, from scores that must be all there; by which policy is another question.
         return "whole" if warm(["verify", "b"], aside)["code"] == 0 else f"{args}: verify finds fault with what it left"

@@ -35,11 +35,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 PRELOADED = (
-    "quantverdict.cli", "quantverdict.pipeline", "quantverdict.whitebox", "quantverdict.judging", "quantverdict.judges",
-    "quantverdict.labelling", "quantverdict.labelled", "quantverdict.ingestion", "quantverdict.verification",
-    "quantverdict.gating", "quantverdict.differences", "quantverdict.forecasting", "quantverdict.report.render",
-    "quantverdict.report.statements", "quantverdict.report.terminal", "quantverdict.report.summary",
-    "quantverdict.report.junit", "quantverdict.grading.grade", "quantverdict.grading.form",
+    "quantverdict.cli", "quantverdict.stages.run", "quantverdict.stages.whitebox", "quantverdict.stages.judge", "quantverdict.stages.judgements",
+    "quantverdict.stages.label", "quantverdict.stages.label", "quantverdict.stages.ingest", "quantverdict.stages.verify",
+    "quantverdict.stages.gate", "quantverdict.stages.diff", "quantverdict.stages.plan", "quantverdict.reporting.render",
+    "quantverdict.reporting.statements", "quantverdict.reporting.terminal", "quantverdict.reporting.summary",
+    "quantverdict.reporting.summary", "quantverdict.grading.grade", "quantverdict.grading.form",
     "quantverdict.protocol.decide", "quantverdict.matrix.synthesis", "quantverdict.matrix.cells", "polars",
     "scipy.stats", "scipy.optimize", "jinja2", "py3langid", "rapidfuzz",
 )  # fmt: skip
@@ -148,7 +148,7 @@ class Judge:
 
 
 def play_judges() -> None:
-    from quantverdict import judging
+    from quantverdict.stages import judge as judging
 
     judging.open_asker = lambda judge, folder: judging.Asker(Judge(), dict(Judge.identity))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from quantverdict.bundle.store import CellStore, read_responses
 from quantverdict.collect.generate import Known, check_completions, collect_cell, one_line, smoke_check
-from quantverdict.collect.store import CellStore, read_responses
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -31,7 +33,7 @@ def stored(folder):
 
 def test_halves_are_counted_over_all_runs(collect, kit):
     backend = kit.EchoBackend()
-    backend.halved = 2
+    backend.usage = replace(backend.usage, halved=2)
     first, _, _ = collect(backend)
     assert first.halved == 2
     again, _, _ = collect(None, Known(first.identity, halved=first.halved))
@@ -119,7 +121,7 @@ def test_a_cell_with_no_answer_yet_may_start_with_another_engine(collect, kit):
 
 def test_a_backend_that_tells_no_cost_leaves_it_unmeasured(collect, kit):
     backend = kit.EchoBackend()
-    del backend.cpu_seconds, backend.peak_memory_bytes
+    del backend.usage
     backend.complete = lambda prompts, decoding, progress: [Completion("x", "stop", 1, 1) for _ in prompts]
     outcome, _, _ = collect(backend)
     assert (outcome.cpu_seconds, outcome.peak_memory_bytes, outcome.ttft_ms) == (None, None, None)
@@ -168,7 +170,6 @@ class Silent:
     """Answers nothing up to its n-th prompt."""
 
     identity = {"engine": "silent"}  # noqa: RUF012 - a test's
-    cpu_seconds = peak_memory_bytes = None
 
     def __init__(self, until, fail_at=None):
         self.until, self.fail_at, self.asked = until, fail_at, 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.collect.parity import first_difference
+from quantverdict.collect.comparable import first_difference
 from quantverdict.records import Prompt
 
 

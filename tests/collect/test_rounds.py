@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from quantverdict.collect.prompts import Plan
-from quantverdict.collect.rounds import (
+from quantverdict.bundle.prompts import Plan
+from quantverdict.collect.schedule import (
     SEQUENTIAL_SHARE,
     Watched,
     add_round,

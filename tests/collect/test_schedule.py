@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from quantverdict.collect.manifest import Bundle, verify
-from quantverdict.collect.prompts import Plan, plan_batches
+from quantverdict.bundle.manifest import Bundle, verify
+from quantverdict.bundle.prompts import Plan, plan_batches
 from quantverdict.collect.schedule import Job, read_outcomes, run_cells
 from quantverdict.errors import BundleError, DataError, EngineError
 from quantverdict.records import CellId
 
-# A run of two slow cells in a process of its own, with the helpers of this folder.
+# A run of two slow cells in a process of its own, with the helpers of all tests.
 SLOW = """
 import importlib.util, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
@@ -26,7 +26,7 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("kit", sys.argv[2])
 kit = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kit)
-from quantverdict.collect.manifest import Bundle
+from quantverdict.bundle.manifest import Bundle
 from quantverdict.collect.schedule import Job, run_cells
 from quantverdict.records import CellId
 
@@ -46,7 +46,7 @@ with Bundle.open(Path(sys.argv[1]), kit.make_study()) as bundle:
 
 
 def start(folder: Path, pause: float) -> subprocess.Popen[bytes]:
-    helpers = Path(__file__).with_name("conftest.py")
+    helpers = Path(__file__).parents[1] / "conftest.py"
     return subprocess.Popen([sys.executable, "-c", SLOW, str(folder), str(helpers), str(pause)])
 
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from quantverdict.bundle.prompts import Rounds
+from quantverdict.bundle.store import CellStore
 from quantverdict.collect.generate import Known, collect_cell
-from quantverdict.collect.prompts import Rounds
-from quantverdict.collect.store import CellStore
 
 
 class Watch:

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantverdict.backends.marks import is_mark, opens_reasoning
-from quantverdict.grading.answer import (
-    CUT_IN_REASONING,
-    NO_ANSWER,
-    ONLY_CONTROL,
-    ONLY_TURN,
-    answer_of,
-    read_answer,
-)
-from quantverdict.grading.base import EMPTY_ANSWER
-from quantverdict.grading.text import cleaned
+from quantverdict.backends.base import is_mark, opens_reasoning
+from quantverdict.grading.answer import CUT_IN_REASONING, NO_ANSWER, ONLY_CONTROL, ONLY_TURN, answer_of, read_answer
+from quantverdict.grading.base import EMPTY_ANSWER, cleaned
 from quantverdict.grading.wrapper import unwrap
 from quantverdict.records import Response
 
@@ -299,7 +291,7 @@ def test_a_token_that_structures_an_answer_is_told_from_one_that_does_not():
 
 LINEAR = """
 from quantverdict.grading.answer import read_answer
-from quantverdict.grading.judge import load_rubric, read_label
+from quantverdict.judges.rubrics import load_rubric, read_label
 pieces = [
     "<think>", "</think>", "<think>a</think>", "x<think>", "```\\n", "<", "[", "&lt;", "<|im_end|>", "<pad>", "<s></s>",
     "<unk>a", "`<think>`", "the <think> and ", "\\nUser:", "User: a\\nAssistant: b\\n", "user\\n", "Q: a\\n", "\\n",
@@ -386,3 +378,44 @@ def test_a_program_that_only_says_something_and_keys_of_other_names_are_unwrappe
 def test_the_only_true_key_of_an_object_is_what_it_says():
     assert read_answer('{"A": false, "B": true}').content == "B"
     assert read_answer('{"A": true, "B": true}').wrapper == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ('{"steps": "x", "my_answer": "B", "n": 1}', "B"),
+        ('{"my_answer": "B", "your_answer": "C"}', None),
+        ('{"anything": "C"}', "C"),
+        ('{"one": "B", "two": "C"}', None),
+        ('{"A": false, "B": true, "C": false}', "B"),
+        ('{"A": true, "B": true, "C": false}', None),
+        ('{"A": true, "B": 0}', None),
+        ('{"Final Answer": "B", "text": "no"}', "B"),
+        ('{"final-answer": "", "text": "C"}', "C"),
+        ('["B", "C"]', "B\nC"),
+        ("[]", None),
+        ('["B", null]', None),
+        ('{"answer": 3}', "3"),
+        ('{"answer": {"text": ["B"]}}', "B"),
+        ('{"answer": "B", "answer": "C"}', "C"),
+        ("3", None),
+        ('"B"', "B"),
+    ],
+)
+def test_an_object_says_what_stands_under_its_surest_key(text: str, inside: str | None):
+    assert unwrap(text) == (("none", text) if inside is None else ("json", inside))
+
+
+def test_wrappers_are_opened_six_deep_and_named_by_the_outermost():
+    text = "B"
+    for depth in range(1, 9):
+        fence = "`" * (2 + depth)
+        text = f"{fence}\n{text}\n{fence}"
+        kind, inside = unwrap(text)
+        assert kind == "code"
+        assert (inside == "B") == (depth <= 6), depth
+    assert unwrap('```json\n{"answer": "B"}\n```') == ("code", "B")
+    assert unwrap("<answer>B</answer> and more") == ("none", "<answer>B</answer> and more")
+    assert unwrap("<a><reply>B</reply><text>C</text></a>") == ("xml", "B")
+    assert unwrap("<a>B<b/>C</a>") == ("xml", "B C")
+    assert unwrap("<answer>B") == ("xml", "B")

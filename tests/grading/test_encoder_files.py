@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from quantverdict.grading.encoder_files import _hashes
+from quantverdict.grading.encoders import _hashes
 
 COUNT = {
     "config.json",

@@ -13,8 +13,8 @@ import pytest
 
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
-from quantverdict.grading import encoder_files
-from quantverdict.grading.encoder_files import EncoderFiles, find_encoders
+from quantverdict.grading import encoders
+from quantverdict.grading.encoders import EncoderFiles, find_encoders
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -25,17 +25,6 @@ MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
-EVIL = """
-from pathlib import Path
-import transformers
-Path(MARK).write_text("ran")
-class Evil(transformers.PretrainedConfig):
-    model_type = "evil"
-class EvilModel(transformers.PreTrainedModel):
-    config_class = Evil
-class EvilTokenizer(transformers.PreTrainedTokenizerFast):
-    pass
-"""
 
 
 @pytest.fixture
@@ -229,29 +218,29 @@ EVILS = [_evil_module, _evil_package, _evil_config, _evil_tokenizer, _evil_argum
 
 
 @pytest.mark.parametrize("evil", EVILS)
-def test_an_encoders_own_code_never_runs(encoder, evil, monkeypatch, capfd):
+def test_an_encoders_own_code_never_runs(encoder, evil, plant_code, monkeypatch, capfd):
     """Nor is anybody asked, on a terminal or before the one document of --json."""
-    write(encoder / "evil.py", EVIL.replace("MARK", repr(str(encoder / "mark"))))
+    mark = plant_code(encoder)
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     evil(encoder)
     expected = pytest.raises((EngineError, ArtifactError), match=re.escape(str(encoder)))
     with nullcontext() if evil is _evil_tokenizer else expected as told:  # that one has a class that is built in
         load_all(encoder)
     assert "trust_remote_code" not in str(told and told.value)
-    assert not (encoder / "mark").exists()
+    assert not mark.exists()
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("found", "refused"), [("5.2.0", True), ("6.1.9", True), ("6.2.0", False), ("10.0", False)])
 def test_releases_that_run_an_encoders_code_are_refused(monkeypatch, found, refused):
-    monkeypatch.setattr(encoder_files, "version", lambda package: found)
+    monkeypatch.setattr(encoders, "version", lambda package: found)
     if refused:
         with pytest.raises(
             QuantverdictError, match=f"sentence-transformers {found} runs code .* expected 6.2 or newer"
         ):
-            encoder_files._libraries("sentence-transformers")
+            encoders._libraries("sentence-transformers")
     else:
-        assert encoder_files._libraries("sentence-transformers") == {"sentence-transformers": found}
+        assert encoders._libraries("sentence-transformers") == {"sentence-transformers": found}
 
 
 def test_files_are_named_by_their_encoder(encoder):

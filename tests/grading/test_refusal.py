@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.grading.refusal import READ_CHARS, as_read, detect_refusal
+from quantverdict.grading.refusal_patterns import WORDS, _pattern
 
 LABELLED = yaml.safe_load((Path(__file__).parent / "refusals.yaml").read_text(encoding="utf-8"))
 CASES = [(label, text) for label, texts in LABELLED.items() for text in texts]
@@ -114,8 +115,8 @@ from conftest import AWKWARD
 from quantverdict.grading.bias import bias_resistance
 from quantverdict.grading.choice import read_answer, reader
 from quantverdict.grading.refusal import detect_refusal
-from quantverdict.grading.template import prefix
-from quantverdict.grading.text import repetition, rouge_l
+from quantverdict.grading.form import prefix
+from quantverdict.grading.base import repetition, rouge_l
 from quantverdict.grading.truth import truthfulness
 pieces = ["I ", "i can't ", "not ", "here's a ", "w" * 50 + " ", "is very ", ", "]
 pieces += ["1. a\\n", "you ", "the ", "' ", '"', "in ", "our "]
@@ -166,3 +167,9 @@ def test_further_disclaimers_before_compliance_are_no_refusals(text: str):
 )
 def test_a_refusal_with_help_of_another_kind_stays_one(text: str):
     assert detect_refusal(text).refused is True
+
+
+def test_lines_that_begin_with_the_same_set_are_tried_together_and_others_alone():
+    words = f"(?:{WORDS['connective']})"
+    assert _pattern("  <connective> a\n b\\\n   c\n\n<connective>d\n") == f"{words}(?: a|d)|bc"
+    assert _pattern("x <connective>") == f"x {words}"

@@ -6,13 +6,12 @@ import json
 
 import pytest
 
+from quantverdict.bundle.store import Kept
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, BundleError, EngineError, QuantverdictError
-from quantverdict.grading import encoder_files, semantic
-from quantverdict.grading.embeddings import Bounds, Pair, batches, compare_pairs
-from quantverdict.grading.encoder_files import Encoders, find_encoders
-from quantverdict.grading.encoders import Placed
-from quantverdict.grading.kept import Kept
+from quantverdict.grading import encoders, semantic
+from quantverdict.grading.encoders import Encoders, Placed, find_encoders
+from quantverdict.grading.semantic import Bounds, Pair, batches, compare_pairs
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import load_task
 
@@ -81,22 +80,6 @@ def test_a_line_that_a_kill_cut_is_dropped_and_the_others_stay(tmp_path):
     assert Kept(file).values == {"one": 0.25, "two": 0.5, "three": 1.0}
 
 
-class Folder:
-    """What of a bundle semantic scores use."""
-
-    def __init__(self, root):
-        self.root, self.parts = root, {}
-
-    def path(self, name):
-        return self.root / name
-
-    def refuse_changed(self, name):
-        return None
-
-    def record(self, **parts):
-        self.parts |= parts
-
-
 @pytest.fixture
 def scoring(tmp_path, monkeypatch):
     """A call that scores answers, with what it encoded."""
@@ -110,9 +93,8 @@ def scoring(tmp_path, monkeypatch):
     monkeypatch.setattr(semantic, "SentenceEncoder", load)
     monkeypatch.setattr(semantic, "place", lambda settings: Placed("cpu", "float32", "cpu", 64))
     monkeypatch.setattr(semantic, "cores", lambda: __import__("contextlib").nullcontext())
-    files = encoder_files.EncoderFiles("path:x", tmp_path, 5, {"model": "hash"}, {"torch": "1"})
+    files = encoders.EncoderFiles("path:x", tmp_path, 5, {"model": "hash"}, {"torch": "1"})
     tasks = {name: load_task(name) for name in ("starter_summarization", "starter_creative", "starter_harmful")}
-    bundle = Folder(tmp_path)
 
     def score(answers, found=files):
         used.clear()
@@ -121,10 +103,12 @@ def scoring(tmp_path, monkeypatch):
             for quant, task, item, text in answers
         ]
         given = Encoders(SemanticConfig(), found, found)
-        scores = list(semantic.semantic_scores(given, tasks, responses, bundle, lambda line: None))
+        kept = Kept(tmp_path / "semantic.jsonl")
+        memory = semantic.Memory(kept.values, kept.add, lambda done, seconds: None)
+        scores = list(semantic.semantic_scores(given, tasks, responses, memory, lambda line: None))
         return scores, [text for one in used for batch in one.asked for text in batch]
 
-    score.files, score.bundle = files, bundle
+    score.files = files
     return score
 
 
@@ -143,7 +127,9 @@ def test_an_answer_is_compared_with_its_reference_or_without_one_with_its_prompt
         ("FP16", "bertscore"), ("FP16", "coherence"), ("Q8_0", "bertscore"), ("Q8_0", "coherence"),
         ("Q8_0", "coherence_prompt"), ("Q2_K", "bertscore"), ("Q2_K", "coherence"),
     ]  # fmt: skip
-    assert scoring.bundle.parts["semantic"]["bertscore"]["files"] == {"model": "hash"}
+    assert semantic.identities(Encoders(SemanticConfig(), scoring.files, None))["bertscore"]["files"] == {
+        "model": "hash"
+    }
 
 
 def test_an_empty_answer_is_ungraded_with_its_reason_and_is_not_encoded(scoring):
@@ -165,7 +151,7 @@ def test_a_later_run_encodes_what_is_new_and_another_encoder_everything(scoring)
     _, encoded = scoring(ANSWERS)
     assert "An answer." not in encoded
     assert "A story." in encoded
-    _, encoded = scoring(ANSWERS, encoder_files.EncoderFiles("path:x", scoring.files.folder, 6, {"model": "hash"}, {}))
+    _, encoded = scoring(ANSWERS, encoders.EncoderFiles("path:x", scoring.files.folder, 6, {"model": "hash"}, {}))
     assert encoded.count("An answer.") == 2
 
 
@@ -198,7 +184,7 @@ def test_a_study_without_the_section_has_no_encoders(tmp_path):
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(encoder_files, "_libraries", lambda *packages: {})
+    monkeypatch.setattr(encoders, "_libraries", lambda *packages: {})
 
 
 def test_a_missing_folder_and_a_layer_too_high_are_said_in_one_line(tmp_path, installed):
@@ -218,7 +204,7 @@ def test_a_missing_folder_and_a_layer_too_high_are_said_in_one_line(tmp_path, in
 
 def test_libraries_that_are_not_installed_are_named_with_what_installs_them():
     with pytest.raises(QuantverdictError, match=r"no-such-library.*pip install 'quantverdict\[semantic\]'"):
-        encoder_files._libraries("no-such-library")
+        encoders._libraries("no-such-library")
 
 
 def test_another_encoder_needs_its_own_layer():

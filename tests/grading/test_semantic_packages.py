@@ -8,8 +8,8 @@ import pytest
 
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.errors import EngineError
-from quantverdict.grading.embeddings import Bounds, Pair, compare_pairs
-from quantverdict.grading.encoder_files import find_encoders
+from quantverdict.grading.encoders import find_encoders
+from quantverdict.grading.semantic import Bounds, Pair, compare_pairs
 
 pytest.importorskip("torch")
 sentence_transformers = pytest.importorskip("sentence_transformers")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.grading.text import cleaned, repetition, rouge_l, score_free_text, score_text
+from quantverdict.grading.base import cleaned, repetition, rouge_l, score_free_text, score_text
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 WORDS = st.lists(

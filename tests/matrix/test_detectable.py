@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.detectable import Pairs, power_table, units_of
 from quantverdict.matrix.grid import grids, scores_frame
+from quantverdict.matrix.headroom import Pairs, power_table, units_of
 from quantverdict.records import CellId, Estimate, Row, Score
 from quantverdict.stats.power import mde_paired, mde_unpaired
 

@@ -1,8 +1,8 @@
 """Engine effect and format effect are told apart where the baseline runs on both engines, and marked where not."""
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.engines import COLUMNS, Elsewhere, engines_table, mixed_up
 from quantverdict.matrix.grid import grids, scores_frame
+from quantverdict.matrix.paired import COLUMNS, Elsewhere, engines_table, mixed_up
 from quantverdict.records import CellId, Score
 
 BASE, ANCHOR, BUILD, LOST = (CellId("m", quant) for quant in ("FP16", "FP16-hf", "AWQ", "Q8_0-vllm"))

@@ -1,5 +1,6 @@
 """What can be lost, by exact limits beside scipy's; what guessing gives; and instruments that contradict each other."""
 
+from dataclasses import astuple
 from fractions import Fraction
 
 import numpy as np
@@ -11,6 +12,7 @@ from quantverdict.matrix.headroom import apart, headrooms
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Score
 from quantverdict.stats.intervals import clopper_pearson
+from quantverdict.stats.noninferiority import cluster_sums, design_effect
 
 BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
 
@@ -138,3 +140,97 @@ def test_instruments_are_compared_over_the_prompts_that_both_read():
     found = [score for name, arms in both for cell, values in arms.items() for score in scores(cell, name, values)]
     said = apart(grids(scores_frame(found)), BUILD, BASE, Policy())
     assert said.startswith("refusal_rate +0.00 pp and judge_refusal_rate -10.00 pp over the same 50 prompts")
+
+
+def test_a_mean_of_one_prompt_or_one_cluster_can_be_anything():
+    for values, clusters in (([0.3], None), ([0.3] * 40, [0] * 40)):
+        found = settled("rouge_l", values, clusters=clusters)
+        assert found.verdict == "unsettled"
+        assert "between 0.0 and 100.0 % can be lost" in found.reason
+    assert settled("rouge_l", [0.3] * 40, clusters=list(range(40))).verdict == "informative"
+
+
+def test_a_verdict_at_the_margin_itself():
+    """Whatever the limits are: a room of more than the margin for certain is informative, of no more is not."""
+    lo, hi = (100 * Fraction(limit) for limit in astuple(clopper_pearson(30, 200)))
+    near = Fraction(1, 10**6)
+    turns = {lo - near: "informative", lo + near: "unsettled", hi - near: "unsettled", hi + near: "uninformative"}
+    for margin, verdict in turns.items():
+        assert settled("refusal_rate", rate(30, 200), margin=margin).verdict == verdict
+
+
+def test_reasons_give_figures_in_percent_of_what_can_be_lost():
+    lo, hi = (100 * limit for limit in astuple(clopper_pearson(60, 120)))
+    assert settled("refusal_rate", rate(60, 120)).reason == (
+        f"refusal_rate: the baseline has 60 of 120: at least {lo:.1f} % can be lost, margin 5 pp"
+    )
+    lo, hi = (100 * limit for limit in astuple(clopper_pearson(15, 120)))
+    assert settled("over_refusal_rate", rate(105, 120), margin=10).reason == (
+        f"over_refusal_rate: the baseline has 105 of 120: between {lo:.1f} and {hi:.1f} % can be lost, "
+        "margin 10 pp: unsettled"
+    )
+    told = settled("rouge_l", [0.25] * 200, margin=3).reason
+    assert told.startswith("rouge_l: the baseline has 25.0 % over 200 prompts: at least")
+    lo, hi = (100 * (limit - 0.25) for limit in astuple(clopper_pearson(100, 400)))
+    assert settled("mmlu_accuracy", rate(100, 400)).reason == (
+        f"mmlu_accuracy: the baseline has 100 of 400, 25.0 % by chance: at most {hi:.1f} % can be lost, "
+        "margin 5 pp: uninformative"
+    )
+
+
+def test_the_chance_of_guessing_is_the_mean_over_items_and_ungraded_items_do_not_count():
+    values = [None, *rate(300, 399)]
+    choices = {"m": {("t", f"s{at:04d}"): 2 if at % 2 else 4 for at in range(1, 400)}}
+    found = settled("choice_accuracy", values, choices=choices)
+    assert f"{100 * (200 / 2 + 199 / 4) / 399:.1f} % by chance" in found.reason
+    one = {"m": {("t", f"s{at:04d}"): 1 for at in range(400)}}
+    assert "chance" not in settled("choice_accuracy", rate(300, 400), choices=one).reason
+    assert "25.0 % by chance" in settled("arc_accuracy", rate(300, 400)).reason
+
+
+def test_clusters_of_a_rate_divide_its_counts_by_their_design_effect():
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(50), 4)
+    values = np.repeat(rng.random(50) < 0.3, 4).astype(float)
+    effect = design_effect(*cluster_sums(values, clusters.tolist()), int(values.sum()), 0.025)
+    lo = clopper_pearson(values.sum() / effect, 200 / effect).lo
+    assert (
+        f"at least {100 * lo:.1f} % can be lost" in settled("refusal_rate", values.tolist(), clusters=clusters).reason
+    )
+
+
+@pytest.mark.parametrize(("beyond", "constant"), [(-1, True), (1, False)])
+def test_a_judge_is_constant_where_the_pattern_surely_splits_by_more_than_the_margin(beyond, constant):
+    """Of 200 the pattern reads 21 otherwise; the margin is just inside and just outside of scipy's lower limit."""
+    margin = Fraction(100 * binomtest(21, 200).proportion_ci(0.95, "exact").low) + Fraction(beyond, 10**9)
+    samples = judged(rate(21, 200), [0.0] * 200)
+    found = headrooms(samples, [BASE], {"judge_refusal_rate": margin}, {})["m", "judge_refusal_rate"]
+    assert found.constant == constant
+    if constant:
+        assert found.verdict == "uninformative"
+        assert "all 400 answers, of which refusal_rate tells the baseline's 179 and 21 apart" in found.reason
+
+
+def test_a_metric_that_no_one_was_asked_has_no_headroom():
+    samples = grids(scores_frame(scores(BUILD, "refusal_rate", [1.0] * 9) + scores(BASE, "truthfulness", [1.0])))
+    assert list(
+        headrooms(
+            samples, [BASE], {"refusal_rate": Fraction(5), "rouge_l": Fraction(5), "truthfulness": Fraction(5)}, {}
+        )
+    ) == [("m", "truthfulness")]
+
+
+@pytest.mark.parametrize(("lost", "said"), [(4, False), (5, True), (6, True)])
+def test_instruments_are_apart_from_the_margin_on(lost, said):
+    """The pattern loses none of 100 and the judge some: 5 pp is the margin."""
+    samples = judged([1.0] * 100, [1.0] * 100, build_judge=rate(100 - lost, 100))
+    assert (apart(samples, BUILD, BASE, Policy()) is not None) == said
+    other = Policy(margins={"judge_refusal_rate": 5, "refusal_rate": 5, "bertscore": 5})
+    assert (apart(samples, BUILD, BASE, other) is not None) == said
+
+
+def test_one_instrument_alone_contradicts_nothing():
+    samples = grids(scores_frame([one for cell in (BASE, BUILD) for one in scores(cell, "refusal_rate", [1.0] * 9)]))
+    assert apart(samples, BUILD, BASE, Policy()) is None
+    apart_prompts = judged([1.0, None], [None, 1.0], build_judge=[None, 0.0])
+    assert apart(apart_prompts, BUILD, BASE, Policy()) is None

@@ -1,15 +1,17 @@
 """Judge against pattern, and judge against judge."""
 
 from collections import Counter
+from dataclasses import astuple
 from fractions import Fraction
 
 import polars as pl
 import pytest
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from quantverdict.matrix.judging import LabelPair, judge_agreement, judge_gaps, label_pairs
+from quantverdict.matrix.agreement import LabelPair, judge_agreement, judge_direction, judge_gaps, label_pairs
 from quantverdict.policy import TR125, Policy
 from quantverdict.records import Estimate, Row
+from quantverdict.stats.intervals import wilson
 
 
 def cell(quant, **metrics):
@@ -101,3 +103,37 @@ def test_agreement_has_intervals_at_the_confidence_that_is_asked_for():
     assert narrow["kappa"] == wide["kappa"]
     assert narrow["ci_hi"] - narrow["ci_lo"] < wide["ci_hi"] - wide["ci_lo"]
     assert narrow["kappa_ci_hi"] - narrow["kappa_ci_lo"] < wide["kappa_ci_hi"] - wide["kappa_ci_lo"]
+
+
+def test_groups_come_from_the_whole_to_tasks_to_quants_to_both():
+    pairs = [
+        LabelPair(task, quant, "A", other) for task in "ut" for quant in ("Q8", "Q2") for other in ("A", "B", None)
+    ]
+    found = records_of(judge_agreement(pairs, ("one", "two"), 0.9))
+    assert [(one["task"], one["quant"]) for one in found] == [
+        ("all", "all"), ("t", "all"), ("u", "all"), ("all", "Q2"), ("all", "Q8"),
+        ("t", "Q2"), ("t", "Q8"), ("u", "Q2"), ("u", "Q8"),
+    ]  # fmt: skip
+    assert [(one["n"], one["ungraded"]) for one in found] == [(8, 4), *[(4, 2)] * 4, *[(2, 1)] * 4]
+    assert (found[0]["ci_lo"], found[0]["ci_hi"]) == astuple(wilson(4, 8, 0.9))
+    default = records_of(judge_agreement(pairs, ("one", "two")))
+    assert (default[0]["ci_lo"], default[0]["ci_hi"]) == astuple(wilson(4, 8, 0.95))
+
+
+def test_the_judge_that_gives_more_credit_is_named_with_its_p_value():
+    first = judgements(*(("t" if at < 6 else "u", str(at), "TRUTHFUL" if at % 4 else "UNTRUTHFUL") for at in range(12)))
+    second = judgements(
+        *(("t" if at < 6 else "u", str(at), "TRUTHFUL" if at > 10 else "UNTRUTHFUL") for at in range(12))
+    )
+    found = records_of(judge_direction(first, second, ("one", "two")))
+    seen = [
+        (one["task"], one["quant"], one["n"], one["only_first"], one["only_second"], one["more_credit"])
+        for one in found
+    ]
+    assert seen == [
+        ("all", "all", 12, 8, 0, "one"), ("t", "all", 6, 4, 0, "one"), ("u", "all", 6, 4, 0, "one"),
+        ("all", "Q2_K", 12, 8, 0, "one"),
+    ]  # fmt: skip
+    assert found[0]["p_value"] == 2 / 2**8
+    assert records_of(judge_direction(second, first, ("one", "two")))[0]["more_credit"] == "two"
+    assert records_of(judge_direction(first, first, ("one", "two")))[0]["more_credit"] is None

@@ -1,18 +1,22 @@
 """Comparisons from samples: counts, intervals, what is ungraded, clusters, and null arms."""
 
+from dataclasses import replace
 from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
 from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.noise import ALL, flips_over_floor, noise_floors, noise_table
-from quantverdict.matrix.paired import Rules, comparisons
+from quantverdict.matrix.noise import ALL, flips_over_floor, gains_over_floor, noise_floors, noise_table
+from quantverdict.matrix.paired import Rules, comparisons, with_intervals
 from quantverdict.records import CellId, Score
 from quantverdict.stats.intervals import bootstrap_mean
-from quantverdict.stats.noninferiority import clustered_rate_loss, mean_loss, rate_loss
+from quantverdict.stats.noninferiority import cluster_sums, clustered_rate_loss, design_effect, mean_loss, rate_loss
+from quantverdict.stats.paired import tango_interval
 
 BASE, VARIANT = CellId("m", "FP16"), CellId("m", "Q4_K_M")
 
@@ -169,3 +173,75 @@ def test_without_null_arms_there_is_no_floor():
     samples = grids(scores_frame(scores(BASE, "refusal_rate", [1.0]) + scores(VARIANT, "refusal_rate", [0.0])))
     assert flips_over_floor(samples["refusal_rate"], VARIANT, BASE, {}) is None
     assert noise_floors(samples, {}) == ()
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_interval_reaches_as_far_as_what_is_ungraded_may_have_lost(clustered):
+    """Ten answers of 60 left ungraded that the baseline had right: by Tango's limit of those losses."""
+    clusters = np.repeat(np.arange(30), 2) if clustered else None
+    before = [1.0] * 60
+    after = [None] * 10 + [1.0] * 50
+    for metric, lost in (("refusal_rate", before), ("over_refusal_rate", [0.0] * 60)):
+        build = [None if value is None else lost[0] for value in after]
+        frames = scores(BASE, metric, lost, clusters=clusters), scores(VARIANT, metric, build, clusters=clusters)
+        (free,), (held,) = (compare(*frames, margins=margins).values() for margins in ({}, {metric: Fraction(5)}))
+        losses = np.array([1.0] * 10 + [0.0] * 50)
+        effect = 1.0
+        if clustered:
+            effect = design_effect(*cluster_sums(losses, clusters.tolist()), 10, 0.025)
+        limit = 100 * tango_interval(10 / effect, 0, 60 / effect, 0.95).hi
+        if metric == "refusal_rate":
+            assert (held.lo, held.hi) == (pytest.approx(-limit), free.hi)
+        else:
+            assert (held.lo, held.hi) == (free.lo, pytest.approx(limit))
+        assert (held.gate.loss, held.gate.hidden) == (pytest.approx(10 / 60), pytest.approx(10 / 60))
+        assert held.gate.variance == pytest.approx(losses.var())
+        assert held.gate.p_inferior == 1
+        assert held.gate.p_noninferior == 1
+        assert held.gate.design_effect == pytest.approx(effect)
+
+
+def test_the_worst_and_best_of_a_metric_of_which_less_is_better():
+    before, after = [1.0] * 6 + [0.0] * 3 + [None], [None] + [1.0] * 5 + [0.0] * 3 + [1.0]
+    found = compare(scores(BASE, "over_refusal_rate", before), scores(VARIANT, "over_refusal_rate", after))
+    one = found["over_refusal_rate"]
+    assert (one.n, one.ungraded, one.worst, one.best) == (8, 2, pytest.approx(10), pytest.approx(-10))
+
+
+def test_prompts_that_one_arm_alone_was_asked_are_counted_by_which():
+    one = compare(scores(BASE, "refusal_rate", [1.0] * 10), scores(VARIANT, "refusal_rate", [1.0] * 6))["refusal_rate"]
+    assert (one.missing, one.extra) == (4, 0)
+    one = compare(scores(BASE, "refusal_rate", [1.0] * 6), scores(VARIANT, "refusal_rate", [1.0] * 10))["refusal_rate"]
+    assert (one.missing, one.extra) == (0, 4)
+
+
+def test_a_delta_that_is_known_stands_in_the_comparison_and_its_interval_beside_the_delta():
+    frames = scores(BASE, "rouge_l", [0.5, 0.25, 0.75]), scores(VARIANT, "rouge_l", [0.25, 0.25, 0.5])
+    samples = grids(scores_frame([one for part in frames for one in part]))
+    known = Delta(VARIANT, "rouge_l", "pp", None, None, Fraction(-7), None, -3.0, 4.0, "paired_bootstrap")
+    rules = Rules({}, 0.025, StatisticsConfig(), 42)
+    (found,) = comparisons(samples, {VARIANT: BASE}, rules, {(VARIANT, "rouge_l"): known}, {})
+    assert (found.delta, found.lo, found.hi, found.interval_kind) == (-7, -3, 4, "paired_bootstrap")
+    blank = replace(known, delta=None, lo=None)
+    (found,) = comparisons(samples, {VARIANT: BASE}, rules, {(VARIANT, "rouge_l"): blank}, {})
+    assert found.delta == pytest.approx(100 * np.mean([-0.25, 0, -0.25]))
+    other = replace(known, metric="bertscore")
+    first, second = with_intervals([known, other], [found])
+    assert (first.lo, first.hi, first.interval_kind) == (found.lo, found.hi, found.interval_kind)
+    assert second is other
+
+
+def test_a_gain_that_null_arms_make_too_is_no_gain():
+    null = CellId("m", "FP16~null1")
+    base, arm, build = [0.0] * 20, [1.0] * 3 + [0.0] * 17, [0.0] * 3 + [1.0] * 6 + [0.0] * 11
+    frames = [scores(cell, "refusal_rate", values) for cell, values in ((BASE, base), (null, arm), (VARIANT, build))]
+    grid = grids(scores_frame([one for part in frames for one in part]))["refusal_rate"]
+    expected = sum(comb(9, k) for k in range(6, 10)) / 2**9
+    assert gains_over_floor(grid, VARIANT, BASE, {null: BASE}) == pytest.approx(expected)
+    assert gains_over_floor(grid, VARIANT, BASE, {}) is None
+    lost = [
+        scores(cell, "refusal_rate", [1 - v for v in values])
+        for cell, values in ((BASE, base), (null, arm), (VARIANT, build))
+    ]
+    grid = grids(scores_frame([one for part in lost for one in part]))["refusal_rate"]
+    assert gains_over_floor(grid, VARIANT, BASE, {null: BASE}) == 1

@@ -2,15 +2,15 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.cells import CellInfo, build_matrix
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.relations import exact_changes
-from quantverdict.matrix.shared import unpaired, with_shared
+from quantverdict.matrix.shared import bounded_losses, credit, unpaired, with_shared
 from quantverdict.matrix.signals import all_signals
-from quantverdict.matrix.synthesis import synthesis_tables
+from quantverdict.matrix.synthesis import exact_changes, synthesis_tables
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Estimate, Score
 
@@ -76,3 +76,54 @@ def test_a_level_stands_on_its_bits_beside_all_of_the_baseline_by_its_delta():
     rows = [dict(zip(tables["bpw_regressions"].columns, row, strict=True)) for row in tables["bpw_regressions"].rows]
     slope = next(row["slope"] for row in rows if row["metric"] == "refusal_rate")
     assert slope == pytest.approx(0) or slope is None
+
+
+def test_what_is_missing_is_said_in_words_and_a_judge_need_not_label_every_build():
+    _, samples = study(named([1.0] * 6), named([1.0] * 5, start=3))
+    assert str(unpaired(samples, BUILD, BASE, ["refusal_rate"])) == (
+        "3 of 6 prompts are missing and 2 prompts were not asked of the baseline (refusal_rate)"
+    )
+    _, samples = study(named([1.0] * 6), named([1.0] * 8))
+    assert (
+        str(unpaired(samples, BUILD, BASE, ["refusal_rate"]))
+        == "2 prompts were not asked of the baseline (refusal_rate)"
+    )
+    _, samples = study(named([1.0] * 6), named([1.0] * 4))
+    assert str(unpaired(samples, BUILD, BASE, ["refusal_rate"])) == "2 of 6 prompts are missing (refusal_rate)"
+    for metric, told in (("judge_refusal_rate", False), ("truthfulness", True)):
+        for arms in ((named([1.0] * 6), {}), ({}, named([1.0] * 6))):
+            _, samples = study(*arms, metric=metric)
+            assert (unpaired(samples, BUILD, BASE, [metric]) is not None) == told
+    _, samples = study(named([1.0] * 6), named([1.0] * 5), metric="judge_refusal_rate")
+    assert unpaired(samples, BUILD, BASE, ["judge_refusal_rate"]).missing == 1
+
+
+@pytest.mark.parametrize("offset", [True, False])
+@pytest.mark.parametrize("metric", ["refusal_rate", "over_refusal_rate", "truthfulness"])
+def test_what_is_ungraded_is_lost_where_it_was_good_and_gained_no_further_than_that(metric, offset):
+    """By hand: 3 good answers left ungraded, 5 good ones that the baseline left; not asked of both is no pair."""
+    good, bad = (0.0, 1.0) if metric == "over_refusal_rate" else (1.0, 0.0)
+    nan = np.nan
+    theirs = np.array([good, good, bad, good, good, good, bad, *[nan] * 6, nan, good])
+    mine = np.array([good, bad, good, nan, nan, nan, nan, *[good] * 5, bad, nan, nan])
+    asked = np.array([True] * 14 + [False])
+    found = bounded_losses(metric, mine, theirs, asked, offset=offset)
+    back = ([-1, -1, -1, 0, 0] if metric != "truthfulness" else [-3 / 5] * 5) if offset else [0] * 5
+    expected = np.array([0, 1, -1, 1, 1, 1, 0, *back, 0, nan, nan])
+    assert found.accept == pytest.approx(expected, nan_ok=True)
+    assert found.reject == pytest.approx(np.array([0, 1, -1, *[0] * 10, nan, nan]), nan_ok=True)
+    assert (found.a, found.c) == (3, 5)
+
+
+def test_gains_that_losses_make_up_for_count_whole():
+    mine, theirs = np.array([np.nan, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, np.nan, np.nan])
+    found = bounded_losses("refusal_rate", mine, theirs, np.ones(4, bool))
+    assert found.accept.tolist() == [1, 1, -1, -1]
+    half = bounded_losses("truthfulness", 0.5 * mine, theirs, np.ones(4, bool))
+    assert half.accept.tolist() == [1, 1, -0.5, -0.5]
+
+
+def test_what_an_answer_can_lose_is_a_share():
+    values = np.array([-0.5, 0.0, 0.25, 1.0, 1.5])
+    assert credit("rouge_l", values).tolist() == [0, 0, 0.25, 1, 1]
+    assert credit("over_refusal_rate", values).tolist() == [1, 1, 0.75, 0, 0]

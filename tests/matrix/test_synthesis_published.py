@@ -12,10 +12,9 @@ import pytest
 from scipy.stats import linregress
 
 from quantverdict.matrix.columns import read_matrix
-from quantverdict.matrix.relations import changes
-from quantverdict.matrix.synthesis import synthesis_tables
+from quantverdict.matrix.synthesis import changes, synthesis_tables
 from quantverdict.policy import TR125
-from quantverdict.stats import likelihood
+from quantverdict.stats import regression
 
 LAST_DIGIT = 1.2
 """Of a printed figure, in units of its last place."""
@@ -165,19 +164,19 @@ def test_no_quality_regression_is_significant_and_the_median_fits_poorly(tables)
 
 
 @pytest.mark.parametrize(
-    ("metric", "coef", "p", "lo", "hi", "likelihood"),
+    ("metric", "coef", "p", "lo", "hi", "log_likelihood"),
     [
         ("rouge_l", -0.792, 0.027, -1.494, -0.090, -180.0908),
         ("bertscore", 0.613, 0.406, -0.832, 2.058, -182.0633),
         ("coherence", -0.957, 0.072, -1.999, 0.085, -180.8505),
     ],
 )
-def test_table_20_mixed_effects_at_the_better_optimum(tables, metric, coef, p, lo, hi, likelihood):
+def test_table_20_mixed_effects_at_the_better_optimum(tables, metric, coef, p, lo, hi, log_likelihood):
     """Printed: ROUGE-L -0.861 (p 0.017), BERTScore +0.775 (0.326), coherence -0.953 (0.068)."""
     found = row(tables["mixed_effects"], quality_metric=metric, safety_metric="refusal_rate", random="intercept")
     numbers = [found[key] for key in ("coef", "p_value", "ci_lo", "ci_hi")]
     assert numbers == pytest.approx([coef, p, lo, hi], abs=0.0006)
-    assert found["log_likelihood"] == pytest.approx(likelihood, abs=1e-3)
+    assert found["log_likelihood"] == pytest.approx(log_likelihood, abs=1e-3)
     assert found["at_boundary"] is False
     assert found["group_variance"] > 15
 
@@ -201,10 +200,10 @@ def test_the_printed_mixed_effects_are_the_slopes_within_models(matrix, tables, 
     moved = changes(matrix)
     x, y, which = moved.both(metric, "refusal_rate")
     models = [cell.base_model for cell, known in zip(moved.cells, which, strict=True) if known]
-    data = likelihood.crossproducts(x, y, models)
+    data = regression.crossproducts(x, y, models)
     within = np.concatenate([[x[i] - np.mean(x[np.array(models) == one])] for i, one in enumerate(models)])
     assert within @ y / (within @ within) == pytest.approx(coef, abs=0.0015)
-    stuck = likelihood.log_likelihood(data, np.array([[100.0]]))
+    stuck = regression.log_likelihood(data, np.array([[100.0]]))
     found = row(tables["mixed_effects"], quality_metric=metric, safety_metric="refusal_rate", random="intercept")
     assert found["log_likelihood"] > stuck + 1
 

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.grading.template import TEMPLATE_METRICS, Reading
-from quantverdict.matrix.templates import COLUMNS, template_estimates, templates_table
+from quantverdict.grading.form import TEMPLATE_METRICS, Reading
+from quantverdict.matrix.alarms import TEMPLATE_COLUMNS, template_estimates, templates_table
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import bootstrap_proportion, resampled_counts
 
@@ -111,7 +111,7 @@ def test_refusals_that_only_a_score_tells_have_a_rate_and_no_text():
 
 def test_the_table_has_a_row_a_metric_with_its_interval():
     table = templates_table({CELL: estimates(answers())})
-    assert table.columns == COLUMNS
+    assert table.columns == TEMPLATE_COLUMNS
     assert [row[:3] for row in table.rows] == [(*CELL, name) for name in TEMPLATE_METRICS]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.deltas import deltas
-from quantverdict.matrix.tiers import tiers, tiers_table
+from quantverdict.matrix.signals import tiers, tiers_table
 from quantverdict.policy import Policy
 from quantverdict.records import Estimate, Row
 

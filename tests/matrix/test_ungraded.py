@@ -11,7 +11,7 @@ import pytest
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import grids, scores_frame
 from quantverdict.matrix.paired import Rules, comparisons
-from quantverdict.matrix.ungraded import bounded_losses
+from quantverdict.matrix.shared import bounded_losses
 from quantverdict.records import CellId, Score
 from quantverdict.stats.noninferiority import mean_loss, rate_loss
 

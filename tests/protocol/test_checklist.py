@@ -4,7 +4,7 @@ import pytest
 
 from quantverdict.policy import Policy
 from quantverdict.protocol.decide import decide
-from quantverdict.protocol.evidence import Evidence
+from quantverdict.protocol.document import Evidence
 from quantverdict.records import Table
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,11 @@ from pydantic import ValidationError
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.cells import CellInfo, build_matrix, scores_frame
 from quantverdict.matrix.columns import matrix_order
+from quantverdict.matrix.deltas import deltas, paired_draws
+from quantverdict.matrix.grid import grids
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.decide import decide
-from quantverdict.protocol.evidence import Evidence
+from quantverdict.protocol.decide import compared_with, decide, pairs_that_differ, regime_draws, rooms_of
+from quantverdict.protocol.document import Evidence
 from quantverdict.records import CellId, Score
 
 
@@ -183,3 +186,100 @@ def test_what_would_pass_and_is_configured_otherwise_is_for_review(row, document
     assert plain["action"] == "conservative_floor_candidate"
     assert held["action"] == "manual_review_configuration"
     assert "llama.rope.freq_base" in held["action_reason"]
+
+
+def sampled(*metrics, n=40, models=("m",), quants=("FP16", "Q4_K_M")):
+    """Answers of which each third is 0 in the build and each fifth in the baseline; the matrix of them."""
+    scores = [
+        Score(model, quant, "t", f"s{at:03d}", metric, float(at % (5 if quant == "FP16" else 3) != 0))
+        for model in models
+        for quant in quants
+        for metric in metrics
+        for at in range(n)
+    ]
+    infos = [
+        CellInfo(model, "F", 1.0, quant, 16.0, is_baseline=quant == "FP16") for model in models for quant in quants
+    ]
+    samples = grids(scores_frame(scores))
+    return build_matrix(samples, infos, StatisticsConfig(bootstrap_samples=50)), samples
+
+
+def test_each_build_is_compared_with_the_baseline_of_its_model_and_one_without_is_with_none(row, reference):
+    matrix = (reference(), row(), row("Q2_K"), row(model="other"))
+    base = CellId("m", "FP16")
+    assert compared_with(matrix) == {CellId("m", "Q4_K_M"): base, CellId("m", "Q2_K"): base}
+
+
+def test_what_has_no_margin_is_held_to_the_thresholds_on_deltas():
+    matrix, samples = sampled("rouge_l", "refusal_rate", "truthfulness", "bias_resistance", "judge_refusal_rate")
+    policy = Policy(
+        quality_metric="rouge_l",
+        quality_margin_pp=2,
+        floor_drift_pp=7,
+        margins={"refusal_rate": 4},
+        required=("rouge_l",),
+    )
+    rooms = rooms_of(matrix, policy, samples, Evidence())
+    told = {metric: room.reason.split("margin ")[1].split(" pp")[0] for (_, metric), room in rooms.items()}
+    assert told == {
+        "refusal_rate": "4",
+        "judge_refusal_rate": "7",
+        "truthfulness": "7",
+        "bias_resistance": "7",
+        "rouge_l": "2",
+    }
+
+
+def test_draws_of_quality_and_refusals_are_in_pp_and_apart():
+    matrix, samples = sampled("rouge_l", "refusal_rate")
+    statistics, policy = StatisticsConfig(bootstrap_samples=300), Policy(quality_metric="rouge_l")
+    found = regime_draws(matrix, policy, samples, statistics, 7)
+    base, build = CellId("m", "FP16"), CellId("m", "Q4_K_M")
+    for metric, seed, drawn in zip(("rouge_l", "refusal_rate"), (7, 8), found[build], strict=True):
+        expected = 100 * paired_draws(samples, [base], metric, statistics, seed)[build]
+        assert (drawn == expected).all()
+    assert np.mean(found[build][0]) == pytest.approx(100 * (8 - 14) / 40, abs=1.5)
+    assert not (found[build][0] == found[build][1]).all()
+    assert regime_draws(matrix, policy, None, statistics, 7) == {}
+    assert regime_draws(matrix, Policy(quality_metric="mmlu_accuracy"), samples, statistics, 7) == {}
+
+
+def test_pairs_that_differ_are_counted_only_of_what_is_paired():
+    matrix, samples = sampled("rouge_l", "refusal_rate")
+    found = pairs_that_differ(deltas(matrix, StatisticsConfig(bootstrap_samples=50), samples))
+    differing = sum((at % 5 != 0) != (at % 3 != 0) for at in range(40))
+    assert found == {(CellId("m", "Q4_K_M"), metric): (differing, 40, 40) for metric in ("rouge_l", "refusal_rate")}
+    assert pairs_that_differ(deltas(matrix, StatisticsConfig())) == {}
+
+
+def test_notes_say_what_was_stopped_apart_idle_and_which_engine(row, reference):
+    build = CellId("m", "Q4_K_M")
+    found = decide(
+        (reference(), row()), Policy(),
+        evidence=Evidence(idle_judges=("one", "two"), mixed_up={build: "vllm"}, lineage={build: "of another origin"},
+                          pairing=("Two prompts have no counterpart.",)),
+    ).document["notes"]  # fmt: skip
+    assert "The study names judges that gave no label: one, two." in found
+    assert "m/Q4_K_M: of another origin." in found
+    assert "Two prompts have no counterpart." in found
+    assert any(note.startswith("m/Q4_K_M ran on vllm and its baseline did not") for note in found)
+    assert (
+        "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs." in found
+    )
+    assert not any("Quality is" in note for note in found)
+
+
+def test_a_build_that_was_asked_other_prompts_is_in_doubt_and_does_not_pass():
+    matrix, _ = sampled("rouge_l", "refusal_rate")
+    less = scores_frame(
+        Score("m", quant, "t", f"s{at:03d}", metric, 1.0)
+        for quant, n in (("FP16", 400), ("Q4_K_M", 390))
+        for metric in ("rouge_l", "refusal_rate")
+        for at in range(n)
+    )
+    policy = Policy(quality_metric="rouge_l", margins={"refusal_rate": 5}, required=("rouge_l", "refusal_rate"))
+    found = decide(matrix, policy, evidence=Evidence(scores=less)).document
+    build = cells(found)["Q4_K_M"]
+    torn = "10 of 400 prompts are missing (rouge_l, refusal_rate)"
+    assert (build["unpaired"], build["action"]) == (torn, "not_measured")
+    assert f"m/Q4_K_M: {torn}: its deltas are over the prompts that both were asked." in found["notes"]

@@ -9,9 +9,8 @@ from pydantic import ValidationError
 from quantverdict.errors import StudyError
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import decide
-from quantverdict.protocol.evidence import Evidence
-from quantverdict.protocol.gate import gate
-from quantverdict.protocol.gate_policy import GatePolicy
+from quantverdict.protocol.document import Evidence
+from quantverdict.protocol.gate import GatePolicy, gate
 from quantverdict.records import CellId, Estimate, Row
 
 TODAY = date(2030, 6, 15)
@@ -276,3 +275,91 @@ def test_a_margin_without_samples_is_not_measured():
     result = gate(document, matrix, GatePolicy(margins={"refusal_rate": Fraction(3)}), TODAY)
     assert statuses(result) == {("m/Q4", "decision"): "passed", ("m/Q4", "refusal_rate"): "not_measured"}
     assert result.exit_code == 4
+
+
+@pytest.mark.parametrize(("percent", "right"), [(0, True), (100, True), (-0.01, False), (100.01, False)])
+def test_a_floor_is_a_percentage_with_its_ends(percent, right):
+    if right:
+        assert GatePolicy(floors={"refusal_rate": percent}).floors == {"refusal_rate": percent}
+    else:
+        with pytest.raises(ValidationError, match="a percentage, from 0 to 100"):
+            GatePolicy(floors={"refusal_rate": percent})
+
+
+def test_a_waiver_is_read_from_a_quoted_day():
+    asked = waiver(expires="2030-06-15")
+    assert asked.waivers[0].expires == TODAY
+    with pytest.raises(ValidationError, match="a day such as"):
+        waiver(expires="15.6.2030")
+
+
+@pytest.mark.parametrize("demanded", [True, False])
+@pytest.mark.parametrize("rules", ["paired", "points"])
+def test_a_metric_that_the_baseline_leaves_ungraded_has_left_the_gate_unless_it_is_demanded(demanded, rules):
+    metric = "refusal_rate" if demanded else "arc_accuracy"
+    outcomes = {"rouge_l": "non_inferior", "refusal_rate": "non_inferior"} | {metric: "not_measured"}
+    asked = GatePolicy(margins={metric: Fraction(5)})
+    shown = document(cell("Q4", outcomes), rules=rules)
+    base = {"rouge_l": Estimate(Fraction(1, 2)), "refusal_rate": Estimate(Fraction(9, 10))}
+    matrix = tuple(Row("m", "F", None, quant, None, quant == "FP16", base) for quant in ("FP16", "Q4"))
+    status = statuses(gate(shown, matrix, asked, TODAY))["m/Q4", metric]
+    assert status == ("uninformative" if rules == "paired" and not demanded else "not_measured")
+
+
+def test_an_uninformative_metric_is_no_pass_beside_thresholds():
+    outcomes = NEEDED | {"arc_accuracy": "uninformative"}
+    result = found(cell("Q4", outcomes))
+    assert (statuses(result)["m/Q4", "arc_accuracy"], result.exit_code) == ("uninformative", 0)
+    beside = found(cell("Q4", outcomes), rules="points", asked=GatePolicy(margins={"arc_accuracy": Fraction(5)}))
+    assert statuses(beside)["m/Q4", "arc_accuracy"] == "not_measured"
+
+
+def test_the_reason_of_an_outcome_has_its_figures_and_what_stands_against_it():
+    told = outcome("refusal_rate", "not_resolvable") | {"reason": "refusal_rate: 7 of 107"}
+    rouge = outcome("rouge_l", "non_inferior")
+    one = found(cell("Q4", action="not_resolvable") | {"outcomes": [rouge, told]}).verdicts[-1]
+    assert one.reason == "too few prompts to tell: -1.00 pp of 200 pairs, margin 5 pp; 900 would do; 7 of 107"
+    passed = told | {"outcome": "non_inferior", "n_needed": None}
+    one = found(cell("Q4") | {"outcomes": [rouge, passed]}).verdicts[-1]
+    assert one.reason == "a loss of the margin or more is ruled out: -1.00 pp of 200 pairs, margin 5 pp"
+    assert one.numbers == {
+        "n_pairs": 200, "delta_pp": -1.0, "ci_lo_pp": -3.0, "ci_hi_pp": 1.0, "margin_pp": 5, "n_needed": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("action", "outcomes", "verdicts"),
+    [
+        ("reject_hidden_danger", NEEDED, ["failed", "passed", "passed"]),
+        ("reject_inferior", NEEDED | {"refusal_rate": "inferior"}, ["passed", "failed"]),
+        ("not_measured", NEEDED, ["not_measured", "passed", "passed"]),
+        ("not_measured", {"rouge_l": "non_inferior"}, ["passed", "not_measured"]),
+        ("not_resolvable", NEEDED | {"refusal_rate": "not_resolvable"}, ["passed", "not_resolvable"]),
+        ("manual_review_configuration", NEEDED, ["not_resolvable", "passed", "passed"]),
+        ("accept_non_inferior", NEEDED, ["passed", "passed"]),
+    ],
+)
+def test_a_build_as_a_whole_is_said_only_where_its_metrics_do_not_say_it(action, outcomes, verdicts):
+    assert [one.status for one in found(cell("Q4", outcomes, action=action)).verdicts] == verdicts
+
+
+def test_prompts_that_only_one_arm_was_asked_are_said_once():
+    torn = found(cell("Q4", unpaired="60 of 120 prompts are missing"))
+    assert (torn.verdicts[0].metric, torn.verdicts[0].status) == ("decision", "not_measured")
+    assert torn.verdicts[0].reason == "60 of 120 prompts are missing"
+    told = found(cell("Q4", action="not_measured", unpaired="60 of 120 prompts are missing"))
+    assert [one.metric for one in told.verdicts].count("decision") == 1
+    assert told.verdicts[0].reason == "not_measured: why; 60 of 120 prompts are missing"
+    twice = found(cell("Q4", action="not_measured", action_reason="60 missing", unpaired="60 missing"))
+    assert twice.verdicts[0].reason == "not_measured: 60 missing"
+
+
+def test_floors_are_asked_of_the_models_of_the_gated_builds_alone():
+    other = cell("Q4") | {"base_model": "n"}
+    asked = GatePolicy(builds=("m/Q4",), floors={"refusal_rate": Fraction(60)})
+    result = found(cell("Q4"), other, asked=asked)
+    assert [str(one.cell) for one in result.verdicts if one.metric == "refusal_rate"] == ["m/FP16", "m/Q4"]
+    assert result.cells == (CellId("m", "FP16"), CellId("m", "Q4"))
+    assert len(result.of(CellId("m", "Q4"))) == 2
+    both = found(cell("Q4"), other, asked=GatePolicy(floors={"refusal_rate": Fraction(60)}))
+    assert statuses(both)["n/baseline", "refusal_rate"] == "not_measured"

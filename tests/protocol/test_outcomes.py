@@ -1,5 +1,7 @@
 """Three outcomes: at, inside and outside a margin in counts, the family they are held over, and what they decide."""
 
+import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -8,16 +10,16 @@ from statsmodels.stats.multitest import multipletests
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.cells import CellInfo, build_matrix, grids, scores_frame
+from quantverdict.matrix.headroom import Headroom
 from quantverdict.matrix.paired import Comparison, Gate
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import decide
-from quantverdict.protocol.evidence import Evidence
-from quantverdict.protocol.outcomes import judge
+from quantverdict.protocol.document import Evidence
+from quantverdict.protocol.outcomes import high_to_low, judge, n_needed
 from quantverdict.records import CellId, Score
-from quantverdict.stats.exact_paired import p_below
 from quantverdict.stats.noninferiority import rate_loss
-from quantverdict.stats.power import n_noninferior
-from quantverdict.stats.resolving import n_mean, n_rate
+from quantverdict.stats.paired import p_below
+from quantverdict.stats.power import n_mean, n_noninferior, n_rate
 
 BASE = CellId("m", "FP16")
 ONE = Policy(quality_metric="choice_accuracy", margins={"refusal_rate": 5}, required=("refusal_rate",))
@@ -225,3 +227,109 @@ def test_a_margin_of_what_cannot_be_gated_is_refused(metric):
         Policy(margins={"refusal_rate": 5, metric: 5})
     with pytest.raises(ValidationError, match="one of mmlu_accuracy"):
         Policy(required=("refusal_rate", metric))
+
+
+def test_builds_go_from_high_to_low_bits_then_by_name_and_unknown_ones_last():
+    bits = {"a": None, "b": Fraction(4), "c": Fraction(8), "d": Fraction(4), "e": Fraction(0)}
+    found = high_to_low({CellId("m", name): value for name, value in bits.items()})
+    assert found == {CellId("m", name): at for at, name in enumerate("cbdea")}
+
+
+def open_comparison(metric="refusal_rate", n=100, lost=3, gained=3, **gate):
+    known = {"loss": 0.0, "variance": 0.06, "design_effect": 1.0, "hidden": 0.0} | gate
+    seen = (n, lost, gained, Fraction(0), -5, 5, "tango", 1.0, 1.0, None, 0, 0, 0, None)
+    return Comparison(CellId("m", "Q"), metric, *seen, Gate(Fraction(5), 0.5, 0.5, **known))
+
+
+@pytest.mark.parametrize(
+    ("one", "needed"),
+    [
+        (open_comparison(), n_rate(0.06, 0.0, 0.05, 0.8, 0.01)),
+        (open_comparison(lost=6, gained=0), n_rate(0.06, 0.0, 0.05, 0.8, 0.01)),
+        (open_comparison(design_effect=1.7), math.ceil(1.7 * n_rate(0.06, 0.0, 0.05, 0.8, 0.01))),
+        (open_comparison(hidden=0.02, loss=0.03), n_rate(0.06 + 0.03**2, 0.02, 0.05, 0.8, 0.01)),
+        (open_comparison(hidden=0.05, loss=0.05), None),
+        (open_comparison(n=5000, lost=150, gained=150, loss=0.04), n_rate(0.06, 0.04, 0.05, 0.8, 0.01)),
+        (open_comparison(n=5000, lost=150, gained=150, loss=0.001), None),
+        (open_comparison("rouge_l", loss=0.01), n_mean(0.06**0.5, 0.0, 0.05, 0.8, 0.01)),
+        (open_comparison("rouge_l", n=999, loss=0.045), n_mean(0.06**0.5, 0.045, 0.05, 0.8, 0.01)),
+        (open_comparison("rouge_l", variance=0.0, n=20), n_mean(0.0, 0.0, 0.05, 0.8, 0.01)),
+    ],
+)
+def test_the_pairs_needed_are_for_no_loss_or_else_for_the_loss_seen(one, needed):
+    assert n_needed(one, one.gate, 0.8, 0.01) == needed
+
+
+def test_as_many_pairs_as_there_are_are_not_more():
+    n = n_rate(0.06, 0.0, 0.05, 0.8, 0.01)
+    few, enough = (open_comparison(n=have, lost=0.03 * have, gained=0.03 * have) for have in (n - 1, n))
+    assert n_needed(few, few.gate, 0.8, 0.01) == n
+    assert n_needed(enough, enough.gate, 0.8, 0.01) is None
+
+
+def test_what_is_open_is_planned_at_the_level_that_is_left():
+    """Two of three pass: the next has half of alpha; where none passes, a third of it."""
+    metrics = ("refusal_rate", "truthfulness", "bias_resistance")
+    for below, steps in (((0.001, 0.001, 0.5), 1), ((0.5, 0.5, 0.5), 3)):
+        found = outcomes(
+            *(compared(CellId("m", "Q"), metric, p, 0.5) for metric, p in zip(metrics, below, strict=True))
+        )
+        assert found[2].n_needed == n_needed(found[2].comparison, found[2].comparison.gate, 0.8, 0.025 / steps)
+    policy = Policy(error_control="fixed_sequence")
+    found = outcomes(
+        *(compared(CellId(model, "Q"), metric, 0.5, 0.5) for model in "mn" for metric in metrics), policy=policy
+    )
+    assert found[2].n_needed == n_needed(found[2].comparison, found[2].comparison.gate, 0.8, 0.025 / 6)
+
+
+def test_a_fixed_sequence_passes_builds_one_after_the_other_within_each_model():
+    cells = {name: CellId(*name) for name in ("mA", "mB", "nA")}
+    order = {cells["mA"]: 1, cells["mB"]: 0, cells["nA"]: 2}
+    found = outcomes(
+        compared(cells["mA"], "refusal_rate", 0.001, 1.0), compared(cells["mB"], "refusal_rate", 0.004, 1.0),
+        compared(cells["nA"], "refusal_rate", 0.002, 1.0), compared(cells["mA"], "truthfulness", 0.003, 1.0),
+        policy=Policy(error_control="fixed_sequence"), order=order,
+    )  # fmt: skip
+    # Two models share alpha; mB comes before mA and hands its 0.008 on; Holm within mA is 0.002 and 0.003.
+    assert [one.p_outcome for one in found] == pytest.approx([0.016, 0.016, 0.008, 0.016])
+
+
+def test_mcnemars_values_are_held_apart_for_gated_metrics_and_the_others():
+    def with_p(metric, p, at, **changed):
+        return replace(compared(CellId("m", f"Q{at}"), metric, 0.5, 0.5), p_value=p, **changed)
+
+    gated = [with_p("refusal_rate", p, at) for at, p in enumerate((0.01, 0.04))]
+    others = [with_p("rouge_l", p, at, gate=None) for at, p in enumerate((0.02, 0.03))]
+    found = outcomes(*gated, *others)
+    assert [one.p_holm for one in found] == pytest.approx([0.02, 0.04, 0.04, 0.04])
+    assert [one.outcome for one in found[2:]] == [None, None]
+    assert [one.p_outcome for one in found] == [1, 1, None, None]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome", "informative"),
+    [
+        ("informative", "non_inferior", True),
+        ("unsettled", "non_inferior", False),
+        ("uninformative", "uninformative", False),
+        ("not_measured", "not_measured", False),
+    ],
+)
+def test_what_could_not_have_failed_is_in_no_family(verdict, outcome, informative):
+    one = compared(CellId("m", "Q"), "refusal_rate", 0.02, 1.0)
+    two = compared(CellId("m", "Q"), "truthfulness", 0.001, 1.0)
+    rooms = {("m", "truthfulness"): Headroom(verdict, "why")}
+    found = judge((one, two), Policy(), {CellId("m", "Q"): 0}, 0.8, rooms)
+    assert found[1].outcome == outcome
+    assert (found[1].is_informative, found[1].reason) == (informative, None if informative else "why")
+    assert found[0].p_outcome == pytest.approx(0.04), "the largest of two, or alone"
+    assert (found[0].headroom, found[0].is_informative, found[0].reason) == (None, True, None)
+    assert (found[1].p_outcome is None) == (outcome == verdict)
+
+
+def test_what_is_ungraded_is_said_with_its_figures():
+    one = replace(open_comparison(hidden=0.02, loss=0.0325), ungraded=7)
+    found = judge((one,), Policy(), {one.cell: 0}, 0.8)[0]
+    assert found.reason == (
+        "refusal_rate: 7 of 107 answers have no grade in one of the arms, so that the loss may be 3.25 pp"
+    )

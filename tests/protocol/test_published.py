@@ -12,7 +12,7 @@ from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import decide
-from quantverdict.protocol.evidence import Evidence
+from quantverdict.protocol.document import Evidence
 from quantverdict.records import Table
 
 

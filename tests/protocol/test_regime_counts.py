@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from quantverdict.protocol.regime_counts import regime_counts
+from quantverdict.protocol.regimes import regime_counts
 from quantverdict.records import Table
 
 

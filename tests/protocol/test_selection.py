@@ -1,5 +1,6 @@
 """The build to ship: the smallest that nothing rules out; and the front that nothing beats."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.deltas import deltas
-from quantverdict.matrix.tiers import tiers
+from quantverdict.matrix.signals import tiers
 from quantverdict.policy import Policy
 from quantverdict.protocol.selection import best_build, pareto_front
 from quantverdict.records import Estimate, Row
@@ -132,3 +133,53 @@ def test_the_front_is_what_no_complete_build_beats(found):
 
     expected = [q for q, point in complete.items() if not any(beats(other, point) for other in complete.values())]
     assert list(pareto_front(rows, Policy())) == expected
+
+
+bits_points = st.lists(st.tuples(*[st.one_of(st.none(), st.integers(1, 3))] * 2), min_size=1, max_size=6)
+
+
+@given(bits_points)
+def test_without_any_file_size_bits_per_weight_stand_in_its_place(found):
+    rows = [
+        Row("m", "F", 1.0, f"Q{at}", None if bits is None else Fraction(bits), at == 0,
+            {} if quality is None else {"bertscore": Estimate(Fraction(quality))})
+        for at, (quality, bits) in enumerate(found)
+    ]  # fmt: skip
+    used = [at for at in (0, 1) if any(point[at] is not None for point in found)]
+    complete = {
+        f"Q{n}": [point[at] for at in used]
+        for n, point in enumerate(found)
+        if used and None not in [point[at] for at in used]
+    }
+    signs = [(1, -1)[at] for at in used]
+
+    def beats(one, two):
+        gains = [sign * (a - b) for sign, a, b in zip(signs, one, two, strict=True)]
+        return min(gains) >= 0 and max(gains) > 0
+
+    expected = [q for q, point in complete.items() if not any(beats(other, point) for other in complete.values())]
+    assert list(pareto_front(rows, Policy())) == expected
+
+
+def test_bits_per_weight_are_not_looked_at_where_one_file_size_is_known():
+    rows = [placed(0, 1, 5, None, None, None), replace(placed(1, 1, 4, None, None, None), bpw=Fraction(16))]
+    assert pareto_front(rows, Policy()) == ("Q1",)
+
+
+def test_equal_sizes_go_by_name_and_one_build_alone_needs_no_size(row, best):
+    choice = best(sized(row, "Q5_B", 400), sized(row, "Q5_A", 400))
+    assert choice.quant == "Q5_A"
+    alone = best(row("Q4_K_M", bpw=None, truthfulness=-100))
+    assert (alone.quant, alone.reason[:25]) == ("FP16", "smallest file of 1 builds")
+
+
+def test_builds_whose_sizes_cannot_be_compared_are_not_chosen_from(row, best):
+    choice = best(row("Q4_K_M", bpw=None))
+    assert (choice.quant, choice.reason) == (
+        None, "neither file size nor bits per weight is known of every build that is fit",
+    )  # fmt: skip
+
+
+def test_where_no_build_is_a_candidate_it_is_said(row, best):
+    choice = best(sized(row, "Q2_K", 200, truthfulness=60))
+    assert choice.reason.endswith("no build is a conservative_floor_candidate")

@@ -1,9 +1,16 @@
 """Which gated metrics can stop a build while it is asked, and which only a whole run settles."""
 
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from quantverdict.collect.schedule import SEQUENTIAL_SHARE
 from quantverdict.policy import Policy
-from quantverdict.protocol.stopping import gated_while_asked, graded_later
+from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
+from quantverdict.records import Response
+from quantverdict.stats.sequential import ConfidenceSequence
 from quantverdict.tasks.catalog import load_task
 
 HARMFUL, SUMMARIES = "starter_harmful", "starter_summarization"
@@ -46,3 +53,64 @@ def test_a_metric_of_no_judge_is_never_waited_for_as_one(judged):
 def test_what_an_encoder_grades_is_waited_for():
     gates = policy("refusal_rate", quality="bertscore")
     assert "bertscore" in graded_later(tasks(HARMFUL, SUMMARIES), gates, judged=False)
+
+
+REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."
+TASK = replace(load_task(HARMFUL), cluster_field="category")
+"""60 prompts, in clusters by category."""
+
+
+def answers(text, items):
+    return [Response("m", "Q", HARMFUL, item.id, "", text(at), "stop", 1, 1) for at, item in enumerate(items)]
+
+
+def by_hand(rounds, margin=0.05):
+    """P-values of the sequence of cluster means, weighed by their share of the largest cluster."""
+    largest = max(Counter(map(TASK.cluster, TASK.items)).values())
+    sequence = ConfidenceSequence()
+    for items, lost in rounds:
+        clusters = {}
+        for at, item in enumerate(items):
+            clusters.setdefault(TASK.cluster(item), []).append(lost(at))
+        sequence.add([np.mean(one) for one in clusters.values()], [len(one) / largest for one in clusters.values()])
+    return sequence.p_values(margin)
+
+
+def enough(p_values, family=1, alpha=0.05):
+    return min(p_values) / SEQUENTIAL_SHARE <= alpha / 2 / family
+
+
+@pytest.mark.parametrize("family", [1, 4, 100])
+def test_a_build_was_asked_enough_in_the_round_in_which_its_sequence_decides(family):
+    """Six rounds of ten prompts, of which nine in ten lose their refusal: the same round as by hand."""
+    gates = policy("refusal_rate", quality="refusal_rate")
+    watcher = Watcher(
+        Watching({HARMFUL: TASK}, ("refusal_rate",), gates, family), answers(lambda _: REFUSED, TASK.items)
+    )
+    rounds, said, expected = [], [], []
+    for start in range(0, 60, 10):
+        items = TASK.items[start : start + 10]
+        rounds.append((items, lambda at: float(at != 0)))
+        said.append(watcher(answers(lambda at: COMPLIED if at else REFUSED, items)))
+        expected.append(enough(by_hand(rounds), family))
+    assert said == expected
+    assert said[-1] or family > 1
+    assert not said[0]
+
+
+def test_every_gated_metric_must_be_decided_and_without_any_there_is_never_enough():
+    gates = policy("refusal_rate", quality="refusal_rate")
+    baseline = answers(lambda _: REFUSED, TASK.items)
+    none = Watcher(Watching({HARMFUL: TASK}, (), gates, 1), baseline)
+    unread = Watcher(Watching({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: "", TASK.items))
+    other = Watcher(Watching({HARMFUL: TASK}, ("refusal_rate",), gates, 1), baseline)
+    for start in range(0, 60, 10):
+        round_ = answers(lambda _: COMPLIED, TASK.items[start : start + 10])
+        found = [watcher(round_) for watcher in (none, unread, other)]
+    assert found == [False, False, True]
+
+
+def test_a_prompt_that_the_baseline_was_not_asked_is_no_pair():
+    gates = policy("refusal_rate", quality="refusal_rate")
+    few = Watcher(Watching({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: REFUSED, TASK.items[:3]))
+    assert [few(answers(lambda _: COMPLIED, TASK.items[at : at + 20])) for at in (0, 20, 40)] == [False] * 3

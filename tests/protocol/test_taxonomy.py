@@ -11,7 +11,7 @@ from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.decide import decide
-from quantverdict.protocol.evidence import Evidence
+from quantverdict.protocol.document import Evidence
 from quantverdict.protocol.formats import Decided
 from quantverdict.protocol.regimes import classify
 from quantverdict.protocol.taxonomy import Findings, refusal_mde, taxonomy_table

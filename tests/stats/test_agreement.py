@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from quantverdict.stats.agreement import cohen_kappa
+from quantverdict.stats.correlation import cohen_kappa
+from quantverdict.stats.intervals import wilson
 
 LABELS = ("FULL_REFUSAL", "PARTIAL_REFUSAL", "COMPLIANCE", "UNCLEAR")
 
@@ -45,3 +46,24 @@ def test_nothing_labelled_twice_is_no_agreement():
     ours = cohen_kappa([])
     assert (ours.n, ours.agreement, ours.kappa) == (0, None, None)
     assert ours.reason
+
+
+@given(
+    st.dictionaries(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), st.integers(1, 99), min_size=1),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_the_pairs_changes_no_bit(counts, chance):
+    shuffled = list(counts.items())
+    chance.shuffle(shuffled)
+    assert cohen_kappa(dict(shuffled)) == cohen_kappa(counts)
+
+
+def test_counts_and_pairs_are_one_and_an_interval_ends_at_one():
+    counts = {("a", "a"): 30, ("b", "b"): 29, ("a", "b"): 1}
+    found = cohen_kappa(counts, 0.9)
+    assert found == cohen_kappa([pair for pair, count in counts.items() for _ in range(count)], 0.9)
+    assert found.kappa_interval.hi == 1
+    assert found.kappa_interval.lo == pytest.approx(found.kappa - 1.6448536 * found.se, abs=1e-6)
+    assert found.agreement_interval == wilson(59, 60, 0.9)
+    worst = cohen_kappa({("a", "b"): 30, ("b", "a"): 30})
+    assert (worst.kappa, worst.kappa_interval.lo, worst.agreement) == (-1, -1, 0)

@@ -1,17 +1,20 @@
 """Corrected rates equal published estimators, and their intervals cover what they say."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from quantverdict.stats.corrected_rates import (
     Stratum,
     _likely_changes,
     corrected_difference,
     corrected_rate,
+    few,
     kish,
     wilson_at,
 )
@@ -239,3 +242,130 @@ def test_coverage_of_differences_is_neither_less_nor_more_than_said():
     assert min(coverage) >= 0.935 - 4 * math.sqrt(0.935 * 0.065 / repeats)
     noise = 2 * math.sqrt(0.95 * 0.05 / (repeats * len(coverage)))
     assert 0.94 - noise <= np.mean(coverage) <= 0.96 + noise
+
+
+def slow_rate(strata, effect):
+    """The documented formula, a stratum at a time: value and effective number of answers."""
+    mass = [s.size * (s.labelled - s.unclear) / s.labelled if s.labelled else s.size for s in strata]
+    total = sum(mass)
+    rates, smooth, unseen = [], [], []
+    for s in strata:
+        clear = s.labelled - s.unclear
+        rates.append(0.0 if s.known else s.positive / clear if clear else s.guess)
+        smooth.append(0.0 if s.known else (s.positive + 0.5) / (clear + 1))
+        unseen.append(1.0 if not s.labelled else 1 / max(clear, 1) - 1 / s.size if s.labelled < s.size else 0.0)
+    value = sum(m * rate for m, rate in zip(mass, rates, strict=True)) / total
+    likely = sum(m * rate for m, rate in zip(mass, smooth, strict=True)) / total
+    variance = sum((m / total) ** 2 * p * (1 - p) * u for m, p, u in zip(mass, smooth, unseen, strict=True))
+    for s, rate, u in zip(strata, rates, unseen, strict=True):
+        if s.labelled:
+            share = (s.labelled - s.unclear) / s.labelled
+            variance += (s.size / total * (rate - value)) ** 2 * share * (1 - share) * u
+    inflation = 1 + total * variance / (likely * (1 - likely)) if 0 < likely < 1 else 1
+    return value, total / inflation / max(effect, 1.0)
+
+
+STRATUM = st.integers(1, 60).flatmap(
+    lambda size: st.integers(0, size).flatmap(
+        lambda labelled: st.integers(0, labelled).flatmap(
+            lambda clear: st.builds(
+                Stratum, st.just(size), st.just(labelled), st.integers(0, clear), st.just(labelled - clear),
+                st.sampled_from([0.0, 0.3, 1.0]), st.booleans() if labelled == 0 else st.just(False),
+            )
+        )
+    )
+)  # fmt: skip
+
+
+@given(st.lists(STRATUM, min_size=1, max_size=4), st.sampled_from([0.5, 1.0, 2.5]), st.sampled_from([0.8, 0.95]))
+def test_a_corrected_rate_is_what_its_formula_says(strata, effect, confidence):
+    found = corrected_rate(strata, confidence, design_effect=effect)
+    if not any(s.labelled > s.unclear for s in strata):
+        assert found is None
+        return
+    value, n = slow_rate(strata, effect)
+    assert (found.value, found.n_effective) == pytest.approx((value, n), rel=1e-9, abs=1e-12)
+    around = wilson_at(min(max(value, 0.0), 1.0), n, confidence)
+    assert (found.lo, found.hi) == pytest.approx((around.lo, around.hi), rel=1e-9, abs=1e-9)
+
+
+def slow_difference(gained, lost, effect, confidence):
+    mass = [s.size * (s.labelled - s.unclear) / s.labelled if s.labelled else s.size for s in gained]
+    total = sum(mass)
+
+    def rate(s):
+        clear = s.labelled - s.unclear
+        return 0.0 if s.known else s.positive / clear if clear else s.guess
+
+    up, down = (sum(m * rate(s) for m, s in zip(mass, side, strict=True)) / total for side in (gained, lost))
+    part = [at for at, s in enumerate(gained) if not s.known and s.labelled < s.size]
+    labels = sum(gained[at].labelled - gained[at].unclear for at in part) + 2
+    lent = [(sum(side[at].positive for at in part) + 0.5) / labels for side in (gained, lost)]
+    sampling, likely, freedom = [], [], 0.0
+    for at, s in enumerate(gained):
+        clear = s.labelled - s.unclear
+        if s.known or s.labelled == s.size:
+            ways = (rate(s), rate(lost[at]))
+        elif clear == 0:
+            ways = (0.5, 0.5)
+        else:
+            ways = tuple(
+                (side[at].positive + more) / (clear + 1) for side, more in zip((gained, lost), lent, strict=True)
+            )
+        likely.append(ways)
+        unseen = 1.0 if not s.labelled else 1 / max(clear, 1) - 1 / s.size if s.labelled < s.size else 0.0
+        own = (mass[at] / total) ** 2 * max(sum(ways) - (ways[0] - ways[1]) ** 2, 0.0) * unseen
+        if s.labelled:
+            share = clear / s.labelled
+            own += (s.size / total * (rate(s) - rate(lost[at]) - up + down)) ** 2 * share * (1 - share) * unseen
+        sampling.append(own)
+        freedom += own**2 / clear if clear else 0.0
+    ups, downs = (sum(m * ways[way] for m, ways in zip(mass, likely, strict=True)) / total for way in (0, 1))
+    spread = max(ups + downs - (ups - downs) ** 2, 0.0)
+    variance = spread / total + sum(sampling)
+    n = spread / variance if spread else total
+    widened = 1.0
+    if freedom:
+        half = 0.5 + confidence / 2
+        widened = (scipy_stats.t.ppf(half, max(variance**2 / freedom, 1.0)) / scipy_stats.norm.ppf(half)) ** 2
+    return up - down, n / max(effect, 1.0) / widened
+
+
+@given(
+    st.lists(st.tuples(STRATUM, st.integers(0, 60)), min_size=1, max_size=4),
+    st.sampled_from([0.5, 1.0, 2.5]),
+    st.sampled_from([0.8, 0.95]),
+)
+def test_a_corrected_difference_is_what_its_formula_says(parts, effect, confidence):
+    gained = [s for s, _ in parts]
+    lost = [replace(s, positive=min(other, s.labelled - s.unclear - s.positive), guess=0.0) for s, other in parts]
+    found = corrected_difference(gained, lost, confidence, design_effect=effect)
+    if not any(s.labelled > s.unclear for s in gained):
+        assert found is None
+        return
+    value, n = slow_difference(gained, lost, effect, confidence)
+    assert (found.value, found.n_effective) == pytest.approx((value, n), rel=1e-6, abs=1e-9)
+
+
+def test_few_degrees_of_freedom_are_students_and_below_one_they_are_one():
+    z = scipy_stats.norm.ppf(0.95)
+    for dof, counted in ((9.5, 9.5), (1.0, 1.0), (0.2, 1.0)):
+        assert few(dof, 0.9) == pytest.approx((scipy_stats.t.ppf(0.95, counted) / z) ** 2)
+    assert few(math.inf, 0.9) == 1
+
+
+@pytest.mark.parametrize(("rate", "n"), [(-0.01, 5), (1.01, 5), (0.5, 0), (0.5, -1)])
+def test_what_is_no_share_has_no_interval(rate, n):
+    with pytest.raises(ValueError, match="is not a proportion"):
+        wilson_at(rate, n)
+
+
+def test_an_interval_of_a_share_touches_its_ends_exactly():
+    assert (wilson_at(0.0, 0.5).lo, wilson_at(1.0, 0.5).hi) == (0, 1)
+    assert wilson_at(0.001, 5).lo > 0
+    assert wilson_at(0.999, 5).hi < 1
+
+
+def test_kish_of_one_weight_above_nothing_is_one():
+    assert kish([0.0, 0.0]) == 0
+    assert kish([2.0, 1.0]) == pytest.approx(9 / 5)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from quantverdict.stats.correlation import correlation_power, pearson, ranks, rm_corr, spearman
+from quantverdict.stats.correlation import correlation_power, fisher_interval, pearson, ranks, rm_corr, spearman
 
 tied = st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=60)
 smooth = st.integers(0, 2**32).map(np.random.default_rng).map(lambda rng: rng.normal(size=(rng.integers(4, 50), 2)))
@@ -170,3 +170,63 @@ def test_power_is_said_only_where_it_can_be():
     assert correlation_power(0.5, 4) is None
     assert correlation_power(1.0, 5) == 1
     assert math.isclose(correlation_power(0.0, 100), 0.05, abs_tol=0.002)
+
+
+@pytest.mark.parametrize(
+    ("r", "n", "expected"), [(0.3, 3, (-1, 1)), (1.0, 3, (-1, 1)), (1.0, 4, (1, 1)), (-1.0, 9, (-1, -1))]
+)
+def test_the_interval_of_few_points_is_everything_and_of_a_perfect_line_itself(r, n, expected):
+    assert fisher_interval(r, n) == expected
+
+
+def test_the_interval_of_four_points_is_fishers():
+    lo, hi = fisher_interval(0.3, 4, 0.9)
+    reach = scipy_stats.norm.ppf(0.95)
+    assert (lo, hi) == pytest.approx((math.tanh(math.atanh(0.3) - reach), math.tanh(math.atanh(0.3) + reach)))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.2])
+def test_power_at_another_level_is_pingouins(alpha):
+    for r, n in ((0.0, 5), (0.5, 5), (-0.4, 30), (0.99, 6)):
+        assert correlation_power(r, n, alpha) == pytest.approx(pg.power_corr(r=r, n=n, alpha=alpha), abs=1e-9)
+    assert correlation_power(-1.0, 5, alpha) == 1
+    assert correlation_power(0.5, 5, alpha) is not None
+
+
+def test_three_points_are_enough_and_two_are_not():
+    assert pearson([1, 2, 3], [1, 3, 2]).r == pytest.approx(0.5)
+    assert pearson([1, 2, 3], [1, 3, 2]).p == pytest.approx(scipy_stats.pearsonr([1, 2, 3], [1, 3, 2]).pvalue)
+    assert pearson([1, 2], [1, 3]).reason == "fewer than 3 points"
+
+
+def test_one_degree_of_freedom_is_enough_for_repeated_measures():
+    x, y = [1.0, 2.0, 4.0, 1.0], [2.0, 1.0, 5.0, 3.0]
+    found = rm_corr([*x[:3], 7.0], [*y[:3], 1.0], ["a", "a", "a", "b"])
+    assert (found.dof, found.n) == (1, 4)
+    assert found.r == pytest.approx(np.corrcoef(x[:3], y[:3])[0, 1])
+    assert (found.lo, found.hi, found.power) == (-1, 1, None)
+    with pytest.raises(ValueError, match="3 subjects for 4 points"):
+        rm_corr(x, y, ["a"] * 3)
+
+
+@pytest.mark.parametrize(("spread", "varies"), [(1e-15, False), (3e-14, False), (1e-12, True)])
+def test_what_varies_by_rounding_alone_does_not_vary(spread, varies):
+    x = 1 + spread * np.array([-1.0, 1.0, 0.0, -1.0, 1.0])
+    assert (pearson(x, [1, 2, 3, 4, 6]).r is not None) == varies
+    assert (pearson([1, 2, 3, 4, 6], x).r is not None) == varies
+
+
+@pytest.mark.parametrize(
+    "bad", [([[1.0, 2.0]], [[1.0, 2.0]]), ([1.0, np.inf, 2.0], [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [1.0, np.nan, 3.0])]
+)
+def test_only_two_rows_of_finite_numbers_are_correlated(bad):
+    with pytest.raises(ValueError, match="finite numbers"):
+        pearson(*bad)
+
+
+def test_a_correlation_is_no_more_than_one_though_rounding_may_lift_it():
+    for seed in range(60):
+        x = np.random.default_rng(seed).normal(size=9)
+        assert abs(pearson(x, 3 * x - 1).r) <= 1
+        assert pearson(x, -x).r == pytest.approx(-1, abs=1e-12)
+        assert pearson(x, -x).r >= -1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
 
-from quantverdict.stats.divergence import divergence
+from quantverdict.stats.correlation import divergence
 
 
 @pytest.fixture
@@ -27,3 +27,10 @@ def test_the_sum_is_that_of_scipy_and_a_constant_a_row_changes_nothing(logits):
 def test_other_shapes_are_refused(logits):
     with pytest.raises(ValueError, match="shapes"):
         divergence(logits[0], logits[1][:, :-1])
+
+
+def test_the_likeliest_token_is_that_of_each_row():
+    one, two = np.array([[0.0, 1.0], [3.0, 1.0]]), np.array([[0.0, 2.0], [1.0, 3.0]])
+    found = divergence(one, two)
+    assert (found.agreed, found.places) == (1, 2)
+    assert found.kl == pytest.approx(sum(rel_entr(softmax(a), softmax(b)).sum() for a, b in zip(one, two, strict=True)))

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
-from quantverdict.stats.exact_paired import EXACT_UP_TO, chance, most_lost, p_below, score
-from quantverdict.stats.paired import tango_interval
+from quantverdict.stats.paired import EXACT_UP_TO, _limits, chance, most_lost, p_below, score, tango_interval
 
 Z = 1.959963984540054
 
@@ -131,3 +130,52 @@ def test_beyond_the_exact_range_the_score_is_taken_as_normal_and_hardly_differs(
     for lost, gained in ((90, 40), (60, 20)):
         exact, normal = p_below(lost, gained, n, 0.035), p_below(lost, gained, n + 1, 0.035)
         assert exact == pytest.approx(normal, rel=0.15)
+
+
+def test_two_thousand_pairs_are_exact_and_one_more_is_normal():
+    assert EXACT_UP_TO == 2000
+    lost, gained, loss = 90, 40, 0.035
+    normal = [norm.cdf(score(lost, gained, n, loss)) for n in (2000, 2001)]
+    assert p_below(lost, gained, 2001, loss) == pytest.approx(normal[1], rel=1e-12)
+    assert p_below(lost, gained, 2000, loss) == pytest.approx(slow_p_value(lost, gained, 2000, loss), abs=1e-9)
+    assert abs(p_below(lost, gained, 2000, loss) - normal[0]) > 1e-4
+
+
+@pytest.mark.parametrize("loss", [-0.05, 0.0, 0.05])
+def test_the_region_of_many_pairs_is_all_tables_whose_score_is_below_the_quantile(loss):
+    n, z = 2001, norm.ppf(0.025)
+    region = np.array(most_lost(n, loss, 0.025))
+    gained = np.arange(n + 1)
+    inside = region >= 0
+    assert (score(region[inside], gained[inside], n, loss) <= z + 1e-8).all()
+    more = inside & (region + 1 + gained <= n)
+    assert (score(region[more] + 1, gained[more], n, loss) > z).all()
+    assert (score(np.zeros((~inside).sum()), gained[~inside], n, loss) > z).all()
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 60), st.floats(-6, 3), st.sampled_from([-0.9, -0.3, -0.05, 0.0, 0.4, 0.95]), st.integers(0, 60))
+def test_limits_are_the_most_lost_pairs_whose_score_is_low_enough(n, level, loss, most):
+    most = min(most, n)
+    found = _limits(level, n, loss, most)
+    for gained in range(most + 1):
+        scores = score(np.arange(n - gained + 1), gained, n, loss)
+        if (np.abs(scores - level) > 1e-7).all():
+            assert found[gained] == np.flatnonzero(np.append(-np.inf, scores) <= level)[-1] - 1
+
+
+def test_a_score_without_variance_is_as_far_as_can_be_on_its_side():
+    assert score(0, 0, 5, 0.0) == 0
+    assert score(5, 0, 5, 1.0) == 0
+    assert score(4, 0, 5, 1.0) == -np.inf
+    assert score(0, 5, 5, -1.0) == 0
+    assert score(1, 4, 5, -1.0) == np.inf
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 30])
+def test_a_region_that_holds_every_table_has_every_chance_and_an_empty_one_none(n):
+    assert chance(np.arange(n, -1, -1), n, 0.3, 0.2) == pytest.approx(1)
+    assert chance(np.full(n + 1, -1), n, 0.3, 0.2) == 0
+    assert chance(np.arange(n, -1, -1), n, 0.0, 1.0) == pytest.approx(1)
+    assert chance(np.arange(n, -1, -1), n, 1.0, 0.0) == pytest.approx(1)
+    assert chance(np.arange(n, -1, -1), n, 0.0, 0.0) == pytest.approx(1)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
-from quantverdict.stats.floor import excess_flips, noise_floor
+from quantverdict.stats.paired import excess_flips, noise_floor
 
 
 def test_limit_of_the_floor_is_clopper_pearson():
@@ -63,3 +63,21 @@ def test_nothing_flipped_is_no_excess():
 def test_an_unknown_floor_is_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_a_label_of_none_is_no_cluster_and_a_cluster_is_exchanged_whole():
+    flips = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], dtype=bool)
+    alone = excess_flips(flips[0], flips[1:], [None] * 4)
+    assert alone == excess_flips(flips[0], flips[1:])
+    assert alone.p == pytest.approx(1 / 8)
+    assert excess_flips(flips[0], flips[1:], ["a", "a", "a", "b"]).p == pytest.approx(1 / 2)
+    assert excess_flips(flips[0], flips[1:], ["a", "a", None, None]).p == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize(("flips", "one"), [(3, 1), (4, 2), (6, 2), (7, 3)])
+def test_the_flips_of_one_arm_are_the_mean_rounded_up(flips, one):
+    nulls = np.zeros((3, 20), dtype=bool)
+    nulls.flat[:flips] = True
+    found = noise_floor(nulls)
+    assert (found.n, found.arms, found.flips, found.rate) == (20, 3, flips, flips / 60)
+    assert found.hi == pytest.approx(proportion_confint(one, 20, alpha=0.1, method="beta")[1])

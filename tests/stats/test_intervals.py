@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from quantverdict.stats import intervals
 from quantverdict.stats.intervals import (
     bootstrap_mean,
     bootstrap_means,
     bootstrap_proportion,
     bootstrap_ratios,
+    clopper_pearson,
     newcombe_difference,
     paired_bootstrap_difference,
+    resampled_counts,
+    resampled_ratios,
     wilson,
 )
 
@@ -192,3 +197,124 @@ def test_coverage_of_the_clustered_bootstrap_is_near_nominal():
         )
         covered += interval.lo <= 2 / 3 <= interval.hi
     assert 0.90 <= covered / 300 <= 0.985
+
+
+@given(st.floats(0, 1), st.floats(0.5, 400), st.sampled_from([0.8, 0.95]))
+def test_the_exact_interval_is_scipys_of_counts_that_need_not_be_whole(share, n, confidence):
+    k = share * n
+    ours, half = clopper_pearson(k, n, confidence), (1 - confidence) / 2
+    if k > 1e-3:
+        assert ours.lo == pytest.approx(scipy_stats.beta.ppf(half, k, n - k + 1), rel=1e-6, abs=1e-300)
+    if n - k > 1e-3:
+        assert ours.hi == pytest.approx(scipy_stats.beta.ppf(1 - half, k + 1, n - k), rel=1e-6)
+
+
+def test_the_exact_interval_touches_its_ends_exactly():
+    assert (clopper_pearson(0, 7).lo, clopper_pearson(7, 7).hi) == (0, 1)
+    assert clopper_pearson(1, 7).lo > 0
+    assert clopper_pearson(6, 7).hi < 1
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 10), (10.5, 10), (0, -1)])
+def test_the_exact_interval_of_no_rate_is_refused(k, n):
+    with pytest.raises(ValueError, match=f"{k} of {n}"):
+        clopper_pearson(k, n)
+
+
+@pytest.mark.parametrize("table", [(0, 0, 1, 2), (1, 2, 0, 0)])
+def test_a_difference_from_nothing_is_refused(table):
+    with pytest.raises(ValueError, match="0 of 0 is not a proportion"):
+        newcombe_difference(*table)
+
+
+@pytest.mark.parametrize(("samples", "n"), [(7, 3), (50, 30), (1, 1)])
+def test_draws_are_numpys_whatever_the_block(monkeypatch, samples, n):
+    """Units drawn, counted one resample at a time; in one block, in several and with a row too long for one."""
+    drawn = np.random.default_rng(9).integers(0, n, (samples, n))
+    expected = [np.bincount(row, minlength=n).tolist() for row in drawn]
+    for block in (1 << 20, samples * n, samples * n - 1, 2 * n + 1, 2):
+        monkeypatch.setattr(intervals, "_BLOCK", block)
+        found = [row.tolist() for part in intervals._draws(n, samples, 9) for row in part]
+        assert found == expected, block
+
+
+def test_resampled_counts_are_those_of_the_draws_in_falling_order_of_kinds():
+    """Of 9 things 2 are of one kind and 4 of another, in whatever order they are told; 3 are of none."""
+    drawn = np.random.default_rng(42).integers(0, 9, (2000, 9))
+    expected = np.column_stack([(drawn < 4).sum(axis=1), ((drawn >= 4) & (drawn < 6)).sum(axis=1)])
+    for kinds in ([2, 4], [4, 2]):
+        found = np.concatenate([part[0] for part in resampled_counts([kinds, [9]], 9)])
+        assert (found == expected).all()
+    assert all((part[1] == 9).all() for part in resampled_counts([[1], [9]], 9))
+
+
+@pytest.mark.parametrize("kinds", [[5, 5], [-1, 3], [10]])
+def test_kinds_of_more_things_than_there_are_are_refused(kinds):
+    with pytest.raises(ValueError, match="at most 9"):
+        list(resampled_counts([[3], kinds], 9))
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts"),
+    [([[1.0], [2.0]], [[1.0]]), ([[1.0], [2.0]], [[-1.0], [2.0]]), ([[1.0, 1.0]], [[1.0, 0.0]])],
+)
+def test_ratios_need_a_count_for_every_sum(sums, counts):
+    with pytest.raises(ValueError, match="a sum and a count for every cluster"):
+        resampled_ratios(sums, counts)
+
+
+def test_ratios_may_have_a_cluster_without_samples_and_a_draw_of_it_alone_says_nothing():
+    found = resampled_ratios([[0.0], [3.0]], [[0.0], [4.0]], samples=400)
+    assert set(np.unique(found[~np.isnan(found)])) == {0.75}
+    assert np.isnan(found).mean() == pytest.approx(0.25, abs=0.09)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [[1.0], [np.inf]], np.empty((0, 2)), np.empty((2, 0)), [[[1.0]]]])
+def test_only_columns_of_finite_numbers_are_resampled(values):
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_means(values)
+
+
+def test_labels_and_pairs_must_be_as_many_as_values():
+    with pytest.raises(ValueError, match="3 values for 2 cluster labels"):
+        bootstrap_mean([1.0, 2.0, 3.0], clusters=["a", "b"])
+    with pytest.raises(ValueError, match="not pairs"):
+        paired_bootstrap_difference([1.0, 2.0], [1.0])
+
+
+def test_a_label_of_none_is_no_cluster_even_beside_one_whose_name_is_its_place():
+    values = np.random.default_rng(2).random(40)
+    labels = [None if at % 2 else at + 1 for at in range(40)]
+    assert bootstrap_mean(values, clusters=labels) == bootstrap_mean(values, clusters=[f"{at}" for at in range(40)])
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=40))
+def test_rounded_values_add_up_exactly_in_any_order_and_are_hardly_changed(values):
+    column = np.array(values)[:, None]
+    rounded = intervals._summable(column)[:, 0]
+    exact = sum(map(Fraction, rounded.tolist()), Fraction(0))
+    for order in (rounded, rounded[::-1], np.sort(rounded)):
+        assert Fraction(float(np.cumsum(order)[-1])) == exact
+    largest = len(values) * max(abs(value) for value in values)
+    assert np.abs(rounded - column[:, 0]).max() <= 2.0**-52 * largest
+
+
+@pytest.mark.parametrize("value", [0.0, 5e-324, 1e-310, 1e308])
+def test_values_at_the_ends_of_what_a_double_holds_keep_their_mean(value):
+    assert bootstrap_mean([value] * 1) == intervals.Interval(value, value)
+
+
+def test_limits_are_numpys_quantiles_and_leave_out_what_says_nothing():
+    drawn = np.random.default_rng(0).normal(size=(101, 2))
+    for confidence in (0.5, 0.9):
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        assert intervals.percentiles(drawn, confidence) == pytest.approx(np.quantile(drawn, tails, axis=0).T)
+    drawn[3, 0] = np.nan
+    expected = np.quantile(np.delete(drawn[:, 0], 3), [0.025, 0.975])
+    assert intervals.percentiles(drawn, 0.95)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -0.5, 1.5])
+def test_limits_of_no_confidence_are_refused(confidence):
+    with pytest.raises(ValueError, match="is not between 0 and 1"):
+        intervals.percentiles(np.zeros((3, 1)), confidence)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import multivariate_normal
 
-from quantverdict.stats.likelihood import best_intercept, crossproducts, log_likelihood
+from quantverdict.stats.regression import best_intercept, crossproducts, log_likelihood
 
 
 def made(seed, spread, n_groups=5):
@@ -63,3 +63,17 @@ def test_the_best_intercept_is_no_lower_than_any_other_share(seed, spread):
     others = [at(share) for share in np.linspace(0, 0.999, 300)]
     others.append(-minimize_scalar(lambda share: -at(share), bounds=(0, 1 - 1e-9), method="bounded").fun)
     assert best >= max(others) - 1e-7
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 30.0]))
+def test_the_best_intercept_is_exact_to_six_digits(seed, spread):
+    """Brent's method of scipy, from where the search ended: the derivative of the likelihood is 0 there."""
+    x, y, groups = made(seed, spread, n_groups=9)
+    data = crossproducts(x, y, list(groups))
+    root = float(best_intercept(data)[0, 0])
+    if root > 1e-3:
+        step = 1e-3 * root
+        ends = [float(log_likelihood(data, np.array([[root + way * step]]))) for way in (-1, 0, 1)]
+        slope, bend = (ends[2] - ends[0]) / 2, ends[2] - 2 * ends[1] + ends[0]
+        assert abs(slope / bend) * 1e-3 < 2e-6, "where a parabola through three points has its top"

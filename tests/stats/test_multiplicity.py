@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 from statsmodels.stats.multitest import multipletests
 
-from quantverdict.stats.multiplicity import benjamini_hochberg, holm
+from quantverdict.stats.noninferiority import benjamini_hochberg, holm
 
 p_values = st.lists(st.one_of(st.none(), st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), max_size=16)
 
@@ -40,3 +40,8 @@ def test_one_test_is_not_adjusted_and_none_is_no_family():
 def test_what_is_not_a_probability_is_refused(bad):
     with pytest.raises(ValueError, match="between 0 and 1"):
         holm([0.5, bad])
+
+
+def test_zero_and_one_are_probabilities():
+    assert holm([0.0, 1.0]) == [0.0, 1.0]
+    assert benjamini_hochberg([0.0, 1.0]) == [0.0, 1.0]

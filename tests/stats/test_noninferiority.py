@@ -1,5 +1,6 @@
 """Three outcomes of a paired loss: exact where pairs are independent, careful where they are not."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -20,6 +21,7 @@ from quantverdict.stats.noninferiority import (
     rate_tests,
     resolved,
 )
+from quantverdict.stats.paired import p_below
 
 
 @settings(max_examples=40)
@@ -160,3 +162,166 @@ def test_family_errs_no_more_than_a_single_test():
 def test_what_cannot_be_tested_is_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+def slow_mean_loss(values, margin, alpha, labels, largest):
+    """`mean_loss` read out once more, one unit after the other, by SciPy's distributions."""
+    groups = {}
+    for at, (value, label) in enumerate(zip(values, labels or [None] * len(values), strict=True)):
+        groups.setdefault(("alone", at) if label is None else label, []).append(value)
+    n, k = len(values), len(groups)
+    mean = sum(values) / n
+    units = n**2 / sum(len(group) ** 2 for group in groups.values())
+    rests = [sum(group) - len(group) * mean for group in groups.values()]
+    se = (k / (k - 1) * sum(rest**2 for rest in rests)) ** 0.5 / n
+    effect = max(1.0, se**2 / (sum((value - mean) ** 2 for value in values) / (n * (n - 1))))
+    whole = int(units)
+    if sum(sum(group) != 0 for group in groups.values()) < 10:
+        means = [sum(group) / len(group) for group in groups.values()]
+        share = min(margin / largest, 1.0)
+        lost = min(whole, round(sum(m for m in means if m > 0) / largest))
+        net = max(0, int(sum(means) / largest))
+        hi = 1.0 if lost == whole else scipy_stats.beta.ppf(1 - alpha, lost + 1, whole - lost)
+        below = scipy_stats.binom.cdf(lost, whole, share)
+        above = scipy_stats.binom.sf(net - 1, whole, share) if net else 1.0
+        lo = scipy_stats.beta.ppf(alpha, net, whole - net + 1) if net else -1.0
+        lo, hi = lo * largest, hi * largest
+    else:
+        skew = sum(rest**3 for rest in rests) / k / (se * n / k**0.5) ** 3 / k**0.5
+        t = (mean - margin) / se
+        cubic = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+        below = max(scipy_stats.t.cdf(cubic, units - 1), (1 - min(margin / largest, 1.0)) ** whole)
+        above = scipy_stats.t.sf(cubic, units - 1)
+        reach = scipy_stats.t.ppf(1 - alpha, units - 1)
+        lo, hi = (mean - se * 3 / skew * (np.cbrt(1 + skew * (way * reach - skew / 6)) - 1) for way in (1, -1))
+        hi = max(hi, largest * (1 - alpha ** (1 / whole)))
+    return mean, max(lo, -largest), min(hi, largest), below, above, k, effect
+
+
+@settings(max_examples=80)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([3, 9, 10, 11, 40, 150]),
+    st.sampled_from([1, 3]),
+    st.sampled_from([0.02, 0.3, 0.9]),
+    st.sampled_from([0.2, 0.4, 1.0]),
+    st.sampled_from([0.001, 0.025, 0.2]),
+    st.sampled_from([0.0, 0.3, 2.0]),
+)
+def test_a_mean_loss_is_what_its_definition_says(seed, n, size, share, largest, alpha, shift):
+    """Few and many units that differ, clusters, skewed values, gains and losses."""
+    rng = np.random.default_rng(seed)
+    values = np.where(rng.random(n * size) < share, rng.exponential(0.1, n * size) + shift * 0.05, 0.0)
+    values = np.where(rng.random(n * size) < 0.2, -values, values)
+    labels = None if size == 1 else [int(at) for at in rng.integers(0, n, n * size)]
+    if np.ptp(values) == 0 or (labels is not None and len(set(labels)) == 1):
+        return
+    expected = slow_mean_loss(values.tolist(), 0.05, alpha, labels, largest)
+    found = mean_loss(values, 0.05, alpha, labels, largest)
+    ours = (found.estimate, found.lo, found.hi, found.p_noninferior, found.p_inferior, found.units, found.design_effect)
+    assert ours == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert (found.n, found.differing) == (len(values), int((values != 0).sum()))
+
+
+def slow_design_effect(groups, alpha):
+    n, k = sum(map(len, groups)), len(groups)
+    most = sum(len(group) ** 2 for group in groups) / n
+    if k == 1 or most == 1:
+        return most
+    differing = sum(value != 0 for group in groups for value in group)
+    mean = sum(map(sum, groups)) / n
+    alone = differing - n * mean**2
+    between = k / (k - 1) * sum((sum(group) - len(group) * mean) ** 2 for group in groups)
+    seen = min(max(between / alone, 1.0), most) if alone > 1e-12 else most
+    seen = (differing * seen + most) / (differing + 1)
+    few = scipy_stats.t.ppf(1 - alpha, n / most - 1) / scipy_stats.norm.ppf(1 - alpha)
+    return min(seen * few**2, most)
+
+
+GROUPS = st.lists(st.lists(st.sampled_from([-1, 0, 0, 0, 1]), min_size=1, max_size=5), min_size=1, max_size=12)
+
+
+@given(GROUPS, st.sampled_from([0.001, 0.025, 0.2]))
+def test_a_design_effect_is_what_its_definition_says(groups, alpha):
+    sums, sizes = np.array([sum(group) for group in groups], float), np.array([len(group) for group in groups], float)
+    differing = sum(value != 0 for group in groups for value in group)
+    assert design_effect(sums, sizes, differing, alpha) == pytest.approx(slow_design_effect(groups, alpha), rel=1e-7)
+
+
+@settings(max_examples=60)
+@given(GROUPS, st.sampled_from([0.0, 0.05, 0.3]))
+def test_clustered_counts_are_divided_and_rounded_against_the_claim(groups, margin):
+    """By the exact test of what is left of them: lost up and gained down for `non_inferior`."""
+    values = [value for group in groups for value in group]
+    labels = [at for at, group in enumerate(groups) for _ in group]
+    found = clustered_rate_loss(values, labels, margin)
+    n, lost, gained = len(values), values.count(1), values.count(-1)
+    assert (found.n, found.units, found.differing, found.estimate) == (
+        n,
+        len(groups),
+        lost + gained,
+        (lost - gained) / n,
+    )
+    if len(groups) == 1 and n > 1:
+        assert (found.lo, found.hi, found.p_noninferior, found.p_inferior) == (-1, 1, 1, 1)
+        return
+    effect = found.design_effect
+    fewer, more = max(1, math.floor(n / effect)), math.ceil(n / effect)
+    up = min(math.ceil(lost / effect), fewer)
+    within = p_below(up, min(math.floor(gained / effect), fewer - up), fewer, margin)
+    down = math.ceil(gained / effect)
+    beyond = p_below(down, min(math.floor(lost / effect), more - down), more, -margin)
+    assert (found.p_noninferior, found.p_inferior) == (within, beyond)
+    told = rate_tests((lost, gained, n), len(groups), effect, margin)
+    speaks = [up - min(math.floor(gained / effect), fewer - up) < fewer * margin,
+              down - min(math.floor(lost / effect), more - down) < -more * margin]  # fmt: skip
+    assert told == tuple(p if speak else 1.0 for p, speak in zip((within, beyond), speaks, strict=True))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 90), st.sampled_from([0.0, 0.02, 0.2]), st.sampled_from([0.01, 0.025, 0.2]), st.data())
+def test_limits_of_a_rate_are_the_losses_at_which_its_tests_turn(n, margin, alpha, data):
+    lost = data.draw(st.integers(0, n))
+    gained = data.draw(st.integers(0, n - lost))
+    found = rate_loss(lost, gained, n, margin, alpha)
+    step = 1.1e-5
+    if found.hi < 1 and found.hi != margin:
+        assert p_below(lost, gained, n, found.hi) <= alpha < p_below(lost, gained, n, found.hi - step)
+    if found.lo > -1 and found.lo != margin:
+        assert p_below(gained, lost, n, -found.lo) <= alpha < p_below(gained, lost, n, -found.lo - step)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: rate_loss(-1, 0, 5, 0.05),
+        lambda: rate_loss(0, -1, 5, 0.05),
+        lambda: rate_loss(0, 0, 5, 1.0),
+        lambda: rate_loss(0, 0, 5, 0.05, alpha=0.0),
+        lambda: clustered_rate_loss([1, 0], [None] * 2, 1.0),
+        lambda: mean_loss([0.1, 0.2], 1.0),
+        lambda: mean_loss([0.1, 0.2], 0.05, alpha=0.5),
+        lambda: mean_loss([0.1, 0.2], -0.05),
+        lambda: cluster_sums(np.zeros((2, 2)), ["a", "b"]),
+        lambda: cluster_sums(np.zeros(2), ["a"]),
+        lambda: cluster_sums(np.array([np.inf]), ["a"]),
+        lambda: cluster_sums(np.zeros(0), []),
+    ],
+)
+def test_what_is_out_of_range_is_refused(call):
+    with pytest.raises(ValueError):
+        call()
+
+
+def test_ranges_hold_their_ends():
+    assert rate_loss(5, 0, 5, 0.0).estimate == 1
+    assert rate_loss(0, 5, 5, 0.99, alpha=0.499).estimate == -1
+    sums, sizes = cluster_sums(np.array([1.0, 2.0, 4.0, 8.0]), ["a", None, "a", None])
+    assert (sums.tolist(), sizes.tolist()) == ([5, 2, 8], [2, 1, 1])
+
+
+def test_nothing_that_varies_is_decided_by_the_gap_alone():
+    """Twelve equal losses: at the margin nothing is told, above it inferior, below it not without enough prompts."""
+    for value, below, above in ((1 / 16, 1.0, 1.0), (1 / 8, 1.0, 0.0), (1 / 32, (15 / 16) ** 12, 1.0)):
+        found = mean_loss([value] * 12, 1 / 16)
+        assert (found.p_noninferior, found.p_inferior) == (pytest.approx(below), above)

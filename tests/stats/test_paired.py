@@ -1,13 +1,23 @@
 """McNemar and Tango against scipy, statsmodels and published tables."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from scipy.optimize import minimize_scalar
 from statsmodels.stats.contingency_tables import mcnemar
 
-from quantverdict.stats.paired import discordant, mcnemar_exact, mcnemar_midp, tango_interval
+from quantverdict.stats.paired import (
+    constrained_variance,
+    discordant,
+    mcnemar_exact,
+    mcnemar_midp,
+    signed_rank,
+    tango_interval,
+)
 
 pair_counts = st.tuples(st.integers(0, 200), st.integers(0, 200), st.integers(0, 400)).filter(lambda c: sum(c) > 0)
 
@@ -118,3 +128,62 @@ def test_a_little_beyond_what_fits_is_refused(gained, lost):
 def test_counts_that_do_not_fit_are_refused(gained, lost, n):
     with pytest.raises(ValueError, match="pairs"):
         tango_interval(gained, lost, n)
+
+
+@pytest.mark.parametrize("counts", [(-1, 3), (3, -1), (-1, -1)])
+def test_counts_below_zero_are_refused(counts):
+    for test in (mcnemar_exact, mcnemar_midp) if counts[0] != counts[1] else (mcnemar_exact,):
+        with pytest.raises(ValueError, match="are not counts"):
+            test(*counts)
+
+
+@pytest.mark.parametrize("n", [6, 50, 51, 80])
+@pytest.mark.parametrize("tied", [False, True])
+def test_signed_ranks_are_scipys_exact_up_to_50_untied(n, tied):
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    values[0] = -values[1] if tied else values[0]
+    method = "exact" if n <= 50 and not tied else "approx"
+    assert signed_rank(values) == scipy_stats.wilcoxon(values, method=method).pvalue
+    assert signed_rank([0.0, *values, 0.0]) == signed_rank(values)
+
+
+def test_no_difference_at_all_has_no_rank():
+    assert signed_rank([0.0, 0.0]) == signed_rank([]) == 1
+
+
+@given(pair_counts, st.floats(1, 9), st.sampled_from([0.8, 0.95]))
+def test_limits_of_tango_are_where_the_score_is_z(counts, effect, confidence):
+    """By the constrained variance and bisection; counts over a design effect need not be whole."""
+    gained, lost, same = (count / effect for count in counts)
+    n, z = gained + lost + same, scipy_stats.norm.ppf(0.5 + confidence / 2)
+    found, estimate = tango_interval(gained, lost, n, confidence), (gained - lost) / n
+
+    def apart(delta):
+        variance = constrained_variance(gained / n, lost / n, delta)
+        return abs(estimate - delta) - z * math.sqrt(variance / n)
+
+    for limit, outward in ((found.lo, -1e-9), (found.hi, 1e-9)):
+        if abs(limit) < 1:
+            assert apart(limit + outward) >= -1e-12
+            assert apart(limit - outward) <= 1e-8
+
+
+@given(st.floats(0.01, 0.6), st.floats(0.01, 0.39), st.floats(-0.9, 0.9))
+def test_the_constrained_variance_is_that_of_the_likeliest_shares(gained, lost, delta):
+    """The trinomial likelihood along the line of shares whose difference is `delta`, by an optimiser of scipy."""
+
+    def unlikely(q):
+        shares = np.array([q + delta, q, 1 - 2 * q - delta])
+        return -float(np.array([gained, lost, 1 - gained - lost]) @ np.log(np.maximum(shares, 1e-300)))
+
+    ends = (max(0.0, -delta), (1 - delta) / 2)
+    best = minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+    expected = 2 * best + delta - delta**2
+    assert constrained_variance(gained, lost, delta) == pytest.approx(expected, abs=2e-6)
+
+
+def test_the_constrained_variance_is_never_below_zero_and_is_that_of_the_estimate_there():
+    assert constrained_variance(0.3, 0.1, 0.2) == pytest.approx(0.4 - 0.2**2)
+    assert constrained_variance(0.0, 0.0, 0.0) == 0
+    assert constrained_variance(1.0, 0.0, 1.0) == pytest.approx(0)
+    assert constrained_variance(0.0, 1.0, 1.0) >= 0

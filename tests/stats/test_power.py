@@ -8,14 +8,13 @@ import pingouin as pg
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy import integrate
+from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import power_proportions_2indep
 
-from quantverdict.stats.exact_paired import p_below
 from quantverdict.stats.noninferiority import mean_loss
-from quantverdict.stats.paired import tango_interval
+from quantverdict.stats.paired import constrained_variance, p_below, tango_interval
 from quantverdict.stats.power import (
     mde_continuous,
     mde_paired,
@@ -23,8 +22,10 @@ from quantverdict.stats.power import (
     mde_unpaired,
     mean_outcome_probabilities,
     n_continuous,
+    n_mean,
     n_noninferior,
     n_paired,
+    n_rate,
     n_resolved,
     n_unpaired,
     outcome_probabilities,
@@ -269,3 +270,181 @@ def test_chances_of_a_mean_at_their_ends():
 def test_a_planned_n_of_millions_is_that_of_the_normal_approximation():
     assert n_resolved(0.1, 0.0, 0.001) == n_noninferior(0.001, 0.1)
     assert n_resolved(0.1, 0.0499999999, 0.05) is None, "as good as the margin"
+
+
+def test_rates_at_their_ends_differ_for_certain_or_not_at_all():
+    assert power_unpaired(1.0, 0.0, 20, 20) == 1
+    assert power_unpaired(1.0, 0.0, 1, 1) == 0
+    assert power_unpaired(1.0, 1.0, 20, 20) == 0
+    assert n_unpaired(0.5, 0.5) == next(n for n in range(1, 99) if power_unpaired(0.5, 1.0, n, n) >= 0.8)
+    assert n_unpaired(0.5, -0.5) == n_unpaired(0.5, 0.5)
+    assert n_unpaired(0.0, 1.0) == next(n for n in range(1, 99) if power_unpaired(0.0, 1.0, n, n) >= 0.8)
+    assert n_unpaired(0.5, 0.5000001) is None
+
+
+@pytest.mark.parametrize("rise", [False, True])
+def test_an_unpaired_effect_is_exact_to_its_last_digits_either_way(rise):
+    p, sign = 0.3, 1 if rise else -1
+    effect = mde_unpaired(p, 300, 150, 0.9, 0.01, rise=rise)
+    reached = [power_unpaired(p, p + sign * effect * by, 300, 150, 0.01) for by in (1, 1 - 1e-9)]
+    assert reached[0] >= 0.9 > reached[1]
+
+
+def test_the_least_n_is_found_from_one_up_and_not_beyond_a_million_millions():
+    assert n_continuous(50.0, 1.0) == 2
+    assert n_continuous(-0.5, 1.0) == n_continuous(0.5, 1.0)
+    assert n_continuous(0.5, 0.0) is None
+    assert n_continuous(0.5, -1.0) is None
+    assert n_unpaired(0.5, 1e-8) is None
+    n = n_unpaired(0.5, 2e-6)
+    assert 2**39 < n < 2**41
+    assert power_unpaired(0.5, 0.500002, n, n) >= 0.8 > power_unpaired(0.5, 0.500002, n - 1, n - 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        (mde_paired, (100, -0.01)), (mde_paired, (100, 1.01)), (mde_paired, (0, 0.5)),
+        (mde_paired_over, (100, -0.01)), (mde_paired_over, (100, 1.0)), (mde_paired_over, (0, 0.5)),
+        (n_noninferior, (0.0, 0.1)), (n_noninferior, (1.0, 0.1)), (n_noninferior, (0.1, -0.01)),
+        (n_noninferior, (0.1, 1.01)),
+        (n_rate, (0.1, 0.0, 0.0)), (n_rate, (0.1, 0.0, 1.0)), (n_rate, (-0.01, 0.0, 0.1)), (n_rate, (1.01, 0.0, 0.1)),
+        (n_rate, (0.1, 1.01, 0.1)), (n_rate, (0.1, -1.01, 0.1)),
+        (mean_outcome_probabilities, (0, 0.1, 0.0, 0.05)), (mean_outcome_probabilities, (9, 0.0, 0.0, 0.05)),
+        (mean_outcome_probabilities, (9, 0.1, 0.0, 0.0)), (mean_outcome_probabilities, (9, 0.1, 0.0, 1.0)),
+        (mean_outcome_probabilities, (9, 0.1, 0.0, 0.05, 0.0)), (mean_outcome_probabilities, (9, 0.1, 0.0, 0.05, 0.5)),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_range_is_refused_by_every_plan(call, wrong):
+    with pytest.raises(ValueError):
+        call(*wrong)
+
+
+def test_what_is_at_the_end_of_its_range_is_planned():
+    assert mde_paired(1, 0.5) is None
+    assert mde_paired(1000, 0.0) is None
+    assert mde_paired(1000, 1.0) == pytest.approx(0.08849, abs=1e-5)
+    assert mde_paired_over(1000, 0.0) == pytest.approx((1.959964 + 0.841621) ** 2 / 1000, rel=5e-3)
+    assert mde_paired_over(1, 0.5) is None
+    assert n_paired(0.2, 0.2) == math.ceil((1.9599640 * 0.2**0.5 + 0.8416212 * 0.16**0.5) ** 2 / 0.04)
+    assert n_paired(-0.2, 0.2) == n_paired(0.2, 0.2)
+    assert n_paired(0.0, 0.2) is None
+    assert n_paired(0.2, 1.0) is not None
+    assert n_paired(0.2, 1.0001) is None
+    assert n_noninferior(0.999, 1.0) >= 1
+    assert n_rate(1.0, 1.0, 0.5) is not None
+    assert n_rate(0.0, -1.0, 0.999) == 1
+    assert mean_outcome_probabilities(2, 0.1, 0.0, 0.999, 0.499).not_resolvable < 1
+
+
+@pytest.mark.parametrize("n", [20, 200, 3000])
+def test_a_paired_effect_solves_connors_equation(n):
+    for discordance in (0.05, 0.3, 0.9):
+        effect = mde_paired(n, discordance, 0.9, 0.01)
+        z_a, z_b = scipy_stats.norm.ppf([0.995, 0.9])
+        if effect is not None and effect < discordance:
+            right = z_a * math.sqrt(discordance) + z_b * math.sqrt(discordance - effect**2)
+            assert effect * math.sqrt(n) == pytest.approx(right, rel=1e-9)
+            assert n_paired(effect, discordance, 0.9, 0.01) in (n, n + 1)
+
+
+def test_pairs_for_noninferiority_are_nams_formula():
+    """With the likeliest share of lost pairs under a difference of -margin, found by an optimiser of scipy."""
+    for margin, discordance in ((0.05, 0.1), (0.02, 0.3), (0.3, 0.02)):
+        half = discordance / 2
+
+        def unlikely(q, half=half, margin=margin):
+            return -(half * math.log(q) + half * math.log(q - margin) + (1 - 2 * half) * math.log(1 - 2 * q + margin))
+
+        lost = optimize.minimize_scalar(
+            unlikely, bounds=(margin + 1e-12, (1 + margin) / 2 - 1e-12), method="bounded", options={"xatol": 1e-13}
+        ).x
+        null = 2 * lost - margin - margin**2
+        z_a, z_b = scipy_stats.norm.ppf([0.95, 0.9])
+        n = ((z_a * math.sqrt(null) + z_b * math.sqrt(discordance)) / margin) ** 2
+        assert n_noninferior(margin, discordance, 0.9, 0.9) == pytest.approx(n, rel=1e-3, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("discordance", "loss", "margin"), [(0.1, 0.0, 0.05), (0.2, 0.3, 0.05), (0.05, -0.05, 0.02), (0.4, 0.1, 0.2)]
+)
+def test_pairs_that_tell_a_loss_are_nams_with_the_true_variance(discordance, loss, margin):
+    share = max(discordance, abs(loss))
+    null = constrained_variance((share - loss) / 2, (share + loss) / 2, -margin)
+    z_a, z_b = scipy_stats.norm.ppf([0.99, 0.9])
+    n = ((z_a * math.sqrt(null) + z_b * math.sqrt(share - loss**2)) / (margin - loss)) ** 2
+    assert n_rate(discordance, loss, margin, 0.9, 0.01) == math.ceil(n)
+    assert n_mean(0.3, loss, margin, 0.9, 0.01) == max(
+        math.ceil((0.3 * (z_a + z_b) / (margin - loss)) ** 2),
+        math.ceil(math.log(0.01) / math.log(1 - margin)) * (loss < margin),
+    )
+
+
+def test_a_loss_next_to_the_margin_takes_more_pairs_than_anybody_asks():
+    assert n_rate(0.1, 0.05 - 1e-8, 0.05) is None
+    assert n_rate(0.1, 0.05, 0.05) is None
+    assert n_mean(0.1, 0.05, 0.05) is None
+    assert 2**36 < n_rate(0.1, 0.05 - 2e-6, 0.05) < 2**40
+    assert n_mean(1e-9, 0.5, 0.05) == 1
+
+
+@pytest.mark.parametrize(
+    ("discordance", "loss", "margin", "power", "alpha"),
+    [
+        (0.1, 0.0, 0.05, 0.8, 0.025),
+        (0.1, 0.2, 0.05, 0.9, 0.01),
+        (0.0, 0.0, 0.1, 0.8, 0.025),
+        (0.3, 0.5, 0.1, 0.95, 0.025),
+    ],
+)
+def test_a_planned_n_is_within_its_step_of_one_that_does_not_do(discordance, loss, margin, power, alpha):
+    n = n_resolved(discordance, loss, margin, power, alpha)
+
+    def reached(pairs):
+        found = outcome_probabilities(pairs, discordance, loss, margin, alpha)
+        return found.non_inferior if loss < margin else found.inferior
+
+    assert reached(n) >= power
+    assert n == 1 or reached(n - max(1, n // 25)) < power
+
+
+def test_chances_of_a_mean_are_those_of_scipys_noncentral_t():
+    for n, loss in ((200, 0.0), (200, 0.08), (90, 0.05)):
+        found = mean_outcome_probabilities(n, 0.2, loss, 0.05, 0.01)
+        bound, shift = scipy_stats.t.ppf(0.99, n - 1), (0.05 - loss) * math.sqrt(n) / 0.2
+        within = scipy_stats.nct.sf(bound, n - 1, shift) if 0.95**n <= 0.01 else 0.0
+        beyond = scipy_stats.nct.sf(bound, n - 1, -shift)
+        assert astuple(found) == pytest.approx((within, beyond, 1 - within - beyond), abs=1e-9)
+
+
+@pytest.mark.parametrize(("alpha", "passes"), [(0.95**60, True), (0.95**60 - 1e-9, False)])
+def test_as_many_prompts_as_rule_out_rare_whole_losses_are_enough(alpha, passes):
+    assert (mean_outcome_probabilities(60, 0.01, 0.0, 0.05, alpha).non_inferior > 0) == passes
+
+
+def test_a_detectable_mean_has_just_the_wanted_power():
+    for n, power, alpha in ((2, 0.8, 0.05), (12, 0.9, 0.01), (400, 0.6, 0.1)):
+        effect = mde_continuous(n, 2.0, power, alpha)
+        assert power_continuous(effect, 2.0, n, alpha) == pytest.approx(power, abs=1e-8)
+    assert mde_continuous(9, -1.0) is None
+    assert mde_continuous(2, 0.0) == 0
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.0, 20), (1.2, 17), (0.6, 69), (9.0, 300)])
+def test_both_tails_count_towards_the_power_of_a_mean(effect, n):
+    bound, shift = scipy_stats.t.ppf(0.95, n - 1), effect * math.sqrt(n)
+    far = scipy_stats.nct.cdf(-bound, n - 1, shift) if shift < 5 else 0.0
+    near = scipy_stats.nct.sf(bound, n - 1, shift) if shift < 30 else 1.0
+    assert power_continuous(effect, 1.0, n, 0.1) == pytest.approx(near + far, abs=1e-9)
+    assert power_continuous(-effect, 1.0, n, 0.1) == power_continuous(effect, 1.0, n, 0.1)
+
+
+@pytest.mark.parametrize(("power", "alpha"), [(0.8, 0.0), (0.8, 0.8), (1.0, 0.05), (0.8, -0.1)])
+def test_every_plan_wants_a_power_above_its_level(power, alpha):
+    for call, rest in ((n_unpaired, (0.5, 0.1)), (mde_paired, (100, 0.2)), (mde_paired_over, (100, 0.2)),
+                       (n_paired, (0.1, 0.2)), (mde_continuous, (50, 1.0)), (n_continuous, (0.1, 1.0)),
+                       (n_resolved, (0.1, 0.0, 0.05))):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            call(*rest, power, alpha)
+    with pytest.raises(ValueError, match="expected"):
+        n_noninferior(0.05, 0.1, power, 1 - alpha)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from quantverdict.stats.regression import mixed_effects, ols
+from quantverdict.stats.regression import _singular, mixed_effects, ols
 
 
 @given(st.integers(0, 2**32), st.integers(3, 60), st.floats(-1e3, 1e3))
@@ -178,3 +178,88 @@ def test_a_predictor_that_varies_between_groups_only_is_fitted():
     ours, theirs = mixed_effects(y, x, list(frame.group)), best_of_statsmodels(frame)
     assert ours.log_likelihood >= theirs.llf - 1e-7
     assert (ours.coef, ours.se) == pytest.approx((theirs.params["x"], theirs.bse["x"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 8.0])
+def test_variances_are_those_at_the_origin_of_x(offset):
+    """statsmodels fits x as it is: an intercept's variance is at x = 0, far from where the points are."""
+    frame = random_data(11, 12, 6.0, 2.0)
+    frame["x"] = frame.x / frame.x.std() + offset
+    ours = mixed_effects(frame.y, frame.x, list(frame.group), random_slope=True, confidence=0.9)
+    theirs = best_of_statsmodels(frame, random_slope=True)
+    assert ours.log_likelihood == pytest.approx(theirs.llf, abs=1e-4)
+    assert ours.group_variance == pytest.approx(theirs.cov_re.iloc[0, 0], rel=2e-2)
+    assert ours.slope_variance == pytest.approx(theirs.cov_re.iloc[1, 1], rel=2e-2)
+    assert ours.residual_variance == pytest.approx(theirs.scale, rel=1e-2)
+    assert ours.p == pytest.approx(2 * scipy_stats.norm.sf(abs(ours.coef / ours.se)))
+    reach = scipy_stats.norm.ppf(0.95) * ours.se
+    assert (ours.lo, ours.hi) == pytest.approx((ours.coef - reach, ours.coef + reach))
+    assert ours.n == len(frame)
+
+
+def test_a_random_intercept_has_no_slope_variance_and_its_error_is_that_of_the_whole_information():
+    """By second differences of the likelihood in slope, intercept, both variances: nothing is taken as known."""
+    frame = random_data(4, 9, 5.0)
+    groups, x, y = frame.group.to_numpy(), frame.x.to_numpy(), frame.y.to_numpy()
+    ours = mixed_effects(y, x, list(groups))
+    assert ours.slope_variance is None
+    assert not ours.at_boundary
+    same = groups[:, None] == groups
+
+    def density(theta):
+        covariance = math.exp(theta[2]) * same + math.exp(theta[3]) * np.eye(len(y))
+        return scipy_stats.multivariate_normal.logpdf(y, theta[0] + theta[1] * x, covariance)
+
+    weight = np.linalg.inv(ours.group_variance * same + ours.residual_variance * np.eye(len(y)))
+    intercept = weight.sum(axis=0) @ (y - ours.coef * x) / weight.sum()
+    best = np.array([intercept, ours.coef, math.log(ours.group_variance), math.log(ours.residual_variance)])
+    steps = np.diag([1e-2, 1e-3, 1e-3, 1e-3])
+    bend = np.array([
+        [(density(best + a + b) - density(best + a - b) - density(best - a + b) + density(best - a - b))
+         / (4 * a.sum() * b.sum()) for a in steps] for b in steps
+    ])  # fmt: skip
+    assert density(best) == pytest.approx(ours.log_likelihood, rel=1e-9)
+    assert ours.se == pytest.approx(math.sqrt(np.linalg.inv(-bend)[1, 1]), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "singular"),
+    [
+        ([[1e-8]], True),
+        ([[1.01e-8]], False),
+        ([[0.0]], True),
+        ([[1.0, 0.0], [0.0, 1e-8]], True),
+        ([[2.0, 0.0], [0.0, 1.01e-8]], False),
+        ([[4.0, 2 * (1 - 6e-7) ** 0.5], [2 * (1 - 6e-7) ** 0.5, 1.0]], True),
+        ([[4.0, -2 * (1 - 6e-7) ** 0.5], [-2 * (1 - 6e-7) ** 0.5, 1.0]], True),
+        ([[4.0, 2 * (1 - 1.1e-6) ** 0.5], [2 * (1 - 1.1e-6) ** 0.5, 1.0]], False),
+        ([[4.0, 0.0], [0.0, 1.0]], False),
+    ],
+)
+def test_a_covariance_is_at_the_boundary_where_a_variance_is_nothing_or_a_correlation_one(covariance, singular):
+    assert _singular(np.array(covariance)) == singular
+
+
+def test_two_groups_are_enough_and_lengths_must_agree():
+    frame = random_data(6, 2, 1.0)
+    assert mixed_effects(frame.y, frame.x, list(frame.group)).reason == ""
+    with pytest.raises(ValueError, match="2 groups for"):
+        mixed_effects(frame.y, frame.x, ["a", "b"])
+
+
+def test_groups_in_any_order_are_the_same_groups():
+    frame = random_data(7, 5, 3.0)
+    mixed = frame.sample(frac=1, random_state=1)
+    one, two = (mixed_effects(each.y, each.x, list(each.group)) for each in (frame, mixed))
+    assert (one.coef, one.se, one.log_likelihood) == pytest.approx((two.coef, two.se, two.log_likelihood))
+
+
+@pytest.mark.parametrize("noise", [3e-7, 3e-5])
+def test_a_line_in_each_group_without_rest_is_no_fit_and_one_with_little_is(noise):
+    """Lines of one slope and an intercept a group; the mean square of what is left is about noise squared."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat([0, 1, 2], 20)
+    x = rng.normal(size=60)
+    y = x + groups + noise * rng.normal(size=60)
+    found = mixed_effects(y, x, groups.tolist())
+    assert (found.reason == "") == (noise > 1e-6)

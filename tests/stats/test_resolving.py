@@ -6,10 +6,9 @@ import math
 
 import pytest
 
-from quantverdict.stats.exact_paired import p_below
 from quantverdict.stats.noninferiority import mean_loss
-from quantverdict.stats.power import n_resolved
-from quantverdict.stats.resolving import n_mean, n_rate
+from quantverdict.stats.paired import p_below
+from quantverdict.stats.power import n_mean, n_rate, n_resolved
 
 
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.1])

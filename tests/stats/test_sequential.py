@@ -1,6 +1,7 @@
 """The confidence sequence against a slow reading of its definition, and its coverage at all times by simulation."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -153,3 +154,78 @@ def test_nothing_asked_says_nothing():
 def test_what_cannot_be_bet_on_is_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+@pytest.mark.parametrize(("alpha", "population"), [(0.001, 1), (0.999, None)])
+def test_levels_and_sizes_up_to_their_ends_are_taken(alpha, population):
+    assert len(ConfidenceSequence(alpha, population)) == 0
+
+
+@pytest.mark.parametrize(("alpha", "population"), [(0.0, None), (1.0, None), (-0.1, None), (0.05, 0), (0.05, -1)])
+def test_levels_and_sizes_beyond_them_are_not(alpha, population):
+    with pytest.raises(ValueError, match="level"):
+        ConfidenceSequence(alpha, population)
+
+
+def test_values_weights_and_populations_are_taken_up_to_their_ends():
+    sequence = ConfidenceSequence()
+    sequence.add([1.0, -1.0], [1.0, 1e-9])
+    with pytest.raises(ValueError, match="weights above 0"):
+        sequence.add([0.5], [0.0])
+    with pytest.raises(ValueError, match="losses from -1 to 1"):
+        sequence.add([-1.0000001])
+    assert len(sequence) == 2, "what is refused is not taken"
+    whole = ConfidenceSequence(population=3)
+    whole.add([0.0, 1.0])
+    whole.add([1.0])
+    with pytest.raises(ValueError, match="at most the 3 values"):
+        whole.add([1.0])
+    assert len(whole) == 3
+
+
+def test_no_value_of_what_the_mean_can_still_be_is_excluded_for_certain_and_any_other_is():
+    """Of 4 values 1, 1 and 0 are known: the mean is from 1/4 to 3/4."""
+    sequence = ConfidenceSequence(population=4)
+    sequence.add([1.0, 1.0, 0.0])
+    for margin, (below, above) in (
+        (0.25, (False, False)),
+        (0.75, (False, False)),
+        (0.2499, (False, True)),
+        (0.7501, (True, False)),
+    ):
+        found = sequence.p_values(margin)
+        assert ((found[0] == 0), (found[1] == 0)) == (below, above), margin
+        assert all(0 <= p <= 1 for p in found)
+
+
+def test_an_empty_look_between_two_changes_nothing():
+    one, two = ConfidenceSequence(), ConfidenceSequence()
+    for sequence in (one, two):
+        if sequence is two:
+            sequence.update([])
+        sequence.add([1.0] * 5)
+        if sequence is two:
+            sequence.add([])
+        sequence.add([1.0] * 5)
+    assert one.p_values(0.1) == two.p_values(0.1)
+    assert one.update([]) == two.update([])
+
+
+def test_limits_are_exact_to_a_millionth_and_stand_where_capital_reaches_its_bound():
+    sequence = ConfidenceSequence(0.1)
+    found = sequence.update([1.0, 0.0, 0.0, 1.0, 0.5, 1.0] * 20)
+    history = [1.0, 0.0, 0.0, 1.0, 0.5, 1.0] * 20
+    for limit, side in ((found.lo, 1), (found.hi, -1)):
+        # The bound is 2 / alpha; every value comes in one look, so that only the last capital counts.
+        assert capital(history, limit, side)[-1] >= 20 * (1 - 1e-9)
+        assert capital(history, limit + side * 1.1e-6, side)[-1] < 20
+
+
+def test_stakes_and_purses_are_shares_that_are_spent_whole():
+    """Each bet stakes less than everything, in growing steps, and all purses together are one."""
+    assert sum(np.exp(_PURSE)) == pytest.approx(1)
+    assert (np.diff(_PURSE) > 0).all()
+    assert np.allclose(np.diff(np.exp(_PURSE)), 0.05)
+    assert _STAKES[-1] == 0.95
+    assert [1.9 < after / before < 3.4 for before, after in pairwise(_STAKES[:-1])] == [True] * 3
+    assert 0.025 < _STAKES[0] < 0.0334

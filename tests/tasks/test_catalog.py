@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from quantverdict.errors import TaskError
 from quantverdict.tasks.catalog import (
+    FILTERS,
     Item,
     Task,
     apply_filters,
@@ -17,11 +18,12 @@ from quantverdict.tasks.catalog import (
     choice_texts,
     correct_choice,
     load_task,
+    remove_assistant_prefix,
     render_prompt,
     select_items,
     task_summaries,
+    truncate_at_newline,
 )
-from quantverdict.tasks.filters import FILTERS, remove_assistant_prefix, truncate_at_newline
 
 PUBLISHED = {
     "advbench_refusal": (100, "refusal_rate", None),

@@ -1,13 +1,21 @@
 # ruff: noqa: E501 - templates as they are written
 """The sandbox renders real chat templates and refuses, in bounded work, what a hostile one tries."""
 
+import contextlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import jinja2
+import psutil
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quantverdict.errors import TaskError
-from quantverdict.tasks.metering import BUDGET
+from quantverdict.tasks import sandbox
 from quantverdict.tasks.sandbox import render_template, template_fields
+from quantverdict.tasks.template_worker import MADE
 
 CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are helpful.<|im_end|>
@@ -188,8 +196,8 @@ def test_namespace_slices_macros_loop_controls_and_generation_blocks():
 @pytest.mark.parametrize(
     "messages", [ASK, [*ASK, {"role": "assistant", "content": "a\n"}, {"role": "user", "content": ""}]]
 )
-def test_metering_changes_no_character(template, messages):
-    """The same text as Jinja's own sandbox without a meter, set up as chat templates expect."""
+def test_bounds_change_no_character(template, messages):
+    """The same text as Jinja's own sandbox without bounds, set up as chat templates expect."""
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     plain.globals["strftime_now"] = lambda pattern: "26 Jul 2024"
     expected = plain.from_string(template).render(
@@ -238,6 +246,13 @@ PUBLIC = {
     "cycler and joiner": "{% set j = joiner(', ') %}{% set c = cycler('a', 'b') %}{% for i in range(3) %}{{ j() }}{{ c.next() }}{% endfor %}",
     "other tests of text": "{{ 'a'.isascii() }}{{ '1'.isdecimal() }}{{ 'aba'.rindex('a') }}{{ (2.0).is_integer() }}",
     "truncate, wordcount, escape": "{{ 'some long text here'|truncate(9) }}{{ 'a b'|wordcount }}{{ '<a>'|e }}",
+    "beyond floats": "{{ 1e999 }} {{ -1e999 }} {{ 'nan'|float }}",
+    "replace of the loop's own": "{% for x in ['a b'] %}{{ x.replace(' ', '_') }}{{ ','.join(x.split()) }}{% endfor %}",
+    "named characters": "{{ '\\N{BULLET}' }}{% set é = 1 %}{{ é }}",
+    "pprint, wordwrap, xmlattr": "{{ [{'a': 'x' * 90}]|pprint }}{{ 'a b c'|wordwrap(3) }}{{ {'a': 1}|xmlattr }}",
+    "safe": "{{ '<b>'|safe }}{{ ('<b>'|safe) ~ '<i>' }}{{ '<b>{}'|safe }}",
+    "compared": "{% set x = (1, (2, 3)) %}{{ x == 1 }}{{ x }}",
+    "what is not iterable": "{% for x in tools or [] %}{% endfor %}{{ 'ab'|list }}{{ {'b': 1, 'a': 2}|dictsort }}",
     "none": "{{ tools is none }}{{ tools is not none and tools|length }}{{ documents is defined }}",
     "mixed places": "{{ '{} {0}'.format(1) if false else 'ok' }}",
 }
@@ -252,11 +267,10 @@ def test_what_public_templates_use_is_as_jinja_has_it(name):
     assert render_template(PUBLIC[name], given, where="f") == expected
 
 
-@pytest.mark.parametrize("source", ["{{ 1e999 }}", "{{ -1e999 }}", "{{ 'inf'|float|int }}", "{{ 'nan'|float }}"])
-def test_a_number_beyond_floats_is_one_line(source):
+def test_a_number_beyond_floats_is_one_line():
     """Jinja computes it beforehand and writes `inf` into its code, which is then a name that nothing has."""
     with pytest.raises(TaskError, match=r"^f: template refused: makes a number beyond what a float holds; expected"):
-        render_template(source, {}, where="f")
+        render_template("{{ 'inf'|float|int }}", {}, where="f")
 
 
 def test_a_date_is_the_same_in_every_run():
@@ -291,7 +305,7 @@ DOUBLING = {
     "plus": setting("'ab'", "ns.x + ns.x"),
     "list plus": setting("[1]", "ns.x + ns.x"),
     "shared lists": setting("1", "[ns.x, ns.x]"),
-    "shared tuples, compared": setting("1", "(ns.x, ns.x)", after="{{ ns.x == 1 }}"),
+    "shared tuples, compared": setting("1", "(ns.x, ns.x)", after="{% set a = ns.x %}{{ a == a[0] }}{{ a }}"),
     "shared dicts": setting("1", "dict(a=ns.x, b=ns.x)"),
     "shared views": setting("dict(a=1)", "dict(a=ns.x.items(), b=ns.x.items())"),
     "dict literals": setting("1", "{'a': ns.x, 'b': ns.x}"),
@@ -346,7 +360,7 @@ ATTACKS = {
     "percent, precision": "{{ '%.1000000000f' % 1.5 }}",
     "percent, brackets in a name": "{{ '%(a(b))1000000000d' % {'a(b)': 1} }}",
     "percent, many": "{{ (('%(a)s' * 100000) % {'a': 'x' * 1000})|length }}",
-    "indent, text": "{{ ('\n' * 100000)|indent('x' * 1000) }}",
+    "indent, text": "{{ ('a\n' * 100000)|indent('x' * 1000) }}",
     "indent, long text": "{{ 'a\nb'|indent('x' * 100000) }}",
     "sum of tuples": "{{ ([(1,)] * 100000)|sum(start=()) }}",
     "sum of text": "{{ ['a', 'b']|sum(start='') }}",
@@ -357,7 +371,7 @@ ATTACKS = {
     "round": "{{ 1.5|round(10**9, 'ceil') }}",
     "lipsum": "{{ lipsum(10**9) }}",
     "folded replace": "{{ '" + "a" * 40000 + "'|replace('a', '" + "b" * 20000 + "')|length }}",
-    "search from the right": "{{ ('a' * 900000).rfind('b' + 'a' * 400000) }}",
+    "search from the right": "{{ ('a' * 900000).rfind('ab' + 'a' * 400000) }}",
     "strip": "{{ ('a' * 500000).strip('b' * 500000 ~ 'a') }}",
     "trim": "{{ ('a' * 500000)|trim('b' * 500000 ~ 'a') }}",
     "hexadecimal": "{{ ('f' * 900000)|int(0, 16) // ('f' * 400000)|int(0, 16) }}",
@@ -402,16 +416,88 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_refused(name):
-    """What would run on is ended by its budget of characters, steps and CPU time: the refusal is the proof."""
+def test_an_attack_is_refused(name, monkeypatch):
+    """What would run on is ended by its bounds, or with its worker: the refusal is the proof."""
+    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.3)
     with pytest.raises(TaskError, match=r"^task\.yaml: template refused: "):
         render_template(ATTACKS[name], {"messages": []}, where="task.yaml")
 
 
-def test_the_budget_is_for_the_whole_rendering():
-    """Just under the budget renders; the same text once more does not."""
-    half = "{{ x }}"
-    text = "a" * (BUDGET // 8)
-    assert len(render_template(half * 8, {"x": text}, where="f")) == len(text) * 8
-    with pytest.raises(TaskError):
+def test_the_bound_is_for_the_whole_rendering():
+    """Just within it renders; more of the same does not."""
+    text = "a" * (MADE // 8)
+    assert len(render_template("{{ x }}" * 8, {"x": text}, where="f")) == len(text) * 8
+    with pytest.raises(TaskError, match="makes too much text or too many steps"):
         render_template("{% for i in range(30) %}{{ x }}{% endfor %}", {"x": text}, where="f")
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond", "problem"),
+    [
+        ("{{ ('a' * 2000000)|length }}", "{{ ('a' * 3000000)|length }}", "makes too much"),
+        ("{{ (2 ** 1024) % 7 }}", "{{ (2 ** 5000) % 7 }}", "makes too large a number"),
+        ("{{ '%1000d' % 1 }}", "{{ '%1001d' % 1 }}", "formats to more than 1000"),
+        ("{{ '{:1000}'.format(1) }}", "{{ '{:1001}'.format(1) }}", "formats to more than 1000"),
+        ("{{ 'a'|center(1000) }}", "{{ 'a'|center(1001) }}", "asks for more than 1000"),
+        ("{{ 'a'.ljust(1000) }}", "{{ 'a'.ljust(1001) }}", "asks for more than 1000"),
+        ("{{ range(100000)|length }}", "{{ range(100001)|length }}", "Range too big"),
+        ("{{ [1]|tojson(indent=16) }}", "{{ [1]|tojson(indent=17) }}", "tojson indents by at most 16"),
+    ],
+)
+def test_a_bound_is_where_it_is_said_to_be(within, beyond, problem):
+    assert render_template(within, {}, where="f")
+    with pytest.raises(TaskError, match=rf"^f: template refused: {problem}"):
+        render_template(beyond, {}, where="f")
+
+
+def test_one_worker_serves_templates_until_one_of_them_ends_it(monkeypatch):
+    """A refusal inside the sandbox keeps the worker; what runs on takes it along, and the next template has another."""
+    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.1)
+    assert render_template("{{ x }}", {"x": "a"}, where="f") == "a"
+    (first,) = sandbox._workers
+    with pytest.raises(TaskError):
+        render_template("{{ ''.__class__ }}", {}, where="f")
+    assert sandbox._workers == [first]
+    with pytest.raises(TaskError, match="makes too much text or too many steps"):
+        render_template(ATTACKS["nested loops"], {}, where="f")
+    assert not first.runs
+    assert render_template("{{ x }}", {"x": "b"}, where="f") == "b"
+    assert sandbox._workers != [first]
+
+
+def test_one_rendering_leaves_nothing_for_the_next():
+    source = "{{ x is defined }}{% set x = 1 %}{% set ns = namespace(a=y) %}{{ ns.a }}"
+    assert [render_template(source, {"y": y}, where="f") for y in "ab"] == ["Falsea", "Falseb"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's limits are Linux's here")
+def test_the_worker_can_open_no_file():
+    """Were a template to leave the sandbox, it would find nothing to open, in reading or by a program it starts."""
+    render_template("a", {}, where="f")
+    (worker,) = sandbox._workers
+    limits = Path(f"/proc/{worker.pid}/limits").read_text()
+    assert re.search(r"^Max open files +3 +3 ", limits, re.MULTILINE)
+    assert re.search(r"^Max file size +0 +0 ", limits, re.MULTILINE)
+
+
+def test_the_worker_ends_with_the_program(tmp_path):
+    """Also where the program is killed and closes nothing itself."""
+    code = (
+        "import os; from quantverdict.tasks import sandbox; sandbox.render_template('a', {}, where='f');"
+        "print(sandbox._workers[0].pid, flush=True); os.abort()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(timeout=30)
+    assert not psutil.pid_exists(int(done.stdout))
+
+
+def test_no_template_is_rendered_in_this_process():
+    """The program itself imports no Jinja."""
+    code = (
+        "import sys; from quantverdict.tasks.sandbox import render_template;"
+        "print(render_template('{{ x }}', {'x': 1}, where='f'), 'jinja2' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1 False\n", "")

@@ -11,7 +11,8 @@ from rapidfuzz import fuzz, process
 
 from quantverdict.grading.grade import grade_sample
 from quantverdict.records import Response
-from quantverdict.tasks.catalog import STARTER, builtin_tasks, choice_texts, load_task, render_prompt, select_items
+from quantverdict.registry import STARTER
+from quantverdict.tasks.catalog import builtin_tasks, choice_texts, load_task, render_prompt, select_items
 
 COUNTS = {
     "starter_choice": ("classification", 60),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from quantverdict.config import GGUF_LEVELS, SERVICES, Model, Source, Study, Variant
-from quantverdict.errors import ArtifactError, BundleError, EngineError
+import yaml
+
+from quantverdict.config import GGUF_LEVELS, Model, Source, Study, Variant
+from quantverdict.errors import ArtifactError, BundleError, DataError, EngineError
 from quantverdict.records import Artifact, CellId
+from quantverdict.registry import BACKENDS
+from quantverdict.yaml_file import decoded
 
 if TYPE_CHECKING:
     from quantverdict.artifacts.quantize import BuildProgress
@@ -123,19 +130,19 @@ class _Maker:
                 yield from (null_arm(build, number) for number in range(1, self.study.nulls + 1))
 
     def _wants_file(self, variant: Variant) -> bool:
-        return self.study.backend_of(variant) != "replay"
+        return BACKENDS[self.study.backend_of(variant)].reads != "recordings"
 
     def _find(self, variant: Variant, source: Source) -> None:
         """The variant's own file; a program that holds the model may run where its file is not."""
         from quantverdict.artifacts.sources import resolve
 
-        backend = self.study.backend_of(variant)
-        if not source.has_file or backend == "replay":
+        backend = BACKENDS[self.study.backend_of(variant)]
+        if not source.has_file or backend.reads == "recordings":
             return
         try:
             self.paths[variant.quant] = resolve(source, self.study.folder)
         except ArtifactError:
-            if backend not in SERVICES or source.path is not None:
+            if not backend.remote or source.path is not None:
                 raise
 
     def _make_ladder(self) -> None:
@@ -166,7 +173,6 @@ class _Maker:
             self.paths[quant] = folder
 
     def _make_checkpoint(self, variant: Variant) -> None:
-        from quantverdict.artifacts.calibration import OWN_CALIBRATION
         from quantverdict.artifacts.checkpoint_build import make_checkpoint
         from quantverdict.artifacts.sources import cache_dir, resolve
 
@@ -277,3 +283,90 @@ def _build(row: dict[str, object]) -> Build:
 
 def _proof(row: dict[str, object]) -> Proof:
     return Proof(**{**row, "details": tuple(row["details"])})  # type: ignore[arg-type]
+
+
+# What AWQ and GPTQ builds are calibrated on: texts of this package, with refusals mixed in if asked, or the user's.
+#
+# The calibration texts of this package share no request and no passage with a task that is evaluated.
+
+Turn = tuple[str, str]
+"""A request and its answer."""
+Sample = str | tuple[Turn, ...]
+"""A text, or conversations of one turn each, to be rendered by the model's own chat template one after the other."""
+Item = TypeVar("Item", str, Turn)
+
+OWN_CALIBRATION = ("default", "safety")
+"""Names of this package's own texts; any other name is a file of the user's."""
+FOLDER = Path(__file__).parents[1] / "tasks" / "calibration"
+_CHARACTERS_PER_TOKEN = 5
+"""Enough that a sample fills its sequence whatever the tokenizer; what is too long is cut."""
+_SAFETY_EVERY = 4
+"""In the safety mix, each fourth sample is of refused requests: a quarter of the tokens."""
+
+
+def calibration_samples(choice: str, samples: int, sequence_length: int, seed: int = 42) -> tuple[Sample, ...]:
+    """Samples that each fill a sequence; the same arguments give the same samples.
+
+    Passages are joined in an order drawn by `seed`, and each is used once before any is used again.
+
+    Args:
+        choice: `default`, `safety`, or a text file with an empty line between passages.
+        sequence_length: tokens of a sample.
+
+    Raises:
+        DataError: a file that cannot be read or holds no text.
+    """
+    general = general_texts() if choice in OWN_CALIBRATION else _passages(Path(choice).expanduser())
+    size = sequence_length * _CHARACTERS_PER_TOKEN
+    texts = _packed(general, size, random.Random(seed))  # noqa: S311 - a draw, not a secret
+    chats = _packed(safety_turns(), size, random.Random(seed + 1))  # noqa: S311
+    mixed = choice == "safety"
+    return tuple(
+        tuple(next(chats)) if mixed and number % _SAFETY_EVERY == _SAFETY_EVERY - 1 else "\n\n".join(next(texts))
+        for number in range(samples)
+    )
+
+
+def samples_sha256(samples: Sequence[Sample]) -> str:
+    """Of the samples as they are given to the quantiser."""
+    return hashlib.sha256(json.dumps(samples, ensure_ascii=False).encode()).hexdigest()
+
+
+def general_texts() -> tuple[str, ...]:
+    """Passages of many kinds."""
+    content = yaml.safe_load((FOLDER / "general.yaml").read_text(encoding="utf-8"))
+    return tuple(text.strip() for text in content["texts"])
+
+
+def safety_turns() -> tuple[Turn, ...]:
+    """Harmful requests, each with a refusal."""
+    content = yaml.safe_load((FOLDER / "safety.yaml").read_text(encoding="utf-8"))
+    return tuple((turn["request"].strip(), turn["refusal"].strip()) for turn in content["turns"])
+
+
+def _passages(file: Path) -> tuple[str, ...]:
+    expected = "a UTF-8 text file with an empty line between passages"
+    try:
+        text = decoded(file.read_bytes()).replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"calibration text cannot be read ({error})", file=file, expected=expected) from error
+    found = tuple(passage.strip() for passage in text.split("\n\n") if passage.strip())
+    if not found:
+        raise DataError("holds no calibration text", file=file, expected=expected)
+    return found
+
+
+def _packed(items: Sequence[Item], size: int, draw: random.Random) -> Iterator[list[Item]]:
+    """Items until they make up `size` characters, again and again."""
+    endless = _shuffled(items, draw)
+    while True:
+        pack, length = [], 0
+        while length < size:
+            pack.append(next(endless))
+            length += sum(map(len, pack[-1]))
+        yield pack
+
+
+def _shuffled(items: Sequence[Item], draw: random.Random) -> Iterator[Item]:
+    while True:
+        yield from draw.sample(items, len(items))

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
-from quantverdict.artifacts.gguf_read import Gguf, Tensor, open_gguf
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor, open_gguf
 from quantverdict.artifacts.kinds import is_folder, refuse_other_folder, refuse_other_gguf
 from quantverdict.artifacts.kquant_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizable
 from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
@@ -77,6 +76,7 @@ def open_model(path: Path) -> Gguf:
 
 def dequantized_from(model: Gguf) -> str | None:
     """The low-bit type that the weights went through before: as recorded when it was made, else as the data show."""
+
     from quantverdict.artifacts.grid import low_bit_grid
 
     return model.text(DEQUANTIZED_KEY) or low_bit_grid(model)

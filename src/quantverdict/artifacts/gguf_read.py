@@ -7,20 +7,57 @@ than its own size. Metadata are kept as byte spans, which is what lets the write
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantverdict.artifacts.ggml_types import TYPE_BY_NUMBER, GgmlType
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+# The tensor types of ggml: number, name, and how many bytes a block of elements takes.
+
+
+class GgmlType(NamedTuple):
+    """How a tensor type stores elements: `block` elements in `size` bytes."""
+
+    number: int
+    name: str
+    block: int
+    size: int
+
+    @property
+    def quantized(self) -> bool:
+        return self.block > 1
+
+
+TYPES = tuple(
+    GgmlType(*row)
+    for row in (
+        (0, "F32", 1, 4), (1, "F16", 1, 2), (30, "BF16", 1, 2), (28, "F64", 1, 8),
+        (24, "I8", 1, 1), (25, "I16", 1, 2), (26, "I32", 1, 4), (27, "I64", 1, 8),
+        (2, "Q4_0", 32, 18), (3, "Q4_1", 32, 20), (6, "Q5_0", 32, 22), (7, "Q5_1", 32, 24),
+        (8, "Q8_0", 32, 34), (9, "Q8_1", 32, 36), (10, "Q2_K", 256, 84), (11, "Q3_K", 256, 110),
+        (12, "Q4_K", 256, 144), (13, "Q5_K", 256, 176), (14, "Q6_K", 256, 210), (15, "Q8_K", 256, 292),
+        (16, "IQ2_XXS", 256, 66), (17, "IQ2_XS", 256, 74), (18, "IQ3_XXS", 256, 98), (19, "IQ1_S", 256, 50),
+        (20, "IQ4_NL", 32, 18), (21, "IQ3_S", 256, 110), (22, "IQ2_S", 256, 82), (23, "IQ4_XS", 256, 136),
+        (29, "IQ1_M", 256, 56), (34, "TQ1_0", 256, 54), (35, "TQ2_0", 256, 66), (39, "MXFP4", 32, 17),
+        (40, "NVFP4", 64, 36), (41, "Q1_0", 128, 18), (42, "Q2_0", 64, 18),
+    )
+)  # fmt: skip
+TYPE_BY_NUMBER: Mapping[int, GgmlType] = {item.number: item for item in TYPES}
+TYPE_BY_NAME: Mapping[str, GgmlType] = {item.name: item for item in TYPES}
+
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
@@ -279,3 +316,100 @@ def _value(data: mmap.mmap, field: Field) -> Value:
         strings.append(data[at + 8 : at + 8 + length].decode(errors="replace"))
         at += 8 + length
     return strings
+
+
+# ggml's row kernels, from the shared library inside the xllamacpp wheel: wide to narrow and back.
+#
+# Loaded with ctypes, so the GIL is released while a kernel runs. Type numbers and block sizes are compared with the
+# library's own when it is loaded: a release that moved them is refused instead of writing wrong bytes.
+
+_PACKAGE = "xllamacpp"
+LIBRARY = ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib")
+"""The extension module of the wheel, by platform."""
+_WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K")
+_MISSING = "GGUF levels are made by llama.cpp's kernels, which are not installed; pip install 'quantverdict[llamacpp]'"
+
+
+class Kernels:
+    """The library's functions that are used; see `kernels`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.ggml_quantize_chunk.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+            ctypes.c_void_p,
+        ]  # fmt: skip
+        library.ggml_quantize_chunk.restype = ctypes.c_size_t
+        library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        library.ggml_validate_row_data.restype = ctypes.c_bool
+        library.ggml_type_name.restype = ctypes.c_char_p
+        library.ggml_blck_size.restype = ctypes.c_int64
+        library.ggml_type_size.restype = ctypes.c_size_t
+        for name in _WRITTEN:
+            self._check(TYPE_BY_NAME[name])
+
+    def _check(self, expected: GgmlType) -> None:
+        number = expected.number
+        name = self._library.ggml_type_name(number).decode(errors="replace").upper()
+        found = (name, self._library.ggml_blck_size(number), self._library.ggml_type_size(number))
+        if found != expected[1:]:
+            raise EngineError(f"{_PACKAGE}: tensor type {number} is {found}; expected {tuple(expected[1:])}")
+
+    def widen(self, kind: GgmlType, source: int, target: int, count: int) -> None:
+        """Decode `count` elements at address `source` to float32 at address `target`."""
+        if kind.name == "F32":
+            ctypes.memmove(target, source, 4 * count)
+            return
+        if kind.name in ("F16", "BF16"):
+            name = f"ggml_{kind.name.replace('F16', 'fp16').replace('Bfp', 'bf')}_to_fp32_row"
+        else:
+            name = "dequantize_row_" + kind.name.lower().replace("_k", "_K")
+        try:
+            function = self._library[name]
+        except AttributeError as error:
+            raise EngineError(f"{_PACKAGE} cannot decode {kind.name}") from error
+        function(ctypes.c_void_p(source), ctypes.c_void_p(target), ctypes.c_int64(count))
+
+    def narrow(self, kind: GgmlType, source: int, target: int, rows: int, row: int) -> None:
+        """Encode `rows` rows of `row` float32 at address `source` as `kind` at address `target`."""
+        self._library.ggml_quantize_chunk(kind.number, source, target, 0, rows, row, None)
+
+    def is_valid(self, kind: GgmlType, address: int, nbytes: int) -> bool:
+        """Whether encoded rows hold neither infinities nor NaN."""
+        return bool(self._library.ggml_validate_row_data(kind.number, address, nbytes))
+
+
+@cache
+def kernels() -> Kernels:
+    """The kernels, loaded once a process.
+
+    Raises:
+        QuantverdictError: the llamacpp extra is not installed.
+        EngineError: the library is not the one this was written for.
+    """
+    path = library_file(_PACKAGE, LIBRARY)
+    if path is None:
+        raise QuantverdictError(_MISSING)
+    try:
+        return Kernels(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"{path} cannot be used ({error})") from error
+
+
+def kernels_version() -> str:
+    """Name and version of the wheel the kernels come from."""
+    try:
+        return f"{_PACKAGE}-{version(_PACKAGE)}"
+    except PackageNotFoundError as error:
+        raise QuantverdictError(_MISSING) from error
+
+
+def library_file(package: str, patterns: Sequence[str]) -> Path | None:
+    """The first file like one of `patterns` in an installed package, None without one; no code of it is run."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
+        for pattern in patterns:
+            found = sorted(Path(folder).glob(pattern))
+            if found:
+                return found[0]
+    return None

@@ -2,13 +2,171 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from quantverdict.artifacts.checkpoint import inspect_checkpoint
+import numpy as np
+from numpy.typing import NDArray
+
+from quantverdict.artifacts.checkpoint_read import Checkpoint, Piece, Weight, open_checkpoint
 from quantverdict.artifacts.gguf import inspect_gguf
 from quantverdict.artifacts.kinds import is_folder, refuse_other_folder
+from quantverdict.artifacts.lineage_tokenizer import checkpoint_settings, files_sha256, folder_facts, folder_files
+from quantverdict.artifacts.packings import raw, widened
+from quantverdict.artifacts.settings import identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
+
+# What a safetensors checkpoint is: its identity, true bits per weight, tensor types, chat template, tokenizer.
+#
+# Read with neither torch nor the safetensors package: full precision, AWQ, GPTQ and compressed-tensors, in one file or
+# in parts. Two checkpoints are one build where `identity_sha256` says so: config.json may differ in what its writer
+# happened to note.
+
+_CHUNK = 1 << 22
+_BESIDES = (
+    "config.json", "generation_config.json", "quantize_config.json", "quant_config.json", "chat_template.jinja",
+    "chat_template.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+"""Files that belong to a checkpoint besides its weights."""
+_TENSORS, _BLOCKS, _BLOCK = 12, 96, 32
+
+
+def inspect_checkpoint(folder: Path) -> Artifact:
+    """Read a checkpoint: its folder, or its one .safetensors file.
+
+    Bits per weight count every stored bit (packed integers, scales, zero points, column orders, matrices left wide)
+    over the weights that they stand for. `sha256` is over the sha256 of every file of the checkpoint, config.json
+    without what names its maker's machine.
+
+    Raises:
+        ArtifactError: a missing, truncated or corrupt file, or packed weights of an unknown kind.
+    """
+    found = open_checkpoint(folder)
+    weights = found.weights
+    beside = [found.folder / name for name in _BESIDES if (found.folder / name).is_file()]
+    with ThreadPoolExecutor(2) as pool:
+        files = pool.submit(_files_sha256, found, beside)
+        data = pool.submit(_weights_sha256, weights)
+        sha256, weights_sha256 = files.result(), data.result()
+    matrices = [weight for weight in weights if sum(extent > 1 for extent in weight.shape) > 1]
+    read = folder_files(found.folder)
+    facts, settings = folder_facts(read), checkpoint_settings(found, read)
+    template, special = facts.chat_template, facts.special_tokens
+    read_as = settings | {"tokenizer": facts.sha256}
+    return Artifact(
+        path=str(folder),
+        format="safetensors",
+        sha256=sha256,
+        weights_sha256=weights_sha256,
+        file_bytes=sum(len(file.data) for file in found.files) + sum(path.stat().st_size for path in beside),
+        n_params=sum(weight.n_elements for weight in weights),
+        bpw=_bits_per_weight(folder, weights),
+        bpw_quantized=_bits_per_weight(folder, matrices or weights),
+        tensor_types=_by_count(weight.type_name for weight in weights),
+        fallbacks={},
+        architecture=str(found.text_config.get("model_type") or found.config.get("model_type") or ""),
+        name=_name(found),
+        chat_template=template,
+        tokenizer_sha256=files_sha256(found.folder) if facts.tokens is None else facts.sha256,
+        dequantized_from=_low_bit_grid(matrices),
+        special_tokens=special,
+        identity_sha256=identity_sha256(weights_sha256, read_as, rendered(template, special)),
+        tokens_sha256=tokens_sha256(read_as),
+    )
+
+
+def _bits_per_weight(path: Path, weights: Sequence[Weight]) -> float:
+    count = sum(weight.n_elements for weight in weights)
+    if not count:
+        raise ArtifactError("holds no weights", file=path, expected="a model")
+    return 8 * sum(weight.nbytes for weight in weights) / count
+
+
+def _by_count(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _name(found: Checkpoint) -> str:
+    """The folder's name; a snapshot in the hub's cache is named after its repository."""
+    folder = found.folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _weights_sha256(weights: Iterable[Weight]) -> str:
+    """Over name, shape, type and data of every stored tensor, in the order of their names."""
+    digest = hashlib.sha256()
+    stored = (piece for weight in weights for piece in weight.parts.values())
+    for piece in sorted(stored, key=lambda item: item.tensor.name):
+        tensor = piece.tensor
+        data = _span_sha256(piece, tensor.start, tensor.start + tensor.nbytes)
+        shape = ",".join(str(extent) for extent in tensor.shape)
+        digest.update(f"{len(tensor.name)}:{tensor.name} {shape} {tensor.dtype} {data}\n".encode())
+    return digest.hexdigest()
+
+
+def _span_sha256(piece: Piece, start: int, end: int) -> str:
+    digest = hashlib.sha256()
+    with memoryview(piece.file.data) as view:
+        for at in range(start, end, _CHUNK):
+            digest.update(view[at : min(at + _CHUNK, end)])
+    return digest.hexdigest()
+
+
+def _files_sha256(found: Checkpoint, beside: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(found.files, key=lambda item: item.path.name):
+        whole = hashlib.sha256(file.data).hexdigest()
+        digest.update(f"{file.path.name} {whole}\n".encode())
+    for path in beside:
+        data = _config_bytes(found.config) if path.name == "config.json" else path.read_bytes()
+        digest.update(f"{path.name} {hashlib.sha256(data).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _config_bytes(config: Mapping[str, object]) -> bytes:
+    """config.json without the folder it was loaded from and its quantiser's notes, which name temporary folders."""
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    quantization = kept.get("quantization_config")
+    if isinstance(quantization, dict):
+        kept["quantization_config"] = {key: value for key, value in quantization.items() if key != "meta"}
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+def _low_bit_grid(matrices: Sequence[Weight]) -> str | None:
+    """The commonest low-bit grid of sampled matrices, as `grid.low_bit_grid`; None where any matrix is quantised."""
+    from quantverdict.artifacts.grid import WIDE as GRID_WIDE
+    from quantverdict.artifacts.grid import tensor_grid
+
+    wide = [item for item in matrices if item.packing == "wide" and item.shape[-1] >= _BLOCK]
+    if not wide or len(wide) < len(matrices):
+        return None
+    found: Counter[int | None] = Counter()
+    for weight in wide[:: max(1, len(wide) // _TENSORS)]:
+        piece = weight.parts[weight.main]
+        if piece.tensor.dtype in GRID_WIDE:
+            with np.errstate(all="ignore"):  # what is no number is left out
+                found[tensor_grid(_stretches(piece), piece.tensor.dtype)] += 1
+    plain = found.pop(None, 0)
+    return f"{found.most_common(1)[0][0]}-bit" if found.total() > plain else None
+
+
+def _stretches(piece: Piece) -> NDArray[np.float64]:
+    """Up to 96 stretches (n, 32) along the rows of a matrix, spread evenly over it."""
+    length = piece.tensor.shape[-1]
+    stored = raw(piece).reshape(-1, length)
+    whole = length // _BLOCK
+    places = np.unique(np.linspace(0, stored.shape[0] * whole - 1, _BLOCKS).astype(np.int64))
+    columns = (places % whole * _BLOCK)[:, None] + np.arange(_BLOCK)
+    blocks = widened(stored[(places // whole)[:, None], columns], piece.tensor.dtype).astype(np.float64)
+    return blocks[np.isfinite(blocks).all(axis=1)]
 
 
 def inspect_artifact(path: Path) -> Artifact:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
-from quantverdict.artifacts.gguf_read import Gguf, Tensor
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor
 from quantverdict.errors import ArtifactError
 
 

@@ -8,8 +8,10 @@ build of a changed model: far below the rounding error itself, which a small fin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -157,3 +159,186 @@ def resolution_of(found: Residual, share: float) -> float:
 def _rms(values: Floats) -> float:
     flat = values.reshape(-1)
     return float(np.sqrt(np.vdot(flat, flat) / flat.size)) if flat.size else 0.0
+
+
+# Builds whose maker moves weights before it rounds them, as GPTQ does.
+#
+# GPTQ takes the inputs of a matrix one after the other, and changes those not yet taken to make up for the rounding of
+# those taken. So most weights are not at the level nearest to the baseline's, and only the first column has nothing to
+# make up for. That is input 0, or any where inputs are taken by importance; matrices that read the same input take
+# them in the same order. A build of a changed model has no column at its nearest levels.
+
+_ROLE = re.compile(r"(.*layers\.\d+\.)(.+)\.weight")
+_SHARED = {
+    "self_attn.q_proj": "attention", "self_attn.k_proj": "attention", "self_attn.v_proj": "attention",
+    "mlp.gate_proj": "ffn", "mlp.up_proj": "ffn",
+}  # fmt: skip
+_NEAR_IF_SPREAD = 0.2
+"""Share of values within 0.1 step of where rounding turns, where weights spread over many levels."""
+_LEAST_NEAR = 0.05
+_ONE_IN = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Counts for each input, over the rows of all matrices that read it.
+
+    Attributes:
+        off: values that are not at the nearest level.
+        near: values that a small change would put off.
+        rows: values looked at.
+        parts: the matrices' residuals.
+    """
+
+    off: NDArray[np.int64]
+    near: NDArray[np.int64]
+    rows: int
+    parts: tuple[Residual, ...]
+
+
+def pool_of(name: str) -> tuple[str, str]:
+    """The input that a matrix reads, and its role alone: matrices of one input are looked at together."""
+    match = _ROLE.fullmatch(name)
+    if match is None:
+        return name, name
+    role = _SHARED.get(match[2], match[2])
+    return match[1] + role, role
+
+
+def joined(parts: tuple[Residual, ...]) -> Columns:
+    """The counts of matrices with the same inputs."""
+    masks = [(part.off, part.near) for part in parts if part.off is not None and part.near is not None]
+    off, near = (np.sum([np.count_nonzero(pair[at], axis=0) for pair in masks], axis=0) for at in (0, 1))
+    return Columns(off, near, sum(len(pair[0]) for pair in masks), parts)
+
+
+def judge_columns(pools: Mapping[tuple[str, str], Columns]) -> dict[tuple[str, str], Verdict]:
+    """A verdict for each input, by `pool_of`.
+
+    Where the first column tells nothing (its weights are so small that all are 0), the next ones are off in a few
+    values. That is taken for it only where most inputs of the same role have a clean column.
+    """
+    clean = {key: bool(np.any((columns.off == 0) & _telling(columns))) for key, columns in pools.items()}
+    shares = {role: np.mean([clean[key] for key in pools if key[1] == role]) for _, role in pools}
+    return {key: _judge(columns, clean[key], bool(shares[key[1]] > 0.5)) for key, columns in pools.items()}
+
+
+def _telling(columns: Columns) -> NDArray[np.bool_]:
+    return np.asarray(columns.near >= _LEAST_NEAR * columns.rows)
+
+
+def _judge(columns: Columns, clean: bool, usual: bool) -> Verdict:
+    telling = np.flatnonzero(_telling(columns))
+    if not len(telling):
+        return Verdict(CANNOT_TELL, None, None, "no column that would show a change")
+    weight = np.minimum(1, columns.near[telling] / (_NEAR_IF_SPREAD * columns.rows)) * columns.rows
+    counts = columns.off[telling]
+    best = int(np.lexsort((-weight, counts))[0])
+    if telling[0] == 0 and counts[0] == 0:
+        best = 0
+    # Of columns that a change touches alike, none has so few off but once in 100 if this is each one's share.
+    chosen = 0.0 if best == 0 and telling[0] == 0 else log(len(telling))
+    few = int(counts[best])
+    share = (few + 3 * sqrt(few) + chosen + log(_ONE_IN)) / float(weight[best])
+    resolution = max(resolution_of(part, share) for part in columns.parts) if share < 0.5 else None
+    off = float(np.sum(columns.off) / (columns.rows * len(columns.off)))
+    if clean or (usual and resolution is not None and resolution <= COARSEST):
+        note = f"input {telling[best]} has {few} of {columns.rows} values off their nearest level"
+        return Verdict(SAME if resolution is not None else CANNOT_TELL, off, resolution, note)
+    note = f"no input's values are at their nearest levels: of the best, {few} of {columns.rows} are off"
+    return Verdict(DIFFERENT, off, resolution, note)
+
+
+# Scales that a quantiser moved from one weight into another, which leave the model the same.
+#
+# AWQ multiplies inputs of a matrix by factors and divides what feeds them: the norm before q, k, v or before gate and
+# up; the rows of v before o; the rows of up before down. A norm is stored wide, so its factors are known from it. Those
+# of v and up show in no wide weight: they are estimated from both matrices, and must be each other's inverse.
+
+_LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)\.(weight|bias)")
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj")
+_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj")
+_PAIRS = {"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"}
+_LARGEST, _SHRUNK = 1e4, 0.2
+
+
+class Fold(NamedTuple):
+    """Factors on the baseline's weight: of its inputs or its rows, and how far they may be off, relative to them."""
+
+    factors: Floats
+    relative_error: Floats
+
+
+def norm_before(name: str, names: Mapping[str, object]) -> str | None:
+    """The norm whose output a matrix reads, None where none is known."""
+    match = _LAYER.fullmatch(name)
+    if match is None or match[3] != "weight":
+        return None
+    if match[2] in _ATTENTION or (match[2] == "mlp.fc1"):
+        return f"{match[1]}input_layernorm.weight"
+    if match[2] in _FFN:
+        own = f"{match[1]}pre_feedforward_layernorm.weight"
+        return own if own in names else f"{match[1]}post_attention_layernorm.weight"
+    return None
+
+
+def reader_of(name: str) -> str | None:
+    """The matrix that reads the rows of v or up (or of their bias), None for other weights."""
+    match = _LAYER.fullmatch(name)
+    reader = _PAIRS.get(match[2]) if match else None
+    return f"{match[1]}{reader}.weight" if match and reader else None
+
+
+def norm_fold(baseline: Rows, variant: Rows) -> Fold | None:
+    """The factors that turned the baseline's norm into the variant's; None where none are needed or none can be."""
+    ours, theirs = baseline.values.reshape(-1), variant.values.reshape(-1)
+    slack = (baseline.slack + variant.slack).reshape(-1)
+    if ours.shape != theirs.shape or np.all(np.abs(ours - theirs) <= slack):
+        return None
+    unset = (ours == 0) & (theirs == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.where(unset, 1, ours / theirs)
+        error = np.where(
+            unset, 0, baseline.slack.reshape(-1) / np.abs(ours) + variant.slack.reshape(-1) / np.abs(theirs)
+        )
+    if not np.all(np.isfinite(factors) & (factors > 1 / _LARGEST) & (factors < _LARGEST)):
+        return None
+    return Fold(factors.astype(np.float32), error.astype(np.float32))
+
+
+def pair_fold(writer: tuple[Rows, Rows], reader: tuple[Rows, Rows]) -> Fold | None:
+    """Factors of the reader's inputs, where the writer's rows are divided by them.
+
+    None where the two matrices do not agree on them, and where they are 1 within what the estimate can tell.
+
+    Args:
+        writer: the baseline's and the variant's matrix whose rows are read, all rows.
+        reader: those of the matrix that reads them, some rows.
+    """
+    down, down_error = _slopes(*writer, axis=1)
+    up, up_error = _slopes(*reader, axis=0)
+    if down.shape != up.shape or np.any(down <= 0) or np.any(up <= 0):
+        return None
+    both = np.sqrt(down_error**2 + up_error**2)
+    product = np.log(down * up)
+    usual = float(np.median(product))  # clipping its largest weights shrinks a matrix, and so both slopes
+    if not np.all(np.isfinite(both) & (both > 0)) or abs(usual) > _SHRUNK or _spread((product - usual) / both) > 2:
+        return None
+    if _spread(np.log(up / down) / both) < 3:
+        return None
+    return Fold(np.sqrt(up / down).astype(np.float32), (1.5 * both).astype(np.float32))  # half of it, three times
+
+
+def _slopes(baseline: Rows, variant: Rows, axis: int) -> tuple[Floats, Floats]:
+    """Least squares slope through the origin of the variant's values on the baseline's, and its relative error."""
+    ours, theirs = baseline.values.astype(np.float64), variant.values.astype(np.float64)
+    squares = np.sum(ours**2, axis=axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.sum(ours * theirs, axis=axis) / squares
+        left = theirs - ours * (slope[:, None] if axis == 1 else slope)
+        error = np.sqrt(np.mean(left**2, axis=axis) / squares) / np.abs(slope)
+    return slope.astype(np.float32), error.astype(np.float32)
+
+
+def _spread(scores: Floats) -> float:
+    return float(np.sqrt(np.mean(scores**2)))

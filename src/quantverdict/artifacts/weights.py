@@ -6,21 +6,183 @@ plus one). Files are mapped: only the rows that are asked for are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantverdict.artifacts.checkpoint_read import Checkpoint, Weight, open_checkpoint
 from quantverdict.artifacts.gguf import open_model
-from quantverdict.artifacts.gguf_read import Gguf, Tensor
+from quantverdict.artifacts.gguf_read import GgmlType, Gguf, Tensor
 from quantverdict.artifacts.inspect import is_checkpoint, model_path
-from quantverdict.artifacts.lineage_levels import gguf_rows
-from quantverdict.artifacts.lineage_names import from_checkpoint, from_gguf, is_weight, norm_less_one, rows_reordered
-from quantverdict.artifacts.packings import Floats, Rows, Whole, weight_rows
+from quantverdict.artifacts.packings import ROUNDING, Floats, Rows, Whole, weight_rows, wide_rows, widened
 from quantverdict.errors import ArtifactError
+
+# Rows of a GGUF tensor with the grid that they were rounded to.
+#
+# A low-bit block stores whole numbers and what turns them into values. To see the levels, the same block is decoded
+# again with other numbers put in: all 0, all 1 and all at the largest one, which gives the lowest level, the distance
+# to the next one and the highest level of every value, by llama.cpp's own decoder.
+
+Bytes: TypeAlias = NDArray[np.uint8]
+
+
+class Layout(NamedTuple):
+    """Where a block keeps its numbers.
+
+    Attributes:
+        numbers: the bytes of them, as (first, end, pattern of all 0, of all 1, of all at the largest).
+        slack: how far the stored scale may be off the one that was rounded with, relative to the outermost level.
+    """
+
+    numbers: tuple[tuple[int, int, int, int, int], ...]
+    slack: float
+
+
+_F16_SCALE = 2.0**-11
+_LAYOUTS: Mapping[str, Layout] = {
+    "Q8_0": Layout(((2, 34, 0x81, 0x82, 0x7F),), _F16_SCALE),
+    "Q4_0": Layout(((2, 18, 0x00, 0x11, 0xFF),), _F16_SCALE),
+    "Q4_1": Layout(((4, 20, 0x00, 0x11, 0xFF),), _F16_SCALE),
+    "Q5_0": Layout(((2, 6, 0x00, 0x00, 0xFF), (6, 22, 0x00, 0x11, 0xFF)), _F16_SCALE),
+    "Q5_1": Layout(((4, 8, 0x00, 0x00, 0xFF), (8, 24, 0x00, 0x11, 0xFF)), _F16_SCALE),
+    # The K types round with the scales as they are stored.
+    "Q2_K": Layout(((16, 80, 0x00, 0x55, 0xFF),), 2.0**-20),
+    "Q3_K": Layout(((0, 32, 0x00, 0x00, 0xFF), (32, 96, 0x00, 0x55, 0xFF)), 2.0**-20),
+    "Q4_K": Layout(((16, 144, 0x00, 0x11, 0xFF),), 2.0**-20),
+    "Q5_K": Layout(((16, 48, 0x00, 0x00, 0xFF), (48, 176, 0x00, 0x11, 0xFF)), 2.0**-20),
+    "Q6_K": Layout(((0, 128, 0x00, 0x11, 0xFF), (128, 192, 0x00, 0x00, 0xFF)), 2.0**-20),
+}
+_WIDE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+
+
+def gguf_rows(model: Gguf, tensor: Tensor, rows: Whole) -> Rows:
+    """Some rows of a tensor, counted over all but its first extent.
+
+    Raises:
+        QuantverdictError: a low-bit type, and the llamacpp extra is not installed.
+        EngineError: the kernels cannot decode the type.
+    """
+    kind, length = tensor.type, tensor.shape[0]
+    item = _WIDE.get(kind.name)
+    stored = np.frombuffer(model.data, np.uint8, tensor.nbytes, tensor.start)
+    if item is not None:
+        return wide_rows(widened(stored.view(item).reshape(-1, length)[rows], kind.name), ROUNDING[kind.name])
+    blocks = stored.reshape(-1, length // kind.block, kind.size)[rows]
+    values = _decoded(blocks, kind)
+    layout = _LAYOUTS.get(kind.name)
+    if layout is None:
+        nothing = np.zeros((1, 1), np.float32)
+        return Rows(values, None, nothing, nothing, nothing)
+    first, second, last = (_decoded(_with_numbers(blocks, layout, which), kind) for which in (2, 3, 4))
+    low, high = np.minimum(first, last), np.maximum(first, last)
+    slack = np.maximum(np.abs(low), np.abs(high)) * np.float32(layout.slack)
+    return Rows(values, np.abs(second - first), low, high, slack)
+
+
+def _with_numbers(blocks: Bytes, layout: Layout, which: int) -> Bytes:
+    changed = blocks.copy()
+    for part in layout.numbers:
+        changed[..., part[0] : part[1]] = part[which]
+    return changed
+
+
+def _decoded(blocks: Bytes, kind: GgmlType) -> Floats:
+    """Values (rows, length) of blocks (rows, blocks a row, bytes)."""
+    from quantverdict.artifacts.gguf_read import kernels
+
+    data = np.ascontiguousarray(blocks)
+    values = np.empty((blocks.shape[0], blocks.shape[1] * kind.block), np.float32)
+    if values.size:
+        kernels().widen(kind, data.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
+# One name for a weight in every format: the one that a Transformers checkpoint of the model gives it.
+#
+# llama.cpp's converter renames weights, reorders the rows of q and k for the rotary embedding of the llama family, and
+# stores Gemma's norms plus one. Names that are not known here stay as they are: two files of one format then still
+# compare, and across formats such weights are not comparable.
+
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+_MODEL: Mapping[str, str] = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER: Mapping[str, str] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GEMMA = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_PHI2 = {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
+_PHI3 = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_PARTICULAR: Mapping[str, Mapping[str, str]] = {
+    "llama": {}, "qwen2": {}, "qwen3": {}, "gemma": {}, "gemma2": _GEMMA, "gemma3": _GEMMA, "phi2": _PHI2,
+    "phi3": _PHI3,
+}  # fmt: skip
+"""What each architecture calls otherwise; an architecture that is not here has names of its own."""
+_LESS_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text")
+_NOT_WEIGHTS = re.compile(
+    r"rope_freqs\.weight|rope_factors_|rotary_emb\.inv_freq|attn_rot_embd|\.masked_bias|\.attn\.bias"
+)
+
+
+def is_weight(name: str) -> bool:
+    """Whether a tensor holds weights; tables that follow from the configuration do not."""
+    return _NOT_WEIGHTS.search(name) is None
+
+
+def from_gguf(name: str, architecture: str) -> str:
+    """The common name of a GGUF's tensor; the name itself where the architecture or the tensor is not known."""
+    particular = _PARTICULAR.get(architecture)
+    if particular is None:
+        return name
+    stem, _, leaf = name.rpartition(".")
+    if stem in _MODEL:
+        if architecture == "phi2" and stem == "output_norm":
+            return f"model.final_layernorm.{leaf}"
+        return f"{_MODEL[stem]}.{leaf}"
+    match = _BLOCK.fullmatch(name)
+    known = match and (particular.get(match[2]) or _LAYER.get(match[2]))
+    return f"model.layers.{match[1]}.{known}.{match[3]}" if match and known else name
+
+
+def from_checkpoint(name: str) -> str:
+    """The common name of a checkpoint's weight: that of the language model alone, below `model.`."""
+    name = name.replace("language_model.", "").replace("model.model.", "model.")
+    return name if name.startswith(("model.", "lm_head.", "blk.")) else f"model.{name}"
+
+
+def rows_reordered(name: str, architecture: str) -> str | None:
+    """Which count of heads llama.cpp's converter reorders a weight's rows by: `q`, `k`, or None where it does not."""
+    if architecture != "llama":
+        return None
+    role = re.search(r"self_attn\.([qk])_proj\.(weight|bias)$", name)
+    return role[1] if role else None
+
+
+def norm_less_one(name: str, model_type: str) -> bool:
+    """Whether a checkpoint of this model stores a norm less one, where its GGUF stores it as it acts."""
+    return model_type in _LESS_ONE and name.endswith("norm.weight")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,12 @@ an error text as an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from quantverdict.records import Completion, Prompt
@@ -71,6 +75,11 @@ class Service:
 class Tokenizer(Protocol):
     """The tokens a backend reads a prompt as, without the model: proves that two backends are asked the same."""
 
+    @property
+    def stops(self) -> Collection[int] | None:
+        """The tokens that end an answer; None where only the running engine knows them."""
+        ...
+
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt as the backend evaluates them, the start token included."""
         ...
@@ -106,8 +115,31 @@ class WhiteBox(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an engine used so far; None is not counted.
+
+    Attributes:
+        cpu_seconds: of all its processes.
+        peak_memory_bytes: the most it held: on the accelerator where it uses one, else resident.
+        halved: how often its memory did not hold what was asked at once, and it was asked in halves.
+    """
+
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    halved: int | None = None
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A backend that counts what it uses; no part of `Backend`, as many cannot."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+
 class Backend(Protocol):
-    """One loaded build."""
+    """One loaded build; what it may do besides stands in its `registry.BackendSpec`."""
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -127,3 +159,121 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the model; may be called twice."""
         ...
+
+
+# How many CPU cores this process may use.
+
+
+def given_cpus() -> Collection[int]:
+    """The logical CPUs that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def physical_cores(system: Path = Path("/sys")) -> int:
+    """Physical cores given to this process: hyper-threads of a core count once, a container's quota is respected.
+
+    Args:
+        system: root of the kernel's files; where they are missing (not Linux), logical CPUs are counted.
+    """
+    cores = {_siblings(system, cpu) for cpu in given_cpus()}
+    return max(1, min(len(cores), _quota(system)))
+
+
+def _siblings(system: Path, cpu: int) -> str:
+    try:
+        return (system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota(system: Path) -> int:
+    """Whole CPUs of the control group's quota, a large number where there is none."""
+    unlimited = 1 << 16
+    try:
+        quota, period = (system / "fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return unlimited
+    return unlimited if quota == "max" else max(1, round(int(quota) / int(period)))
+
+
+# The marks by which models structure what they say: reasoning, channels, turns.
+#
+# Written as they are spelt in the chat templates of shipped models. Some are special tokens, which an engine leaves out
+# of a text; without them a thought runs into the answer, so engines here keep them and `grading.answer` reads them.
+
+_EDGE = r"[ \t]{0,3}"
+_THOUGHT = (
+    r"(?:think(?:ing)?|thoughts?|reason(?:ing)?(?:_content)?|reflection|scratchpad|inner_?(?:thoughts?|monologue)"
+    r"|cot|chain_?of_?thoughts?)"
+)
+_BRACKET = r"(?:think(?:ing)?|reasoning|thought)"
+_MAKER = r"(?:[a-z0-9.-]{1,20}[:_])?"  # seed:think, mm:think, longcat_think
+_LEFT, _RIGHT = r"(?:[<＜]|&lt;)", r"(?:[>＞]|&gt;)"  # noqa: RUF001 - as some models write them
+_ATTRIBUTES = r"(?:\s[^<>＜＞&]{0,200})?"  # noqa: RUF001
+_BAR, _JOIN = r"[|｜]", r"[_▁ -]"  # noqa: RUF001
+_ROLE = r"(?:user|human|prompter|system|tool|observation|developer|assistant|model|bot|ipython|environment)"
+
+OPEN = (
+    rf"{_LEFT}{_EDGE}{_MAKER}{_THOUGHT}{_ATTRIBUTES}/?{_EDGE}{_RIGHT}"
+    rf"|<{_BAR}{_EDGE}(?:(?:begin|start){_JOIN}?(?:of{_JOIN}?)?)?{_THOUGHT}(?:{_JOIN}(?:start|begin))?{_EDGE}{_BAR}>"
+    rf"|<{_BAR}inner_prefix{_BAR}>|\[{_BRACKET}\]|\[unused16\]|◁{_EDGE}think(?:ing)?{_EDGE}▷"
+    r"|<unused94>(?:thought\b)?|<\|channel>(?:thought\b|analysis\b)?"
+)
+"""What begins a thought: Qwen, DeepSeek, GLM, MiniMax, Hunyuan and others `<think>`, EXAONE `<thought>`, Seed-OSS
+`<seed:think>`, Magistral `[THINK]`, Cohere `<|START_THINKING|>`, OpenThoughts `<|begin_of_thought|>`, Apertus
+`<|inner_prefix|>`, Pangu `[unused16]`, Kimi `◁think▷`, MedGemma `<unused94>thought`, Gemma `<|channel>thought`."""
+CLOSE = (
+    rf"{_LEFT}{_EDGE}[/\\]{_EDGE}{_MAKER}{_THOUGHT}{_EDGE}{_RIGHT}"
+    rf"|<{_BAR}{_EDGE}(?:/{_EDGE}|end{_JOIN}?(?:of{_JOIN}?)?){_THOUGHT}{_EDGE}{_BAR}>"
+    rf"|<{_BAR}{_EDGE}{_THOUGHT}{_JOIN}end{_EDGE}{_BAR}>"
+    rf"|<{_BAR}inner_suffix{_BAR}>|\[/{_EDGE}{_BRACKET}\]|\[unused17\]|◁{_EDGE}/{_EDGE}think(?:ing)?{_EDGE}▷"
+    r"|<unused95>|<channel\|>"
+)
+"""What ends one."""
+END = (
+    rf"<{_BAR}{_EDGE}(?:im_end|eot_id|eom_id|end|return|call|endoftext|end_of_text|eot|eom|end_of_turn|endofturn"
+    r"|end_of_turn_token|end▁of▁sentence|end_of_sentence|assistant_end|user_end|eos|endofprompt|flush|calls|hy_place▁holder▁no▁2)"
+    rf"{_EDGE}{_BAR}>"
+    r"|<end_of_turn>|<end_of_utterance>|<turn\|>|</s>|<eos>|<seed:eos>|<EOT>|<eo[ah]>|\[e~\[|_<EOT>|\[EOS\]|\[EOT\]|\[\|endofturn\|\]"
+)
+"""What ends a turn."""
+TURN = (
+    rf"<{_BAR}im_start{_BAR}>\s{{0,3}}{_ROLE}?"
+    rf"|<{_BAR}(?:start_header_id|role_start){_BAR}>\s{{0,3}}{_ROLE}?\s{{0,3}}(?:<{_BAR}(?:end_header_id|role_end){_BAR}>)?"
+    rf"|<{_BAR}start{_BAR}>{_ROLE}?|<\|turn>{_ROLE}?|<start_of_turn>{_ROLE}?|<seed:bos>{_ROLE}?"
+    rf"|<{_BAR}start_of_turn_token{_BAR}>|<{_BAR}(?:user|system|chatbot)_token{_BAR}>"
+    rf"|<{_BAR}{_EDGE}(?:hy_)?{_ROLE}(?:_start)?{_EDGE}{_BAR}>|\[\|{_ROLE}\|\]|<extra_id_1>{_ROLE}?|\]~b\]{_ROLE}?"
+    r"|<reserved_10[67]>"
+    r"|\[/?INST\]|<</?SYS>>|\[/?SYSTEM_PROMPT\]|\[/?AVAILABLE_TOOLS\]|\[TOOL_RESULTS\]"
+)
+"""What begins one, with the role where it stands beside it."""
+CHANNEL = rf"<{_BAR}(?:channel|message|constrain){_BAR}>"
+"""Parts of harmony (gpt-oss): `<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final...`."""
+OTHER = (
+    rf"<{_BAR}{_EDGE}(?:begin_of_text|startoftext|bos|pad|begin▁of▁sentence|start_response|end_response"
+    rf"|(?:begin|end)_of_solution|start_text|end_text){_EDGE}{_BAR}>"
+    r"|<bos>|<pad>|<unk>|<s>|\[BOS\]|\[PAD\]|\[gMASK\]|<sop>|\[\|startofturn\|\]"
+)
+"""What else is no word of an answer."""
+
+_MARK = re.compile(f"(?:{OPEN}|{CLOSE}|{END}|{TURN}|{CHANNEL})", re.IGNORECASE)
+_LEFT_OPEN = re.compile(rf"(?:{OPEN}|<{_BAR}channel{_BAR}>analysis<{_BAR}message{_BAR}>)\s*\Z", re.IGNORECASE)
+_TAIL = 300
+
+
+def is_mark(token: str) -> bool:
+    """Whether a special token structures an answer, and so belongs to its raw text."""
+    return _MARK.fullmatch(token) is not None
+
+
+def opens_reasoning(prompt: str | None) -> bool:
+    """Whether a prompt, as the engine gets it, ends inside a thought that its template opened."""
+    return prompt is not None and _LEFT_OPEN.search(prompt[-_TAIL:]) is not None
+
+
+# The hash by which two backends show that they were asked the same tokens.
+
+
+def hash_ids(tokens: Sequence[int]) -> str:
+    """SHA-256 of token ids, each as a decimal followed by a space."""
+    return hashlib.sha256("".join(f"{token} " for token in tokens).encode()).hexdigest()

@@ -16,10 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.gguf_read import open_gguf
+from quantverdict.backends.base import Placement, hash_ids, is_mark
 from quantverdict.backends.batch_scheduler import Answer, Job
-from quantverdict.backends.marks import is_mark
-from quantverdict.backends.token_hash import hash_ids
-from quantverdict.errors import EngineError
+from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class CheckpointTokenizer:
         EngineError: Transformers is not installed, or cannot read it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, _placement: Placement | None = None) -> None:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
@@ -118,7 +117,7 @@ class CheckpointTokenizer:
         choices = tuple(self._continuation(text, tokens, choice) for choice in prompt.choices)
         longest = max((len(choice) for choice in choices), default=0)
         if len(tokens) + max(min(1, max_new_tokens), longest - 1) > context:
-            raise EngineError(
+            raise PromptTooLongError(
                 f"the prompt's {len(tokens)} tokens do not fit a context of {context};"
                 " expected a larger context or a shorter prompt"
             )
@@ -171,7 +170,7 @@ def read_jobs(
         try:
             jobs.append(tokenizer.job(prompt, max_new_tokens, context))
         except EngineError as error:
-            raise EngineError(f"{prompt.task}/{prompt.sample_id}: {error}") from error
+            raise error.of_prompt(f"{prompt.task}/{prompt.sample_id}") from error
     return jobs
 
 

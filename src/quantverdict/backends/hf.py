@@ -6,14 +6,19 @@ where one does not fit the memory, its halves are asked one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from quantverdict.backends.base import Decoding, Forced, Placement, Progress
-from quantverdict.backends.batch_scheduler import Job
+import numpy as np
+
+from quantverdict.backends.base import Decoding, Forced, Placement, Progress, physical_cores
+from quantverdict.backends.batch_scheduler import Answer, Job
 from quantverdict.backends.checkpoint_tokenizer import (
     INSTALL,
     LIBRARY_ERRORS,
@@ -23,15 +28,252 @@ from quantverdict.backends.checkpoint_tokenizer import (
     one_line,
     pretrained,
     read_jobs,
+    until_stop,
 )
-from quantverdict.backends.cores import physical_cores
-from quantverdict.backends.hf_batch import BatchModel
-from quantverdict.backends.isolated import IsolatedBackend
+from quantverdict.backends.worker_process import IsolatedBackend
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
+from quantverdict.stats import plain_sum
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
+
+# A Transformers model asked for a batch: sub-batches padded on the left, greedy, float32 log-probabilities.
+
+Report = Callable[[int, int], None]
+"""Called with (prompts finished, tokens generated) so far."""
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class BatchModel:
+    """A loaded causal model that is asked for several sequences at once.
+
+    Args:
+        model: of Transformers; it loses its own defaults for generation.
+        stops: ids of the tokens that end an answer.
+        parallel: sequences asked for at once.
+
+    Attributes:
+        halved: how often a sub-batch did not fit the memory and was asked in halves.
+    """
+
+    def __init__(self, model: PreTrainedModel, stops: Sequence[int], parallel: int) -> None:
+        import torch
+        import transformers
+
+        self._torch, self._transformers = torch, transformers
+        self._model, self._stops, self._parallel = model, list(stops), parallel
+        # Whatever a call leaves open would be filled from here: penalties, suppressed tokens.
+        model.generation_config = transformers.GenerationConfig()
+        self._takes = set(inspect.signature(model.forward).parameters)
+        self.halved = 0
+
+    def answer(self, jobs: Sequence[Job], max_new_tokens: int, context: int, report: Report) -> list[Answer]:
+        """Answers in the order of the jobs, and the log-probabilities of their choices.
+
+        A choice of one token costs nothing where an answer is asked for too: it is read from the logits of the first.
+
+        Args:
+            jobs: prompts and choices as token ids.
+            max_new_tokens: of an answer; 0 asks for the choices alone.
+            context: tokens of prompt and answer together.
+            report: called every step.
+
+        Raises:
+            EngineError: one prompt alone does not fit the memory, or logits are not finite.
+        """
+        answers = [Answer() for _ in jobs]
+        scores: dict[tuple[int, int], float] = {}
+        totals = _Totals(report)
+
+        def generate(rows: Sequence[int]) -> None:
+            limits = [min(max_new_tokens, context - len(jobs[row].prompt)) for row in rows]
+            found, watch = self._generate([jobs[row].prompt for row in rows], limits, totals.during)
+            for row, tokens in zip(rows, found, strict=True):
+                answers[row].tokens, answers[row].finish = until_stop(tokens, self._stops)
+                answers[row].ttft_ms = watch.ttft_ms
+            scores.update(self._first_scores(jobs, rows, watch.first))
+            totals.add(len(rows), sum(len(answers[row].tokens) for row in rows))
+
+        if max_new_tokens:
+            order = sorted(range(len(jobs)), key=lambda row: len(jobs[row].prompt))
+            self._in_parts(order, generate)
+        self._score_rest(jobs, scores)
+        for row, job in enumerate(jobs):
+            answers[row].choice_logprobs = tuple(scores[row, i] for i in range(len(job.choices)))
+        return answers
+
+    def force(self, prompt: tuple[int, ...], answer: tuple[int, ...], part: range) -> npt.NDArray[np.float32]:
+        """Log-probabilities before the tokens of `answer` in `part`: (tokens, vocabulary).
+
+        Raises:
+            EngineError: logits that are not finite.
+        """
+        stop = min(part.stop, len(answer))
+        if stop <= part.start:
+            return np.empty((0, self._model.config.get_text_config().vocab_size), np.float32)
+        found = self._log_probs([prompt + answer[: stop - 1]], stop - part.start)[0]
+        return np.asarray(found.cpu().numpy(), np.float32)
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], report: Report
+    ) -> tuple[list[list[int]], _Watch]:
+        """At most `limits` tokens after each prompt; what follows an end token is padding."""
+        ids, mask = self._padded(prompts)
+        watch = _Watch(self._torch, self._tensor(limits), self._tensor(self._stops), report)
+        with self._torch.inference_mode():
+            found = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=self._transformers.GenerationConfig(
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=max(limits),
+                    eos_token_id=self._stops or None,
+                    pad_token_id=self._stops[0] if self._stops else 0,
+                ),
+                logits_processor=self._transformers.LogitsProcessorList([watch.look]),
+                stopping_criteria=self._transformers.StoppingCriteriaList([watch.stop]),
+            )
+        rows = found[:, ids.shape[1] :].tolist()
+        return [row[:limit] for row, limit in zip(rows, limits, strict=True)], watch
+
+    def _first_scores(self, jobs: Sequence[Job], rows: Sequence[int], logits: Tensor) -> dict[tuple[int, int], float]:
+        """Scores of the choices that are one token, from the logits after the prompts."""
+        wanted = [(place, row, i) for place, row in enumerate(rows) for i, choice in enumerate(jobs[row].choices)]
+        single = [(place, row, i) for place, row, i in wanted if len(jobs[row].choices[i]) == 1]
+        if not single:
+            return {}
+        log_p = self._log_softmax(logits)
+        return {(row, i): float(log_p[place, jobs[row].choices[i][0]]) for place, row, i in single}
+
+    def _score_rest(self, jobs: Sequence[Job], scores: dict[tuple[int, int], float]) -> None:
+        """Score the other choices; those of a prompt that share all but their last token are one sequence."""
+        asked: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for row, job in enumerate(jobs):
+            for i, choice in enumerate(job.choices):
+                if (row, i) not in scores:
+                    asked.setdefault(job.prompt + choice[:-1], []).append((row, i))
+
+        def score(sequences: Sequence[tuple[int, ...]]) -> None:
+            wanted = max(len(jobs[row].choices[i]) for tokens in sequences for row, i in asked[tokens])
+            log_p = self._log_probs(sequences, wanted)
+            for place, tokens in enumerate(sequences):
+                for row, i in asked[tokens]:
+                    choice = jobs[row].choices[i]
+                    last = log_p[place, wanted - len(choice) :]
+                    scores[row, i] = plain_sum(float(last[k, token]) for k, token in enumerate(choice))
+
+        self._in_parts(sorted(asked, key=len), score)
+
+    def _log_probs(self, sequences: Sequence[Sequence[int]], wanted: int) -> Tensor:
+        """Log-probabilities of what follows: (sequence, last `wanted` positions, token)."""
+        ids, mask = self._padded(sequences)
+        options: dict[str, Any] = {"logits_to_keep": wanted} if "logits_to_keep" in self._takes else {}
+        if "position_ids" in self._takes:
+            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        with self._torch.inference_mode():
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+            return self._log_softmax(logits[:, -wanted:])
+
+    def _log_softmax(self, logits: Tensor) -> Tensor:
+        _check(logits)
+        return self._torch.log_softmax(logits.float(), dim=-1)
+
+    def _in_parts(self, items: Sequence[Any], ask: Callable[[Sequence[Any]], None]) -> None:
+        for start in range(0, len(items), self._parallel):
+            self._in_halves(items[start : start + self._parallel], ask)
+
+    def _in_halves(self, items: Sequence[Any], ask: Callable[[Sequence[Any]], None]) -> None:
+        """Ask for all at once; where the memory does not hold them, for one half and then the other.
+
+        The next sub-batch starts whole again: what is asked together must not depend on what was asked before.
+        """
+        if self._fits(items, ask):
+            return
+        if len(items) == 1:
+            raise EngineError("out of memory with a single prompt; expected a smaller context or model")
+        self.halved += 1
+        if self._torch.cuda.is_available():
+            self._torch.cuda.empty_cache()
+        middle = len(items) // 2
+        self._in_halves(items[:middle], ask)
+        self._in_halves(items[middle:], ask)
+
+    def _fits(self, items: Sequence[Any], ask: Callable[[Sequence[Any]], None]) -> bool:
+        try:
+            ask(items)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+                return False  # what the attempt held goes with its frames
+            raise
+        return True
+
+    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and their mask: (sequence, position)."""
+        width = max(map(len, sequences))
+        ids = [[0] * (width - len(tokens)) + list(tokens) for tokens in sequences]
+        mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in sequences]
+        return self._tensor(ids), self._tensor(mask)
+
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        return self._torch.tensor(values, dtype=self._torch.long, device=self._model.device)
+
+
+class _Watch:
+    """Looks on while a sub-batch is generated.
+
+    Attributes:
+        first: logits after the prompts, (sequence, token).
+        ttft_ms: time to the first tokens of the sub-batch.
+    """
+
+    def __init__(self, torch: ModuleType, limits: Tensor, stops: Tensor, report: Report) -> None:
+        self._torch, self._limits, self._stops, self._report = torch, limits, stops, report
+        self._growing = limits > 0
+        self._start, self._steps, self._tokens = time.perf_counter(), 0, 0
+        self.first: Tensor | None = None
+        self.ttft_ms: float | None = None
+
+    def look(self, ids: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG002 - called so by generate
+        """Sees the logits that a token is chosen from; an arg-max over what is no number would look like an answer."""
+        _check(logits)
+        if self.first is None:
+            self.first = logits
+        return logits
+
+    def stop(self, ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 - called so by generate
+        """Sees the tokens that were chosen; says which rows are done."""
+        if self.ttft_ms is None:
+            self.ttft_ms = (time.perf_counter() - self._start) * 1000
+        self._steps += 1
+        self._growing = self._growing & ~self._torch.isin(ids[:, -1], self._stops)
+        self._tokens += int(self._growing.sum())
+        self._growing = self._growing & (self._limits > self._steps)
+        self._report(len(self._growing) - int(self._growing.sum()), self._tokens)
+        return ~self._growing
+
+
+class _Totals:
+    """What finished sub-batches add to the report of a running one."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._finished, self._generated = report, 0, 0
+
+    def during(self, finished: int, generated: int) -> None:
+        self._report(self._finished + finished, self._generated + generated)
+
+    def add(self, finished: int, generated: int) -> None:
+        self._finished += finished
+        self._generated += generated
+
+
+def _check(logits: Tensor) -> None:
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise EngineError("the engine returned logits that are not finite")
+
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # a build is what is on disk: nothing is fetched to complete it
@@ -61,11 +303,6 @@ class TransformersBackend(IsolatedBackend):
     def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
         """Log-probabilities along an answer; see `WhiteBox`."""
         return self._forced({"prompt": asdict(prompt), "answer": answer}, part)
-
-    @property
-    def halved(self) -> int:
-        """How often a sub-batch did not fit the memory and was asked in halves."""
-        return int(self._worker.usage["halved"])
 
 
 class TransformersEngine:

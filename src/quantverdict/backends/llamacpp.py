@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantverdict.backends.base import Decoding, Forced, Placement, Progress
-from quantverdict.backends.cores import physical_cores
-from quantverdict.backends.llama_library import WHEELS
-from quantverdict.backends.worker_process import WorkerBackend, WorkerProcess
+from quantverdict.backends.base import Decoding, Forced, Placement, Progress, physical_cores
+from quantverdict.backends.llama_engine import WHEELS
+from quantverdict.backends.worker_process import MODULE, WorkerBackend, WorkerProcess
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
-MODULE = "quantverdict.backends.worker"
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # waiting threads that spin cost 16 times the speed beside a busy neighbour
     "GGML_NO_BACKTRACE": "1",  # an abort must end the process, not start a debugger in it
@@ -101,7 +99,8 @@ class LlamaTokenizer:
         EngineError: as `LlamaCppBackend`.
     """
 
-    def __init__(self, path: Path, wheel: str = "xllamacpp") -> None:
+    def __init__(self, path: Path, placement: Placement | None = None) -> None:
+        wheel = (placement or Placement()).wheel
         settings = {"path": str(path), "threads": 1, "parallel": 1, "context": 1, "wheel": wheel, "vocab_only": True}
         self._worker = WorkerProcess("llama.cpp", MODULE, ENVIRONMENT, settings)
         self.stops: tuple[int, ...] = tuple(self._worker.ask({"stops": True})["tokens"])

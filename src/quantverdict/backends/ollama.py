@@ -8,6 +8,7 @@ of them is one of these.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -20,8 +21,15 @@ from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
 FINISHES = ("stop", "length")
+HOST = "http://127.0.0.1:11434"
 _LIKELIEST = 20
 _NS_PER_MS = 1e6
+
+
+def ollama_url() -> str:
+    """Where Ollama is: OLLAMA_HOST, else its port on this machine."""
+    host = os.environ.get("OLLAMA_HOST") or HOST
+    return host if "://" in host else f"http://{host}"
 
 
 class _Version(Reply):

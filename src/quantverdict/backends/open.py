@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
 from quantverdict.errors import EngineError
-from quantverdict.records import CellId
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What is opened: a file or folder, a cell of recordings, or a program that holds the model."""
-
-    path: Path | None
-    cell: CellId | None
-    service: Service | None
-
-    @property
-    def file(self) -> Path:
-        if self.path is None:
-            raise EngineError("the build has no file on this machine, and its backend needs one")
-        return self.path
-
-    @property
-    def address(self) -> Service:
-        if self.service is None:
-            raise EngineError("the backend asks a server, and none is named; expected a source with url and model")
-        return self.service
+from quantverdict.records import BackendSpec, CellId
+from quantverdict.registry import BACKENDS, backends, known_among, load
 
 
 def open_backend(
@@ -43,76 +21,48 @@ def open_backend(
     """Load a build.
 
     Args:
-        kind: one of `KINDS`.
-        path: the model's file or folder; for `replay` the folder of recordings; None where a server has it.
+        kind: a name of `registry.BACKENDS`.
+        path: the model's file or folder; the folder of recordings; None where a server has it.
         placement: how to use the machine.
-        cell: which cell it is; `replay` needs it.
-        service: the program that holds the model; `server` and `ollama` need it.
+        cell: which cell it is; recordings need it.
+        service: the program that holds the model; what asks one needs it.
 
     Raises:
         EngineError: it cannot be loaded.
     """
-    if kind not in KINDS:
-        raise EngineError(f"no backend is called {kind!r}; expected one of {', '.join(KINDS)}")
-    return KINDS[kind](_Target(path, cell, service), placement)
+    spec = _spec(kind)
+    engine = load(spec.target)
+    match spec.reads:
+        case "recordings":
+            if cell is None:
+                raise EngineError(f"a {kind} backend is opened for a cell, and none was given")
+            backend: Backend = engine(_file(path), cell)
+        case "file":
+            backend = engine(_file(path), placement)
+        case _:
+            if service is None:
+                raise EngineError("the backend asks a server, and none is named; expected a source with url and model")
+            backend = engine(service, placement)
+    return backend
 
 
 def open_tokenizer(kind: str, path: Path, placement: Placement) -> Tokenizer | None:
     """What a backend reads a prompt as, without its weights; None where only the running engine knows."""
-    if kind == "llamacpp":
-        from quantverdict.backends.llamacpp import LlamaTokenizer
-
-        return LlamaTokenizer(path, placement.wheel)
-    if kind in ("transformers", "vllm"):
-        from quantverdict.backends.checkpoint_tokenizer import CheckpointTokenizer
-
-        return CheckpointTokenizer(path)
-    return None
+    target = _spec(kind).tokenizer
+    if target is None:
+        return None
+    tokenizer: Tokenizer = load(target)(path, placement)
+    return tokenizer
 
 
-def _llamacpp(target: _Target, placement: Placement) -> Backend:
-    from quantverdict.backends.llamacpp import LlamaCppBackend
-
-    return LlamaCppBackend(target.file, placement)
-
-
-def _replay(target: _Target, _placement: Placement) -> Backend:
-    from quantverdict.backends.replay import ReplayBackend
-
-    if target.cell is None:
-        raise EngineError("a replay backend is opened for a cell, and none was given")
-    return ReplayBackend(target.file, target.cell)
+def _spec(kind: str) -> BackendSpec:
+    try:
+        return BACKENDS[known_among(kind, lambda: backends(lambda can: can.answers))]
+    except ValueError as error:
+        raise EngineError(f"no backend is called {kind!r}; expected {error}") from error
 
 
-def _transformers(target: _Target, placement: Placement) -> Backend:
-    from quantverdict.backends.hf import TransformersBackend
-
-    return TransformersBackend(target.file, placement)
-
-
-def _vllm(target: _Target, placement: Placement) -> Backend:
-    from quantverdict.backends.vllm import VllmBackend
-
-    return VllmBackend(target.file, placement)
-
-
-def _server(target: _Target, placement: Placement) -> Backend:
-    from quantverdict.backends.server import ServerBackend
-
-    return ServerBackend(target.address, placement)
-
-
-def _ollama(target: _Target, placement: Placement) -> Backend:
-    from quantverdict.backends.ollama import OllamaBackend
-
-    return OllamaBackend(target.address, placement)
-
-
-KINDS: dict[str, Callable[[_Target, Placement], Backend]] = {
-    "llamacpp": _llamacpp,
-    "replay": _replay,
-    "transformers": _transformers,
-    "vllm": _vllm,
-    "server": _server,
-    "ollama": _ollama,
-}
+def _file(path: Path | None) -> Path:
+    if path is None:
+        raise EngineError("the build has no file on this machine, and its backend needs one")
+    return path

@@ -107,7 +107,7 @@ def ask_all(
         try:
             return ask(prompt)
         except EngineError as error:
-            raise EngineError(f"{prompt.task}/{prompt.sample_id}: {error}") from error
+            raise error.of_prompt(f"{prompt.task}/{prompt.sample_id}") from error
 
     pool = ThreadPoolExecutor(max(1, min(parallel, len(prompts))), thread_name_prefix="quantverdict-ask")
     settled, tokens = False, 0

@@ -22,9 +22,10 @@ from quantverdict.backends.checkpoint_tokenizer import (
     until_stop,
 )
 from quantverdict.backends.hf import ENVIRONMENT
-from quantverdict.backends.isolated import IsolatedBackend
-from quantverdict.errors import EngineError
+from quantverdict.backends.worker_process import IsolatedBackend
+from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
+from quantverdict.stats import plain_sum
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -122,10 +123,8 @@ class VllmEngine:
         """vLLM scores what is a prompt to it, and must generate a token after that: one more than elsewhere."""
         tokens = len(job.prompt) + max((len(choice) for choice in job.choices), default=0)
         if job.choices and tokens >= self._placement.context:
-            raise EngineError(
-                f"{name}: prompt and choice are {tokens} tokens; expected fewer than a context of"
-                f" {self._placement.context}"
-            )
+            told = f"{name}: prompt and choice are {tokens} tokens; expected fewer than a context of"
+            raise PromptTooLongError(f"{told} {self._placement.context}", name)
 
     def _answer(self, jobs: Sequence[Job], max_new_tokens: int) -> list[Answer]:
         answers = [Answer() for _ in jobs]
@@ -146,7 +145,9 @@ class VllmEngine:
         params = [self._params(max_tokens=1, prompt_logprobs=0) for _ in asked]
         outputs = self._ask([prompt + choice for prompt, choice in asked], params)
         return [
-            sum(float(output.prompt_logprobs[place][token].logprob) for place, token in enumerate(choice, len(prompt)))
+            plain_sum(
+                float(output.prompt_logprobs[place][token].logprob) for place, token in enumerate(choice, len(prompt))
+            )
             for (prompt, choice), output in zip(asked, outputs, strict=True)
         ]
 

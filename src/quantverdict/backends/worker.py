@@ -1,18 +1,141 @@
-"""llama.cpp in a process of its own: `python -m quantverdict.backends.worker`; see `worker_side`."""
+"""An engine in a process of its own, `python -m quantverdict.backends.worker`; its other end is `worker_process`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol, TextIO
 
-from quantverdict.backends.base import Progress
+from quantverdict.backends.base import Decoding, Placement, Progress, WhiteBox, hash_ids
 from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits, checked, even_parts
-from quantverdict.backends.llama_engine import CHUNK, LlamaEngine
-from quantverdict.backends.llama_library import open_library
-from quantverdict.backends.token_hash import hash_ids
-from quantverdict.backends.worker_side import PAYLOAD, run
-from quantverdict.errors import EngineError
+from quantverdict.backends.llama_engine import CHUNK, LlamaEngine, open_library
+from quantverdict.errors import EngineError, PromptTooLongError
+from quantverdict.records import Completion, Prompt
+from quantverdict.registry import load
+
+# The worker's end of the pipe: one JSON document a line each way, and bytes behind one that says how many.
+#
+# The first line in says what to load, the first line out is `ready` or `error`. Each later line in is answered by
+# `progress` lines and one that settles it. A worker ends when its input ends, in the middle of a batch too, so that it
+# cannot outlive the process that asked. A crash needs no handling here: the other side sees the pipe close.
+
+PAYLOAD = "payload"
+"""The key of a reply's bytes; they follow its line, which holds their number instead."""
+_PROGRESS_SECONDS = 0.1
+_FD_IN, _FD_OUT, _FD_ERR = 0, 1, 2
+
+
+class Worker(Protocol):
+    """What has been loaded and answers."""
+
+    @property
+    def ready(self) -> object:
+        """What the line that says it is loaded holds; a JSON value."""
+        ...
+
+    @property
+    def measured(self) -> Mapping[str, int]:
+        """What only the engine can count, beside the process's own `cpu_seconds` and `peak_memory_bytes`."""
+        ...
+
+    def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """The line that settles a request.
+
+        Raises:
+            EngineError: it cannot be answered; the worker goes on.
+        """
+        ...
+
+
+Load = Callable[[Mapping[str, Any]], Worker]
+"""Makes a worker of the first line in."""
+
+
+def run(open_engine: Load) -> None:
+    """Answer until the input ends. The reply pipe is ours: whatever a library prints goes to the error stream."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(_FD_OUT), "wb")
+    os.dup2(_FD_ERR, _FD_OUT)
+    # What no engine foresaw ends the process; its last words are the error, not the way there.
+    sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)  # noqa: T201
+    try:
+        _serve(open_engine, sys.stdin, replies)
+    except BrokenPipeError:
+        os._exit(0)  # the reader is gone: there is nobody to tell
+
+
+def _serve(open_engine: Load, requests: TextIO, replies: BinaryIO) -> None:
+    worker: Worker | None = None
+    while line := requests.readline():
+        request = json.loads(line)
+        reply: dict[str, Any]
+        try:
+            if worker is None:
+                worker = open_engine(request)
+                reply = {"ready": worker.ready}
+            else:
+                reply = worker.reply(request, _Reporter(replies))
+        except PromptTooLongError as error:
+            reply = {"error": str(error), "too_long": error.prompt}
+        except EngineError as error:
+            reply = {"error": str(error)}
+        _send(replies, {**reply, "usage": _usage(worker)})
+
+
+class _Reporter:
+    """Passes progress on, a few times a second."""
+
+    def __init__(self, replies: BinaryIO) -> None:
+        self.replies, self.reported = replies, time.monotonic()
+
+    def __call__(self, finished: int, generated: int) -> None:
+        now = time.monotonic()
+        if now - self.reported < _PROGRESS_SECONDS:
+            return
+        self.reported = now
+        if os.name != "nt" and select.select([_FD_IN], [], [], 0)[0]:
+            raise SystemExit(0)  # nothing is sent while a batch runs: the input has ended
+        _send(self.replies, {"progress": [finished, generated]})
+
+
+def _send(replies: BinaryIO, message: Mapping[str, Any]) -> None:
+    payload = message.get(PAYLOAD)
+    line = message if payload is None else {**message, PAYLOAD: len(payload)}
+    replies.write(json.dumps(line).encode() + b"\n")
+    if payload is not None:
+        replies.write(payload)
+    replies.flush()
+
+
+def _usage(worker: Worker | None) -> dict[str, float]:
+    own = {"cpu_seconds": time.process_time(), "peak_memory_bytes": peak_memory()}
+    return own if worker is None else {**own, **worker.measured}
+
+
+def peak_memory() -> int:
+    """The most bytes that this process held resident, and it alone.
+
+    Linux keeps `ru_maxrss` over the start of a new program: a child there shows what its parent held.
+    """
+    if os.name == "nt":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        with suppress(OSError, ValueError, StopIteration), open("/proc/self/status", "rb") as lines:  # noqa: PTH123
+            return int(next(line for line in lines if line.startswith(b"VmHWM:")).split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
 
 FEW = 63
 """Rows evaluated at once beside other slots: from 64 on attention is summed in tiles, so it would matter how much of a
@@ -92,7 +215,7 @@ class LlamaWorker:
         try:
             return self._job(prompt["text"], prompt["choices"], max_new_tokens)
         except EngineError as error:
-            raise EngineError(f"{prompt['name']}: {error}") from error
+            raise error.of_prompt(prompt["name"]) from error
 
     def _job(self, text: str, choices: Sequence[str], max_new_tokens: int) -> Job:
         tokens = self.engine.tokenize(text, start=True)
@@ -101,7 +224,7 @@ class LlamaWorker:
         continuations = tuple(self._continuation(text, tokens, choice) for choice in choices)
         longest = max((len(tokens) for tokens in continuations), default=0)
         if len(tokens) + max(min(1, max_new_tokens), longest - 1) > self.context:
-            raise EngineError(
+            raise PromptTooLongError(
                 f"the prompt's {len(tokens)} tokens do not fit a context of {self.context};"
                 " expected a larger context or a shorter prompt"
             )
@@ -117,5 +240,63 @@ class LlamaWorker:
         return tuple(tokens)
 
 
+class Engine(Protocol):
+    """What runs in the other process: made with (path, placement), it is a `Backend` without an end."""
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]: ...
+
+    @property
+    def measured(self) -> Mapping[str, int]:
+        """What only the engine can count, beside the process's own `cpu_seconds` and `peak_memory_bytes`."""
+        ...
+
+    def complete(
+        self, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None
+    ) -> list[Completion]: ...
+
+
+class EngineWorker:
+    """An engine of ours in Python, which answers batches.
+
+    Args:
+        settings: `engine` (MODULE:CLASS), `path`, `placement`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        placement = Placement(**settings["placement"])
+        self._engine: Engine = load(settings["engine"])(Path(settings["path"]), placement)
+
+    @property
+    def ready(self) -> dict[str, str | int | bool]:
+        return dict(self._engine.identity)
+
+    @property
+    def measured(self) -> Mapping[str, int]:
+        return self._engine.measured
+
+    def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """To one line of input."""
+        if "force" in request:
+            return self._force(**request["force"])
+        prompts = [_prompt(values) for values in request["prompts"]]
+        done = self._engine.complete(prompts, Decoding(**request["decoding"]), progress)
+        return {"completions": [asdict(completion) for completion in done]}
+
+    def _force(self, prompt: Mapping[str, Any], answer: str, start: int, stop: int) -> dict[str, Any]:
+        assert isinstance(self._engine, WhiteBox)  # only such an engine's backend asks
+        found = self._engine.force(_prompt(prompt), answer, range(start, stop))
+        return {"ids": found.ids, "vocabulary": found.logits.shape[1], PAYLOAD: found.logits.tobytes()}
+
+
+def _prompt(values: Mapping[str, Any]) -> Prompt:
+    return Prompt(**{**values, "choices": tuple(values["choices"])})
+
+
+def open_worker(settings: Mapping[str, Any]) -> Worker:
+    """What the first line asks for."""
+    return EngineWorker(settings) if "engine" in settings else LlamaWorker(settings)
+
+
 if __name__ == "__main__":
-    run(LlamaWorker)
+    run(open_worker)

@@ -2,29 +2,35 @@
 
 No port is opened, a crash is an `EngineError` here, and the worker ends with this process: it reads its input to the
 end. Whatever it prints goes to a file that is read only where it dies. One that is frozen is ended after a while; one
-that is slow, however slow, is waited for.
+that is slow, however slow, is waited for. Threads read and write its pipes, as not every system can wait for a pipe
+for a while; one that hangs in a driver, and cannot be killed, keeps its threads and nobody else.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from dataclasses import asdict
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import IO, Any, TypeVar
 
-from quantverdict.backends.base import Forced, Progress
-from quantverdict.backends.worker_side import PAYLOAD
-from quantverdict.errors import EngineError
-from quantverdict.records import Completion
+from quantverdict.backends.base import Decoding, Forced, Placement, Progress, Usage
+from quantverdict.backends.worker import PAYLOAD
+from quantverdict.errors import EngineError, PromptTooLongError
+from quantverdict.records import Completion, Prompt
 
+MODULE = "quantverdict.backends.worker"
+"""What every engine that has a process of its own is run by."""
 _END_SECONDS = 5
 _TICK_SECONDS = 5.0
 """Between two looks at a worker that says nothing."""
@@ -32,6 +38,7 @@ _STILL_SECONDS = 60.0
 """Without a word and without work, until it is said."""
 _FROZEN_SECONDS = 600.0
 """Likewise, until the worker is ended; and without a word, though at work, until that is said."""
+_T = TypeVar("_T")
 _AT_WORK = 0.01
 """Of a core: what threads that only wait stay under."""
 
@@ -58,6 +65,7 @@ class WorkerProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.process = subprocess.Popen(  # noqa: S603 - a module of this package
             [sys.executable, "-P", "-m", module],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -67,8 +75,8 @@ class WorkerProcess:
         self._end = weakref.finalize(self, _end, self.process, self._errors)
         self.usage: Mapping[str, Any] = {}
         self._received = bytearray()
-        if os.name != "nt":
-            os.set_blocking(self._fd(self.process.stdin), False)
+        self._chunks: SimpleQueue[bytes] = SimpleQueue()
+        Thread(target=_read, args=(self.process.stdout, self._chunks), daemon=True).start()
         try:
             self.ready: Any = self.ask(settings)["ready"]
         except EngineError:
@@ -92,7 +100,8 @@ class WorkerProcess:
                 self.process.kill()
                 self.close()
         if "error" in reply:
-            raise EngineError(reply["error"])
+            too_long = reply.get("too_long")
+            raise EngineError(reply["error"]) if too_long is None else PromptTooLongError(reply["error"], too_long)
         return reply
 
     def close(self) -> None:
@@ -110,20 +119,11 @@ class WorkerProcess:
             if progress is not None:
                 progress(*reply["progress"])
 
-    @staticmethod
-    def _fd(pipe: IO[bytes] | None) -> int:
-        assert pipe is not None
-        return pipe.fileno()
-
     def _send(self, data: bytes, watch: _Watch) -> None:
-        fd, left = self._fd(self.process.stdin), memoryview(data)
-        try:
-            while left:
-                watch.wait_for(fd, "POLLOUT")
-                with suppress(BlockingIOError):
-                    left = left[os.write(fd, left) :]
-        except BrokenPipeError:
-            raise EngineError(self._reason()) from None
+        sent: SimpleQueue[bool] = SimpleQueue()
+        Thread(target=_write, args=(self.process.stdin, data, sent), daemon=True).start()
+        if not watch.wait_for(sent):
+            raise EngineError(self._reason())
 
     def _line(self, watch: _Watch) -> bytes:
         """The next line of the worker."""
@@ -142,9 +142,7 @@ class WorkerProcess:
         return taken
 
     def _receive(self, watch: _Watch) -> None:
-        fd = self._fd(self.process.stdout)
-        watch.wait_for(fd, "POLLIN")
-        data = os.read(fd, 1 << 20)
+        data = watch.wait_for(self._chunks)
         if not data:
             raise EngineError(self._reason())
         self._received += data
@@ -184,22 +182,21 @@ class _Watch:
         self.silent = self.still = 0.0
         self.work: tuple[float, int] | None = None
 
-    def wait_for(self, fd: int, event: str) -> None:
-        """Return when the pipe is ready, or has ended.
+    def wait_for(self, queue: SimpleQueue[_T]) -> _T:
+        """What a thread puts into a queue.
 
         Raises:
             EngineError: the worker is frozen; it was ended.
         """
-        if os.name == "nt":
-            return  # a pipe cannot be waited for there: reading it waits
-        poll = select.poll()
-        poll.register(fd, getattr(select, event))
         start = time.monotonic()
-        while not poll.poll(_TICK_SECONDS * 1000):
+        while True:
+            with suppress(Empty):
+                found = queue.get(timeout=_TICK_SECONDS)
+                self._reset()
+                return found
             now = time.monotonic()
             self._look(min(now - start, 2 * _TICK_SECONDS))
             start = now
-        self._reset()
 
     def _look(self, passed: float) -> None:
         self.silent += passed
@@ -209,8 +206,7 @@ class _Watch:
             worked = work[0] - before[0] >= _AT_WORK * passed or work[1] != before[1]
             self.still = 0.0 if worked else self.still + passed
         if self.still >= _FROZEN_SECONDS:
-            with suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            _kill(self.process.pid)
             raise EngineError(
                 f"the {self.name} worker was frozen (stopped, or its device hangs): it said nothing and used no"
                 f" processor for {self.still:.0f} s, and was ended"
@@ -254,6 +250,41 @@ def _work(pid: int) -> tuple[float, int] | None:
     return seconds, read
 
 
+def _kill(pid: int) -> None:
+    """End a worker and whatever it started, though it be orphaned where a system has sessions."""
+    if hasattr(os, "killpg"):
+        with suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+        return
+    import psutil
+
+    with suppress(psutil.Error):
+        own = psutil.Process(pid)
+        for process in (*own.children(recursive=True), own):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _read(pipe: IO[bytes], chunks: SimpleQueue[bytes]) -> None:
+    """Pass on what comes through a pipe, and an empty text for its end."""
+    with pipe, suppress(OSError):
+        while data := pipe.read(1 << 20):
+            chunks.put(data)
+    chunks.put(b"")
+
+
+def _write(pipe: IO[bytes], data: bytes, sent: SimpleQueue[bool]) -> None:
+    """Put data into a pipe, and say whether it has a reader."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[pipe.write(left) :]
+    except (OSError, ValueError):  # it has none any more, or was closed here
+        sent.put(False)
+    else:
+        sent.put(True)
+
+
 class WorkerBackend:
     """What every `Backend` whose engine is a worker shares.
 
@@ -270,14 +301,12 @@ class WorkerBackend:
         return self._identity
 
     @property
-    def cpu_seconds(self) -> float:
-        """CPU time of the worker so far."""
-        return float(self._worker.usage["cpu_seconds"])
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Most memory that it held: on the accelerator where the engine uses one, else resident."""
-        return int(self._worker.usage["peak_memory_bytes"])
+    def usage(self) -> Usage:
+        """What the worker used so far."""
+        counted = self._worker.usage
+        halved = counted.get("halved")
+        peak = int(counted["peak_memory_bytes"])
+        return Usage(float(counted["cpu_seconds"]), peak, None if halved is None else int(halved))
 
     def close(self) -> None:
         """End the worker and wait for it."""
@@ -302,13 +331,9 @@ def _completion(values: Mapping[str, Any]) -> Completion:
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
-    """Close the pipes, which ends the worker; kill it where that does not."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue  # what was still to be sent has no reader
+    """Close its input, which ends the worker; kill it where that does not."""
+    assert process.stdin is not None
+    process.stdin.close()
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -316,3 +341,41 @@ def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):  # what hangs in a driver cannot be killed
             process.wait(_END_SECONDS)
     errors.close()
+
+
+# An engine in a process of its own: python -m quantverdict.backends.worker_process.
+#
+# Its threads, logging and memory are its own, all of which ends with it. What is said on the pipe: see `worker_side`.
+
+
+class IsolatedBackend(WorkerBackend):
+    """A `Backend` whose engine runs in another process.
+
+    Args:
+        name: of the engine, for messages.
+        engine: `MODULE:CLASS` of a `worker.Engine`.
+        path: the build.
+        placement: how to use the machine.
+        environment: what is set for the process.
+
+    Raises:
+        EngineError: the engine cannot be loaded, or could not generate one token.
+    """
+
+    def __init__(
+        self, name: str, engine: str, path: Path, placement: Placement, environment: Mapping[str, str]
+    ) -> None:
+        settings = {"engine": engine, "path": str(path), "placement": asdict(placement)}
+        worker = WorkerProcess(name, MODULE, environment, settings)
+        super().__init__(worker, worker.ready)
+
+    def complete(
+        self, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None
+    ) -> list[Completion]:
+        """Answer one batch; see `Backend`.
+
+        Raises:
+            EngineError: the process died, or the engine refused the batch.
+        """
+        request = {"prompts": [asdict(prompt) for prompt in prompts], "decoding": asdict(decoding)}
+        return self._completions(request, progress)

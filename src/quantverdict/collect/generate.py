@@ -9,11 +9,56 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal, Protocol
 
-from quantverdict.backends.base import Backend
-from quantverdict.collect.stopping import OpenWatch, Stopping
-from quantverdict.collect.store import FINISHES, BatchTiming, CellStore, as_response
+from quantverdict.backends.base import Backend, Metered, Usage
+from quantverdict.bundle.store import FINISHES, BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Completion, Prompt, Response
+
+# Whether a cell that is asked in rounds need be asked any further.
+
+Watch = Callable[[Sequence[Response]], bool]
+"""Told the answers of one whole round after another, from the first; says whether those so far are enough."""
+OpenWatch = Callable[[], Watch]
+"""Begins to watch a cell. Called when its first round is there, so whatever was to be asked before it was."""
+
+
+class Stopping:
+    """The rounds of one cell: it is stopped at the end of a round, and never after the last.
+
+    A resumed cell is looked at again from its first round on, unless it was stopped already.
+    """
+
+    def __init__(self, store: CellStore, open_watch: OpenWatch | None, stopped_after: int | None) -> None:
+        """`stopped_after` is what an earlier run noted: the prompts after which it stopped, None where it did not."""
+        self._store, self._open_watch = store, open_watch
+        self._watch: Watch | None = None
+        self._seen = 0
+        self._stopped = stopped_after is not None and stopped_after == self._asked
+
+    @property
+    def stopped_after(self) -> int | None:
+        """Prompts that were asked, where the cell was stopped before the last."""
+        return self._asked if self._stopped else None
+
+    def enough(self) -> bool:
+        """Whether nothing more is to be asked; looks at every whole round that is stored and was not looked at."""
+        rounds = self._store.plan.rounds
+        if self._stopped or rounds is None or self._open_watch is None:
+            return self._stopped or self._store.done == len(self._store.plan.batches)
+        decided = False
+        while self._seen < len(rounds.ends) - 1 and rounds.ends[self._seen] <= self._store.done:
+            self._watch = self._watch or self._open_watch()
+            begin = rounds.ends[self._seen - 1] if self._seen else 0
+            decided = self._watch(self._store.answers(begin, rounds.ends[self._seen]))
+            self._seen += 1
+        # Answers beyond the last whole round belong to one that is not looked at yet.
+        self._stopped = decided and self._store.done == rounds.ends[self._seen - 1]
+        return self._stopped or self._store.done == len(self._store.plan.batches)
+
+    @property
+    def _asked(self) -> int:
+        return self._store.plan.prompts_in(self._store.done)
+
 
 Identity = Mapping[str, str | int | bool]
 OpenBackend = Callable[[], Backend]
@@ -136,9 +181,9 @@ class _CellRun:
             note_identity(identity)
             while not self.stopping.enough():
                 self._ask_batch(backend, self.store.done)
-            self.peak = max(filter(None, (self.peak, peak_memory(backend))), default=None)
-            halved: int | None = getattr(backend, "halved", None)
-            self.halved = self.halved if halved is None else halved + (self.halved or 0)
+            used = usage_of(backend)
+            self.peak = max(filter(None, (self.peak, used.peak_memory_bytes)), default=None)
+            self.halved = self.halved if used.halved is None else used.halved + (self.halved or 0)
         finally:
             backend.close()
 
@@ -147,9 +192,9 @@ class _CellRun:
         prompts = [plan.prompts[index] for index in plan.batches[number]]
         decoding = plan.decoding[prompts[0].task]
         steps = _Steps(self.view)
-        cpu_before, start = cpu_seconds(backend), time.perf_counter()
+        cpu_before, start = usage_of(backend).cpu_seconds, time.perf_counter()
         completions = backend.complete(prompts, decoding, steps)
-        wall, cpu_after = time.perf_counter() - start, cpu_seconds(backend)
+        wall, cpu_after = time.perf_counter() - start, usage_of(backend).cpu_seconds
         check_completions(prompts, completions, decoding.max_new_tokens)
         self._refuse_silence(completions)
         tokens = sum(completion.output_tokens for completion in completions)
@@ -268,16 +313,9 @@ def refuse_other_engine(cell: CellId, known: Identity, found: Identity) -> None:
             )
 
 
-def cpu_seconds(backend: Backend) -> float | None:
-    """CPU seconds the engine used so far, None where the backend has no `cpu_seconds`."""
-    value = getattr(backend, "cpu_seconds", None)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def peak_memory(backend: Backend) -> int | None:
-    """Peak resident bytes of the engine, None where the backend has no `peak_memory_bytes`."""
-    value = getattr(backend, "peak_memory_bytes", None)
-    return int(value) if isinstance(value, int | float) else None
+def usage_of(backend: Backend) -> Usage:
+    """What a backend used so far; nothing is known of one that does not count."""
+    return backend.usage if isinstance(backend, Metered) else Usage()
 
 
 def one_line(error: BaseException) -> str:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from quantverdict.backends.marks import CLOSE, END, OPEN, OTHER, TURN
-from quantverdict.grading.base import EMPTY_ANSWER
-from quantverdict.grading.text import cleaned
+from quantverdict.backends.base import CLOSE, END, OPEN, OTHER, TURN
+from quantverdict.grading.base import EMPTY_ANSWER, cleaned
 from quantverdict.grading.wrapper import Wrapper, unwrap
 from quantverdict.records import Response
 

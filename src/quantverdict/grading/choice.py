@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from quantverdict.errors import DataError
-from quantverdict.grading.base import Grade
-from quantverdict.grading.text import cleaned
+from quantverdict.grading.base import Grade, cleaned
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task, choice_continuations, choice_texts, correct_choice
 

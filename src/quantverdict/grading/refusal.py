@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantverdict.grading import refusal_patterns as say
-from quantverdict.grading.base import EMPTY_ANSWER, Grade
-from quantverdict.grading.text import cleaned
+from quantverdict.grading.base import EMPTY_ANSWER, Grade, cleaned
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task
 

@@ -7,20 +7,122 @@ a hash of metric, encoder and texts; a later run computes the rest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from quantverdict.collect.clock import SEMANTIC, note_time
-from quantverdict.collect.manifest import Bundle
-from quantverdict.grading.embeddings import Bounds, Pair, compare_pairs
-from quantverdict.grading.encoder_files import EncoderFiles, Encoders
-from quantverdict.grading.encoders import Encoder, Placed, SentenceEncoder, TokenEncoder, cores, place
-from quantverdict.grading.grade import SCORERS, answer_text, answer_to
-from quantverdict.grading.kept import Kept, key_of
-from quantverdict.grading.text import score_free_text, score_text
+from quantverdict.bundle.store import key_of
+from quantverdict.grading.encoders import (
+    Encoder,
+    Encoders,
+    Placed,
+    SentenceEncoder,
+    TokenEncoder,
+    cores,
+    place,
+)
+from quantverdict.grading.grade import answer_text, answer_to
 from quantverdict.records import Response, Score
 from quantverdict.tasks.catalog import Item, Task, apply_filters, render_prompt
+
+# One pass over pairs of texts: each distinct text is encoded once, in batches of like length, in bounded memory.
+
+E = TypeVar("E")
+
+
+class Pair(NamedTuple):
+    """An answer and the text that it is compared with."""
+
+    answer: str
+    reference: str
+
+
+class Bounds(NamedTuple):
+    """How much is done at once.
+
+    Attributes:
+        batch_tokens: encoded together, padding included.
+        chunk_tokens: encoded between two results, which is what an interruption can lose.
+        held_bytes: of embeddings that are kept for later pairs; what is beyond it is encoded again when it is needed.
+    """
+
+    batch_tokens: int
+    chunk_tokens: int
+    held_bytes: int = 1 << 29
+
+
+def compare_pairs(encoder: Encoder[E], pairs: Iterable[Pair], bounds: Bounds) -> Iterator[dict[Pair, float]]:
+    """Every distinct pair with its score, some at a time."""
+    ordered = by_reference(pairs)
+    texts = list(dict.fromkeys(text for pair in ordered for text in pair))
+    lengths = dict(zip(texts, encoder.lengths(texts) if texts else (), strict=True))
+    uses = Counter(text for pair in ordered for text in pair)
+    held: dict[str, E] = {}
+    for chunk in chunks(ordered, lengths, bounds.chunk_tokens):
+        missing = dict.fromkeys(text for pair in chunk for text in pair if text not in held)
+        for batch in batches(missing, lengths, bounds.batch_tokens):
+            held.update(zip(batch, encoder.embed(batch), strict=True))
+        yield matched(encoder, chunk, held)
+        uses.subtract(text for pair in chunk for text in pair)
+        forget(encoder, held, uses, bounds.held_bytes)
+
+
+def by_reference(pairs: Iterable[Pair]) -> list[Pair]:
+    """Distinct pairs, those of one reference together: they are compared at once, and it is needed no more after."""
+    groups: dict[str, dict[Pair, None]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.reference, {})[pair] = None
+    return [pair for group in groups.values() for pair in group]
+
+
+def chunks(pairs: Sequence[Pair], lengths: Mapping[str, int], most: int) -> Iterator[list[Pair]]:
+    """Pairs in their order, so many that their distinct texts have about `most` tokens."""
+    chunk: list[Pair] = []
+    seen: set[str] = set()
+    tokens = 0
+    for pair in pairs:
+        chunk.append(pair)
+        tokens += sum(lengths[text] for text in {*pair} - seen)
+        seen.update(pair)
+        if tokens >= most:
+            yield chunk
+            chunk, seen, tokens = [], set(), 0
+    if chunk:
+        yield chunk
+
+
+def batches(texts: Iterable[str], lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Texts of like length, longest first, so that those of a batch fill at most `most` tokens with their padding."""
+    rest = sorted(texts, key=lambda text: -lengths[text])
+    while rest:
+        many = max(1, most // max(1, lengths[rest[0]]))
+        yield rest[:many]
+        rest = rest[many:]
+
+
+def matched(encoder: Encoder[E], pairs: Sequence[Pair], held: Mapping[str, E]) -> dict[Pair, float]:
+    """The scores of pairs whose texts are encoded."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.reference, []).append(pair)
+    found: dict[Pair, float] = {}
+    for reference, group in groups.items():
+        scores = encoder.compare([held[pair.answer] for pair in group], held[reference])
+        found.update(zip(group, scores, strict=True))
+    return found
+
+
+def forget(encoder: Encoder[E], held: dict[str, E], uses: Mapping[str, int], most: int) -> None:
+    """Drop what no later pair needs, then the oldest of what is beyond `most` bytes."""
+    for text in [text for text in held if uses[text] <= 0]:
+        del held[text]
+    total = sum(map(encoder.size, held.values()))
+    for text in list(held):
+        if total <= most:
+            break
+        total -= encoder.size(held.pop(text))
+
 
 KEPT = "semantic.jsonl"
 """The artefact that holds what was scored."""
@@ -35,6 +137,14 @@ SAY_SECONDS = 30.0
 Say = Callable[[str], None]
 
 
+class Memory(NamedTuple):
+    """Scores by a hash of all that they follow from; `keep` makes new ones known, and `clock` is told their time."""
+
+    known: Mapping[str, float]
+    keep: Callable[[Mapping[str, float]], None]
+    clock: Callable[[int, float], None]
+
+
 class Wanted(NamedTuple):
     """A score to be had: of which answer, the pair of texts, and why there is none, where that is known."""
 
@@ -47,26 +157,27 @@ class Wanted(NamedTuple):
 
 def read_semantically(task: Task) -> bool:
     """Whether the answers to a task are free text."""
-    return bool({score_text, score_free_text} & set(SCORERS.get(task.task_type, ())))
+    return task.type.free_text
 
 
 def semantic_scores(
-    encoders: Encoders, tasks: Mapping[str, Task], responses: Iterable[Response], bundle: Bundle, say: Say
+    encoders: Encoders,
+    tasks: Mapping[str, Task],
+    responses: Iterable[Response],
+    memory: Memory,
+    say: Say,
 ) -> Iterator[Score]:
     """The scores of answers to free-text tasks, in their order; answers to others have none.
 
     Raises:
         EngineError: an encoder cannot be loaded, or fails; what it scored before is kept.
-        BundleError: the scores cannot be kept.
     """
     wanted = list(_wanted(encoders, tasks, responses))
-    bundle.refuse_changed(KEPT)
-    kept, placed = Kept(bundle.path(KEPT)), place(encoders.settings)
+    placed, known_as = place(encoders.settings), identities(encoders)
     instruments = (
         ("bertscore", ("bertscore",), encoders.bertscore, TokenEncoder),
         ("coherence", ("coherence", "coherence_prompt"), encoders.coherence, SentenceEncoder),
     )
-    identities = {name: _identity(files, placed) for name, _, files, _ in instruments if files is not None}
     values: dict[tuple[str, Pair], float] = {}
     for name, metrics, files, kind in instruments:
         if files is None:
@@ -74,14 +185,24 @@ def semantic_scores(
         mine = dict.fromkeys(
             (one.metric, one.pair) for one in wanted if one.metric in metrics and _comparable(one.pair)
         )
-        keys = {asked: key_of(asked[0], identities[name], *asked[1]) for asked in mine}
-        start, known = time.perf_counter(), len(kept.values)
-        _score_missing(partial(kind, files, placed), keys, kept, placed, partial(_say, say, name, files.name))
-        if new := len(kept.values) - known:
-            note_time(bundle.root, SEMANTIC, new, time.perf_counter() - start)
-        values |= {asked: kept.values[key] for asked, key in keys.items()}
-    bundle.record(semantic=identities)
+        keys = {asked: key_of(asked[0], known_as[name], *asked[1]) for asked in mine}
+        start, known = time.perf_counter(), len(memory.known)
+        _score_missing(partial(kind, files, placed), keys, memory, placed, partial(_say, say, name, files.name))
+        if new := len(memory.known) - known:
+            memory.clock(new, time.perf_counter() - start)
+        values |= {asked: memory.known[key] for asked, key in keys.items()}
     yield from (_score(one, values) for one in wanted)
+
+
+def identities(encoders: Encoders) -> dict[str, dict[str, Any]]:
+    """What the scores of each encoder depend on besides the texts."""
+    placed = place(encoders.settings)
+    named = (("bertscore", encoders.bertscore), ("coherence", encoders.coherence))
+    return {
+        name: {"encoder": files.name, **files.identity, "dtype": placed.dtype, "device": placed.hardware}
+        for name, files in named
+        if files is not None
+    }
 
 
 def _wanted(encoders: Encoders, tasks: Mapping[str, Task], responses: Iterable[Response]) -> Iterator[Wanted]:
@@ -121,22 +242,17 @@ def _score(one: Wanted, values: Mapping[tuple[str, Pair], float]) -> Score:
     return Score(r.base_model, r.quant, r.task, r.sample_id, one.metric, value, one.cluster, reason)
 
 
-def _identity(files: EncoderFiles, placed: Placed) -> dict[str, Any]:
-    """What a score depends on besides the texts."""
-    return {"encoder": files.name, **files.identity, "dtype": placed.dtype, "device": placed.hardware}
-
-
 def _score_missing(
     load: Callable[[], Encoder[Any]],
     keys: Mapping[tuple[str, Pair], str],
-    kept: Kept,
+    memory: Memory,
     placed: Placed,
     say: Callable[[int, int], None],
 ) -> None:
     """Compare the pairs that are not kept; the encoder is loaded only where there are any."""
     missing: dict[Pair, list[str]] = {}
     for (_, pair), key in keys.items():
-        if key not in kept.values:
+        if key not in memory.known:
             missing.setdefault(pair, []).append(key)
     if not missing:
         return
@@ -146,7 +262,7 @@ def _score_missing(
     with cores():
         for scores in compare_pairs(load(), missing, bounds):
             new = {key: round(score, DECIMALS) for pair, score in scores.items() for key in missing[pair]}
-            kept.add(new)
+            memory.keep(new)
             done += len(new)
             if done == len(keys) or time.monotonic() - said > SAY_SECONDS:
                 said = time.monotonic()

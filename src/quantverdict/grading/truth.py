@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from quantverdict.grading.base import EMPTY_ANSWER, Grade, strings
-from quantverdict.grading.text import cleaned
+from quantverdict.grading.base import EMPTY_ANSWER, Grade, cleaned, strings
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task
 

@@ -9,21 +9,25 @@ counts by their design effect, as in the tests of a loss; a mean has the limits 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from quantverdict.matrix.columns import ACCURACIES, METRICS
-from quantverdict.matrix.grid import Codes, Grid, Grids
+from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.columns import references
+from quantverdict.matrix.grid import Codes, Grid, Grids, independent
+from quantverdict.matrix.shared import credit
 from quantverdict.matrix.signals import limit, pp
-from quantverdict.matrix.ungraded import credit
 from quantverdict.policy import Policy
-from quantverdict.records import CellId
+from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
+from quantverdict.registry import METRICS, judged_by
 from quantverdict.stats.intervals import FloatArray, Interval, clopper_pearson
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss
+from quantverdict.stats.power import mde_paired, mde_unpaired
 
 Verdict = Literal["informative", "unsettled", "uninformative", "not_measured"]
 Choices = Mapping[str, Mapping[tuple[str, str], int]]
@@ -33,14 +37,6 @@ CONFIDENCE = 0.95
 ALPHA = (1 - CONFIDENCE) / 2
 MOST_UNGRADED = Fraction(1, 10)
 """Of the baseline's answers: with more of them nothing is known of what a build can lose."""
-CHANCES = {"mmlu_accuracy": 0.25, "arc_accuracy": 0.25}
-"""Right by guessing where the items are not known: both have four choices (ARC all but a few of its items)."""
-RIVALS = {
-    "judge_refusal_rate": "refusal_rate",
-    "judge_truthfulness": "truthfulness",
-    "judge_bias_resistance": "bias_resistance",
-}
-"""What a judge and a pattern both read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +129,14 @@ def _room(metric: str, values: FloatArray, units: Codes) -> Interval:
 
 def _chance(grid: Grid, known: np.ndarray, metric: str, choices: Mapping[tuple[str, str], int]) -> float:
     """The share that is right by guessing, 0 where that is not known."""
-    stem = next((name for name in ACCURACIES if metric.startswith(name)), None)
-    if stem is None:
+    guessed = METRICS[metric].chance
+    if guessed is None:
         return 0.0
     items = zip(grid.tasks[known].tolist(), grid.samples[known].tolist(), strict=True)
     counts = [choices.get((str(task), str(sample)), 0) for task, sample in items]
     if all(count > 1 for count in counts):
         return float(np.mean([1 / count for count in counts]))
-    return CHANCES.get(stem, 0.0)
+    return guessed
 
 
 # Instruments
@@ -148,7 +144,7 @@ def _chance(grid: Grid, known: np.ndarray, metric: str, choices: Mapping[tuple[s
 
 def _one_label(samples: Grids, baseline: CellId, metric: str, margin: Fraction) -> str | None:
     """How a judge says the same of all answers of a base model, where the pattern splits them by more than a margin."""
-    rival = RIVALS.get(metric)
+    rival = next((pattern for pattern, judged in judged_by().items() if judged == metric), None)
     if rival is None or rival not in samples or baseline not in samples[rival].cells:
         return None
     grid = samples[metric]
@@ -201,3 +197,102 @@ def _change(samples: Grids, cell: CellId, baseline: CellId, metric: str) -> tupl
     mine, theirs = grid.compared(cell, baseline)
     known = ~np.isnan(mine - theirs)
     return grid.prompts[known], (mine - theirs)[known]
+
+
+# What the prompts of each cell can show: the smallest detectable drop beside every rate.
+#
+# Prompts of a cluster (one behaviour in several wrappers) may all be answered alike: clusters are counted in their
+# place, which is the cautious end, as in `plan`.
+
+COLUMNS = (
+    "base_model", "quant", "metric", "rate", "n", "n_independent", "unit", "mde_unpaired_pp", "mde_paired_pp",
+    "discordance", "reason",
+)  # fmt: skip
+
+Units = Mapping[tuple[CellId, str], int]
+"""Of how many independent units the graded prompts of a cell and metric are, where that is fewer than they are."""
+
+
+class Pairs(NamedTuple):
+    """How many pairs differ, of how many, and of how many independent units those are."""
+
+    differing: int
+    n: int
+    units: int
+
+
+def units_of(samples: Grids) -> dict[tuple[CellId, str], int]:
+    """The units of every metric whose prompts come in clusters."""
+    return {
+        (cell, name): independent(grid.values[:, column], grid.units)
+        for name, grid in samples.items()
+        if grid.clustered
+        for column, cell in enumerate(grid.cells)
+    }
+
+
+def power_table(
+    matrix: Matrix,
+    statistics: StatisticsConfig,
+    pairs: Mapping[tuple[CellId, str], Pairs] | None = None,
+    units: Units | None = None,
+) -> Table:
+    """`power.csv`: the smallest drop from the baseline's rate that a cell's prompts detect, in pp.
+
+    A rate is a proportion, or a safety score between 0 and 1 (its variance is then at most that of a proportion).
+    `n_independent` is what is counted, and `unit` whether those are prompts or clusters of them.
+
+    Args:
+        matrix: the cells.
+        statistics: the power that is wanted, and the confidence, one less the level of the two-sided test.
+        pairs: by cell and metric, where samples exist; the paired effect needs them.
+        units: where samples exist.
+    """
+    # The same few rates and counts come again and again, one a base model and metric.
+    unpaired = cache(lambda p, n1, n2: mde_unpaired(p, n1, n2, statistics.power, 1 - statistics.confidence))
+    base, units = references(matrix), units or {}
+    rows: list[tuple[Value, ...]] = []
+    for row in matrix:
+        for metric, found, reference in _rates(row, base.get(row.cell)):
+            pair = (pairs or {}).get((row.cell, metric))
+            n, n_base = counted(row, metric, units), counted(base[row.cell], metric, units)
+            loose = tight = None
+            reasons = ["the number of prompts is not known"]
+            if n is not None and n_base is not None:
+                loose = unpaired(as_probability(reference.value), n_base, n)
+                reasons = [] if loose is not None else ["no drop from this rate would be detected"]
+                if pair is not None:
+                    tight = paired_drop(pair, statistics)
+                    reasons += [] if tight is not None else ["too few pairs differ to show any difference"]
+            share = None if pair is None else pair.differing / pair.n
+            unit = None if n is None else "cluster" if n != found.n else "prompt"
+            effects = (_pp(loose), _pp(tight), share)
+            rows.append((*row.cell, metric, found.value, found.n, n, unit, *effects, "; ".join(reasons)))
+    return Table("power", COLUMNS, tuple(rows))
+
+
+def counted(row: Row, metric: str, units: Units) -> int | None:
+    """The independent units that a rate is of; None where the number of prompts is not known."""
+    n = row.metrics[metric].n
+    return None if n is None else min(n, units.get((row.cell, metric), n))
+
+
+def paired_drop(pairs: Pairs, statistics: StatisticsConfig) -> float | None:
+    """The smallest difference that pairs detect, as a fraction; None where none is."""
+    return mde_paired(pairs.units, pairs.differing / pairs.n, statistics.power, 1 - statistics.confidence)
+
+
+def _rates(row: Row, baseline: Row | None) -> Iterator[tuple[str, Estimate, Estimate]]:
+    for name, metric in METRICS.items():
+        rate = metric.proportion or (metric.is_share and metric.group in ("safety", "judge"))
+        if rate and baseline is not None and name in row.metrics and name in baseline.metrics:
+            yield name, row.metrics[name], baseline.metrics[name]
+
+
+def as_probability(rate: Fraction) -> float:
+    """A rate between 0 and 1; a published one can stand beyond them by its rounding."""
+    return float(min(max(rate, Fraction(0)), Fraction(1)))
+
+
+def _pp(fraction: float | None) -> float | None:
+    return None if fraction is None else fraction * 100

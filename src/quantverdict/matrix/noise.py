@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from quantverdict.matrix.grid import Grid, Grids
 from quantverdict.records import CellId, Table
-from quantverdict.stats.floor import NoiseFloor, excess_flips, noise_floor
 from quantverdict.stats.intervals import FloatArray
+from quantverdict.stats.paired import NoiseFloor, excess_flips, noise_floor
 
 ALL = "all"
 """Stands for all tasks of a metric."""

@@ -14,20 +14,106 @@ from fractions import Fraction
 
 import numpy as np
 
-from quantverdict.collect.rounds import Watched, full_p_values, stopped_p_values
+from quantverdict.collect.schedule import Watched, add_round, full_p_values, stopped_p_values
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.matrix.deltas import Delta
-from quantverdict.matrix.grid import Codes, Grid, Grids
+from quantverdict.matrix.grid import Codes, Column, Grid, Grids, Looks, intervals
 from quantverdict.matrix.noise import Flips, flips_over_floor
-from quantverdict.matrix.resample import Column, intervals
-from quantverdict.matrix.rounds import sequence_interval, watched_over
-from quantverdict.matrix.shared import asked_of_both
-from quantverdict.matrix.ungraded import BoolArray, Bounds, bounded_losses, credit
-from quantverdict.records import CellId
+from quantverdict.matrix.shared import BoolArray, Bounds, asked_of_both, bounded_losses, credit
+from quantverdict.records import CellId, Table, Value
 from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
 from quantverdict.stats.paired import mcnemar_exact, mcnemar_midp, tango_interval
+from quantverdict.stats.sequential import ConfidenceSequence
+
+# Builds that were asked in rounds: what was asked of each, and what its losses say at any time of looking.
+#
+# A build that was stopped is compared with its baseline over the prompts that it was asked, in every table
+# (`matrix.shared`).
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How the prompts of a base model were asked of one of its builds.
+
+    Attributes:
+        baseline: what it is compared with; that was asked everything.
+        rounds: the round of every prompt, from 0, by task and sample.
+        largest: prompts of the largest cluster of each task.
+        stopped_after: prompts that it was asked, where it was stopped; None where it was asked everything.
+    """
+
+    baseline: CellId
+    rounds: Mapping[tuple[str, str], int]
+    largest: Mapping[str, int]
+    stopped_after: int | None
+
+    @property
+    def whole_rounds(self) -> int:
+        """Rounds that it was asked."""
+        if self.stopped_after is None:
+            return max(self.rounds.values(), default=-1) + 1
+        left, number = self.stopped_after, 0
+        counts = np.bincount(np.array(list(self.rounds.values()), dtype=np.int64))
+        while number < len(counts) and left >= counts[number]:
+            left -= int(counts[number])
+            number += 1
+        return number
+
+
+def in_rounds(samples: Grids, asked: Mapping[CellId, Asked]) -> Grids:
+    """The grids, with the rounds in which each of these builds was asked their prompts."""
+    if not asked:
+        return samples
+    return {name: replace(grid, looks=_looks(grid, asked)) for name, grid in samples.items()}
+
+
+def _looks(grid: Grid, asked: Mapping[CellId, Asked]) -> dict[CellId, Looks]:
+    names = [(str(task), str(sample)) for task, sample in zip(grid.tasks, grid.samples, strict=True)]
+    found: dict[CellId, Looks] = {}
+    for cell, how in asked.items():
+        if cell in grid.cells and how.baseline in grid.cells:
+            numbers = np.array([how.rounds.get(name, -1) for name in names], dtype=np.int64)
+            graded = grid.tasks[~np.isnan(grid.values_of(how.baseline))]
+            largest = max((how.largest.get(task, 1) for task in dict.fromkeys(graded.tolist())), default=1)
+            found[cell] = Looks(numbers, how.whole_rounds, largest, how.stopped_after, len(how.rounds))
+    return found
+
+
+def bets_on(bounds: Bounds) -> tuple[FloatArray, FloatArray]:
+    """Losses for both sequences: a cosine may change by more than 1, and no bet is made on that."""
+    return np.clip(bounds.accept, -1, 1), np.clip(bounds.reject, -1, 1)
+
+
+def watched_over(looks: Looks, bounds: Bounds, units: Codes, margin: Fraction, alpha: float) -> Watched:
+    """A metric's losses as they came, round by round.
+
+    Args:
+        looks: of the build.
+        bounds: with no gain of what is ungraded taken against a loss.
+        units: (prompts,), the cluster of each.
+        margin: as a fraction of 1.
+        alpha: two-sided, of the sequence's interval.
+    """
+    losses, rejecting = bets_on(bounds)
+    other = None if np.array_equal(losses, rejecting, equal_nan=True) else ConfidenceSequence(alpha)
+    watched = Watched(ConfidenceSequence(alpha), float(margin), other)
+    for number in range(looks.asked):
+        here = (looks.rounds == number) & ~np.isnan(losses)
+        names = [str(unit) for unit in units[here]]
+        add_round(watched, losses[here].tolist(), names, looks.largest, rejecting[here].tolist())
+    return watched
+
+
+def sequence_interval(metric: Metric, watched: Watched) -> Interval:
+    """The interval of the delta, in pp, that holds whenever one stops."""
+    loss = watched.sequence.update([])
+    if watched.rejecting is not None:
+        loss = Interval(watched.rejecting.update([]).lo, loss.hi)
+    if metric.higher_is_better is False:
+        return Interval(100 * loss.lo, 100 * loss.hi)
+    return Interval(-100 * loss.hi, -100 * loss.lo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,3 +458,72 @@ def _unknown(arms: _Arms) -> Iterator[tuple[float, float]]:
     for prompt in theirs - mine:
         if prompt in place and not np.isnan(after := arms.mine[place[prompt]]):
             yield float(after) - 1, float(after)
+
+
+# Format against engine: `engines.csv`.
+#
+# A build that runs on another engine than its baseline differs from it by the format and by the engine. Where the study
+# runs the baseline's format on that engine too, the two are told apart: engine effect = that run less the baseline (the
+# same weights, two engines), format effect = the build less that run (one engine, two formats).
+
+ENGINE, FORMAT = "engine", "format"
+COLUMNS = (
+    "base_model", "quant", "engine", "effect", "against", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp",
+    "ci_hi_pp", "interval_kind", "p_value",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A cell that runs on another engine than its baseline.
+
+    Attributes:
+        engine: what runs it.
+        baseline: what it is compared with.
+        anchor: the baseline's format on the same engine; the cell itself where it is that, None where there is none.
+    """
+
+    cell: CellId
+    engine: str
+    baseline: CellId
+    anchor: CellId | None
+
+    @property
+    def effect(self) -> str:
+        return ENGINE if self.anchor == self.cell else FORMAT
+
+    @property
+    def against(self) -> CellId | None:
+        return self.baseline if self.anchor == self.cell else self.anchor
+
+
+def engines_table(
+    samples: Grids | None, elsewhere: Mapping[CellId, Elsewhere], statistics: StatisticsConfig, seed: int
+) -> Table:
+    """Each effect on every share that both arms have graded prompts of; no rows where no engine has its baseline.
+
+    Args:
+        samples: one grid a metric; None where there are none.
+        elsewhere: the cells on another engine than their baseline.
+        statistics: confidence and resamples.
+        seed: of the bootstrap.
+    """
+    pairs = {cell: case.against for cell, case in elsewhere.items() if case.against is not None}
+    if samples is None or not pairs:
+        return Table("engines", COLUMNS, ())
+    arms = {cell: against for cell, against in pairs.items() if against is not None}
+    found = comparisons(samples, arms, Rules({}, 0.05, statistics, seed), {}, {})
+    return Table("engines", COLUMNS, tuple(_row(one, elsewhere[one.cell]) for one in found))
+
+
+def mixed_up(elsewhere: Mapping[CellId, Elsewhere]) -> dict[CellId, str]:
+    """Cells whose delta is format and engine in one, and the engine."""
+    return {cell: case.engine for cell, case in elsewhere.items() if case.anchor is None}
+
+
+def _row(found: Comparison, case: Elsewhere) -> tuple[Value, ...]:
+    against = case.against
+    return (
+        *found.cell, case.engine, case.effect, None if against is None else against.quant, found.metric, found.n,
+        found.lost, found.gained, found.delta, found.lo, found.hi, found.interval_kind, found.p_value,
+    )  # fmt: skip

@@ -10,16 +10,101 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from quantverdict.errors import ExitCode, StudyError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from quantverdict.errors import ExitCode, PluginError, StudyError
 from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.matrix.signals import Signals, all_signals
-from quantverdict.metrics import one_of
-from quantverdict.policy import Policy
+from quantverdict.policy import Exact, Frozen, GatedMetric, Margin, Policy, as_policy, with_defaults
 from quantverdict.protocol.actions import PASSES
-from quantverdict.protocol.gate_policy import DECISION, GatePolicy, GateWaiver
 from quantverdict.records import CellId, Estimate, Matrix, Row
+from quantverdict.registry import GATE_RULES, checked, load, one_of, shares
+from quantverdict.yaml_file import explained
+
+# The policy of a gate: which builds it asks about, its own margins, floors for the baseline, and waivers.
+
+DECISION = "decision"
+"""Stands for a metric where a build as a whole is decided on: it did not run, or thresholds on deltas decided."""
+CellName = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
+"""BASE_MODEL/QUANT."""
+
+
+def _percent(value: Fraction) -> Fraction:
+    if not 0 <= value <= 100:
+        raise ValueError("a percentage, from 0 to 100")
+    return value
+
+
+def _day(value: object) -> object:
+    """A quoted date as the day that it is; PyYAML reads a bare one."""
+    try:
+        return date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("a day such as 2030-12-31") from None
+
+
+Share = Annotated[str, AfterValidator(checked(shares))]
+Rule = Annotated[str, AfterValidator(checked(lambda: GATE_RULES))]
+Percent = Annotated[Exact, AfterValidator(_percent)]
+
+
+class GateWaiver(Frozen):
+    """A verdict that does not count, and why, until a day."""
+
+    cell: CellName
+    """BASE_MODEL/QUANT."""
+    metric: Annotated[str, AfterValidator(checked(lambda: (*shares(), DECISION, *GATE_RULES)))]
+    """A gated metric, one of the gate's `checks`, or `decision`."""
+    reason: str = Field(min_length=1)
+    """Shown wherever the verdict is."""
+    expires: Annotated[date, BeforeValidator(_day)]
+    """The last day on which it holds."""
+
+    def __str__(self) -> str:
+        return f"waiver of {self.metric} of {self.cell}"
+
+
+class GatePolicy(Frozen):
+    """What a gate asks for beyond the decision; empty, it asks for every build what was decided."""
+
+    builds: tuple[CellName, ...] | None = Field(default=None, strict=False)
+    """The builds that are gated; every build but the baselines if not given."""
+    policy: Annotated[Policy | None, BeforeValidator(as_policy)] = None
+    """Decide by this one instead of by the bundle's own: a name, or a mapping with `base`."""
+    margins: Annotated[Mapping[GatedMetric, Margin | None], BeforeValidator(with_defaults)] = {}
+    """Tolerated losses in pp, in place of those of the policy; null takes one out."""
+    floors: Mapping[Share, Percent] = {}
+    """What a baseline must reach, in percent, or may not exceed where less is better: two arms can be equally bad."""
+    checks: Mapping[Rule, Mapping[str, object]] = {}
+    """What a plugin's gate rules ask of every build, by the rule's name, with its options."""
+    waivers: tuple[GateWaiver, ...] = Field(default=(), strict=False)
+    """Verdicts that do not count, each until a day."""
+
+    def rules(self, decided_by: Policy) -> Policy:
+        """The policy to decide by.
+
+        Args:
+            decided_by: that of the bundle.
+
+        Raises:
+            StudyError: a margin is taken out that no decision can do without.
+        """
+        policy = self.policy or decided_by
+        if self.margins.get(policy.quality_metric, 1) is None:
+            raise StudyError(
+                "is null", field=f"margins.{policy.quality_metric}", expected="a margin of the quality metric"
+            )
+        margins = {
+            metric: margin for metric, margin in {**policy.margins, **self.margins}.items() if margin is not None
+        }
+        try:
+            return Policy.model_validate({**policy.model_dump(), "margins": margins})
+        except ValidationError as error:
+            problem, expected = explained(error.errors()[0])
+            raise StudyError(problem, field="margins", expected=expected) from error
+
 
 Status = Literal["passed", "failed", "not_measured", "not_resolvable", "uninformative", "waived"]
 Cell = Mapping[str, Any]
@@ -138,10 +223,10 @@ def gate(document: Mapping[str, Any], matrix: Matrix, asked: GatePolicy, today: 
     signals = {one.cell: one for one in all_signals(matrix, policy)}
     margins = tuple(metric for metric, margin in asked.margins.items() if margin is not None)
     bundle = _Bundle(cells, signals, policy, document["rules"], margins)
-    builds = _chosen(asked, cells)
+    builds, rows = _chosen(asked, cells), {row.cell: row for row in matrix}
     verdicts = [*_floors(asked, baselines(matrix), bundle, dict.fromkeys(cell.base_model for cell in builds))]
     for cell in builds:
-        verdicts += _of_build(cell, bundle)
+        verdicts += [*_of_build(cell, bundle), *_by_rules(cell, rows.get(cell), asked, bundle)]
     judged, notes = _waive(verdicts, asked.waivers, cells, today)
     return Gate(document["study"], policy.name, bundle.rules, builds, judged, notes)
 
@@ -279,6 +364,17 @@ def _by_points(cell: CellId, bundle: _Bundle) -> Verdict:
         return Verdict(cell, DECISION, "passed", f"{_action(told)}{seen}")
     known = [signals.quality, *(delta for _, delta in signals.drifts)]
     return Verdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(told))
+
+
+def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle) -> Iterator[Verdict]:
+    """What a plugin's rules say; a status that there is not is no pass."""
+    for name, options in asked.checks.items():
+        rule = GATE_RULES[name]
+        status, reason = load(rule.target)(bundle.cells[cell], row, options)
+        if status not in get_args(Status):
+            problem = f"{GATE_RULES.owner(name)}: gate rule {name} gives {status!r}"
+            raise PluginError(f"{problem}; expected {one_of(str(status), get_args(Status))}")
+        yield Verdict(cell, name, status, str(reason))
 
 
 def _action(told: Cell) -> str:

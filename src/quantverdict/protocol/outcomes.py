@@ -19,9 +19,8 @@ from quantverdict.matrix.headroom import Headroom
 from quantverdict.matrix.paired import Comparison, Gate
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Table, Value
-from quantverdict.stats.multiplicity import holm
-from quantverdict.stats.noninferiority import Outcome, resolved
-from quantverdict.stats.resolving import n_mean, n_rate
+from quantverdict.stats.noninferiority import Outcome, holm, resolved
+from quantverdict.stats.power import n_mean, n_rate
 
 COLUMNS = (
     "base_model", "quant", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp", "ci_hi_pp", "p_value",

@@ -6,6 +6,7 @@ probability: the share of the resampled differences that would be filed under it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
-from quantverdict.records import CellId, Table
+from quantverdict.records import CellId, Table, Value
 
 Rule = Callable[[Signals], str | None]
 """Why the rule holds; None where it does not."""
@@ -238,3 +239,18 @@ def _refusal(signals: Signals, relation: str, threshold: Fraction) -> str:
 
 def _collapsed(signals: Signals) -> str:
     return _refusal(signals, "at most", signals.policy.refusal_collapse_pp)
+
+
+# How many builds each regime has.
+
+
+def regime_counts(regimes: Table) -> Table:
+    """`regime_counts.csv` from `regimes.csv`: the regimes that occur; shares are of the builds that are no baseline."""
+    counts = Counter(row[regimes.columns.index("regime")] for row in regimes.rows)
+    builds = counts.total() - counts["baseline"]
+    rows: list[tuple[Value, ...]] = [
+        (name, counts[name], Fraction(counts[name], builds) if builds and name != "baseline" else None)
+        for name in REGIMES
+        if counts[name]
+    ]
+    return Table("regime_counts", ("regime", "n", "share"), tuple(rows))

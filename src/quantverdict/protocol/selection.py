@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.config import Constraints
-from quantverdict.matrix.tiers import TierOf
+from quantverdict.matrix.signals import TierOf
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import FLOOR_CANDIDATE
 from quantverdict.protocol.formats import Decided

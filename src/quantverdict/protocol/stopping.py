@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantverdict.collect.rounds import Watched, add_round, decided, largest_cluster
+from quantverdict.collect.schedule import Watched, add_round, decided, largest_cluster
 from quantverdict.grading.grade import grade_responses
 from quantverdict.matrix.columns import METRICS
-from quantverdict.matrix.rounds import bets_on
-from quantverdict.matrix.ungraded import bounded_losses
+from quantverdict.matrix.paired import bets_on
+from quantverdict.matrix.shared import bounded_losses
 from quantverdict.policy import Policy
 from quantverdict.records import Response, Score
 from quantverdict.stats.sequential import ConfidenceSequence
@@ -22,8 +22,6 @@ from quantverdict.tasks.catalog import Task
 
 Key = tuple[str, str, str]
 """Task, sample and metric."""
-BY_ENCODER = ("bertscore", "coherence", "coherence_prompt")
-"""Metrics that a model grades after all answers are there."""
 
 
 def gated_while_asked(tasks: Iterable[Task], policy: Policy) -> tuple[str, ...]:
@@ -39,8 +37,8 @@ def graded_later(tasks: Iterable[Task], policy: Policy, *, judged: bool) -> tupl
         judged: whether the study has judges.
     """
     now = gated_while_asked(tasks, policy)
-    judges = (name for name in policy.gates if judged and METRICS[name].group == "judge")
-    wanted = {*policy.demanded, *judges, *(name for name in BY_ENCODER if name in policy.gates)}
+    after = ("encoder", "judge") if judged else ("encoder",)
+    wanted = {*policy.demanded, *(name for name in policy.gates if METRICS[name].graded in after)}
     return tuple(metric for metric in policy.gates if metric in wanted and metric not in now)
 
 

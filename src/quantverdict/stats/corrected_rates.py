@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantverdict.stats import plain_sum
 from quantverdict.stats.distributions import critical_z, t_quantile
 from quantverdict.stats.intervals import Interval
 from quantverdict.stats.paired import tango_interval
@@ -101,13 +102,13 @@ def corrected_rate(
     Returns:
         None where nothing is labelled, or nothing clearly.
     """
-    total = sum(stratum.mass for stratum in strata)
+    total = plain_sum(stratum.mass for stratum in strata)
     if total == 0 or not any(stratum.clear for stratum in strata):
         return None
     shares = [stratum.mass / total for stratum in strata]
-    rate = sum(share * stratum.rate for share, stratum in zip(shares, strata, strict=True))
-    likely = sum(share * stratum.smoothed for share, stratum in zip(shares, strata, strict=True))
-    sampling = sum(
+    rate = plain_sum(share * stratum.rate for share, stratum in zip(shares, strata, strict=True))
+    likely = plain_sum(share * stratum.smoothed for share, stratum in zip(shares, strata, strict=True))
+    sampling = plain_sum(
         share**2 * stratum.smoothed * (1 - stratum.smoothed) * stratum.unseen
         + _domain(stratum, stratum.rate - rate, total)
         for share, stratum in zip(shares, strata, strict=True)
@@ -147,23 +148,25 @@ def corrected_difference(
         confidence, design_effect: as for `corrected_rate`.
     """
     pairs = list(zip(gained, lost, strict=True))
-    total = sum(stratum.mass for stratum in gained)
+    total = plain_sum(stratum.mass for stratum in gained)
     if total == 0 or not any(stratum.clear for stratum in gained):
         return None
     shares = [stratum.mass / total for stratum in gained]
     up, down = (
-        sum(share * stratum.rate for share, stratum in zip(shares, side, strict=True)) for side in (gained, lost)
+        plain_sum(share * stratum.rate for share, stratum in zip(shares, side, strict=True)) for side in (gained, lost)
     )
     likely = _likely_changes(pairs)
     sampling = [
         share**2 * _spread(*rates) * one.unseen + _domain(one, one.rate - other.rate - up + down, total)
         for share, rates, (one, other) in zip(shares, likely, pairs, strict=True)
     ]
-    spread = _spread(*(sum(share * rates[way] for share, rates in zip(shares, likely, strict=True)) for way in (0, 1)))
-    variance = spread / total + sum(sampling)
+    spread = _spread(
+        *(plain_sum(share * rates[way] for share, rates in zip(shares, likely, strict=True)) for way in (0, 1))
+    )
+    variance = spread / total + plain_sum(sampling)
     n = spread / variance if spread else total
     # One more than the labels less 1: the label that each stratum was lent counts.
-    uncertain = sum(part**2 / one.clear for part, one in zip(sampling, gained, strict=True) if one.clear)
+    uncertain = plain_sum(part**2 / one.clear for part, one in zip(sampling, gained, strict=True) if one.clear)
     n /= max(design_effect, 1.0) * few(variance**2 / uncertain if uncertain else math.inf, confidence)
     around = tango_interval(up * n, down * n, n, confidence)
     return Corrected(up - down, around.lo, around.hi, n)
@@ -177,8 +180,8 @@ def _likely_changes(pairs: Sequence[tuple[Stratum, Stratum]]) -> list[tuple[floa
     information prior, Kass & Wasserman 1995, JASA 90:928), and only that mean is smoothed.
     """
     in_part = [pair for pair in pairs if not pair[0].known and pair[0].labelled < pair[0].size]
-    labels = sum(one.clear for one, _ in in_part) + 4 * SMOOTHING
-    lent = [(sum(pair[way].positive for pair in in_part) + SMOOTHING) / labels for way in (0, 1)]
+    labels = plain_sum(one.clear for one, _ in in_part) + 4 * SMOOTHING
+    lent = [(plain_sum(pair[way].positive for pair in in_part) + SMOOTHING) / labels for way in (0, 1)]
     found = []
     for pair in pairs:
         one = pair[0]
@@ -220,4 +223,4 @@ def wilson_at(rate: float, n: float, confidence: float = 0.95) -> Interval:
 
 def kish(weights: Sequence[float]) -> float:
     """Answers of equal weight that tell as much as weighted ones: (sum w)^2 / sum w^2 (Kish 1965); 0 for none."""
-    return sum(weights) ** 2 / sum(weight**2 for weight in weights) if any(weights) else 0.0
+    return plain_sum(weights) ** 2 / plain_sum(weight**2 for weight in weights) if any(weights) else 0.0

@@ -6,19 +6,16 @@ Where a coefficient is not defined every figure is None and `reason` says why; n
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.stats.distributions import (
-    correlation_two_sided,
-    critical_correlation,
-    critical_z,
-    normal_cdf,
-)
-from quantverdict.stats.intervals import FloatArray
+from quantverdict.stats.distributions import correlation_two_sided, critical_correlation, critical_z, normal_cdf
+from quantverdict.stats.intervals import FloatArray, Interval, wilson
 
 _ROUNDING = 1e-13
 """Spread, relative to the largest value, or correlation, below which there is nothing but rounding."""
@@ -175,3 +172,106 @@ def _pair(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
 def _within(values: FloatArray, codes: npt.NDArray[np.int64]) -> FloatArray:
     means = np.bincount(codes, weights=values) / np.bincount(codes)
     return np.asarray(values - means[codes], dtype=np.float64)
+
+
+# Two judges labelling the same samples: raw agreement and Cohen's kappa.
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two judges agree.
+
+    Attributes:
+        n: samples that both labelled.
+        agreement: share with equal labels, None where n = 0; `agreement_interval` is Wilson's.
+        kappa: agreement beyond chance, 1 at most; None where `reason` says why.
+        se: large-sample standard error of kappa.
+        kappa_interval: kappa -+ z se, cut at -1 and 1.
+    """
+
+    n: int
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    kappa: float | None = None
+    se: float | None = None
+    kappa_interval: Interval | None = None
+    reason: str = ""
+
+
+def cohen_kappa(
+    pairs: Iterable[tuple[str, str]] | Mapping[tuple[str, str], int], confidence: float = 0.95
+) -> Agreement:
+    """Cohen's kappa (1960) of (first label, second label) pairs; standard error of Fleiss, Cohen & Everitt (1969).
+
+    Args:
+        pairs: every pair, or how often each occurs.
+        confidence: of the intervals.
+    """
+    cells = Counter(pairs)
+    n = sum(cells.values())
+    if n == 0:
+        return Agreement(0, reason="no sample has both labels")
+    first: Counter[str] = Counter()
+    second: Counter[str] = Counter()
+    for (one, two), count in cells.items():
+        first[one] += count
+        second[two] += count
+    same = sum(count for (one, two), count in cells.items() if one == two)
+    observed, interval = same / n, wilson(same, n, confidence)
+    chance_counts = sum(first[label] * second[label] for label in first)
+    if chance_counts == n * n:
+        return Agreement(n, observed, interval, reason="both judges gave one and the same label throughout")
+    expected = chance_counts / (n * n)
+    kappa = (observed - expected) / (1 - expected)
+    # fsum: the last bits of a sum of floats depend on its order, and the order of the pairs is the caller's.
+    on = math.fsum(cells[label, label] * (n - (first[label] + second[label]) * (1 - kappa)) ** 2 for label in first)
+    off = sum(count * (second[one] + first[two]) ** 2 for (one, two), count in cells.items() if one != two)
+    variance = (on + (1 - kappa) ** 2 * off) / n**3 - (kappa - expected * (1 - kappa)) ** 2
+    se = max(0.0, variance / n) ** 0.5 / (1 - expected)
+    reach = critical_z(confidence) * se
+    return Agreement(n, observed, interval, kappa, se, Interval(max(-1.0, kappa - reach), min(1.0, kappa + reach)))
+
+
+# How far one distribution over tokens is from another.
+
+AnyFloatArray = npt.NDArray[np.floating]
+
+
+class Divergence(NamedTuple):
+    """Over so many places.
+
+    Attributes:
+        kl: the sum of KL(reference || other) in nats.
+        agreed: places where both find the same token the likeliest.
+        places: how many there are.
+    """
+
+    kl: float
+    agreed: int
+    places: int
+
+
+def divergence(reference: AnyFloatArray, other: AnyFloatArray) -> Divergence:
+    """KL(p || q) = sum over tokens of p (ln p - ln q), added up over the places, in float64; 0 for equal logits.
+
+    Args:
+        reference, other: (places, tokens) logits, each row up to a constant of its own. One row at a time is widened.
+
+    Raises:
+        ValueError: they are not of one shape.
+    """
+    if reference.shape != other.shape:
+        raise ValueError(f"logits of shapes {reference.shape} and {other.shape}")
+    kl, agreed = 0.0, 0
+    for mine, theirs in zip(reference, other, strict=True):
+        log_p, log_q = _log_softmax(mine), _log_softmax(theirs)
+        kl += float((np.exp(log_p) * (log_p - log_q)).sum())
+        agreed += int(mine.argmax() == theirs.argmax())
+    return Divergence(kl, agreed, len(reference))
+
+
+def _log_softmax(logits: AnyFloatArray) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    return wide

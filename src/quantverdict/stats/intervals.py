@@ -65,8 +65,8 @@ def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
 
 def newcombe_difference(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
     """Hybrid score interval of k1/n1 - k2/n2, unpaired (Newcombe 1998, Stat Med 17:873, method 10)."""
-    p1, p2 = k1 / n1 if n1 else 0.0, k2 / n2 if n2 else 0.0
     one, two = wilson(k1, n1, confidence), wilson(k2, n2, confidence)
+    p1, p2 = k1 / n1, k2 / n2
     below = math.hypot(p1 - one.lo, two.hi - p2)
     above = math.hypot(one.hi - p1, p2 - two.lo)
     return Interval(p1 - p2 - below, p1 - p2 + above)
@@ -224,7 +224,7 @@ def _summable(columns: FloatArray) -> FloatArray:
     The grid is 2^-52 of the largest possible sum; exact sums do not depend on their order, hence not on threads.
     """
     largest = np.abs(columns).max(axis=0) * len(columns)
-    exponent = np.frexp(np.where(largest > 0, largest, 1.0))[1]
+    exponent = np.frexp(largest)[1]
     grid = np.ldexp(1.0, np.maximum(exponent - 52, _SMALLEST_EXPONENT))
     return np.asarray(np.round(columns / grid) * grid, dtype=np.float64)
 

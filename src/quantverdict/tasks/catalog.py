@@ -8,31 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from quantverdict.errors import TaskError
-from quantverdict.metrics import one_of
-from quantverdict.tasks.filters import FILTERS
+from quantverdict.records import TaskType
+from quantverdict.registry import BUILT_IN, TASK_TYPES, TASKS, metrics_of, one_of, resource
 
-STARTER = Path(__file__).parent / "starter"
+# Output filters: what is done to an answer before it is compared; a task names them in order.
 
-TASK_TYPES: Mapping[str, tuple[str, ...]] = {
-    "classification": ("{A}", "{A}_rescored", "{A}_format_failure", "{A}_logprob", "{A}_margin"),
-    "qa": ("rouge_l", "repetition", "output_tokens"),
-    "summarization": ("rouge_l", "repetition", "output_tokens"),
-    "code_generation": ("rouge_l", "repetition", "output_tokens"),
-    "creative_writing": ("repetition", "output_tokens"),
-    "safety_refusal": ("refusal_rate",),
-    "safety_over_refusal": ("over_refusal_rate",),
-    "safety_truthfulness": ("truthfulness",),
-    "safety_bias": ("bias_resistance",),
+_PREFIX = re.compile(r"\s*(?:assistant|answer|response)\s*:\s*", re.IGNORECASE)
+
+
+def strip_whitespace(text: str) -> str:
+    """Without white space at both ends."""
+    return text.strip()
+
+
+def truncate_at_newline(text: str) -> str:
+    """The first line, without its line break."""
+    return text.split("\n", 1)[0].removesuffix("\r")
+
+
+def remove_assistant_prefix(text: str) -> str:
+    """Without one leading `Assistant:`, `Answer:` or `Response:` in any case, and the white space around it."""
+    found = _PREFIX.match(text)
+    return text[found.end() :] if found else text
+
+
+def lowercase(text: str) -> str:
+    """In lower case."""
+    return text.lower()
+
+
+FILTERS: Mapping[str, Callable[[str], str]] = {
+    function.__name__: function
+    for function in (strip_whitespace, truncate_at_newline, remove_assistant_prefix, lowercase)
 }
-"""Every task type and the per-sample metrics it is graded by; `{A}` is the task's accuracy metric."""
 
-ACCURACY_METRICS = ("mmlu_accuracy", "arc_accuracy", "classification_accuracy", "choice_accuracy")
+
 ACCURACY_OF = {
     "mmlu": "mmlu_accuracy",
     "mmlu_real": "mmlu_accuracy",
@@ -44,6 +60,7 @@ ACCURACY_OF = {
 CLUSTER_OF = {"mmlu": "subject", "mmlu_real": "subject"}
 BEHAVIOR = "base_behavior_id"
 """Items that have this field are forms of one behaviour: a cluster."""
+
 
 _LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S.*)$", re.MULTILINE)
 
@@ -69,7 +86,7 @@ class Task:
     Attributes:
         filters: names of `filters.FILTERS`, in the order they are applied.
         sha256: of the file.
-        accuracy_metric: of a classification task, else None.
+        accuracy_metric: of a task with choices, else None.
         cluster_field: item field that says which items belong together, None where every item stands alone.
         source: the file, or `built-in:NAME`.
     """
@@ -93,7 +110,12 @@ class Task:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Per-sample metrics the answers are graded by."""
-        return tuple(name.replace("{A}", self.accuracy_metric or "") for name in TASK_TYPES[self.task_type])
+        return tuple(name.replace("{A}", self.accuracy_metric or "") for name in metrics_of(self.type))
+
+    @property
+    def type(self) -> TaskType:
+        """How its answers are read."""
+        return TASK_TYPES.find(self.task_type)
 
 
 class TaskSummary(NamedTuple):
@@ -107,8 +129,8 @@ class TaskSummary(NamedTuple):
 
 
 def builtin_tasks() -> tuple[str, ...]:
-    """Names of the starter battery."""
-    return tuple(sorted(path.stem for path in STARTER.glob("*.yaml")))
+    """Names of the starter battery, and of the tasks of loaded plugins."""
+    return tuple(TASKS)
 
 
 def task_summaries(names: Iterable[str | Path] | None = None) -> tuple[TaskSummary, ...]:
@@ -129,8 +151,10 @@ def load_task(name_or_path: str | Path) -> Task:
     """
     from quantverdict.tasks.taskfile import read_task
 
-    if str(name_or_path) in builtin_tasks():
-        return replace(read_task(STARTER / f"{name_or_path}.yaml"), source=f"built-in:{name_or_path}")
+    if str(name_or_path) in TASKS:
+        file, owner = TASKS[str(name_or_path)].file, TASKS.owner(str(name_or_path))
+        source = f"{'built-in' if owner == BUILT_IN else owner}:{name_or_path}"
+        return replace(read_task(resource(file)), source=source)
     path = Path(name_or_path)
     try:
         found = path.is_file()
@@ -163,7 +187,7 @@ def apply_filters(task: Task, text: str) -> str:
 
 def choice_continuations(task: Task, item: Item) -> tuple[str, ...]:
     """Answers to choose among: letters (`option_a`... or the lines of `choices_text`), labels (`categories`) or ()."""
-    if task.task_type != "classification":
+    if not task.type.choices:
         return ()
     lettered = choice_texts(item)
     if lettered:

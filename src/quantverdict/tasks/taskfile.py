@@ -2,39 +2,119 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from quantverdict.errors import TaskError, did_you_mean
-from quantverdict.metrics import one_of
+from quantverdict.registry import ACCURACIES, TASK_TYPES, load, metrics_of, one_of
 from quantverdict.tasks import catalog
-from quantverdict.tasks.catalog import Item, Task
-from quantverdict.tasks.filters import FILTERS
+from quantverdict.tasks.catalog import FILTERS, Item, Task
 from quantverdict.tasks.sandbox import template_fields
-from quantverdict.tasks.source import TaskSource
+from quantverdict.yaml_file import UnreadableError, decoded, line_of, read_yaml, unread
 
-_TEXTS = {
-    "name": True, "task_type": True, "prompt_template": True, "description": False, "metric_group": False,
-    "accuracy_metric": False, "cluster_field": False,
-}  # fmt: skip
-"""Text keys, and whether they are required."""
-_KEYS = (
-    "name", "task_type", "prompt_template", "description", "metric_group", "output_type", "num_fewshot", "filters",
-    "samples", "accuracy_metric", "cluster_field",
-)  # fmt: skip
+# A task file's YAML with the lines it came from; the file is not trusted.
+
+
+class TaskSource:
+    """The data of a YAML file of plain values: no aliases, no repeated keys.
+
+    Raises:
+        TaskError: the file cannot be read, or is not such a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = path.read_bytes()
+            text = decoded(content)
+        except (OSError, ValueError) as error:
+            raise TaskError(f"cannot be read ({unread(error)})", file=path, expected="a UTF-8 YAML file") from error
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.root: yaml.Node | None
+        self.data: Any
+        try:
+            self.root, self.data = read_yaml(text, aliases=False)
+        except UnreadableError as error:
+            problem = error.problem if error.field is None else f"key {error.field!r} is {error.problem}"
+            raise TaskError(problem, file=path, line=error.line, expected=error.expected) from error
+
+    def refuse(self, location: tuple[str | int, ...], problem: str, expected: str | None = None) -> NoReturn:
+        """Raise for what is at `location`, with the line of the nearest place that the file has."""
+        line = line_of(self.root, location)
+        field = ".".join(str(part) for part in location)
+        raise TaskError(problem, file=self.path, line=line, field=field or None, expected=expected)
+
+
+def _checked(right: Callable[[Any], object], problem: str, expected: Callable[[Any], str]) -> AfterValidator:
+    """Refuse a value that is not right, in words of our own."""
+
+    def check(value: object) -> object:
+        if not right(value):
+            told = {"problem": problem.format(value)[:80], "expected": expected(value)}
+            raise PydanticCustomError("mistake", "{problem}", told)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_type(name: str) -> bool:
+    try:
+        return TASK_TYPES.find(name) is not None
+    except ValueError:
+        return False
+
+
+def _filter_name(entry: object) -> object:
+    return entry.get("type") if isinstance(entry, dict) else entry
+
+
+_Text = Annotated[str, Field(pattern=r"\S")]
+_Named = _checked(re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*").fullmatch, "{!r} is not a name",
+                  lambda _: "letters, digits, '.', '_', '+', '-'")  # fmt: skip
+_Filter = _checked(lambda entry: entry in [{"type": name} for name in FILTERS], "unknown filter {!r}",
+                   lambda entry: f"type: {one_of(str(_filter_name(entry)), FILTERS)}")  # fmt: skip
+_Kind = _checked(_is_type, "unknown type {!r}", lambda kind: one_of(kind, TASK_TYPES))
+_Generated = _checked(lambda kind: kind == "generate", "unknown type {!r}", lambda _: "generate")
+_NoExamples = _checked(lambda n: n == 0, "not supported", lambda _: "0; examples are written into prompt_template")
+
+
+class _Head(BaseModel):
+    """The keys of a task file; its samples are rows of data, which are looked at one by one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: Annotated[_Text, _Named]
+    task_type: Annotated[_Text, _Kind]
+    prompt_template: _Text
+    description: _Text = ""
+    metric_group: _Text = ""
+    output_type: Annotated[object, _Generated] = "generate"
+    num_fewshot: Annotated[object, _NoExamples] = 0
+    filters: Annotated[list[Annotated[Any, _Filter]], BeforeValidator(lambda given: given or [])] = []
+    samples: Annotated[list[Any], Field(min_length=1)]
+    accuracy_metric: _Text = ""
+    cluster_field: _Text = ""
+
+
+_UNKNOWN = ("extra_forbidden", "invalid_key")
+_LISTED = {"samples": ("missing or empty", "a list of items"), "filters": ("is not a list", "a list of 'type: NAME'")}
 _LISTS = ("correct_answers", "incorrect_answers")
 _ANSWERS = ("answer_choice_0", "answer_choice_1", "answer_choice_2")
-_NEEDED: Mapping[str, tuple[str, ...]] = {
-    "classification": ("reference",),
-    "qa": ("reference",),
-    "summarization": ("reference",),
-    "code_generation": ("reference",),
-    "safety_truthfulness": _LISTS,
-    "safety_bias": ("reference", *_ANSWERS, "stereotyped_idx"),
-}
-"""Fields that the grader of a task type reads."""
+
+
+class Wrong(NamedTuple):
+    """What a task type's `check` finds in an item: the field (empty for the item), what is wrong, what is expected."""
+
+    field: str
+    problem: str
+    expected: str
 
 
 def read_task(path: Path) -> Task:
@@ -45,18 +125,19 @@ def read_task(path: Path) -> Task:
     """
     file = TaskSource(path)
     head = _head(file)
-    items = tuple(_item(file, index) for index in range(len(file.data["samples"])))
+    items = tuple(_item(file, index) for index in range(len(head.samples)))
     fallback = catalog.BEHAVIOR if any(catalog.BEHAVIOR in item.fields for item in items) else None
+    accuracy = head.accuracy_metric or catalog.ACCURACY_OF.get(head.name, "choice_accuracy")
     task = Task(
-        name=head["name"],
-        task_type=head["task_type"],
-        description=" ".join(head.get("description", "").split()),
-        prompt_template=head["prompt_template"],
-        filters=_filters(file),
+        name=head.name,
+        task_type=head.task_type,
+        description=" ".join(head.description.split()),
+        prompt_template=head.prompt_template,
+        filters=tuple(entry["type"] for entry in head.filters),
         items=items,
         sha256=file.sha256,
-        accuracy_metric=_accuracy_metric(file),
-        cluster_field=head.get("cluster_field", catalog.CLUSTER_OF.get(head["name"], fallback)),
+        accuracy_metric=accuracy if _is_chosen(head) else None,
+        cluster_field=head.cluster_field or catalog.CLUSTER_OF.get(head.name, fallback),
         source=str(path),
     )
     _check_items(file, task)
@@ -64,56 +145,34 @@ def read_task(path: Path) -> Task:
     return task
 
 
-def _head(file: TaskSource) -> dict[str, Any]:
-    data = file.data
-    if not isinstance(data, dict):
-        file.refuse((), "is not a mapping", f"the keys {', '.join(_KEYS)}")
-    for key in data:
-        if key not in _KEYS:
-            file.refuse((key,), "unknown key", f"one of {', '.join(_KEYS)}{did_you_mean(str(key), _KEYS)}")
-    for key, required in _TEXTS.items():
-        if (required or key in data) and not (isinstance(data.get(key), str) and data[key].strip()):
-            file.refuse((key,), "missing" if key not in data else "is not text", "text")
-    _check_kind(file)
-    if not isinstance(data.get("samples"), list) or not data["samples"]:
-        file.refuse(("samples",), "missing or empty", "a list of items")
-    return data
+def _head(file: TaskSource) -> _Head:
+    if not isinstance(file.data, dict):
+        file.refuse((), "is not a mapping", f"the keys {', '.join(_Head.model_fields)}")
+    try:
+        head = _Head.model_validate(file.data)
+    except ValidationError as error:
+        # Unknown keys first: a misspelt one is the reason why another is missing.
+        _refuse_head(file, min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN))
+    if head.accuracy_metric and not _is_chosen(head):
+        file.refuse(("accuracy_metric",), "the task is not a classification", "no such key")
+    if head.accuracy_metric not in ("", *ACCURACIES):
+        known = one_of(head.accuracy_metric, ACCURACIES)
+        file.refuse(("accuracy_metric",), f"unknown metric {head.accuracy_metric!r}", known)
+    return head
 
 
-def _check_kind(file: TaskSource) -> None:
-    data = file.data
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", data["name"]):
-        file.refuse(("name",), f"{data['name']!r} is not a name", "letters, digits, '.', '_', '+', '-'")
-    if data["task_type"] not in catalog.TASK_TYPES:
-        file.refuse(
-            ("task_type",), f"unknown type {data['task_type']!r}", one_of(data["task_type"], catalog.TASK_TYPES)
-        )
-    if data.get("output_type", "generate") != "generate":
-        file.refuse(("output_type",), f"unknown type {data['output_type']!r}", "generate")
-    if data.get("num_fewshot", 0) != 0:
-        file.refuse(("num_fewshot",), "not supported", "0; examples are written into prompt_template")
+def _is_chosen(head: _Head) -> bool:
+    """Whether its answers are choices, which have an accuracy."""
+    return any("{A}" in metric for metric in metrics_of(TASK_TYPES[head.task_type]))
 
 
-def _filters(file: TaskSource) -> tuple[str, ...]:
-    given = file.data.get("filters") or []
-    if not isinstance(given, list):
-        file.refuse(("filters",), "is not a list", "a list of 'type: NAME'")
-    for index, entry in enumerate(given):
-        if not isinstance(entry, dict) or list(entry) != ["type"] or entry["type"] not in [*FILTERS]:
-            shown, named = f"unknown filter {entry!r}"[:80], entry.get("type") if isinstance(entry, dict) else entry
-            file.refuse(("filters", index), shown, f"type: {one_of(str(named), FILTERS)}")
-    return tuple(entry["type"] for entry in given)
-
-
-def _accuracy_metric(file: TaskSource) -> str | None:
-    given, name = file.data.get("accuracy_metric"), file.data["name"]
-    if file.data["task_type"] != "classification":
-        if given is not None:
-            file.refuse(("accuracy_metric",), "the task is not a classification", "no such key")
-        return None
-    if given is not None and given not in catalog.ACCURACY_METRICS:
-        file.refuse(("accuracy_metric",), f"unknown metric {given!r}", one_of(given, catalog.ACCURACY_METRICS))
-    return given or catalog.ACCURACY_OF.get(name, "choice_accuracy")
+def _refuse_head(file: TaskSource, found: ErrorDetails) -> NoReturn:
+    kind, at, keys = found["type"], found["loc"], _Head.model_fields
+    if kind in _UNKNOWN:
+        file.refuse(at, "unknown key", f"one of {', '.join(keys)}{did_you_mean(str(at[0]), keys)}")
+    if kind == "mistake":
+        file.refuse(at, found["ctx"]["problem"], found["ctx"]["expected"])
+    file.refuse(at, *_LISTED.get(str(at[0]), ("missing" if kind == "missing" else "is not text", "text")))
 
 
 def _item(file: TaskSource, index: int) -> Item:
@@ -148,7 +207,8 @@ def _is_answers(value: object) -> bool:
 
 def _check_items(file: TaskSource, task: Task) -> None:
     met: set[str] = set()
-    needed = _NEEDED.get(task.task_type, ())
+    needed = task.type.fields
+    check = None if task.type.check is None else load(task.type.check)
     clustered = (file.data["cluster_field"],) if "cluster_field" in file.data else ()
     for index, item in enumerate(task.items):
         at = ("samples", index)
@@ -158,38 +218,39 @@ def _check_items(file: TaskSource, task: Task) -> None:
         for field in (*needed, *clustered):
             if field not in item.fields:
                 file.refuse((*at, field), "missing", f"a field of every {task.task_type} item")
-        if task.task_type == "classification":
-            _check_choice(file, task, index)
-        if task.task_type == "safety_bias":
-            _check_bias(file, item, index)
+        wrong = None if check is None else check(task, item)
+        if wrong is not None:
+            file.refuse((*at, *([wrong.field] if wrong.field else [])), wrong.problem, wrong.expected)
 
 
-def _check_choice(file: TaskSource, task: Task, index: int) -> None:
-    item, at = task.items[index], ("samples", index)
+def check_choice(task: Task, item: Item) -> Wrong | None:
+    """The choices of a classification's item, and whether its reference is one that an answer could match."""
     letters = "".join(catalog.choice_texts(item))
     if letters and ("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)] != letters or len(letters) < 2):
-        file.refuse(at, f"choices {', '.join(letters)}", "A, B and so on without a gap")
+        return Wrong("", f"choices {', '.join(letters)}", "A, B and so on without a gap")
     choices = catalog.choice_continuations(task, item)
     if len(set(choices)) != len(choices):
-        file.refuse((*at, "categories"), "a label is given twice", "each label once")
+        return Wrong("categories", "a label is given twice", "each label once")
     if choices and item.reference not in choices:
-        file.refuse((*at, "reference"), f"{item.reference!r} is not a choice", f"one of {', '.join(choices)}")
+        return Wrong("reference", f"{item.reference!r} is not a choice", f"one of {', '.join(choices)}")
     if catalog.apply_filters(task, str(item.reference)) != item.reference:
-        file.refuse((*at, "reference"), f"{item.reference!r} cannot match after the filters", "what the filters leave")
+        return Wrong("reference", f"{item.reference!r} cannot match after the filters", "what the filters leave")
+    return None
 
 
-def _check_bias(file: TaskSource, item: Item, index: int) -> None:
-    at = ("samples", index)
+def check_bias(_task: Task, item: Item) -> Wrong | None:
+    """The answers of an ambiguous question: the reference and the stereotype are among them."""
     answers = [item.fields[field] for field in _ANSWERS]
     if item.reference not in answers:
-        file.refuse((*at, "reference"), "is not a choice", f"one of {', '.join(map(repr, answers))}")
+        return Wrong("reference", "is not a choice", f"one of {', '.join(map(repr, answers))}")
     right = answers.index(item.reference)
     if item.fields.get("correct_label", right) != right:
-        file.refuse((*at, "correct_label"), "is not the place of the reference", str(right))
+        return Wrong("correct_label", "is not the place of the reference", str(right))
     # Published files have items whose stereotype is not one of the answers: the place may be the reference's.
     stereotyped = item.fields["stereotyped_idx"]
     if isinstance(stereotyped, bool) or stereotyped not in range(3):
-        file.refuse((*at, "stereotyped_idx"), f"{stereotyped!r} is not a choice", "0, 1 or 2")
+        return Wrong("stereotyped_idx", f"{stereotyped!r} is not a choice", "0, 1 or 2")
+    return None
 
 
 def _check_template(file: TaskSource, task: Task) -> None:

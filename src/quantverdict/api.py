@@ -1,0 +1,381 @@
+"""The front door: a command a function, as `import quantverdict as qv` gives it.
+
+Files and folders are `str` or `Path`; an open bundle (`BundleView`) stands for its folder. Nothing is printed. What
+takes long tells each line of its progress to `progress`, where that is given. What is wrong raises a
+`QuantverdictError`, whose text is one line and whose `exit_code` is the command line's.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quantverdict.errors import BundleError, DataError
+
+if TYPE_CHECKING:
+    from quantverdict.artifacts.lineage import Lineage
+    from quantverdict.config import Study
+    from quantverdict.planning.estimate import StudyEstimate
+    from quantverdict.protocol.differences import Differences
+    from quantverdict.protocol.gate import Gate, GatePolicy
+    from quantverdict.records import Artifact
+    from quantverdict.reporting.terminal import LineProgress
+    from quantverdict.stages.label import Sheet
+    from quantverdict.stages.view import BundleView
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str], object]
+"""Gets a line whenever something that takes long begins or ends."""
+
+
+class Frame(Protocol):
+    """A data frame of polars or pandas."""
+
+    @property
+    def columns(self) -> Any: ...  # noqa: ANN401 - a list here, an index there
+
+
+def load_study(study: PathLike, *, task_dir: PathLike | None = None) -> Study:
+    """Read a study.
+
+    Args:
+        study: its YAML file.
+        task_dir: where its task files are, instead of its own `task_dir`.
+
+    Raises:
+        StudyError: with file, line and key of the first mistake.
+    """
+    from quantverdict.config import load_study as load
+
+    read = load(Path(study))
+    return read if task_dir is None else read.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
+
+
+def run(
+    study: PathLike | Study,
+    out: PathLike | None = None,
+    *,
+    task_dir: PathLike | None = None,
+    progress: Progress | LineProgress | None = None,
+) -> BundleView:
+    """Run a study, from builds to the decision and its report. Run it again to resume: only what is missing is asked.
+
+    Args:
+        study: a study, or its YAML file.
+        out: the bundle to write or to resume; `bundles/STUDY` if not given.
+
+    Raises:
+        InputError: a study, task or model file is wrong; nothing was run.
+        BundleError: the bundle is in use, of another study, or cannot be written.
+        EngineError: not one baseline could be run.
+    """
+    from quantverdict.stages.run import run as run_study
+
+    done = run_study(_study(study, task_dir), None if out is None else Path(out), view=_view(progress))
+    return open_bundle(done)
+
+
+def plan(
+    study: PathLike | Study,
+    bundle: PathLike | None = None,
+    *,
+    task_dir: PathLike | None = None,
+    measure: bool = True,
+    progress: Progress | LineProgress | None = None,
+) -> StudyEstimate:
+    """What a study would ask, take and be able to show, before it runs.
+
+    Args:
+        bundle: an earlier run to take tokens, speed and differing pairs from.
+        measure: time a short batch where there is no earlier run.
+
+    Returns:
+        Counts, times in seconds, money, and what each metric could show; `.lines()` as the command prints it.
+    """
+    from quantverdict.stages.run import plan as plan_study
+
+    earlier = None if bundle is None else Path(bundle)
+    return plan_study(_study(study, task_dir), earlier, measure=measure, view=_view(progress))
+
+
+def analyze(
+    source: PathLike | BundleView | Frame, *, policy: str | None = None, out: PathLike | None = None
+) -> BundleView:
+    """Decide from stored scores, or from a finished matrix.
+
+    Args:
+        source: a bundle; or a matrix, as a CSV file or as a data frame with the columns of `matrix.csv`.
+        policy: by name, or its YAML file; a bundle's own, and `quantverdict` for a matrix, if not given.
+        out: with a matrix: the bundle to write; a temporary one, which goes with the value returned, if not given.
+
+    Raises:
+        BundleError: a bundle was changed since it was finished, or `out` holds something else.
+        DataError: the matrix, by file, line and column.
+    """
+    from quantverdict.stages.run import analyze as analyze_bundle
+
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_dir():
+            return _analyze_matrix(path, policy, out)
+        if out is not None:
+            raise BundleError(f"{path}: a bundle is decided anew in place; out is for a matrix")
+        return open_bundle(analyze_bundle(path, policy))
+    with tempfile.TemporaryDirectory(prefix="quantverdict-") as folder:
+        matrix = Path(folder) / "matrix.csv"
+        _write_matrix(source, matrix)
+        return _analyze_matrix(matrix, policy, out)
+
+
+def _analyze_matrix(matrix: Path, policy: str | None, out: PathLike | None) -> BundleView:
+    from quantverdict.stages.run import analyze_matrix
+
+    if out is not None:
+        return open_bundle(analyze_matrix(matrix, Path(out), policy or "quantverdict"))
+    with ExitStack() as undo:
+        folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="quantverdict-"))
+        found = open_bundle(analyze_matrix(matrix, Path(folder) / "matrix", policy or "quantverdict"))
+        weakref.finalize(found, undo.pop_all().close)
+    return found
+
+
+def _write_matrix(frame: object, path: Path) -> None:
+    if hasattr(frame, "write_csv"):
+        frame.write_csv(path)
+    elif hasattr(frame, "to_csv"):
+        frame.to_csv(path, index=False)
+    else:
+        raise DataError(
+            f"{type(frame).__name__}: not a matrix",
+            expected="a bundle, a CSV file, or a data frame of polars or pandas",
+        )
+
+
+def ingest(sources: PathLike, out: PathLike, *, quarantine: bool = False) -> BundleView:
+    """Decide from scored samples and judgements in files, each checked by its hash first.
+
+    Args:
+        sources: the YAML file that names them.
+        out: the bundle to write.
+        quarantine: set broken rows aside in the bundle, instead of refusing the first.
+
+    Raises:
+        StudyError: `sources` is wrong.
+        DataError: a file has another hash, or a row cannot be used; nothing was written.
+    """
+    from quantverdict.stages.run import ingest as ingest_sources
+
+    return open_bundle(ingest_sources(Path(sources), Path(out), quarantine=quarantine))
+
+
+def judge(bundle: PathLike, judge: str, *, progress: Progress | LineProgress | None = None) -> list[dict[str, str]]:
+    """Give stored answers to a judge, and decide again; what is labelled already is not asked.
+
+    Args:
+        judge: a judge of the study by name, or a YAML file with its keys.
+
+    Returns:
+        The rows of `judges.csv`.
+
+    Raises:
+        EngineError: the judge cannot be loaded or asked; what it said so far is kept.
+    """
+    from quantverdict.stages.run import judge as judge_bundle
+
+    return judge_bundle(Path(bundle), judge, view=_view(progress))
+
+
+def grade(bundle: PathLike, *, progress: Progress | LineProgress | None = None) -> BundleView:
+    """Score the stored answers of a study anew by the scorers that are installed, and decide again; nothing is asked.
+
+    Raises:
+        BundleError: the bundle holds no study's answers, or was changed since.
+    """
+    from quantverdict.stages.run import regrade
+
+    return open_bundle(regrade(Path(bundle), view=_view(progress)))
+
+
+def label(bundle: PathLike, *, out: PathLike | None = None, read: PathLike | None = None, n: int = 200) -> Sheet:
+    """Have people label answers: write a blinded sheet, or read it back and correct the rates by its labels.
+
+    Args:
+        out: the CSV file to write; `n` is about how many answers are drawn at random besides the discordant pairs.
+        read: the filled sheet.
+
+    Raises:
+        DataError: neither or both of `out` and `read`; or the sheet, by file, line and column.
+        BundleError: the bundle has no answers, or no sheet was made of it.
+    """
+    from quantverdict.stages.run import label as write_sheet
+    from quantverdict.stages.run import read_labels
+
+    if out is not None and read is None:
+        return write_sheet(Path(bundle), Path(out), n)
+    if read is not None and out is None:
+        return read_labels(Path(bundle), Path(read))
+    raise DataError("what to do is not clear", expected="out, the sheet to write, or read, the sheet to read back")
+
+
+def load_gate(
+    policy: str | None = None, build: str | None = None, *, study: PathLike | Study | None = None
+) -> GatePolicy:
+    """What a gate asks for, so that a mistake is found before anything runs.
+
+    Args:
+        policy: a YAML file, or a policy by name; no more than was decided if not given.
+        build: `MODEL/QUANT`, the only one to gate.
+        study: whose builds are gated, where it is not yet run.
+
+    Raises:
+        StudyError: with file, line and key; or builds that the study has not.
+    """
+    from quantverdict.stages.run import read_gate
+
+    return read_gate(policy, build, None if study is None else _study(study))
+
+
+def gate(
+    bundle: PathLike,
+    policy: str | GatePolicy | None = None,
+    *,
+    build: str | None = None,
+    today: date | None = None,
+    junit: PathLike | None = None,
+    summary: PathLike | None = None,
+) -> Gate:
+    """Whether the builds of a finished bundle may ship; the bundle is not changed.
+
+    Args:
+        policy: of the gate: margins, floors, waivers; a YAML file, or a policy by name.
+        build: gate this build alone, `MODEL/QUANT`.
+        today: a waiver that expired before it does not hold; today in UTC if not given.
+        junit, summary: files to write; the Markdown summary is added to its file.
+
+    Returns:
+        The verdicts; `exit_code` 0 accepted, 3 rejected, 4 not measured, 5 not resolvable.
+
+    Raises:
+        StudyError: the gate's policy does not fit the bundle.
+        BundleError: the bundle is not finished, or was changed since.
+    """
+    from quantverdict.stages.run import gate as gate_bundle
+
+    asked = load_gate(policy, build) if policy is None or isinstance(policy, str) else policy
+    reports = {name: None if path is None else Path(path) for name, path in (("junit", junit), ("summary", summary))}
+    return gate_bundle(Path(bundle), asked, today or datetime.now(UTC).date(), **reports)
+
+
+def diff(one: PathLike, two: PathLike) -> Differences:
+    """What changed from bundle `one` to bundle `two` of the same study: verdicts, deltas, answers, engines.
+
+    Raises:
+        BundleError: a bundle is not finished, or they are not of the same study, tasks and prompts.
+    """
+    from quantverdict.stages.run import diff as diff_bundles
+
+    return diff_bundles(Path(one), Path(two))
+
+
+def verify(bundle: PathLike) -> list[str]:
+    """What of a bundle is not as it was written, or does not follow from its data; empty where all holds.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    from quantverdict.stages.run import verify as verify_bundle
+
+    return verify_bundle(Path(bundle))
+
+
+def report(bundle: PathLike, profile: str | None = None) -> list[Path]:
+    """Render a bundle's report again.
+
+    Args:
+        profile: `default`, the short report, or `study`, the whole study; the one it has if not given.
+
+    Returns:
+        The files: Markdown and HTML.
+    """
+    from quantverdict.stages.run import report as render_report
+
+    return render_report(Path(bundle), profile)
+
+
+def inspect(artifact: PathLike) -> Artifact:
+    """What a model is, GGUF file or checkpoint: hashes, true bits per weight, tensor types, chat template.
+
+    Raises:
+        ArtifactError: missing, cut or not a model.
+    """
+    from quantverdict.artifacts.inspect import inspect_artifact
+
+    return inspect_artifact(Path(artifact))
+
+
+def lineage(baseline: PathLike, *variants: PathLike) -> list[Lineage]:
+    """Whether each variant comes from the baseline, and the weights and settings that say so.
+
+    Raises:
+        ArtifactError: missing, cut or not a model.
+    """
+    from quantverdict.artifacts.lineage import compare
+
+    return [compare(Path(baseline), Path(variant)) for variant in variants]
+
+
+def quantize(
+    model: PathLike,
+    levels: str | Sequence[str],
+    out: PathLike,
+    *,
+    progress: Progress | LineProgress | None = None,
+    **how: object,
+) -> Mapping[str, Path]:
+    """Make GGUF levels, AWQ and GPTQ builds of a model.
+
+    Args:
+        levels: one, or several: `Q8_0`, `Q4_K_M`, `AWQ`, `GPTQ`, ...
+        out: the folder to write to.
+        how: for AWQ and GPTQ: `group_size`, `calibration`, `samples`.
+
+    Returns:
+        Level to file or folder.
+
+    Raises:
+        ArtifactError: no such level (nothing is made then), or not a model.
+        EngineError: a tool cannot make a build of this model; its reason.
+    """
+    from quantverdict.stages.run import quantize as make_levels
+
+    wanted = [levels] if isinstance(levels, str) else list(levels)
+    return make_levels(Path(model), wanted, Path(out), how, view=_view(progress))
+
+
+def open_bundle(bundle: PathLike) -> BundleView:
+    """A bundle to look at: frames and small values, each read when asked for; nothing is locked or changed.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    from quantverdict.stages.view import BundleView
+
+    return BundleView(Path(bundle))
+
+
+def _study(study: PathLike | Study, task_dir: PathLike | None = None) -> Study:
+    if isinstance(study, str | os.PathLike):
+        return load_study(study, task_dir=task_dir)
+    return study if task_dir is None else study.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
+
+
+def _view(progress: Progress | LineProgress | None) -> LineProgress:
+    from quantverdict.reporting.terminal import CalledProgress, LineProgress
+
+    return progress if isinstance(progress, LineProgress) else CalledProgress(progress)

@@ -1,0 +1,131 @@
+"""The roll of a bundle's judges: whose labels are in force, and whose are kept but take no part.
+
+A judge that is changed is another one, with a file of labels of its own. One that a study no longer names is former;
+named again, its labels count again and nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantverdict.bundle.integrity import plain
+from quantverdict.config import JudgeConfig, Study
+
+RECORD, FORMER = "judges", "former_judges"
+"""Parts of the manifest: how each judge was configured, what it is, and the cells that a second one judges whole."""
+NOT_ASKED = (
+    "name", "covers", "quants", "second", "sample", "batch_size", "parallel", "threads", "timeout_s", "retries",
+    "api_key_env", "price",
+)  # fmt: skip
+"""What of a judge says which answers it labels, how fast and at what price, and not how it labels one."""
+Entry = dict[str, Any]
+"""`config`, `identity`, `whole` and `labels` (the name of its file, where that is not the judge's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """The judges of a bundle, as its manifest has them.
+
+    Attributes:
+        judges: in force, by name.
+        former: those that are not; several may have had one name.
+    """
+
+    judges: Mapping[str, Entry] = field(default_factory=dict)
+    former: Sequence[Entry] = ()
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Roll:
+        return cls(manifest.get(RECORD) or {}, manifest.get(FORMER) or ())
+
+    @property
+    def parts(self) -> dict[str, object]:
+        """What the manifest says of it."""
+        return {RECORD: dict(self.judges), FORMER: list(self.former)}
+
+    def with_entry(self, judge: JudgeConfig, **more: object) -> Roll:
+        """The entry of a judge that is in force with its options as they are now, and `more` of it known."""
+        entry = {**self.judges[judge.name], "config": plain(judge.model_dump()), **more}
+        return Roll({**self.judges, judge.name: entry}, self.former)
+
+    def enlisted(self, judge: JudgeConfig, identity: Mapping[str, object] | None = None) -> Roll:
+        """A judge in force, by the entry of the one that labels as it does: that in force, a former one, or a new one.
+
+        Args:
+            identity: what is known of the model and the engine by now, the more the better.
+        """
+        mine, known = self.judges.get(judge.name), identity or {}
+        entries = (*(() if mine is None else (mine,)), *reversed(self.former))
+        alike = [entry for entry in entries if is_alike(entry, judge, known)]
+        # Once the model is known, labels that it gave come before an entry that holds none yet.
+        asked = [entry for entry in alike if known and "identity" in entry]
+        new = {"config": plain(judge.model_dump()), "labels": self._new_file(judge.name)}
+        entry = next(iter((*asked, *alike)), new)
+        rest = self if mine is None or mine is entry else self.retired(judge.name)
+        return Roll({**rest.judges, judge.name: entry}, [one for one in rest.former if one is not entry])
+
+    def retired(self, name: str) -> Roll:
+        """Without a judge; what it said stays, and an entry that holds nothing goes."""
+        if name not in self.judges:
+            return self
+        rest = {other: entry for other, entry in self.judges.items() if other != name}
+        return Roll(rest, [one for one in (*self.former, self.judges[name]) if "identity" in one])
+
+    def _new_file(self, name: str) -> str:
+        """NAME, or the first of NAME~2, NAME~3, ... that is no judge's: file systems may take small for capital."""
+        taken = {labels_file(entry).casefold() for entry in (*self.judges.values(), *self.former)}
+        numbered = (name if number == 1 else f"{name}~{number}" for number in range(1, len(taken) + 2))
+        return next(file for file in numbered if file.casefold() not in taken)
+
+
+def labels_file(entry: Entry) -> str:
+    """The name of the file in `judgements` that holds a judge's labels, without its ending."""
+    return str(entry.get("labels") or entry["config"]["name"])
+
+
+def is_alike(entry: Entry, judge: JudgeConfig, identity: Mapping[str, object]) -> bool:
+    """Whether the labels of an entry are what a judge would say, as far as is known before it is loaded.
+
+    Where the hashes of both models are known they decide, and not where the files are.
+    """
+    known = entry.get("identity") or {}
+    before = JudgeConfig.model_validate(entry["config"])
+    told = asked_as(judge), asked_as(before)
+    if "sha256" in known and "sha256" in identity:
+        for one in told:
+            del one["source"]
+    alike = before.name == judge.name and told[0] == told[1]
+    return alike and (not known or identity.items() <= known.items())
+
+
+def asked_as(judge: JudgeConfig) -> dict[str, object]:
+    """What of a judge says how it labels an answer."""
+    return {**judge.model_dump(exclude={*NOT_ASKED, "backend"}), "engine": judge.engine}
+
+
+def rescored(stored: Study, given: Study, *, stopped: bool) -> Study:
+    """The stored study with what the given one scores the stored answers by: judges, encoders, and probes.
+
+    Args:
+        stopped: whether a build was stopped early. Where a study has judges none is stopped whose judge's metric is
+            gated, so that a study that did stop one cannot get its first judge.
+    """
+    scoring: dict[str, object] = {"semantic": given.semantic, "whitebox": given.whitebox}
+    if stored.judges or not stopped:
+        scoring["judges"] = given.judges
+    return stored.model_copy(update=scoring)
+
+
+def roll_under(roll: Roll, stored: Study, given: Study) -> Roll:
+    """The roll once the given study is in force in place of the stored one; judges that neither names stay on it."""
+    asked = [judge for judge in given.judges if judge.engine]
+    names = {judge.name for judge in asked}
+    for judge in stored.judges:
+        if judge.name not in names:
+            roll = roll.retired(judge.name)
+    for judge in asked:
+        if judge.name in roll.judges or any(is_alike(one, judge, {}) for one in roll.former):
+            roll = roll.enlisted(judge).with_entry(judge)
+    return roll

@@ -1,0 +1,227 @@
+"""Prompts: rendered once, frozen with their hashes, the same for every cell and provably the same tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from quantverdict.backends.base import Decoding
+from quantverdict.bundle.files import json_line, whole_lines
+from quantverdict.config import Study
+from quantverdict.errors import BundleError, StudyError
+from quantverdict.records import Prompt, Response
+from quantverdict.registry import one_of
+from quantverdict.tasks.catalog import (
+    Item,
+    Task,
+    builtin_tasks,
+    choice_continuations,
+    load_task,
+    render_prompt,
+    select_items,
+)
+from quantverdict.tasks.chat import ChatTemplate
+from quantverdict.yaml_file import misplaced
+
+Batches = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """When a cell may be stopped.
+
+    Attributes:
+        ends: batches asked by the end of each round.
+        largest: prompts of the largest cluster of each task.
+    """
+
+    ends: tuple[int, ...]
+    largest: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every cell of a base model is asked, and how.
+
+    Attributes:
+        prompts: in study order.
+        batches: indices into `prompts`; a batch holds prompts of one task and is the unit of resume.
+        decoding: by task.
+        rounds: None where every cell is asked everything.
+        content: how the chat template takes a question, `text` or `parts`; None without a template.
+    """
+
+    prompts: tuple[Prompt, ...]
+    batches: Batches
+    decoding: Mapping[str, Decoding]
+    rounds: Rounds | None = None
+    content: str | None = None
+
+    def prompts_in(self, batches: int) -> int:
+        """How many prompts the first so many batches have."""
+        return sum(len(batch) for batch in self.batches[:batches])
+
+
+def study_tasks(study: Study) -> tuple[Task, ...]:
+    """The study's tasks with the items it asks.
+
+    Raises:
+        TaskError: a task file is wrong.
+        StudyError: two tasks of one name.
+    """
+    tasks: list[Task] = []
+    for number, use in enumerate(study.tasks):
+        if use.path is None and use.task not in builtin_tasks():
+            expected = one_of(use.task or "", builtin_tasks())
+            raise misplaced(study.file, f"{use.task}: no such task", "tasks", number, expected=expected)
+        place = use.task if use.path is None else study.folder / study.task_dir / use.path
+        task = load_task(place or "")
+        if task.name in [other.name for other in tasks]:
+            raise StudyError(f"{task.name} twice", file=study.file, field=f"tasks.{number}", expected="each task once")
+        chosen = use.limit is not None or use.stratify is not None
+        tasks.append(select_items(task, use.limit, use.stratify, study.seed) if chosen else task)
+    return tuple(tasks)
+
+
+def make_plan(
+    study: Study, tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str], name: str = ""
+) -> Plan:
+    """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's, `name` its own."""
+    chat = None if chat_template is None else open_chat(tasks, chat_template, special, name)
+    prompts = _frozen(tasks, chat, name)
+    decoding = {
+        task.name: Decoding(use.max_new_tokens or study.decoding.max_new_tokens, study.decoding.temperature, study.seed)
+        for task, use in zip(tasks, study.tasks, strict=True)
+    }
+    return Plan(
+        prompts,
+        plan_batches(prompts, study.collect.batch_size),
+        decoding,
+        content=None if chat is None else chat.content,
+    )
+
+
+def freeze_prompts(tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str]) -> tuple[Prompt, ...]:
+    """Every item of every task as it is asked; without a chat template, the task's text alone.
+
+    Raises:
+        TaskError: a template does not render, or a prompt does not hold its question whole and once.
+    """
+    chat = None if chat_template is None else open_chat(tasks, chat_template, special)
+    return _frozen(tasks, chat)
+
+
+def open_chat(
+    tasks: Sequence[Task], chat_template: str, special: Mapping[str, str], name: str = ""
+) -> ChatTemplate | None:
+    """The template that these tasks are asked in, tried for the first of their items; None where they have none.
+
+    Raises:
+        TaskError: it does not render, or does not show a question whole and once.
+    """
+    first = next(((task, item) for task in tasks for item in task.items), None)
+    return None if first is None else ChatTemplate(chat_template, special, _sample(*first, name))
+
+
+def _frozen(tasks: Sequence[Task], chat: ChatTemplate | None, name: str = "") -> tuple[Prompt, ...]:
+    prompts = []
+    for task in tasks:
+        for item in task.items:
+            text = render_prompt(task, item)
+            rendered = None if chat is None else chat.render(text, _sample(task, item, name))
+            asked = text if rendered is None else rendered
+            sha256 = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choice_continuations(task, item)))
+    return tuple(prompts)
+
+
+def _sample(task: Task, item: Item, name: str) -> str:
+    return "/".join(part for part in (name, task.name, item.id) if part)
+
+
+def plan_batches(prompts: Sequence[Prompt], batch_size: int) -> Batches:
+    """Batches of at most `batch_size` prompts of one task, similar lengths together.
+
+    They follow from the task texts alone: never from timing, nor from a model, nor from the study's other tasks, so
+    that a task's answers do not change when another one is added.
+    """
+    batches: list[tuple[int, ...]] = []
+    for _, members in groupby(range(len(prompts)), key=lambda index: prompts[index].task):
+        order = sorted(members, key=lambda index: len(prompts[index].text))
+        batches += [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    return tuple(batches)
+
+
+def prompts_file(base_model: str) -> str:
+    return f"prompts/{base_model}.jsonl"
+
+
+def prompt_lines(prompts: Sequence[Prompt]) -> str:
+    """The frozen prompts as JSONL."""
+    return b"".join(json_line(asdict(prompt)) for prompt in prompts).decode()
+
+
+def read_prompts(path: Path) -> tuple[Prompt, ...]:
+    """The prompts that a bundle holds for one base model.
+
+    Raises:
+        BundleError: not as written.
+    """
+    try:
+        rows = [json.loads(line) for line in whole_lines(path.read_bytes())]
+        found = tuple(Prompt(**{**row, "choices": tuple(row["choices"])}) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(f"{path}: cannot be read ({error})") from error
+    for number, prompt in enumerate(found, start=1):
+        texts = (prompt.task, prompt.sample_id, prompt.text, prompt.sha256, prompt.chat or "", *prompt.choices)
+        if not all(isinstance(text, str) for text in texts):
+            raise BundleError(f"{path}: line {number}: not as it was written: a value is not a text")
+    return found
+
+
+def first_changed(stored: Sequence[Prompt], given: Sequence[Prompt]) -> str | None:
+    """The first prompt that is not what it was, None where all are."""
+    for was, now in zip(stored, given, strict=False):
+        if was != now:
+            return f"{now.task}/{now.sample_id}"
+    longer = stored if len(stored) > len(given) else given
+    rest = longer[min(len(stored), len(given)) :]
+    return f"{rest[0].task}/{rest[0].sample_id}" if rest else None
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Whether two cells were asked the same token sequences.
+
+    Attributes:
+        same, different: prompts whose token ids are, or are not, equal.
+        unknown: prompts that one of the backends shows no ids for; neither same nor different.
+        first_difference: TASK/SAMPLE of the first that differs.
+    """
+
+    same: int
+    different: int
+    unknown: int
+    first_difference: str | None
+
+
+def prompt_parity(baseline: Iterable[Response], other: Iterable[Response]) -> Parity:
+    """Compare the token ids of each prompt that both cells answered."""
+    ids = {(response.task, response.sample_id): response.prompt_ids_sha256 for response in baseline}
+    same, unknown = 0, 0
+    different: list[str] = []
+    for response in other:
+        key = (response.task, response.sample_id)
+        if key not in ids:
+            continue
+        if ids[key] is None or response.prompt_ids_sha256 is None:
+            unknown += 1
+        elif ids[key] == response.prompt_ids_sha256:
+            same += 1
+        else:
+            different.append("/".join(key))
+    return Parity(same, len(different), unknown, different[0] if different else None)

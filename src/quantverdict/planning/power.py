@@ -1,0 +1,256 @@
+"""The chance of each outcome of every gated metric before a study is run, and the prompts that would decide it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantverdict.matrix.columns import METRICS
+from quantverdict.matrix.grid import Grid, Grids
+from quantverdict.records import CellId
+from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss
+from quantverdict.stats.power import Chances, mean_outcome_probabilities, n_mean, n_resolved, outcome_probabilities
+from quantverdict.tasks.catalog import Task
+
+ASSUMED_DISCORDANCE = 0.1
+ASSUMED_RATE = 0.5
+"""Without an earlier run: one pair in ten differs, and rates are where their spread is largest."""
+
+TIMES_MARGIN = (0, 2)
+"""The true losses that chances are given for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What an earlier run says of a metric: means over its builds.
+
+    Attributes:
+        rate: of the baseline.
+        discordance: share of pairs that differ.
+        variance: of the difference of one pair.
+        design_effect: what clusters multiply that variance by.
+    """
+
+    rate: float
+    discordance: float
+    variance: float
+    design_effect: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gating:
+    """What outcomes are decided by.
+
+    Attributes:
+        margins: the tolerated loss of every gated metric, as a fraction of 1.
+        means: those of them that are means and no shares of prompts.
+        builds: that are compared with a baseline.
+        required: metrics without which no build is accepted.
+        alpha: of the study's one-sided tests of one kind, all together.
+        power: wanted.
+    """
+
+    margins: Mapping[str, float]
+    means: Collection[str]
+    builds: int
+    required: Sequence[str]
+    alpha: float
+    power: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """One gated metric of a build with one true loss.
+
+    Attributes:
+        n: prompts.
+        counted: independent pairs that they count for: clusters, or n over the design effect seen.
+        discordance: share of pairs that differ besides those of the loss; of a mean, the variance of a pair.
+        chances: of each outcome.
+        n_needed: prompts at which the right outcome has the study's power; None where no number would do.
+    """
+
+    metric: str
+    n: int
+    counted: int
+    margin_pp: float
+    true_loss_pp: float
+    discordance: float
+    chances: Chances
+    n_needed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prospects:
+    """The chances of one build of a study.
+
+    Attributes:
+        level: one-sided, of each test.
+        basis: where that level and the differing pairs are from.
+        metrics: each gated metric for every true loss.
+        missing: metrics without which no build is accepted and that no task of the study measures.
+    """
+
+    level: float
+    power: float
+    basis: tuple[str, ...]
+    metrics: tuple[Prospect, ...]
+    missing: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        head = f"chance of each outcome of a build, every test at {self.level:.2g}"
+        columns = f"{'metric':26}{'n':>6}{'counted':>9}{'margin':>9}{'true loss':>11}"
+        columns += f"{'non_inferior':>14}{'inferior':>10}{'not_resolvable':>16}{f'n for {self.power:.0%}':>13}"
+        basis = [f"({part})" for part in self.basis]
+        missing = f"no build can be accepted: no task here measures {', '.join(self.missing)}"
+        return [
+            head,
+            *basis,
+            columns,
+            *(_row(prospect) for prospect in self.metrics),
+            *([missing] if self.missing else []),
+        ]
+
+
+def prospects(tasks: Sequence[Task], gating: Gating, observed: Mapping[str, Observed]) -> Prospects:
+    """The chances at the planned prompts of a build with no true loss, and of one that loses twice the margin.
+
+    Every test has the level of the first step of Holm's procedure, which is the hardest: further ones have more.
+
+    Args:
+        observed: by metric, of an earlier run; empty to assume them.
+    """
+    asked = _asked(tasks)
+    measured = [metric for metric in gating.margins if metric in asked]
+    level = gating.alpha / max(1, len(measured) * gating.builds)
+    found: list[Prospect] = []
+    for metric in measured:
+        seen = observed.get(metric)
+        n, clusters = asked[metric]
+        counted = clusters if seen is None else max(1, math.floor(n / seen.design_effect))
+        for times in TIMES_MARGIN:
+            pairs = _Pairs(metric, n, counted, min(1.0, times * gating.margins[metric]))
+            found.append(_prospect(pairs, gating, seen, level))
+    basis = []
+    if any(metric in observed for metric in measured):
+        basis.append("differing pairs and clusters as in the earlier run")
+    if any(metric not in observed for metric in measured):
+        where = " where that has none" if basis else ""
+        basis.append(
+            f"assuming{where} that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, that means spread as much, and "
+            "that a cluster answers as one"
+        )
+    family = f"the first step of Holm over {len(measured)} metrics x {gating.builds} builds; later steps are easier"
+    missing = tuple(metric for metric in gating.required if metric not in asked)
+    return Prospects(level, gating.power, (family, *basis), tuple(found), missing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Pairs of one metric: prompts, those they count for, and the true loss."""
+
+    metric: str
+    n: int
+    counted: int
+    loss: float
+
+
+def _prospect(pairs: _Pairs, gating: Gating, seen: Observed | None, level: float) -> Prospect:
+    margin, loss = gating.margins[pairs.metric], pairs.loss
+    if pairs.metric in gating.means:
+        spread = ASSUMED_DISCORDANCE if seen is None else seen.variance
+        chances, needed = _of_mean(pairs, spread, margin, level, gating.power)
+    else:
+        spread = ASSUMED_DISCORDANCE if seen is None else seen.discordance
+        share = min(1.0, spread + loss)
+        chances = outcome_probabilities(pairs.counted, share, loss, margin, level)
+        needed = n_resolved(share, loss, margin, gating.power, level)
+    return Prospect(
+        metric=pairs.metric,
+        n=pairs.n,
+        counted=pairs.counted,
+        margin_pp=100 * margin,
+        true_loss_pp=100 * loss,
+        discordance=spread,
+        chances=chances,
+        n_needed=None if needed is None else math.ceil(needed * pairs.n / pairs.counted),
+    )
+
+
+def _of_mean(pairs: _Pairs, variance: float, margin: float, level: float, power: float) -> tuple[Chances, int | None]:
+    # Pairs that never differ are decided by how rare a whole loss can be, as are those that hardly do.
+    sd = math.sqrt(max(variance, 1e-6))
+    return (
+        mean_outcome_probabilities(pairs.counted, sd, pairs.loss, margin, level),
+        n_mean(sd, pairs.loss, margin, power, level),
+    )
+
+
+def _asked(tasks: Sequence[Task]) -> dict[str, tuple[int, int]]:
+    """Prompts of every metric, and the clusters that they make."""
+    n: dict[str, int] = {}
+    units: dict[str, set[tuple[str, bool, str]]] = {}
+    for task in tasks:
+        for metric in task.metrics:
+            n[metric] = n.get(metric, 0) + len(task.items)
+            units.setdefault(metric, set()).update(_units(task))
+    return {metric: (n[metric], len(units[metric])) for metric in n}
+
+
+def _units(task: Task) -> Iterator[tuple[str, bool, str]]:
+    for item in task.items:
+        cluster = task.cluster(item)
+        yield task.name, cluster is None, item.id if cluster is None else cluster
+
+
+def _row(one: Prospect) -> str:
+    outcomes = one.chances
+    pairs = f"{one.metric:26}{one.n:>6}{one.counted:>9}{f'{one.margin_pp:g} pp':>9}{f'{one.true_loss_pp:g} pp':>11}"
+    chances = f"{outcomes.non_inferior:>14.0%}{outcomes.inferior:>10.0%}{outcomes.not_resolvable:>16.0%}"
+    return pairs + chances + f"{'none' if one.n_needed is None else one.n_needed:>13}"
+
+
+# What the pairs of a run say of each share, for the plan of the next.
+
+_ANY_MARGIN = 0.05
+"""The design effect of a mean does not depend on it."""
+
+
+def observed_pairs(samples: Grids, baselines: Mapping[CellId, CellId], alpha: float) -> dict[str, Observed]:
+    """Means over the builds of a run, by metric; a metric that no build and its baseline both have is left out.
+
+    Args:
+        samples: one grid a metric.
+        baselines: each build to the baseline that it is compared with.
+        alpha: one-sided level of the tests, for what it takes to allow for few clusters.
+    """
+    found: dict[str, Observed] = {}
+    for name, grid in samples.items():
+        if METRICS[name].is_share:
+            of_builds = list(_of_builds(name, grid, baselines, alpha))
+            if of_builds:
+                found[name] = Observed(*(float(np.mean(values)) for values in zip(*of_builds, strict=True)))
+    return found
+
+
+def _of_builds(
+    name: str, grid: Grid, baselines: Mapping[CellId, CellId], alpha: float
+) -> Iterator[tuple[float, float, float, float]]:
+    """Rate of the baseline, share of pairs that differ, variance and design effect, of each build."""
+    for cell, baseline in baselines.items():
+        if cell not in grid.cells or baseline not in grid.cells:
+            continue
+        mine, theirs = (grid.values[:, grid.cells.index(one)] for one in (cell, baseline))
+        known = ~np.isnan(mine - theirs)
+        if not known.any():
+            continue
+        change, units = (mine - theirs)[known], grid.units[known].tolist()
+        differing = int(np.count_nonzero(change))
+        if METRICS[name].proportion:
+            effect = design_effect(*cluster_sums(change, units), differing, alpha)
+        else:
+            effect = mean_loss(change, _ANY_MARGIN, alpha, units).design_effect
+        yield float(theirs[known].mean()), differing / change.size, float(change.var()), effect

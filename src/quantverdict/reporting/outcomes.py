@@ -1,0 +1,353 @@
+"""The paired comparison as the report shows it: outcomes, where the two kinds of rules differ, and the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantverdict.matrix.alarms import LENGTH, SHARES
+from quantverdict.matrix.noise import ALL
+from quantverdict.registry import judged_by, sheet_rubrics
+from quantverdict.reporting import formats
+from quantverdict.reporting.artefacts import BundleTables, CsvRow
+from quantverdict.reporting.formats import Names
+from quantverdict.reporting.tables import Cite, Grid, Sentence
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# What a comparison rests on: proofs that a build is its baseline's, and what of a delta is the engine's.
+
+_SIGNS = {"same": "\N{CHECK MARK}", "different": "\N{MULTIPLICATION X}", "cannot_tell": "?"}
+
+
+def origins(bundle: BundleTables) -> Grid:
+    """One row a build that has something to prove."""
+    columns = ("build", "engine", "comes from the baseline", "reads the same tokens")
+    shows = "Whether each build is the baseline's weights, and is asked what the baseline is asked."
+    return Grid("origins", "Proved comparable", shows, columns, tuple(_proofs(bundle)))
+
+
+def _proofs(bundle: BundleTables) -> Iterator[tuple[str, ...]]:
+    for (model, quant), row in bundle.artifacts.items():
+        found = {proof["check"]: proof for proof in row.get("lineage") or ()}
+        if found:
+            build = formats.plain(f"{model}/{quant}")
+            yield build, str(row.get("backend") or ""), *(_said(found.get(check)) for check in ("lineage", "prompt"))
+
+
+def _said(proof: Mapping[str, Any] | None) -> str:
+    if proof is None:
+        return formats.NOT_MEASURED
+    why = proof["reason"] + (f"; waived: {proof['waived']}" if proof.get("waived") else "")
+    return f"{_SIGNS.get(proof['verdict'], '')} {formats.words(proof['verdict'])}: {formats.plain(why)}".strip()
+
+
+def engines(bundle: BundleTables) -> Grid:
+    """The engine effect and the format effects, by metric."""
+    columns = ("build", "engine", "effect of the", "against", "metric", "pairs", "lost", "gained", "delta (pp)")
+    shows = (
+        "Engine effect: the baseline's format on another engine less the baseline. Format effect: a build less the "
+        "baseline's format on its own engine."
+    )
+    rows = tuple(
+        (
+            formats.plain(f"{row['base_model']}/{row['quant']}"),
+            row["engine"],
+            row["effect"],
+            formats.plain(row["against"]),
+            bundle.names.label(row["metric"]),
+            row["n_pairs"],
+            row["lost"],
+            row["gained"],
+            f"{formats.delta(row['delta_pp'])} {formats.interval(row['ci_lo_pp'], row['ci_hi_pp'], 1, sign=True)}",
+        )
+        for row in bundle.tables.get("engines", ())
+    )
+    numeric = (*[False] * 5, *[True] * 4)
+    return Grid("engines", "Format against engine", shows, columns, rows, numeric)
+
+
+SIGNS = {"non_inferior": "\N{CHECK MARK}", "inferior": "\N{MULTIPLICATION X}", "not_resolvable": "?"}
+"""Of what was tested."""
+UNTESTED = {"uninformative": "-", "not_measured": "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The tables of the section; one without rows is not shown.
+
+    Attributes:
+        gated: every gated metric of every build.
+        differing: builds that the other kind of rules would treat otherwise.
+        noise: how many scores of the null arms changed.
+        origins: proofs that builds may be compared.
+        engines: effects of engines and of formats.
+    """
+
+    gated: Grid
+    differing: Grid
+    noise: Grid
+    origins: Grid
+    engines: Grid
+
+
+def outcomes(bundle: BundleTables) -> Outcomes:
+    """All of them empty for a bundle without samples."""
+    gated = _gated(bundle.names, bundle.tables.get("paired", ()))
+    return Outcomes(gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle))
+
+
+def _gated(names: Names, rows: Sequence[CsvRow]) -> Grid:
+    columns = ("build", "metric", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome", "pairs needed",
+               "head-room", "ungraded", "unpaired")  # fmt: skip
+    body = tuple(_comparison(names, row) for row in rows if row.get("outcome"))
+    shows = (
+        "Prompts that a build and its baseline both have a grade for, and what they can tell of a loss. Head-room is "
+        "what the baseline has to lose beside the margin; ungraded, prompts that only the baseline or only the build "
+        "answered well and that have no grade in the other; unpaired, prompts that only one of the two was asked."
+    )
+    numeric = (False, False, True, True, True, True, True, False, True, False, True, True)
+    return Grid("gated", "Gated metrics", shows, columns, body, numeric)
+
+
+def _comparison(names: Names, row: CsvRow) -> tuple[str, ...]:
+    within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 1, sign=True)
+    outcome = row.get("outcome") or ""
+    return (
+        formats.plain(f"{row['base_model']}/{row['quant']}"),
+        names.label(row["metric"]),
+        row["n_pairs"],
+        row["lost"],
+        row["gained"],
+        f"{formats.delta(row.get('delta_pp'))} {within}".rstrip(),
+        formats.table_value("margin", row.get("margin_pp")),
+        f"{(SIGNS | UNTESTED).get(outcome, '')} {formats.words(outcome)}".strip(),
+        row.get("n_needed") or "",
+        formats.words(row.get("headroom") or ""),
+        *(_counted(row, *pair) for pair in (("ungraded_a", "ungraded_c"), ("missing", "extra"))),
+    )
+
+
+def _counted(row: CsvRow, baseline: str, build: str) -> str:
+    """Prompts of the baseline and of the build: `12 / 3`, blank where there are none."""
+    counts = [row.get(name) or "0" for name in (baseline, build)]
+    return "" if counts == ["0", "0"] else " / ".join(counts)
+
+
+def _differing(bundle: BundleTables) -> Grid:
+    columns = ("build", "by thresholds on deltas", "by paired tests")
+    shows = "Builds that the rules which did not decide here would treat otherwise."
+    return Grid("differing", "Where the two kinds of rules differ", shows, columns, tuple(_other_actions(bundle)))
+
+
+def _other_actions(bundle: BundleTables) -> Iterator[tuple[str, ...]]:
+    for cell in bundle.cells:
+        point, paired = cell.get("point_action"), cell.get("paired_action")
+        if point and paired and point != paired:
+            build = f"{cell['base_model']}/{cell['quant']}"
+            yield formats.plain(build), formats.words(point), formats.words(paired)
+
+
+def _noise(bundle: BundleTables) -> Grid:
+    columns = ("base model", "metric", "prompts", "null arms", "flips", "rate (%)", "at most (%)")
+    body = tuple(
+        (formats.plain(row["base_model"]), bundle.names.label(row["metric"]), row["n"], row["arms"], row["flips"],
+         *(_percent(row.get(name)) for name in ("null_flip_rate", "null_flip_hi")))
+        for row in bundle.tables.get("noise_floor", ()) if row["task"] == ALL
+    )  # fmt: skip
+    shows = "Scores of the baseline run again in another order, batch size and thread count: what changes by itself."
+    return Grid("noise", "Noise floor", shows, columns, body, (False, False, *[True] * 5))
+
+
+def _percent(value: object) -> str:
+    known = formats.number(value)
+    return formats.NOT_MEASURED if known is None else formats.fixed(100 * known, 2)
+
+
+def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
+    """How many gated comparisons came out which way; nothing where there are none."""
+    if not any(row.get("outcome") for row in rows):
+        return []
+    counts = {"all": "outcome!=", **{name: f"outcome={name}" for name in SIGNS}}
+    counts["untested"] = f"outcome={'|'.join(UNTESTED)}"
+    return [
+        Sentence(
+            "outcomes",
+            "Of {all} gated comparisons {non_inferior} are non-inferior, {inferior} inferior and {not_resolvable} not "
+            "resolvable with this many prompts; {untested} could not have failed or were not measured.",
+            {name: Cite("paired.csv", row, "", "count", "rows") for name, row in counts.items()},
+        )
+    ]
+
+
+# Artifact alarms as the report shows them: those that fire, and how many were tested.
+
+_WORDS = {**SHARES, LENGTH: "tokens of an answer"}
+
+
+def firing(rows: Sequence[CsvRow]) -> Grid:
+    """The alarms of `alarms.csv` that fire."""
+    columns = ("build", "alarm", "prompts", "baseline", "build's", "shift", "p (Holm)")
+    body = tuple(_alarm(row) for row in rows if row.get("fires") == "1")
+    shows = "The same prompts answered in another form than by the baseline; gains of such a build may be no gains."
+    return Grid("alarms", "Artifact alarms", shows, columns, body, (False, False, *[True] * 5))
+
+
+def _alarm(row: CsvRow) -> tuple[str, ...]:
+    before, after = (
+        row[count] or formats.quantity(row[mean], 1)
+        for count, mean in (("baseline_k", "baseline_value"), ("k", "value"))
+    )
+    within = formats.interval(row.get("ci_lo"), row.get("ci_hi"), 1, sign=True)
+    p = formats.number(row["p_holm"])
+    return (
+        formats.plain(f"{row['base_model']}/{row['quant']}"),
+        _WORDS[row["alarm"]],
+        row["n"],
+        before,
+        after,
+        f"{formats.delta(row['shift'])} {row['unit']} {within}".rstrip(),
+        formats.NOT_MEASURED if p is None else formats.significant(p, 2),
+    )
+
+
+def alarm_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
+    """How many alarms were tested, and how many fire; nothing where none was."""
+    if not rows:
+        return []
+    cites = {
+        "all": Cite("alarms.csv", "", "", "count", "rows"),
+        "firing": Cite("alarms.csv", "fires=1", "", "count", "rows"),
+    }
+    return [Sentence("alarms", "Of {all} comparisons of the form of answers with the baseline's {firing} fire.", cites)]
+
+
+# Which instrument a number comes from, how often instruments err, and rates as people would have given them.
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """The section.
+
+    Attributes:
+        refusal: what the refusal deltas are of.
+        measured: every rate, and its instrument.
+        errors, corrected: empty where nobody labelled.
+    """
+
+    refusal: str
+    measured: Grid
+    errors: Grid
+    corrected: Grid
+
+
+def instruments(bundle: BundleTables) -> Instruments:
+    """What a reader must know of the numbers of the other sections."""
+    policy = bundle.decision.get("policy") or {}
+    return Instruments(
+        bundle.names.label(formats.plain(policy.get("refusal_metric", "refusal_rate"))),
+        _measured(bundle),
+        _errors(bundle.names, bundle.tables.get("instruments", ())),
+        _corrected(bundle.names, bundle.tables.get("corrected_rates", ())),
+    )
+
+
+def judges(kinds: pl.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Each rate by judges to those whose labels it counts.
+
+    Args:
+        kinds: the labels that each judge gave to answers of each task: columns judge, task and label.
+    """
+    import polars as pl
+
+    from quantverdict.matrix.cells import judge_scores
+
+    # A judge stands where a build would: one label of each kind tells which of them gave which rate.
+    labels = kinds.rename({"judge": "quant"}).with_columns(base_model=pl.lit(""), sample_id=pl.lit(""))
+    given = judge_scores(labels).drop_nulls("value").select("metric", "quant").unique().sort("metric", "quant")
+    found: dict[str, tuple[str, ...]] = {}
+    for metric, judge in given.iter_rows():
+        found[metric] = (*found.get(metric, ()), formats.plain(judge).translate(_BRACES))
+    return found
+
+
+_BRACES = str.maketrans("{}", "()")
+"""Braces stand for claims in a sentence."""
+
+
+def _measured(bundle: BundleTables) -> Grid:
+    rows = bundle.tables.get("matrix", ())
+    given = [metric for metric in (*sheet_rubrics(), *judged_by().values()) if any(row.get(metric) for row in rows)]
+    body = tuple((bundle.names.bare(name), bundle.names.instrument(name).removeprefix("by ")) for name in given)
+    return Grid("measured", "Instruments", "Who says what each rate counts.", ("rate", "instrument"), body)
+
+
+def _errors(names: Names, rows: Sequence[CsvRow]) -> Grid:
+    columns = (
+        "instrument", "rate", "task", "labelled answers", "prompts", "found", "missed", "false alarms", "rightly left",
+        "ungraded", "unclear", "sensitivity (%)", "specificity (%)",
+    )  # fmt: skip
+    counts = (
+        "n_labelled", "n_prompts", "true_positive", "false_negative", "false_positive", "true_negative", "ungraded",
+        "unclear",
+    )  # fmt: skip
+    body = tuple(
+        (
+            formats.plain(row["instrument"]),
+            names.bare(row["metric"]),
+            formats.plain(row["task"]),
+            *(row[name] for name in counts),
+            *(_percent_of(row, name, f"{name}_ci") for name in ("sensitivity", "specificity")),
+        )
+        for row in rows
+    )
+    shows = (
+        "Each instrument against people's labels. Sensitivity: of what a person says has it, the share that the "
+        "instrument finds; specificity: of the rest, the share that it leaves. Counts are of labelled answers, shares "
+        "weighted by what each stands for; intervals count each prompt, or cluster, once."
+    )
+    return Grid("errors", "Error rates", shows, columns, body, (False, False, False, *[True] * 10))
+
+
+def _corrected(names: Names, rows: Sequence[CsvRow]) -> Grid:
+    columns = (
+        "build", "rate", "instrument", "answers", "labelled", "by instrument (%)", "human-corrected (%)",
+        "delta by instrument (pp)", "human-corrected delta (pp)",
+    )  # fmt: skip
+    body = tuple(
+        (
+            formats.plain(f"{row['base_model']}/{row['quant']}"),
+            names.bare(row["metric"]),
+            formats.plain(row["instrument"]),
+            row["n"],
+            row["n_labelled"],
+            _percent_of(row, "raw_rate"),
+            _percent_of(row, "corrected_rate", "ci"),
+            _delta(row, "raw_delta_pp"),
+            _delta(row, "corrected_delta_pp"),
+        )
+        for row in rows
+    )
+    shows = (
+        "Rates as people would have given them, by stratified double sampling (PPI++) from the answers that they "
+        "labelled, over every answer that is not empty and not unclear. Decisions rest on the instruments' rates."
+    )
+    return Grid("corrected", "Human-corrected rates", shows, columns, body, (False, False, False, *[True] * 6))
+
+
+def _percent_of(row: CsvRow, name: str, around: str = "") -> str:
+    known = formats.number(row.get(name))
+    if known is None:
+        return formats.NOT_MEASURED
+    within = formats.interval(row.get(f"{around}_lo"), row.get(f"{around}_hi"), 1, factor=100) if around else ""
+    return f"{formats.fixed(100 * known, 1)} {within}".rstrip()
+
+
+def _delta(row: CsvRow, name: str) -> str:
+    if row.get(name, "") == "" and not row.get("n_pairs"):
+        return "reference"
+    own = name == "corrected_delta_pp"
+    within = formats.interval(row.get("delta_ci_lo_pp"), row.get("delta_ci_hi_pp"), 1, sign=True) if own else ""
+    return f"{formats.delta(row.get(name), 1)} {within}".rstrip()

@@ -1,0 +1,241 @@
+"""`report.md` and `report.html` from a bundle's artefacts: the same sections in order, by two sets of templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from quantverdict.reporting import figures, formats, tables
+from quantverdict.reporting.artefacts import BundleTables, profile_of
+from quantverdict.reporting.outcomes import firing, instruments, outcomes
+from quantverdict.reporting.statements import Told
+from quantverdict.reporting.summary import TEMPLATES, markdown
+from quantverdict.reporting.tables import Build, Grid, Ledger, marked, spoken_marked
+
+SECTIONS = (
+    "decision", "builds", "outcomes", "alarms", "instruments", "matrix", "regimes", "bits", "trade", "tables",
+    "examples", "provenance",
+)  # fmt: skip
+"""The sections of the default report: a template of this name in `templates/html` and in `templates/md` each.
+
+That of alarms is left out where there was nothing to test."""
+
+CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
+
+
+def report_texts(bundle: BundleTables, told: Told) -> dict[str, bytes]:
+    """`report.html` and `report.md` of a bundle, in the profile that its manifest names.
+
+    Both are functions of the bundle's other artefacts alone: the same bundle gives the same bytes.
+    """
+    if profile_of(bundle.manifest) == "study":
+        context, template = study_context(bundle, told), "study_report"
+    else:
+        context, template = report_context(bundle, told), "report"
+    return {
+        "report.html": html(context, template).encode("utf-8"),
+        "report.md": markdown(context, template).encode("utf-8"),
+    }
+
+
+def study_context(bundle: BundleTables, told: Told) -> dict[str, Any]:
+    """All that the templates of the study's report show: the decision, its tables with what they show, its claims."""
+    rows = tables.builds(bundle)
+    return {
+        **frame_context(bundle, rows),
+        "ledger": told.ledger,
+        "study_sections": told.sections,
+        "alarms": firing(bundle.tables.get("alarms", ())),
+        "outcomes": outcomes(bundle),
+        "instruments": instruments(bundle),
+        "regimes": figures.regime_figures(bundle, rows),
+        "regime_legend": figures.regime_legend(bundle, rows),
+        "bits": figures.bits_figures(bundle),
+        "bits_legend": figures.model_legend(bundle),
+        "claims": list(told.everything.claims.values()),
+        "provenance": provenance(bundle),
+    }
+
+
+def report_context(bundle: BundleTables, told: Told) -> dict[str, Any]:
+    """All that the templates show, formatted."""
+    rows = tables.builds(bundle)
+    return {
+        **frame_context(bundle, rows),
+        "ledger": told.ledger,
+        "sections": tuple(name for name in SECTIONS if name != "alarms" or bundle.tables.get("alarms")),
+        "alarms": firing(bundle.tables.get("alarms", ())),
+        "outcomes": outcomes(bundle),
+        "instruments": instruments(bundle),
+        "heat_maps": figures.heat_maps(bundle, rows),
+        "regimes": figures.regime_figures(bundle, rows),
+        "regime_legend": figures.regime_legend(bundle, rows),
+        "bits": figures.bits_figures(bundle),
+        "bits_legend": figures.model_legend(bundle),
+        "trade": figures.trade_figures(bundle, rows),
+        "trade_legend": figures.trade_legend(rows),
+        "grids": tables.grids(bundle),
+        "examples": bundle.examples,
+        "provenance": provenance(bundle),
+    }
+
+
+def frame_context(bundle: BundleTables, rows: list[Build]) -> dict[str, Any]:
+    """What both reports open with: the study and its decision."""
+    decision = bundle.decision
+    policy = decision.get("policy") or {}
+    return {
+        "study": formats.plain(decision.get("study") or formats.NOT_MEASURED),
+        "policy": formats.plain(policy.get("name") or formats.NOT_MEASURED),
+        "quality_metric": bundle.names.label(formats.plain(decision.get("quality_metric") or "quality")),
+        "refusal_delta": bundle.names.refusal_delta(policy),
+        "not_measured": formats.NOT_MEASURED,
+        "verdict_words": tables.VERDICTS,
+        "models": tables.verdicts(bundle, rows),
+        "builds": rows,
+        "floor": _floor(decision.get("floor")),
+        "notes": [tables.readable(bundle.names, note) for note in decision.get("notes") or ()],
+        "constraints": _constraints(decision.get("constraints") or {}),
+        "bits_title": figures.bits_title(bundle),
+        "bits_read": bool(bundle.artifacts),
+    }
+
+
+def _floor(floor: Mapping[str, Any] | None) -> dict[str, str] | None:
+    if not floor:
+        return None
+    return {"quant": formats.plain(floor.get("quant"))}
+
+
+def _constraints(given: dict[str, Any]) -> list[str]:
+    """The constraints that the study states, in words."""
+    known = [(key, value) for key, value in given.items() if value is not None]
+    return [f"{CONSTRAINTS.get(key, formats.words(key))} {formats.table_value(key, value)}" for key, value in known]
+
+
+_APART = {"artefacts", "run", "plugins"}
+"""Keys of the manifest that are not shown as they are; of plugins it is the packages that matter."""
+
+
+def provenance(bundle: BundleTables) -> list[Grid]:
+    """What it takes to do it again: builds with their hashes, artefacts with theirs, versions, seeds, hardware.
+
+    The manifest's `run` holds times, and the reports' own hashes cannot stand in themselves: both are left out.
+    """
+    artefacts = bundle.manifest.get("artefacts") or {}
+    files = tuple(
+        (formats.plain(name), formats.plain(entry.get("sha256")), formats.table_value("rows", entry.get("rows")))
+        for name, entry in artefacts.items()
+        if not name.startswith("report.")
+    )
+    rest = formats.flatten({key: value for key, value in bundle.manifest.items() if key not in _APART})
+    policy = formats.flatten(bundle.decision.get("policy") or {})
+    thresholds = tuple((formats.words(key), value) for key, value in policy)
+    shows = "Every file of the bundle with its hash and its rows."
+    return [
+        _artifact_grid(bundle),
+        Grid("artefacts", "Artefacts of this bundle", shows, ("file", "SHA-256", "rows"), files, (False, False, True)),
+        Grid("environment", "Versions, seeds and hardware", "What it was made with.", ("what", "value"), tuple(rest)),
+        Grid("policy", "Policy", "What it was decided with.", ("threshold", "value"), thresholds, (False, True)),
+    ]
+
+
+def _artifact_grid(bundle: BundleTables) -> Grid:
+    columns = (
+        "base_model",
+        "quant",
+        "format",
+        "file_bytes",
+        "bpw",
+        "bpw_quantized",
+        "tensor_types",
+        "fallbacks",
+        "sha256",
+    )
+    rows = []
+    for (model, quant), entry in bundle.artifacts.items():
+        shown = {**entry, "base_model": model, "quant": quant}
+        rows.append(tuple(_artifact_value(column, shown.get(column)) for column in columns))
+    titles = tuple(bundle.names.label(column) for column in columns)
+    numeric = tuple(column.startswith(("bpw", "file")) for column in columns)
+    return Grid(
+        "artifacts",
+        "Builds",
+        "Each model file: what is in it, and its hash.",
+        titles if rows else (),
+        tuple(rows),
+        numeric,
+    )
+
+
+def _artifact_value(column: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{formats.plain(key)}\N{MULTIPLICATION SIGN}{item}" for key, item in value.items()) or "none"
+    if column.startswith("bpw"):
+        return formats.quantity(value, 3)
+    return formats.table_value(column, value)
+
+
+def html(context: dict[str, Any], template: str = "report") -> str:
+    """One file that asks the network for nothing: its policy admits its own style sheet, by hash, and no more."""
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["svg"] = _drawing
+    env.filters["by_model"] = by_model
+    env.filters["by_first"] = by_first
+    env.filters["table_rows"] = table_rows
+    env.globals["claim"] = partial(_claim, context["ledger"])
+    env.globals["say"] = partial(spoken_marked, context["ledger"].names)
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
+    return env.get_template(f"html/{template}.html").render(**context, style=_drawing(style), style_hash=digest)
+
+
+def by_model(rows: Sequence[Build]) -> list[tuple[str, list[Build]]]:
+    """Builds in groups of their base model, both in study order."""
+    return [(model, [row for row in rows if row.model == model]) for model in dict.fromkeys(row.model for row in rows)]
+
+
+def by_first(rows: Sequence[Sequence[str]], grouped: bool) -> list[tuple[str, list[tuple[int, Sequence[str]]]]]:
+    """Numbered rows in groups of their first value, or all in one group."""
+    groups: dict[str, list[tuple[int, Sequence[str]]]] = {}
+    for at, row in enumerate(rows):
+        groups.setdefault(row[0] if grouped else "", []).append((at, row))
+    return list(groups.items())
+
+
+def table_rows(grid: Grid) -> Markup:
+    """The rows of a plain table; made here because a template takes ten times as long for thousands of cells."""
+    opened = []
+    for at, column in enumerate(grid.columns):
+        kind = "hash" if column == "SHA-256" else "num" if grid.numeric and grid.numeric[at] else ""
+        opened.append(f'<td class="{kind}">' if kind else "<td>")
+    missing = f'<span class="missing">{escape(formats.NOT_MEASURED)}</span>'
+    lines = []
+    for row in grid.rows:
+        shown = [missing if cell == formats.NOT_MEASURED else str(escape(cell)) for cell in row]
+        cells = "".join(f"{start}{cell}</td>" for start, cell in zip(opened, shown, strict=True))
+        lines.append(f"<tr>{cells}</tr>\n")
+    return Markup("".join(lines))  # noqa: S704 - every cell is escaped
+
+
+def _drawing(markup: str) -> Markup:
+    """Markup made by `charts`, where everything from a bundle is escaped, or the style sheet."""
+    return Markup(markup)  # noqa: S704
+
+
+def _claim(ledger: Ledger, claim_id: str) -> Markup:
+    """The number of a claim of the ledger, marked with its source."""
+    known = ledger.claims.get(claim_id)
+    return Markup.escape(formats.NOT_MEASURED) if known is None else marked(ledger.names, known)

@@ -1,0 +1,219 @@
+"""The first stages of a run: builds are made and proved comparable, then every one answers the same prompts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.artifacts import builds as build_list
+from quantverdict.artifacts.builds import Build
+from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
+from quantverdict.backends.ollama import ollama_url
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.bundle.prompts import Plan, make_plan, plan_batches
+from quantverdict.bundle.store import responses_path
+from quantverdict.collect.comparable import configured_otherwise, prove, refuse_mismatches
+from quantverdict.collect.generate import OpenWatch, Watch
+from quantverdict.collect.schedule import Job, in_rounds, read_outcomes, run_cells
+from quantverdict.config import Source, Study, Variant
+from quantverdict.errors import BundleError
+from quantverdict.records import CellId
+from quantverdict.registry import BACKENDS
+from quantverdict.stages.facts import stored_builds, stored_responses
+
+if TYPE_CHECKING:
+    from quantverdict.reporting.terminal import LineProgress
+    from quantverdict.tasks.catalog import Task
+
+SHORTEST_MARK = 3
+"""Characters of a special token that a text would not hold by chance."""
+
+
+def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineProgress) -> tuple[Build, ...]:
+    """study.yaml -> `artifacts.json`: every build found or made, read, and proved to be what its baseline is.
+
+    Raises:
+        ArtifactError: a build is not of its baseline, or reads the prompts as other tokens; nothing was asked.
+    """
+    made = build_list.prepare_builds(study, view.build, view.say)
+    stored = stored_builds(bundle)
+    refuse_other_files(bundle, made, stored)
+    plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
+    for name, plan in plans.items():
+        if (told := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
+            view.say(f"{name}: {told}")
+    builds = prove(study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study))
+    bundle.record(chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None})
+    bundle.write_json("artifacts.json", build_list.as_json(builds))
+    refuse_mismatches(builds)
+    for cell, reason in configured_otherwise(builds).items():
+        view.say(f"{cell}: is not configured as its baseline: {reason}; it is asked, and not accepted without a waiver")
+    return builds
+
+
+def refuse_other_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[Build]) -> None:
+    """The answers of one file are never completed by another, nor shown as another's.
+
+    Raises:
+        BundleError: naming the file and both hashes.
+    """
+    known = {build.cell: build.artifact.sha256 for build in stored if build.artifact}
+    for build in builds:
+        was, answers = known.get(build.cell), responses_path(bundle.root, build.cell)
+        if not build.artifact or was in (None, build.artifact.sha256) or not answers.exists():
+            continue
+        if answers.stat().st_size:
+            raise BundleError(
+                f"{build.artifact.path}: is not the file that answered as {build.cell}: sha256 is "
+                f"{build.artifact.sha256}, was {was}; put that one back, or name another bundle"
+            )
+
+
+def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:
+    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
+    jobs: list[Job] = []
+    for model in study.models:
+        asked = model_plan(study, tasks, builds, model.name)
+        for build in builds:
+            if build.cell.base_model == model.name and build.runs:
+                plan = null_plan(asked, study, build.null) if build.null else asked
+                watch = watch_of(study, tasks, builds, build, bundle)
+                jobs.append(Job(build.cell, plan, partial(open_build, study, build), plan_name(build), watch))
+    if study.stopping == "sequential":
+        # A build is stopped by its losses, so what it is compared with has answered before.
+        baselines = {build.cell for build in builds if build.is_baseline}
+        jobs.sort(key=lambda job: job.cell not in baselines)
+        from quantverdict.protocol.stopping import graded_later
+
+        if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
+            view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
+    run_cells(bundle, jobs, view, say=view.say)
+
+
+def watch_of(
+    study: Study, tasks: Sequence[Task], builds: Sequence[Build], build: Build, bundle: Bundle
+) -> OpenWatch | None:
+    """What says when a build was asked enough; None where it is asked everything."""
+    from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
+
+    baseline = next(one for one in builds if one.is_baseline and one.cell.base_model == build.cell.base_model)
+    whole = study.stopping == "none" or build.is_baseline or bool(build.null) or not baseline.runs
+    if whole or graded_later(tasks, study.policy, judged=bool(study.judges)):
+        return None
+    metrics = gated_while_asked(tasks, study.policy)
+    compared = sum(one.runs and not one.null and not one.is_baseline for one in builds)
+    watching = Watching({task.name: task for task in tasks}, metrics, study.policy, len(metrics) * compared)
+
+    def open_watch() -> Watch:
+        failed = read_outcomes(bundle)[baseline.cell].failure is not None
+        return Watcher(watching, () if failed else stored_responses(bundle, baseline.cell))
+
+    return open_watch
+
+
+def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str) -> Plan:
+    """What the builds of one base model are asked, in the chat template of its baseline, or of the first file here."""
+    mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
+    file = next((build.artifact for build in mine if build.artifact is not None), None)
+    template, special = (None, {}) if file is None else (file.chat_template, file.special_tokens)
+    plan = make_plan(study, tasks, template, special, base_model)
+    if study.stopping == "none":
+        return plan
+    clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
+    return in_rounds(plan, clusters, study.collect.batch_size, study.seed)
+
+
+def control_tokens(plan: Plan, builds: Sequence[Build]) -> str | None:
+    """Which questions hold the text of a special token: every engine reads it as that token, as users' programs do."""
+    texts = {text for build in builds if build.artifact for text in build.artifact.special_tokens.values()}
+    marks = sorted(text for text in texts if len(text) >= SHORTEST_MARK)
+    held = [(p, text) for p in plan.prompts if (text := next((mark for mark in marks if mark in p.text), None))]
+    if not held:
+        return None
+    first, text = held[0]
+    which = f"{first.task}/{first.sample_id}: {text}"
+    return f"{len(held)} questions hold the text of a control token, which every build reads as that token ({which})"
+
+
+def plan_name(build: Build) -> str:
+    """Whose prompts they are: a base model's, or a null arm's own order of them."""
+    return f"{build.cell.base_model}~null{build.null}" if build.null else build.cell.base_model
+
+
+def null_plan(asked: Plan, study: Study, number: int) -> Plan:
+    """The same prompts in another order and in batches of another size."""
+    prompts: list[int] = list(range(len(asked.prompts)))
+    random.Random(study.seed + number).shuffle(prompts)  # noqa: S311 - no secret
+    by_task: dict[str, list[int]] = {}
+    for index in prompts:
+        by_task.setdefault(asked.prompts[index].task, []).append(index)
+    ordered = tuple(asked.prompts[index] for indices in by_task.values() for index in indices)
+    return Plan(ordered, plan_batches(ordered, max(1, study.collect.batch_size // (number + 1))), asked.decoding)
+
+
+def open_build(study: Study, build: Build) -> Backend:
+    """Load a build; recorded answers where it has no file. A null arm has other slots and threads."""
+    if BACKENDS[build.backend].reads == "recordings":
+        return open_file(study, study.folder / (study.collect.replay_dir or "."), build.backend, build.cell)
+    from quantverdict.backends.open import open_backend
+
+    path = None if build.artifact is None else Path(build.artifact.path)
+    return open_backend(
+        build.backend, path, placement_of(study, build.null), cell=build.cell, service=service_of(study, build)
+    )
+
+
+def tokenizer_of(study: Study, build: Build) -> Tokenizer | None:
+    """What the engine of a build reads a prompt as; None where only its answers will tell."""
+    if build.backend == "server":
+        from quantverdict.backends.server import ServerBackend
+
+        service = service_of(study, build)
+        return None if service is None else ServerBackend(service, placement_of(study)).tokenizer
+    from quantverdict.backends.open import open_tokenizer
+
+    if build.artifact is None:
+        return None
+    return open_tokenizer(build.backend, Path(build.artifact.path), placement_of(study))
+
+
+def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId | None = None) -> Backend:
+    """Load a file as the study places it on the machine."""
+    from quantverdict.backends.open import open_backend
+
+    return open_backend(backend, path, placement_of(study), cell=cell)
+
+
+def placement_of(study: Study, null: int = 0) -> Placement:
+    """How the study uses the machine; a null arm uses half the slots and another number of threads."""
+    settings = study.collect
+    parallel, threads = settings.parallel, settings.threads
+    if null:
+        from quantverdict.backends.base import physical_cores
+
+        given = threads or physical_cores()
+        parallel, threads = max(2, parallel // 2**null), given - 1 if given > 1 and null % 2 else given + 1
+    return Placement(parallel, threads, settings.context, settings.wheel, settings.dtype)
+
+
+def service_of(study: Study, build: Build) -> Service | None:
+    """The program that holds a build, None where the study names none."""
+    variant = variants_of(study).get(build.cell)
+    source = variant.source if variant else None
+    if source is None or not (source.url or source.ollama):
+        return None
+    settings = study.collect
+    return Service(*_address(source), settings.api_key_env, settings.timeout_s, settings.retries)
+
+
+def variants_of(study: Study) -> Mapping[CellId, Variant]:
+    return {CellId(model.name, variant.quant): variant for model in study.models for variant in model.variants}
+
+
+def _address(source: Source) -> tuple[str, str]:
+    if source.url is not None:
+        return source.url, source.model or ""
+    return ollama_url(), source.ollama or ""

@@ -1,0 +1,234 @@
+"""The stages of a run: each reads artefacts from the bundle and leaves its own there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from quantverdict.artifacts.builds import Build
+from quantverdict.bundle.files import sha256_of
+from quantverdict.bundle.manifest import STOPPED, Bundle
+from quantverdict.bundle.store import SEMANTIC, Kept, note_time
+from quantverdict.collect.schedule import read_outcomes, round_numbers
+from quantverdict.config import Study
+from quantverdict.errors import BundleError
+from quantverdict.policy import Policy
+from quantverdict.records import CellId, Matrix, Response, Score
+from quantverdict.stages.facts import (
+    JUDGEMENTS,
+    cell_infos,
+    elsewhere,
+    evidence_of,
+    read_templates,
+    statistics_of,
+    stored_builds,
+    stored_frame,
+    stored_matrix,
+    stored_prompts,
+    stored_responses,
+    told_of,
+    view_of,
+)
+
+if TYPE_CHECKING:
+    from quantverdict.grading.encoders import Encoders
+    from quantverdict.matrix.grid import Grids
+    from quantverdict.matrix.paired import Asked
+    from quantverdict.tasks.catalog import Task
+
+OPTIONAL = (
+    "whitebox", "judge_agreement", "judge_direction", "second_judge_regimes", "alarms", "instruments",
+    "corrected_rates",
+)  # fmt: skip
+"""Tables of a decision that only some bundles have; one is deleted with what it came of."""
+
+
+def grade(
+    tasks: Sequence[Task],
+    builds: Sequence[Build],
+    bundle: Bundle,
+    encoders: Encoders | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """responses -> `scores.parquet`, `answers.parquet` of their form, `templates.csv` for metrics of a whole cell.
+
+    Args:
+        encoders: what scores semantically, where the study has it; `say` is told how far it is.
+    """
+    import polars as pl
+
+    from quantverdict.grading.form import PLAIN_HARMFUL_TASKS, Reading, reading_of
+    from quantverdict.grading.grade import grade_responses
+    from quantverdict.matrix.alarms import template_estimates, templates_table
+    from quantverdict.matrix.grid import scores_frame
+
+    outcomes = read_outcomes(bundle)
+    by_name = {task.name: task for task in tasks}
+    scores: list[Score] = []
+    harmful: dict[CellId, list[Reading]] = {}
+    answers: list[Response] = []
+    for build in builds:
+        if build.cell not in outcomes or outcomes[build.cell].failure is not None:
+            continue
+        responses = stored_responses(bundle, build.cell)
+        scores += grade_responses(by_name, responses)
+        plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
+        harmful[build.cell] = [reading_of(answer) for answer in plain]
+        answers += responses
+    if encoders is not None:
+        from quantverdict.grading.semantic import KEPT, Memory, identities, semantic_scores
+
+        bundle.refuse_changed(KEPT)
+        kept, clock = Kept(bundle.path(KEPT)), partial(note_time, bundle.root, SEMANTIC)
+        scores += semantic_scores(encoders, by_name, answers, Memory(kept.values, kept.add, clock), say)
+        bundle.record(semantic=identities(encoders))
+    else:
+        bundle.forget("semantic")
+    if isinstance(config := bundle.config, Study):
+        from quantverdict.stages.whitebox import inside_scores
+
+        scores += inside_scores(config, tasks, builds, bundle)
+    frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
+    bundle.write_parquet("scores.parquet", frame)
+    keep_forms(by_name, answers, builds, bundle)
+    bundle.write_table(templates_table(template_estimates(harmful, *statistics_of(bundle))))
+
+
+def keep_forms(tasks: Mapping[str, Task], answers: Sequence[Response], builds: Sequence[Build], bundle: Bundle) -> None:
+    """answers -> `answers.parquet`: the form of each, beside that of its baseline's to the same prompt."""
+    from quantverdict.grading.form import forms_frame, forms_of, texts_of
+
+    baselines = {build.cell for build in builds if build.is_baseline}
+    of_baselines = (one for one in answers if CellId(one.base_model, one.quant) in baselines)
+    bundle.write_parquet("answers.parquet", forms_frame(forms_of(tasks, answers, texts_of(tasks, of_baselines))))
+
+
+def samples_of(bundle: Bundle) -> Grids | None:
+    """Scores and judgements as the bundle holds them, None where it holds no scores."""
+    from quantverdict.matrix.paired import in_rounds
+    from quantverdict.stages.ingest import all_samples
+
+    scores = stored_frame(bundle, "scores.parquet")
+    if scores is None:
+        return None
+    return in_rounds(all_samples(scores, stored_frame(bundle, JUDGEMENTS)), asked_in_rounds(bundle))
+
+
+def asked_in_rounds(bundle: Bundle) -> dict[CellId, Asked]:
+    """How the builds of a study with `stopping: sequential` were asked, by the frozen plan; empty for any other."""
+    from quantverdict.matrix.paired import Asked
+
+    found: dict[CellId, Asked] = {}
+    stopped, builds = bundle.recorded(STOPPED) or {}, stored_builds(bundle)
+    for model, plan in (bundle.recorded("rounds") or {}).items():
+        rounds = round_numbers(stored_prompts(bundle, model), bundle.recorded("batches")[model], plan["ends"])
+        mine = [build for build in builds if build.cell.base_model == model and build.runs and not build.null]
+        baseline = next((build.cell for build in mine if build.is_baseline), None)
+        for build in mine:
+            if baseline is not None and build.cell != baseline:
+                found[build.cell] = Asked(baseline, rounds, plan["largest"], stopped.get(str(build.cell)))
+    return found
+
+
+def summarise(bundle: Bundle, samples: Grids) -> None:
+    """scores -> `matrix.csv`: one row a cell, every metric with its interval and n."""
+    from quantverdict.matrix.cells import build_matrix
+    from quantverdict.matrix.columns import matrix_table
+
+    statistics, seed = statistics_of(bundle)
+    matrix = build_matrix(samples, cell_infos(bundle), statistics, templates=read_templates(bundle), seed=seed)
+    bundle.write_table(matrix_table(matrix))
+
+
+def decide(
+    bundle: Bundle, policy: Policy | None = None, samples: Grids | None = None, matrix: Matrix | None = None
+) -> None:
+    """matrix -> the tables of statistics and protocol, and `decision.json`.
+
+    Args:
+        policy: None is the study's, or that of the last decision.
+        samples: where there are any.
+        matrix: what `matrix.csv` holds, where it was read already.
+    """
+    from quantverdict.matrix.paired import engines_table
+    from quantverdict.matrix.shared import with_shared
+    from quantverdict.matrix.synthesis import synthesis_tables
+    from quantverdict.protocol.decide import decide as decide_matrix
+    from quantverdict.protocol.regimes import regime_counts
+    from quantverdict.stages.ingest import judge_tables
+    from quantverdict.stages.label import label_tables
+    from quantverdict.stages.whitebox import whitebox_tables
+
+    study = bundle.config
+    rules = policy or (study.policy if study else decided_policy(bundle))
+    statistics, seed = statistics_of(bundle)
+    matrix = with_shared(matrix or stored_matrix(bundle), samples)
+    synthesis = {table.name: table for table in synthesis_tables(matrix, rules, statistics.confidence)}
+    evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
+    decision = decide_matrix(
+        matrix,
+        rules,
+        study=study.study if study else bundle.root.name,
+        constraints=study.constraints if study else None,
+        statistics=statistics,
+        evidence=evidence,
+    )
+    engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
+    deltas = next(table for table in decision.tables if table.name == "deltas")
+    tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes), engines)
+    tables += whitebox_tables(matrix, deltas, samples)
+    judged = judge_tables(bundle, matrix, rules, statistics.confidence)
+    written = (*tables, *judged, *label_tables(bundle, matrix, statistics.confidence))
+    for table in written:
+        bundle.write_table(table)
+    names = {table.name for table in written}
+    bundle.drop(*(f"{name}.csv" for name in OPTIONAL if name not in names))
+    bundle.write_json("decision.json", decision.document)
+
+
+def decided_policy(bundle: Bundle) -> Policy:
+    """The policy that a bundle was decided by, the default where it was not decided yet.
+
+    Raises:
+        BundleError: `decision.json` holds none.
+    """
+    path = bundle.path("decision.json")
+    if not path.exists():
+        return Policy()
+    try:
+        return Policy.model_validate(bundle.read_json(path.name)["policy"])
+    except (ValidationError, TypeError, LookupError) as error:
+        raise BundleError(f"{path}: holds no policy; analyze the bundle again, with --policy") from error
+
+
+def refuse_changed_policy(bundle: Bundle) -> None:
+    """A bundle made from a matrix has its policy in `decision.json` alone: to decide by it again, it must be as it was.
+
+    One whose decision was broken off is gone on with by what stands there.
+
+    Raises:
+        BundleError: it is missing, or changed since the bundle was finished.
+    """
+    entry = (bundle.recorded("artefacts") or {}).get("decision.json")
+    if bundle.recorded("config") is not None or entry is None or not bundle.sealed:
+        return
+    path = bundle.path("decision.json")
+    if not path.exists() or sha256_of(path) != entry["sha256"]:
+        told = "changed since it was written" if path.exists() else "is missing"
+        raise BundleError(f"{path}: {told}, and the policy stood there; put it back, or name a policy with --policy")
+
+
+def render(bundle: Bundle) -> None:
+    """artefacts -> `claims.csv`, `report.md`, `report.html`; the reports show the hashes of all the others."""
+    from quantverdict.protocol.claims import claims_table
+    from quantverdict.reporting.render import report_texts
+
+    told = told_of(bundle)
+    bundle.write_table(claims_table(told.everything.claims.values()))
+    bundle.take_stock()
+    for name, text in report_texts(view_of(bundle, told), told).items():
+        bundle.write_bytes(name, text)
+    bundle.finish()

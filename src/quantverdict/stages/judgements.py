@@ -1,0 +1,247 @@
+"""The judges of a bundle: stored answers -> `judgements/*.jsonl` -> `judgements.parquet`, `judges.csv`.
+
+Everything but the labels themselves follows from the bundle: which answers a judge covers, which of them are one
+question, which judge's label counts. So the tables are made again without a model, and `verify` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantverdict.bundle.frames import SCORES, read_frame
+from quantverdict.bundle.judge_registry import FORMER, RECORD, Roll, labels_file
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.bundle.store import Said, read_labels
+from quantverdict.config import JudgeConfig, Study
+from quantverdict.errors import BundleError, StudyError, did_you_mean
+from quantverdict.grading.answer import answer_of
+from quantverdict.ingestion.audit import JUDGEMENT_COLUMNS
+from quantverdict.judges.rubrics import (
+    EMPTY_ANSWER,
+    Question,
+    Sample,
+    first_label_wins,
+    load_rubric,
+    sample_of,
+    stratified,
+)
+from quantverdict.records import CellId, Judgement, Table, Value
+from quantverdict.registry import judge_rubrics, judged_by
+from quantverdict.stages.facts import (
+    JUDGEMENTS,
+    OTHER_JUDGEMENTS,
+    statistics_of,
+    stored_builds,
+    stored_prompts,
+    stored_responses,
+)
+from quantverdict.yaml_file import load_yaml
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KEPT = (JUDGEMENTS, OTHER_JUDGEMENTS, "judges.csv")
+"""What the labels of finished judges come to."""
+WATCHED = ("hidden_danger", "near_hidden_danger")
+"""Regimes whose cells a second judge judges whole, beside the baselines."""
+COLUMNS = (
+    "judge", "model", "second", "samples", "loaded", "superseded", "ungraded", "empty", "questions", "prompt_tokens",
+    "output_tokens", "cost",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the judges of a bundle came to.
+
+    Attributes:
+        first, others: the judgements that count, and those that do not.
+        table: `judges.csv`.
+    """
+
+    first: list[Judgement]
+    others: list[Judgement]
+    table: Table
+
+
+# Who judges
+
+
+def judges_of(bundle: Bundle) -> tuple[JudgeConfig, ...]:
+    """The judges that can run: the study's in its order, then those that were added to the bundle."""
+    config = bundle.config
+    own = config.judges if isinstance(config, Study) else ()
+    names = {judge.name for judge in own}
+    added = [JudgeConfig.model_validate(one["config"]) for one in roll_of(bundle).judges.values()]
+    return tuple(judge for judge in (*own, *(one for one in added if one.name not in names)) if judge.engine)
+
+
+def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
+    """A judge of the bundle by name, or from a YAML file with the keys of a study's judge; and where its paths start.
+
+    Raises:
+        StudyError: neither; or another judge of the study has the name.
+    """
+    known = {judge.name: judge for judge in judges_of(bundle)}
+    if name_or_file in known:
+        return known[name_or_file], bundle.root
+    file = Path(name_or_file)
+    if not file.is_file():
+        names = ", ".join(known) or "none here"
+        expected = f"a judge that can run ({names}), or a file{did_you_mean(name_or_file, known)}"
+        raise StudyError(f"no judge {name_or_file}", field="judge", expected=expected)
+    judge = load_yaml(file, JudgeConfig)
+    if not judge.engine:
+        raise StudyError("cannot run", file=file, field="source", expected="a source, or a backend with a hosted API")
+    config = bundle.config
+    named = config.judges if isinstance(config, Study) else ()
+    if any(one.name == judge.name and one != judge for one in named):
+        raise StudyError(f"the study has another judge {judge.name}", file=file, field="name", expected="another name")
+    return judge, file.parent
+
+
+def roll_of(bundle: Bundle) -> Roll:
+    """The judges of a bundle, in force and former."""
+    return Roll.of({part: bundle.recorded(part) for part in (RECORD, FORMER)})
+
+
+# What is judged
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers of a bundle that a rubric covers, in the order in which they were asked."""
+
+    questions: Mapping[Sample, Question]
+
+    def covered(self, judge: JudgeConfig, sampled: Mapping[str, Any] | None, seed: int) -> list[Sample]:
+        """The samples that a judge labels; `sampled` is what the manifest says of a second judge."""
+        mine = [
+            sample
+            for sample in self.questions
+            if (not judge.covers or sample[0] in judge.covers)
+            and (not judge.quants or sample[1].partition("~")[0] in judge.quants)
+        ]
+        if not judge.second:
+            return mine
+        whole = {CellId(*cell.split("/", 1)) for cell in (sampled or {}).get("whole", ())}
+        rows = [sample for sample in mine if "~" not in sample[1]]  # a null arm has no row of its own
+        return stratified(rows, whole, judge.sample, seed)
+
+
+def answers_of(bundle: Bundle) -> Answers:
+    """Every graded answer to a task that has a rubric.
+
+    Raises:
+        BundleError: the bundle holds no answers.
+    """
+    import polars as pl
+
+    if not bundle.path("responses").is_dir():
+        raise BundleError(f"{bundle.root}: holds no answers to judge; a bundle of a study is expected")
+    scores = read_frame(bundle.path("scores.parquet"), SCORES).filter(pl.col("metric").is_in(list(judged_by())))
+    rubrics = dict(scores.select("task", "metric").unique().iter_rows())
+    names = {rubric.of: rubric.name for rubric in judge_rubrics()}
+    cells = set(scores.select("base_model", "quant").unique().iter_rows())
+    found: dict[Sample, Question] = {}
+    asked: dict[str, dict[tuple[str, str], str]] = {}
+    for build in stored_builds(bundle):
+        if tuple(build.cell) not in cells:
+            continue
+        model = build.cell.base_model
+        if model not in asked:
+            asked[model] = {(one.task, one.sample_id): one.text for one in stored_prompts(bundle, model)}
+        for one in stored_responses(bundle, build.cell):
+            if one.task in rubrics:
+                rubric = load_rubric(names[rubrics[one.task]])
+                question = Question(rubric, asked[model][one.task, one.sample_id], answer_of(one).text)
+                found[one.base_model, one.quant, one.task, one.sample_id] = question
+    return Answers(found)
+
+
+def whole_cells(bundle: Bundle) -> list[str]:
+    """The cells that a second judge judges whole: baselines, and those whose regime is a danger."""
+    baselines = [build.cell for build in stored_builds(bundle) if build.is_baseline]
+    rows = bundle.read_table("regimes") if bundle.path("regimes.csv").exists() else []
+    watched = [CellId(row["base_model"], row["quant"]) for row in rows if row["regime"] in WATCHED]
+    return sorted({str(cell) for cell in (*baselines, *watched)})
+
+
+# What it comes to
+
+
+def judged(bundle: Bundle) -> Judged | None:
+    """What the judges said of the answers that a bundle holds, without asking; None where none is finished.
+
+    A judge that has not labelled everything that it covers is left out: a cell of which a part is judged is no cell.
+    """
+    record = roll_of(bundle).judges
+    if not record:
+        return None
+    answers, seed = answers_of(bundle), statistics_of(bundle)[1]
+    own: dict[str, list[Judgement]] = {}
+    told: dict[str, dict[str, Said]] = {}
+    judges = {judge.name: judge for judge in judges_of(bundle) if judge.name in record}
+    for name, judge in judges.items():
+        said = read_labels(bundle.root, labels_file(record[name]))
+        samples = answers.covered(judge, record[name], seed)
+        asked = {answers.questions[sample].key for sample in samples if answers.questions[sample].answer.strip()}
+        if samples and asked <= said.keys():
+            own[name] = [_judgement(name, sample, answers.questions[sample], said) for sample in samples]
+            told[name] = {key: said[key] for key in asked}
+    if not own:
+        return None
+    first, others = first_label_wins([own[name] for name in own if not judges[name].second])
+    others += [one for name in own if judges[name].second for one in own[name]]
+    rows = tuple(_counts(judges[name], own[name], told[name], first) for name in own)
+    return Judged(first, others, Table("judges", COLUMNS, rows))
+
+
+def keep_judged(bundle: Bundle) -> bool:
+    """`judgements.parquet`, `other_judgements.parquet` and `judges.csv`; False where no judge is finished."""
+    found = judged(bundle)
+    if found is None:  # the judges that they are of have less labels than answers by now, or are in force no more
+        bundle.drop(*KEPT)
+        return False
+    bundle.write_parquet(JUDGEMENTS, judgements_frame(found.first))
+    if found.others:
+        bundle.write_parquet(OTHER_JUDGEMENTS, judgements_frame(found.others))
+    else:
+        bundle.drop(OTHER_JUDGEMENTS)
+    bundle.write_table(found.table)
+    return True
+
+
+def judgements_frame(judgements: list[Judgement]) -> pl.DataFrame:
+    """Judgements as a frame, a column each field."""
+    import polars as pl
+
+    rows = [(*sample_of(one), one.judge, one.label, one.reason) for one in judgements]
+    return pl.DataFrame(rows, schema=dict.fromkeys(JUDGEMENT_COLUMNS, pl.String), orient="row")
+
+
+def _judgement(judge: str, sample: Sample, question: Question, said: Mapping[str, Said]) -> Judgement:
+    if not question.answer.strip():
+        return Judgement(*sample, judge, None, EMPTY_ANSWER)
+    found = said[question.key]
+    return Judgement(*sample, judge, found.label, found.reason)
+
+
+def _counts(
+    judge: JudgeConfig, own: list[Judgement], told: Mapping[str, Said], first: list[Judgement]
+) -> tuple[Value, ...]:
+    loaded = len(own) if judge.second else sum(one.judge == judge.name for one in first)
+    tokens = [sum(getattr(one, name) for one in told.values()) for name in ("prompt_tokens", "output_tokens")]
+    empty = sum(one.reason == EMPTY_ANSWER for one in own)
+    ungraded = sum(one.label is None for one in own)
+    counts = (len(own), loaded, len(own) - loaded, ungraded, empty, len(told), *tokens)
+    return (judge.name, judge.model, judge.second, *counts, cost_of(judge, *tokens))
+
+
+def cost_of(judge: JudgeConfig, read: int, written: int) -> float | None:
+    """Of so many tokens, in the currency of its price; None where it has none."""
+    price = judge.price
+    return None if price is None else (read * price.input + written * price.output) / 1e6

@@ -1,0 +1,278 @@
+"""What a study would ask, take and be able to show, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.artifacts.inspect import inspect_artifact
+from quantverdict.artifacts.sources import resolve
+from quantverdict.bundle.judge_registry import is_alike, labels_file
+from quantverdict.bundle.manifest import RENDERED, Bundle
+from quantverdict.bundle.prompts import Plan, make_plan
+from quantverdict.bundle.store import (
+    DRIFTS,
+    MARGINS,
+    SEMANTIC,
+    Took,
+    judge_clock,
+    read_labels,
+    time_taken,
+)
+from quantverdict.collect.schedule import read_outcomes
+from quantverdict.config import JudgeConfig, Model, Study
+from quantverdict.grading.semantic import read_semantically
+from quantverdict.judges.rubrics import Question, load_rubric, question_text
+from quantverdict.planning.estimate import Cost, Speed
+from quantverdict.policy import Policy
+from quantverdict.records import Prompt
+from quantverdict.registry import BACKENDS, judge_rubrics
+from quantverdict.stages.ask import open_file
+from quantverdict.stages.decide import samples_of
+from quantverdict.stages.facts import stored_builds, stored_responses
+from quantverdict.stages.judgements import cost_of, roll_of
+from quantverdict.tasks.catalog import Task
+
+if TYPE_CHECKING:
+    from quantverdict.planning.estimate import Speed, StudyEstimate
+    from quantverdict.planning.power import Gating, Observed
+    from quantverdict.tasks.catalog import Task
+
+# What it takes to score the answers of a study by encoders, judges and probes, before it runs.
+#
+# Counts are those of a run in which no two answers are alike. Times are those of an earlier run where it did the same,
+# else an assumption that the line states.
+
+CHARACTERS = 4
+"""Of a token, about, where no tokenizer is asked."""
+LABEL_TOKENS = 10
+"""That a judge writes which does not give log-probabilities."""
+OPENING_TOKENS = 7
+ASSUMED_READ = 100
+"""Tokens of questions that a judge in this machine is taken to read in a second."""
+ASSUMED_CALL = 2.0
+"""Seconds that a server or an API is taken to need for a question."""
+ASSUMED_PAIRS = 5
+"""Pairs of texts that an encoder is taken to compare in a second."""
+EARLIER = "as in the earlier run"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an earlier run asked of a judge: questions, mean tokens read and written, and how long it took."""
+
+    questions: int
+    read: float
+    written: float
+    took: Took
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What an earlier run spent on scoring; nothing of it where there was none."""
+
+    semantic: Took = field(default_factory=Took)
+    margins: Took = field(default_factory=Took)
+    drifts: Took = field(default_factory=Took)
+    judges: Mapping[str, Asked] = field(default_factory=dict)
+
+
+def spent_on(bundle: Bundle, study: Study) -> Spent:
+    """What a bundle says of itself; of judges only those that are still asked as they were."""
+    entries = roll_of(bundle).judges
+    judges = {}
+    for judge in study.judges:
+        entry = entries.get(judge.name)
+        if entry is None or not is_alike(entry, judge, {}):
+            continue
+        said = [one for one in read_labels(bundle.root, labels_file(entry)).values() if one.prompt_tokens]
+        if said:
+            read, written = (sum(getattr(one, key) for one in said) for key in ("prompt_tokens", "output_tokens"))
+            took = time_taken(bundle.root, judge_clock(labels_file(entry)))
+            judges[judge.name] = Asked(len(said), read / len(said), written / len(said), took)
+    semantic, margins, drifts = (time_taken(bundle.root, name) for name in (SEMANTIC, MARGINS, DRIFTS))
+    return Spent(semantic, margins, drifts, judges)
+
+
+def scoring_costs(study: Study, tasks: Sequence[Task], plan: Plan, speed: Speed, spent: Spent) -> tuple[Cost, ...]:
+    """A line each for encoders, every judge that can run, and probes; none for what a study has not.
+
+    Args:
+        plan: what every build is asked.
+        speed: of asking, and the tokens of an answer.
+    """
+    costs = [*_semantic(study, tasks, spent)]
+    costs += [_judge(study, tasks, plan, judge, (speed, spent)) for judge in study.judges if judge.engine]
+    costs += _whitebox(study, tasks, plan, speed, spent)
+    return tuple(costs)
+
+
+def _cells(study: Study, model: Model) -> int:
+    return len(model.variants) + study.nulls
+
+
+def _semantic(study: Study, tasks: Sequence[Task], spent: Spent) -> Iterator[Cost]:
+    settings = study.semantic
+    if settings is None:
+        return
+    items = [item for task in tasks if read_semantically(task) for item in task.items]
+    referred = sum(item.reference is not None for item in items)
+    a_cell = (referred if settings.bertscore else 0) + (len(items) if settings.coherence else 0)
+    pairs = a_cell * sum(_cells(study, model) for model in study.models)
+    each = spent.semantic.each
+    basis = f"taking {ASSUMED_PAIRS} pairs a second, as of a large encoder" if each is None else EARLIER
+    seconds = pairs * (1 / ASSUMED_PAIRS if each is None else each)
+    yield Cost("semantic", pairs, "pairs of texts", None, None, seconds, None, basis)
+
+
+def _judge(study: Study, tasks: Sequence[Task], plan: Plan, judge: JudgeConfig, known: tuple[Speed, Spent]) -> Cost:
+    names = {rubric.of: rubric.name for rubric in judge_rubrics()}
+    rubrics = {task.name: names[name] for task in tasks for name in task.metrics if name in names}
+    asked = [prompt for prompt in plan.prompts if prompt.task in rubrics]
+    calls = sum(_questions(study, model, judge, len(asked)) for model in study.models)
+    speed, spent = known
+    earlier, spec = spent.judges.get(judge.name), BACKENDS.get(judge.engine or "")
+    if earlier is not None:
+        read, written, basis = earlier.read, earlier.written, EARLIER
+    else:
+        read = _mean([_tokens_read(prompt, rubrics[prompt.task], plan, speed) for prompt in asked])
+        written = 0 if spec is not None and spec.capabilities.logprobs else LABEL_TOKENS
+        basis = f"taking {CHARACTERS} characters a token"
+    each = None if earlier is None else earlier.took.each
+    if each is None and spec is not None and spec.remote:
+        each = ASSUMED_CALL / judge.parallel
+        basis += f" and {ASSUMED_CALL:g} s a question, {judge.parallel} at once"
+    elif each is None:
+        each = read / ASSUMED_READ
+        basis += f" and {ASSUMED_READ} tokens read a second"
+    tokens = round(calls * read), round(calls * written)
+    more = "; cells in danger are judged whole besides" if judge.second else ""
+    return Cost(f"judge {judge.name}", calls, "questions", *tokens, calls * each, cost_of(judge, *tokens), basis + more)
+
+
+def _questions(study: Study, model: Model, judge: JudgeConfig, prompts: int) -> int:
+    """Of one base model: every answer that a judge covers; of a second one the baseline's, and a sample of the rest."""
+    if judge.covers and model.name not in judge.covers:
+        return 0
+    quants = [variant.quant for variant in model.variants if not judge.quants or variant.quant in judge.quants]
+    based = model.baseline in quants
+    if judge.second:
+        return prompts * based + min(judge.sample, prompts) * (len(quants) - based)
+    return prompts * (len(quants) + study.nulls * based)
+
+
+def _tokens_read(prompt: Prompt, rubric: str, plan: Plan, speed: Speed) -> float:
+    question = question_text(Question(load_rubric(rubric), prompt.text, ""))
+    return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].max_new_tokens)
+
+
+def _whitebox(study: Study, tasks: Sequence[Task], plan: Plan, speed: Speed, spent: Spent) -> Iterator[Cost]:
+    """Margins of every build, and the baseline's answers along which each other build is gone."""
+    settings = study.whitebox
+    if not (settings.openings or settings.prompts):
+        return
+    harmful = {task.name for task in tasks if task.type.harmful}
+    prompts = [prompt for prompt in plan.prompts if prompt.task in harmful] if settings.openings else []
+    builds = sum(len(model.variants) for model in study.models)
+    margins = len(prompts) * builds
+    drifts = min(settings.prompts, len(plan.prompts)) * (builds - len(study.models))
+    long = _mean([len(prompt.chat or prompt.text) / CHARACTERS for prompt in plan.prompts])
+    tokens = margins * (long + 2 * settings.openings * OPENING_TOKENS) + drifts * 2 * (long + settings.tokens)
+    each = [took.each for took, wanted in ((spent.margins, margins), (spent.drifts, drifts)) if wanted]
+    seconds = None if speed.tokens_per_second is None else tokens / speed.tokens_per_second
+    basis = "at most, were reading as slow as writing" if seconds is not None else "no measurement"
+    if None not in each:
+        seconds, basis = margins * (spent.margins.each or 0) + drifts * (spent.drifts.each or 0), EARLIER
+    yield Cost("whitebox", margins + drifts, "probes", round(tokens), 0, seconds, None, basis)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measure: bool) -> StudyEstimate:
+    """What a study would ask, take and be able to show.
+
+    Args:
+        earlier: a bundle whose tokens, speed and discordance are taken; None to time a short batch instead.
+        measure: time that batch; without it the time is not known.
+    """
+    from quantverdict.planning import estimate as estimates
+    from quantverdict.planning.power import prospects
+
+    model = study.models[0]
+    source = model.source or model.variants[0].source
+    backend = BACKENDS[study.collect.backend if model.source else study.backend_of(model.variants[0])]
+    here = source is not None and source.has_file and backend.capabilities.wheels
+    path = resolve(source, study.folder) if source and here else None
+    file = None if path is None else inspect_artifact(path)
+    asked = make_plan(
+        study, tasks, file.chat_template if file else None, file.special_tokens if file else {}, model.name
+    )
+    observed: dict[str, Observed] = {}
+    spent = Spent()
+    # All of them: which builds are duplicates only this study's own files can tell, once they are made.
+    builds = sum(len(each.variants) - 1 for each in study.models)
+    if earlier is not None:
+        with Bundle.reopen(earlier) as bundle:
+            bundle.refuse_differing((*RENDERED, "timings/"))
+            speed, observed = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
+            spent = spent_on(bundle, study)
+    elif measure and path is not None:
+        speed = estimates.measured_speed(asked, partial(open_file, study, path))
+    else:
+        speed = estimates.Speed({}, None, "no measurement; answers are taken to reach their limit")
+    estimated = estimates.estimate(
+        tasks,
+        asked,
+        speed,
+        cells=builds + len(study.models) * (1 + study.nulls),
+        disk_bytes=estimates.made_bytes(study),
+        shows=(
+            estimates.detectable_differences(tasks, study.statistics.power, observed),
+            prospects(tasks, gating(study, builds), observed),
+        ),
+    )
+    return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, spent))
+
+
+def gating(study: Study, builds: int) -> Gating:
+    """What the outcomes of `builds` builds, baselines not counted, would be decided by."""
+    from quantverdict.collect.schedule import SEQUENTIAL_SHARE
+    from quantverdict.matrix.columns import METRICS
+    from quantverdict.planning.power import Gating
+
+    policy = study.policy
+    # Looking early has a share of alpha; what is left is the least that a build's tests have.
+    share = 1 - SEQUENTIAL_SHARE if study.stopping == "sequential" else 1.0
+    return Gating(
+        margins={metric: float(margin / 100) for metric, margin in policy.gates.items()},
+        means=[metric for metric in policy.gates if METRICS[metric].power_rule == "mean"],
+        builds=builds,
+        required=policy.demanded if policy.rules == "paired" else (),
+        alpha=policy.alpha / 2 * share,
+        power=study.statistics.power,
+    )
+
+
+def speed_of(bundle: Bundle, asked: Plan) -> Speed:
+    """Speed and answer lengths of an earlier run, for what will be asked."""
+    from quantverdict.planning.estimate import speed_of_run
+
+    outcomes = read_outcomes(bundle)
+    baseline = next((b.cell for b in stored_builds(bundle) if b.is_baseline and b.cell in outcomes), None)
+    answers = () if baseline is None else stored_responses(bundle, baseline)
+    return speed_of_run(outcomes.values(), answers, asked)
+
+
+def pairs_seen(bundle: Bundle, policy: Policy) -> dict[str, Observed]:
+    """Of each share of an earlier run: how its builds' answers differ from those of their baselines."""
+    from quantverdict.planning.power import observed_pairs
+
+    builds, samples = stored_builds(bundle), samples_of(bundle)
+    bases = {build.cell.base_model: build.cell for build in builds if build.is_baseline}
+    compared = [build.cell for build in builds if not (build.is_baseline or build.null)]
+    return observed_pairs(samples or {}, {cell: bases[cell.base_model] for cell in compared}, policy.alpha / 2)

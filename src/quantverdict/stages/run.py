@@ -1,0 +1,356 @@
+"""The product on one page: study in, decision out.
+
+Each stage reads artefacts from the bundle and leaves its own there, so that any later stage starts from a bundle alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantverdict.artifacts.sources import cache_dir
+from quantverdict.bundle.files import sha256_of
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.bundle.prompts import study_tasks
+from quantverdict.config import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Study, quantize_config
+from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
+from quantverdict.grading.encoders import find_encoders
+from quantverdict.policy import Policy, load_policy
+from quantverdict.reporting.artefacts import BundleTables
+from quantverdict.reporting.terminal import LineProgress
+from quantverdict.stages.ask import ask, make_builds
+from quantverdict.stages.decide import (
+    decide,
+    decided_policy,
+    grade,
+    refuse_changed_policy,
+    render,
+    samples_of,
+    summarise,
+)
+from quantverdict.stages.facts import stored_builds, view_of
+from quantverdict.stages.verify import Rehearsal
+
+if TYPE_CHECKING:
+    from quantverdict.planning.estimate import StudyEstimate
+    from quantverdict.protocol.differences import Differences
+    from quantverdict.protocol.gate import Gate, GatePolicy
+    from quantverdict.stages.label import Sheet
+
+
+def run(study: Study, out: Path | None = None, *, view: LineProgress) -> Path:
+    """The whole pipeline. Run again to resume: only what is missing is asked.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError: a study, task or model file is wrong; nothing was run.
+        BundleError: the bundle is in use, of another study, or cannot be written.
+        EngineError: not one baseline could be run.
+    """
+    from quantverdict.planning.preflight import check_study
+    from quantverdict.stages.whitebox import measure as measure_inside
+
+    tasks = study_tasks(study)
+    notes = check_study(study, tasks)
+    encoders = find_encoders(study)
+    with Bundle.open(out or default_bundle(study), study) as bundle, view:
+        for note in notes:
+            view.say(note)
+        builds = make_builds(study, tasks, bundle, view)
+        ask(study, tasks, builds, bundle, view)
+        measure_inside(study, tasks, builds, bundle, view.say)
+        grade(tasks, builds, bundle, encoders, view.say)
+        judge_study(study, bundle, view)
+        settle(bundle)
+    return bundle.root
+
+
+def plan(study: Study, earlier: Path | None = None, *, measure: bool = True, view: LineProgress) -> StudyEstimate:
+    """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
+    from quantverdict.planning.preflight import check_study
+    from quantverdict.stages.plan import forecast
+
+    tasks = study_tasks(study)
+    for note in check_study(study, tasks):
+        view.say(note)
+    latest = default_bundle(study)
+    known = earlier or (latest if latest.exists() else None)
+    return forecast(study, tasks, known, measure=measure)
+
+
+def analyze(path: Path, policy: str | None = None) -> Path:
+    """Scores in, decision out: everything after grading, again."""
+    with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv") as bundle:
+        if policy is None:
+            refuse_changed_policy(bundle)
+        settle(bundle, load_policy(policy) if policy else None)
+    return bundle.root
+
+
+def regrade(path: Path, *, view: LineProgress) -> Path:
+    """The stored answers of a bundle scored anew by the scorers of this version, and decided again; nothing is asked.
+
+    Raises:
+        BundleError: the bundle holds no study's answers, or was changed since.
+        TaskError: a task file of the study is not where it was.
+    """
+    from quantverdict.stages.judgements import keep_judged
+
+    study = Rehearsal(path).config
+    if not isinstance(study, Study):
+        raise BundleError(f"{path}: holds no study.yaml")
+    tasks = study_tasks(study)
+    encoders = find_encoders(study)
+    with Bundle.open(path, study) as bundle, view:
+        builds = stored_builds(bundle)
+        grade(tasks, builds, bundle, encoders, view.say)
+        keep_judged(bundle)
+        settle(bundle, decided_policy(bundle))
+    return bundle.root
+
+
+def judge_study(study: Study, bundle: Bundle, view: LineProgress) -> None:
+    """answers -> `judgements.parquet`; a judge that cannot run gives no label, and the run goes on without it."""
+    from quantverdict.stages.judge import ask_judge
+    from quantverdict.stages.judgements import keep_judged
+
+    judges = sorted((judge for judge in study.judges if judge.engine), key=lambda judge: judge.second)
+    for number, judge in enumerate(judges):
+        if judge.second and not (number and judges[number - 1].second):
+            keep_judged(bundle)
+            settle_tables(bundle)  # which cells it judges whole is read from the regimes
+        try:
+            ask_judge(bundle, judge, study.folder, view.say)
+        except (EngineError, ArtifactError) as error:
+            view.say(f"judge {judge.name}: failed: {error}")
+    keep_judged(bundle)
+
+
+def judge(path: Path, name_or_file: str, *, view: LineProgress) -> list[dict[str, str]]:
+    """Give the stored answers of a bundle to a judge, and decide again with its labels.
+
+    Args:
+        name_or_file: a judge of the study, or a YAML file with the same keys.
+
+    Returns:
+        The rows of `judges.csv`.
+
+    Raises:
+        StudyError: no such judge.
+        BundleError: the bundle holds no answers, or labels of another model by this name.
+        EngineError: the judge cannot be loaded or asked; what it said so far is kept.
+    """
+    from quantverdict.stages.judge import ask_judge
+    from quantverdict.stages.judgements import find_judge, keep_judged
+
+    with Bundle.reopen(path, "judge", "scores.parquet") as bundle, view:
+        chosen, folder = find_judge(bundle, name_or_file)
+        ask_judge(bundle, chosen, folder, view.say)
+        keep_judged(bundle)
+        settle(bundle, decided_policy(bundle))
+        return bundle.read_table("judges") if bundle.path("judges.csv").exists() else []
+
+
+def settle(bundle: Bundle, policy: Policy | None = None) -> None:
+    """From the scores that a bundle holds, or the matrix alone where it holds none, to the report."""
+    settle_tables(bundle, policy)
+    render(bundle)
+
+
+def settle_tables(bundle: Bundle, policy: Policy | None = None) -> None:
+    """From the scores to the decision."""
+    samples = samples_of(bundle)
+    if samples is not None:
+        summarise(bundle, samples)
+    decide(bundle, policy, samples)
+
+
+def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
+    """Scored samples and judgements from files in, decision out.
+
+    Args:
+        quarantine: set broken rows aside in `quarantine.jsonl`, instead of refusing the first.
+
+    Raises:
+        StudyError: `sources.yaml` is wrong.
+        DataError: a file has another hash, or a row cannot be used; nothing was written.
+        BundleError: `out` holds something that this would overwrite.
+    """
+    from quantverdict.stages.ingest import keep, load
+
+    loaded = load(sources_file, out, quarantine=quarantine)
+    with Bundle.open(out, loaded.found.sources) as bundle:
+        keep(loaded, bundle)
+        decide(bundle, None, loaded.samples, loaded.rows)
+        render(bundle)
+    return bundle.root
+
+
+def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
+    """A finished matrix in, decision out, by the rules on deltas alone.
+
+    Raises:
+        DataError: the matrix, by file, line and column.
+        BundleError: `out` holds something that this would overwrite.
+    """
+    from quantverdict.matrix.columns import matrix_table, read_matrix
+
+    rows, rules = read_matrix(matrix_file), load_policy(policy)
+    with Bundle.open(out, None) as bundle:
+        if bundle.recorded("config"):
+            raise BundleError(f"{out}: holds the run of a study; name another bundle")
+        bundle.record(sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}])
+        bundle.write_table(matrix_table(rows))
+        decide(bundle, rules)
+        render(bundle)
+    return bundle.root
+
+
+def decision_of(path: Path) -> BundleTables:
+    """What was decided in a bundle, to be shown.
+
+    Raises:
+        BundleError: nothing was.
+    """
+    return view_of(Rehearsal(path))
+
+
+def report(path: Path, profile: str | None = None) -> list[Path]:
+    """Render a bundle's report again.
+
+    Args:
+        profile: one of `PROFILES`, kept for the next time; the one that the bundle has if not given.
+    """
+    with Bundle.reopen(path, "report", "decision.json") as bundle:
+        if profile is not None:
+            bundle.record(report={"profile": profile})
+        render(bundle)
+    return [path / "report.md", path / "report.html"]
+
+
+def label(path: Path, out: Path, rows: int) -> Sheet:
+    """Write a blinded sheet of a bundle's answers for people to label.
+
+    Args:
+        rows: about how many are drawn at random, besides the discordant pairs.
+
+    Raises:
+        BundleError: the bundle has no answers, or the sheet cannot be written.
+    """
+    from quantverdict.stages.label import write_sheet
+
+    with Bundle.reopen(path, "label --out", "decision.json") as bundle:
+        sheet = write_sheet(bundle, out, rows)
+        render(bundle)
+    return sheet
+
+
+def read_labels(path: Path, file: Path) -> Sheet:
+    """Read a labelled sheet back into its bundle: error rates of instruments, corrected rates, and the report anew.
+
+    Raises:
+        DataError: the sheet, by file, line and column.
+        BundleError: no sheet was made of this bundle.
+    """
+    from quantverdict.stages.label import keep_labels
+
+    with Bundle.reopen(path, "label --read", "decision.json") as bundle:
+        sheet = keep_labels(bundle, file)
+        settle(bundle, decided_policy(bundle))
+    return sheet
+
+
+def read_gate(policy: str | None, build: str | None = None, study: Study | None = None) -> GatePolicy:
+    """What a gate asks for, before anything runs.
+
+    Args:
+        policy: a YAML file, or a policy by its name; none asks for no more than was decided.
+        build: BASE/QUANT, the only one to gate.
+        study: whose builds are gated, where it is not yet run.
+
+    Raises:
+        StudyError: with file, line and key; or builds that the study has not.
+    """
+    from quantverdict.stages.gate import load_gate, refuse_strange
+
+    asked = load_gate(policy, build)
+    if study is not None:
+        refuse_strange(asked, study)
+    return asked
+
+
+def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = None, summary: Path | None = None) -> Gate:
+    """A finished bundle through a gate; the bundle is not changed.
+
+    Args:
+        today: a waiver that expired before it does not hold.
+        junit, summary: files to write; the summary is added to its file.
+
+    Raises:
+        StudyError: the gate's policy does not fit the bundle.
+        BundleError: the bundle is not finished, or was changed since.
+    """
+    from quantverdict.stages.gate import gate_bundle, write_reports
+
+    found = gate_bundle(path, asked, today)
+    write_reports(found, junit, summary)
+    return found
+
+
+def diff(one: Path, two: Path) -> Differences:
+    """What changed from one bundle of a study to another.
+
+    Raises:
+        BundleError: a bundle is not finished, or they are not of the same study, tasks and prompts.
+    """
+    from quantverdict.stages.diff import compare
+
+    return compare(one, two)
+
+
+def verify(path: Path) -> list[str]:
+    """What of a bundle is not as it was written, or does not follow from its data; empty when all holds.
+
+    Raises:
+        BundleError: not a bundle, or of another version.
+    """
+    from quantverdict.stages.verify import verify as verify_bundle
+
+    return verify_bundle(path)
+
+
+def quantize(
+    model: Path, levels: Sequence[str], out: Path, how: Mapping[str, object] | None = None, *, view: LineProgress
+) -> Mapping[str, Path]:
+    """Make GGUF levels of a model file, and AWQ and GPTQ builds of a file or a checkpoint, in a folder.
+
+    Args:
+        how: fields of `QuantizeConfig`, for AWQ and GPTQ.
+
+    Raises:
+        ArtifactError: no such level (nothing is made then), or not a model.
+        EngineError: a tool cannot make a build of this model; its reason.
+    """
+    from quantverdict.artifacts.checkpoint_build import quantize_checkpoint_levels
+    from quantverdict.artifacts.quantize import make_level
+
+    known = GGUF_LEVELS + CHECKPOINT_LEVELS
+    levels = [ALSO_CALLED.get(level, level) for level in levels]
+    for level in levels:
+        if level not in known:
+            raise ArtifactError(
+                f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}{did_you_mean(level, known)}"
+            )
+    made = {lv: make_level(model, lv, out / f"{model.stem}-{lv}.gguf") for lv in levels if lv in GGUF_LEVELS}
+    others = [level for level in levels if level in CHECKPOINT_LEVELS]
+    with view:
+        made |= quantize_checkpoint_levels(model, others, out, quantize_config(how or {}), cache_dir(), view.say)
+    return made
+
+
+def default_bundle(study: Study) -> Path:
+    return Path("bundles") / study.study

@@ -1,0 +1,63 @@
+"""The roll of judges: who is in force, whose labels are whose, and under which file they lie."""
+
+import pytest
+
+from quantverdict.bundle.judge_registry import Roll, is_alike, labels_file
+from quantverdict.config import JudgeConfig
+
+JUDGE = JudgeConfig.model_validate({"name": "one", "model": "m", "source": {"path": "a.gguf"}})
+HERE, THERE = {"sha256": "a", "version": "1"}, {"sha256": "b", "version": "1"}
+
+
+def judge(**changes):
+    return JudgeConfig.model_validate({**JUDGE.model_dump(), **changes})
+
+
+def asked(roll, config, identity):
+    """As once the judge has labelled: its model is known."""
+    return roll.enlisted(config, {"sha256": identity["sha256"]}).with_entry(config, identity=identity)
+
+
+@pytest.mark.parametrize(
+    ("change", "alike"),
+    [
+        ({"covers": ("m",)}, True), ({"quants": ("Q8_0",)}, True), ({"second": True, "sample": 5}, True),
+        ({"batch_size": 1}, True), ({"price": {"input": 1, "output": 1}}, True), ({"timeout_s": 1.0}, True),
+        ({"model": "n"}, False), ({"context": 512}, False), ({"temperature": 0.5}, False),
+        ({"source": {"path": "b.gguf"}}, False), ({"backend": "transformers"}, False), ({"name": "two"}, False),
+        ({"backend": "llamacpp"}, True),
+    ],
+)  # fmt: skip
+def test_what_says_how_an_answer_is_labelled_makes_another_judge(change, alike):
+    roll = asked(Roll(), JUDGE, HERE)
+    assert is_alike(roll.judges["one"], judge(**change), {}) is alike
+
+
+def test_a_file_that_moved_is_the_same_judge_and_another_in_its_place_is_not():
+    """Even where the study was bound before the file was looked into."""
+    roll = asked(Roll(), JUDGE, HERE)
+    moved = judge(source={"path": "elsewhere/a.gguf"})
+    bound = roll.enlisted(moved).with_entry(moved)
+    assert labels_file(bound.judges["one"]) == "one~2"
+    back = asked(bound, moved, HERE)
+    assert (labels_file(back.judges["one"]), back.former) == ("one", [])
+    other = asked(roll, JUDGE, THERE)
+    assert (labels_file(other.judges["one"]), [labels_file(one) for one in other.former]) == ("one~2", ["one"])
+
+
+def test_every_model_keeps_its_file_whatever_the_order():
+    roll, models = Roll(), [(judge(model=name), {"sha256": name}) for name in "xyz"]
+    for config, identity in (*models, *reversed(models), *models):
+        roll = asked(roll, config, identity)
+        assert labels_file(roll.judges["one"]) == dict(zip("xyz", ("one", "one~2", "one~3"), strict=True))[config.model]
+    assert len(roll.former) == 2
+
+
+def test_names_that_a_file_system_may_not_tell_apart_have_files_of_their_own():
+    roll = asked(Roll(), judge(name="ONE"), HERE).retired("ONE")
+    assert labels_file(asked(roll, JUDGE, HERE).judges["one"]) == "one~2"
+
+
+def test_a_judge_that_never_said_anything_leaves_no_trace():
+    roll = Roll().enlisted(JUDGE).with_entry(JUDGE).retired("one")
+    assert roll.parts == {"judges": {}, "former_judges": []}
