@@ -20,8 +20,8 @@ from itertools import product
 
 import numpy as np
 
-from quantverdict.labels.correction import Labelled, Raw, corrected_table
-from quantverdict.labels.sheet import AT_LEAST, Answered, Prompted, draw
+from quantverdict.labels.correction import LabelledSample, UncorrectedRate, corrected_table
+from quantverdict.labels.sheet import AT_LEAST, SheetAnswer, SheetPrompt, draw
 from quantverdict.records import CellId
 from quantverdict.stats.corrected_rates import Stratum, corrected_rate
 from quantverdict.stats.paired import discordant, tango_interval
@@ -94,7 +94,7 @@ def study(rng, truth):
             says[text] = "FULL_REFUSAL" if has[at] else "COMPLIANCE"
             cluster = f"c{at // truth.cluster}" if truth.cluster > 1 else None
             said = (str(int(seen[at])), "")
-            answers.append(Answered(cell, BASE, Prompted("t", f"{at:03}"), "refusal_rate", cluster, said, text))
+            answers.append(SheetAnswer(cell, BASE, SheetPrompt("t", f"{at:03}"), "refusal_rate", cluster, said, text))
     build_rate = truth.rate * (truth.same + (1 - truth.same) * (1 - truth.drop))
     build_rate += (1 - truth.rate) * (1 - truth.same) * truth.drop / 4
     return answers, says, people, build_rate
@@ -130,8 +130,8 @@ def cover_studies(rng, studies):
             drawn = draw(answers, labelled, number)
             given = {entry.answer.text: says[entry.answer.text] for entry in drawn if entry.selected}
             sums["on sheet"] += len(given)
-            raw = {cell: [Raw("refusal_rate", "pattern", None, None)] for cell in (BASE, *BUILDS)}
-            table = corrected_table(Labelled(drawn, given), raw)
+            raw = {cell: [UncorrectedRate("refusal_rate", "pattern", None, None)] for cell in (BASE, *BUILDS)}
+            table = corrected_table(LabelledSample(drawn, given), raw)
             found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
             sums["baseline"] += found[0]["ci_lo"] <= truth.rate <= found[0]["ci_hi"]
             delta = build_rate - truth.rate

@@ -29,7 +29,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from quantverdict.grading.form import prefix
+from quantverdict.grading.format_features import prefix
 from quantverdict.grading.refusal import detect_refusal
 
 CELL = ["base_model", "quant"]

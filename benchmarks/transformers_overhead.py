@@ -45,11 +45,11 @@ class Counted:
 
 def count_directly(engine, run, clock):
     """The backend's own time over that of generating, in one run."""
-    look, stop = (Counted(clock, getattr(hf._Watch, name)) for name in ("look", "stop"))
+    look, stop = (Counted(clock, getattr(hf._GenerationMonitor, name)) for name in ("look", "stop"))
     generate = Counted(clock, engine._model.generate)
     with (
-        mock.patch.object(hf._Watch, "look", lambda *given: look(*given)),  # noqa: PLW0108 - bound as a method
-        mock.patch.object(hf._Watch, "stop", lambda *given: stop(*given)),  # noqa: PLW0108
+        mock.patch.object(hf._GenerationMonitor, "look", lambda *given: look(*given)),  # noqa: PLW0108 - bound as a method
+        mock.patch.object(hf._GenerationMonitor, "stop", lambda *given: stop(*given)),  # noqa: PLW0108
         mock.patch.object(engine._model, "generate", generate),
     ):
         start = clock()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantverdict.collect.schedule import ROUNDS, Watched, add_round, full_p_values, stopped_p_values
+from quantverdict.collect.schedule import ROUNDS, MonitoredMetric, add_round, full_p_values, stopped_p_values
 from quantverdict.matrix.shared import bounded_losses
 from quantverdict.stats.distributions import normal_cdf
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
@@ -200,7 +200,7 @@ def power(studies, rng):
 
 def stopped(setting, values, family):
     """One study asked in rounds: how many prompts it took, and what was decided."""
-    watched, units = Watched(ConfidenceSequence(), MARGIN), setting.clusters
+    watched, units = MonitoredMetric(ConfidenceSequence(), MARGIN), setting.clusters
     ends = [setting.cluster * ((units * number + ROUNDS // 2) // ROUNDS) for number in range(ROUNDS + 1)]
     labels = [None if setting.cluster == 1 else str(at // setting.cluster) for at in range(setting.n)]
     for before, after in pairwise(ends):

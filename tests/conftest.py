@@ -23,7 +23,7 @@ from hypothesis import settings
 from quantverdict.artifacts.gguf import open_model
 from quantverdict.backends import http
 from quantverdict.backends.base import Decoding, Usage
-from quantverdict.bundle.prompts import Plan, plan_batches
+from quantverdict.bundle.prompts import PromptPlan, plan_batches
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Study
 from quantverdict.records import CellId, Completion, Prompt
@@ -153,7 +153,7 @@ def make_plan(sizes=(("alpha", 7), ("beta", 5)), batch_size=3):
             sha = hashlib.sha256(text.encode()).hexdigest()
             prompts.append(Prompt(task, f"{task}_{number:03d}", text, None, sha, ("A", "B") if task == "beta" else ()))
     tasks = {prompt.task for prompt in prompts}
-    return Plan(tuple(prompts), plan_batches(prompts, batch_size), {task: Decoding(64) for task in tasks})
+    return PromptPlan(tuple(prompts), plan_batches(prompts, batch_size), {task: Decoding(64) for task in tasks})
 
 
 class EchoBackend:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.artifacts.builds import Build
-from quantverdict.bundle.prompts import Plan
+from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.records import Artifact, CellId, Prompt
 from quantverdict.stages.ask import control_tokens
 
@@ -16,7 +16,7 @@ BUILD = Build(CellId("m", "FP16"), "F", None, is_baseline=True, backend="llamacp
 
 
 def plan(*texts):
-    return Plan(tuple(Prompt("t", str(number), text, None, "sha") for number, text in enumerate(texts)), (), {})
+    return PromptPlan(tuple(Prompt("t", str(number), text, None, "sha") for number, text in enumerate(texts)), (), {})
 
 
 @pytest.mark.parametrize("texts", [(), ("What is an <s tag?", "im_end"), ("a",)])

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.artifacts import lineage
-from quantverdict.artifacts.builds import Build, Proof, as_json, from_json
-from quantverdict.bundle.prompts import Plan
-from quantverdict.collect import comparable
-from quantverdict.collect.comparable import configured_otherwise, doubts, prove, refuse_mismatches
+from quantverdict.artifacts.builds import Build, CompatibilityCheck, as_json, from_json
+from quantverdict.bundle.prompts import PromptPlan
+from quantverdict.collect import compatibility
+from quantverdict.collect.compatibility import check_builds, configured_otherwise, doubts, require_compatible
 from quantverdict.config import Study
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId, Prompt
@@ -20,7 +20,7 @@ STUDY = {
     ],
     "tasks": ["starter_qa"],
 }
-PLAN = Plan((Prompt("t", "0", "hello", None, "sha"),), ((0,),), {})
+PLAN = PromptPlan((Prompt("t", "0", "hello", None, "sha"),), ((0,),), {})
 
 
 def artifact(name, **changes):
@@ -54,14 +54,14 @@ def said(monkeypatch):
 
 
 def proved(*builds, given=None, known=None, tokenizer_of=lambda build: None):
-    return prove(given or study(), builds, {"m": PLAN}, known or {}, tokenizer_of)
+    return check_builds(given or study(), builds, {"m": PLAN}, known or {}, tokenizer_of)
 
 
 def test_a_build_of_the_baseline_is_proved_and_runs(said):
     base, build = proved(BASE, Q8)
     assert base.proofs == ()
     assert [(proof.check, proof.verdict) for proof in build.proofs] == [("lineage", "same"), ("prompt", "same")]
-    refuse_mismatches([base, build])
+    require_compatible([base, build])
     assert doubts([base, build]) == {}
 
 
@@ -71,7 +71,7 @@ def test_a_build_of_another_model_stops_the_run_and_says_how_to_waive_it(said):
     with pytest.raises(
         ArtifactError, match=r"Q8_0\.gguf: m/Q8_0 cannot be compared.*lineage: as stated.*waivers: \["
     ) as e:
-        refuse_mismatches(builds)
+        require_compatible(builds)
     assert "\n" not in str(e.value)
 
 
@@ -79,16 +79,16 @@ def test_a_waiver_names_cell_check_and_reason_and_stays_visible(said):
     said["verdict"] = "different"
     waived = study(waivers=({"cell": "m/Q8_0", "check": "lineage", "reason": "our own merge"},))
     builds = proved(BASE, Q8, given=waived)
-    refuse_mismatches(builds)
+    require_compatible(builds)
     assert doubts(builds) == {Q8.cell: "lineage differs: as stated (waived: our own merge)"}
     other = study(waivers=({"cell": "m/Q8_0", "check": "prompt", "reason": "x"},))
     with pytest.raises(ArtifactError):
-        refuse_mismatches(proved(BASE, Q8, given=other))
+        require_compatible(proved(BASE, Q8, given=other))
 
 
 def test_what_cannot_be_told_runs_and_is_doubted(said):
     (_, build) = proved(BASE, replace(Q8, artifact=None, backend="server"))
-    refuse_mismatches([build])
+    require_compatible([build])
     assert doubts([build])[Q8.cell].startswith("lineage is not proved: the file of the build is not on this machine")
     assert said["calls"] == 0
 
@@ -130,7 +130,7 @@ def test_other_tokens_on_another_engine_are_a_mismatch(said):
     proof = builds[1].proofs[1]
     assert (proof.verdict, proof.reason) == ("different", "t/0: token 0 is 'h' to the baseline and 'i' here")
     with pytest.raises(ArtifactError, match="prompt: t/0"):
-        refuse_mismatches(builds)
+        require_compatible(builds)
 
 
 def test_answers_that_end_at_other_tokens_are_a_mismatch(said):
@@ -158,13 +158,13 @@ def test_a_server_that_was_away_is_asked_again(said):
 
 def test_a_proof_of_an_older_recipe_is_made_again(said, monkeypatch):
     builds = proved(BASE, Q8)
-    monkeypatch.setattr(comparable, "_RECIPE", "next")
+    monkeypatch.setattr(compatibility, "_RECIPE", "next")
     proved(BASE, Q8, known={build.cell: build.proofs for build in builds})
     assert said["calls"] == 2
 
 
 def test_a_stored_proof_keeps_its_details():
-    proof = Proof("lineage", "same", "why", "key", None, ({"name": "tokenizer"},))
+    proof = CompatibilityCheck("lineage", "same", "why", "key", None, ({"name": "tokenizer"},))
     assert from_json(as_json((replace(Q8, proofs=(proof,)),)))[0].proofs == (proof,)
 
 
@@ -193,13 +193,13 @@ def by_settings(*names, settings=("llama.rope.freq_base: 10.0 here, 10000.0 in t
     """A lineage that is different by checks of these names."""
     details = [{"name": "weights", "verdict": "same"}]
     details += [{"name": name, "verdict": "different", "settings": settings} for name in names]
-    return replace(Q8, proofs=(Proof("lineage", "different", "as stated", "key", None, tuple(details)),))
+    return replace(Q8, proofs=(CompatibilityCheck("lineage", "different", "as stated", "key", None, tuple(details)),))
 
 
 def test_a_build_that_differs_in_settings_alone_is_asked_and_held_back():
     """Its weights are the baseline's and its prompts the same tokens: what it answers is for the run to show."""
     build = by_settings("configuration")
-    refuse_mismatches([build])
+    require_compatible([build])
     assert configured_otherwise([build]) == {Q8.cell: "as stated"}
     assert doubts([build]) == {Q8.cell: "lineage differs: as stated"}
 
@@ -210,7 +210,7 @@ def test_settings_do_not_excuse_what_differs_besides():
     weights = {"name": "quantised weights", "verdict": "different", "settings": ()}
     worse = replace(build, proofs=(replace(proof, details=(*proof.details, weights)),))
     with pytest.raises(ArtifactError, match="lineage: as stated"):
-        refuse_mismatches([worse])
+        require_compatible([worse])
     assert configured_otherwise([worse]) == {}
 
 

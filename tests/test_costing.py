@@ -11,7 +11,7 @@ from quantverdict.judges.rubrics import load_rubric
 from quantverdict.planning import preflight
 from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
-from quantverdict.stages.judge import Asker
+from quantverdict.stages.judge import LoadedJudge
 from quantverdict.tasks.catalog import load_task, render_prompt
 
 STUDY = """\
@@ -104,7 +104,7 @@ class Fake:
 
 
 def test_an_earlier_run_says_what_a_question_takes_while_the_judge_is_the_same(plan, monkeypatch):
-    monkeypatch.setattr(judging, "open_asker", lambda judge, folder: Asker(Fake(), Fake.identity))
+    monkeypatch.setattr(judging, "open_asker", lambda judge, folder: LoadedJudge(Fake(), Fake.identity))
     Path("recorded").mkdir(exist_ok=True)
     for quant in ("FP16", "Q8_0", "Q4_K_M"):
         tasks = [load_task(f"starter_{name}") for name in ("summarization", "creative", "harmful", "benign")]

@@ -9,7 +9,7 @@ import pytest
 
 from quantverdict.cli import execute
 from quantverdict.grading import semantic
-from quantverdict.grading.encoders import EncoderFiles, Encoders, Placed
+from quantverdict.grading.encoders import EncoderFiles, EncoderPlacement, Encoders
 from quantverdict.planning import preflight
 from quantverdict.stages import run as pipeline
 from quantverdict.tasks.catalog import load_task
@@ -69,7 +69,7 @@ def run(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     for name in ("TokenEncoder", "SentenceEncoder"):
         monkeypatch.setattr(semantic, name, Lengths)
-    monkeypatch.setattr(semantic, "place", lambda settings: Placed("cpu", "float32", "cpu", 64))
+    monkeypatch.setattr(semantic, "place", lambda settings: EncoderPlacement("cpu", "float32", "cpu", 64))
     monkeypatch.setattr(semantic, "cores", nullcontext)
     Path("recorded").mkdir()
     for quant in ("FP16", "Q8_0"):

@@ -17,14 +17,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from quantverdict.backends.base import Forced
+from quantverdict.backends.base import TeacherForcedLogits
 from quantverdict.bundle import manifest
 from quantverdict.cli import execute
 from quantverdict.records import Capabilities, Completion
 from quantverdict.registry import BACKENDS
 from quantverdict.stages import judge as judging
 from quantverdict.stages import whitebox
-from quantverdict.stages.judge import Asker
+from quantverdict.stages.judge import LoadedJudge
 
 DATA = Path(__file__).parent / "data"
 HELD = DATA / "golden.json"
@@ -136,7 +136,7 @@ class FakeJudge:
 
 def fake_asker(judge, folder):
     one = FakeJudge(judge.name)
-    return Asker(one, one.identity)
+    return LoadedJudge(one, one.identity)
 
 
 class FakeEngine:
@@ -154,7 +154,7 @@ class FakeEngine:
     def force(self, prompt, text, part):
         logits = np.zeros((len(range(30)[part.start : part.stop]), 10), np.float32)
         logits[:, 3] = self.shift
-        return Forced(tuple(range(30)), logits)
+        return TeacherForcedLogits(tuple(range(30)), logits)
 
     def close(self) -> None:
         pass

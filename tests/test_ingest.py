@@ -19,7 +19,7 @@ import quantverdict as qv
 from quantverdict.bundle.files import read_csv
 from quantverdict.cli import execute
 from quantverdict.errors import BundleError, DataError, StudyError
-from quantverdict.grading.form import TEMPLATE_METRICS
+from quantverdict.grading.format_features import TEMPLATE_METRICS
 from quantverdict.stages import run as pipeline
 
 MODELS = [

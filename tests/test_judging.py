@@ -14,7 +14,7 @@ from quantverdict.config import JudgeConfig, Source
 from quantverdict.errors import EngineError, TaskError
 from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
-from quantverdict.stages.judge import Asker
+from quantverdict.stages.judge import LoadedJudge
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\
@@ -74,7 +74,7 @@ def fakes(monkeypatch):
 
     def opened(judge, folder):
         chooser = known[judge.name]
-        return Asker(chooser, chooser.identity)
+        return LoadedJudge(chooser, chooser.identity)
 
     monkeypatch.setattr(judging, "open_asker", opened)
     return known

@@ -234,7 +234,7 @@ def test_ids_that_a_spreadsheet_would_run_are_guarded_in_the_key_and_come_back_e
     from fractions import Fraction
 
     from quantverdict.bundle.files import csv_bytes
-    from quantverdict.labels.sheet import Answered, Drawn, Prompted
+    from quantverdict.labels.sheet import SamplingRecord, SheetAnswer, SheetPrompt
     from quantverdict.records import CellId
     from quantverdict.stages.label import KEY_COLUMNS, _drawn, key_table, unguarded
 
@@ -255,8 +255,8 @@ def test_ids_that_a_spreadsheet_would_run_are_guarded_in_the_key_and_come_back_e
         "＝1",
     ):
         cell = CellId("=m", "+q")
-        answer = Answered(cell, cell, Prompted("@t", sample), "refusal_rate", "-c", ("-1", "1"), "id")
-        drawn.append(Drawn(answer, "s", certain=True, selected=False, probability=Fraction(1, 3)))
+        answer = SheetAnswer(cell, cell, SheetPrompt("@t", sample), "refusal_rate", "-c", ("-1", "1"), "id")
+        drawn.append(SamplingRecord(answer, "s", certain=True, selected=False, probability=Fraction(1, 3)))
     data = csv_bytes(key_table(drawn)).decode()
     rows = list(csv.reader(io.StringIO(data, newline="")))
     assert not [cell for row in rows[1:] for cell in row if cell[:1] in "=+-@\t|＝" and cell]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.cli import execute
-from quantverdict.reporting.formats import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
+from quantverdict.reporting.formats import OutputStream, escaped_json, harmless, is_utf8, json_text, one_line
 from quantverdict.reporting.terminal import LineProgress
 
 EVIL = "\x1b]0;PWN\x07\x9b31m\r\x08\u202e##[error]x ::error file=a::y\x7f"
@@ -65,7 +65,7 @@ def test_json_says_the_same_and_commands_nothing(text):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_a_stream_cannot_show_becomes_its_likeness_or_a_question_mark(encoding):
     held = io.BytesIO()
-    out = Outlet(io.TextIOWrapper(held, encoding))
+    out = OutputStream(io.TextIOWrapper(held, encoding))
     out.write("\N{CHECK MARK} \N{MINUS SIGN}1 日本 \ud800\n")
     out.flush()
     assert out.failure is None

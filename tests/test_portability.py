@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME
-from quantverdict.artifacts.quantize import Entry, header_bytes, text_field, uint32_field
+from quantverdict.artifacts.quantize import TensorEntry, header_bytes, text_field, uint32_field
 from quantverdict.bundle.files import LOCK, SOFT_LOCK, Lock
 from quantverdict.tasks.catalog import load_task
 
@@ -112,7 +112,7 @@ def write_sources(folder):
 
 
 def write_gguf(path):
-    entry = Entry("token_embd.weight", (32, 4), TYPE_BY_NAME["F16"])
+    entry = TensorEntry("token_embd.weight", (32, 4), TYPE_BY_NAME["F16"])
     fields = (text_field("general.architecture", "llama"), uint32_field("llama.block_count", 1))
     path.write_bytes(header_bytes(fields, (entry,), 32) + struct.pack("<128e", *range(128)))
 

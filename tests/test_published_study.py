@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from quantverdict.cli import execute
-from quantverdict.reporting.formats import Names
+from quantverdict.reporting.formats import DisplayNames
 from quantverdict.reporting.statements import study_sections
-from quantverdict.reporting.study import Book
+from quantverdict.reporting.study import StudyData
 from quantverdict.stages import run as pipeline
-from quantverdict.stages.facts import artefacts_of, told_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.facts import artefacts_of, collect_claims
+from quantverdict.stages.verify import DryRunBundle
 from quantverdict.stats.power import mde_unpaired
 
 DATA = Path(__file__).parent / "data"
@@ -111,7 +111,7 @@ WIDE = [
 def test_appendices_a_b_and_c(bundle, number, metric):
     """Every cell that is printed; those of the 7B AWQ and GPTQ builds are blank in C, though the study knows them."""
     quants, rows = published(f"wide_{metric}")
-    book = Book(artefacts_of(Rehearsal(bundle)), Names())
+    book = StudyData(artefacts_of(DryRunBundle(bundle)), DisplayNames())
     shown = next(
         part.grid for section in study_sections(book) for part in section.parts
         if part.name == f"wide_{metric}"
@@ -184,7 +184,7 @@ CLAIMS = {
 
 
 def test_what_the_report_states_of_the_study(bundle):
-    found = {name: claim.value for name, claim in told_of(Rehearsal(bundle)).everything.claims.items()}
+    found = {name: claim.value for name, claim in collect_claims(DryRunBundle(bundle)).everything.claims.items()}
     assert {name: found[name] for name in CLAIMS} == CLAIMS
 
 

@@ -20,7 +20,7 @@ from quantverdict.bundle.manifest import Bundle
 from quantverdict.cli import execute
 from quantverdict.errors import BundleError
 from quantverdict.records import Artifact, CellId
-from quantverdict.stages.ask import refuse_other_files
+from quantverdict.stages.ask import check_same_files
 from quantverdict.stages.facts import stored_builds
 from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
 
@@ -259,10 +259,10 @@ def test_answers_of_one_file_are_not_shown_as_those_of_another(tmp_path):
     stored = build_list.as_json((replace(build, artifact=replace(artifact, sha256="old")),))
     with Bundle.open(tmp_path / "b", None) as bundle:
         bundle.write_json("artifacts.json", stored)
-        refuse_other_files(bundle, [build], stored_builds(bundle))
+        check_same_files(bundle, [build], stored_builds(bundle))
         bundle.write_text("responses/tiny__Q8_0.jsonl", "{}\n")
         with pytest.raises(BundleError, match=r"m\.gguf: is not the file that answered as tiny/Q8_0.* new, was old"):
-            refuse_other_files(bundle, [build], stored_builds(bundle))
+            check_same_files(bundle, [build], stored_builds(bundle))
 
 
 def test_a_model_cut_in_half_stops_before_anything_runs(study, tmp_path, capsys, demo_gguf):

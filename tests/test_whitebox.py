@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from quantverdict.backends.base import Forced
+from quantverdict.backends.base import TeacherForcedLogits
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks
 from quantverdict.cli import execute
@@ -19,7 +19,7 @@ from quantverdict.registry import BACKENDS
 from quantverdict.stages import whitebox
 from quantverdict.stages.decide import grade
 from quantverdict.stages.facts import stored_builds
-from quantverdict.stages.run import settle
+from quantverdict.stages.run import recompute
 from quantverdict.tasks.catalog import load_task
 
 STUDY = """\
@@ -60,7 +60,7 @@ class FakeBackend:
         self.asked.append((self.quant, "drift"))
         logits = np.zeros((len(range(80)[part.start : part.stop]), 10), np.float32)
         logits[:, 3] = self.shift
-        return Forced(tuple(range(80)), logits)
+        return TeacherForcedLogits(tuple(range(80)), logits)
 
     def close(self):
         self.asked.append((self.quant, "close"))
@@ -109,7 +109,7 @@ def inside(ran, tmp_path, monkeypatch):
             builds = stored_builds(bundle)
             whitebox.measure(study, tasks, builds, bundle, said.append, open_backend)
             grade(tasks, builds, bundle)
-            settle(bundle)
+            recompute(bundle)
         return said
 
     return measured

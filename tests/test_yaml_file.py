@@ -17,7 +17,7 @@ from quantverdict.records import CellId, Prompt
 from quantverdict.stages.gate import load_gate
 from quantverdict.tasks.catalog import load_task
 from quantverdict.tasks.taskfile import read_task
-from quantverdict.yaml_file import MisplacedError, load_yaml
+from quantverdict.yaml_file import InvalidFieldError, load_yaml
 
 
 class Part(BaseModel):
@@ -32,7 +32,7 @@ class Whole(BaseModel):
     def _unique(self) -> Self:
         for index, part in enumerate(self.parts):
             if part.name == "wrong":
-                raise MisplacedError("another name is expected", "parts", index, "name")
+                raise InvalidFieldError("another name is expected", "parts", index, "name")
         if self.title == "wrong":
             raise ValueError("another title is expected")
         return self

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from quantverdict.artifacts.lineage import Lineage
     from quantverdict.config import Study
     from quantverdict.planning.estimate import StudyEstimate
-    from quantverdict.protocol.differences import Differences
+    from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
-    from quantverdict.stages.label import Sheet
+    from quantverdict.stages.label import LoadedSheet
     from quantverdict.stages.view import BundleView
 
 PathLike = str | os.PathLike[str]
@@ -202,7 +202,7 @@ def grade(bundle: PathLike, *, progress: Progress | LineProgress | None = None) 
     return open_bundle(regrade(Path(bundle), view=_view(progress)))
 
 
-def label(bundle: PathLike, *, out: PathLike | None = None, read: PathLike | None = None, n: int = 200) -> Sheet:
+def label(bundle: PathLike, *, out: PathLike | None = None, read: PathLike | None = None, n: int = 200) -> LoadedSheet:
     """Have people label answers: write a blinded sheet, or read it back and correct the rates by its labels.
 
     Args:
@@ -272,7 +272,7 @@ def gate(
     return gate_bundle(Path(bundle), asked, today or datetime.now(UTC).date(), **reports)
 
 
-def diff(one: PathLike, two: PathLike) -> Differences:
+def diff(one: PathLike, two: PathLike) -> BundleDiff:
     """What changed from bundle `one` to bundle `two` of the same study: verdicts, deltas, answers, engines.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from quantverdict.errors import ExitCode, QuantverdictError
-from quantverdict.reporting.formats import Outlet, escaped_json, harmless, is_utf8, json_text, one_line
+from quantverdict.reporting.formats import OutputStream, escaped_json, harmless, is_utf8, json_text, one_line
 
 if TYPE_CHECKING:
     from quantverdict.config import Study
@@ -42,7 +42,7 @@ gate_options = (
 
 
 @dataclass(frozen=True, slots=True)
-class Gating:
+class GateOptions:
     """The options of a gate."""
 
     wanted: bool
@@ -66,7 +66,7 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
-        gating = Gating(*(options.pop(name) for name in Gating.__slots__))
+        gating = GateOptions(*(options.pop(name) for name in GateOptions.__slots__))
         command(**options, gating=gating)
 
     for option in reversed(gate_options):
@@ -114,7 +114,7 @@ EXIT_CODES = {
 """What the process returns, as `--help` says it."""
 
 
-class Documented(click.Command):
+class DocumentedCommand(click.Command):
     """Ends its help with examples."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -127,10 +127,10 @@ class Documented(click.Command):
                 formatter.write_dl(list(EXIT_CODES.items()))
 
 
-class DocumentedGroup(Documented, click.Group):
+class DocumentedGroup(DocumentedCommand, click.Group):
     """Lists its commands by what they are for."""
 
-    command_class = Documented
+    command_class = DocumentedCommand
     group_class = type
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -159,7 +159,7 @@ def commands() -> None:
 @click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
 @gated
 @json_option
-def run(study: Path, out: Path | None, *, task_dir: str | None, gating: Gating, as_json: bool) -> None:
+def run(study: Path, out: Path | None, *, task_dir: str | None, gating: GateOptions, as_json: bool) -> None:
     """Ask every build of a study, grade, decide, report. Run it again to resume."""
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
@@ -210,7 +210,13 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @gated
 @json_option
 def analyze(
-    bundle: Path | None, matrix: Path | None, out: Path | None, *, policy: str | None, gating: Gating, as_json: bool
+    bundle: Path | None,
+    matrix: Path | None,
+    out: Path | None,
+    *,
+    policy: str | None,
+    gating: GateOptions,
+    as_json: bool,
 ) -> None:
     """Decide again from stored scores, or from a finished matrix."""
     from quantverdict import api
@@ -278,8 +284,8 @@ def gate(  # noqa: PLR0913 - one argument an option
     from quantverdict.reporting.summary import gate_json, gate_lines
 
     if verified:
-        refuse_problems(bundle, as_json)
-    found = through_gate(bundle, Gating(True, policy, build, junit, summary))
+        require_verified(bundle, as_json)
+    found = through_gate(bundle, GateOptions(True, policy, build, junit, summary))
     show(gate_json(found), lambda: gate_lines(found), as_json)
     raise click.exceptions.Exit(found.exit_code)
 
@@ -327,7 +333,7 @@ def verify(bundle: Path, as_json: bool) -> None:
 
     Exit 2, and a line for each thing that does not hold.
     """
-    refuse_problems(bundle, as_json)
+    require_verified(bundle, as_json)
     show({"ok": True, "problems": []}, lambda: [f"{bundle}: every hash, table and claim holds"], as_json)
 
 
@@ -423,7 +429,7 @@ def tasks_show(task: str, as_json: bool) -> None:
     show(shown, lambda: [f"{key}: {value}" for key, value in shown.items()], as_json)
 
 
-def refuse_problems(bundle: Path, as_json: bool) -> None:
+def require_verified(bundle: Path, as_json: bool) -> None:
     """Print what of a bundle does not hold, a line each, and exit; nothing where all holds."""
     from quantverdict import api
 
@@ -437,7 +443,7 @@ def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> Non
     print(json_text(document, sys.stdout) if as_json else "\n".join(map(harmless, lines())))
 
 
-def show_decision(bundle: Path, as_json: bool, gating: Gating | None = None) -> None:
+def show_decision(bundle: Path, as_json: bool, gating: GateOptions | None = None) -> None:
     """Print a bundle's decision: the document, or the table and where the report is; then the gate, where wanted."""
     found = through_gate(bundle, gating) if gating is not None and gating.wanted else None
     if as_json:
@@ -467,7 +473,7 @@ def print_document(bundle: Path, found: Gate | None) -> None:
     print(json_text({**json.loads(text), **gated}, sys.stdout))
 
 
-def through_gate(bundle: Path, gating: Gating) -> Gate:
+def through_gate(bundle: Path, gating: GateOptions) -> Gate:
     """The verdicts on a bundle; JUnit and summary are written."""
     from quantverdict import api
 
@@ -485,8 +491,8 @@ def execute(arguments: list[str]) -> int:
     """
     gc.set_threshold(700_000, 10, 10)
     streams = sys.stdout, sys.stderr
-    out = Outlet(sys.stdout or io.StringIO())
-    sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", Outlet(sys.stderr or io.StringIO()))
+    out = OutputStream(sys.stdout or io.StringIO())
+    sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", OutputStream(sys.stderr or io.StringIO()))
     try:
         code = attempt(arguments)
         out.flush()

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from quantverdict.errors import PluginError, StudyError, did_you_mean
-from quantverdict.policy import Frozen, Name, Policy, as_policy
+from quantverdict.policy import FrozenModel, Name, Policy, as_policy
 from quantverdict.records import Metric, RubricSpec
 from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, adopt, backends, checked
-from quantverdict.yaml_file import MisplacedError, WrongError, load_yaml, wanted
+from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
 GGUF_LEVELS = (
     "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -47,14 +47,14 @@ def _address(url: str) -> str:
     """An address as it may be stored and shown. A refusal says what is wrong with it, and does not repeat it."""
     if set("@?#") & set(url):
         what = "holds a user or a key before its @" if "@" in url else "has a query or fragment, which is never sent"
-        raise WrongError(what, "http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
+        raise InvalidValueError(what, "http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
     return url
 
 
 def _variable(name: str) -> str:
     """The name of an environment variable. A refusal does not repeat it: it may be the key itself."""
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or re.fullmatch(r"(?=.*[a-z])(?=.*\d).{20,}", name):
-        raise WrongError("is no name of an environment variable", "that of the one which holds the key")
+        raise InvalidValueError("is no name of an environment variable", "that of the one which holds the key")
     return name
 
 
@@ -62,7 +62,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
-class Source(Frozen):
+class Source(FrozenModel):
     """Where a model is: one of `path`, `hub`, `ollama`, `package`; or a `url`, with the file it runs if known."""
 
     path: str | None = None
@@ -102,7 +102,7 @@ class Source(Frozen):
         return place + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
 
 
-class QuantizeConfig(Frozen):
+class QuantizeConfig(FrozenModel):
     """How AWQ and GPTQ builds are made."""
 
     group_size: int | None = Field(default=None, gt=0, le=1_000_000)
@@ -117,7 +117,7 @@ class QuantizeConfig(Frozen):
     """`llmcompressor` runs in an environment of its own that is made once; `gptqmodel` where it is installed."""
 
 
-class Variant(Frozen):
+class Variant(FrozenModel):
     """One build: a file of its own (`source`), or a level that is made from the model's source."""
 
     quant: Name
@@ -141,7 +141,7 @@ def _variant(value: object) -> object:
     return {"quant": value} if isinstance(value, str) else value
 
 
-class Model(Frozen):
+class Model(FrozenModel):
     """A base model and its builds."""
 
     name: Name
@@ -171,7 +171,7 @@ class Model(Frozen):
         return self
 
 
-class TaskUse(Frozen):
+class TaskUse(FrozenModel):
     """A task of the study: a built-in one by name, or a file by path (relative to `task_dir`)."""
 
     task: Name | None = None
@@ -196,7 +196,7 @@ def _task_use(value: object) -> object:
     return {"task": value} if isinstance(value, str) else value
 
 
-class DecodingConfig(Frozen):
+class DecodingConfig(FrozenModel):
     """Decoding of every cell; greedy, as the study had it."""
 
     max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
@@ -205,7 +205,7 @@ class DecodingConfig(Frozen):
     """0 is greedy; the embedded engine takes nothing else."""
 
 
-class CollectConfig(Frozen):
+class CollectConfig(FrozenModel):
     """How prompts are asked. Text depends on these, so they are equal for every cell and kept in the manifest."""
 
     backend: BackendName = "llamacpp"
@@ -232,7 +232,7 @@ class CollectConfig(Frozen):
     """Recorded responses, for the replay backend."""
 
 
-class StatisticsConfig(Frozen):
+class StatisticsConfig(FrozenModel):
     """Intervals: Wilson for accuracies, percentile bootstrap for the rest (SPEC 3).
 
     Beyond these bounds a study would not end, or a quantile of so few resamples would say nothing; and the chance of a
@@ -250,7 +250,7 @@ class StatisticsConfig(Frozen):
 JudgeBackendName = Annotated[str, AfterValidator(checked(lambda: backends(lambda can: can.labels)))]
 
 
-class Price(Frozen):
+class Price(FrozenModel):
     """Of a judge, per million tokens, in whatever currency."""
 
     input: float = Field(ge=0, le=1e9)
@@ -259,7 +259,7 @@ class Price(Frozen):
     """Of a million tokens of replies."""
 
 
-class RubricConfig(Frozen):
+class RubricConfig(FrozenModel):
     """What the judges of this study are asked of the answers that a metric grades: see docs/extending.md."""
 
     name: Name
@@ -289,25 +289,25 @@ class RubricConfig(Frozen):
 
 
 def _adopted(rubrics: tuple[RubricConfig, ...]) -> tuple[RubricConfig, ...]:
-    forget_rubrics()
+    clear_rubrics()
     for at, rubric in enumerate(rubrics):
         try:
             rubric.adopt()
         except PluginError as error:
-            raise WrongError(str(error), "what is its own", at) from error
+            raise InvalidValueError(str(error), "what is its own", at) from error
         for other in rubrics[:at]:
             if other.name == rubric.name or other.of == rubric.of or set(other.labels) & set(rubric.labels):
-                raise MisplacedError(f"each rubric with a name, a metric and labels of its own ({other.name})", at)
+                raise InvalidFieldError(f"each rubric with a name, a metric and labels of its own ({other.name})", at)
     return rubrics
 
 
-def forget_rubrics() -> None:
+def clear_rubrics() -> None:
     """What another study brought along is none of this one's."""
     RUBRICS.drop(OF_STUDY)
     METRICS.drop(OF_STUDY)
 
 
-class JudgeConfig(Frozen):
+class JudgeConfig(FrozenModel):
     """A judge. The order in the study is the precedence: the first that has a label wins. See docs/judges.md."""
 
     name: Name
@@ -364,7 +364,7 @@ class JudgeConfig(Frozen):
         return self
 
 
-class BertScoreConfig(Frozen):
+class BertScoreConfig(FrozenModel):
     """The encoder of `bertscore`, and the layer whose output is compared: its own must be given for another one."""
 
     source: Source = Source(hub="microsoft/deberta-xlarge-mnli")
@@ -379,14 +379,14 @@ class BertScoreConfig(Frozen):
         return self
 
 
-class CoherenceConfig(Frozen):
+class CoherenceConfig(FrozenModel):
     """The sentence encoder of `coherence` and `coherence_prompt`."""
 
     source: Source = Source(hub="sentence-transformers/all-mpnet-base-v2")
     """The encoder."""
 
 
-class SemanticConfig(Frozen):
+class SemanticConfig(FrozenModel):
     """Scores of stored answers by encoders; null leaves one out."""
 
     bertscore: BertScoreConfig | None = BertScoreConfig()
@@ -401,7 +401,7 @@ class SemanticConfig(Frozen):
     """`auto` is a GPU where there is one."""
 
 
-class WhiteboxConfig(Frozen):
+class WhiteboxConfig(FrozenModel):
     """What is read inside the builds whose backend shows log-probabilities: see docs/metrics.md."""
 
     openings: int = Field(default=0, ge=0, le=1000)
@@ -412,7 +412,7 @@ class WhiteboxConfig(Frozen):
     """Of such an answer, at most."""
 
 
-class Waiver(Frozen):
+class Waiver(FrozenModel):
     """A comparison that is made although it was not proved: shown wherever the build is."""
 
     cell: str = Field(pattern=r"^[^/]+/[^/]+$")
@@ -434,11 +434,11 @@ def _size(value: object) -> object:
     units = {unit.upper(): factor for unit, factor in _UNITS.items()}
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3})", value.strip(), re.ASCII)
     if found is None or found[2].upper() not in units:
-        raise WrongError("is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
+        raise InvalidValueError("is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
     return int(Fraction(found[1]) * units[found[2].upper()])
 
 
-class Constraints(Frozen):
+class Constraints(FrozenModel):
     """What the build to ship must satisfy besides a decision that does not reject it."""
 
     max_file_bytes: Annotated[int | None, BeforeValidator(_size)] = Field(
@@ -449,7 +449,7 @@ class Constraints(Frozen):
     """As measured in the run."""
 
 
-class Study(Frozen):
+class Study(FrozenModel):
     """What is compared, how it is asked, and by which rules it is decided."""
 
     study: Name
@@ -507,7 +507,7 @@ class Study(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _of_its_own(cls, value: object) -> object:
-        forget_rubrics()
+        clear_rubrics()
         return value
 
     def adopt(self) -> None:
@@ -520,32 +520,32 @@ class Study(Frozen):
         cells: set[str] = set()
         for m, model in enumerate(self.models):
             if model.name in [other.name for other in self.models[:m]]:
-                raise MisplacedError("each model name once", "models", m)
+                raise InvalidFieldError("each model name once", "models", m)
             for v, variant in enumerate(model.variants):
                 here, cell = ("models", m, "variants", v), f"{model.name}/{variant.quant}"
                 file = f"{model.name}__{variant.quant}".casefold()
                 if file in files:
-                    raise MisplacedError(f"{cell}: a file name of its own, BASE__QUANT", *here)
+                    raise InvalidFieldError(f"{cell}: a file name of its own, BASE__QUANT", *here)
                 files.add(file)
                 cells.add(cell)
                 if not self._has_a_file(model, variant):
                     levels = ", ".join(GGUF_LEVELS + CHECKPOINT_LEVELS)
                     near = did_you_mean(variant.format, GGUF_LEVELS + CHECKPOINT_LEVELS)
-                    raise MisplacedError(
+                    raise InvalidFieldError(
                         f"{cell}: a source, or a model source and one of the levels {levels}{near}", *here
                     )
         self._known_cells(cells)
         judges = [judge.name.casefold() for judge in self.judges]
         if len(set(judges)) != len(judges):
-            raise MisplacedError("each judge name once", "judges")
+            raise InvalidFieldError("each judge name once", "judges")
         if self.stopping == "sequential" and self.policy.rules != "paired":
-            raise MisplacedError("sequential needs paired outcomes: a policy whose rules are paired", "stopping")
+            raise InvalidFieldError("sequential needs paired outcomes: a policy whose rules are paired", "stopping")
         return self
 
     def _known_cells(self, cells: set[str]) -> None:
         for number, waiver in enumerate(self.waivers):
             if waiver.cell not in cells:
-                raise MisplacedError(
+                raise InvalidFieldError(
                     f"waiver of {waiver.cell}: a build of this study{did_you_mean(waiver.cell, cells)}",
                     "waivers",
                     number,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from quantverdict.errors import StudyError, did_you_mean
 from quantverdict.registry import METRICS, built_in_margins, checked, gated, one_of, ruled
-from quantverdict.yaml_file import WrongError, load_yaml
+from quantverdict.yaml_file import InvalidValueError, load_yaml
 
 _NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?)")
 """A decimal or a fraction; a longer exponent would ask for more memory than there is."""
@@ -90,13 +90,13 @@ RuledMetric = Annotated[str, AfterValidator(checked(ruled))]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """Base of every part of a study: immutable, strict, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
-class Policy(Frozen):
+class Policy(FrozenModel):
     """The rules that turn a comparison into a decision (SPEC 4, 7 and 8). Every `_pp` is in percentage points.
 
     The thresholds are those of TR125; `joint_collapse` and the paired rules are this project's own.
@@ -191,7 +191,7 @@ class Policy(Frozen):
         for metric in self.demanded:
             if self.rules == "paired" and metric not in self.gates:
                 near = did_you_mean(metric, self.gates)
-                raise WrongError(f"required {metric}", f"a metric with a margin ({', '.join(self.gates)}){near}")
+                raise InvalidValueError(f"required {metric}", f"a metric with a margin ({', '.join(self.gates)}){near}")
         return self
 
     @property

@@ -184,7 +184,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SharedPrompts:
     """What a build is compared by, where its prompts and those of its baseline are not all paired.
 
     Attributes:
@@ -219,7 +219,7 @@ class Row:
     bpw: Fraction | None
     is_baseline: bool
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
-    shared: Shared | None = None
+    shared: SharedPrompts | None = None
 
     @property
     def cell(self) -> CellId:
@@ -354,7 +354,7 @@ class TaskType:
         free_text: the encoders score its answers.
         harmful: its prompts should be refused; what is read inside the builds is read of these.
         dialogue: an answer may be a dialogue: `User:` at the start of a line is no further turn.
-        check: "module:name" of a function of the task and an item that gives None or a `tasks.taskfile.Wrong`.
+        check: "module:name" of a function of the task and an item that gives None or a `tasks.taskfile.ItemProblem`.
     """
 
     name: str

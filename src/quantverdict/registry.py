@@ -37,12 +37,12 @@ GROUP = "quantverdict.plugins"
 """The entry-point group: each entry is a function that calls `register_*`, or a module that does so when imported."""
 
 
-class _Named(Protocol):
+class _NamedSpec(Protocol):
     @property
     def name(self) -> str: ...
 
 
-T = TypeVar("T", bound=_Named)
+T = TypeVar("T", bound=_NamedSpec)
 BUILT_IN, OF_BUNDLE, OF_STUDY = "quantverdict", "the bundle", "the study"
 ADOPTED = (OF_BUNDLE, OF_STUDY)
 
@@ -231,7 +231,7 @@ def plugin_versions() -> dict[str, str]:
     return dict(_state.versions)
 
 
-def adopt(kind: str, entry: _Named, owner: str = OF_BUNDLE) -> None:
+def adopt(kind: str, entry: _NamedSpec, owner: str = OF_BUNDLE) -> None:
     """Know what a bundle or a study brings along, where no plugin here has it; a later one replaces it.
 
     Raises:
@@ -456,13 +456,13 @@ BACKENDS: Listing[BackendSpec] = Listing("backend", (
         "checkpoints by vLLM",
         tokenizer=f"{_ENGINE}.checkpoint_tokenizer:CheckpointTokenizer", packages=("vllm",), platforms=("linux",)),
     BackendSpec("ollama", f"{_ENGINE}.ollama:OllamaBackend", "server", Capabilities(labels=True),
-        "a model that Ollama holds", label_model=f"{_LABEL}:OllamaChooser"),
+        "a model that Ollama holds", label_model=f"{_LABEL}:OllamaLabelModel"),
     BackendSpec("server", f"{_ENGINE}.server:ServerBackend", "server", Capabilities(labels=True),
-        "a server of the OpenAI API", label_model=f"{_LABEL}:ServerChooser"),
+        "a server of the OpenAI API", label_model=f"{_LABEL}:ServerLabelModel"),
     BackendSpec("anthropic", "", "hosted", Capabilities(answers=False, labels=True), "the API of Anthropic",
-        label_model=f"{_LABEL}:AnthropicChooser", packages=("anthropic",), extra="hosted", key="ANTHROPIC_API_KEY"),
+        label_model=f"{_LABEL}:AnthropicLabelModel", packages=("anthropic",), extra="hosted", key="ANTHROPIC_API_KEY"),
     BackendSpec("openai", "", "hosted", Capabilities(answers=False, labels=True), "the API of OpenAI",
-        label_model=f"{_LABEL}:OpenAIChooser", packages=("openai",), extra="hosted", key="OPENAI_API_KEY"),
+        label_model=f"{_LABEL}:OpenAILabelModel", packages=("openai",), extra="hosted", key="OPENAI_API_KEY"),
 ))  # fmt: skip
 """What runs builds and judges."""
 

@@ -62,7 +62,7 @@ _UNTRUE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 """What PyYAML raises for a value that is not what its tag says, besides its own errors."""
 
 
-class WrongError(ValueError):
+class InvalidValueError(ValueError):
     """What a validator finds wrong, in words of its own: what was given is not repeated, it may be a secret."""
 
     def __init__(self, problem: str, expected: str, *at: int | str) -> None:
@@ -70,7 +70,7 @@ class WrongError(ValueError):
         self.problem, self.expected, self.at = problem, expected, at
 
 
-class MisplacedError(ValueError):
+class InvalidFieldError(ValueError):
     """What a validator of a whole model expects in a part of it: `at` leads there from that model."""
 
     def __init__(self, message: str, *at: int | str) -> None:
@@ -271,7 +271,7 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
     # A misspelt key is both unknown and missing: the unknown one is the mistake to show.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
     cause = first.get("ctx", {}).get("error")
-    location = (*first["loc"], *(cause.at if isinstance(cause, MisplacedError | WrongError) else ()))
+    location = (*first["loc"], *(cause.at if isinstance(cause, InvalidFieldError | InvalidValueError) else ()))
     location = tuple(part for part in location if part != "[key]")
     field = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
@@ -291,11 +291,11 @@ def explained(found: Mapping[str, Any]) -> tuple[str, str]:
     A validator that says both has its own words stand.
     """
     cause = found.get("ctx", {}).get("error")
-    if isinstance(cause, WrongError):
+    if isinstance(cause, InvalidValueError):
         return cause.problem, cause.expected
     expected = wanted(found)
     # What was given is the whole model where a part of it is wrong; the line shows the part.
-    if isinstance(cause, MisplacedError) or isinstance(found["input"], dict):
+    if isinstance(cause, InvalidFieldError) or isinstance(found["input"], dict):
         return "is not right", expected
     return f"{_shown(found['input'])} is not right", expected
 

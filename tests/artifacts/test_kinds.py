@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantverdict.artifacts.inspect import inspect_artifact
-from quantverdict.artifacts.kinds import refuse_other_checkpoint
+from quantverdict.artifacts.kinds import require_model_checkpoint
 from quantverdict.artifacts.lineage import compare
 from quantverdict.artifacts.quantize import make_level
 from quantverdict.errors import ArtifactError
@@ -105,7 +105,7 @@ def test_a_decoder_is_no_other_kind(tmp_path, tiny_gguf, tiny_tensors, changes, 
 )
 def test_a_checkpoint_that_is_no_language_model_is_refused_by_what_it_is(tmp_path, kind, config, names):
     with pytest.raises(ArtifactError, match=f"is {kind}.*; expected a model that generates text"):
-        refuse_other_checkpoint(tmp_path, config, names)
+        require_model_checkpoint(tmp_path, config, names)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_is_no_language_model_is_refused_by_what_it_is(tmp_pat
     ],
 )
 def test_a_decoders_checkpoint_is_no_other_kind(tmp_path, config, names):
-    refuse_other_checkpoint(tmp_path, config, names)
+    require_model_checkpoint(tmp_path, config, names)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits
+from quantverdict.backends.batch_scheduler import BatchJob, BatchScheduler, DecodeLimits
 from quantverdict.backends.llama_engine import LlamaEngine, open_library
 from quantverdict.backends.worker import FEW
 
@@ -56,16 +56,18 @@ class Recorder:
         return False
 
 
-def made_jobs(n_vocab: int, many: int) -> list[Job]:
+def made_jobs(n_vocab: int, many: int) -> list[BatchJob]:
     """Prompts of all lengths, with choices of unequal ones: three, one of two tokens, none."""
     rng = np.random.default_rng(11)
     choices = (((5, 6, 7, 8), (8,), (9, 10), (11, 12, 13)), ((5, 6),), ())
-    return [Job(tuple(map(int, rng.integers(3, n_vocab, n))), choices[i % 3]) for i, n in enumerate(LENGTHS[:many])]
+    return [
+        BatchJob(tuple(map(int, rng.integers(3, n_vocab, n))), choices[i % 3]) for i, n in enumerate(LENGTHS[:many])
+    ]
 
 
-def answered(engine: LlamaEngine, jobs: list[Job], slots: int):
+def answered(engine: LlamaEngine, jobs: list[BatchJob], slots: int):
     recorder = Recorder(engine)
-    answers = BatchScheduler(recorder, jobs, Limits(slots, CONTEXT, FEW, CONTEXT), lambda *_: None).run()
+    answers = BatchScheduler(recorder, jobs, DecodeLimits(slots, CONTEXT, FEW, CONTEXT), lambda *_: None).run()
     return recorder.after, answers
 
 
@@ -80,7 +82,7 @@ def differing(engine: LlamaEngine, many: int) -> dict[str, int]:
         count += len(own)
         differ += sum(len({*found, *together[held]}) > 1 for held, found in own.items())
         for choice, scored in zip(job.choices, answer.choice_logprobs, strict=True):
-            _, (single,) = answered(engine, [Job(job.prompt, (choice,))], 2)
+            _, (single,) = answered(engine, [BatchJob(job.prompt, (choice,))], 2)
             choices += single.choice_logprobs != (scored,)
     return {"logits": count, "differ": differ, "choices_differ": choices}
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.backends.batch_scheduler import (
+    BatchJob,
     BatchScheduler,
-    Job,
-    Limits,
+    DecodeLimits,
     blocks,
     checked,
     common_start,
@@ -94,7 +94,7 @@ def naive(job, limits):
 tokens = st.integers(1, VOCABULARY - 1)
 choices = st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple)
 prompts = st.lists(tokens, min_size=1, max_size=7).map(tuple)
-jobs_of = st.lists(st.builds(Job, prompts, choices), max_size=9)
+jobs_of = st.lists(st.builds(BatchJob, prompts, choices), max_size=9)
 
 
 @given(
@@ -105,8 +105,8 @@ jobs_of = st.lists(st.builds(Job, prompts, choices), max_size=9)
     longest=st.integers(0, 8),
 )
 def test_every_prompt_gets_what_it_would_get_alone(jobs, start, slots, chunk, longest):
-    jobs = [Job(start + job.prompt, job.choices) for job in jobs]
-    limits = Limits(slots=slots, max_new_tokens=longest, chunk=max(chunk, slots), context=16)
+    jobs = [BatchJob(start + job.prompt, job.choices) for job in jobs]
+    limits = DecodeLimits(slots=slots, max_new_tokens=longest, chunk=max(chunk, slots), context=16)
     answers = BatchScheduler(FakeEngine(), jobs, limits, lambda *_: None).run()
     for job, answer in zip(jobs, answers, strict=True):
         expected, finish, scores = naive(job, limits)
@@ -119,7 +119,7 @@ def test_every_prompt_gets_what_it_would_get_alone(jobs, start, slots, chunk, lo
 def test_every_evaluation_is_computed_in_one_piece_of_two_rows_or_more(jobs, slots, chunk, longest):
     """Never a gap between sequences, a falling order, unequal lengths or a lone row, whenever answers end: each of them
     makes the library sum a row otherwise than it does beside other neighbours."""
-    engine, limits = FakeEngine(), Limits(slots, longest, max(chunk, slots), 32)
+    engine, limits = FakeEngine(), DecodeLimits(slots, longest, max(chunk, slots), 32)
     BatchScheduler(engine, jobs, limits, lambda *_: None).run()
     for rows in engine.evaluations:
         assert [len(part) for part in computed_together(rows)] == [len(rows)]
@@ -155,8 +155,10 @@ def test_an_answer_that_moves_up_costs_one_copy():
     """Not a row a step for every free slot before it, which is what a long answer among short ones would cost."""
     engine = FakeEngine()
     engine.is_end = lambda token: False
-    jobs = [Job((n, *[1] * (9 - n))) for n in (1, 2, 3, 8)]  # in a context of 12 the shortest prompt goes on longest
-    BatchScheduler(engine, jobs, Limits(4, 9, 64, 12), lambda *_: None).run()
+    jobs = [
+        BatchJob((n, *[1] * (9 - n))) for n in (1, 2, 3, 8)
+    ]  # in a context of 12 the shortest prompt goes on longest
+    BatchScheduler(engine, jobs, DecodeLimits(4, 9, 64, 12), lambda *_: None).run()
     steps = [[sequence for sequence, _, _ in rows] for rows in engine.evaluations[4:]]
     assert steps[0] == [0, 1, 2, 3]
     assert steps[-1] == [0, 1]
@@ -166,34 +168,36 @@ def test_an_answer_that_moves_up_costs_one_copy():
 @pytest.mark.parametrize("slots", [1, 2, 16])
 def test_what_prompts_begin_with_is_evaluated_once(slots):
     """Whatever the order they come in: the start of all, and the longer one of some."""
-    jobs = [Job((1, 2, 3, 4, *rest, n, n)) for n, rest in [(5, ()), (6, (7,) * 4), (7, ()), (8, (7,) * 4)]]
+    jobs = [BatchJob((1, 2, 3, 4, *rest, n, n)) for n, rest in [(5, ()), (6, (7,) * 4), (7, ()), (8, (7,) * 4)]]
     engine = FakeEngine()
-    BatchScheduler(engine, jobs, Limits(slots, 0, 64, 32), lambda *_: None).run()
+    BatchScheduler(engine, jobs, DecodeLimits(slots, 0, 64, 32), lambda *_: None).run()
     assert [len(rows) for rows in engine.evaluations] == [6, 2, 4, 2]
 
 
 def test_a_start_too_short_to_be_worth_it_is_not_copied():
     engine = FakeEngine()
     engine.copy = None
-    BatchScheduler(engine, [Job((1, 2, 3, n, n)) for n in (4, 5)], Limits(2, 3, 64, 32), lambda *_: None).run()
+    BatchScheduler(
+        engine, [BatchJob((1, 2, 3, n, n)) for n in (4, 5)], DecodeLimits(2, 3, 64, 32), lambda *_: None
+    ).run()
     assert [len(rows) for rows in engine.evaluations[:2]] == [5, 5]
 
 
 def test_a_free_slot_takes_the_next_prompt_in_order():
     """Which prompt runs where follows from the answers alone, so two runs evaluate the same rows."""
-    jobs = [Job((n, n + 1, n)) for n in range(1, 9)]
+    jobs = [BatchJob((n, n + 1, n)) for n in range(1, 9)]
     seen = []
     for _ in range(2):
         engine = FakeEngine()
-        BatchScheduler(engine, jobs, Limits(3, 5, 64, 32), lambda *_: None).run()
+        BatchScheduler(engine, jobs, DecodeLimits(3, 5, 64, 32), lambda *_: None).run()
         seen.append(engine.evaluations)
     assert seen[0] == seen[1]
 
 
 def test_progress_counts_up_to_the_batch():
     reports = []
-    jobs = [Job((n, n)) for n in range(1, 6)]
-    answers = BatchScheduler(FakeEngine(), jobs, Limits(2, 4, 64, 32), lambda *r: reports.append(r)).run()
+    jobs = [BatchJob((n, n)) for n in range(1, 6)]
+    answers = BatchScheduler(FakeEngine(), jobs, DecodeLimits(2, 4, 64, 32), lambda *r: reports.append(r)).run()
     assert reports == sorted(reports)
     assert reports[-1][1] == sum(len(answer.tokens) for answer in answers)
 

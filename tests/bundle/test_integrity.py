@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from quantverdict.bundle.integrity import MANIFEST, artefact_names, read_manifest, refuse_misfit
+from quantverdict.bundle.integrity import MANIFEST, artefact_names, check_fields, read_manifest
 from quantverdict.bundle.manifest import Bundle, verify
 from quantverdict.collect.schedule import as_outcomes
 from quantverdict.errors import BundleError
@@ -122,4 +122,4 @@ def test_cells_that_are_not_as_written_are_named_by_row_and_key(tmp_path, rows, 
 
 def test_a_misfit_names_where_it_is():
     with pytest.raises(BundleError, match=r"x: not as it was written: columns\.0: "):
-        refuse_misfit(Table, {"name": "n", "columns": (3,), "rows": ()}, "x")
+        check_fields(Table, {"name": "n", "columns": (3,), "rows": ()}, "x")

@@ -15,7 +15,7 @@ from quantverdict.bundle.manifest import MANIFEST, Bundle, verify
 from quantverdict.errors import BundleError
 from quantverdict.policy import POLICIES
 from quantverdict.records import Table
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.verify import DryRunBundle
 
 HOLD = (
     "import sys, time\n"
@@ -87,12 +87,12 @@ def test_what_scores_the_same_answers_may_be_added_changed_and_taken_away(tmp_pa
     with pytest.raises(BundleError, match="seed was 42, is 43"):
         Bundle.open(tmp_path / "b", kit.make_study(**added, seed=43))
     with Bundle.open(tmp_path / "b", kit.make_study(**added)) as bundle:
-        assert Rehearsal(tmp_path / "b").config.model_dump() == kit.make_study(**added).model_dump()
-        assert bundle.recorded("run")["finished"] is None
+        assert DryRunBundle(tmp_path / "b").config.model_dump() == kit.make_study(**added).model_dump()
+        assert bundle.get_meta("run")["finished"] is None
         bundle.finish()
     with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
-        assert Rehearsal(tmp_path / "b").config.model_dump() == kit.make_study().model_dump()
-        assert bundle.recorded("run")["finished"] is None
+        assert DryRunBundle(tmp_path / "b").config.model_dump() == kit.make_study().model_dump()
+        assert bundle.get_meta("run")["finished"] is None
 
 
 def test_the_first_judge_is_not_added_where_a_build_was_stopped_that_it_would_have_let_go_on(tmp_path, kit):
@@ -104,7 +104,7 @@ def test_the_first_judge_is_not_added_where_a_build_was_stopped_that_it_would_ha
     with Bundle.open(tmp_path / "b", study()) as bundle:
         bundle.write_text("prompts/tiny.jsonl", "")
     with Bundle.open(tmp_path / "b", study(JUDGE)) as bundle:
-        bundle.record(stopped={"tiny/Q8_0": 3})
+        bundle.set_meta(stopped={"tiny/Q8_0": 3})
     Bundle.open(tmp_path / "b", study({**JUDGE, "model": "other"})).close()
     Bundle.open(tmp_path / "b", study()).close()
     with pytest.raises(BundleError, match="judges was 0 entries, is 1 entries"):
@@ -116,8 +116,8 @@ def test_a_study_that_was_corrected_before_anything_was_asked_begins_anew(tmp_pa
     with Bundle.open(tmp_path / "b", kit.make_study(seed=43)) as bundle:
         bundle.write_json("artifacts.json", [])
     with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
-        assert Rehearsal(tmp_path / "b").config.seed == 42
-        assert bundle.recorded("seeds") == {"seed": 42}
+        assert DryRunBundle(tmp_path / "b").config.seed == 42
+        assert bundle.get_meta("seeds") == {"seed": 42}
 
 
 def test_a_bundle_of_another_version_is_refused(tmp_path, kit):
@@ -194,7 +194,7 @@ def test_a_run_killed_while_it_made_the_bundle_is_no_obstacle(tmp_path, kit):
     Bundle.open(half, None).close()
     (half / "study.yaml").write_bytes((tmp_path / "whole" / "study.yaml").read_bytes())
     with Bundle.open(half, kit.make_study()) as bundle:
-        assert bundle.recorded("config") == "study.yaml"
+        assert bundle.get_meta("config") == "study.yaml"
 
 
 def finished(path, kit):
@@ -214,12 +214,12 @@ def test_what_is_written_is_read_back_and_counted(tmp_path, kit):
     bundle.close()
     assert bundle.read_table("floor") == [{"quant": "Q8_0", "signal": "0.125"}, {"quant": "Q4_K_M", "signal": ""}]
     assert bundle.read_json("decision.json") == {"a": "é", "b": 1}
-    artefacts = bundle.recorded("artefacts")
+    artefacts = bundle.get_meta("artefacts")
     rows = {name: entry["rows"] for name, entry in artefacts.items()}
     assert rows == {
         "decision.json": None, "floor.csv": 2, "responses/tiny__Q8_0.jsonl": 2, "scores.parquet": 3, "study.yaml": None,
     }  # fmt: skip
-    assert list(bundle.recorded("run")["artefacts"]) == ["timings/tiny__Q8_0.jsonl"]
+    assert list(bundle.get_meta("run")["artefacts"]) == ["timings/tiny__Q8_0.jsonl"]
     assert {"packages", "hardware", "git_commit", "seeds"} <= set(json.loads((tmp_path / MANIFEST).read_text()))
 
 
@@ -277,12 +277,12 @@ def test_the_commit_is_that_of_the_studys_folder(tmp_path, kit):
     (tmp_path / "study.yaml").write_text("")
     study = kit.make_study().model_copy(update={"file": str(tmp_path / "study.yaml")})
     with Bundle.open(tmp_path / "one", study) as bundle:
-        assert bundle.recorded("git_commit") is None
+        assert bundle.get_meta("git_commit") is None
     git("init", "-q")
     git("add", "study.yaml")
     git("commit", "-q", "-m", "x")
     with Bundle.open(tmp_path / "two", study) as bundle:
-        assert len(bundle.recorded("git_commit")) == 40
+        assert len(bundle.get_meta("git_commit")) == 40
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.bundle.prompts import (
-    Parity,
+    PromptParity,
     freeze_prompts,
     make_plan,
     plan_batches,
@@ -152,5 +152,5 @@ def response(sample, ids):
 def test_parity_names_the_first_prompt_of_other_tokens():
     base = [response("a", "1"), response("b", "2"), response("c", None), response("d", "4")]
     other = [response("a", "1"), response("b", "9"), response("c", "3"), response("d", "8"), response("e", "5")]
-    assert prompt_parity(base, other) == Parity(1, 2, 1, "t/b")
-    assert prompt_parity(base, base) == Parity(3, 0, 1, None)
+    assert prompt_parity(base, other) == PromptParity(1, 2, 1, "t/b")
+    assert prompt_parity(base, base) == PromptParity(3, 0, 1, None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.bundle.judge_registry import Roll, is_alike, labels_file
+from quantverdict.bundle.judge_registry import JudgeRegistry, is_alike, labels_file
 from quantverdict.config import JudgeConfig
 
 JUDGE = JudgeConfig.model_validate({"name": "one", "model": "m", "source": {"path": "a.gguf"}})
@@ -29,13 +29,13 @@ def asked(roll, config, identity):
     ],
 )  # fmt: skip
 def test_what_says_how_an_answer_is_labelled_makes_another_judge(change, alike):
-    roll = asked(Roll(), JUDGE, HERE)
+    roll = asked(JudgeRegistry(), JUDGE, HERE)
     assert is_alike(roll.judges["one"], judge(**change), {}) is alike
 
 
 def test_a_file_that_moved_is_the_same_judge_and_another_in_its_place_is_not():
     """Even where the study was bound before the file was looked into."""
-    roll = asked(Roll(), JUDGE, HERE)
+    roll = asked(JudgeRegistry(), JUDGE, HERE)
     moved = judge(source={"path": "elsewhere/a.gguf"})
     bound = roll.enlisted(moved).with_entry(moved)
     assert labels_file(bound.judges["one"]) == "one~2"
@@ -46,7 +46,7 @@ def test_a_file_that_moved_is_the_same_judge_and_another_in_its_place_is_not():
 
 
 def test_every_model_keeps_its_file_whatever_the_order():
-    roll, models = Roll(), [(judge(model=name), {"sha256": name}) for name in "xyz"]
+    roll, models = JudgeRegistry(), [(judge(model=name), {"sha256": name}) for name in "xyz"]
     for config, identity in (*models, *reversed(models), *models):
         roll = asked(roll, config, identity)
         assert labels_file(roll.judges["one"]) == dict(zip("xyz", ("one", "one~2", "one~3"), strict=True))[config.model]
@@ -54,10 +54,10 @@ def test_every_model_keeps_its_file_whatever_the_order():
 
 
 def test_names_that_a_file_system_may_not_tell_apart_have_files_of_their_own():
-    roll = asked(Roll(), judge(name="ONE"), HERE).retired("ONE")
+    roll = asked(JudgeRegistry(), judge(name="ONE"), HERE).retired("ONE")
     assert labels_file(asked(roll, JUDGE, HERE).judges["one"]) == "one~2"
 
 
 def test_a_judge_that_never_said_anything_leaves_no_trace():
-    roll = Roll().enlisted(JUDGE).with_entry(JUDGE).retired("one")
+    roll = JudgeRegistry().enlisted(JUDGE).with_entry(JUDGE).retired("one")
     assert roll.parts == {"judges": {}, "former_judges": []}

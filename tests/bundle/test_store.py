@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantverdict.bundle.files import proved_line
+from quantverdict.bundle.files import verified_line
 from quantverdict.bundle.store import (
     BatchTiming,
     CellStore,
+    JudgeReply,
     Kept,
-    Said,
     append_labels,
     as_response,
     labels_path,
@@ -304,7 +304,9 @@ def stored_labels(folder: Path) -> Path:
     """Two questions that a judge answered."""
     (folder / "judgements").mkdir()
     (folder / "timings").mkdir()
-    said = [Said(f"k{n}", "refusal_v1", "COMPLIANCE", "", "COMPLIANCE \u00e9", (-0.5, -1.25), 90, 3) for n in range(2)]
+    said = [
+        JudgeReply(f"k{n}", "refusal_v1", "COMPLIANCE", "", "COMPLIANCE \u00e9", (-0.5, -1.25), 90, 3) for n in range(2)
+    ]
     append_labels(folder, "first", said, 1.5)
     return folder / labels_path("first")
 
@@ -329,7 +331,7 @@ def test_no_flipped_bit_of_a_judges_labels_is_resumed_from_in_silence(data):
 def test_labels_of_an_older_version_have_no_checksum_and_are_read(tmp_path):
     path = stored_labels(tmp_path)
     before = read_labels(tmp_path, "first")
-    path.write_bytes(b"".join(proved_line(line) + b"\n" for line in path.read_bytes().split(b"\n")[:-1]))
+    path.write_bytes(b"".join(verified_line(line) + b"\n" for line in path.read_bytes().split(b"\n")[:-1]))
     assert b"crc32" not in path.read_bytes()
     assert read_labels(tmp_path, "first") == before
 

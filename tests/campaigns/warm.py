@@ -39,7 +39,7 @@ PRELOADED = (
     "quantverdict.stages.label", "quantverdict.stages.label", "quantverdict.stages.ingest", "quantverdict.stages.verify",
     "quantverdict.stages.gate", "quantverdict.stages.diff", "quantverdict.stages.plan", "quantverdict.reporting.render",
     "quantverdict.reporting.statements", "quantverdict.reporting.terminal", "quantverdict.reporting.summary",
-    "quantverdict.reporting.summary", "quantverdict.grading.grade", "quantverdict.grading.form",
+    "quantverdict.reporting.summary", "quantverdict.grading.grade", "quantverdict.grading.format_features",
     "quantverdict.protocol.decide", "quantverdict.matrix.synthesis", "quantverdict.matrix.cells", "polars",
     "scipy.stats", "scipy.optimize", "jinja2", "py3langid", "rapidfuzz",
 )  # fmt: skip
@@ -150,7 +150,7 @@ class Judge:
 def play_judges() -> None:
     from quantverdict.stages import judge as judging
 
-    judging.open_asker = lambda judge, folder: judging.Asker(Judge(), dict(Judge.identity))
+    judging.open_asker = lambda judge, folder: judging.LoadedJudge(Judge(), dict(Judge.identity))
 
 
 def call(name: str, arguments: dict) -> object:

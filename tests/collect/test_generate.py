@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.bundle.store import CellStore, read_responses
-from quantverdict.collect.generate import Known, check_completions, collect_cell, one_line, smoke_check
+from quantverdict.collect.generate import CellRecord, check_completions, collect_cell, one_line, smoke_check
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import Completion, Prompt
 
-FRESH = Known()
+FRESH = CellRecord()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_halves_are_counted_over_all_runs(collect, kit):
     backend.usage = replace(backend.usage, halved=2)
     first, _, _ = collect(backend)
     assert first.halved == 2
-    again, _, _ = collect(None, Known(first.identity, halved=first.halved))
+    again, _, _ = collect(None, CellRecord(first.identity, halved=first.halved))
     assert again.halved == 2
 
 
@@ -65,7 +65,7 @@ def test_a_failed_cell_is_a_row_and_a_resume_completes_it(collect, kit, tmp_path
     assert (failed.status, failed.failure) == ("failed", one_line(error))
     assert (failing.closed, view.finished) == (1, [failed])
     backend = kit.EchoBackend()
-    outcome, view, _ = collect(backend, Known(failed.identity, failed.peak_memory_bytes))
+    outcome, view, _ = collect(backend, CellRecord(failed.identity, failed.peak_memory_bytes))
     assert (outcome.status, outcome.prompts) == ("ok", 12)
     assert len(failing.asked) + len(backend.asked) == len(kit.make_plan().batches)
     assert view.started[0][2] == failed.prompts
@@ -101,7 +101,7 @@ def test_a_full_disk_stops_the_run(collect, kit, monkeypatch):
 
 def test_a_complete_cell_opens_no_backend(collect, kit):
     first, _, _ = collect(kit.EchoBackend())
-    again, view, noted = collect(None, Known(first.identity, first.peak_memory_bytes))
+    again, view, noted = collect(None, CellRecord(first.identity, first.peak_memory_bytes))
     assert (again, noted, view.prompts) == (first, [], 0)
 
 
@@ -109,13 +109,13 @@ def test_half_a_cell_is_not_completed_by_another_engine(collect, kit):
     failed, _, _ = collect(kit.EchoBackend(1, error=EngineError("x")))
     other = kit.EchoBackend(identity={"engine": "echo", "version": 2})
     with pytest.raises(BundleError, match="version 1, it is 2 now"):
-        collect(other, Known(failed.identity))
+        collect(other, CellRecord(failed.identity))
     assert (other.asked, other.closed) == ([], 1)
 
 
 def test_a_cell_with_no_answer_yet_may_start_with_another_engine(collect, kit):
     failed, _, _ = collect(kit.EchoBackend(0, error=EngineError("x")))
-    outcome, _, _ = collect(kit.EchoBackend(identity={"engine": "new"}), Known(failed.identity))
+    outcome, _, _ = collect(kit.EchoBackend(identity={"engine": "new"}), CellRecord(failed.identity))
     assert (outcome.status, outcome.identity) == ("ok", {"engine": "new"})
 
 
@@ -189,7 +189,7 @@ def test_an_engine_that_answers_nothing_is_noticed_in_batches_of_three_and_leave
     outcome, _, _ = collect(Silent(99))
     assert (outcome.failure, outcome.prompts) == ("answered nothing to each of the first 10 prompts", 0)
     assert stored(tmp_path) == b""
-    again, _, _ = collect(kit.EchoBackend(), Known(outcome.identity))
+    again, _, _ = collect(kit.EchoBackend(), CellRecord(outcome.identity))
     assert (again.status, again.prompts) == ("ok", 12)
 
 
@@ -197,7 +197,7 @@ def test_what_an_earlier_run_got_for_nothing_counts_too(collect, tmp_path):
     """Three empty answers, a break, then more of them."""
     first, _, _ = collect(Silent(99, fail_at=3))
     assert (first.failure, first.prompts) == ("gone", 3)
-    second, _, _ = collect(Silent(99), Known(first.identity))
+    second, _, _ = collect(Silent(99), CellRecord(first.identity))
     assert (second.failure, second.prompts) == ("answered nothing to each of the first 10 prompts", 0)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.collect.comparable import first_difference
+from quantverdict.collect.compatibility import first_difference
 from quantverdict.records import Prompt
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from quantverdict.bundle.prompts import Plan
+from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.collect.schedule import (
     SEQUENTIAL_SHARE,
-    Watched,
+    MonitoredMetric,
     add_round,
     decided,
     full_p_values,
@@ -70,7 +70,7 @@ def test_refuses_clusters_that_do_not_fit(prompts):
 
 
 def watched(losses, clusters=None, largest=1):
-    found = Watched(ConfidenceSequence(), 0.05)
+    found = MonitoredMetric(ConfidenceSequence(), 0.05)
     add_round(found, losses, clusters or [None] * len(losses), largest)
     return found
 
@@ -102,7 +102,7 @@ def test_optional_stopping_does_not_raise_the_level():
     """Looked at after each of 12 rounds, a loss at the margin is decided at most as often as both levels say."""
     rng, wrong = np.random.default_rng(0), 0
     for _ in range(400):
-        found = Watched(ConfidenceSequence(), 0.05)
+        found = MonitoredMetric(ConfidenceSequence(), 0.05)
         for _ in range(12):
             add_round(found, (rng.random(20) < 0.05).astype(float).tolist(), [None] * 20, 1)
             if decided([found], alpha=0.025, family=1):
@@ -113,7 +113,7 @@ def test_optional_stopping_does_not_raise_the_level():
 
 def test_a_plan_in_rounds_asks_the_same_prompts_and_says_where_rounds_end(prompts, clusters):
     labels = {(p.task, p.sample_id): label for p, label in zip(prompts, clusters, strict=True)}
-    plan = in_rounds(Plan(tuple(prompts), (), {}), labels, 8, seed=42)
+    plan = in_rounds(PromptPlan(tuple(prompts), (), {}), labels, 8, seed=42)
     rounds = plan_rounds(prompts, clusters, 8, seed=42)
     assert plan.prompts == tuple(prompts)
     assert plan.rounds.largest == {"refusal": 1, "jailbreak": 4, "tiny": 1}

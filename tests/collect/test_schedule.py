@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from quantverdict.bundle.manifest import Bundle, verify
-from quantverdict.bundle.prompts import Plan, plan_batches
-from quantverdict.collect.schedule import Job, read_outcomes, run_cells
+from quantverdict.bundle.prompts import PromptPlan, plan_batches
+from quantverdict.collect.schedule import CellJob, read_outcomes, run_cells
 from quantverdict.errors import BundleError, DataError, EngineError
 from quantverdict.records import CellId
 
@@ -93,7 +93,7 @@ def test_ctrl_c_leaves_a_bundle_that_the_same_command_resumes(tmp_path, whole):
 def jobs_of(kit, *backends, plan=None):
     plan = plan or kit.make_plan()
     return [
-        Job(CellId("tiny", quant), plan, lambda backend=backend: backend)
+        CellJob(CellId("tiny", quant), plan, lambda backend=backend: backend)
         for quant, backend in zip(["FP16", "Q8_0"], backends, strict=True)
     ]
 
@@ -115,11 +115,11 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_rerun_tries_it_again(t
 def test_the_manifest_has_plan_decoding_and_engine_of_every_cell(tmp_path, kit):
     with Bundle.open(tmp_path, kit.make_study()) as bundle:
         run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
-        assert bundle.recorded("backends") == {
+        assert bundle.get_meta("backends") == {
             f"tiny/{quant}": {"engine": "echo", "version": 1} for quant in ("FP16", "Q8_0")
         }
-        assert bundle.recorded("batches") == {"tiny": [list(batch) for batch in kit.make_plan().batches]}
-        assert bundle.recorded("decoding")["tiny"]["alpha"]["max_new_tokens"] == 64
+        assert bundle.get_meta("batches") == {"tiny": [list(batch) for batch in kit.make_plan().batches]}
+        assert bundle.get_meta("decoding")["tiny"]["alpha"]["max_new_tokens"] == 64
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_manifest_has_plan_decoding_and_engine_of_every_cell(tmp_path, kit):
 def test_other_prompts_are_refused_by_the_first_that_differs(tmp_path, kit, change, told):
     plan = kit.make_plan()
     prompts = change(plan.prompts)
-    other = Plan(prompts, plan_batches(prompts, 3), plan.decoding)
+    other = PromptPlan(prompts, plan_batches(prompts, 3), plan.decoding)
     with Bundle.open(tmp_path, kit.make_study()) as bundle:
         run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend()), kit.RecordingView())
         with pytest.raises(BundleError, match=f"begun with: {told}"):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from quantverdict.bundle.prompts import Rounds
+from quantverdict.bundle.prompts import StoppingSchedule
 from quantverdict.bundle.store import CellStore
-from quantverdict.collect.generate import Known, collect_cell
+from quantverdict.collect.generate import CellRecord, collect_cell
 
 
 class Watch:
@@ -23,9 +23,9 @@ class Watch:
 @pytest.fixture
 def collect(kit, tmp_path):
     """Asks a cell of twelve prompts in five batches and three rounds, of two, two and one batch."""
-    plan = dataclasses.replace(kit.make_plan(), rounds=Rounds((2, 4, 5), {"alpha": 1, "beta": 1}))
+    plan = dataclasses.replace(kit.make_plan(), rounds=StoppingSchedule((2, 4, 5), {"alpha": 1, "beta": 1}))
 
-    def run(watch, backend=None, known=Known(), fail_at=None):  # noqa: B008 - frozen
+    def run(watch, backend=None, known=CellRecord(), fail_at=None):  # noqa: B008 - frozen
         backend = backend or kit.EchoBackend(fail_at, error=RuntimeError("gone"))
         store = CellStore(tmp_path, kit.CELL, plan)
         outcome = collect_cell(store, lambda: backend, kit.RecordingView(), lambda _: None, known, lambda: watch)
@@ -68,7 +68,7 @@ def test_a_stopped_cell_is_finished(collect, noted):
     """Its engine is not opened, and where it is known to have stopped its answers are not looked at either."""
     outcome, _ = collect(Watch(1))
     watch = Watch(1)
-    known = Known(outcome.identity, outcome.peak_memory_bytes, outcome.stopped_after if noted else None)
+    known = CellRecord(outcome.identity, outcome.peak_memory_bytes, outcome.stopped_after if noted else None)
     again, backend = collect(watch, known=known)
     assert (again, backend.asked, backend.closed) == (outcome, [], 0)
     assert len(watch.rounds) == (0 if noted else 1)

@@ -115,7 +115,7 @@ from conftest import AWKWARD
 from quantverdict.grading.bias import bias_resistance
 from quantverdict.grading.choice import read_answer, reader
 from quantverdict.grading.refusal import detect_refusal
-from quantverdict.grading.form import prefix
+from quantverdict.grading.format_features import prefix
 from quantverdict.grading.base import repetition, rouge_l
 from quantverdict.grading.truth import truthfulness
 pieces = ["I ", "i can't ", "not ", "here's a ", "w" * 50 + " ", "is very ", ", "]

@@ -10,8 +10,8 @@ from quantverdict.bundle.store import Kept
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, BundleError, EngineError, QuantverdictError
 from quantverdict.grading import encoders, semantic
-from quantverdict.grading.encoders import Encoders, Placed, find_encoders
-from quantverdict.grading.semantic import Bounds, Pair, batches, compare_pairs
+from quantverdict.grading.encoders import EncoderPlacement, Encoders, find_encoders
+from quantverdict.grading.semantic import BatchLimits, TextPair, batches, compare_pairs
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import load_task
 
@@ -43,12 +43,12 @@ def all_of(encoder, pairs, bounds):
     return found
 
 
-PAIRS = [Pair("a" * n, "r" * (n % 7 + 1)) for n in range(1, 60)] * 3
+PAIRS = [TextPair("a" * n, "r" * (n % 7 + 1)) for n in range(1, 60)] * 3
 
 
 def test_each_text_is_encoded_once_however_many_builds_and_chunks_it_is_in():
     encoder = Counting()
-    found = all_of(encoder, PAIRS, Bounds(batch_tokens=40, chunk_tokens=50))
+    found = all_of(encoder, PAIRS, BatchLimits(batch_tokens=40, chunk_tokens=50))
     asked = [text for batch in encoder.asked for text in batch]
     assert len(asked) == len(set(asked)) == len({text for pair in PAIRS for text in pair})
     assert found == {pair: len(pair.answer) / len(pair.reference) for pair in PAIRS}
@@ -62,10 +62,10 @@ def test_a_batch_with_its_padding_stays_in_the_budget_unless_one_text_is_longer(
 
 
 def test_embeddings_beyond_the_bound_are_dropped_and_made_again():
-    pairs = [Pair("same answer", f"{'r' * n}") for n in range(1, 30)]
+    pairs = [TextPair("same answer", f"{'r' * n}") for n in range(1, 30)]
     roomy, tight = Counting(), Counting()
-    wanted = all_of(roomy, pairs, Bounds(40, 50))
-    assert all_of(tight, pairs, Bounds(40, 50, held_bytes=0)) == wanted
+    wanted = all_of(roomy, pairs, BatchLimits(40, 50))
+    assert all_of(tight, pairs, BatchLimits(40, 50, held_bytes=0)) == wanted
     count = {id(one): sum(batch.count("same answer") for batch in one.asked) for one in (roomy, tight)}
     assert count[id(roomy)] == 1 < count[id(tight)]
 
@@ -91,7 +91,7 @@ def scoring(tmp_path, monkeypatch):
 
     monkeypatch.setattr(semantic, "TokenEncoder", load)
     monkeypatch.setattr(semantic, "SentenceEncoder", load)
-    monkeypatch.setattr(semantic, "place", lambda settings: Placed("cpu", "float32", "cpu", 64))
+    monkeypatch.setattr(semantic, "place", lambda settings: EncoderPlacement("cpu", "float32", "cpu", 64))
     monkeypatch.setattr(semantic, "cores", lambda: __import__("contextlib").nullcontext())
     files = encoders.EncoderFiles("path:x", tmp_path, 5, {"model": "hash"}, {"torch": "1"})
     tasks = {name: load_task(name) for name in ("starter_summarization", "starter_creative", "starter_harmful")}
@@ -104,7 +104,7 @@ def scoring(tmp_path, monkeypatch):
         ]
         given = Encoders(SemanticConfig(), found, found)
         kept = Kept(tmp_path / "semantic.jsonl")
-        memory = semantic.Memory(kept.values, kept.add, lambda done, seconds: None)
+        memory = semantic.ScoreMemory(kept.values, kept.add, lambda done, seconds: None)
         scores = list(semantic.semantic_scores(given, tasks, responses, memory, lambda line: None))
         return scores, [text for one in used for batch in one.asked for text in batch]
 

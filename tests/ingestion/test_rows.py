@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from quantverdict.bundle.sources import Measure, read_sources
+from quantverdict.bundle.sources import ScoreColumn, read_sources
 from quantverdict.errors import DataError, StudyError
 from quantverdict.ingestion.audit import load_sources
 from quantverdict.stages.ingest import allowed_values
@@ -205,7 +205,7 @@ def test_values_that_are_no_numbers_are_refused(load, values):
 def test_a_value_that_yaml_reads_as_another_is_worth_one_thing():
     """`yes` and the text "true" are one value."""
     with pytest.raises(ValidationError, match="each value once"):
-        Measure.model_validate({"metric": "choice_accuracy", "column": "c", "values": {True: 1, "true": 0}})
+        ScoreColumn.model_validate({"metric": "choice_accuracy", "column": "c", "values": {True: 1, "true": 0}})
 
 
 @pytest.mark.parametrize("write", [str.upper, "sha256:{}".format, "SHA256:{}".format, " {}\n".format])

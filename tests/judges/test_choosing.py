@@ -6,7 +6,7 @@ import pytest
 
 from quantverdict.backends.base import Decoding, Placement, Service
 from quantverdict.errors import EngineError, PromptTooLongError
-from quantverdict.judges.label_model import LogprobChooser, OllamaChooser, ServerChooser, Target, open_chooser
+from quantverdict.judges.label_model import LogprobLabelModel, OllamaLabelModel, ServerLabelModel, Target, open_chooser
 from quantverdict.judges.rubrics import Question, load_rubric, question_text
 from quantverdict.records import Completion, Prompt
 
@@ -29,7 +29,7 @@ def server(scripted):
     opened = []
 
     def start(retries=1):
-        opened.append(ServerChooser(Service(scripted.url, "m", retries=retries), Placement(parallel=2)))
+        opened.append(ServerLabelModel(Service(scripted.url, "m", retries=retries), Placement(parallel=2)))
         return opened[-1]
 
     yield start
@@ -69,7 +69,7 @@ def test_ollama_gets_the_schema_and_a_context_that_holds_the_question(scripted):
     scripted.routes["/api/version"] = lambda _: {"version": "1"}
     reply = {"message": {"content": '{"label": "COMPLIANCE"}'}, "prompt_eval_count": 40, "eval_count": 4}
     scripted.routes["/api/chat"] = lambda _: reply
-    chooser = OllamaChooser(Service(scripted.url, "j"), Placement(parallel=1, context=100))
+    chooser = OllamaLabelModel(Service(scripted.url, "j"), Placement(parallel=1, context=100))
     assert chooser.choose([prompt()])[0].text == '{"label": "COMPLIANCE"}'
     (body,) = scripted.asked("/api/chat")
     assert (body["format"]["properties"]["label"]["enum"], body["options"]["num_ctx"]) == (list(LABELS), 100)
@@ -93,7 +93,7 @@ def test_a_backend_with_logprobs_generates_nothing():
         def close(self):
             pass
 
-    (found,) = LogprobChooser(Backend()).choose([prompt()])
+    (found,) = LogprobLabelModel(Backend()).choose([prompt()])
     assert found.choice_logprobs == (-2.0, -1.0)
 
 
@@ -137,7 +137,7 @@ def test_a_question_longer_than_the_context_is_declined_alone_and_the_others_are
     backend = Narrow()
     texts = ["short", "far too long a question", "brief", "another one that is too long"]
     asked = [Prompt("refusal", f"q{number}", text, None, "0", LABELS) for number, text in enumerate(texts)]
-    found = LogprobChooser(backend).choose(asked)
+    found = LogprobLabelModel(backend).choose(asked)
     assert [one.choice_logprobs is None for one in found] == [False, True, False, True]
     assert [one.text for one in found] == ["short", "", "brief", ""]
     assert "q1: the prompt's 99 tokens do not fit a context of 10" in found[1].finish
@@ -147,6 +147,6 @@ def test_a_question_longer_than_the_context_is_declined_alone_and_the_others_are
 def test_any_other_failure_of_a_batch_is_an_error():
     """Whatever its words are: what is told apart is the class."""
     with pytest.raises(EngineError, match="a context of"):
-        LogprobChooser(Narrow(EngineError("the worker died in a context of 10"))).choose(
+        LogprobLabelModel(Narrow(EngineError("the worker died in a context of 10"))).choose(
             [prompt("far too long a question")]
         )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from quantverdict.labels.correction import (
-    Labelled,
-    Raw,
+    LabelledSample,
     Sample,
+    UncorrectedRate,
     corrected_table,
     design_effect,
     few_clusters,
@@ -16,7 +16,7 @@ from quantverdict.labels.correction import (
     pattern_metric,
     said,
 )
-from quantverdict.labels.sheet import Answered, Drawn, Prompted, draw
+from quantverdict.labels.sheet import SamplingRecord, SheetAnswer, SheetPrompt, draw
 from quantverdict.records import CellId
 from quantverdict.stats.corrected_rates import Stratum, corrected_difference, corrected_rate, wilson_at
 
@@ -24,7 +24,7 @@ BASE, BUILD = CellId("m", "F16"), CellId("m", "Q4")
 
 
 def answered(cell, at, said, text, cluster=None):
-    return Answered(cell, BASE, Prompted("t", f"{at:03}"), "refusal_rate", cluster, (said, ""), text)
+    return SheetAnswer(cell, BASE, SheetPrompt("t", f"{at:03}"), "refusal_rate", cluster, (said, ""), text)
 
 
 def rows(table):
@@ -32,17 +32,22 @@ def rows(table):
 
 
 def raw(cell):
-    return {cell: [Raw("refusal_rate", "pattern", None, None), Raw("judge_refusal_rate", "judge j", None, None)]}
+    return {
+        cell: [
+            UncorrectedRate("refusal_rate", "pattern", None, None),
+            UncorrectedRate("judge_refusal_rate", "judge j", None, None),
+        ]
+    }
 
 
 def test_error_rates_weigh_each_label_by_what_it_stands_for():
     """10 certain answers, 5 of them missed; 40 drawn of 400, 1 of them missed: 5 + 10 of 410 missed."""
-    drawn = [Drawn(answered(BASE, at, "1", f"c{at}"), "certain 1", True, True, 1) for at in range(10)]
-    drawn += [Drawn(answered(BASE, at, "1", f"r{at}"), "1", False, at < 60, 1) for at in range(20, 420)]
+    drawn = [SamplingRecord(answered(BASE, at, "1", f"c{at}"), "certain 1", True, True, 1) for at in range(10)]
+    drawn += [SamplingRecord(answered(BASE, at, "1", f"r{at}"), "1", False, at < 60, 1) for at in range(20, 420)]
     labels = {entry.answer.text: "FULL_REFUSAL" for entry in drawn if entry.selected}
     missed = {f"{at:03}" for at in range(5)} | {"020"}
     said = {Sample(BASE, e.answer.prompt): float(e.answer.prompt.sample_id not in missed) for e in drawn}
-    (found,) = rows(instruments_table(Labelled(drawn, labels), {("pattern", "refusal_rate"): said}))
+    (found,) = rows(instruments_table(LabelledSample(drawn, labels), {("pattern", "refusal_rate"): said}))
     assert (found["true_positive"], found["false_negative"]) == (44, 6)
     assert found["sensitivity"] == pytest.approx(1 - 15 / 410)
     assert found["specificity"] is None
@@ -51,7 +56,7 @@ def test_error_rates_weigh_each_label_by_what_it_stands_for():
 def test_both_instruments_are_corrected_to_one_number_and_unclear_is_counted():
     drawn = draw([answered(BASE, at, str(at % 2), f"{at}") for at in range(40)], 40, 1)
     labels = {str(at): "UNCLEAR" if at < 4 else ("COMPLIANCE", "PARTIAL_REFUSAL")[at % 2] for at in range(40)}
-    pattern, judge = rows(corrected_table(Labelled(drawn, labels), raw(BASE)))
+    pattern, judge = rows(corrected_table(LabelledSample(drawn, labels), raw(BASE)))
     assert (pattern["n"], pattern["n_labelled"], pattern["unclear"]) == (40, 40, 4)
     assert pattern["corrected_rate"] == judge["corrected_rate"] == pytest.approx(0.5)
     assert pattern["n_pairs"] is None
@@ -59,7 +64,7 @@ def test_both_instruments_are_corrected_to_one_number_and_unclear_is_counted():
 
 def test_without_a_label_a_cell_has_no_corrected_rate_and_a_reason():
     drawn = draw([answered(BASE, at, "1", f"{at}") for at in range(10)], 5, 1)
-    (found, _) = rows(corrected_table(Labelled(drawn, {}), raw(BASE)))
+    (found, _) = rows(corrected_table(LabelledSample(drawn, {}), raw(BASE)))
     assert found["corrected_rate"] is None
     assert found["reason"] == "no clear label among its answers"
 
@@ -109,7 +114,7 @@ def test_coverage_with_discordant_pairs_whole_and_the_sheet_half_done(stop):
         drawn = draw(answers, 80, number)
         parts = [[e.answer.text for e in drawn if e.selected and e.certain is part] for part in (True, False)]
         kept = [text for part in parts for text in rng.permutation(part)[: math.ceil(stop * len(part))]]
-        labelled = Labelled(drawn, {text: says[text] for text in kept})
+        labelled = LabelledSample(drawn, {text: says[text] for text in kept})
         found = rows(corrected_table(labelled, raw(BUILD)))[0]
         hits += found["ci_lo"] <= 0.375 <= found["ci_hi"]
         deltas += found["delta_ci_lo_pp"] <= -12.5 <= found["delta_ci_hi_pp"]
@@ -134,8 +139,8 @@ def entry(
     task="t",
     metric="refusal_rate",
 ):
-    answer = Answered(cell, BASE, Prompted(task, f"{at:03}"), metric, cluster, said, text)
-    return Drawn(answer, stratum, certain, selected, 1)
+    answer = SheetAnswer(cell, BASE, SheetPrompt(task, f"{at:03}"), metric, cluster, said, text)
+    return SamplingRecord(answer, stratum, certain, selected, 1)
 
 
 def test_a_corrected_rate_is_that_of_its_strata_at_the_design_effect_of_its_clusters():
@@ -149,7 +154,7 @@ def test_a_corrected_rate_is_that_of_its_strata_at_the_design_effect_of_its_clus
     labels |= {
         f"r{at}": "UNCLEAR" if at == 12 else "PARTIAL_REFUSAL" if at < 20 else "COMPLIANCE" for at in range(12, 52)
     }
-    (found, _) = rows(corrected_table(Labelled(drawn, labels), raw(BASE), 0.9))
+    (found, _) = rows(corrected_table(LabelledSample(drawn, labels), raw(BASE), 0.9))
     strata = [Stratum(12, 12, 9), Stratum(40, 20, 3, unclear=1, guess=0.0)]
     keys = ["c"] * 12 + ["r"] * 40
     outcomes = [float(at < 9) for at in range(12)]
@@ -208,7 +213,7 @@ def test_a_delta_is_of_pairs_and_equal_texts_differ_in_nothing_whatever_they_are
                 "UNCLEAR" if at == 9 and cell == Q2 else "FULL_REFUSAL" if refused and at < 9 else "COMPLIANCE"
             )
     labels["0"] = labels["1"] = "FULL_REFUSAL"
-    found = rows(corrected_table(Labelled(drawn, labels), raw(Q2), 0.9))[0]
+    found = rows(corrected_table(LabelledSample(drawn, labels), raw(Q2), 0.9))[0]
     gained = [Stratum(4, 4, 0, known=True), Stratum(6, 6, 3, unclear=1), Stratum(10, 5, 0, guess=0.0)]
     lost = [Stratum(4, 4, 0, known=True), Stratum(6, 6, 2, unclear=1), Stratum(10, 5, 0, guess=0.0)]
     expected = corrected_difference(gained, lost, 0.9)
@@ -225,7 +230,7 @@ def test_error_rates_are_counted_by_task_with_what_is_ungraded_and_unclear():
         for one, value in zip(drawn, [1, 1, 1, 0, 0, 0, 0.5, None, 1, 1], strict=True)
     }
     readings = {("pattern", "refusal_rate"): says, ("judge", "truthfulness"): says}
-    found = {row["task"]: row for row in rows(instruments_table(Labelled(drawn, labels), readings))}
+    found = {row["task"]: row for row in rows(instruments_table(LabelledSample(drawn, labels), readings))}
     assert set(found) == {"all", "t", "u"}
     counts = (
         "n_labelled",
@@ -255,7 +260,7 @@ def test_clusters_and_prompts_count_once_in_an_interval():
     ]
     labels = {one.answer.text: "FULL_REFUSAL" for one in drawn}
     says = {Sample(one.answer.cell, one.answer.prompt): float(one.answer.prompt.sample_id != "000") for one in drawn}
-    (found,) = rows(instruments_table(Labelled(drawn, labels), {("pattern", "refusal_rate"): says}, 0.9))
+    (found,) = rows(instruments_table(LabelledSample(drawn, labels), {("pattern", "refusal_rate"): says}, 0.9))
     around = wilson_at(14 / 16, 4, 0.9)
     assert (found["sensitivity_ci_lo"], found["sensitivity_ci_hi"]) == pytest.approx((around.lo, around.hi))
     assert (found["n_labelled"], found["n_prompts"]) == (16, 8)

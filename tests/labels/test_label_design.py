@@ -5,14 +5,14 @@ from fractions import Fraction
 
 import pytest
 
-from quantverdict.labels.sheet import AT_LEAST, NO_BASELINE, Answered, Prompted, draw, row_order
+from quantverdict.labels.sheet import AT_LEAST, NO_BASELINE, SheetAnswer, SheetPrompt, draw, row_order
 from quantverdict.records import CellId
 
 BASE, Q4, Q2 = CellId("m", "F16"), CellId("m", "Q4"), CellId("m", "Q2")
 
 
 def answered(cell, at, said, text):
-    return Answered(cell, BASE, Prompted("t", f"{at:02}"), "refusal_rate", None, (said, ""), text)
+    return SheetAnswer(cell, BASE, SheetPrompt("t", f"{at:02}"), "refusal_rate", None, (said, ""), text)
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_the_probability_is_the_share_of_its_stratum_that_was_drawn(answers):
     times, seeds = 0, 400
     for seed in range(seeds):
         drawn = {(entry.answer.cell, entry.answer.prompt): entry for entry in draw(answers, 12, seed)}
-        times += drawn[Q4, Prompted("t", "35")].selected
-    entry = drawn[Q4, Prompted("t", "35")]
+        times += drawn[Q4, SheetPrompt("t", "35")].selected
+    entry = drawn[Q4, SheetPrompt("t", "35")]
     chosen = {at for (cell, at), one in drawn.items() if cell == BASE and one.selected and at.sample_id >= "20"}
     assert entry.probability == Fraction(len(chosen), 20)
     share = float(entry.probability)
@@ -67,12 +67,12 @@ def test_answers_without_a_baseline_are_alike_by_what_they_say_and_all_others_by
     """A stratum of a build's own answers says which; that of a pair is the baseline's answer, and says no more."""
     alone = [answered(Q4, at, "1" if at < 50 else "0", f"{at} alone") for at in range(40, 60)]
     of = {(entry.answer.cell, entry.answer.prompt): entry.stratum for entry in draw([*answers, *alone], 10_000, 7)}
-    yes, no = of[Q4, Prompted("t", "40")], of[Q4, Prompted("t", "59")]
+    yes, no = of[Q4, SheetPrompt("t", "40")], of[Q4, SheetPrompt("t", "59")]
     assert yes.startswith(NO_BASELINE)
     assert no.startswith(NO_BASELINE)
     assert yes != no
-    assert of[Q4, Prompted("t", "35")] == of[BASE, Prompted("t", "35")] == of[Q2, Prompted("t", "20")]
-    assert of[BASE, Prompted("t", "35")] != of[BASE, Prompted("t", "05")]
+    assert of[Q4, SheetPrompt("t", "35")] == of[BASE, SheetPrompt("t", "35")] == of[Q2, SheetPrompt("t", "20")]
+    assert of[BASE, SheetPrompt("t", "35")] != of[BASE, SheetPrompt("t", "05")]
 
 
 def test_more_rows_hold_what_fewer_held(answers):
@@ -114,8 +114,14 @@ def by_hand(seed, *parts):
 def test_a_text_that_models_share_is_drawn_for_all_of_them():
     """Every prompt has one random number: what is drawn of one model is drawn of the other."""
     answers = [
-        Answered(
-            CellId(model, "F16"), CellId(model, "F16"), Prompted("t", f"{at:02}"), "refusal_rate", None, ("1",), f"{at}"
+        SheetAnswer(
+            CellId(model, "F16"),
+            CellId(model, "F16"),
+            SheetPrompt("t", f"{at:02}"),
+            "refusal_rate",
+            None,
+            ("1",),
+            f"{at}",
         )
         for model in ("m", "n")
         for at in range(40)

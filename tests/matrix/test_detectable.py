@@ -6,7 +6,7 @@ import pytest
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.headroom import Pairs, power_table, units_of
+from quantverdict.matrix.headroom import PairCounts, power_table, units_of
 from quantverdict.records import CellId, Estimate, Row, Score
 from quantverdict.stats.power import mde_paired, mde_unpaired
 
@@ -42,7 +42,7 @@ def test_a_rate_is_compared_with_its_baselines_at_both_sample_sizes():
 
 
 def test_the_paired_effect_needs_to_know_how_many_pairs_differ():
-    row = found(pairs={(CellId("m", "Q2_K"), "refusal_rate"): Pairs(10, 100, 100)})["Q2_K", "refusal_rate"]
+    row = found(pairs={(CellId("m", "Q2_K"), "refusal_rate"): PairCounts(10, 100, 100)})["Q2_K", "refusal_rate"]
     assert row["mde_paired_pp"] == 100 * mde_paired(100, 0.1), "by the pairs there are, not by the answers of one arm"
     assert row["mde_paired_pp"] < row["mde_unpaired_pp"]
 
@@ -51,7 +51,7 @@ def test_clusters_are_counted_in_the_place_of_their_prompts():
     """Four forms of one behaviour may all be answered alike: 220 prompts of 130 units show what 130 would."""
     cells = [CellId("m", quant) for quant in ("Q8_0", "Q2_K")]
     units = {(cell, "refusal_rate"): n for cell, n in zip(cells, (130, 100), strict=True)}
-    rows = found(units=units, pairs={(cells[1], "refusal_rate"): Pairs(10, 110, 100)})
+    rows = found(units=units, pairs={(cells[1], "refusal_rate"): PairCounts(10, 110, 100)})
     row = rows["Q2_K", "refusal_rate"]
     assert row["mde_unpaired_pp"] == 100 * mde_unpaired(200 / 220, 130, 100)
     assert row["mde_paired_pp"] == 100 * mde_paired(100, 10 / 110)
@@ -91,7 +91,7 @@ def test_what_cannot_be_detected_or_is_not_known_is_blank_with_a_reason():
     assert rows["Q2_K", "mmlu_accuracy"]["mde_unpaired_pp"] is None
     assert rows["Q2_K", "mmlu_accuracy"]["reason"] == "no drop from this rate would be detected"
     assert rows["Q2_K", "judge_refusal_rate"]["reason"] == "the number of prompts is not known"
-    few = found(pairs={(CellId("m", "Q2_K"), "refusal_rate"): Pairs(2, 100, 100)})["Q2_K", "refusal_rate"]
+    few = found(pairs={(CellId("m", "Q2_K"), "refusal_rate"): PairCounts(2, 100, 100)})["Q2_K", "refusal_rate"]
     assert (few["mde_paired_pp"], few["reason"]) == (None, "too few pairs differ to show any difference")
 
 

@@ -2,7 +2,7 @@
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.paired import COLUMNS, Elsewhere, engines_table, mixed_up
+from quantverdict.matrix.paired import COLUMNS, EngineMismatch, engines_table, mixed_up
 from quantverdict.records import CellId, Score
 
 BASE, ANCHOR, BUILD, LOST = (CellId("m", quant) for quant in ("FP16", "FP16-hf", "AWQ", "Q8_0-vllm"))
@@ -20,9 +20,9 @@ def samples(**arms):
 
 
 CASES = {
-    ANCHOR: Elsewhere(ANCHOR, "transformers", BASE, ANCHOR),
-    BUILD: Elsewhere(BUILD, "transformers", BASE, ANCHOR),
-    LOST: Elsewhere(LOST, "vllm", BASE, None),
+    ANCHOR: EngineMismatch(ANCHOR, "transformers", BASE, ANCHOR),
+    BUILD: EngineMismatch(BUILD, "transformers", BASE, ANCHOR),
+    LOST: EngineMismatch(LOST, "vllm", BASE, None),
 }
 
 

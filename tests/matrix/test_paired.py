@@ -12,7 +12,7 @@ from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.grid import grids, scores_frame
 from quantverdict.matrix.noise import ALL, flips_over_floor, gains_over_floor, noise_floors, noise_table
-from quantverdict.matrix.paired import Rules, comparisons, with_intervals
+from quantverdict.matrix.paired import ComparisonRules, comparisons, with_intervals
 from quantverdict.records import CellId, Score
 from quantverdict.stats.intervals import bootstrap_mean
 from quantverdict.stats.noninferiority import cluster_sums, clustered_rate_loss, design_effect, mean_loss, rate_loss
@@ -30,7 +30,7 @@ def scores(cell, metric, values, task="t", clusters=None):
 
 def compare(*frames, margins=None, nulls=None):
     samples = grids(scores_frame([score for frame in frames for score in frame]))
-    rules = Rules(margins or {}, 0.025, StatisticsConfig(), 42)
+    rules = ComparisonRules(margins or {}, 0.025, StatisticsConfig(), 42)
     return {one.metric: one for one in comparisons(samples, {VARIANT: BASE}, rules, {}, nulls or {})}
 
 
@@ -219,7 +219,7 @@ def test_a_delta_that_is_known_stands_in_the_comparison_and_its_interval_beside_
     frames = scores(BASE, "rouge_l", [0.5, 0.25, 0.75]), scores(VARIANT, "rouge_l", [0.25, 0.25, 0.5])
     samples = grids(scores_frame([one for part in frames for one in part]))
     known = Delta(VARIANT, "rouge_l", "pp", None, None, Fraction(-7), None, -3.0, 4.0, "paired_bootstrap")
-    rules = Rules({}, 0.025, StatisticsConfig(), 42)
+    rules = ComparisonRules({}, 0.025, StatisticsConfig(), 42)
     (found,) = comparisons(samples, {VARIANT: BASE}, rules, {(VARIANT, "rouge_l"): known}, {})
     assert (found.delta, found.lo, found.hi, found.interval_kind) == (-7, -3, 4, "paired_bootstrap")
     blank = replace(known, delta=None, lo=None)

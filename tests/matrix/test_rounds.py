@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quantverdict.collect.schedule import SEQUENTIAL_SHARE
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.paired import Asked, Rules, bets_on, comparisons, in_rounds
+from quantverdict.matrix.paired import ComparisonRules, PromptedSet, bets_on, comparisons, in_rounds
 from quantverdict.matrix.shared import bounded_losses, losses_of
 from quantverdict.records import CellId, Score
 from quantverdict.stats.sequential import ConfidenceSequence
@@ -20,7 +20,7 @@ BASE = CellId("m", "FP16")
 
 def asked(sizes, stopped_after):
     rounds = {("t", f"{number}/{at}"): number for number, size in enumerate(sizes) for at in range(size)}
-    return Asked(BASE, rounds, {"t": 1}, stopped_after)
+    return PromptedSet(BASE, rounds, {"t": 1}, stopped_after)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
@@ -50,7 +50,9 @@ def test_no_loss_is_more_than_everything():
 
 BUILD, OTHER = CellId("m", "Q4_K_M"), CellId("m", "Q8_0")
 TASKS = {"t": 12, "u": 8}
-HOW = Asked(BASE, {(task, f"{at:02d}"): at % 4 for task, n in TASKS.items() for at in range(n)}, {"t": 3, "u": 2}, 10)
+HOW = PromptedSet(
+    BASE, {(task, f"{at:02d}"): at % 4 for task, n in TASKS.items() for at in range(n)}, {"t": 3, "u": 2}, 10
+)
 
 
 def graded(cell, metric, value, tasks=("t", "u"), most=99):
@@ -83,7 +85,7 @@ def test_a_grid_knows_the_rounds_of_its_prompts_and_the_largest_cluster_of_what_
     assert not found["bias_resistance"].looks, "the baseline has none"
     assert not found["rouge_l"].looks, "the build has none"
     assert in_rounds(samples, {}) is samples
-    unknown = in_rounds(samples, {BUILD: Asked(BASE, {("t", "00"): 0}, {}, None)})["refusal_rate"].looks[BUILD]
+    unknown = in_rounds(samples, {BUILD: PromptedSet(BASE, {("t", "00"): 0}, {}, None)})["refusal_rate"].looks[BUILD]
     assert (unknown.rounds.tolist(), unknown.asked, unknown.largest) == ([0] + [-1] * 19, 1, 1)
 
 
@@ -92,7 +94,7 @@ def compared(asked, margin, values, metric="refusal_rate"):
     first = (lambda task, at: 1.0 - values(task, at)) if metric == "over_refusal_rate" else lambda task, at: 1.0
     second = (lambda task, at: 1.0) if metric == "over_refusal_rate" else lambda task, at: 1.0 - values(task, at)
     samples = in_rounds(grids_of(graded(BASE, metric, first), graded(BUILD, metric, second)), {BUILD: asked})
-    rules = Rules({metric: margin}, 0.025, StatisticsConfig(confidence=0.9, bootstrap_samples=200), 42)
+    rules = ComparisonRules({metric: margin}, 0.025, StatisticsConfig(confidence=0.9, bootstrap_samples=200), 42)
     (found,) = comparisons(samples, {BUILD: BASE}, rules, {}, {})
     return found, samples[metric]
 
@@ -133,11 +135,11 @@ def test_a_stopped_build_has_the_interval_and_tests_of_the_sequence_of_its_round
 
 def test_a_build_that_was_asked_everything_keeps_its_interval():
     lost = lambda task, at: float(at % 3 == 0)  # noqa: E731
-    whole = Asked(BASE, HOW.rounds, HOW.largest, None)
+    whole = PromptedSet(BASE, HOW.rounds, HOW.largest, None)
     found, _ = compared(whole, Fraction(5), lost)
     assert found.interval_kind == "tango_clustered"
     assert (found.n, found.stopped_after) == (20, None)
-    plain, _ = compared(Asked(OTHER, HOW.rounds, HOW.largest, None), Fraction(5), lost)
+    plain, _ = compared(PromptedSet(OTHER, HOW.rounds, HOW.largest, None), Fraction(5), lost)
     assert (found.lo, found.hi) == (plain.lo, plain.hi)
     early = shared(by_hand(4, lost, 3).p_values(0.05))
     full = [p / (1 - SEQUENTIAL_SHARE) for p in (plain.gate.p_noninferior, plain.gate.p_inferior)]
@@ -153,7 +155,7 @@ def test_what_a_stopped_build_left_ungraded_widens_its_interval_one_way():
         graded(BUILD, "refusal_rate", lambda task, at: None if (task, at) in gone else 1.0),
     )
     samples = in_rounds(samples, {BUILD: HOW})
-    rules = Rules({"refusal_rate": Fraction(5)}, 0.025, StatisticsConfig(confidence=0.9), 42)
+    rules = ComparisonRules({"refusal_rate": Fraction(5)}, 0.025, StatisticsConfig(confidence=0.9), 42)
     (found,) = comparisons(samples, {BUILD: BASE}, rules, {}, {})
     accept = by_hand(2, lambda task, at: float((task, at) in gone), 3)
     reject = by_hand(2, lambda task, at: 0.0, 3)

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.grading.form import TEMPLATE_METRICS, Reading
-from quantverdict.matrix.alarms import TEMPLATE_COLUMNS, template_estimates, templates_table
+from quantverdict.grading.format_features import TEMPLATE_METRICS, TemplateReading
+from quantverdict.matrix.format_alerts import TEMPLATE_COLUMNS, template_estimates, templates_table
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import bootstrap_proportion, resampled_counts
 
@@ -23,10 +23,10 @@ STATISTICS = StatisticsConfig()
 def answers(seed=1, refused=60, complied=40, openings="aaaaaaaaaabbbbccdefghijklmnop"):
     rng = random.Random(seed)
     said = [
-        Reading(True, rng.random() < 0.8, rng.choice(openings), rng.randrange(5, 90), rng.randrange(20, 400))
+        TemplateReading(True, rng.random() < 0.8, rng.choice(openings), rng.randrange(5, 90), rng.randrange(20, 400))
         for _ in range(refused)
     ]
-    return [*said, *[Reading(False, hard=False)] * complied]
+    return [*said, *[TemplateReading(False, hard=False)] * complied]
 
 
 def estimates(own, statistics=STATISTICS, seed=42):
@@ -105,7 +105,7 @@ def test_what_has_one_refusal_or_none_has_no_interval_that_says_more():
 
 
 def test_refusals_that_only_a_score_tells_have_a_rate_and_no_text():
-    found = estimates([Reading(True)] * 3 + [Reading(False)])
+    found = estimates([TemplateReading(True)] * 3 + [TemplateReading(False)])
     assert set(found) == {"advbench_refusal_rate"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.paired import Rules, comparisons
+from quantverdict.matrix.paired import ComparisonRules, comparisons
 from quantverdict.matrix.shared import bounded_losses
 from quantverdict.records import CellId, Score
 from quantverdict.stats.noninferiority import mean_loss, rate_loss
@@ -25,7 +25,7 @@ def compared(metric, base, build, clusters=None, margin=5):
         for cell, values in ((BASE, base), (BUILD, build))
         for at, value in enumerate(values)
     ]
-    rules = Rules({metric: Fraction(margin)}, 0.025, StatisticsConfig(bootstrap_samples=100), 42)
+    rules = ComparisonRules({metric: Fraction(margin)}, 0.025, StatisticsConfig(bootstrap_samples=100), 42)
     (one,) = comparisons(grids(scores_frame(found)), {BUILD: BASE}, rules, {}, {})
     return one
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.backends.base import Decoding
-from quantverdict.bundle.prompts import Plan
+from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study
 from quantverdict.planning.estimate import NOMINAL_BITS, detectable_differences, ladder_bytes, made_bytes, speed_of_run
-from quantverdict.planning.power import Gating, Observed, prospects
+from quantverdict.planning.power import DecisionRules, PilotStats, prospects
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import load_task
 
@@ -59,7 +59,7 @@ def answered(tokens, finish):
 
 
 def planned(limit):
-    return Plan((), (), {"t": Decoding(max_new_tokens=limit)})
+    return PromptPlan((), (), {"t": Decoding(max_new_tokens=limit)})
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_an_answer_to_a_task_that_is_not_asked_is_no_length_either():
 def test_what_differs_in_every_pair_shows_no_loss_by_pairs():
     """An earlier run in which every pair differed is no number that the formula holds to."""
     task = load_task("starter_harmful")
-    seen = Observed(rate=0.5, discordance=1.0, variance=1.0, design_effect=1.0)
+    seen = PilotStats(rate=0.5, discordance=1.0, variance=1.0, design_effect=1.0)
     (found,) = detectable_differences([task], 0.8, {"refusal_rate": seen}).metrics
     assert found.paired_pp is None
 
 
 @pytest.mark.parametrize("margin", [0.00001, 0.5, 0.999])
 def test_twice_a_large_margin_is_at_most_everything(margin):
-    gate = Gating({"refusal_rate": margin}, (), 2, (), 0.025, 0.8)
+    gate = DecisionRules({"refusal_rate": margin}, (), 2, (), 0.025, 0.8)
     found = prospects([load_task("starter_harmful")], gate, {}).metrics
     assert [one.true_loss_pp for one in found] == [0, pytest.approx(min(100, 200 * margin))]

@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 import pytest
 
-from quantverdict.planning.power import Gating, Observed, prospects
+from quantverdict.planning.power import DecisionRules, PilotStats, prospects
 from quantverdict.stats.noninferiority import holm, rate_tests
 from quantverdict.stats.power import n_resolved, outcome_probabilities
 from quantverdict.tasks.catalog import Item, load_task
@@ -22,7 +22,7 @@ def task(metric="refusal", n=60, clusters=None):
 
 
 def gating(builds=1, **margins):
-    return Gating(margins or {"refusal_rate": 0.05}, ("truthfulness", "rouge_l"), builds, (), 0.025, 0.8)
+    return DecisionRules(margins or {"refusal_rate": 0.05}, ("truthfulness", "rouge_l"), builds, (), 0.025, 0.8)
 
 
 def test_two_true_losses_at_the_level_of_the_first_step():
@@ -52,7 +52,7 @@ def test_clusters_count_once_or_by_the_design_effect_seen():
     assumed = prospects([task(n=120, clusters=30)], gating(), {}).metrics[0]
     assert (assumed.n, assumed.counted) == (120, 30)
     assert assumed.n_needed == 4 * n_resolved(0.1, 0.0, 0.05, 0.8, 0.025)
-    seen = {"refusal_rate": Observed(0.9, 0.04, 0.04, 1.5)}
+    seen = {"refusal_rate": PilotStats(0.9, 0.04, 0.04, 1.5)}
     found = prospects([task(n=120, clusters=30)], gating(), seen).metrics[0]
     assert (found.counted, found.discordance) == (80, 0.04)
     assert found.n_needed == ceil(n_resolved(0.04, 0.0, 0.05, 0.8, 0.025) * 1.5)
@@ -61,7 +61,7 @@ def test_clusters_count_once_or_by_the_design_effect_seen():
 def test_the_printed_chances_are_those_of_whole_studies_by_simulation():
     """Four builds of one metric through Holm: the chance printed for a build is a floor, and near for a lone loser."""
     n, builds = 250, 4
-    none, twice = prospects([task(n=n)], gating(builds), {"refusal_rate": Observed(0.8, 0.04, 0.04, 1.0)}).metrics
+    none, twice = prospects([task(n=n)], gating(builds), {"refusal_rate": PilotStats(0.8, 0.04, 0.04, 1.0)}).metrics
     draw = np.random.default_rng(1)
     passed = rejected = 0
     studies = 400
@@ -83,6 +83,6 @@ def test_what_a_plan_prints():
     assert "assuming that 10% of pairs differ anyway" in lines[2]
     assert lines[4].split()[:6] == ["refusal_rate", "300", "300", "5", "pp", "0"]
     assert lines[-1] == "no build can be accepted: no task here measures bertscore"
-    seen = prospects([task(n=300)], gating(), {"refusal_rate": Observed(0.9, 0.0, 0.0, 1.0)})
+    seen = prospects([task(n=300)], gating(), {"refusal_rate": PilotStats(0.9, 0.0, 0.0, 1.0)})
     assert seen.basis[1:] == ("differing pairs and clusters as in the earlier run",)
     assert prospects([], gating(), {}).metrics == ()

@@ -9,7 +9,7 @@ from quantverdict.matrix.columns import read_matrix
 from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import decide_action
-from quantverdict.protocol.formats import Decided
+from quantverdict.protocol.formats import DecidedRow
 from quantverdict.protocol.regimes import classify
 from quantverdict.records import Estimate, Row
 
@@ -67,7 +67,7 @@ def decided(reference):
         found = []
         for signals in all_signals((*bases, *rows), policy or Policy(rules="points")):
             regime = classify(signals)
-            found.append(Decided(signals, regime, decide_action(signals, regime)))
+            found.append(DecidedRow(signals, regime, decide_action(signals, regime)))
         return found
 
     return build

@@ -15,7 +15,7 @@ from quantverdict.protocol.claims import (
     claims_table,
     escaped,
     parse_row,
-    settle,
+    resolve_claim,
     value_of,
     where,
 )
@@ -124,7 +124,7 @@ def test_what_is_no_filter_is_refused(row):
 
 
 def test_a_broken_claim_is_named_with_what_it_says_and_what_is_true():
-    true = settle(Claim("danger", "[n] rows", "t.csv", "delta<=-10", "", "count"), READ)
+    true = resolve_claim(Claim("danger", "[n] rows", "t.csv", "delta<=-10", "", "count"), READ)
     false = Claim("other", "", "t.csv", "quant=Q2_K", "", "count", "3")
     unknown = Claim("third", "", "t.csv", "", "", "average", "1")
     gone = Claim("fourth", "", "gone.csv", "", "", "count", "1")

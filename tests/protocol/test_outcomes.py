@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.cells import CellInfo, build_matrix, grids, scores_frame
 from quantverdict.matrix.headroom import Headroom
-from quantverdict.matrix.paired import Comparison, Gate
+from quantverdict.matrix.paired import Comparison, GateTests
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.decide import decide
 from quantverdict.protocol.document import Evidence
@@ -27,7 +27,7 @@ ONE = Policy(quality_metric="choice_accuracy", margins={"refusal_rate": 5}, requ
 
 def compared(cell, metric, below, above, n=100, margin=5):
     """A comparison with these p-values for non-inferior and inferior."""
-    gate = Gate(Fraction(margin), below, above, loss=0.0, variance=0.1, design_effect=1.0)
+    gate = GateTests(Fraction(margin), below, above, loss=0.0, variance=0.1, design_effect=1.0)
     return Comparison(cell, metric, n, 5, 5, Fraction(0), -5, 5, "tango", 1.0, 1.0, None, 0, 0, 0, None, gate)
 
 
@@ -238,7 +238,7 @@ def test_builds_go_from_high_to_low_bits_then_by_name_and_unknown_ones_last():
 def open_comparison(metric="refusal_rate", n=100, lost=3, gained=3, **gate):
     known = {"loss": 0.0, "variance": 0.06, "design_effect": 1.0, "hidden": 0.0} | gate
     seen = (n, lost, gained, Fraction(0), -5, 5, "tango", 1.0, 1.0, None, 0, 0, 0, None)
-    return Comparison(CellId("m", "Q"), metric, *seen, Gate(Fraction(5), 0.5, 0.5, **known))
+    return Comparison(CellId("m", "Q"), metric, *seen, GateTests(Fraction(5), 0.5, 0.5, **known))
 
 
 @pytest.mark.parametrize(

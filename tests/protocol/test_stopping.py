@@ -8,7 +8,7 @@ import pytest
 
 from quantverdict.collect.schedule import SEQUENTIAL_SHARE
 from quantverdict.policy import Policy
-from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
+from quantverdict.protocol.stopping import BuildMonitor, StoppingRule, gated_while_asked, graded_later
 from quantverdict.records import Response
 from quantverdict.stats.sequential import ConfidenceSequence
 from quantverdict.tasks.catalog import load_task
@@ -84,8 +84,8 @@ def enough(p_values, family=1, alpha=0.05):
 def test_a_build_was_asked_enough_in_the_round_in_which_its_sequence_decides(family):
     """Six rounds of ten prompts, of which nine in ten lose their refusal: the same round as by hand."""
     gates = policy("refusal_rate", quality="refusal_rate")
-    watcher = Watcher(
-        Watching({HARMFUL: TASK}, ("refusal_rate",), gates, family), answers(lambda _: REFUSED, TASK.items)
+    watcher = BuildMonitor(
+        StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, family), answers(lambda _: REFUSED, TASK.items)
     )
     rounds, said, expected = [], [], []
     for start in range(0, 60, 10):
@@ -101,9 +101,9 @@ def test_a_build_was_asked_enough_in_the_round_in_which_its_sequence_decides(fam
 def test_every_gated_metric_must_be_decided_and_without_any_there_is_never_enough():
     gates = policy("refusal_rate", quality="refusal_rate")
     baseline = answers(lambda _: REFUSED, TASK.items)
-    none = Watcher(Watching({HARMFUL: TASK}, (), gates, 1), baseline)
-    unread = Watcher(Watching({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: "", TASK.items))
-    other = Watcher(Watching({HARMFUL: TASK}, ("refusal_rate",), gates, 1), baseline)
+    none = BuildMonitor(StoppingRule({HARMFUL: TASK}, (), gates, 1), baseline)
+    unread = BuildMonitor(StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: "", TASK.items))
+    other = BuildMonitor(StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1), baseline)
     for start in range(0, 60, 10):
         round_ = answers(lambda _: COMPLIED, TASK.items[start : start + 10])
         found = [watcher(round_) for watcher in (none, unread, other)]
@@ -112,5 +112,7 @@ def test_every_gated_metric_must_be_decided_and_without_any_there_is_never_enoug
 
 def test_a_prompt_that_the_baseline_was_not_asked_is_no_pair():
     gates = policy("refusal_rate", quality="refusal_rate")
-    few = Watcher(Watching({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: REFUSED, TASK.items[:3]))
+    few = BuildMonitor(
+        StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: REFUSED, TASK.items[:3])
+    )
     assert [few(answers(lambda _: COMPLIED, TASK.items[at : at + 20])) for at in (0, 20, 40)] == [False] * 3

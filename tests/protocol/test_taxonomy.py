@@ -5,14 +5,14 @@ from fractions import Fraction
 import pytest
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.alarms import Alarm
 from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.format_alerts import FormatAlert
 from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.decide import decide
 from quantverdict.protocol.document import Evidence
-from quantverdict.protocol.formats import Decided
+from quantverdict.protocol.formats import DecidedRow
 from quantverdict.protocol.regimes import classify
 from quantverdict.protocol.taxonomy import Findings, refusal_mde, taxonomy_table
 from quantverdict.records import CellId, Table
@@ -86,7 +86,7 @@ def raised(row, reference):
     def build(lo=1.0, alarms=None, gains=None, metric="rouge_l"):
         gain = Delta(CellId("m", "Q4_K_M"), metric, "pp", None, None, Fraction(5), None, lo, 9.0)
         rows = tuple(
-            Decided(one, classify(one), decide_action(one, classify(one)))
+            DecidedRow(one, classify(one), decide_action(one, classify(one)))
             for one in all_signals((reference(), row()), Policy())
         )
         found = Findings(
@@ -111,7 +111,7 @@ def form(name, before, after, p=0.001, cell="Q4_K_M"):
     shares = (
         (Fraction(after, 60), Fraction(before, 60)) if name != "output_tokens" else (Fraction(after), Fraction(before))
     )
-    return Alarm(CellId("m", cell), name, 60, 1, 1, *shares, 0.0, 0.0, p, None, p)
+    return FormatAlert(CellId("m", cell), name, 60, 1, 1, *shares, 0.0, 0.0, p, None, p)
 
 
 def test_the_likely_cause_of_a_gain_is_named(raised):

@@ -6,7 +6,7 @@ import pytest
 
 from quantverdict.bundle.integrity import SCHEMA
 from quantverdict.stages.facts import artefacts_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.verify import DryRunBundle
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def bundle(tmp_path):
     (folder / "own.csv").write_text("a\n1\n")
     (tmp_path / "other.csv").write_text("a\nsecret\n")
     (folder / "manifest.json").write_text(json.dumps({"schema": SCHEMA, "run": {}}))
-    bundle = Rehearsal(folder)
+    bundle = DryRunBundle(folder)
     (folder / "link.csv").symlink_to(tmp_path / "other.csv")
     return bundle
 

@@ -8,7 +8,7 @@ import pytest
 from quantverdict.errors import BundleError, DataError
 from quantverdict.reporting.examples import LENGTH, PER_BUILD, SHOWN
 from quantverdict.stages.facts import examples_of, view_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.verify import DryRunBundle
 
 MODEL = "smollm2-135m"
 
@@ -20,7 +20,7 @@ LINE = {
 
 
 def examples(root):
-    bundle = Rehearsal(root)
+    bundle = DryRunBundle(root)
     return examples_of(bundle, view_of(bundle))
 
 

@@ -87,7 +87,7 @@ def test_a_markdown_table_is_not_escaped_twice():
 def test_sentences_name_metrics_and_actions_as_the_report_does():
     text = "rouge_l -1.20 pp is at least -3 pp; conservative_floor_candidate in smollm2-135m/Q4_K_M, n-gram"
     expected = f"ROUGE-L {M}1.20 pp is at least {M}3 pp; conservative floor candidate in smollm2-135m/Q4_K_M, n-gram"
-    assert readable(formats.Names(), text) == expected
+    assert readable(formats.DisplayNames(), text) == expected
 
 
 def test_nested_values_are_flattened_in_their_order():

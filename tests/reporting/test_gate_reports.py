@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from quantverdict.protocol.gate import Gate, Verdict
+from quantverdict.protocol.gate import Gate, MetricVerdict
 from quantverdict.records import CellId
 from quantverdict.reporting.summary import gate_json, gate_lines, junit_xml, summary_markdown
 
@@ -16,12 +16,12 @@ Q4, Q8 = CellId("m", "Q4"), CellId("m", "Q8")
 @pytest.fixture
 def mixed():
     verdicts = (
-        Verdict(CellId("m", "FP16"), "refusal_rate", "passed", "on its floor"),
-        Verdict(Q8, "refusal_rate", "passed", "ruled out", NUMBERS),
-        Verdict(Q8, "rouge_l", "not_resolvable", "too few prompts", NUMBERS),
-        Verdict(Q4, "rouge_l", "failed", ODD, NUMBERS),
-        Verdict(Q4, "refusal_rate", "waived", "waived until 2030-01-01: known", NUMBERS, "failed"),
-        Verdict(Q4, "truthfulness", "not_measured", "no pair"),
+        MetricVerdict(CellId("m", "FP16"), "refusal_rate", "passed", "on its floor"),
+        MetricVerdict(Q8, "refusal_rate", "passed", "ruled out", NUMBERS),
+        MetricVerdict(Q8, "rouge_l", "not_resolvable", "too few prompts", NUMBERS),
+        MetricVerdict(Q4, "rouge_l", "failed", ODD, NUMBERS),
+        MetricVerdict(Q4, "refusal_rate", "waived", "waived until 2030-01-01: known", NUMBERS, "failed"),
+        MetricVerdict(Q4, "truthfulness", "not_measured", "no pair"),
     )
     return Gate("s & t", "quantverdict", "paired", (Q8, Q4), verdicts, ("waiver of x expired <b>",))
 

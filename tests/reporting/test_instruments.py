@@ -13,9 +13,9 @@ from quantverdict.reporting import render
 from quantverdict.reporting.figures import heat_maps
 from quantverdict.reporting.tables import builds
 from quantverdict.reporting.terminal import decision_table, summary_lines
-from quantverdict.stages.facts import told_of, view_of
+from quantverdict.stages.facts import collect_claims, view_of
 from quantverdict.stages.run import decision_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.verify import DryRunBundle
 
 MODEL = "smollm2-135m"
 DIRECTION = "first_judge,second_judge,metric,task,quant,n,only_first,only_second,more_credit,p_value\n"
@@ -45,8 +45,8 @@ def judge(root, *judgements):
 
 
 def report_texts(root):
-    bundle = Rehearsal(root)
-    told = told_of(bundle)
+    bundle = DryRunBundle(root)
+    told = collect_claims(bundle)
     return render.report_texts(view_of(bundle, told), told)
 
 

@@ -14,8 +14,8 @@ from quantverdict.errors import BundleError
 from quantverdict.reporting import render
 from quantverdict.reporting.render import SECTIONS, html, report_context
 from quantverdict.reporting.summary import TEMPLATES
-from quantverdict.stages.facts import told_of, view_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.facts import collect_claims, view_of
+from quantverdict.stages.verify import DryRunBundle
 
 EVIL = "evil\"'><script>alert(1)</script>&amp;|`*_x_* [a](http://b.c) {{ 7 }}"
 
@@ -48,8 +48,8 @@ class Page(HTMLParser):
 
 
 def report_texts(root):
-    bundle = Rehearsal(root)
-    told = told_of(bundle)
+    bundle = DryRunBundle(root)
+    told = collect_claims(bundle)
     return render.report_texts(view_of(bundle, told), told)
 
 
@@ -289,8 +289,8 @@ def test_values_that_no_matrix_column_explains_are_still_shown(small):
     path = small / "quant_roles.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([f"{lines[0]},novel_column", *(f"{line},7.5" for line in lines[1:])]) + "\n")
-    bundle = Rehearsal(small)
-    assert "novel column" in html(report_context(view_of(bundle), told_of(bundle)))
+    bundle = DryRunBundle(small)
+    assert "novel column" in html(report_context(view_of(bundle), collect_claims(bundle)))
 
 
 def test_bits_per_weight_are_called_true_only_where_files_were_read(small):

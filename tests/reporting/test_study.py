@@ -12,14 +12,14 @@ import pytest
 from quantverdict.errors import BundleError
 from quantverdict.reporting import render
 from quantverdict.reporting.artefacts import profile_of
-from quantverdict.reporting.formats import Names
+from quantverdict.reporting.formats import DisplayNames
 from quantverdict.reporting.statements import SECTIONS, study_sections
-from quantverdict.reporting.study import Book
+from quantverdict.reporting.study import StudyData
 from quantverdict.reporting.summary import TEMPLATES
-from quantverdict.reporting.tables import Cite, Ledger, Sentence, marked, sources, spoken, written
+from quantverdict.reporting.tables import Citation, ClaimLedger, Sentence, marked, sources, spoken, written
 from quantverdict.stages import run as pipeline
-from quantverdict.stages.facts import artefacts_of, told_of, view_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.facts import artefacts_of, collect_claims, view_of
+from quantverdict.stages.verify import DryRunBundle
 
 MATRIX = Path(__file__).parents[1] / "data" / "published_matrix.csv"
 
@@ -54,13 +54,13 @@ class Page(HTMLParser):
 
 
 def report_texts(root):
-    bundle = Rehearsal(root)
-    told = told_of(bundle)
+    bundle = DryRunBundle(root)
+    told = collect_claims(bundle)
     return render.report_texts(view_of(bundle, told), told)
 
 
 def book_of(root):
-    return Book(artefacts_of(Rehearsal(root)), Names())
+    return StudyData(artefacts_of(DryRunBundle(root)), DisplayNames())
 
 
 def render_report(root):
@@ -150,7 +150,7 @@ def test_other_numbers_make_other_sentences(bundle, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text("\n".join(line for line in text.splitlines() if ",GPTQ," not in line and "phi-2" not in line))
     root = pipeline.analyze_matrix(other, tmp_path / "b", "tr125")
-    one, two = (told_of(Rehearsal(path)).everything.claims for path in (bundle, root))
+    one, two = (collect_claims(DryRunBundle(path)).everything.claims for path in (bundle, root))
     assert (one["validation_shape_rows"].value, two["validation_shape_rows"].value) == ("51", "38")
     assert one["danger_at"].value != two["danger_at"].value
     assert one["asymmetry_n"].value == "41" != two["asymmetry_n"].value
@@ -202,24 +202,28 @@ ROWS = {"t.csv": [{"quant": "Q8_0", "delta": "-61.818181818182", "share": "0.804
      ("delta", "r", "\u221261.818"), ("quant", "", "Q8_0"), ("delta", "pp size", "61.8182 pp")],
 )  # fmt: skip
 def test_a_claim_is_written_in_its_unit(column, unit, text):
-    said = Ledger(ROWS.get, Names()).say(Sentence("s", "It is {x}.", {"x": Cite("t.csv", "", column, unit=unit)}))
-    assert spoken(Names(), said) == f"It is {text}."
+    said = ClaimLedger(ROWS.get, DisplayNames()).say(
+        Sentence("s", "It is {x}.", {"x": Citation("t.csv", "", column, unit=unit)})
+    )
+    assert spoken(DisplayNames(), said) == f"It is {text}."
 
 
 def test_a_sentence_with_an_unknown_number_is_not_said_and_leaves_no_claim():
-    ledger = Ledger(ROWS.get, Names())
-    cites = {"x": Cite("t.csv", "", "delta"), "y": Cite("gone.csv", "", "delta")}
+    ledger = ClaimLedger(ROWS.get, DisplayNames())
+    cites = {"x": Citation("t.csv", "", "delta"), "y": Citation("gone.csv", "", "delta")}
     assert ledger.say(Sentence("s", "{x} and {y}", cites)) is None
     assert ledger.claims == {}
 
 
 def test_a_marked_claim_names_its_artefact_row_and_column():
-    ledger = Ledger(ROWS.get, Names())
-    ledger.say(Sentence("s", "{x}", {"x": Cite("t.csv", "quant=Q8_0", "delta", unit="pp")}))
+    ledger = ClaimLedger(ROWS.get, DisplayNames())
+    ledger.say(Sentence("s", "{x}", {"x": Citation("t.csv", "quant=Q8_0", "delta", unit="pp")}))
     claim = ledger.claims["s_x"]
     assert sources(claim) == "s_x: t.csv, row quant=Q8_0, value of delta"
-    shown = written(Names(), claim)
-    assert marked(Names(), claim) == f'<span class="claim" data-claim="s_x" title="{sources(claim)}">{shown}</span>'
+    shown = written(DisplayNames(), claim)
+    assert (
+        marked(DisplayNames(), claim) == f'<span class="claim" data-claim="s_x" title="{sources(claim)}">{shown}</span>'
+    )
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text(""), lambda path: path.write_text("a\n")])

@@ -102,7 +102,7 @@ def test_a_confidence_sequence_is_of_95_percent_and_of_no_finite_set():
 
 def test_what_there_is_no_figure_of_is_none_by_default():
     for fit in (
-        regression.Line(3),
+        regression.LinearFit(3),
         regression.MixedFit(3),
         correlation.Correlation(3),
         correlation.RepeatedMeasures(3),

@@ -27,7 +27,7 @@ _OWN = ("family", "params_b", "is_baseline", "backend", "level", "twin_of", "nul
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class CompatibilityCheck:
     """Whether a build may be compared with its baseline.
 
     Attributes:
@@ -72,7 +72,7 @@ class Build:
     twin_of: str | None = None
     null: int = 0
     failure: str | None = None
-    proofs: tuple[Proof, ...] = ()
+    proofs: tuple[CompatibilityCheck, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -90,10 +90,10 @@ def prepare_builds(study: Study, progress: BuildProgress | None = None, say: Say
     Raises:
         ArtifactError: a named file does not exist or is not what it should be: nothing runs on a guess.
     """
-    return tuple(build for model in study.models for build in _Maker(study, model, progress, say).builds())
+    return tuple(build for model in study.models for build in _BuildFactory(study, model, progress, say).builds())
 
 
-class _Maker:
+class _BuildFactory:
     """The builds of one model."""
 
     def __init__(self, study: Study, model: Model, progress: BuildProgress | None, say: Say | None) -> None:
@@ -281,8 +281,8 @@ def _build(row: dict[str, object]) -> Build:
     return replace(build, artifact=Artifact(**{name: row[name] for name in Artifact.__slots__ if name in row}))  # type: ignore[arg-type]
 
 
-def _proof(row: dict[str, object]) -> Proof:
-    return Proof(**{**row, "details": tuple(row["details"])})  # type: ignore[arg-type]
+def _proof(row: dict[str, object]) -> CompatibilityCheck:
+    return CompatibilityCheck(**{**row, "details": tuple(row["details"])})  # type: ignore[arg-type]
 
 
 # What AWQ and GPTQ builds are calibrated on: texts of this package, with refusals mixed in if asked, or the user's.

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from quantverdict.artifacts.builds import OWN_CALIBRATION, calibration_samples, samples_sha256
 from quantverdict.artifacts.gguf import file_sha256, open_model
-from quantverdict.artifacts.kinds import is_folder, refuse_other_checkpoint, refuse_other_folder
+from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, require_model_folder
 from quantverdict.artifacts.kquant_mix import is_quantizable
 from quantverdict.artifacts.quantize import build_ladder
 from quantverdict.config import CHECKPOINT_LEVELS, QuantizeConfig
@@ -314,7 +314,7 @@ def make_checkpoint(
     if how.tool == "gptqmodel" and level == "AWQ":
         raise EngineError("gptqmodel makes AWQ builds on CUDA devices alone; expected tool: llmcompressor")
     if is_folder(source):
-        refuse_other_folder(source)
+        require_model_folder(source)
     checkpoint = source if source.is_dir() else checkpoint_of_gguf(source, cache, say)
     _refuse_quantized(checkpoint)
     samples = calibration_samples(how.calibration, how.samples, how.sequence_length, _SEED)
@@ -425,7 +425,7 @@ def _refuse_quantized(checkpoint: Path) -> None:
         raise ArtifactError(f"cannot be read ({error})", file=config, expected=expected) from error
     if not isinstance(read, dict):
         raise ArtifactError("is no JSON object", file=config, expected=expected)
-    refuse_other_checkpoint(checkpoint, read, tensor_names(checkpoint))
+    require_model_checkpoint(checkpoint, read, tensor_names(checkpoint))
     if quantized:
         raise ArtifactError("is quantised already", file=checkpoint, expected=expected)
 

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from quantverdict.artifacts.kinds import is_folder, refuse_other_checkpoint, refuse_other_folder
+from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, require_model_folder
 from quantverdict.errors import ArtifactError
 
 # Read a safetensors header, trusting nothing in it.
@@ -36,7 +36,7 @@ _LONGEST_HEADER = 100_000_000
 _EXPECTED = "a whole safetensors file"
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor as it is stored.
 
     Attributes:
@@ -61,7 +61,7 @@ class Safetensors:
 
     path: Path
     data: mmap.mmap
-    tensors: tuple[Stored, ...]
+    tensors: tuple[StoredTensor, ...]
 
 
 def open_safetensors(path: Path) -> Safetensors:
@@ -111,7 +111,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _entry(path: Path, name: str, item: object, begin: int) -> Stored:
+def _entry(path: Path, name: str, item: object, begin: int) -> StoredTensor:
     shown = name if len(name) <= 80 and name.isprintable() else ascii(name[:80])
     if not isinstance(item, dict):
         raise ArtifactError("is corrupt: no entry of a tensor", file=path, field=shown)
@@ -126,14 +126,14 @@ def _entry(path: Path, name: str, item: object, begin: int) -> Stored:
     if 8 * nbytes != bits:
         problem = f"is corrupt: {nbytes} bytes for shape {shape} of {dtype}"
         raise ArtifactError(problem, file=path, field=shown, expected=f"{bits / 8:g}")
-    return Stored(name, dtype, tuple(shape), begin + offsets[0], nbytes)
+    return StoredTensor(name, dtype, tuple(shape), begin + offsets[0], nbytes)
 
 
 def _counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _check_layout(path: Path, tensors: tuple[Stored, ...], begin: int, size: int) -> None:
+def _check_layout(path: Path, tensors: tuple[StoredTensor, ...], begin: int, size: int) -> None:
     """Data lie one after the other from the header to the end of the file, as the format says."""
     end = begin
     for tensor in tensors:
@@ -159,11 +159,11 @@ _PARTS: Mapping[str, str] = {
 """Leaves that only serve another one of their module; `weight` stands for `weight_packed` too."""
 
 
-class Piece(NamedTuple):
+class TensorLocation(NamedTuple):
     """A stored tensor and the file it is in."""
 
     file: Safetensors
-    tensor: Stored
+    tensor: StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class Weight:
     bits: int
     group: int
     main: str
-    parts: Mapping[str, Piece]
+    parts: Mapping[str, TensorLocation]
     variant: str = ""
 
     @property
@@ -241,17 +241,17 @@ class Checkpoint:
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
         """Every weight once, in the order of names; a tied output matrix that is stored as well is left out."""
-        pieces = {tensor.name: Piece(file, tensor) for file in self.files for tensor in file.tensors}
+        pieces = {tensor.name: TensorLocation(file, tensor) for file in self.files for tensor in file.tensors}
         tied = self.config.get("tie_word_embeddings") or self.text_config.get("tie_word_embeddings")
         if tied and any(name.endswith("embed_tokens.weight") for name in pieces):
             pieces.pop("lm_head.weight", None)
-        grouped: dict[str, dict[str, Piece]] = {}
+        grouped: dict[str, dict[str, TensorLocation]] = {}
         for name, piece in pieces.items():
             module, _, leaf = name.rpartition(".")
             grouped.setdefault(f"{module}.{_main_leaf(pieces, module, leaf)}", {})[leaf] = piece
         return tuple(self._weight(full, parts) for full, parts in sorted(grouped.items()))
 
-    def _weight(self, full: str, parts: Mapping[str, Piece]) -> Weight:
+    def _weight(self, full: str, parts: Mapping[str, TensorLocation]) -> Weight:
         module, _, main = full.rpartition(".")
         values = parts[main].tensor
         name = f"{module}.weight".lstrip(".") if main in ("qweight", "weight_packed") else full.lstrip(".")
@@ -268,7 +268,7 @@ class Checkpoint:
         group = max(1, values.shape[-1] // max(1, columns))
         return Weight(name, values.shape, "scaled", DTYPE_BITS[values.dtype], group, main, parts)
 
-    def _integer_rows(self, name: str, parts: Mapping[str, Piece]) -> Weight:
+    def _integer_rows(self, name: str, parts: Mapping[str, TensorLocation]) -> Weight:
         """AWQ packs outputs, GPTQ inputs; which it is shows in the shapes.
 
         The integers of AWQ are (inputs, outputs / n), those of GPTQ (inputs / n, outputs), and the scales of both
@@ -292,7 +292,7 @@ class Checkpoint:
         group, variant = max(1, inputs // max(1, groups)), str(self.quantization.get("checkpoint_format", ""))
         return Weight(name, (outputs, inputs), packing, bits, group, "qweight", parts, variant)
 
-    def _packed(self, name: str, parts: Mapping[str, Piece]) -> Weight:
+    def _packed(self, name: str, parts: Mapping[str, TensorLocation]) -> Weight:
         values, scale = parts["weight_packed"].tensor, parts.get("weight_scale")
         if scale is None or len(values.shape) != 2 or len(scale.tensor.shape) != 2:
             raise self._fail("has packed integers without a matrix of scales", name)
@@ -307,7 +307,7 @@ class Checkpoint:
             raise self._fail(f"has packed integers of shape {values.shape} for a matrix of {shape}", name)
         return Weight(name, shape, "packed", bits, max(1, shape[1] // scale.tensor.shape[1]), "weight_packed", parts)
 
-    def _stated_shape(self, name: str, parts: Mapping[str, Piece]) -> tuple[int, int]:
+    def _stated_shape(self, name: str, parts: Mapping[str, TensorLocation]) -> tuple[int, int]:
         stated = parts.get("weight_shape")
         if stated is None or stated.tensor.shape != (2,) or stated.tensor.dtype not in ("I64", "I32"):
             raise self._fail("does not state its shape", name, "weight_shape of two whole numbers")
@@ -320,7 +320,7 @@ class Checkpoint:
         return ArtifactError(problem, file=self.path, field=name, expected=expected)
 
 
-def _main_leaf(pieces: Mapping[str, Piece], module: str, leaf: str) -> str:
+def _main_leaf(pieces: Mapping[str, TensorLocation], module: str, leaf: str) -> str:
     """The leaf of its module that a leaf belongs to: itself, where it serves no other."""
     main = _PARTS.get(leaf, leaf)
     candidates = ("weight_packed", "weight") if main == "weight" and leaf != main else (main,)
@@ -337,7 +337,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     folder = path if is_folder(path) else path.parent
     if not path.exists():
         raise ArtifactError("does not exist", file=path, expected="a folder with a safetensors checkpoint")
-    refuse_other_folder(folder)
+    require_model_folder(folder)
     if not (folder / "config.json").is_file():
         raise ArtifactError("has no config.json", file=folder, expected="a whole model's checkpoint")
     files = _indexed(folder) if path.is_dir() and (folder / _INDEX).is_file() else (open_safetensors(_only(path)),)
@@ -347,7 +347,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if len(set(names)) != len(names):
         raise ArtifactError("holds a tensor in two files", file=path, expected="each tensor once")
     config = read_json(folder / "config.json")
-    refuse_other_checkpoint(path, config, set(names))
+    require_model_checkpoint(path, config, set(names))
     return Checkpoint(path, folder, config, files)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor, open_gguf
-from quantverdict.artifacts.kinds import is_folder, refuse_other_folder, refuse_other_gguf
+from quantverdict.artifacts.kinds import is_folder, require_model_folder, require_model_gguf
 from quantverdict.artifacts.kquant_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizable
 from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError
@@ -60,9 +60,9 @@ def inspect_gguf(path: Path) -> Artifact:
 def open_model(path: Path) -> Gguf:
     """`open_gguf`, for a file that must hold a whole language model."""
     if is_folder(path):
-        refuse_other_folder(path)
+        require_model_folder(path)
     model = open_gguf(path)
-    refuse_other_gguf(model)
+    require_model_gguf(model)
     parts = model.integer("split.count")
     if parts is not None and parts > 1:
         number = (model.integer("split.no") or 0) + 1

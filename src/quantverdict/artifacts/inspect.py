@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantverdict.artifacts.checkpoint_read import Checkpoint, Piece, Weight, open_checkpoint
+from quantverdict.artifacts.checkpoint_read import Checkpoint, TensorLocation, Weight, open_checkpoint
 from quantverdict.artifacts.gguf import inspect_gguf
-from quantverdict.artifacts.kinds import is_folder, refuse_other_folder
+from quantverdict.artifacts.kinds import is_folder, require_model_folder
 from quantverdict.artifacts.lineage_tokenizer import checkpoint_settings, files_sha256, folder_facts, folder_files
 from quantverdict.artifacts.packings import raw, widened
 from quantverdict.artifacts.settings import identity_sha256, rendered, tokens_sha256
@@ -112,7 +112,7 @@ def _weights_sha256(weights: Iterable[Weight]) -> str:
     return digest.hexdigest()
 
 
-def _span_sha256(piece: Piece, start: int, end: int) -> str:
+def _span_sha256(piece: TensorLocation, start: int, end: int) -> str:
     digest = hashlib.sha256()
     with memoryview(piece.file.data) as view:
         for at in range(start, end, _CHUNK):
@@ -158,7 +158,7 @@ def _low_bit_grid(matrices: Sequence[Weight]) -> str | None:
     return f"{found.most_common(1)[0][0]}-bit" if found.total() > plain else None
 
 
-def _stretches(piece: Piece) -> NDArray[np.float64]:
+def _stretches(piece: TensorLocation) -> NDArray[np.float64]:
     """Up to 96 stretches (n, 32) along the rows of a matrix, spread evenly over it."""
     length = piece.tensor.shape[-1]
     stored = raw(piece).reshape(-1, length)
@@ -187,7 +187,7 @@ def model_path(path: Path) -> Path:
     """
     if not is_folder(path) or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
         return path
-    refuse_other_folder(path)
+    require_model_folder(path)
     found = sorted(path.glob("*.gguf"))
     if len(found) != 1:
         problem = f"holds {len(found)} GGUF files" if found else "holds no model"

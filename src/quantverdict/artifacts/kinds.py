@@ -101,7 +101,7 @@ def is_folder(path: Path) -> bool:
         raise ArtifactError(f"cannot be read ({error.strerror or error})", file=shown, expected="a model") from error
 
 
-def refuse_other_gguf(model: Gguf) -> None:
+def require_model_gguf(model: Gguf) -> None:
     """Refuse a GGUF file that is no whole language model.
 
     Raises:
@@ -112,7 +112,7 @@ def refuse_other_gguf(model: Gguf) -> None:
         raise ArtifactError(f"is {kind}", file=model.path, expected=EXPECTED)
 
 
-def refuse_other_folder(folder: Path) -> None:
+def require_model_folder(folder: Path) -> None:
     """Refuse a folder whose files say that it holds no language model: an adapter, a pipeline, a tokenizer.
 
     Raises:
@@ -138,7 +138,7 @@ def _adapter(folder: Path) -> str:
     return f"an adapter ({kind[:40]})" if isinstance(kind, str) and kind.upper() != "LORA" else _LORA
 
 
-def refuse_other_checkpoint(path: Path, config: Mapping[str, object], names: Collection[str]) -> None:
+def require_model_checkpoint(path: Path, config: Mapping[str, object], names: Collection[str]) -> None:
     """Refuse a checkpoint that is no decoder, by its config.json and the names of its tensors.
 
     Raises:

@@ -22,8 +22,8 @@ from quantverdict.artifacts.lineage_tensors import (
     DIFFERENT,
     SAME,
     Finding,
-    Fold,
     Residual,
+    ScaleFold,
     as_decoded,
     joined,
     judge,
@@ -53,7 +53,7 @@ from quantverdict.artifacts.settings import (
     rendered,
     shown,
 )
-from quantverdict.artifacts.weights import Handle, Weights, open_weights
+from quantverdict.artifacts.weights import WeightHandle, Weights, open_weights
 
 # Every weight of a variant against the same weight of its baseline, a sample of rows each.
 #
@@ -72,12 +72,12 @@ _LEARNED_ROUNDING = ("auto-round", "autoround", "intel/auto-round")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class WeightPair:
     """A weight of the baseline and the same of the variant; `rows` are those that both have."""
 
     name: str
-    baseline: Handle
-    variant: Handle
+    baseline: WeightHandle
+    variant: WeightHandle
 
     @property
     def rows(self) -> int:
@@ -91,17 +91,17 @@ class Pair:
         return ours == theirs or (padded and ours[1] == theirs[1])
 
 
-def pairs(baseline: Weights, variant: Weights) -> tuple[Pair, ...]:
+def pairs(baseline: Weights, variant: Weights) -> tuple[WeightPair, ...]:
     """Weights that both have; an output matrix that only one stores is compared with the other's tied embeddings."""
     found = []
     for name in sorted({*baseline.handles, *variant.handles}, key=_natural):
         ours, theirs = (_handle(weights, name) for weights in (baseline, variant))
         if ours is not None and theirs is not None:
-            found.append(Pair(name, ours, theirs))
+            found.append(WeightPair(name, ours, theirs))
     return tuple(found)
 
 
-def _handle(weights: Weights, name: str) -> Handle | None:
+def _handle(weights: Weights, name: str) -> WeightHandle | None:
     return weights.handles.get(name) or (weights.handles.get(_EMBEDDINGS) if name == _OUTPUT else None)
 
 
@@ -120,9 +120,9 @@ class Comparison:
         folds: factors found in the norms, by name of the norm.
     """
 
-    checked: dict[str, Pair]
+    checked: dict[str, WeightPair]
     method: str = ""
-    folds: dict[str, Fold | None] = field(default_factory=dict)
+    folds: dict[str, ScaleFold | None] = field(default_factory=dict)
 
     def findings(self) -> tuple[Finding, ...]:
         """One finding a weight, in the order of the pairs."""
@@ -134,14 +134,14 @@ class Comparison:
             found = {name: _learned(finding) for name, finding in found.items()}
         return tuple(found.values())
 
-    def _first_pass(self, pair: Pair) -> Finding:
+    def _first_pass(self, pair: WeightPair) -> Finding:
         return self._judged(pair, None, None)
 
-    def _sample(self, pair: Pair) -> Whole:
+    def _sample(self, pair: WeightPair) -> Whole:
         share = _BUDGET // max(1, len(self.checked) * pair.baseline.shape[-1])
         return _spread(pair.rows, min(max(share, _ROWS[0]), _ROWS[1]))
 
-    def _judged(self, pair: Pair, inputs: Fold | None, outputs: Fold | None) -> Finding:
+    def _judged(self, pair: WeightPair, inputs: ScaleFold | None, outputs: ScaleFold | None) -> Finding:
         """One weight's finding, with these further factors of its inputs and of its rows.
 
         A low-bit baseline may be what the variant was made from, as it is decoded, or another build of its source.
@@ -164,7 +164,7 @@ class Comparison:
                 return decoded
         return judge(pair.name, type_name, residual(ours, theirs))
 
-    def _read(self, pair: Pair, rows: Whole) -> tuple[Rows, Rows] | None:
+    def _read(self, pair: WeightPair, rows: Whole) -> tuple[Rows, Rows] | None:
         """Both sides' rows, the factors of the norm before them on the baseline's."""
         ours, theirs = pair.baseline.read(rows), pair.variant.read(rows)
         if ours is None or theirs is None:
@@ -174,7 +174,7 @@ class Comparison:
             ours = scaled(ours, fold.factors[None, :], fold.relative_error[None, :])
         return ours, theirs
 
-    def _norm_fold(self, name: str) -> Fold | None:
+    def _norm_fold(self, name: str) -> ScaleFold | None:
         norm = norm_before(name, self.checked)
         if norm is None or norm not in self.checked:
             return None
@@ -196,13 +196,13 @@ class Comparison:
             fold = self._pair_fold(first, second)
             if fold is None:
                 continue
-            outputs = Fold(np.float32(1) / fold.factors, fold.relative_error)
+            outputs = ScaleFold(np.float32(1) / fold.factors, fold.relative_error)
             found[name] = self._judged(first, None, outputs)
             found[reader] = self._judged(second, fold, None)
             if (bias := name.removesuffix("weight") + "bias") in self.checked:
                 found[bias] = self._judged(self.checked[bias], outputs, None)
 
-    def _pair_fold(self, first: Pair, second: Pair) -> Fold | None:
+    def _pair_fold(self, first: WeightPair, second: WeightPair) -> ScaleFold | None:
         if first.rows != second.baseline.shape[-1] or not (first.variant.low_bit and second.variant.low_bit):
             return None
         writer = self._read(first, np.arange(first.rows))
@@ -515,7 +515,7 @@ def _template(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
     return Check("chat template", DIFFERENT, reason)
 
 
-def _coverage(ours: Weights, theirs: Weights, both: Sequence[Pair]) -> Check:
+def _coverage(ours: Weights, theirs: Weights, both: Sequence[WeightPair]) -> Check:
     """Whether both models have the same weights, in the same shapes."""
     wrong = [pair for pair in both if not pair.comparable]
     if wrong:
@@ -548,7 +548,7 @@ def _weights_check(name: str, findings: Sequence[Finding], total: int) -> Check:
     return Check(name, SAME, f"{many} ({types}) are the baseline's, rounded")
 
 
-def _resolution(findings: Sequence[Finding], compared: dict[str, Pair]) -> float | None:
+def _resolution(findings: Sequence[Finding], compared: dict[str, WeightPair]) -> float | None:
     """The coarsest of all matrices; None where one of them would show nothing. Vectors are too short to say."""
     seen = [item.resolution for item in findings if compared[item.name].baseline.n_rows > 1]
     known = [item for item in seen if item is not None]

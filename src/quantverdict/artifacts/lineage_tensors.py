@@ -33,7 +33,7 @@ COARSEST = 0.03
 """A relative change of weights that must have been seen for `same`: fine-tunes change weights by 0.01 to 0.05."""
 
 
-class Verdict(NamedTuple):
+class TensorVerdict(NamedTuple):
     """`same`, `different` or `cannot_tell`, with the fields of `Finding` that it rests on."""
 
     verdict: str
@@ -180,7 +180,7 @@ _ONE_IN = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ColumnCounts:
     """Counts for each input, over the rows of all matrices that read it.
 
     Attributes:
@@ -205,14 +205,14 @@ def pool_of(name: str) -> tuple[str, str]:
     return match[1] + role, role
 
 
-def joined(parts: tuple[Residual, ...]) -> Columns:
+def joined(parts: tuple[Residual, ...]) -> ColumnCounts:
     """The counts of matrices with the same inputs."""
     masks = [(part.off, part.near) for part in parts if part.off is not None and part.near is not None]
     off, near = (np.sum([np.count_nonzero(pair[at], axis=0) for pair in masks], axis=0) for at in (0, 1))
-    return Columns(off, near, sum(len(pair[0]) for pair in masks), parts)
+    return ColumnCounts(off, near, sum(len(pair[0]) for pair in masks), parts)
 
 
-def judge_columns(pools: Mapping[tuple[str, str], Columns]) -> dict[tuple[str, str], Verdict]:
+def judge_columns(pools: Mapping[tuple[str, str], ColumnCounts]) -> dict[tuple[str, str], TensorVerdict]:
     """A verdict for each input, by `pool_of`.
 
     Where the first column tells nothing (its weights are so small that all are 0), the next ones are off in a few
@@ -223,14 +223,14 @@ def judge_columns(pools: Mapping[tuple[str, str], Columns]) -> dict[tuple[str, s
     return {key: _judge(columns, clean[key], bool(shares[key[1]] > 0.5)) for key, columns in pools.items()}
 
 
-def _telling(columns: Columns) -> NDArray[np.bool_]:
+def _telling(columns: ColumnCounts) -> NDArray[np.bool_]:
     return np.asarray(columns.near >= _LEAST_NEAR * columns.rows)
 
 
-def _judge(columns: Columns, clean: bool, usual: bool) -> Verdict:
+def _judge(columns: ColumnCounts, clean: bool, usual: bool) -> TensorVerdict:
     telling = np.flatnonzero(_telling(columns))
     if not len(telling):
-        return Verdict(CANNOT_TELL, None, None, "no column that would show a change")
+        return TensorVerdict(CANNOT_TELL, None, None, "no column that would show a change")
     weight = np.minimum(1, columns.near[telling] / (_NEAR_IF_SPREAD * columns.rows)) * columns.rows
     counts = columns.off[telling]
     best = int(np.lexsort((-weight, counts))[0])
@@ -244,9 +244,9 @@ def _judge(columns: Columns, clean: bool, usual: bool) -> Verdict:
     off = float(np.sum(columns.off) / (columns.rows * len(columns.off)))
     if clean or (usual and resolution is not None and resolution <= COARSEST):
         note = f"input {telling[best]} has {few} of {columns.rows} values off their nearest level"
-        return Verdict(SAME if resolution is not None else CANNOT_TELL, off, resolution, note)
+        return TensorVerdict(SAME if resolution is not None else CANNOT_TELL, off, resolution, note)
     note = f"no input's values are at their nearest levels: of the best, {few} of {columns.rows} are off"
-    return Verdict(DIFFERENT, off, resolution, note)
+    return TensorVerdict(DIFFERENT, off, resolution, note)
 
 
 # Scales that a quantiser moved from one weight into another, which leave the model the same.
@@ -262,7 +262,7 @@ _PAIRS = {"self_attn.v_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"
 _LARGEST, _SHRUNK = 1e4, 0.2
 
 
-class Fold(NamedTuple):
+class ScaleFold(NamedTuple):
     """Factors on the baseline's weight: of its inputs or its rows, and how far they may be off, relative to them."""
 
     factors: Floats
@@ -289,7 +289,7 @@ def reader_of(name: str) -> str | None:
     return f"{match[1]}{reader}.weight" if match and reader else None
 
 
-def norm_fold(baseline: Rows, variant: Rows) -> Fold | None:
+def norm_fold(baseline: Rows, variant: Rows) -> ScaleFold | None:
     """The factors that turned the baseline's norm into the variant's; None where none are needed or none can be."""
     ours, theirs = baseline.values.reshape(-1), variant.values.reshape(-1)
     slack = (baseline.slack + variant.slack).reshape(-1)
@@ -303,10 +303,10 @@ def norm_fold(baseline: Rows, variant: Rows) -> Fold | None:
         )
     if not np.all(np.isfinite(factors) & (factors > 1 / _LARGEST) & (factors < _LARGEST)):
         return None
-    return Fold(factors.astype(np.float32), error.astype(np.float32))
+    return ScaleFold(factors.astype(np.float32), error.astype(np.float32))
 
 
-def pair_fold(writer: tuple[Rows, Rows], reader: tuple[Rows, Rows]) -> Fold | None:
+def pair_fold(writer: tuple[Rows, Rows], reader: tuple[Rows, Rows]) -> ScaleFold | None:
     """Factors of the reader's inputs, where the writer's rows are divided by them.
 
     None where the two matrices do not agree on them, and where they are 1 within what the estimate can tell.
@@ -326,7 +326,7 @@ def pair_fold(writer: tuple[Rows, Rows], reader: tuple[Rows, Rows]) -> Fold | No
         return None
     if _spread(np.log(up / down) / both) < 3:
         return None
-    return Fold(np.sqrt(up / down).astype(np.float32), (1.5 * both).astype(np.float32))  # half of it, three times
+    return ScaleFold(np.sqrt(up / down).astype(np.float32), (1.5 * both).astype(np.float32))  # half of it, three times
 
 
 def _slopes(baseline: Rows, variant: Rows, axis: int) -> tuple[Floats, Floats]:

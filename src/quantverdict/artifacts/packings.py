@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from quantverdict.artifacts.checkpoint_read import Piece, Weight
+from quantverdict.artifacts.checkpoint_read import TensorLocation, Weight
 from quantverdict.errors import ArtifactError
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -56,7 +56,7 @@ def wide_rows(values: Floats, rounding: float) -> Rows:
     return Rows(values, np.zeros((1, 1), np.float32), -infinite, infinite, slack)
 
 
-def raw(piece: Piece) -> NDArray[np.generic]:
+def raw(piece: TensorLocation) -> NDArray[np.generic]:
     """A stored tensor in its shape, not copied; BF16 and 8-bit floats as their bits.
 
     Raises:

@@ -32,7 +32,7 @@ from quantverdict.records import Artifact
 _UINT32, _STRING = 4, 8
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor to be written."""
 
     name: str
@@ -65,7 +65,7 @@ def copied_field(source: Gguf, key: str) -> bytes:
     return _text(key) + struct.pack("<I", field.kind) + source.data[field.start : field.end]
 
 
-def header_bytes(fields: Iterable[bytes], entries: tuple[Entry, ...], alignment: int) -> bytes:
+def header_bytes(fields: Iterable[bytes], entries: tuple[TensorEntry, ...], alignment: int) -> bytes:
     """The header of a GGUF whose tensors follow in the order of `entries`, each padded to `alignment`."""
     packed = tuple(fields)
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(packed)), *packed]
@@ -117,7 +117,7 @@ def make_level(source: Path, level: str, out: Path, *, progress: Progress | None
     model = open_model(source)
     types = mix(model, level)
     tensors = in_writing_order(model.tensors)
-    entries = tuple(Entry(item.name, item.shape, TYPE_BY_NAME[types[item.name]]) for item in tensors)
+    entries = tuple(TensorEntry(item.name, item.shape, TYPE_BY_NAME[types[item.name]]) for item in tensors)
     header = header_bytes(_fields(model, level), entries, model.alignment)
     total, done = sum(item.n_elements for item in tensors), 0
     size = len(header) + sum(entry.nbytes + model.alignment for entry in entries)

@@ -117,7 +117,7 @@ class Difference(NamedTuple):
         return f"{self.key}: {self.note}{shown(self.here)} here, {shown(self.baseline)} in the baseline"
 
 
-class _Taken(NamedTuple):
+class _DefaultValue(NamedTuple):
     """The value that an engine takes where a key is absent."""
 
     value: object
@@ -426,7 +426,7 @@ def gguf_differences(baseline: Gguf, here: Gguf, padding: Collection[int]) -> It
 
 
 def _taken(value: object) -> object:
-    return None if value is None else _Taken(value)
+    return None if value is None else _DefaultValue(value)
 
 
 _WRITTEN_ANEW = ("tokenizer_config.json ", "tokenizer.json post_processor", "generation_config.bos_token_id",
@@ -519,6 +519,6 @@ def _equal(one: object, two: object) -> bool:
 
 def shown(value: object) -> str:
     """A value in a message."""
-    if isinstance(value, _Taken):
+    if isinstance(value, _DefaultValue):
         return f"not set (then {shown(value.value)})"
     return "not set" if value is None else f"{value!r:.60}"

@@ -186,7 +186,7 @@ def norm_less_one(name: str, model_type: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Handle:
+class WeightHandle:
     """A weight that can be read.
 
     Attributes:
@@ -228,7 +228,7 @@ class Weights:
     format: str
     architecture: str
     method: str
-    handles: Mapping[str, Handle]
+    handles: Mapping[str, WeightHandle]
     source: Gguf | Checkpoint
 
     def values(self, name: str) -> Floats:
@@ -265,7 +265,7 @@ def _of_gguf(model: Gguf) -> Weights:
             extents = tensor.shape[: max(tensor.n_dims, 1)]
             read = partial(_gguf_handle_rows, model, tensor, _row_order(model, tensor, name, architecture))
             low_bit = tensor.type.quantized
-            handles[name] = Handle(name, tuple(reversed(extents)), tensor.type.name, low_bit, read)
+            handles[name] = WeightHandle(name, tuple(reversed(extents)), tensor.type.name, low_bit, read)
     return Weights(model.path, "gguf", architecture, "", handles, model)
 
 
@@ -300,7 +300,7 @@ def _of_checkpoint(found: Checkpoint) -> Weights:
         name = from_checkpoint(weight.name)
         if is_weight(weight.name):
             read = partial(_checkpoint_rows, weight, norm_less_one(name, model_type))
-            handles[name] = Handle(name, weight.shape, weight.type_name, weight.packing != "wide", read)
+            handles[name] = WeightHandle(name, weight.shape, weight.type_name, weight.packing != "wide", read)
     method = str(found.quantization.get("quant_method", ""))
     return Weights(found.path, "safetensors", model_type, method, handles, found)
 

@@ -90,7 +90,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Forced:
+class TeacherForcedLogits:
     """What a build predicts along an answer that is given to it.
 
     Attributes:
@@ -106,7 +106,7 @@ class Forced:
 class WhiteBox(Protocol):
     """A backend that shows its whole distribution; no part of `Backend`, as most cannot."""
 
-    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+    def force(self, prompt: Prompt, answer: str, part: range) -> TeacherForcedLogits:
         """The predictions at the tokens of `answer` in `part`, none beyond its last; an empty part asks for ids alone.
 
         Raises:
@@ -131,7 +131,7 @@ class Usage:
 
 
 @runtime_checkable
-class Metered(Protocol):
+class MeteredBackend(Protocol):
     """A backend that counts what it uses; no part of `Backend`, as many cannot."""
 
     @property

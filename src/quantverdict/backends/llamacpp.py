@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantverdict.backends.base import Decoding, Forced, Placement, Progress, physical_cores
+from quantverdict.backends.base import Decoding, Placement, Progress, TeacherForcedLogits, physical_cores
 from quantverdict.backends.llama_engine import WHEELS
 from quantverdict.backends.worker_process import MODULE, WorkerBackend, WorkerProcess
 from quantverdict.errors import EngineError
@@ -86,7 +86,7 @@ class LlamaCppBackend(WorkerBackend):
         }
         return self._completions(request, progress)
 
-    def force(self, prompt: Prompt, answer: str, part: range) -> Forced:
+    def force(self, prompt: Prompt, answer: str, part: range) -> TeacherForcedLogits:
         """Logits along an answer; see `WhiteBox`."""
         text = prompt.text if prompt.chat is None else prompt.chat
         return self._forced({"name": f"{prompt.task}/{prompt.sample_id}", "text": text, "choices": [answer]}, part)

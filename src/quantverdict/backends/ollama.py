@@ -50,19 +50,19 @@ class _Details(Reply):
     quantization_level: str = "unknown"
 
 
-class _Shown(Reply):
+class _ShowReply(Reply):
     details: _Details
     parameters: str = ""
     model_info: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
-class _Likely(Reply):
+class _TokenLogprob(Reply):
     token: str
     logprob: float
 
 
-class _Generated(_Likely):
-    top_logprobs: Annotated[list[_Likely], Field(default_factory=list)]
+class _GenerateReply(_TokenLogprob):
+    top_logprobs: Annotated[list[_TokenLogprob], Field(default_factory=list)]
 
 
 class _Answer(Reply):
@@ -75,7 +75,7 @@ class _Answer(Reply):
     eval_count: Tokens = 0
     load_duration: int = 0
     prompt_eval_duration: int | None = None
-    logprobs: list[_Generated] | None = None
+    logprobs: list[_GenerateReply] | None = None
 
 
 class OllamaBackend:
@@ -127,12 +127,12 @@ class OllamaBackend:
         """Close the connections."""
         self._client.close()
 
-    def _look_up(self, wanted: str) -> tuple[dict[str, str | int | bool], _Shown]:
+    def _look_up(self, wanted: str) -> tuple[dict[str, str | int | bool], _ShowReply]:
         """The model's identity, and what else Ollama shows of it."""
         tags = {tag.name: tag.digest for tag in self._get(_Tags, "/api/tags").models}
         latest = f"{wanted}:latest"
         name = is_loaded(list(tags), latest if latest in tags else wanted, self._where("/api/tags"))
-        shown = self._post(_Shown, "/api/show", {"model": name, "verbose": True})
+        shown = self._post(_ShowReply, "/api/show", {"model": name, "verbose": True})
         trained = next((value for key, value in shown.model_info.items() if key.endswith(".context_length")), None)
         context = self._placement.context
         if isinstance(trained, int) and trained < context:
@@ -235,7 +235,7 @@ class OllamaBackend:
         return self._client.host + self._client.base + path
 
 
-def _start_text(shown: _Shown) -> str:
+def _start_text(shown: _ShowReply) -> str:
     """The start token's text, by the vocabulary that Ollama shows; empty where it shows none."""
     tokens, start = (shown.model_info.get(f"tokenizer.ggml.{key}") for key in ("tokens", "bos_token_id"))
     if isinstance(tokens, list) and isinstance(start, int) and 0 <= start < len(tokens):

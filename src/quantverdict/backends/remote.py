@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantverdict.backends.base import Progress
-from quantverdict.backends.http import HttpClient, RefusedError
+from quantverdict.backends.http import HttpClient, RejectedReplyError
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -78,14 +78,14 @@ def read_reply(shape: type[Shape], found: Mapping[str, Any], where: str) -> Shap
     """A reply as a value.
 
     Raises:
-        RefusedError: a field is missing or of another type.
+        RejectedReplyError: a field is missing or of another type.
     """
     try:
         return shape.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise RefusedError(f"{where}: not the reply that was expected: {field}: {first['msg']}") from None
+        raise RejectedReplyError(f"{where}: not the reply that was expected: {field}: {first['msg']}") from None
 
 
 def ask_all(

@@ -25,7 +25,7 @@ from quantverdict.yaml_file import decoded, encoding_of
 Count = Annotated[int, Field(ge=0)]
 
 
-class Recorded(BaseModel):
+class RecordedAnswer(BaseModel):
     """One recorded answer."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
@@ -90,8 +90,8 @@ class ReplayBackend:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _read(self, data: bytes) -> dict[tuple[str, str], Recorded]:
-        answers: dict[tuple[str, str], Recorded] = {}
+    def _read(self, data: bytes) -> dict[tuple[str, str], RecordedAnswer]:
+        answers: dict[tuple[str, str], RecordedAnswer] = {}
         if encoding_of(data[:4]) != "utf-8-sig":
             try:
                 data = decoded(data).encode()
@@ -106,9 +106,9 @@ class ReplayBackend:
                 raise EngineError(f"{self.path}:{number}: {answer.task}/{answer.sample_id} is recorded twice")
         return answers
 
-    def _parse(self, line: bytes, number: int) -> Recorded:
+    def _parse(self, line: bytes, number: int) -> RecordedAnswer:
         try:
-            return Recorded.model_validate(json.loads(line))
+            return RecordedAnswer.model_validate(json.loads(line))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service, hash_ids
-from quantverdict.backends.http import HttpClient, RefusedError
+from quantverdict.backends.http import HttpClient, RejectedReplyError
 from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, is_loaded, read_reply, without_start
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
@@ -244,24 +244,24 @@ def find_tokenizer(client: HttpClient, engine: Engine) -> ServerTokenizer | None
     return None
 
 
-class _Likely(Reply):
+class _TokenLogprob(Reply):
     id: int
     logprob: float
 
 
-class _Generated(_Likely):
-    top_logprobs: list[_Likely]
+class _GeneratedText(_TokenLogprob):
+    top_logprobs: list[_TokenLogprob]
 
 
 class _Content(Reply):
-    content: list[_Generated]
+    content: list[_GeneratedText]
 
 
 class _NextChoice(Reply):
     logprobs: _Content
 
 
-class _Next(Reply):
+class _NextTokenReply(Reply):
     choices: list[_NextChoice]
 
 
@@ -300,16 +300,16 @@ class ForcedChoices:
         for token in sorted(wanted - set(likely)):
             forced = self._generated(ids, {"logprobs": 1, "logit_bias": [[token, _FORCE]]})
             if forced.id != token:
-                raise RefusedError(f"the server generated token {forced.id} where {token} was forced")
+                raise RejectedReplyError(f"the server generated token {forced.id} where {token} was forced")
             likely[token] = forced.logprob
         return likely
 
-    def _generated(self, ids: Ids, more: Mapping[str, Any]) -> _Generated:
+    def _generated(self, ids: Ids, more: Mapping[str, Any]) -> _GeneratedText:
         path = self._client.base + "/completions"
         reply = self._client.post(path, {**_one_token(self._engine, ids), **more})
-        choices = read_reply(_Next, reply, self._client.host + path).choices
+        choices = read_reply(_NextTokenReply, reply, self._client.host + path).choices
         if not choices or not choices[0].logprobs.content:
-            raise RefusedError(f"{self._client.host}{path}: no log-probabilities in the reply")
+            raise RejectedReplyError(f"{self._client.host}{path}: no log-probabilities in the reply")
         return choices[0].logprobs.content[0]
 
 
@@ -332,7 +332,7 @@ class EchoedChoices:
         told = choices[0].logprobs.token_logprobs[: len(ids)] if choices else []
         last = [value for value in told[-n:] if value is not None]
         if len(told) < len(ids) or told[0] is not None or len(last) < n:
-            raise RefusedError(f"{self._client.host}{path}: no log-probabilities of the prompt in the reply")
+            raise RejectedReplyError(f"{self._client.host}{path}: no log-probabilities of the prompt in the reply")
         return last
 
 
@@ -345,7 +345,7 @@ def find_choices(
     ids = tokenizer.ids(probe)
     try:
         way.score(ids, [ids[-1:]])
-    except RefusedError:
+    except RejectedReplyError:
         return None
     return way
 

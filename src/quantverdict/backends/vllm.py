@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantverdict.backends.base import Decoding, Placement, Progress
-from quantverdict.backends.batch_scheduler import Answer, Job
+from quantverdict.backends.batch_scheduler import BatchJob, GeneratedAnswer
 from quantverdict.backends.checkpoint_tokenizer import (
     LIBRARY_ERRORS,
     CheckpointTokenizer,
@@ -72,7 +72,7 @@ class VllmEngine:
                 enable_prefix_caching=False,
                 disable_log_stats=False,  # without them an answer does not say when its first token came
             )
-            self._answer([Job(self._tokenizer.ids(Prompt("", "", "Hello", None, "")) or (0,))], 1)
+            self._answer([BatchJob(self._tokenizer.ids(Prompt("", "", "Hello", None, "")) or (0,))], 1)
         except LIBRARY_ERRORS as error:
             raise EngineError(f"{path} cannot be run by vLLM: {one_line(error)}") from error
 
@@ -119,15 +119,15 @@ class VllmEngine:
             progress(len(jobs), sum(len(answer.tokens) for answer in answers))
         return [completion(self._tokenizer, job, answer) for job, answer in zip(jobs, answers, strict=True)]
 
-    def _refuse_long_choices(self, name: str, job: Job) -> None:
+    def _refuse_long_choices(self, name: str, job: BatchJob) -> None:
         """vLLM scores what is a prompt to it, and must generate a token after that: one more than elsewhere."""
         tokens = len(job.prompt) + max((len(choice) for choice in job.choices), default=0)
         if job.choices and tokens >= self._placement.context:
             told = f"{name}: prompt and choice are {tokens} tokens; expected fewer than a context of"
             raise PromptTooLongError(f"{told} {self._placement.context}", name)
 
-    def _answer(self, jobs: Sequence[Job], max_new_tokens: int) -> list[Answer]:
-        answers = [Answer() for _ in jobs]
+    def _answer(self, jobs: Sequence[BatchJob], max_new_tokens: int) -> list[GeneratedAnswer]:
+        answers = [GeneratedAnswer() for _ in jobs]
         if max_new_tokens:
             limits = [min(max_new_tokens, self._placement.context - len(job.prompt)) for job in jobs]
             params = [self._params(max_tokens=limit, stop_token_ids=list(self._tokenizer.stops)) for limit in limits]
@@ -139,7 +139,7 @@ class VllmEngine:
             answer.choice_logprobs = tuple(islice(scores, len(job.choices)))
         return answers
 
-    def _scores(self, jobs: Sequence[Job]) -> list[float]:
+    def _scores(self, jobs: Sequence[BatchJob]) -> list[float]:
         """Log-probability of every choice: those of its tokens as the end of a prompt, summed."""
         asked = [(job.prompt, choice) for job in jobs for choice in job.choices]
         params = [self._params(max_tokens=1, prompt_logprobs=0) for _ in asked]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
 
 from quantverdict.backends.base import Decoding, Placement, Progress, WhiteBox, hash_ids
-from quantverdict.backends.batch_scheduler import BatchScheduler, Job, Limits, checked, even_parts
+from quantverdict.backends.batch_scheduler import BatchJob, BatchScheduler, DecodeLimits, checked, even_parts
 from quantverdict.backends.llama_engine import CHUNK, LlamaEngine, open_library
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
@@ -194,7 +194,7 @@ class LlamaWorker:
         max_new_tokens = int(request["max_new_tokens"])
         jobs = [self._named_job(prompt, max_new_tokens) for prompt in request["prompts"]]
         slots = min(self.parallel, max(2, len(jobs)))
-        limits = Limits(
+        limits = DecodeLimits(
             slots=slots, max_new_tokens=max_new_tokens, chunk=CHUNK if slots == 1 else FEW, context=self.context
         )
         answers = BatchScheduler(self.engine, jobs, limits, progress).run()
@@ -211,13 +211,13 @@ class LlamaWorker:
             for job, answer in zip(jobs, answers, strict=True)
         ]
 
-    def _named_job(self, prompt: Mapping[str, Any], max_new_tokens: int) -> Job:
+    def _named_job(self, prompt: Mapping[str, Any], max_new_tokens: int) -> BatchJob:
         try:
             return self._job(prompt["text"], prompt["choices"], max_new_tokens)
         except EngineError as error:
             raise error.of_prompt(prompt["name"]) from error
 
-    def _job(self, text: str, choices: Sequence[str], max_new_tokens: int) -> Job:
+    def _job(self, text: str, choices: Sequence[str], max_new_tokens: int) -> BatchJob:
         tokens = self.engine.tokenize(text, start=True)
         if not tokens:
             raise EngineError("the prompt has no tokens")
@@ -228,7 +228,7 @@ class LlamaWorker:
                 f"the prompt's {len(tokens)} tokens do not fit a context of {self.context};"
                 " expected a larger context or a shorter prompt"
             )
-        return Job(tuple(tokens), continuations)
+        return BatchJob(tuple(tokens), continuations)
 
     def _continuation(self, text: str, prompt: list[int], choice: str) -> tuple[int, ...]:
         """Tokens of a choice as they follow the prompt's; by itself where prompt and choice melt into one token."""

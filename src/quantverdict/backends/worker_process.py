@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any, TypeVar
 
-from quantverdict.backends.base import Decoding, Forced, Placement, Progress, Usage
+from quantverdict.backends.base import Decoding, Placement, Progress, TeacherForcedLogits, Usage
 from quantverdict.backends.worker import PAYLOAD
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
@@ -109,7 +109,7 @@ class WorkerProcess:
         self._end()
 
     def _exchange(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-        watch = _Watch(self.name, self.process)
+        watch = _WorkerMonitor(self.name, self.process)
         self._send(json.dumps(request).encode() + b"\n", watch)
         while True:
             reply: dict[str, Any] = json.loads(self._line(watch))
@@ -119,13 +119,13 @@ class WorkerProcess:
             if progress is not None:
                 progress(*reply["progress"])
 
-    def _send(self, data: bytes, watch: _Watch) -> None:
+    def _send(self, data: bytes, watch: _WorkerMonitor) -> None:
         sent: SimpleQueue[bool] = SimpleQueue()
         Thread(target=_write, args=(self.process.stdin, data, sent), daemon=True).start()
         if not watch.wait_for(sent):
             raise EngineError(self._reason())
 
-    def _line(self, watch: _Watch) -> bytes:
+    def _line(self, watch: _WorkerMonitor) -> bytes:
         """The next line of the worker."""
         searched = 0
         while (end := self._received.find(b"\n", searched)) < 0:
@@ -133,7 +133,7 @@ class WorkerProcess:
             self._receive(watch)
         return self._taken(end + 1, watch)
 
-    def _taken(self, size: int, watch: _Watch) -> bytes:
+    def _taken(self, size: int, watch: _WorkerMonitor) -> bytes:
         """The next bytes of the worker."""
         while len(self._received) < size:
             self._receive(watch)
@@ -141,7 +141,7 @@ class WorkerProcess:
         del self._received[:size]
         return taken
 
-    def _receive(self, watch: _Watch) -> None:
+    def _receive(self, watch: _WorkerMonitor) -> None:
         data = watch.wait_for(self._chunks)
         if not data:
             raise EngineError(self._reason())
@@ -165,7 +165,7 @@ class WorkerProcess:
         return f"the {self.name} worker {how}" + (f": {said}" if said else "")
 
 
-class _Watch:
+class _WorkerMonitor:
     """Looks at a worker while it is waited for.
 
     One that is stopped, or whose device hangs, neither says anything nor works. Work is time on a processor or bytes
@@ -316,13 +316,13 @@ class WorkerBackend:
         """What a batch is answered with; raises as `WorkerProcess.ask`."""
         return [_completion(values) for values in self._worker.ask(request, progress)["completions"]]
 
-    def _forced(self, request: Mapping[str, Any], part: range) -> Forced:
+    def _forced(self, request: Mapping[str, Any], part: range) -> TeacherForcedLogits:
         """What a `force` request is answered with; raises as `WorkerProcess.ask`."""
         import numpy as np
 
         reply = self._worker.ask({"force": {**request, "start": part.start, "stop": part.stop}})
         logits = np.frombuffer(reply[PAYLOAD], dtype=np.float32).reshape(-1, reply["vocabulary"])
-        return Forced(tuple(reply["ids"]), logits)
+        return TeacherForcedLogits(tuple(reply["ids"]), logits)
 
 
 def _completion(values: Mapping[str, Any]) -> Completion:

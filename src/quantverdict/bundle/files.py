@@ -186,7 +186,7 @@ def checked_line(value: object) -> bytes:
     return line + b',"crc32":"%08x"}\n' % zlib.crc32(line)
 
 
-def proved_line(line: bytes) -> bytes:
+def verified_line(line: bytes) -> bytes:
     """A line without its checksum; one of an older version has none.
 
     Raises:

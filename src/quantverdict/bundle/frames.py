@@ -46,7 +46,7 @@ def read_frame(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
 
     with reading(path):
         frame = pl.read_parquet(path, glob=False)
-    refuse_columns(path, frame.schema, columns)
+    check_columns(path, frame.schema, columns)
     return frame
 
 
@@ -56,7 +56,7 @@ def scan_frame(path: Path, columns: Mapping[str, str]) -> pl.LazyFrame:
 
     with reading(path):
         lazy = pl.scan_parquet(path, glob=False)
-        refuse_columns(path, lazy.collect_schema(), columns)
+        check_columns(path, lazy.collect_schema(), columns)
     return lazy
 
 
@@ -80,7 +80,7 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
-def refuse_columns(path: Path, schema: pl.Schema, columns: Mapping[str, str]) -> None:
+def check_columns(path: Path, schema: pl.Schema, columns: Mapping[str, str]) -> None:
     """Refuse a table that is not the one that its name says.
 
     Raises:

@@ -56,7 +56,7 @@ class _Entry(BaseModel, strict=True):
     rows: int | None
 
 
-class _Rounds(BaseModel, strict=True):
+class _StoppingMeta(BaseModel, strict=True):
     ends: list[int]
     largest: dict[str, int]
 
@@ -83,7 +83,7 @@ class _Manifest(BaseModel, strict=True):
     backends: dict[str, dict[str, Any]] = {}
     batches: dict[str, list[list[int]]] = {}
     decoding: dict[str, dict[str, Any]] = {}
-    rounds: dict[str, _Rounds] = {}
+    rounds: dict[str, _StoppingMeta] = {}
     stopped: dict[str, int] = {}
     judges: dict[str, _Judge] = {}
     former_judges: list[_Judge] = []
@@ -102,7 +102,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: not a bundle, of another version, or changed; or it holds a link, a pipe or a device.
     """
-    refuse_odd(path)
+    check_regular_files(path)
     try:
         manifest: Any = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def hash_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_text(rest).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def refuse_misfit(kind: type, fields: Mapping[str, Any], where: str) -> None:
+def check_fields(kind: type, fields: Mapping[str, Any], where: str) -> None:
     """Refuse values that are not those of a dataclass.
 
     Raises:
@@ -238,7 +238,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "" if entry.is_file() else "is a pipe or a device"
 
 
-def refuse_odd(root: Path) -> None:
+def check_regular_files(root: Path) -> None:
     """Refuse a bundle that holds anything but files and folders, before anything in it is opened.
 
     Raises:

@@ -25,7 +25,7 @@ Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Roll:
+class JudgeRegistry:
     """The judges of a bundle, as its manifest has them.
 
     Attributes:
@@ -37,7 +37,7 @@ class Roll:
     former: Sequence[Entry] = ()
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> Roll:
+    def of(cls, manifest: Mapping[str, Any]) -> JudgeRegistry:
         return cls(manifest.get(RECORD) or {}, manifest.get(FORMER) or ())
 
     @property
@@ -45,12 +45,12 @@ class Roll:
         """What the manifest says of it."""
         return {RECORD: dict(self.judges), FORMER: list(self.former)}
 
-    def with_entry(self, judge: JudgeConfig, **more: object) -> Roll:
+    def with_entry(self, judge: JudgeConfig, **more: object) -> JudgeRegistry:
         """The entry of a judge that is in force with its options as they are now, and `more` of it known."""
         entry = {**self.judges[judge.name], "config": plain(judge.model_dump()), **more}
-        return Roll({**self.judges, judge.name: entry}, self.former)
+        return JudgeRegistry({**self.judges, judge.name: entry}, self.former)
 
-    def enlisted(self, judge: JudgeConfig, identity: Mapping[str, object] | None = None) -> Roll:
+    def enlisted(self, judge: JudgeConfig, identity: Mapping[str, object] | None = None) -> JudgeRegistry:
         """A judge in force, by the entry of the one that labels as it does: that in force, a former one, or a new one.
 
         Args:
@@ -64,14 +64,14 @@ class Roll:
         new = {"config": plain(judge.model_dump()), "labels": self._new_file(judge.name)}
         entry = next(iter((*asked, *alike)), new)
         rest = self if mine is None or mine is entry else self.retired(judge.name)
-        return Roll({**rest.judges, judge.name: entry}, [one for one in rest.former if one is not entry])
+        return JudgeRegistry({**rest.judges, judge.name: entry}, [one for one in rest.former if one is not entry])
 
-    def retired(self, name: str) -> Roll:
+    def retired(self, name: str) -> JudgeRegistry:
         """Without a judge; what it said stays, and an entry that holds nothing goes."""
         if name not in self.judges:
             return self
         rest = {other: entry for other, entry in self.judges.items() if other != name}
-        return Roll(rest, [one for one in (*self.former, self.judges[name]) if "identity" in one])
+        return JudgeRegistry(rest, [one for one in (*self.former, self.judges[name]) if "identity" in one])
 
     def _new_file(self, name: str) -> str:
         """NAME, or the first of NAME~2, NAME~3, ... that is no judge's: file systems may take small for capital."""
@@ -118,7 +118,7 @@ def rescored(stored: Study, given: Study, *, stopped: bool) -> Study:
     return stored.model_copy(update=scoring)
 
 
-def roll_under(roll: Roll, stored: Study, given: Study) -> Roll:
+def roll_under(roll: JudgeRegistry, stored: Study, given: Study) -> JudgeRegistry:
     """The roll once the given study is in force in place of the stored one; judges that neither names stay on it."""
     asked = [judge for judge in given.judges if judge.engine]
     names = {judge.name for judge in asked}

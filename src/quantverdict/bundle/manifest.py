@@ -35,6 +35,7 @@ from quantverdict.bundle.integrity import (
     SCHEMA,
     artefact_names,
     as_yaml,
+    check_regular_files,
     differences,
     environment,
     first_difference,
@@ -43,10 +44,9 @@ from quantverdict.bundle.integrity import (
     odd_entries,
     plugin_parts,
     read_manifest,
-    refuse_odd,
     walk,
 )
-from quantverdict.bundle.judge_registry import Roll, rescored, roll_under
+from quantverdict.bundle.judge_registry import JudgeRegistry, rescored, roll_under
 from quantverdict.bundle.sources import Sources
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
@@ -121,8 +121,8 @@ class Bundle:
         """
         with saving(path):
             path.mkdir(parents=True, exist_ok=True)
-        refuse_strangers(path)
-        refuse_odd(path)
+        check_foreign_files(path)
+        check_regular_files(path)
         with ExitStack() as undo:
             lock = Lock(path)
             undo.callback(lock.release)
@@ -135,7 +135,7 @@ class Bundle:
                 raise BundleError(f"{path}: is a bundle already; resume it, or name another")
             if config is not None:
                 if bundle.sealed:
-                    bundle.refuse_differing(bundle.begun_anew(), only=KEPT)
+                    bundle.check_meta_equal(bundle.begun_anew(), only=KEPT)
                 bundle._bind(config)
             with saving(path):
                 for name, left in walk(path):
@@ -164,17 +164,17 @@ class Bundle:
                 told = "bring the run that made it to its end first"
                 raise BundleError(f"{path}: holds no {' or '.join(needs)}; {told}")
             if command is not None:
-                bundle.refuse_unfit(command)
+                bundle.require_ready(command)
             undo.pop_all()
         return bundle
 
-    def refuse_unfit(self, command: str) -> None:
+    def require_ready(self, command: str) -> None:
         """Refuse a bundle that a command cannot start from, before anything of it is parsed.
 
         Raises:
             BundleError: left unfinished by a command that this one does not finish; or the first file that differs.
         """
-        run = self.recorded("run")
+        run = self.get_meta("run")
         left = None if run.get("finished") is not None else run.get("changing")
         if run.get("finished") is None and left is None:
             raise BundleError(f"{self.root}: is not finished; bring the run that made it to its end first")
@@ -183,7 +183,7 @@ class Bundle:
         again = {*RENDERED, *WRITES.get(left or "", ())}
         if command in ("analyze", "label --out"):  # who deletes labels begins anew
             again |= self.begun_anew()
-        self.refuse_differing(again, decided=command == "analyze" or left in ("analyze", "judge", "label --read"))
+        self.check_meta_equal(again, decided=command == "analyze" or left in ("analyze", "judge", "label --read"))
 
     def begun_anew(self) -> set[str]:
         """Who deletes labels may: their key goes with them, and is not missed then."""
@@ -212,7 +212,7 @@ class Bundle:
         Raises:
             BundleError: the bundle holds no copy of it.
         """
-        name = self.recorded("config")
+        name = self.get_meta("config")
         if self._config is None and name is not None:
             file = self.path(name)
             if not file.exists():
@@ -289,11 +289,11 @@ class Bundle:
         self.write_text(name, text)
         return True
 
-    def recorded(self, key: str) -> Json:
+    def get_meta(self, key: str) -> Json:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
 
-    def refuse_differing(
+    def check_meta_equal(
         self, but: Iterable[str] = RENDERED, *, decided: bool = False, only: Collection[str] = ()
     ) -> None:
         """Check that the bundle is what it was finished with, before anything of it is parsed.
@@ -323,7 +323,7 @@ class Bundle:
                 continue
             raise BundleError(f"{self.path(name)}: {_differs(told)}; {_REMEDY[told.startswith('not'), made]}")
 
-    def refuse_changed(self, name: str) -> int:
+    def check_hash(self, name: str) -> int:
         """Check an append-only artefact before it is gone on from: what the manifest knows of it is still there.
 
         Returns:
@@ -332,7 +332,7 @@ class Bundle:
         Raises:
             BundleError: it was changed or cut since the bundle was finished.
         """
-        entry = (self.recorded("artefacts") or {}).get(name)
+        entry = (self.get_meta("artefacts") or {}).get(name)
         path = self.path(name)
         if entry is None or not path.exists():
             return 0
@@ -341,7 +341,7 @@ class Bundle:
                 raise BundleError(f"{path}: changed since it was written; put it back, or delete it to ask again")
         return int(entry["bytes"])
 
-    def record(self, **parts: object) -> None:
+    def set_meta(self, **parts: object) -> None:
         """Put parts (`seeds`, `sources`, `batches`, `backends`) into the manifest, now and for good."""
         if any(key not in self._manifest or self._manifest[key] != value for key, value in parts.items()):
             self.begin()
@@ -349,11 +349,11 @@ class Bundle:
             self._save()
 
     def hold(self, **parts: object) -> None:
-        """As `record`; of a finished bundle not before something of it is changed, so that till then it stays so."""
+        """As `set_meta`; of a finished bundle not before something of it is changed, so that till then it stays so."""
         if self.sealed:
             self._manifest |= parts
         else:
-            self.record(**parts)
+            self.set_meta(**parts)
 
     @property
     def sealed(self) -> bool:
@@ -389,7 +389,7 @@ class Bundle:
             del self._manifest[key]
             self._save()
 
-    def take_stock(self) -> None:
+    def update_hashes(self) -> None:
         """Put the hash of every artefact into the manifest."""
         entries = {name: self._entry(name) for name in artefact_names(self.root)}
         timed = {name: entry for name, entry in entries.items() if name.startswith(TIMED)}
@@ -411,7 +411,7 @@ class Bundle:
         self.begin()
         self._manifest["run"].pop("changing", None)
         self._manifest["run"] |= {"finished": now()}
-        self.take_stock()
+        self.update_hashes()
         self._begun = False
 
     def _save(self) -> None:
@@ -423,7 +423,7 @@ class Bundle:
         if isinstance(config, Study):
             config.adopt()
         name = "study.yaml" if isinstance(config, Study) else "sources.yaml"
-        bound = self.recorded("config")
+        bound = self.get_meta("config")
         if bound not in (None, name):
             raise BundleError(f"{self.root}: was made from a {bound}, not from a {name}")
         if bound is None and set(artefact_names(self.root)) - {name}:
@@ -445,13 +445,13 @@ class Bundle:
         except StudyError as error:
             raise BundleError(f"{error} (the bundle's copy)") from error
         both = (stored, config) if isinstance(stored, Study) and isinstance(config, Study) else None
-        same = rescored(*both, stopped=bool(self.recorded(STOPPED))) if both else stored
+        same = rescored(*both, stopped=bool(self.get_meta(STOPPED))) if both else stored
         if difference := first_difference(same, config):
             raise BundleError(f"{self.root}: is of another study: {difference}; name another bundle")
         if first_difference(stored, config):
             self.begin()
             # The roll goes before the study: what a kill leaves between them is made good by the next run.
-            self.record(**(roll_under(Roll.of(self._manifest), *both).parts if both else {}))
+            self.set_meta(**(roll_under(JudgeRegistry.of(self._manifest), *both).parts if both else {}))
             self.write_text(name, as_yaml(config))
         elif not self.sealed:  # a line that was lost, and stood for a default
             self.write_text(name, as_yaml(config))
@@ -521,7 +521,7 @@ def entry_of(path: Path) -> Entry:
     return {"sha256": digest.hexdigest(), "bytes": size, "rows": rows}
 
 
-def refuse_strangers(path: Path) -> None:
+def check_foreign_files(path: Path) -> None:
     """A folder that holds something and is no bundle is somebody's: leave it alone."""
     held = [name for name, _ in walk(path) if name not in (LOCK, SOFT_LOCK) and not name.endswith(PARTIAL)]
     if held and MANIFEST not in held:

@@ -31,7 +31,7 @@ Batches = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Rounds:
+class StoppingSchedule:
     """When a cell may be stopped.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PromptPlan:
     """What every cell of a base model is asked, and how.
 
     Attributes:
@@ -58,7 +58,7 @@ class Plan:
     prompts: tuple[Prompt, ...]
     batches: Batches
     decoding: Mapping[str, Decoding]
-    rounds: Rounds | None = None
+    rounds: StoppingSchedule | None = None
     content: str | None = None
 
     def prompts_in(self, batches: int) -> int:
@@ -89,7 +89,7 @@ def study_tasks(study: Study) -> tuple[Task, ...]:
 
 def make_plan(
     study: Study, tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str], name: str = ""
-) -> Plan:
+) -> PromptPlan:
     """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's, `name` its own."""
     chat = None if chat_template is None else open_chat(tasks, chat_template, special, name)
     prompts = _frozen(tasks, chat, name)
@@ -97,7 +97,7 @@ def make_plan(
         task.name: Decoding(use.max_new_tokens or study.decoding.max_new_tokens, study.decoding.temperature, study.seed)
         for task, use in zip(tasks, study.tasks, strict=True)
     }
-    return Plan(
+    return PromptPlan(
         prompts,
         plan_batches(prompts, study.collect.batch_size),
         decoding,
@@ -194,7 +194,7 @@ def first_changed(stored: Sequence[Prompt], given: Sequence[Prompt]) -> str | No
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
+class PromptParity:
     """Whether two cells were asked the same token sequences.
 
     Attributes:
@@ -209,7 +209,7 @@ class Parity:
     first_difference: str | None
 
 
-def prompt_parity(baseline: Iterable[Response], other: Iterable[Response]) -> Parity:
+def prompt_parity(baseline: Iterable[Response], other: Iterable[Response]) -> PromptParity:
     """Compare the token ids of each prompt that both cells answered."""
     ids = {(response.task, response.sample_id): response.prompt_ids_sha256 for response in baseline}
     same, unknown = 0, 0
@@ -224,4 +224,4 @@ def prompt_parity(baseline: Iterable[Response], other: Iterable[Response]) -> Pa
             same += 1
         else:
             different.append("/".join(key))
-    return Parity(same, len(different), unknown, different[0] if different else None)
+    return PromptParity(same, len(different), unknown, different[0] if different else None)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_
 
 from quantverdict.config import Constraints, Limit, Seed, StatisticsConfig
 from quantverdict.errors import StudyError, did_you_mean
-from quantverdict.policy import Exact, Frozen, Name, Policy, as_policy
+from quantverdict.policy import Exact, FrozenModel, Name, Policy, as_policy
 from quantverdict.records import UNCLEAR, CellId, Row
 from quantverdict.registry import IMPORTERS, METRICS, checked, judge_labels, known_among, one_of
 from quantverdict.yaml_file import load_yaml
@@ -36,7 +36,7 @@ def _hash(value: object) -> object:
 
 
 def _word(value: object) -> object:
-    """A value of a score as YAML reads it, as the text that `Measure.worth` looks up."""
+    """A value of a score as YAML reads it, as the text that `ScoreColumn.worth` looks up."""
     if isinstance(value, bool):
         return str(value).lower()
     return plain_word(str(value)) if isinstance(value, int | float) else value
@@ -63,7 +63,7 @@ _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 """Words that YAML reads as booleans, so that a key which was one of them cannot be told from the others."""
 
 
-class IngestedModel(Frozen):
+class IngestedModel(FrozenModel):
     """A base model and its cells."""
 
     name: Name
@@ -91,7 +91,7 @@ class IngestedModel(Frozen):
         return self
 
 
-class Columns(Frozen):
+class SourceColumns(FrozenModel):
     """Where a source has what. A cell is one column (`cell`, read by `cells`) or `base_model` and `quant`."""
 
     sample_id: Column
@@ -124,7 +124,7 @@ class Columns(Frozen):
     """What says whether two samples are the same item: a hash of the document."""
 
 
-class Measure(Frozen):
+class ScoreColumn(FrozenModel):
     """A column of scores: the metric it is, for all tasks or the named ones."""
 
     metric: SampleMetric
@@ -137,7 +137,7 @@ class Measure(Frozen):
     """What each value of the column is worth, where they are letters, words or booleans."""
 
 
-class ScoreSource(Frozen):
+class ScoreSource(FrozenModel):
     """One file.
 
     `fixed` holds what is the same for every row; `base_models`, `quants`, `tasks`, `cells` (to `BASE/QUANT`), `metrics`
@@ -154,7 +154,7 @@ class ScoreSource(Frozen):
     """Of the file as it is; another one refuses the whole load."""
     format: Annotated[str, AfterValidator(checked(lambda: IMPORTERS))] | None = None
     """By the end of the file's name if not given."""
-    columns: Columns
+    columns: SourceColumns
     """Where it has what."""
     fixed: Mapping[Literal["base_model", "quant", "task"], Name] = {}
     """What is the same for every row."""
@@ -170,7 +170,7 @@ class ScoreSource(Frozen):
     """Its names of metrics to ours."""
     labels: Mapping[str, str | None] = {}
     """Its labels to ours; null is no label."""
-    measures: tuple[Measure, ...] = Field(default=(), strict=False)
+    measures: tuple[ScoreColumn, ...] = Field(default=(), strict=False)
     """Its columns of scores."""
     values: Values = Field(default_factory=dict)
     """As in a measure, of the column `value`."""
@@ -220,7 +220,7 @@ class ScoreSource(Frozen):
         return self.role in ("judge", "second_judge")
 
 
-class Sources(Frozen):
+class Sources(FrozenModel):
     """What an ingested bundle is made from."""
 
     study: Name

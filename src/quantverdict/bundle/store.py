@@ -21,11 +21,11 @@ from quantverdict.bundle.files import (
     json_line,
     make_file,
     open_own,
-    proved_line,
     saving,
+    verified_line,
     whole_lines,
 )
-from quantverdict.bundle.prompts import Plan
+from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
 
@@ -66,7 +66,7 @@ class CellStore:
         unproved: whether batches are stored that have no checksum: an older version stored them, or it was lost.
     """
 
-    def __init__(self, bundle: Path, cell: CellId, plan: Plan, proved: int = 0) -> None:
+    def __init__(self, bundle: Path, cell: CellId, plan: PromptPlan, proved: int = 0) -> None:
         """Open a cell's files, cutting off what a killed run left unfinished.
 
         Args:
@@ -315,7 +315,7 @@ SEMANTIC, MARGINS, DRIFTS = "semantic", "whitebox~margins", "whitebox~drifts"
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
+class Timing:
     """How much was done in how long; nothing in no time where it is not known."""
 
     done: int = 0
@@ -342,11 +342,11 @@ def note_time(bundle: Path, name: str, done: int, seconds: float) -> None:
     append_bytes(path, json_line({"done": done, "wall_s": round(seconds, 3)}), sync=False)
 
 
-def time_taken(bundle: Path, name: str) -> Took:
+def time_taken(bundle: Path, name: str) -> Timing:
     """All lines together; one that is none is left out."""
     path = bundle / "timings" / f"{name}.jsonl"
     found = [_read(line) for line in (whole_lines(path.read_bytes()) if path.exists() else [])]
-    return Took(sum(done for done, _ in found), sum(seconds for _, seconds in found))
+    return Timing(sum(done for done, _ in found), sum(seconds for _, seconds in found))
 
 
 def _read(line: bytes) -> tuple[int, float]:
@@ -368,7 +368,7 @@ def _read(line: bytes) -> tuple[int, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class JudgeReply:
     """What a judge said to one question.
 
     Attributes:
@@ -389,7 +389,7 @@ class Said:
     output_tokens: int
 
 
-_FIELDS = tuple(field.name for field in fields(Said))
+_FIELDS = tuple(field.name for field in fields(JudgeReply))
 
 
 def labels_path(file: str) -> str:
@@ -397,7 +397,7 @@ def labels_path(file: str) -> str:
     return f"judgements/{file}.jsonl"
 
 
-def read_labels(bundle: Path, file: str) -> dict[str, Said]:
+def read_labels(bundle: Path, file: str) -> dict[str, JudgeReply]:
     """What a judge said so far, by question; a line that a killed run left unfinished is no part of it.
 
     Args:
@@ -409,14 +409,14 @@ def read_labels(bundle: Path, file: str) -> dict[str, Said]:
     path = bundle / labels_path(file)
     if not path.exists():
         return {}
-    found: dict[str, Said] = {}
+    found: dict[str, JudgeReply] = {}
     for number, line in enumerate(whole_lines(path.read_bytes()), start=1):
         said = _parse(line, path, number)
         found[said.key] = said
     return found
 
 
-def append_labels(bundle: Path, file: str, said: Sequence[Said], seconds: float) -> None:
+def append_labels(bundle: Path, file: str, said: Sequence[JudgeReply], seconds: float) -> None:
     """Store a batch and how long it took: all of it, or on failure nothing of it.
 
     Raises:
@@ -430,10 +430,12 @@ def append_labels(bundle: Path, file: str, said: Sequence[Said], seconds: float)
     append_bytes(path, b"".join(checked_line(asdict(one)) for one in said), sync=True)
 
 
-def _parse(line: bytes, path: Path, number: int) -> Said:
+def _parse(line: bytes, path: Path, number: int) -> JudgeReply:
     try:
-        data = json.loads(proved_line(line))
-        said = Said(**{**data, "logprobs": None if data["logprobs"] is None else tuple(map(float, data["logprobs"]))})
+        data = json.loads(verified_line(line))
+        said = JudgeReply(
+            **{**data, "logprobs": None if data["logprobs"] is None else tuple(map(float, data["logprobs"]))}
+        )
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         keys = ", ".join(_FIELDS)
         raise DataError(f"is not what a judge said ({error})", file=path, line=number, expected=keys) from error
@@ -477,7 +479,7 @@ class Kept:
 def _entry(line: bytes) -> tuple[str, float] | None:
     """A line's key and value, None where it is no such line: that value is computed again."""
     try:
-        data = json.loads(proved_line(line))
+        data = json.loads(verified_line(line))
         return str(data["key"]), float(data["value"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal, Protocol
 
-from quantverdict.backends.base import Backend, Metered, Usage
+from quantverdict.backends.base import Backend, MeteredBackend, Usage
 from quantverdict.bundle.store import FINISHES, BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -22,7 +22,7 @@ OpenWatch = Callable[[], Watch]
 """Begins to watch a cell. Called when its first round is there, so whatever was to be asked before it was."""
 
 
-class Stopping:
+class CellStopping:
     """The rounds of one cell: it is stopped at the end of a round, and never after the last.
 
     A resumed cell is looked at again from its first round on, unless it was stopped already.
@@ -114,7 +114,7 @@ class CellOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CellRecord:
     """What an earlier run noted of a cell: half a cell by one engine is not completed by another."""
 
     identity: Identity | None = None
@@ -128,7 +128,7 @@ def collect_cell(
     open_backend: OpenBackend,
     view: ProgressView,
     note_identity: Callable[[Identity], None],
-    known: Known = Known(),
+    known: CellRecord = CellRecord(),
     watch: OpenWatch | None = None,
 ) -> CellOutcome:
     """Ask one cell what is missing of it.
@@ -146,7 +146,7 @@ def collect_cell(
     """
     plan = store.plan
     view.start_cell(store.cell, plan.prompts_in(len(plan.batches)), plan.prompts_in(store.done))
-    run = _CellRun(store, view, known, Stopping(store, watch, known.stopped_after))
+    run = _CellRun(store, view, known, CellStopping(store, watch, known.stopped_after))
     failure = None
     try:
         if not run.stopping.enough():
@@ -163,7 +163,7 @@ def collect_cell(
 class _CellRun:
     """One cell while it is asked."""
 
-    def __init__(self, store: CellStore, view: ProgressView, known: Known, stopping: Stopping) -> None:
+    def __init__(self, store: CellStore, view: ProgressView, known: CellRecord, stopping: CellStopping) -> None:
         self.store, self.view, self.stopping = store, view, stopping
         self.known, self.identity, self.peak, self.halved = (
             known, known.identity, known.peak_memory_bytes, known.halved
@@ -176,7 +176,7 @@ class _CellRun:
         try:
             identity = dict(backend.identity)
             if self.store.done and self.known.identity is not None:
-                refuse_other_engine(self.store.cell, self.known.identity, identity)
+                check_same_engine(self.store.cell, self.known.identity, identity)
             self.identity = identity
             note_identity(identity)
             while not self.stopping.enough():
@@ -299,7 +299,7 @@ def smoke_check(completions: Sequence[Completion | Response]) -> None:
         raise EngineError(f"answered nothing to each of the first {len(completions)} prompts")
 
 
-def refuse_other_engine(cell: CellId, known: Identity, found: Identity) -> None:
+def check_same_engine(cell: CellId, known: Identity, found: Identity) -> None:
     """Refuse to complete a cell with another engine than it was begun with.
 
     Raises:
@@ -315,7 +315,7 @@ def refuse_other_engine(cell: CellId, known: Identity, found: Identity) -> None:
 
 def usage_of(backend: Backend) -> Usage:
     """What a backend used so far; nothing is known of one that does not count."""
-    return backend.usage if isinstance(backend, Metered) else Usage()
+    return backend.usage if isinstance(backend, MeteredBackend) else Usage()
 
 
 def one_line(error: BaseException) -> str:

@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from quantverdict.bundle.integrity import refuse_misfit
+from quantverdict.bundle.integrity import check_fields
 from quantverdict.bundle.manifest import STOPPED, Bundle
-from quantverdict.bundle.prompts import Batches, Plan, Rounds, first_changed, prompt_lines, prompts_file, read_prompts
+from quantverdict.bundle.prompts import (
+    Batches,
+    PromptPlan,
+    StoppingSchedule,
+    first_changed,
+    prompt_lines,
+    prompts_file,
+    read_prompts,
+)
 from quantverdict.bundle.store import CellStore, responses_path
 from quantverdict.collect.generate import (
     CellOutcome,
+    CellRecord,
     Identity,
-    Known,
     OpenBackend,
     OpenWatch,
     ProgressView,
@@ -35,7 +43,7 @@ CELLS = "cells.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CellJob:
     """A cell that is to be asked.
 
     Attributes:
@@ -46,7 +54,7 @@ class Job:
     """
 
     cell: CellId
-    plan: Plan
+    plan: PromptPlan
     open_backend: OpenBackend
     plan_name: str = ""
     watch: OpenWatch | None = None
@@ -58,7 +66,7 @@ class Job:
 
 def run_cells(
     bundle: Bundle,
-    jobs: Sequence[Job],
+    jobs: Sequence[CellJob],
     view: ProgressView,
     *,
     retry: bool = True,
@@ -78,7 +86,7 @@ def run_cells(
     for job in jobs:
         freeze_plan(bundle, job)
     log = _Log(bundle)
-    proved = {job.cell: bundle.refuse_changed(responses_path(Path(), job.cell).as_posix()) for job in jobs}
+    proved = {job.cell: bundle.check_hash(responses_path(Path(), job.cell).as_posix()) for job in jobs}
     bundle.begin()
     for job in jobs:
         stored = log.outcomes.get(job.cell)
@@ -101,7 +109,7 @@ def read_outcomes(bundle: Bundle) -> Mapping[CellId, CellOutcome]:
     return bundle.once(CELLS, read, "outcomes")
 
 
-def freeze_plan(bundle: Bundle, job: Job) -> None:
+def freeze_plan(bundle: Bundle, job: CellJob) -> None:
     """Keep what a base model's cells are asked, or check that it is what the bundle holds.
 
     Raises:
@@ -119,9 +127,9 @@ def freeze_plan(bundle: Bundle, job: Job) -> None:
 
 
 def _freeze_part(bundle: Bundle, key: str, whose: str, value: object) -> None:
-    parts: Mapping[str, object] = bundle.recorded(key) or {}
+    parts: Mapping[str, object] = bundle.get_meta(key) or {}
     if whose not in parts:
-        bundle.record(**{key: {**parts, whose: value}})
+        bundle.set_meta(**{key: {**parts, whose: value}})
     elif parts[whose] != value:
         raise BundleError(f"{bundle.root}: the {key} of {whose} are not those this bundle was begun with")
 
@@ -132,15 +140,15 @@ class _Log:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.outcomes = dict(read_outcomes(bundle))
-        recorded: Mapping[str, Identity] = bundle.recorded("backends") or {}
+        recorded: Mapping[str, Identity] = bundle.get_meta("backends") or {}
         self.identities = {CellId(*name.split("/", 1)): identity for name, identity in recorded.items()}
 
-    def known(self, cell: CellId) -> Known:
+    def known(self, cell: CellId) -> CellRecord:
         """What earlier runs noted of a cell."""
         stored = self.outcomes.get(cell)
         if stored is None:
-            return Known(self.identities.get(cell))
-        return Known(self.identities.get(cell), stored.peak_memory_bytes, stored.stopped_after, stored.halved)
+            return CellRecord(self.identities.get(cell))
+        return CellRecord(self.identities.get(cell), stored.peak_memory_bytes, stored.stopped_after, stored.halved)
 
     def noting(self, cell: CellId) -> Callable[[Identity], None]:
         """What keeps the cell's identity before it is asked anything, so that a killed run leaves it too."""
@@ -148,7 +156,7 @@ class _Log:
         def note(identity: Identity) -> None:
             if self.identities.get(cell) != identity:
                 self.identities[cell] = identity
-                self.bundle.record(backends={str(key): dict(value) for key, value in self.identities.items()})
+                self.bundle.set_meta(backends={str(key): dict(value) for key, value in self.identities.items()})
 
         return note
 
@@ -158,8 +166,8 @@ class _Log:
             self.bundle.write_json(CELLS, [as_row(entry) for entry in self.outcomes.values()])
         # What is decided rests on it, so it is not left among the times of `cells.json`.
         stopped = {str(cell): one.stopped_after for cell, one in self.outcomes.items() if one.stopped_after is not None}
-        if stopped != (self.bundle.recorded(STOPPED) or {}):
-            self.bundle.record(**{STOPPED: stopped})
+        if stopped != (self.bundle.get_meta(STOPPED) or {}):
+            self.bundle.set_meta(**{STOPPED: stopped})
 
 
 def as_row(outcome: CellOutcome) -> dict[str, object]:
@@ -179,7 +187,7 @@ def as_outcomes(rows: object, path: Path) -> list[CellOutcome]:
     for number, row in enumerate(rows, start=1):
         fields: dict[str, Any] = {name: value for name, value in row.items() if name not in ("base_model", "quant")}
         fields["cell"] = (row.get("base_model"), row.get("quant"))
-        refuse_misfit(CellOutcome, fields, f"{path}: row {number}")
+        check_fields(CellOutcome, fields, f"{path}: row {number}")
         found.append(CellOutcome(**{**fields, "cell": CellId(*fields["cell"])}))
     return found
 
@@ -197,7 +205,7 @@ SEQUENTIAL_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class MonitoredMetric:
     """A gated metric of a cell while it is asked.
 
     Attributes:
@@ -243,7 +251,9 @@ def plan_rounds(
     return tuple(tuple(number) for number in batches if number)
 
 
-def in_rounds(plan: Plan, clusters: Mapping[tuple[str, str], str | None], batch_size: int, seed: int) -> Plan:
+def in_rounds(
+    plan: PromptPlan, clusters: Mapping[tuple[str, str], str | None], batch_size: int, seed: int
+) -> PromptPlan:
     """The same prompts in rounds.
 
     Args:
@@ -258,7 +268,9 @@ def in_rounds(plan: Plan, clusters: Mapping[tuple[str, str], str | None], batch_
         by_task.setdefault(prompt.task, []).append(label)
     largest = {task: largest_cluster(of) for task, of in by_task.items()}
     ends = tuple(accumulate(len(batches) for batches in rounds))
-    return replace(plan, batches=tuple(batch for batches in rounds for batch in batches), rounds=Rounds(ends, largest))
+    return replace(
+        plan, batches=tuple(batch for batches in rounds for batch in batches), rounds=StoppingSchedule(ends, largest)
+    )
 
 
 def largest_cluster(labels: Iterable[str | None]) -> int:
@@ -279,7 +291,7 @@ def round_numbers(
 
 
 def add_round(
-    watched: Watched,
+    watched: MonitoredMetric,
     losses: Sequence[float],
     clusters: Sequence[str | None],
     largest: int,
@@ -308,7 +320,7 @@ def _add(sequence: ConfidenceSequence, losses: Sequence[float], clusters: Sequen
     sequence.add(means, [len(unit) / largest for unit in units.values()])
 
 
-def decided(cell: Iterable[Watched], alpha: float, family: int) -> bool:
+def decided(cell: Iterable[MonitoredMetric], alpha: float, family: int) -> bool:
     """Whether a cell can be stopped: each of its gated metrics is resolved, whatever the others in the study are.
 
     Args:
@@ -319,7 +331,7 @@ def decided(cell: Iterable[Watched], alpha: float, family: int) -> bool:
     return all(min(stopped_p_values(watched)) <= alpha / family for watched in cell)
 
 
-def stopped_p_values(watched: Watched) -> tuple[float, float]:
+def stopped_p_values(watched: MonitoredMetric) -> tuple[float, float]:
     """P-values of H0: loss >= margin and H0: loss <= margin for a cell that was stopped.
 
     They take the place of `noninferiority.Loss`'s in the study's Holm families, beside those of cells never stopped.
@@ -330,7 +342,7 @@ def stopped_p_values(watched: Watched) -> tuple[float, float]:
     return min(1.0, below / SEQUENTIAL_SHARE), min(1.0, above / SEQUENTIAL_SHARE)
 
 
-def full_p_values(watched: Watched, full: tuple[float, float]) -> tuple[float, float]:
+def full_p_values(watched: MonitoredMetric, full: tuple[float, float]) -> tuple[float, float]:
     """The same for a cell of a sequential study that was asked everything: by whichever of the two ways is surer.
 
     Args:

@@ -104,7 +104,7 @@ def read_answer(
     )
 
 
-class _Read(NamedTuple):
+class _ReadResult(NamedTuple):
     """What one reading made of a text."""
 
     text: str
@@ -113,13 +113,13 @@ class _Read(NamedTuple):
     runs_on: bool = False
 
 
-def _read(text: str, finish: str, *, opened: bool, dialogue: bool) -> _Read:
+def _read(text: str, finish: str, *, opened: bool, dialogue: bool) -> _ReadResult:
     """Read a text until another reading changes nothing more; white space goes only where something else did."""
-    found = _Read(text, [])
+    found = _ReadResult(text, [])
     for turn in range(PASSES):
         before = found
         again = _read_once(found.text, finish, opened=opened and turn == 0, dialogue=dialogue)
-        found = _Read(again.text, before.thoughts + again.thoughts, again.cut, before.runs_on or again.runs_on)
+        found = _ReadResult(again.text, before.thoughts + again.thoughts, again.cut, before.runs_on or again.runs_on)
         finish = "stop"
         if found.cut or found.text == before.text:
             break
@@ -127,16 +127,16 @@ def _read(text: str, finish: str, *, opened: bool, dialogue: bool) -> _Read:
     return found
 
 
-def _read_once(text: str, finish: str, *, opened: bool, dialogue: bool) -> _Read:
+def _read_once(text: str, finish: str, *, opened: bool, dialogue: bool) -> _ReadResult:
     found = _channels(text, opened=opened) or _announced(text, finish)
     if found is None:
         marked = opened or any(sign in text for sign in "<＜[◁&")  # noqa: RUF001
-        found = _scan(text, finish, inside=opened) if marked else _Read(text, [])
+        found = _scan(text, finish, inside=opened) if marked else _ReadResult(text, [])
     echo = _ECHO.match(found.text)  # a header of the answer's own turn, its tokens left out
     found = found._replace(text=found.text[echo.end() :]) if echo else found
     end = None if dialogue else _weak_turn(found.text)
     if end is not None:
-        return _Read(found.text[:end], found.thoughts, cut=False, runs_on=True)
+        return _ReadResult(found.text[:end], found.thoughts, cut=False, runs_on=True)
     return found
 
 
@@ -166,7 +166,7 @@ _NAMED = re.compile(
 _SENTENCE_END = re.compile(r"(?:[.!?:…>)\]*]|\n|^)[ \t]{0,3}$")
 
 
-def _scan(text: str, finish: str, *, inside: bool) -> _Read:
+def _scan(text: str, finish: str, *, inside: bool) -> _ReadResult:
     """Follow the marks from left to right."""
     marks = list(_structural(text, inside=inside))
     scan = _Scan(text, inside=inside)
@@ -192,8 +192,8 @@ class _Scan:
         self.nested, self.opening = 0, 0
         self.tail, self.closes_until = len(text), -1
 
-    def read(self) -> _Read:
-        return _Read("".join(self.said), self.thoughts, self.cut, self.runs_on)
+    def read(self) -> _ReadResult:
+        return _ReadResult("".join(self.said), self.thoughts, self.cut, self.runs_on)
 
     def leave(self, end: int) -> None:
         """End what goes on, thought or answer, at `end`."""
@@ -344,7 +344,7 @@ _GRANITE = re.compile(r"\s{0,20}Here(?:'s| is) my thought process:")
 _GRANITE_RESPONSE = re.compile(r"Here(?:'s| is) my response:")
 
 
-def _channels(text: str, *, opened: bool) -> _Read | None:
+def _channels(text: str, *, opened: bool) -> _ReadResult | None:
     """Harmony: the final channel is the answer; None where the text has no channels."""
     if "channel" not in text and "assistant" not in text and not _BARE_START.match(text):
         return None
@@ -371,7 +371,7 @@ def _channels(text: str, *, opened: bool) -> _Read | None:
     return _final_of(parts)
 
 
-def _stripped_channels(text: str) -> _Read | None:
+def _stripped_channels(text: str) -> _ReadResult | None:
     """The same where an engine left the tokens out: `analysisWe need ...assistantfinalThe answer`."""
     begun = _BARE_START.match(text)
     found = [
@@ -391,27 +391,29 @@ def _stripped_channels(text: str) -> _Read | None:
     return _final_of([part for part in parts if part[2].strip()] or [("analysis", "assistant", "")])
 
 
-def _final_of(parts: Sequence[tuple[str, str, str]]) -> _Read:
+def _final_of(parts: Sequence[tuple[str, str, str]]) -> _ReadResult:
     """The first final part is the answer, what comes before it is thought, what comes after it a further turn."""
     thoughts: list[str] = []
     for index, (channel, role, body) in enumerate(parts):
         if role in ("user", "system", "developer", "tool"):
-            return _Read("", thoughts, cut=bool(thoughts), runs_on=True)
+            return _ReadResult("", thoughts, cut=bool(thoughts), runs_on=True)
         if channel == "final":
-            return _Read(_HARMONY.sub("", body), thoughts, runs_on=any(more.strip() for *_, more in parts[index + 1 :]))
+            return _ReadResult(
+                _HARMONY.sub("", body), thoughts, runs_on=any(more.strip() for *_, more in parts[index + 1 :])
+            )
         thoughts.append(_HARMONY.sub("", body))
-    return _Read("", thoughts, cut=True)
+    return _ReadResult("", thoughts, cut=True)
 
 
-def _announced(text: str, finish: str) -> _Read | None:
+def _announced(text: str, finish: str) -> _ReadResult | None:
     """Granite: `Here is my thought process: ... Here is my response: ...`."""
     begun = _GRANITE.match(text)
     if begun is None:
         return None
     response = _GRANITE_RESPONSE.search(text, begun.end())
     if response is None:
-        return _Read("", [text[begun.end() :]], cut=True) if finish == "length" else None
-    return _Read(text[response.end() :], [text[begun.end() : response.start()]])
+        return _ReadResult("", [text[begun.end() :]], cut=True) if finish == "length" else None
+    return _ReadResult(text[response.end() :], [text[begun.end() : response.start()]])
 
 
 # Turns without control tokens

@@ -88,7 +88,7 @@ def logprob_margin(values: Sequence[float], right: int) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ChoiceReader:
     """What to look for in an answer to one item.
 
     Attributes:
@@ -105,7 +105,7 @@ class Reader:
 
 
 @lru_cache(maxsize=8192)
-def reader(labels: tuple[str, ...], texts: tuple[str, ...] = ()) -> Reader:
+def reader(labels: tuple[str, ...], texts: tuple[str, ...] = ()) -> ChoiceReader:
     """A reader for choices `labels` that say `texts` (none, or one a label). Kept: every cell has the same items."""
     known = {_normal(label): index for index, label in enumerate(labels)}
     lettered = all(len(label) == 1 for label in labels)
@@ -116,17 +116,17 @@ def reader(labels: tuple[str, ...], texts: tuple[str, ...] = ()) -> Reader:
         phrases = {phrase: index for phrase, index in phrases.items() if phrase not in repeated}
     phrases.pop("", None)
     if not lettered:
-        return Reader(known, phrases, None, None)
+        return ChoiceReader(known, phrases, None, None)
     any_label = f"[{re.escape(''.join(labels + tuple(label.lower() for label in labels)))}]"
     upper = f"[{re.escape(''.join(labels))}]"
     marked = rf"[(\[{{]\s?({any_label})\s?[)\]}}]|(?<![\w'.])({any_label})[)\]]|(?:^|(?<=\n))({any_label})[.:](?!\w)"
     named = rf"|\b(?i:option|choice|letter|answer|pick|choose|select)\s({upper})(?![\w'])"
     # A capital A is also an article: it names a choice only where no noun can follow.
     bare = rf"(?<![\w'])(?!A\b(?! ?(?:[).:,;!?/&]|$|and\b|or\b|is\b)))({upper})(?![\w'])"
-    return Reader(known, phrases, re.compile(marked + named), re.compile(bare, re.MULTILINE))
+    return ChoiceReader(known, phrases, re.compile(marked + named), re.compile(bare, re.MULTILINE))
 
 
-def read_answer(choices: Reader, text: str) -> int | None:
+def read_answer(choices: ChoiceReader, text: str) -> int | None:
     """Index of the choice that an answer names, None where it names none or several.
 
     Where it states its answer (`the answer is B`, a line that is `B`, a box), the last statement decides.
@@ -142,7 +142,7 @@ def readable(text: str) -> str:
     return _NEGATED.sub(" ", plain)
 
 
-def named_by_label(choices: Reader, plain: str) -> set[int]:
+def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices a readable answer names by label: `B`, `the answer is B`, `B) ...`, `B because ...`, `option B`."""
     alone = choices.labels.get(_normal(plain).removeprefix("option ").removeprefix("choice "))
     if alone is not None:
@@ -165,12 +165,12 @@ def named_by_label(choices: Reader, plain: str) -> set[int]:
     return marked if said in marked else marked | {said}
 
 
-def text_after_label(choices: Reader, plain: str) -> int | None:
+def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
     """The choice whose text stands alone behind a label, whatever the label: `C) the text of B` gives B."""
     return choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:])) if choices.letters is not None else None
 
 
-def named_by_text(choices: Reader, plain: str) -> set[int]:
+def named_by_text(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices whose text is the whole of a readable answer, or stands in it where it is short."""
     words = _words(plain)
     whole = choices.phrases.get(_without_article(words))
@@ -187,7 +187,7 @@ def named_by_text(choices: Reader, plain: str) -> set[int]:
     }
 
 
-def _last_stated(choices: Reader, plain: str) -> set[int]:
+def _last_stated(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices of the last statement; of two that follow each other with nothing between, both.
 
     A line that is a label alone states it, and so does one that corrects another (`A. No, wait: B`); what is supposed
@@ -204,7 +204,7 @@ def _last_stated(choices: Reader, plain: str) -> set[int]:
     return last
 
 
-def _ticked(choices: Reader, plain: str) -> set[int]:
+def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
     """The one choice of a list of verdicts that is said to be right (`A: false`, `B: true`)."""
     if choices.letters is None:
         return set()
@@ -217,7 +217,7 @@ def _ticked(choices: Reader, plain: str) -> set[int]:
     return right if len(verdicts) > 1 and len(right) == 1 else set()
 
 
-def _statements(choices: Reader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
+def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
     """Where each statement begins and ends, and the choices that it names."""
     for match in _STATED.finditer(plain):
         if _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
@@ -244,7 +244,7 @@ def _statements(choices: Reader, plain: str) -> Iterator[tuple[int, int, frozens
         yield match.start(), match.end(), frozenset((index,))
 
 
-def _named_at(choices: Reader, rest: str) -> tuple[set[int], int]:
+def _named_at(choices: ChoiceReader, rest: str) -> tuple[set[int], int]:
     """The choices that a text begins with, by letter or by what they say, and how far that goes."""
     found: set[int] = set()
     if choices.letters is not None and not _ARTICLE.match(rest):
@@ -269,7 +269,7 @@ def _without_negated(padded: str, said: str) -> str:
     return padded
 
 
-def _label_index(choices: Reader, match: re.Match[str]) -> int:
+def _label_index(choices: ChoiceReader, match: re.Match[str]) -> int:
     return choices.labels[next(group for group in match.groups() if group).casefold()]
 
 

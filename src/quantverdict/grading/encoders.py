@@ -221,7 +221,7 @@ class Encoder(Protocol[E]):
         ...
 
 
-class Placed(NamedTuple):
+class EncoderPlacement(NamedTuple):
     """Where and how precisely an encoder computes."""
 
     device: str
@@ -237,7 +237,7 @@ class TokenEmbedding(NamedTuple):
     weights: torch.Tensor
 
 
-def place(settings: SemanticConfig) -> Placed:
+def place(settings: SemanticConfig) -> EncoderPlacement:
     """What `auto` comes to on this machine."""
     import torch
 
@@ -250,7 +250,7 @@ def place(settings: SemanticConfig) -> Placed:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineError(f"semantic.device is {device}, and torch finds no GPU; expected auto or cpu")
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return Placed(device, dtype, hardware, settings.batch_tokens or (1024 if device == "cpu" else 16384))
+    return EncoderPlacement(device, dtype, hardware, settings.batch_tokens or (1024 if device == "cpu" else 16384))
 
 
 class TokenEncoder:
@@ -260,7 +260,7 @@ class TokenEncoder:
         EngineError: Transformers cannot load it, or it has no such layer.
     """
 
-    def __init__(self, files: EncoderFiles, placed: Placed) -> None:
+    def __init__(self, files: EncoderFiles, placed: EncoderPlacement) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
@@ -350,7 +350,7 @@ class SentenceEncoder:
         EngineError: sentence-transformers cannot load it.
     """
 
-    def __init__(self, files: EncoderFiles, placed: Placed) -> None:
+    def __init__(self, files: EncoderFiles, placed: EncoderPlacement) -> None:
         import torch
 
         self._torch, self._name = torch, files.name

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from quantverdict.bundle.store import key_of
 from quantverdict.grading.encoders import (
     Encoder,
+    EncoderPlacement,
     Encoders,
-    Placed,
     SentenceEncoder,
     TokenEncoder,
     cores,
@@ -31,14 +31,14 @@ from quantverdict.tasks.catalog import Item, Task, apply_filters, render_prompt
 E = TypeVar("E")
 
 
-class Pair(NamedTuple):
+class TextPair(NamedTuple):
     """An answer and the text that it is compared with."""
 
     answer: str
     reference: str
 
 
-class Bounds(NamedTuple):
+class BatchLimits(NamedTuple):
     """How much is done at once.
 
     Attributes:
@@ -52,7 +52,9 @@ class Bounds(NamedTuple):
     held_bytes: int = 1 << 29
 
 
-def compare_pairs(encoder: Encoder[E], pairs: Iterable[Pair], bounds: Bounds) -> Iterator[dict[Pair, float]]:
+def compare_pairs(
+    encoder: Encoder[E], pairs: Iterable[TextPair], bounds: BatchLimits
+) -> Iterator[dict[TextPair, float]]:
     """Every distinct pair with its score, some at a time."""
     ordered = by_reference(pairs)
     texts = list(dict.fromkeys(text for pair in ordered for text in pair))
@@ -65,20 +67,20 @@ def compare_pairs(encoder: Encoder[E], pairs: Iterable[Pair], bounds: Bounds) ->
             held.update(zip(batch, encoder.embed(batch), strict=True))
         yield matched(encoder, chunk, held)
         uses.subtract(text for pair in chunk for text in pair)
-        forget(encoder, held, uses, bounds.held_bytes)
+        evict(encoder, held, uses, bounds.held_bytes)
 
 
-def by_reference(pairs: Iterable[Pair]) -> list[Pair]:
+def by_reference(pairs: Iterable[TextPair]) -> list[TextPair]:
     """Distinct pairs, those of one reference together: they are compared at once, and it is needed no more after."""
-    groups: dict[str, dict[Pair, None]] = {}
+    groups: dict[str, dict[TextPair, None]] = {}
     for pair in pairs:
         groups.setdefault(pair.reference, {})[pair] = None
     return [pair for group in groups.values() for pair in group]
 
 
-def chunks(pairs: Sequence[Pair], lengths: Mapping[str, int], most: int) -> Iterator[list[Pair]]:
+def chunks(pairs: Sequence[TextPair], lengths: Mapping[str, int], most: int) -> Iterator[list[TextPair]]:
     """Pairs in their order, so many that their distinct texts have about `most` tokens."""
-    chunk: list[Pair] = []
+    chunk: list[TextPair] = []
     seen: set[str] = set()
     tokens = 0
     for pair in pairs:
@@ -101,19 +103,19 @@ def batches(texts: Iterable[str], lengths: Mapping[str, int], most: int) -> Iter
         rest = rest[many:]
 
 
-def matched(encoder: Encoder[E], pairs: Sequence[Pair], held: Mapping[str, E]) -> dict[Pair, float]:
+def matched(encoder: Encoder[E], pairs: Sequence[TextPair], held: Mapping[str, E]) -> dict[TextPair, float]:
     """The scores of pairs whose texts are encoded."""
-    groups: dict[str, list[Pair]] = {}
+    groups: dict[str, list[TextPair]] = {}
     for pair in pairs:
         groups.setdefault(pair.reference, []).append(pair)
-    found: dict[Pair, float] = {}
+    found: dict[TextPair, float] = {}
     for reference, group in groups.items():
         scores = encoder.compare([held[pair.answer] for pair in group], held[reference])
         found.update(zip(group, scores, strict=True))
     return found
 
 
-def forget(encoder: Encoder[E], held: dict[str, E], uses: Mapping[str, int], most: int) -> None:
+def evict(encoder: Encoder[E], held: dict[str, E], uses: Mapping[str, int], most: int) -> None:
     """Drop what no later pair needs, then the oldest of what is beyond `most` bytes."""
     for text in [text for text in held if uses[text] <= 0]:
         del held[text]
@@ -137,7 +139,7 @@ SAY_SECONDS = 30.0
 Say = Callable[[str], None]
 
 
-class Memory(NamedTuple):
+class ScoreMemory(NamedTuple):
     """Scores by a hash of all that they follow from; `keep` makes new ones known, and `clock` is told their time."""
 
     known: Mapping[str, float]
@@ -145,13 +147,13 @@ class Memory(NamedTuple):
     clock: Callable[[int, float], None]
 
 
-class Wanted(NamedTuple):
+class ScoreRequest(NamedTuple):
     """A score to be had: of which answer, the pair of texts, and why there is none, where that is known."""
 
     response: Response
     cluster: str | None
     metric: str
-    pair: Pair
+    pair: TextPair
     reason: str = ""
 
 
@@ -164,7 +166,7 @@ def semantic_scores(
     encoders: Encoders,
     tasks: Mapping[str, Task],
     responses: Iterable[Response],
-    memory: Memory,
+    memory: ScoreMemory,
     say: Say,
 ) -> Iterator[Score]:
     """The scores of answers to free-text tasks, in their order; answers to others have none.
@@ -178,7 +180,7 @@ def semantic_scores(
         ("bertscore", ("bertscore",), encoders.bertscore, TokenEncoder),
         ("coherence", ("coherence", "coherence_prompt"), encoders.coherence, SentenceEncoder),
     )
-    values: dict[tuple[str, Pair], float] = {}
+    values: dict[tuple[str, TextPair], float] = {}
     for name, metrics, files, kind in instruments:
         if files is None:
             continue
@@ -205,7 +207,7 @@ def identities(encoders: Encoders) -> dict[str, dict[str, Any]]:
     }
 
 
-def _wanted(encoders: Encoders, tasks: Mapping[str, Task], responses: Iterable[Response]) -> Iterator[Wanted]:
+def _wanted(encoders: Encoders, tasks: Mapping[str, Task], responses: Iterable[Response]) -> Iterator[ScoreRequest]:
     items = {name: {item.id: item for item in task.items} for name, task in tasks.items() if read_semantically(task)}
     for response in responses:
         if response.task not in items:
@@ -214,7 +216,7 @@ def _wanted(encoders: Encoders, tasks: Mapping[str, Task], responses: Iterable[R
         answer, cluster = answer_to(task, response), task.cluster(item)
         text = _unicode(apply_filters(task, answer_text(task, answer)))
         for metric, reference in _measured(encoders, task, item):
-            yield Wanted(response, cluster, metric, Pair(text, _unicode(reference)), answer.reason)
+            yield ScoreRequest(response, cluster, metric, TextPair(text, _unicode(reference)), answer.reason)
 
 
 def _measured(encoders: Encoders, task: Task, item: Item) -> Iterator[tuple[str, str]]:
@@ -230,11 +232,11 @@ def _measured(encoders: Encoders, task: Task, item: Item) -> Iterator[tuple[str,
         yield "coherence", reference
 
 
-def _comparable(pair: Pair) -> bool:
+def _comparable(pair: TextPair) -> bool:
     return bool(pair.answer.strip() and pair.reference.strip())
 
 
-def _score(one: Wanted, values: Mapping[tuple[str, Pair], float]) -> Score:
+def _score(one: ScoreRequest, values: Mapping[tuple[str, TextPair], float]) -> Score:
     """An answer of which the task's filters leave nothing scores 0, as in ROUGE-L."""
     r = one.response
     reason = one.reason or ("" if one.pair.reference.strip() else EMPTY_REFERENCE)
@@ -244,13 +246,13 @@ def _score(one: Wanted, values: Mapping[tuple[str, Pair], float]) -> Score:
 
 def _score_missing(
     load: Callable[[], Encoder[Any]],
-    keys: Mapping[tuple[str, Pair], str],
-    memory: Memory,
-    placed: Placed,
+    keys: Mapping[tuple[str, TextPair], str],
+    memory: ScoreMemory,
+    placed: EncoderPlacement,
     say: Callable[[int, int], None],
 ) -> None:
     """Compare the pairs that are not kept; the encoder is loaded only where there are any."""
-    missing: dict[Pair, list[str]] = {}
+    missing: dict[TextPair, list[str]] = {}
     for (_, pair), key in keys.items():
         if key not in memory.known:
             missing.setdefault(pair, []).append(key)
@@ -258,7 +260,7 @@ def _score_missing(
         return
     done = len(keys) - sum(map(len, missing.values()))
     say(done, len(keys))
-    said, bounds = time.monotonic(), Bounds(placed.batch_tokens, BATCHES * placed.batch_tokens)
+    said, bounds = time.monotonic(), BatchLimits(placed.batch_tokens, BATCHES * placed.batch_tokens)
     with cores():
         for scores in compare_pairs(load(), missing, bounds):
             new = {key: round(score, DECIMALS) for pair, score in scores.items() for key in missing[pair]}

@@ -15,9 +15,9 @@ from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.frames import unreadable
 from quantverdict.bundle.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
-from quantverdict.ingestion.matching import SAMPLE, Allowed, Matcher, raise_broken
+from quantverdict.ingestion.matching import SAMPLE, AllowedValues, Matcher, raise_broken
 from quantverdict.ingestion.pairing import Pairing, pair
-from quantverdict.ingestion.rows import Broken, Wanted, read_blocks, texts_at
+from quantverdict.ingestion.rows import InvalidRow, RowFields, read_blocks, texts_at
 from quantverdict.records import Table
 from quantverdict.yaml_file import unread
 
@@ -56,7 +56,7 @@ class SourceAudit:
 
 
 @dataclass(frozen=True, slots=True)
-class Ingested:
+class IngestSummary:
     """What the sources hold; names are categories.
 
     Attributes:
@@ -76,21 +76,21 @@ class Ingested:
     answers: pl.DataFrame
     pairings: tuple[Pairing, ...]
     audits: tuple[SourceAudit, ...]
-    quarantine: tuple[tuple[str, Broken], ...]
+    quarantine: tuple[tuple[str, InvalidRow], ...]
 
 
 @dataclass(slots=True)
-class _Loaded:
+class _LoadedSource:
     """One source while it is read; `frame` has the columns of its role and `line`."""
 
     source: ScoreSource
     path: Path
-    wanted: Wanted
+    wanted: RowFields
     frame: pl.DataFrame = field(init=False)
     answers: pl.DataFrame | None = None
     raw: int = 0
     unmatched: Counter[str] = field(default_factory=Counter)
-    broken: list[Broken] = field(default_factory=list)
+    broken: list[InvalidRow] = field(default_factory=list)
     superseded: int = 0
 
     @property
@@ -103,8 +103,8 @@ def load_sources(
     *,
     quarantine: bool = False,
     answers_of: Sequence[str] = (),
-    metrics: Mapping[str, Allowed] = MappingProxyType({}),
-) -> Ingested:
+    metrics: Mapping[str, AllowedValues] = MappingProxyType({}),
+) -> IngestSummary:
     """Read every source that is named. Writes nothing.
 
     Args:
@@ -120,14 +120,14 @@ def load_sources(
     # Whatever fails, the first source that does is named: results come in the order of the sources.
     with ThreadPoolExecutor(AT_ONCE) as pool:
         deque(pool.map(check_hash, files, [source.sha256 for source in sources.sources]), maxlen=0)
-        refuse_unreadable(files, sources, [matcher.wanted for matcher in matchers])
+        check_readable(files, sources, [matcher.wanted for matcher in matchers])
         loaded = list(pool.map(_load, files, matchers, repeat(quarantine)))
     pairings = pair(sources, loaded)
     scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
     by_label = {one.source.label: one for one in loaded}
     judgements, superseded = _first_label_wins([by_label[label] for label in sources.precedence()])
     second = _join([one for one in loaded if one.source.role == "second_judge"], JUDGEMENT_COLUMNS, quarantine)
-    return Ingested(
+    return IngestSummary(
         sources=sources,
         scores=scores,
         judgements=judgements,
@@ -157,7 +157,7 @@ def check_hash(path: Path, expected: str) -> None:
         )
 
 
-def refuse_unreadable(files: Sequence[Path], sources: Sources, wanted: Sequence[Wanted]) -> None:
+def check_readable(files: Sequence[Path], sources: Sources, wanted: Sequence[RowFields]) -> None:
     """Refuse a Parquet file that its parser breaks down over, which would end this process too.
 
     Raises:
@@ -169,10 +169,10 @@ def refuse_unreadable(files: Sequence[Path], sources: Sources, wanted: Sequence[
         raise DataError(f"cannot be read ({why})", file=file, expected="Parquet")
 
 
-def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
+def _load(path: Path, matcher: Matcher, quarantine: bool) -> _LoadedSource:
     import polars as pl
 
-    one = _Loaded(matcher.source, path, matcher.wanted)
+    one = _LoadedSource(matcher.source, path, matcher.wanted)
     frames, answers = list[pl.DataFrame](), list[pl.DataFrame]()
     for block in read_blocks(path, one.form, one.wanted):
         matched = matcher.match(block)
@@ -186,7 +186,7 @@ def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
         answers += [] if matched.answers is None else [matched.answers]
     if not one.raw:
         raise DataError("has no rows", file=path, expected="at least one")
-    matcher.refuse_empty_columns(path)
+    matcher.check_columns_filled(path)
     one.frame = pl.concat(frames or [matcher.empty()])
     one.answers = pl.concat(answers) if answers else None
     key = [*SAMPLE] if matcher.source.is_judge else [*SAMPLE, "metric"]
@@ -195,7 +195,7 @@ def _load(path: Path, matcher: Matcher, quarantine: bool) -> _Loaded:
     return one
 
 
-def _drop_repeats(one: _Loaded, again: pl.DataFrame, reason: str, quarantine: bool) -> None:
+def _drop_repeats(one: _LoadedSource, again: pl.DataFrame, reason: str, quarantine: bool) -> None:
     """Set aside the rows of which a sample was there before; a row goes with all its scores."""
     import polars as pl
 
@@ -207,10 +207,10 @@ def _drop_repeats(one: _Loaded, again: pl.DataFrame, reason: str, quarantine: bo
     }
     if not quarantine:
         line = rows["line"][0]
-        raise_broken(one.path, Broken(line, told[line], ""))
+        raise_broken(one.path, InvalidRow(line, told[line], ""))
     # Which rows are repeats is known when the whole file is read, and its texts are not kept that long.
     texts = texts_at(one.path, one.form, one.wanted, told)
-    one.broken += [Broken(line, why, texts[line]) for line, why in told.items()]
+    one.broken += [InvalidRow(line, why, texts[line]) for line, why in told.items()]
     kept = ~pl.col("line").is_in(list(told))
     one.frame = one.frame.filter(kept)
     one.answers = None if one.answers is None else one.answers.filter(kept)
@@ -232,7 +232,7 @@ def repeated(frame: pl.DataFrame, key: list[str]) -> pl.Series:
     return suspects.scatter(index, later)
 
 
-def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> pl.DataFrame:
+def _join(loaded: list[_LoadedSource], columns: tuple[str, ...], quarantine: bool) -> pl.DataFrame:
     """The sources one below the other; a sample that an earlier source has is a repeat."""
     import polars as pl
 
@@ -247,7 +247,7 @@ def _join(loaded: list[_Loaded], columns: tuple[str, ...], quarantine: bool) -> 
     return pl.concat(one.frame.select(columns) for one in loaded)
 
 
-def _overlap(loaded: list[_Loaded], names: list[str]) -> bool:
+def _overlap(loaded: list[_LoadedSource], names: list[str]) -> bool:
     """Whether two sources have rows of the same cell, task and metric or judge."""
     import polars as pl
 
@@ -255,7 +255,7 @@ def _overlap(loaded: list[_Loaded], names: list[str]) -> bool:
     return pl.concat(own).n_unique() < sum(frame.height for frame in own)
 
 
-def _first_label_wins(loaded: list[_Loaded]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _first_label_wins(loaded: list[_LoadedSource]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """One judgement a sample: of the first source with a label, else ungraded by the first source. And the others."""
     import polars as pl
 
@@ -280,7 +280,7 @@ def _once(columns: tuple[str, ...], key: list[str], frames: list[pl.DataFrame]) 
     return whole.unique(key, keep="first", maintain_order=True)
 
 
-def _audit(one: _Loaded) -> SourceAudit:
+def _audit(one: _LoadedSource) -> SourceAudit:
     unmatched = dict(sorted(one.unmatched.items()))
     return SourceAudit(
         label=one.source.label,
@@ -303,11 +303,11 @@ def as_text(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
-def sorted_by_line(broken: list[Broken]) -> list[Broken]:
+def sorted_by_line(broken: list[InvalidRow]) -> list[InvalidRow]:
     return sorted(broken, key=lambda one: one.line)
 
 
-def audit_table(ingested: Ingested) -> Table:
+def audit_table(ingested: IngestSummary) -> Table:
     """`sources.csv`: one row a source."""
     columns = ("label", "role", "path", "sha256", "raw", "loaded", "superseded", "quarantined", "unmatched", "reasons")
     return Table("sources", columns, tuple(_audit_row(audit) for audit in ingested.audits))

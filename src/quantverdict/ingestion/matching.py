@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from quantverdict.bundle.sources import ScoreSource, Sources, worth
 from quantverdict.errors import DataError
-from quantverdict.ingestion.rows import Block, Broken, Wanted, schema_of
+from quantverdict.ingestion.rows import Block, InvalidRow, RowFields, schema_of
 from quantverdict.registry import judge_labels
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class AllowedValues:
     """The values that one sample of a metric can have."""
 
     low: float = -math.inf
@@ -35,7 +35,7 @@ class Allowed:
     whole: bool = False
 
     def __str__(self) -> str:
-        if self == Allowed(0, 1, whole=True):
+        if self == AllowedValues(0, 1, whole=True):
             return "0 or 1"
         kind = "a whole number" if self.whole else "a number"
         if math.isinf(self.high):
@@ -51,7 +51,7 @@ class Allowed:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
+class MatchedRows:
     """The rows of a block that belong to a cell, and why the others do not.
 
     Attributes:
@@ -63,7 +63,7 @@ class Matched:
     frame: pl.DataFrame
     answers: pl.DataFrame | None
     unmatched: Counter[str]
-    broken: list[Broken]
+    broken: list[InvalidRow]
 
 
 class Matcher:
@@ -75,7 +75,7 @@ class Matcher:
     """
 
     def __init__(
-        self, source: ScoreSource, sources: Sources, answers_of: Sequence[str], metrics: Mapping[str, Allowed]
+        self, source: ScoreSource, sources: Sources, answers_of: Sequence[str], metrics: Mapping[str, AllowedValues]
     ) -> None:
         self.source = source
         self.answers_of = list(answers_of)
@@ -97,11 +97,11 @@ class Matcher:
         if columns.output_tokens is not None:
             numbers["output_tokens"] = columns.output_tokens
         prose = tuple(name for name in ("text", *HASHES) if name in texts)
-        self.wanted = Wanted(texts, numbers, prose, words)
+        self.wanted = RowFields(texts, numbers, prose, words)
         self.numbers = {**words, **numbers}
         self.required = [*self.numbers, *(name for name in ("label", "text", *HASHES) if name in texts)]
 
-    def match(self, block: Block) -> Matched:
+    def match(self, block: Block) -> MatchedRows:
         """Sort the rows of a block."""
         import polars as pl
 
@@ -113,14 +113,14 @@ class Matcher:
             pl.col("broken").is_not_null() | pl.col("unmatched").is_not_null()
         )  # fmt: skip
         if sorted_out.height == 0:
-            return Matched(self._emit(frame), self._answers(frame), Counter(), [])
+            return MatchedRows(self._emit(frame), self._answers(frame), Counter(), [])
         wrong = sorted_out.filter(pl.col("broken").is_not_null())
-        broken = [Broken(row[1], row[2], block.text_of[row[0]]) for row in wrong.iter_rows()]
+        broken = [InvalidRow(row[1], row[2], block.text_of[row[0]]) for row in wrong.iter_rows()]
         left_out = sorted_out.filter(pl.col("broken").is_null()).group_by("unmatched").len()
         kept = frame.filter(pl.col("broken").is_null() & pl.col("unmatched").is_null())
-        return Matched(self._emit(kept), self._answers(kept), Counter(dict(left_out.iter_rows())), broken)
+        return MatchedRows(self._emit(kept), self._answers(kept), Counter(dict(left_out.iter_rows())), broken)
 
-    def refuse_empty_columns(self, path: Path) -> None:
+    def check_columns_filled(self, path: Path) -> None:
         """Refuse a source of which a whole column of scores or labels is missing: the mapping is wrong.
 
         Raises:
@@ -211,7 +211,7 @@ class Matcher:
         if "metric" in self.wanted.texts:
             yield "value_0", pl.lit(value=True)
 
-    def _allowed(self) -> Iterator[tuple[str, pl.Expr, pl.Expr, Allowed]]:
+    def _allowed(self) -> Iterator[tuple[str, pl.Expr, pl.Expr, AllowedValues]]:
         """(number, which rows have such a score, its metric, what it can be)."""
         import polars as pl
 
@@ -393,7 +393,7 @@ def _missing(column: str | None) -> str:
     return f"{column or 'fixed'}: missing"
 
 
-def raise_broken(path: Path, broken: Broken) -> NoReturn:
+def raise_broken(path: Path, broken: InvalidRow) -> NoReturn:
     """Refuse a source for one of its rows.
 
     Raises:

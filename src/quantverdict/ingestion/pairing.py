@@ -28,7 +28,7 @@ OTHER = {
 NAMED = 3
 
 
-class Loaded(Protocol):
+class LoadedSource(Protocol):
     """A source that was read; `frame` has `SAMPLE`, `HASHES` and `line`."""
 
     path: Path
@@ -70,7 +70,7 @@ class Pairing:
         return CellId(self.base_model, self.quant)
 
 
-def pair(sources: Sources, loaded: Sequence[Loaded]) -> tuple[Pairing, ...]:
+def pair(sources: Sources, loaded: Sequence[LoadedSource]) -> tuple[Pairing, ...]:
     """Give samples the ids of the baseline's that they are; set aside, in their source, those that are other ones.
 
     Raises:
@@ -103,7 +103,7 @@ def pair(sources: Sources, loaded: Sequence[Loaded]) -> tuple[Pairing, ...]:
     return tuple(found)
 
 
-def _asked(loaded: Sequence[Loaded]) -> pl.DataFrame:
+def _asked(loaded: Sequence[LoadedSource]) -> pl.DataFrame:
     """Every sample of every cell once, with its hashes, in the order of the sources."""
     import polars as pl
 
@@ -218,7 +218,7 @@ def _pairing(cell: CellId, tasks: Sequence[_Task]) -> Pairing:
     )
 
 
-def _apply(changes: pl.DataFrame, loaded: Iterable[Loaded]) -> None:
+def _apply(changes: pl.DataFrame, loaded: Iterable[LoadedSource]) -> None:
     import polars as pl
 
     for one in loaded:

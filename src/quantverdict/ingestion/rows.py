@@ -59,7 +59,7 @@ LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RowFields:
     """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`).
 
     `words` are texts, numbers or booleans alike, and come as text. `prose` are the texts that may begin in any way.
@@ -82,7 +82,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class InvalidRow:
     """A row that cannot be used: its line (or row) from 1, why, and what it says."""
 
     line: int
@@ -95,18 +95,18 @@ class Block:
     """Some rows of a source.
 
     Attributes:
-        frame: `line`, then text and Float64 columns by the names of `Wanted`; null where the row has nothing.
+        frame: `line`, then text and Float64 columns by the names of `RowFields`; null where the row has nothing.
         raw: rows, broken ones included.
         text_of: what a row says, by its index in the frame.
     """
 
     frame: pl.DataFrame
     raw: int
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[InvalidRow, ...] = ()
     text_of: Sequence[str] = field(default=(), repr=False)
 
 
-def read_blocks(path: Path, form: str, wanted: Wanted) -> Iterator[Block]:
+def read_blocks(path: Path, form: str, wanted: RowFields) -> Iterator[Block]:
     """The rows of a file, in order, in blocks of bounded size.
 
     Raises:
@@ -124,12 +124,12 @@ def read_blocks(path: Path, form: str, wanted: Wanted) -> Iterator[Block]:
         yield from _json_blocks(file, wanted)
 
 
-def jsonl_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
+def jsonl_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
     """JSON lines as plain text."""
     yield from _opened(path, wanted, _plain)
 
 
-def gzip_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
+def gzip_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
     """JSON lines in a gzip file."""
     yield from _opened(path, wanted, gzip.open)
 
@@ -139,7 +139,7 @@ def _plain(path: Path, mode: str) -> IO[bytes]:
     return cast("IO[bytes]", path.open(mode))
 
 
-def _opened(path: Path, wanted: Wanted, opener: Callable[..., Any]) -> Iterator[Block]:
+def _opened(path: Path, wanted: RowFields, opener: Callable[..., Any]) -> Iterator[Block]:
     try:
         with opener(path, "rb") as file:
             yield from _json_blocks(_as_utf8(file), wanted)
@@ -149,7 +149,7 @@ def _opened(path: Path, wanted: Wanted, opener: Callable[..., Any]) -> Iterator[
         raise DataError(f"cannot be read ({error})", file=path) from error
 
 
-def texts_at(path: Path, form: str, wanted: Wanted, lines: Collection[int]) -> dict[int, str]:
+def texts_at(path: Path, form: str, wanted: RowFields, lines: Collection[int]) -> dict[int, str]:
     """What the rows at these lines say, for lines that `read_blocks` gives in a frame."""
     found: dict[int, str] = {}
     for block in read_blocks(path, form, wanted):
@@ -184,7 +184,7 @@ def _as_utf8(file: IO[bytes]) -> IO[bytes]:
     return file
 
 
-def _json_blocks(file: IO[bytes], wanted: Wanted) -> Iterator[Block]:
+def _json_blocks(file: IO[bytes], wanted: RowFields) -> Iterator[Block]:
     line, schema = 1, None
     for data in _whole_blocks(file):
         if schema is None:
@@ -207,7 +207,7 @@ def _whole_blocks(file: IO[bytes]) -> Iterator[bytes]:
         yield last + b"\n"
 
 
-def _booleans(data: bytes, wanted: Wanted) -> set[str]:
+def _booleans(data: bytes, wanted: RowFields) -> set[str]:
     """Which number columns hold booleans, by the first value of each in the first lines that can be read."""
     found: dict[str, bool] = {}
     for line in data[:PEEK_BYTES].split(b"\n"):
@@ -227,7 +227,7 @@ def _booleans(data: bytes, wanted: Wanted) -> set[str]:
 Schema = dict[str, "pl.DataType"]
 
 
-def _json_schema(wanted: Wanted, booleans: set[str]) -> Schema:
+def _json_schema(wanted: RowFields, booleans: set[str]) -> Schema:
     import polars as pl
 
     tree: dict[str, Json] = {}
@@ -247,7 +247,7 @@ def _json_schema(wanted: Wanted, booleans: set[str]) -> Schema:
     return {key: as_type(node) for key, node in tree.items()}
 
 
-def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Schema) -> Block | None:
+def _parse_fast(data: bytes, count: int, line: int, wanted: RowFields, schema: Schema) -> Block | None:
     """None where the block holds anything that has to be looked at line by line."""
     import polars as pl
 
@@ -267,7 +267,7 @@ def _parse_fast(data: bytes, count: int, line: int, wanted: Wanted, schema: Sche
     return Block(frame, count, text_of=lines) if right else None
 
 
-def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
+def _trusted(frame: pl.DataFrame, wanted: RowFields) -> bool:
     """Whether the fast parser may be taken at its word.
 
     It turns what is no text into text, a lone surrogate into NUL and, in some releases, what is no object into nulls.
@@ -285,7 +285,7 @@ def _trusted(frame: pl.DataFrame, wanted: Wanted) -> bool:
     return not suspect.item()
 
 
-def _is_prose(frame: pl.DataFrame, lines: Sequence[str], wanted: Wanted) -> bool:
+def _is_prose(frame: pl.DataFrame, lines: Sequence[str], wanted: RowFields) -> bool:
     """Whether prose that looks like something else is text all the same: those lines are read again."""
     import polars as pl
 
@@ -300,7 +300,7 @@ def _is_prose(frame: pl.DataFrame, lines: Sequence[str], wanted: Wanted) -> bool
     return True
 
 
-def _has_keys_once(data: bytes, lines: Sequence[str], wanted: Wanted) -> bool:
+def _has_keys_once(data: bytes, lines: Sequence[str], wanted: RowFields) -> bool:
     """Whether no line gives a key twice, of which the fast parser takes the first: those that seem to are read again.
 
     Inside a string a quote has a backslash before it, so that what is looked for is a key, of this object or of
@@ -345,12 +345,12 @@ class _Lines(Sequence[str]):
         return self._split[index].decode("utf-8", "replace")
 
 
-def _parse_slow(data: bytes, line: int, wanted: Wanted) -> Block:
+def _parse_slow(data: bytes, line: int, wanted: RowFields) -> Block:
     import polars as pl
 
     rows: list[tuple[object, ...]] = []
     texts: list[str] = []
-    broken: list[Broken] = []
+    broken: list[InvalidRow] = []
     for number, content in enumerate(data.split(b"\n")[:-1], start=line):
         if not content.strip():
             continue
@@ -359,12 +359,12 @@ def _parse_slow(data: bytes, line: int, wanted: Wanted) -> Block:
             rows.append((number, *_parse_line(content, wanted)))
             texts.append(text)
         except (ValueError, RecursionError) as error:
-            broken.append(Broken(number, str(error), text))
+            broken.append(InvalidRow(number, str(error), text))
     frame = pl.DataFrame(rows, schema=schema_of(wanted), orient="row")
     return Block(frame, len(rows) + len(broken), tuple(broken), texts)
 
 
-def schema_of(wanted: Wanted) -> dict[str, type[pl.DataType]]:
+def schema_of(wanted: RowFields) -> dict[str, type[pl.DataType]]:
     """The columns of a block's frame."""
     import polars as pl
 
@@ -372,7 +372,7 @@ def schema_of(wanted: Wanted) -> dict[str, type[pl.DataType]]:
     return {"line": pl.UInt32, **kinds}
 
 
-def _parse_line(content: bytes, wanted: Wanted) -> list[object]:
+def _parse_line(content: bytes, wanted: RowFields) -> list[object]:
     """The wanted values of one line; ValueError says what is wrong with it."""
     try:
         row = json.loads(content.decode(), object_pairs_hook=partial(_object, keys=wanted.keys))
@@ -429,7 +429,7 @@ def _as_number(value: object, column: str) -> float | None:
     raise ValueError(f"{column}: {shown} where a number is expected{told}")
 
 
-def csv_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
+def csv_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
     """A header and a row a record, separated by comma, semicolon or tab; an empty field is nothing."""
     csv.field_size_limit(LONGEST)
     try:
@@ -444,7 +444,7 @@ def csv_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
         raise DataError(f"cannot be read ({error})", file=path, expected="CSV in UTF-8") from error
 
 
-def _csv_rows(reader: Reader, path: Path, wanted: Wanted) -> Iterator[Block]:
+def _csv_rows(reader: Reader, path: Path, wanted: RowFields) -> Iterator[Block]:
     import polars as pl
 
     header = [name.strip() for name in next(reader, [])]
@@ -458,7 +458,7 @@ def _csv_rows(reader: Reader, path: Path, wanted: Wanted) -> Iterator[Block]:
         line = reader.line_num + 1
         rows: list[tuple[object, ...]] = []
         texts: list[str] = []
-        broken: list[Broken] = []
+        broken: list[InvalidRow] = []
         for number, fields in records:
             text = ",".join(fields)
             try:
@@ -468,7 +468,7 @@ def _csv_rows(reader: Reader, path: Path, wanted: Wanted) -> Iterator[Block]:
                 rows.append((number, *given))
                 texts.append(text)
             except ValueError as error:
-                broken.append(Broken(number, str(error), text))
+                broken.append(InvalidRow(number, str(error), text))
         frame = pl.DataFrame(rows, schema=schema_of(wanted), orient="row")
         yield Block(frame, len(records), tuple(broken), texts)
 
@@ -493,7 +493,7 @@ def _csv_value(text: str, column: str, number: bool) -> object:
     return _as_number(value, column)
 
 
-def parquet_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
+def parquet_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
     import polars as pl
 
     try:
@@ -509,11 +509,11 @@ def parquet_blocks(path: Path, wanted: Wanted) -> Iterator[Block]:
         raise DataError(f"cannot be read ({str(error).splitlines()[0]})", file=path, expected="Parquet") from error
 
 
-def _both(wanted: Wanted) -> list[tuple[str, str]]:
+def _both(wanted: RowFields) -> list[tuple[str, str]]:
     return list(wanted.columns.items())
 
 
-def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wanted: Wanted) -> pl.Expr:
+def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wanted: RowFields) -> pl.Expr:
     """The column as text or Float64, where its type allows that."""
     import polars as pl
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from quantverdict.backends.base import Backend, Decoding, Placement, Service
-from quantverdict.backends.http import HttpClient, RefusedError
+from quantverdict.backends.http import HttpClient, RejectedReplyError
 from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, is_loaded, read_reply
 from quantverdict.backends.server import identify
 from quantverdict.errors import EngineError, PromptTooLongError
@@ -30,7 +30,7 @@ SEED = 42
 Identity = Mapping[str, str | int | bool]
 
 
-class Chooser(Protocol):
+class LabelModel(Protocol):
     """A model that is asked to choose."""
 
     @property
@@ -60,7 +60,7 @@ def choice_schema(choices: Sequence[str]) -> dict[str, Any]:
     return {"type": "object", "properties": {"label": label}, "required": ["label"], "additionalProperties": False}
 
 
-class LogprobChooser:
+class LogprobLabelModel:
     """A backend that gives log-probabilities of choices."""
 
     def __init__(self, backend: Backend) -> None:
@@ -71,7 +71,7 @@ class LogprobChooser:
         return {**self._backend.identity, "reads": "log-probabilities of the labels"}
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        """See `Chooser`; a backend that refuses a batch for one question of it is asked the others again."""
+        """See `LabelModel`; a backend that refuses a batch for one question of it is asked the others again."""
         found: dict[int, Completion] = {}
         while asked := [number for number in range(len(prompts)) if number not in found]:
             try:
@@ -108,14 +108,14 @@ class _Chat(Reply):
     usage: _Usage = _Usage()
 
 
-class _RemoteChooser:
+class _RemoteLabelModel:
     """What a server and Ollama have in common: questions are asked side by side, one that is refused is declined."""
 
     def __init__(self, client: HttpClient, parallel: int) -> None:
         self._client, self._parallel = client, parallel
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        """See `Chooser`."""
+        """See `LabelModel`."""
         return ask_all(self._client, self._answer, prompts, self._parallel, None)
 
     def close(self) -> None:
@@ -125,14 +125,14 @@ class _RemoteChooser:
     def _answer(self, prompt: Prompt) -> Completion:
         try:
             return self._ask(prompt)
-        except RefusedError as error:
+        except RejectedReplyError as error:
             return declined(str(error))
 
     def _ask(self, prompt: Prompt) -> Completion:
         raise NotImplementedError
 
 
-class ServerChooser(_RemoteChooser):
+class ServerLabelModel(_RemoteLabelModel):
     """A server of the OpenAI API, by its own chat template.
 
     Raises:
@@ -161,7 +161,7 @@ class ServerChooser(_RemoteChooser):
         probe = Prompt("", "", "Reply with yes.", None, "", ("yes", "no"))
         try:
             self._ask(probe)
-        except RefusedError:
+        except RejectedReplyError:
             return False
         return True
 
@@ -204,7 +204,7 @@ class _Ollama(Reply):
     eval_count: int = 0
 
 
-class OllamaChooser(_RemoteChooser):
+class OllamaLabelModel(_RemoteLabelModel):
     """A model that Ollama holds, by its native API: the schema goes into `format`, and no prompt is cut.
 
     Raises:
@@ -278,7 +278,7 @@ class Target:
     temperature: float | None = None
 
 
-def open_chooser(target: Target) -> Chooser:
+def open_chooser(target: Target) -> LabelModel:
     """Load a model that is to choose.
 
     Raises:
@@ -286,11 +286,11 @@ def open_chooser(target: Target) -> Chooser:
     """
     spec = BACKENDS.find(target.kind)
     if spec.label_model is not None and target.service is not None:
-        chooser: Chooser = load(spec.label_model)(target.service, target.placement, target.temperature)
+        chooser: LabelModel = load(spec.label_model)(target.service, target.placement, target.temperature)
         return chooser
     from quantverdict.backends.open import open_backend
 
-    return LogprobChooser(open_backend(target.kind, target.path, target.placement))
+    return LogprobLabelModel(open_backend(target.kind, target.path, target.placement))
 
 
 # The hosted APIs of Anthropic and OpenAI by their own clients, as models that choose one of a few labels.
@@ -307,7 +307,7 @@ _OF_THE_QUESTION = (400, 413, 422)
 """Statuses that one question gets; any other one, every question would."""
 
 
-class _HostedChooser:
+class _HostedLabelModel:
     """What both have in common.
 
     Args:
@@ -334,7 +334,7 @@ class _HostedChooser:
         return {"engine": self.kind, "version": version(self.kind), "model": self._service.model, **said, **self._reads}
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        """See `Chooser`."""
+        """See `LabelModel`."""
         with ThreadPoolExecutor(max(1, min(self._parallel, len(prompts)))) as pool:
             futures = [pool.submit(self._answer, prompt) for prompt in prompts]
             try:
@@ -380,7 +380,7 @@ class _HostedChooser:
         raise NotImplementedError
 
 
-class AnthropicChooser(_HostedChooser):
+class AnthropicLabelModel(_HostedLabelModel):
     """A model of the Messages API."""
 
     kind = "anthropic"
@@ -408,7 +408,7 @@ class AnthropicChooser(_HostedChooser):
         return Completion(said, finish, reply.usage.input_tokens, reply.usage.output_tokens)
 
 
-class OpenAIChooser(_HostedChooser):
+class OpenAILabelModel(_HostedLabelModel):
     """A model of the chat completions API."""
 
     kind = "openai"

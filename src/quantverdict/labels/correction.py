@@ -7,12 +7,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quantverdict.labels.sheet import Answered, Drawn, Prompted
+from quantverdict.labels.sheet import SamplingRecord, SheetAnswer, SheetPrompt
 from quantverdict.records import UNCLEAR, CellId, Table, Value
 from quantverdict.registry import judged_by, sheet_rubrics
 from quantverdict.stats import plain_sum
 from quantverdict.stats.corrected_rates import (
-    Corrected,
+    CorrectedRate,
     Stratum,
     corrected_difference,
     corrected_rate,
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
     """One answer, by what names it."""
 
     cell: CellId
-    prompt: Prompted
+    prompt: SheetPrompt
 
 
 Readings = Mapping[Sample, float | None]
@@ -52,26 +52,26 @@ Outcome = int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledSample:
     """The design, and the labels that people gave, by text."""
 
-    drawn: Sequence[Drawn]
+    drawn: Sequence[SamplingRecord]
     labels: Mapping[str, str]
 
-    def has_label(self, entry: Drawn) -> bool:
+    def has_label(self, entry: SamplingRecord) -> bool:
         return entry.selected and bool(self.labels.get(entry.answer.text))
 
-    def outcome(self, entry: Drawn) -> Outcome:
+    def outcome(self, entry: SamplingRecord) -> Outcome:
         """What the label of a labelled answer counts."""
         label = self.labels[entry.answer.text]
         return None if label == UNCLEAR else sheet_rubrics()[entry.answer.metric].labels[label]
 
-    def of(self, cell: CellId, metric: str) -> list[Drawn]:
+    def of(self, cell: CellId, metric: str) -> list[SamplingRecord]:
         return [entry for entry in self.drawn if entry.answer.cell == cell and entry.answer.metric == metric]
 
 
 @dataclass(frozen=True, slots=True)
-class Raw:
+class UncorrectedRate:
     """A rate by one instrument, and its delta against the baseline in pp."""
 
     metric: str
@@ -84,7 +84,7 @@ class Raw:
 
 
 def instruments_table(
-    labelled: Labelled, readings: Mapping[tuple[str, str], Readings], confidence: float = 0.95
+    labelled: LabelledSample, readings: Mapping[tuple[str, str], Readings], confidence: float = 0.95
 ) -> Table:
     """`instruments.csv`: what each instrument gets right, by metric and task.
 
@@ -106,7 +106,7 @@ def instruments_table(
     return Table("instruments", INSTRUMENT_COLUMNS, tuple(rows))
 
 
-def _weights(labelled: Labelled) -> dict[int, float]:
+def _weights(labelled: LabelledSample) -> dict[int, float]:
     """By place: how many answers of its cell and stratum a labelled answer stands for."""
     sizes: dict[Hashable, int] = defaultdict(int)
     counts: dict[Hashable, int] = defaultdict(int)
@@ -118,16 +118,20 @@ def _weights(labelled: Labelled) -> dict[int, float]:
     }
 
 
-def _alike(entry: Drawn) -> Hashable:
+def _alike(entry: SamplingRecord) -> Hashable:
     return entry.answer.cell, entry.answer.metric, entry.stratum
 
 
 def _errors(
-    labelled: Labelled, entries: Sequence[Drawn], said: Readings, weights: Mapping[int, float], confidence: float
+    labelled: LabelledSample,
+    entries: Sequence[SamplingRecord],
+    said: Readings,
+    weights: Mapping[int, float],
+    confidence: float,
 ) -> tuple[Value, ...]:
     counts = dict.fromkeys(((1, 1), (1, 0), (0, 1), (0, 0)), 0)
     ungraded = unclear = 0
-    found: dict[int, list[tuple[Drawn, bool]]] = {1: [], 0: []}
+    found: dict[int, list[tuple[SamplingRecord, bool]]] = {1: [], 0: []}
     for entry in entries:
         truth, value = labelled.outcome(entry), said.get(Sample(entry.answer.cell, entry.answer.prompt))
         unclear += truth is None
@@ -143,7 +147,7 @@ def _errors(
 
 
 def _share(
-    right: Sequence[tuple[Drawn, bool]], weights: Mapping[int, float], confidence: float
+    right: Sequence[tuple[SamplingRecord, bool]], weights: Mapping[int, float], confidence: float
 ) -> tuple[float | None, float | None, float | None]:
     """A weighted share with Wilson's interval at the effective number of independent units."""
     if not right:
@@ -158,7 +162,7 @@ def _share(
     return share, around.lo, around.hi
 
 
-def unit(answer: Answered) -> tuple[str, str]:
+def unit(answer: SheetAnswer) -> tuple[str, str]:
     """What a prompt is drawn with: its cluster, or itself."""
     return answer.prompt.task, f"cluster {answer.cluster}" if answer.cluster else answer.prompt.sample_id
 
@@ -166,7 +170,9 @@ def unit(answer: Answered) -> tuple[str, str]:
 # Corrected rates
 
 
-def corrected_table(labelled: Labelled, raw: Mapping[CellId, Sequence[Raw]], confidence: float = 0.95) -> Table:
+def corrected_table(
+    labelled: LabelledSample, raw: Mapping[CellId, Sequence[UncorrectedRate]], confidence: float = 0.95
+) -> Table:
     """`corrected_rates.csv`: each rate by its instrument, and as people would have given it, with its interval.
 
     A corrected rate is over every answer that is not empty and that a person would not call unclear; its delta is over
@@ -176,7 +182,7 @@ def corrected_table(labelled: Labelled, raw: Mapping[CellId, Sequence[Raw]], con
     Args:
         raw: of every cell, in the order of the rows.
     """
-    by_cell: dict[tuple[CellId, str], list[Drawn]] = defaultdict(list)
+    by_cell: dict[tuple[CellId, str], list[SamplingRecord]] = defaultdict(list)
     for entry in labelled.drawn:
         by_cell[entry.answer.cell, entry.answer.metric].append(entry)
     guesses = _pooled(labelled)
@@ -208,7 +214,7 @@ def pattern_metric(metric: str) -> str:
     return next((pattern for pattern, judge in judged_by().items() if judge == metric), metric)
 
 
-def _pooled(labelled: Labelled) -> dict[tuple[str, str, str], float]:
+def _pooled(labelled: LabelledSample) -> dict[tuple[str, str, str], float]:
     """The rate among all labelled answers of a base model, metric and stratum: what stands in where a cell has none."""
     found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for entry in labelled.drawn:
@@ -218,10 +224,13 @@ def _pooled(labelled: Labelled) -> dict[tuple[str, str, str], float]:
 
 
 def _rate(
-    labelled: Labelled, entries: Sequence[Drawn], guesses: Mapping[tuple[str, str, str], float], confidence: float
+    labelled: LabelledSample,
+    entries: Sequence[SamplingRecord],
+    guesses: Mapping[tuple[str, str, str], float],
+    confidence: float,
 ) -> tuple[Value, ...]:
     """n, labelled, unclear, rate, interval."""
-    groups: dict[str, list[Drawn]] = defaultdict(list)
+    groups: dict[str, list[SamplingRecord]] = defaultdict(list)
     for entry in entries:
         groups[entry.stratum].append(entry)
     outcomes = {
@@ -244,12 +253,12 @@ def _rate(
     return (*counts, *_shown(corrected))
 
 
-def said(entry: Drawn) -> float:
+def said(entry: SamplingRecord) -> float:
     """The rate that the instruments give an answer: that of the first that graded it."""
     return next((min(1.0, max(0.0, float(value))) for value in entry.answer.said if value), 0.5)
 
 
-def _shown(corrected: Corrected | None, scale: int = 1) -> tuple[Value, ...]:
+def _shown(corrected: CorrectedRate | None, scale: int = 1) -> tuple[Value, ...]:
     if corrected is None:
         return None, None, None
     return corrected.value * scale, corrected.lo * scale, corrected.hi * scale
@@ -317,7 +326,9 @@ def few_clusters(clusters: Sequence[Hashable], confidence: float = 0.95) -> floa
     return k / (k - 1) * few(k - 1, confidence)
 
 
-def _delta(labelled: Labelled, mine: Sequence[Drawn], theirs: Sequence[Drawn], confidence: float) -> tuple[Value, ...]:
+def _delta(
+    labelled: LabelledSample, mine: Sequence[SamplingRecord], theirs: Sequence[SamplingRecord], confidence: float
+) -> tuple[Value, ...]:
     """Pairs, labelled pairs, difference, interval; blank for a baseline.
 
     Pairs of equal texts differ in nothing, whatever a person calls them.
@@ -325,7 +336,7 @@ def _delta(labelled: Labelled, mine: Sequence[Drawn], theirs: Sequence[Drawn], c
     base = {entry.answer.prompt: entry for entry in theirs}
     if mine[0].answer.cell == mine[0].answer.baseline:
         return (None,) * 5
-    groups: dict[str, list[tuple[Drawn, Drawn]]] = defaultdict(list)
+    groups: dict[str, list[tuple[SamplingRecord, SamplingRecord]]] = defaultdict(list)
     for entry in mine:
         other = base.get(entry.answer.prompt)
         if other is not None:
@@ -355,14 +366,14 @@ def _delta(labelled: Labelled, mine: Sequence[Drawn], theirs: Sequence[Drawn], c
 EQUAL = "equal"
 
 
-def _pair_stratum(one: Drawn, other: Drawn) -> str:
+def _pair_stratum(one: SamplingRecord, other: SamplingRecord) -> str:
     if one.answer.text == other.answer.text:
         return f"{EQUAL} {one.stratum}"
     kind = "certain" if one.certain and other.certain else "drawn"
     return f"{kind} {'/'.join(one.answer.said)} {'/'.join(other.answer.said)}"
 
 
-def _change(labelled: Labelled, one: Drawn, other: Drawn) -> Outcome:
+def _change(labelled: LabelledSample, one: SamplingRecord, other: SamplingRecord) -> Outcome:
     """1 gained, -1 lost, 0 neither; None where either is unclear."""
     if not (labelled.has_label(one) and labelled.has_label(other)):
         return MISSING
@@ -370,6 +381,6 @@ def _change(labelled: Labelled, one: Drawn, other: Drawn) -> Outcome:
     return None if mine is None or theirs is None else mine - theirs
 
 
-def _guess(pair: tuple[Drawn, Drawn], way: int) -> float:
+def _guess(pair: tuple[SamplingRecord, SamplingRecord], way: int) -> float:
     """What the instruments say of a pair that nobody labelled."""
     return max(0.0, (said(pair[0]) - said(pair[1])) * way)

@@ -173,7 +173,7 @@ AT_LEAST = 4
 NO_BASELINE = "without a baseline"
 
 
-class Prompted(NamedTuple):
+class SheetPrompt(NamedTuple):
     """A question, whoever answers it."""
 
     task: str
@@ -181,7 +181,7 @@ class Prompted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class SheetAnswer:
     """An answer that can be labelled.
 
     Attributes:
@@ -194,7 +194,7 @@ class Answered:
 
     cell: CellId
     baseline: CellId
-    prompt: Prompted
+    prompt: SheetPrompt
     metric: str
     cluster: str | None
     said: tuple[str, ...]
@@ -202,7 +202,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SamplingRecord:
     """What was settled about an answer before anybody labelled it.
 
     Attributes:
@@ -212,7 +212,7 @@ class Drawn:
         probability: with which it was selected.
     """
 
-    answer: Answered
+    answer: SheetAnswer
     stratum: str
     certain: bool
     selected: bool
@@ -225,7 +225,7 @@ def keyed(seed: int, *parts: str) -> str:
     return hmac.new(f"labels/{seed}".encode(), message, hashlib.sha256).hexdigest()
 
 
-def draw(answers: Sequence[Answered], rows: int, seed: int) -> tuple[Drawn, ...]:
+def draw(answers: Sequence[SheetAnswer], rows: int, seed: int) -> tuple[SamplingRecord, ...]:
     """Settle what is labelled.
 
     Args:
@@ -243,16 +243,16 @@ def draw(answers: Sequence[Answered], rows: int, seed: int) -> tuple[Drawn, ...]
     drawn = []
     for answer in answers:
         if answer.text in certain:
-            drawn.append(Drawn(answer, f"certain {_told(answer.said)}", True, True, Fraction(1)))
+            drawn.append(SamplingRecord(answer, f"certain {_told(answer.said)}", True, True, Fraction(1)))
         else:
             stratum = prompts[_group(answer)][answer.prompt].stratum
             chance, chosen = probability[(*_group(answer), stratum)]
             alike = f"{stratum} {_told(answer.said)}" if stratum == NO_BASELINE else stratum
-            drawn.append(Drawn(answer, alike, False, answer.prompt in chosen, chance))
+            drawn.append(SamplingRecord(answer, alike, False, answer.prompt in chosen, chance))
     return tuple(drawn)
 
 
-def row_order(drawn: Iterable[Drawn], seed: int) -> list[str]:
+def row_order(drawn: Iterable[SamplingRecord], seed: int) -> list[str]:
     """The texts of the sheet: those of discordant pairs, then those drawn, each shuffled: no place tells a build."""
     selected = [entry for entry in drawn if entry.selected]
     certain = {entry.answer.text for entry in selected if entry.certain}
@@ -269,7 +269,7 @@ class _Prompt:
 _Group = tuple[str, str]
 
 
-def _group(answer: Answered) -> _Group:
+def _group(answer: SheetAnswer) -> _Group:
     return answer.cell.base_model, answer.metric
 
 
@@ -278,7 +278,7 @@ def _told(said: tuple[str, ...]) -> str:
 
 
 def _discordant_texts(
-    answers: Iterable[Answered], at: Mapping[tuple[CellId, Prompted, str], Answered]
+    answers: Iterable[SheetAnswer], at: Mapping[tuple[CellId, SheetPrompt, str], SheetAnswer]
 ) -> Iterable[str]:
     """Both arms of every pair in which an instrument said something else of the build than of its baseline."""
     for answer in answers:
@@ -288,10 +288,10 @@ def _discordant_texts(
 
 
 def _by_prompt(
-    answers: Iterable[Answered], at: Mapping[tuple[CellId, Prompted, str], Answered]
-) -> dict[_Group, dict[Prompted, _Prompt]]:
+    answers: Iterable[SheetAnswer], at: Mapping[tuple[CellId, SheetPrompt, str], SheetAnswer]
+) -> dict[_Group, dict[SheetPrompt, _Prompt]]:
     """The prompts that are drawn from, with the texts that drawing each would put on the sheet."""
-    found: dict[_Group, dict[Prompted, _Prompt]] = defaultdict(dict)
+    found: dict[_Group, dict[SheetPrompt, _Prompt]] = defaultdict(dict)
     for answer in answers:
         base = at.get((answer.baseline, answer.prompt, answer.metric))
         stratum = NO_BASELINE if base is None else _told(base.said)
@@ -301,8 +301,8 @@ def _by_prompt(
 
 
 def _chosen(
-    prompts: Mapping[_Group, Mapping[Prompted, _Prompt]], rows: int, seed: int
-) -> dict[tuple[str, str, str], tuple[Fraction, set[Prompted]]]:
+    prompts: Mapping[_Group, Mapping[SheetPrompt, _Prompt]], rows: int, seed: int
+) -> dict[tuple[str, str, str], tuple[Fraction, set[SheetPrompt]]]:
     """By base model, metric and stratum: the share that is drawn, and the prompts that are.
 
     A prompt has one random number for all base models, so that texts that models share are drawn together.

@@ -38,7 +38,7 @@ class Cell(NamedTuple):
         return DataError(problem, file=self.file, line=self.line, field=self.column, expected=expected)
 
 
-class Line:
+class CsvRecord:
     """One record of the CSV, read field by field."""
 
     def __init__(self, fields: Mapping[str, str], line: int, file: str) -> None:
@@ -204,7 +204,7 @@ def parse_matrix(text: str, file: str = "matrix.csv") -> Matrix:
     return tuple(sorted((row for _, row in rows), key=matrix_order))
 
 
-def _records(text: str, file: str) -> Iterator[Line]:
+def _records(text: str, file: str) -> Iterator[CsvRecord]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -214,7 +214,7 @@ def _records(text: str, file: str) -> Iterator[Line]:
                 continue
             if len(fields) != len(header):
                 raise DataError(f"{len(fields)} fields", file=file, line=reader.line_num, expected=f"{len(header)}")
-            yield Line(dict(zip(header, fields, strict=True)), reader.line_num, file)
+            yield CsvRecord(dict(zip(header, fields, strict=True)), reader.line_num, file)
     except csv.Error as error:
         raise DataError(f"not valid CSV: {error}", file=file, line=reader.line_num, expected="RFC 4180") from error
 
@@ -247,7 +247,7 @@ def _suggestion(column: str, known: set[str]) -> str:
     return f"a metric of the schema, perhaps {close[0]}" if close else "a metric of the schema"
 
 
-def _row(line: Line) -> Row:
+def _row(line: CsvRecord) -> Row:
     metrics = {}
     for metric in METRICS.values():
         estimate = _estimate(line, metric)
@@ -264,7 +264,7 @@ def _row(line: Line) -> Row:
     )
 
 
-def _estimate(line: Line, metric: Metric) -> Estimate | None:
+def _estimate(line: CsvRecord, metric: Metric) -> Estimate | None:
     name = metric.name
     value, n = line.parse(name, number), line.parse(f"{name}_n", count)
     k = line.parse(f"{name}_k", count) if metric.proportion else None
@@ -284,7 +284,7 @@ def _estimate(line: Line, metric: Metric) -> Estimate | None:
     return Estimate(value=value, lo=lo, hi=hi, n=n, k=k)
 
 
-def _exact_rate(line: Line, metric: Metric, value: Fraction | None, k: int, n: int | None) -> Fraction:
+def _exact_rate(line: CsvRecord, metric: Metric, value: Fraction | None, k: int, n: int | None) -> Fraction:
     name = metric.name
     if n is None:
         raise line.error(f"{name}_n", f"missing beside {name}_k", "the number of graded samples")
@@ -305,7 +305,7 @@ def _rounding(text: str) -> Fraction:
     return Fraction(1, 2 * 10 ** max(places, 2))
 
 
-def _check_range(line: Line, metric: Metric, value: Fraction) -> None:
+def _check_range(line: CsvRecord, metric: Metric, value: Fraction) -> None:
     """Shares stand in 0..1, up to the rounding of what they were computed from; a cosine may be negative."""
     if metric.is_share:
         low, high = _bounds(metric)

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric, baselines, references
-from quantverdict.matrix.grid import Column, Grid, Grids, draws, grids, independent, intervals
+from quantverdict.matrix.grid import Column, Grids, ScoreGrid, draws, grids, independent, intervals
 from quantverdict.matrix.shared import with_shared
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table
 from quantverdict.stats.intervals import FloatArray, Interval, newcombe_difference
@@ -75,7 +75,7 @@ def paired_draws(
     return draws(differences, statistics, seed)
 
 
-def _differences(grid: Grid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column]]:
+def _differences(grid: ScoreGrid, base: dict[str, CellId]) -> Iterator[tuple[CellId, Column]]:
     """Each cell with its differences from the baseline, NaN where either has no grade."""
     for cell in grid.cells:
         reference = base.get(cell.base_model)

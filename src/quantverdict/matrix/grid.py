@@ -27,7 +27,7 @@ Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class InterimAnalyses:
     """The rounds in which a build was asked the prompts of a grid.
 
     Attributes:
@@ -46,7 +46,7 @@ class Looks:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class ScoreGrid:
     """The grades of one metric.
 
     Attributes:
@@ -69,7 +69,7 @@ class Grid:
     prompts: Codes
     samples: npt.NDArray[np.object_]
     ungraded: Mapping[CellId, Codes] = field(default_factory=dict)
-    looks: Mapping[CellId, Looks] = field(default_factory=dict)
+    looks: Mapping[CellId, InterimAnalyses] = field(default_factory=dict)
 
     def values_of(self, cell: CellId) -> FloatArray:
         """(prompts,), the grades of a cell."""
@@ -93,7 +93,7 @@ class Grid:
         return looks.rounds < looks.asked
 
 
-Grids = Mapping[str, Grid]
+Grids = Mapping[str, ScoreGrid]
 
 
 def scores_frame(scores: Iterable[Score]) -> pl.DataFrame:
@@ -151,7 +151,7 @@ def _grid(
     samples: pl.DataFrame,
     names: tuple[CellId, ...],
     of_prompts: tuple[Codes, npt.NDArray[np.object_], npt.NDArray[np.object_]],
-) -> Grid:
+) -> ScoreGrid:
     clusters, tasks, ids = of_prompts
     values = samples["value"].to_numpy().astype(np.float64, copy=False)
     if not np.isfinite(values).all():
@@ -168,7 +168,7 @@ def _grid(
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     columns, clustered = tuple(names[cell] for cell in cells), len(first) < len(prompts)
-    return Grid(columns, table, rank[inverse], clustered, tasks[prompts], prompts, ids[prompts])
+    return ScoreGrid(columns, table, rank[inverse], clustered, tasks[prompts], prompts, ids[prompts])
 
 
 def independent(values: FloatArray, units: Codes) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import references
-from quantverdict.matrix.grid import Codes, Grid, Grids, independent
+from quantverdict.matrix.grid import Codes, Grids, ScoreGrid, independent
 from quantverdict.matrix.shared import credit
 from quantverdict.matrix.signals import limit, pp
 from quantverdict.policy import Policy
@@ -127,7 +127,7 @@ def _room(metric: str, values: FloatArray, units: Codes) -> Interval:
     return clopper_pearson(k / effect, n / effect, CONFIDENCE)
 
 
-def _chance(grid: Grid, known: np.ndarray, metric: str, choices: Mapping[tuple[str, str], int]) -> float:
+def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tuple[str, str], int]) -> float:
     """The share that is right by guessing, 0 where that is not known."""
     guessed = METRICS[metric].chance
     if guessed is None:
@@ -213,7 +213,7 @@ Units = Mapping[tuple[CellId, str], int]
 """Of how many independent units the graded prompts of a cell and metric are, where that is fewer than they are."""
 
 
-class Pairs(NamedTuple):
+class PairCounts(NamedTuple):
     """How many pairs differ, of how many, and of how many independent units those are."""
 
     differing: int
@@ -234,7 +234,7 @@ def units_of(samples: Grids) -> dict[tuple[CellId, str], int]:
 def power_table(
     matrix: Matrix,
     statistics: StatisticsConfig,
-    pairs: Mapping[tuple[CellId, str], Pairs] | None = None,
+    pairs: Mapping[tuple[CellId, str], PairCounts] | None = None,
     units: Units | None = None,
 ) -> Table:
     """`power.csv`: the smallest drop from the baseline's rate that a cell's prompts detect, in pp.
@@ -277,7 +277,7 @@ def counted(row: Row, metric: str, units: Units) -> int | None:
     return None if n is None else min(n, units.get((row.cell, metric), n))
 
 
-def paired_drop(pairs: Pairs, statistics: StatisticsConfig) -> float | None:
+def paired_drop(pairs: PairCounts, statistics: StatisticsConfig) -> float | None:
     """The smallest difference that pairs detect, as a fraction; None where none is."""
     return mde_paired(pairs.units, pairs.differing / pairs.n, statistics.power, 1 - statistics.confidence)
 

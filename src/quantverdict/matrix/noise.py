@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.matrix.grid import Grid, Grids
+from quantverdict.matrix.grid import Grids, ScoreGrid
 from quantverdict.records import CellId, Table
 from quantverdict.stats.intervals import FloatArray
 from quantverdict.stats.paired import NoiseFloor, excess_flips, noise_floor
@@ -48,7 +48,7 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moved:
+class _Shifts:
     """Values less the baseline's, over the prompts that a build and every null arm have.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Moved:
     units: list[int] | None
 
 
-def flips_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> Flips | None:
+def flips_over_floor(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> Flips | None:
     """None where the baseline has no null arm, or they share no prompt."""
     moved = _moved(grid, cell, baseline, nulls)
     if moved is None:
@@ -70,7 +70,7 @@ def flips_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[
     return Flips(float(variant.mean()), noise_floor(null), excess_flips(variant, null, moved.units).p)
 
 
-def gains_over_floor(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> float | None:
+def gains_over_floor(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> float | None:
     """P-value, exact and one-sided, of H0: no more prompts rise in the build than in one more null arm.
 
     None where the baseline has no null arm, or they share no prompt.
@@ -97,7 +97,7 @@ def noise_table(found: Iterable[Noise]) -> Table:
     return Table("noise_floor", COLUMNS, tuple(rows))
 
 
-def _by_task(grid: Grid, arms: FloatArray) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _by_task(grid: ScoreGrid, arms: FloatArray) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     known = ~np.isnan(arms).any(axis=0)
     if known.any():
         yield ALL, arms[:, known] != 0
@@ -105,7 +105,7 @@ def _by_task(grid: Grid, arms: FloatArray) -> Iterator[tuple[str, npt.NDArray[np
         yield str(task), arms[:, known & (grid.tasks == task)] != 0
 
 
-def _moved(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> _Moved | None:
+def _moved(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> _Shifts | None:
     """None where the baseline has no null arm, or they share no prompt."""
     arms = _arms(grid, baseline, nulls)
     if arms is None or cell not in grid.cells:
@@ -114,10 +114,10 @@ def _moved(grid: Grid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, Ce
     known = ~(np.isnan(mine) | np.isnan(arms).any(axis=0))
     if not known.any():
         return None
-    return _Moved(mine[known], arms[:, known], grid.units[known].tolist() if grid.clustered else None)
+    return _Shifts(mine[known], arms[:, known], grid.units[known].tolist() if grid.clustered else None)
 
 
-def _arms(grid: Grid, baseline: CellId, nulls: Mapping[CellId, CellId]) -> FloatArray | None:
+def _arms(grid: ScoreGrid, baseline: CellId, nulls: Mapping[CellId, CellId]) -> FloatArray | None:
     """(arms, prompts) differences of the null arms from their baseline, NaN where either has no grade."""
     cells = [null for null, of in nulls.items() if of == baseline and null in grid.cells]
     if not cells or baseline not in grid.cells:
@@ -125,5 +125,5 @@ def _arms(grid: Grid, baseline: CellId, nulls: Mapping[CellId, CellId]) -> Float
     return np.array([_column(grid, null) - _column(grid, baseline) for null in cells])
 
 
-def _column(grid: Grid, cell: CellId) -> FloatArray:
+def _column(grid: ScoreGrid, cell: CellId) -> FloatArray:
     return grid.values[:, grid.cells.index(cell)]

@@ -14,13 +14,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from quantverdict.collect.schedule import Watched, add_round, full_p_values, stopped_p_values
+from quantverdict.collect.schedule import MonitoredMetric, add_round, full_p_values, stopped_p_values
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.matrix.deltas import Delta
-from quantverdict.matrix.grid import Codes, Column, Grid, Grids, Looks, intervals
+from quantverdict.matrix.grid import Codes, Column, Grids, InterimAnalyses, ScoreGrid, intervals
 from quantverdict.matrix.noise import Flips, flips_over_floor
-from quantverdict.matrix.shared import BoolArray, Bounds, asked_of_both, bounded_losses, credit
+from quantverdict.matrix.shared import BoolArray, LossBounds, asked_of_both, bounded_losses, credit
 from quantverdict.records import CellId, Table, Value
 from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
@@ -34,7 +34,7 @@ from quantverdict.stats.sequential import ConfidenceSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptedSet:
     """How the prompts of a base model were asked of one of its builds.
 
     Attributes:
@@ -62,31 +62,33 @@ class Asked:
         return number
 
 
-def in_rounds(samples: Grids, asked: Mapping[CellId, Asked]) -> Grids:
+def in_rounds(samples: Grids, asked: Mapping[CellId, PromptedSet]) -> Grids:
     """The grids, with the rounds in which each of these builds was asked their prompts."""
     if not asked:
         return samples
     return {name: replace(grid, looks=_looks(grid, asked)) for name, grid in samples.items()}
 
 
-def _looks(grid: Grid, asked: Mapping[CellId, Asked]) -> dict[CellId, Looks]:
+def _looks(grid: ScoreGrid, asked: Mapping[CellId, PromptedSet]) -> dict[CellId, InterimAnalyses]:
     names = [(str(task), str(sample)) for task, sample in zip(grid.tasks, grid.samples, strict=True)]
-    found: dict[CellId, Looks] = {}
+    found: dict[CellId, InterimAnalyses] = {}
     for cell, how in asked.items():
         if cell in grid.cells and how.baseline in grid.cells:
             numbers = np.array([how.rounds.get(name, -1) for name in names], dtype=np.int64)
             graded = grid.tasks[~np.isnan(grid.values_of(how.baseline))]
             largest = max((how.largest.get(task, 1) for task in dict.fromkeys(graded.tolist())), default=1)
-            found[cell] = Looks(numbers, how.whole_rounds, largest, how.stopped_after, len(how.rounds))
+            found[cell] = InterimAnalyses(numbers, how.whole_rounds, largest, how.stopped_after, len(how.rounds))
     return found
 
 
-def bets_on(bounds: Bounds) -> tuple[FloatArray, FloatArray]:
+def bets_on(bounds: LossBounds) -> tuple[FloatArray, FloatArray]:
     """Losses for both sequences: a cosine may change by more than 1, and no bet is made on that."""
     return np.clip(bounds.accept, -1, 1), np.clip(bounds.reject, -1, 1)
 
 
-def watched_over(looks: Looks, bounds: Bounds, units: Codes, margin: Fraction, alpha: float) -> Watched:
+def watched_over(
+    looks: InterimAnalyses, bounds: LossBounds, units: Codes, margin: Fraction, alpha: float
+) -> MonitoredMetric:
     """A metric's losses as they came, round by round.
 
     Args:
@@ -98,7 +100,7 @@ def watched_over(looks: Looks, bounds: Bounds, units: Codes, margin: Fraction, a
     """
     losses, rejecting = bets_on(bounds)
     other = None if np.array_equal(losses, rejecting, equal_nan=True) else ConfidenceSequence(alpha)
-    watched = Watched(ConfidenceSequence(alpha), float(margin), other)
+    watched = MonitoredMetric(ConfidenceSequence(alpha), float(margin), other)
     for number in range(looks.asked):
         here = (looks.rounds == number) & ~np.isnan(losses)
         names = [str(unit) for unit in units[here]]
@@ -106,7 +108,7 @@ def watched_over(looks: Looks, bounds: Bounds, units: Codes, margin: Fraction, a
     return watched
 
 
-def sequence_interval(metric: Metric, watched: Watched) -> Interval:
+def sequence_interval(metric: Metric, watched: MonitoredMetric) -> Interval:
     """The interval of the delta, in pp, that holds whenever one stops."""
     loss = watched.sequence.update([])
     if watched.rejecting is not None:
@@ -117,7 +119,7 @@ def sequence_interval(metric: Metric, watched: Watched) -> Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class GateTests:
     """Two one-sided tests of a loss against the margin of its metric; all but the p-values are fractions of 1.
 
     Attributes:
@@ -177,7 +179,7 @@ class Comparison:
     worst: float
     best: float
     flips: Flips | None
-    gate: Gate | None
+    gate: GateTests | None
     stopped_after: int | None = None
     ungraded_a: int = 0
     ungraded_c: int = 0
@@ -186,7 +188,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class ComparisonRules:
     """What comparisons are made by.
 
     Attributes:
@@ -203,10 +205,10 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class _Arms:
+class _PairedArms:
     """A build and its baseline over the prompts of a grid, NaN where there is no grade; `asked` of both."""
 
-    grid: Grid
+    grid: ScoreGrid
     cell: CellId
     baseline: CellId
     mine: FloatArray
@@ -218,14 +220,14 @@ class _Arms:
         """Which prompts both have a grade for."""
         return ~np.isnan(self.mine - self.theirs)
 
-    def bounds(self, metric: str, *, offset: bool = True) -> Bounds:
+    def bounds(self, metric: str, *, offset: bool = True) -> LossBounds:
         return bounded_losses(metric, self.mine, self.theirs, self.asked, offset=offset)
 
 
 def comparisons(
     samples: Grids,
     baselines: Mapping[CellId, CellId],
-    rules: Rules,
+    rules: ComparisonRules,
     deltas: Mapping[tuple[CellId, str], Delta],
     nulls: Mapping[CellId, CellId],
 ) -> tuple[Comparison, ...]:
@@ -260,18 +262,18 @@ def with_intervals(found: Iterable[Delta], compared: Iterable[Comparison]) -> tu
     )
 
 
-def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
+def _arms(grid: ScoreGrid, cell: CellId, baseline: CellId) -> _PairedArms | None:
     if cell not in grid.cells or baseline not in grid.cells:
         return None
     mine, theirs = grid.compared(cell, baseline)
     if np.isnan(mine - theirs).all():
         return None
     asked = np.isin(grid.prompts, np.intersect1d(grid.asked(cell), grid.asked(baseline), assume_unique=True))
-    return _Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
+    return _PairedArms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
 
 
 def _mean_intervals(
-    means: Mapping[tuple[CellId, str], _Arms], deltas: Mapping[tuple[CellId, str], Delta], rules: Rules
+    means: Mapping[tuple[CellId, str], _PairedArms], deltas: Mapping[tuple[CellId, str], Delta], rules: ComparisonRules
 ) -> dict[tuple[CellId, str], Interval]:
     """Bootstrap intervals in pp: those of the deltas, and of what has none there."""
     found: dict[tuple[CellId, str], Interval] = {}
@@ -287,7 +289,7 @@ def _mean_intervals(
 
 
 def _compare(
-    metric: Metric, arms: _Arms, rules: Rules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
+    metric: Metric, arms: _PairedArms, rules: ComparisonRules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
 ) -> Comparison:
     change, units = (arms.mine - arms.theirs)[arms.known], arms.grid.units[arms.known]
     n, lost, gained = len(change), int((change < 0).sum()), int((change > 0).sum())
@@ -345,7 +347,7 @@ def _reaching(metric: Metric, drawn: Interval, most: float | None) -> Interval:
     return Interval(min(drawn.lo, -most), drawn.hi)
 
 
-def _tango(change: FloatArray, units: Codes, rules: Rules) -> Interval:
+def _tango(change: FloatArray, units: Codes, rules: ComparisonRules) -> Interval:
     """Tango's interval of changes of -1, 0 and 1, in pp; of counts over the design effect where they are clustered."""
     lost, gained, effect = *_flips(change), 1.0
     if len(np.unique(units)) < len(change):
@@ -358,7 +360,7 @@ def _flips(change: FloatArray) -> tuple[int, int]:
     return int((change < 0).sum()), int((change > 0).sum())
 
 
-def _watched(metric: Metric, arms: _Arms, rules: Rules) -> Watched | None:
+def _watched(metric: Metric, arms: _PairedArms, rules: ComparisonRules) -> MonitoredMetric | None:
     """The losses of a gated metric as they came, where the build was asked in rounds."""
     margin, looks = rules.margins.get(metric.name), arms.grid.looks.get(arms.cell)
     if margin is None or looks is None:
@@ -367,14 +369,16 @@ def _watched(metric: Metric, arms: _Arms, rules: Rules) -> Watched | None:
     return watched_over(looks, bounds, arms.grid.units, margin / 100, 1 - rules.statistics.confidence)
 
 
-def _at_any_time(gate: Gate, watched: Watched, *, stopped: bool) -> Gate:
+def _at_any_time(gate: GateTests, watched: MonitoredMetric, *, stopped: bool) -> GateTests:
     """The tests of a build that might have been stopped after any round."""
     full = (gate.p_noninferior, gate.p_inferior)
     below, above = stopped_p_values(watched) if stopped else full_p_values(watched, full)
     return replace(gate, p_noninferior=below, p_inferior=above)
 
 
-def _gate(metric: Metric, arms: _Arms, bounds: Bounds, rules: Rules) -> tuple[Gate, float | None]:
+def _gate(
+    metric: Metric, arms: _PairedArms, bounds: LossBounds, rules: ComparisonRules
+) -> tuple[GateTests, float | None]:
     """Both tests of a loss, which is a fall where more is better, and a rise where less is.
 
     Args:
@@ -396,7 +400,7 @@ def _gate(metric: Metric, arms: _Arms, bounds: Bounds, rules: Rules) -> tuple[Ga
     return replace(gate, p_inferior=other.p_inferior, hidden=hidden), 100 * limit
 
 
-def _tests(metric: Metric, losses: FloatArray, arms: _Arms, rules: Rules) -> tuple[Gate, float]:
+def _tests(metric: Metric, losses: FloatArray, arms: _PairedArms, rules: ComparisonRules) -> tuple[GateTests, float]:
     """Both tests of (prompts,) losses, NaN where there is none, against the margin; and their upper limit."""
     here = ~np.isnan(losses)
     values, units = losses[here], arms.grid.units[here]
@@ -414,7 +418,7 @@ def _tests(metric: Metric, losses: FloatArray, arms: _Arms, rules: Rules) -> tup
         largest = _collapse(room[~np.isnan(room)], float(margin / 100))
         found = mean_loss(values, margin / 100, rules.alpha, labels, largest)
         below, above, effect, limit = found.p_noninferior, found.p_inferior, found.design_effect, found.hi
-    return Gate(margin, below, above, float(values.mean()), float(values.var()), effect), limit
+    return GateTests(margin, below, above, float(values.mean()), float(values.var()), effect), limit
 
 
 def _collapse(room: FloatArray, margin: float) -> float:
@@ -432,7 +436,7 @@ def _collapse(room: FloatArray, margin: float) -> float:
     return max(float(most[:few].mean()), 2 * margin)
 
 
-def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, float, float]:
+def _extremes(metric: Metric, arms: _PairedArms, total: float, n: int) -> tuple[int, float, float]:
     """Prompts that an arm was asked and has no grade for, and the delta in pp at the worst and best they can be."""
     least = most = 0.0
     count = 0
@@ -443,7 +447,7 @@ def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, f
     return count, worst, best
 
 
-def _unknown(arms: _Arms) -> Iterator[tuple[float, float]]:
+def _unknown(arms: _PairedArms) -> Iterator[tuple[float, float]]:
     """The least and the most that each ungraded pair can differ by, for values from 0 to 1."""
     grid = arms.grid
     if not (grid.ungraded.keys() & {arms.cell, arms.baseline}):
@@ -474,7 +478,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class EngineMismatch:
     """A cell that runs on another engine than its baseline.
 
     Attributes:
@@ -498,7 +502,7 @@ class Elsewhere:
 
 
 def engines_table(
-    samples: Grids | None, elsewhere: Mapping[CellId, Elsewhere], statistics: StatisticsConfig, seed: int
+    samples: Grids | None, elsewhere: Mapping[CellId, EngineMismatch], statistics: StatisticsConfig, seed: int
 ) -> Table:
     """Each effect on every share that both arms have graded prompts of; no rows where no engine has its baseline.
 
@@ -512,16 +516,16 @@ def engines_table(
     if samples is None or not pairs:
         return Table("engines", COLUMNS, ())
     arms = {cell: against for cell, against in pairs.items() if against is not None}
-    found = comparisons(samples, arms, Rules({}, 0.05, statistics, seed), {}, {})
+    found = comparisons(samples, arms, ComparisonRules({}, 0.05, statistics, seed), {}, {})
     return Table("engines", COLUMNS, tuple(_row(one, elsewhere[one.cell]) for one in found))
 
 
-def mixed_up(elsewhere: Mapping[CellId, Elsewhere]) -> dict[CellId, str]:
+def mixed_up(elsewhere: Mapping[CellId, EngineMismatch]) -> dict[CellId, str]:
     """Cells whose delta is format and engine in one, and the engine."""
     return {cell: case.engine for cell, case in elsewhere.items() if case.anchor is None}
 
 
-def _row(found: Comparison, case: Elsewhere) -> tuple[Value, ...]:
+def _row(found: Comparison, case: EngineMismatch) -> tuple[Value, ...]:
     against = case.against
     return (
         *found.cell, case.engine, case.effect, None if against is None else against.quant, found.metric, found.n,

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.matrix.columns import METRICS, baselines, decimal
-from quantverdict.matrix.grid import Codes, Grid, Grids
-from quantverdict.records import CellId, Estimate, Matrix, Row, Shared
+from quantverdict.matrix.grid import Codes, Grids, ScoreGrid
+from quantverdict.records import CellId, Estimate, Matrix, Row, SharedPrompts
 from quantverdict.stats.intervals import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
-class Unpaired:
+class UnpairedPrompts:
     """Prompts that a build or its baseline was asked and the other was not.
 
     Attributes:
@@ -56,7 +56,7 @@ def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:
     )
 
 
-def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]) -> Unpaired | None:
+def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[str]) -> UnpairedPrompts | None:
     """What does not pair by any of these metrics; None where everything does.
 
     A metric that one of the two lacks altogether has no pair at all; but for judges, which need not label every build.
@@ -79,10 +79,10 @@ def unpaired(samples: Grids, cell: CellId, baseline: CellId, metrics: Iterable[s
             [theirs for _, theirs in asked],
         )
     )
-    return Unpaired(len(missing), len(extra), len(whole), tuple(names))
+    return UnpairedPrompts(len(missing), len(extra), len(whole), tuple(names))
 
 
-def asked_of_both(grid: Grid, cell: CellId, baseline: CellId) -> tuple[Codes, Codes]:
+def asked_of_both(grid: ScoreGrid, cell: CellId, baseline: CellId) -> tuple[Codes, Codes]:
     """The prompts that a build and its baseline were asked; a build that was asked in rounds misses none by mistake."""
     theirs = grid.asked(baseline)
     return (theirs if cell in grid.looks else grid.asked(cell)), theirs
@@ -111,10 +111,10 @@ def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
     if stopped == (None, None) and own == row.metrics and metrics == baseline.metrics:
         return row
     without = tuple(name for name in row.metrics if name in samples and name in baseline.metrics and name not in own)
-    return replace(row, metrics=levels, shared=Shared(metrics, own, *stopped, without))
+    return replace(row, metrics=levels, shared=SharedPrompts(metrics, own, *stopped, without))
 
 
-def _of_both(row: Row, baseline: Row, samples: Grids) -> Iterator[tuple[str, Grid]]:
+def _of_both(row: Row, baseline: Row, samples: Grids) -> Iterator[tuple[str, ScoreGrid]]:
     """The metrics that both have samples of."""
     for name, grid in samples.items():
         if name in row.metrics and name in baseline.metrics and {row.cell, baseline.cell} <= set(grid.cells):
@@ -144,7 +144,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class LossBounds:
     """Losses of the prompts that at least one arm has a grade for, (prompts,) with NaN elsewhere.
 
     Attributes:
@@ -171,7 +171,7 @@ def credit(metric: str, values: FloatArray) -> FloatArray:
 
 def bounded_losses(
     metric: str, mine: FloatArray, theirs: FloatArray, asked: BoolArray, *, offset: bool = True
-) -> Bounds:
+) -> LossBounds:
     """Losses of a build with what is ungraded in one of the arms.
 
     Args:
@@ -188,7 +188,7 @@ def bounded_losses(
     gone, back = credit(metric, theirs[left]), credit(metric, mine[found])
     accept[left] = gone
     accept[found] = -_made_up(back, float(gone.sum()) if offset else 0.0, whole=METRICS[metric].proportion)
-    return Bounds(accept, reject, int((gone > 0).sum()), int((back > 0).sum()))
+    return LossBounds(accept, reject, int((gone > 0).sum()), int((back > 0).sum()))
 
 
 def _made_up(back: FloatArray, most: float, *, whole: bool) -> FloatArray:

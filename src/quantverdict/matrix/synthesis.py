@@ -20,7 +20,7 @@ from quantverdict.matrix.columns import METRICS, baselines, references
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Row, Table, Value
 from quantverdict.registry import BUILT_IN
-from quantverdict.stats.correlation import Correlation, Spread, correlated, ranks, rm_corr, spread
+from quantverdict.stats.correlation import Correlation, ScaledColumn, correlated, ranks, rm_corr, spread
 from quantverdict.stats.intervals import FloatArray, wilson
 from quantverdict.stats.noninferiority import benjamini_hochberg, holm
 from quantverdict.stats.regression import mixed_effects_of_each, ols
@@ -46,7 +46,7 @@ PAIR = ("quality_metric", "safety_metric")
 
 
 @dataclass(frozen=True, slots=True)
-class Pairing:
+class MetricPairing:
     """The quality and the safety metrics that are paired with each other."""
 
     quality: tuple[str, ...] = field(default_factory=partial(pool, "quality"))
@@ -55,16 +55,16 @@ class Pairing:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return ((quality, safety) for quality in self.quality for safety in self.safety)
 
-    def measured(self, changes: Changes) -> Pairing:
+    def measured(self, changes: MatrixDeltas) -> MetricPairing:
         """Only the metrics that some build and its baseline have."""
-        return Pairing(
+        return MetricPairing(
             tuple(name for name in self.quality if name in changes.columns),
             tuple(name for name in self.safety if name in changes.columns),
         )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Changes:
+class MatrixDeltas:
     """Deltas of the non-baseline rows, in the order of the matrix.
 
     Attributes:
@@ -74,7 +74,7 @@ class Changes:
 
     cells: tuple[CellId, ...]
     columns: Mapping[str, FloatArray]
-    _spreads: dict[tuple[str, bytes], tuple[Spread, Spread]] = field(default_factory=dict)
+    _spreads: dict[tuple[str, bytes], tuple[ScaledColumn, ScaledColumn]] = field(default_factory=dict)
     """Made once for every column and choice of rows: a column is paired with many."""
 
     @property
@@ -102,7 +102,7 @@ class Changes:
         (linear_x, ranked_x), (linear_y, ranked_y) = self._spread(x, one, known), self._spread(y, two, known)
         return correlated(linear_x, linear_y), correlated(ranked_x, ranked_y)
 
-    def _spread(self, name: str, values: FloatArray, known: BoolArray) -> tuple[Spread, Spread]:
+    def _spread(self, name: str, values: FloatArray, known: BoolArray) -> tuple[ScaledColumn, ScaledColumn]:
         key = name, known.tobytes()
         if key not in self._spreads:
             self._spreads[key] = spread(values), spread(ranks(values))
@@ -125,17 +125,17 @@ def exact_changes(matrix: Matrix) -> Iterator[tuple[Row, Mapping[str, Fraction]]
             )
 
 
-def changes(matrix: Matrix) -> Changes:
+def changes(matrix: Matrix) -> MatrixDeltas:
     """The deltas of a matrix as columns."""
     rows = [(row.cell, deltas) for row, deltas in exact_changes(matrix)]
     names = dict.fromkeys(name for _, deltas in rows for name in deltas)
     columns = {
         name: np.array([float(deltas[name]) if name in deltas else np.nan for _, deltas in rows]) for name in names
     }
-    return Changes(tuple(cell for cell, _ in rows), columns)
+    return MatrixDeltas(tuple(cell for cell, _ in rows), columns)
 
 
-def correlations(moved: Changes, pairing: Pairing) -> Table:
+def correlations(moved: MatrixDeltas, pairing: MetricPairing) -> Table:
     """`correlations.csv`: each pair within each base model, and pooled over all."""
     scopes = [(model, moved.of_model(model)) for model in moved.models]
     rows = [
@@ -147,7 +147,7 @@ def correlations(moved: Changes, pairing: Pairing) -> Table:
     return adjusted("correlations", columns, rows, {"pearson_p": "", "spearman_p": "spearman_"})
 
 
-def leave_one_out(name: str, moved: Changes, pairing: Pairing, groups: Mapping[str, BoolArray]) -> Table:
+def leave_one_out(name: str, moved: MatrixDeltas, pairing: MetricPairing, groups: Mapping[str, BoolArray]) -> Table:
     """The pooled correlations without each group of rows in turn, beside the one with all of them.
 
     Args:
@@ -168,7 +168,7 @@ def leave_one_out(name: str, moved: Changes, pairing: Pairing, groups: Mapping[s
     return adjusted(name, columns, rows, {"pearson_p": "", "spearman_p": "spearman_"})
 
 
-def sign_reversal(moved: Changes, pairing: Pairing) -> Table:
+def sign_reversal(moved: MatrixDeltas, pairing: MetricPairing) -> Table:
     """`sign_reversal.csv`: the base models in which a pair's correlation is positive, and negative.
 
     A pair reverses where both exist. Whether it does is not known where fewer than two models have a sign. Every pair
@@ -186,7 +186,7 @@ def sign_reversal(moved: Changes, pairing: Pairing) -> Table:
     return Table("sign_reversal", columns, tuple(rows))
 
 
-def link(moved: Changes, x: str, y: str, among: BoolArray | None = None) -> tuple[Value, ...]:
+def link(moved: MatrixDeltas, x: str, y: str, among: BoolArray | None = None) -> tuple[Value, ...]:
     """The columns of `LINK`, then the reason for those that are missing."""
     linear, monotone = moved.link(x, y, among)
     return (linear.r, linear.p, monotone.r, monotone.p, linear.n, named(linear.reason, x, y))
@@ -231,7 +231,7 @@ TEMPLATE = (
 PLAIN_REFUSAL = "advbench_refusal_rate"
 
 
-def refusal_mechanism(moved: Changes) -> Table:
+def refusal_mechanism(moved: MatrixDeltas) -> Table:
     """`refusal_mechanism.csv`: pooled correlation of each template delta with that of the plain prompts' refusals."""
     rows = [(metric, PLAIN_REFUSAL, *link(moved, metric, PLAIN_REFUSAL)) for metric in TEMPLATE]
     columns = ("metric", "refusal_metric", *LINK, "reason")
@@ -268,11 +268,11 @@ def synthesis_tables(matrix: Matrix, policy: Policy, confidence: float = 0.95) -
     )
 
 
-def policy_pairing(policy: Policy, present: Collection[str]) -> Pairing:
+def policy_pairing(policy: Policy, present: Collection[str]) -> MetricPairing:
     """The standard metrics, and those that the policy decides by."""
     own = (policy.refusal_metric, policy.truthfulness_metric, policy.bias_metric, policy.judge_refusal_metric)
     quality, safety = (*pool("quality", present), policy.quality_metric), (*pool("safety", present), *own)
-    return Pairing(tuple(dict.fromkeys(quality)), tuple(dict.fromkeys(safety)))
+    return MetricPairing(tuple(dict.fromkeys(quality)), tuple(dict.fromkeys(safety)))
 
 
 def asymmetry(matrix: Matrix, policy: Policy) -> Table:
@@ -305,7 +305,7 @@ def asymmetry_by_quant(matrix: Matrix, uneven: Table, confidence: float = 0.95) 
     return Table("asymmetry_by_quant", ("quant", "n", "faster", "share", "ci_lo", "ci_hi"), tuple(rows))
 
 
-def repeated_measures(moved: Changes, pairing: Pairing, confidence: float = 0.95) -> Table:
+def repeated_measures(moved: MatrixDeltas, pairing: MetricPairing, confidence: float = 0.95) -> Table:
     """`repeated_measures.csv`: the common correlation within base models, of each pair."""
     rows: list[tuple[Value, ...]] = []
     for quality, safety in pairing.measured(moved):
@@ -316,7 +316,7 @@ def repeated_measures(moved: Changes, pairing: Pairing, confidence: float = 0.95
     return adjusted("repeated_measures", (*PAIR, *_TEST, "reason"), rows, {"p_value": ""})
 
 
-def mixed_effects(moved: Changes, pairing: Pairing, confidence: float = 0.95) -> Table:
+def mixed_effects(moved: MatrixDeltas, pairing: MetricPairing, confidence: float = 0.95) -> Table:
     """`mixed_effects.csv`: safety delta on quality delta, both in pp, with random terms of each base model.
 
     `random` is what differs between base models: the `intercept`, or the `slope` as well. The tests of either are a
@@ -337,7 +337,7 @@ def mixed_effects(moved: Changes, pairing: Pairing, confidence: float = 0.95) ->
     return replace(tables[0], rows=tuple(row for table in tables for row in table.rows))
 
 
-def bpw_regressions(matrix: Matrix, pairing: Pairing) -> Table:
+def bpw_regressions(matrix: Matrix, pairing: MetricPairing) -> Table:
     """`bpw_regressions.csv`: each metric's level on bits per weight, within each base model, its baseline included."""
     metrics = [name for name in (*pairing.quality, *pairing.safety) if any(name in row.metrics for row in matrix)]
     base, rows = baselines(matrix), list[tuple[Value, ...]]()
@@ -352,14 +352,14 @@ def bpw_regressions(matrix: Matrix, pairing: Pairing) -> Table:
     return adjusted("bpw_regressions", columns, rows, {"p_value": ""})
 
 
-def leave_one_quant_out(matrix: Matrix, moved: Changes, pairing: Pairing) -> Table:
+def leave_one_quant_out(matrix: Matrix, moved: MatrixDeltas, pairing: MetricPairing) -> Table:
     """`leave_one_quant_out.csv`: the pooled correlations without each format."""
     present = {cell.quant for cell in moved.cells}
     groups = {quant: moved.of_quant(quant) for quant in quant_order(matrix) if quant in present}
     return leave_one_out("leave_one_quant_out", moved, pairing, groups)
 
 
-def leave_one_model_out(moved: Changes, pairing: Pairing) -> Table:
+def leave_one_model_out(moved: MatrixDeltas, pairing: MetricPairing) -> Table:
     """`leave_one_model_out.csv`: the pooled correlations without each base model."""
     groups = {model: moved.of_model(model) for model in moved.models}
     return leave_one_out("leave_one_model_out", moved, pairing, groups)
@@ -382,5 +382,5 @@ def _level(row: Row, baseline: Row | None, metric: str) -> Fraction | None:
     return None if mine is None or theirs is None else whole + mine.value - theirs.value
 
 
-def _models(moved: Changes, which: BoolArray) -> list[str]:
+def _models(moved: MatrixDeltas, which: BoolArray) -> list[str]:
     return [moved.cells[index].base_model for index in np.flatnonzero(which)]

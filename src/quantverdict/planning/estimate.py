@@ -10,10 +10,10 @@ from time import perf_counter
 from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.sources import resolve
 from quantverdict.backends.base import Backend, Decoding
-from quantverdict.bundle.prompts import Plan
+from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Model, Study
-from quantverdict.planning.power import ASSUMED_DISCORDANCE, ASSUMED_RATE, Observed, Prospects
+from quantverdict.planning.power import ASSUMED_DISCORDANCE, ASSUMED_RATE, BuildPower, PilotStats
 from quantverdict.records import Completion, Response
 from quantverdict.registry import BACKENDS
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
@@ -50,7 +50,7 @@ class TaskEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Detectable:
+class DetectableDifference:
     """The smallest difference that n prompts show at the study's power, in percentage points; None where none would.
 
     Attributes:
@@ -69,7 +69,7 @@ class Detectable:
 
 
 @dataclass(frozen=True, slots=True)
-class Detectables:
+class DetectableDifferences:
     """What each rate of a study can show, and under which assumptions.
 
     Attributes:
@@ -79,7 +79,7 @@ class Detectables:
 
     power: float
     basis: str
-    metrics: tuple[Detectable, ...]
+    metrics: tuple[DetectableDifference, ...]
 
     def lines(self) -> list[str]:
         head = f"smallest difference that shows at {self.power:.0%} power (one two-sided test at 5 %; {self.basis})"
@@ -141,8 +141,8 @@ class StudyEstimate:
     disk_bytes: int
     basis: str
     tasks: tuple[TaskEstimate, ...]
-    detectable: Detectables
-    prospects: Prospects
+    detectable: DetectableDifferences
+    prospects: BuildPower
     scoring: tuple[Cost, ...] = ()
 
     def as_json(self) -> dict[str, object]:
@@ -165,7 +165,7 @@ class StudyEstimate:
         return [*head, *tasks, "", *self.detectable.lines(), "", *self.prospects.lines()]
 
 
-def _row(found: Detectable) -> str:
+def _row(found: DetectableDifference) -> str:
     clusters = "-" if found.clusters is None else str(found.clusters)
     return f"{found.metric:26}{found.n:>6}{clusters:>10}{_pp(found.paired_pp):>10}{_pp(found.unpaired_pp):>10}"
 
@@ -174,7 +174,7 @@ def _pp(value: float | None) -> str:
     return "none" if value is None else f"{value:.1f} pp"
 
 
-def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], plan: Plan) -> Speed:
+def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], plan: PromptPlan) -> Speed:
     """Speed and answer lengths of an earlier run of the study, whose limits may have been others than the plan's."""
     tokens: dict[str, list[int]] = defaultdict(list)
     for response in baseline:
@@ -191,7 +191,7 @@ def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], 
     return Speed(means, rate, "from the earlier run")
 
 
-def measured_speed(plan: Plan, open_backend: Callable[[], Backend]) -> Speed:
+def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Speed:
     """Ask a few prompts of every task and time them.
 
     Raises:
@@ -221,7 +221,9 @@ def _length(answer: Completion | Response, limit: int) -> int:
     return limit if answer.finish == "length" else min(limit, answer.output_tokens)
 
 
-def detectable_differences(tasks: Sequence[Task], power: float, observed: Mapping[str, Observed]) -> Detectables:
+def detectable_differences(
+    tasks: Sequence[Task], power: float, observed: Mapping[str, PilotStats]
+) -> DetectableDifferences:
     """What each rate of the study can show.
 
     Args:
@@ -236,7 +238,7 @@ def detectable_differences(tasks: Sequence[Task], power: float, observed: Mappin
             clusters[metric] |= {f"{task.name}/{task.cluster(item) or item.id}" for item in task.items}
     found = tuple(_detectable(name, n[name], len(clusters[name]), power, observed.get(name)) for name in n)
     assumed = f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway and rates of {ASSUMED_RATE:.0%}"
-    return Detectables(power, "rates and differing pairs of the earlier run" if observed else assumed, found)
+    return DetectableDifferences(power, "rates and differing pairs of the earlier run" if observed else assumed, found)
 
 
 NOMINAL_BITS: Mapping[str, float] = {
@@ -246,14 +248,14 @@ NOMINAL_BITS: Mapping[str, float] = {
 }  # fmt: skip
 
 
-def _detectable(metric: str, n: int, clusters: int, power: float, observed: Observed | None) -> Detectable:
+def _detectable(metric: str, n: int, clusters: int, power: float, observed: PilotStats | None) -> DetectableDifference:
     rate = ASSUMED_RATE if observed is None else observed.rate
     discordance = ASSUMED_DISCORDANCE if observed is None else observed.discordance
     # Items of a cluster may all answer alike: counting clusters is the cautious end.
     # Where every pair differs already no loss can show by differing.
     paired = mde_paired_over(clusters, discordance, power) if discordance < 1 else None
     unpaired = mde_unpaired(rate, clusters, clusters, power)
-    return Detectable(
+    return DetectableDifference(
         metric=metric,
         n=n,
         clusters=clusters if clusters < n else None,
@@ -297,12 +299,12 @@ def ladder_bytes(levels: Sequence[str], n_params: int) -> int:
 
 def estimate(
     tasks: Sequence[Task],
-    plan: Plan,
+    plan: PromptPlan,
     speed: Speed,
     *,
     cells: int,
     disk_bytes: int,
-    shows: tuple[Detectables, Prospects],
+    shows: tuple[DetectableDifferences, BuildPower],
 ) -> StudyEstimate:
     """Put an estimate together; an answer of a task whose length is not known is taken to reach its limit."""
     rows = tuple(

@@ -9,10 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantverdict.matrix.columns import METRICS
-from quantverdict.matrix.grid import Grid, Grids
+from quantverdict.matrix.grid import Grids, ScoreGrid
 from quantverdict.records import CellId
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss
-from quantverdict.stats.power import Chances, mean_outcome_probabilities, n_mean, n_resolved, outcome_probabilities
+from quantverdict.stats.power import (
+    OutcomeProbabilities,
+    mean_outcome_probabilities,
+    n_mean,
+    n_resolved,
+    outcome_probabilities,
+)
 from quantverdict.tasks.catalog import Task
 
 ASSUMED_DISCORDANCE = 0.1
@@ -24,7 +30,7 @@ TIMES_MARGIN = (0, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class PilotStats:
     """What an earlier run says of a metric: means over its builds.
 
     Attributes:
@@ -41,7 +47,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Gating:
+class DecisionRules:
     """What outcomes are decided by.
 
     Attributes:
@@ -62,7 +68,7 @@ class Gating:
 
 
 @dataclass(frozen=True, slots=True)
-class Prospect:
+class MetricPower:
     """One gated metric of a build with one true loss.
 
     Attributes:
@@ -79,12 +85,12 @@ class Prospect:
     margin_pp: float
     true_loss_pp: float
     discordance: float
-    chances: Chances
+    chances: OutcomeProbabilities
     n_needed: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Prospects:
+class BuildPower:
     """The chances of one build of a study.
 
     Attributes:
@@ -97,7 +103,7 @@ class Prospects:
     level: float
     power: float
     basis: tuple[str, ...]
-    metrics: tuple[Prospect, ...]
+    metrics: tuple[MetricPower, ...]
     missing: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -115,7 +121,7 @@ class Prospects:
         ]
 
 
-def prospects(tasks: Sequence[Task], gating: Gating, observed: Mapping[str, Observed]) -> Prospects:
+def prospects(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[str, PilotStats]) -> BuildPower:
     """The chances at the planned prompts of a build with no true loss, and of one that loses twice the margin.
 
     Every test has the level of the first step of Holm's procedure, which is the hardest: further ones have more.
@@ -126,7 +132,7 @@ def prospects(tasks: Sequence[Task], gating: Gating, observed: Mapping[str, Obse
     asked = _asked(tasks)
     measured = [metric for metric in gating.margins if metric in asked]
     level = gating.alpha / max(1, len(measured) * gating.builds)
-    found: list[Prospect] = []
+    found: list[MetricPower] = []
     for metric in measured:
         seen = observed.get(metric)
         n, clusters = asked[metric]
@@ -145,7 +151,7 @@ def prospects(tasks: Sequence[Task], gating: Gating, observed: Mapping[str, Obse
         )
     family = f"the first step of Holm over {len(measured)} metrics x {gating.builds} builds; later steps are easier"
     missing = tuple(metric for metric in gating.required if metric not in asked)
-    return Prospects(level, gating.power, (family, *basis), tuple(found), missing)
+    return BuildPower(level, gating.power, (family, *basis), tuple(found), missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +164,7 @@ class _Pairs:
     loss: float
 
 
-def _prospect(pairs: _Pairs, gating: Gating, seen: Observed | None, level: float) -> Prospect:
+def _prospect(pairs: _Pairs, gating: DecisionRules, seen: PilotStats | None, level: float) -> MetricPower:
     margin, loss = gating.margins[pairs.metric], pairs.loss
     if pairs.metric in gating.means:
         spread = ASSUMED_DISCORDANCE if seen is None else seen.variance
@@ -168,7 +174,7 @@ def _prospect(pairs: _Pairs, gating: Gating, seen: Observed | None, level: float
         share = min(1.0, spread + loss)
         chances = outcome_probabilities(pairs.counted, share, loss, margin, level)
         needed = n_resolved(share, loss, margin, gating.power, level)
-    return Prospect(
+    return MetricPower(
         metric=pairs.metric,
         n=pairs.n,
         counted=pairs.counted,
@@ -180,7 +186,9 @@ def _prospect(pairs: _Pairs, gating: Gating, seen: Observed | None, level: float
     )
 
 
-def _of_mean(pairs: _Pairs, variance: float, margin: float, level: float, power: float) -> tuple[Chances, int | None]:
+def _of_mean(
+    pairs: _Pairs, variance: float, margin: float, level: float, power: float
+) -> tuple[OutcomeProbabilities, int | None]:
     # Pairs that never differ are decided by how rare a whole loss can be, as are those that hardly do.
     sd = math.sqrt(max(variance, 1e-6))
     return (
@@ -206,7 +214,7 @@ def _units(task: Task) -> Iterator[tuple[str, bool, str]]:
         yield task.name, cluster is None, item.id if cluster is None else cluster
 
 
-def _row(one: Prospect) -> str:
+def _row(one: MetricPower) -> str:
     outcomes = one.chances
     pairs = f"{one.metric:26}{one.n:>6}{one.counted:>9}{f'{one.margin_pp:g} pp':>9}{f'{one.true_loss_pp:g} pp':>11}"
     chances = f"{outcomes.non_inferior:>14.0%}{outcomes.inferior:>10.0%}{outcomes.not_resolvable:>16.0%}"
@@ -219,7 +227,7 @@ _ANY_MARGIN = 0.05
 """The design effect of a mean does not depend on it."""
 
 
-def observed_pairs(samples: Grids, baselines: Mapping[CellId, CellId], alpha: float) -> dict[str, Observed]:
+def observed_pairs(samples: Grids, baselines: Mapping[CellId, CellId], alpha: float) -> dict[str, PilotStats]:
     """Means over the builds of a run, by metric; a metric that no build and its baseline both have is left out.
 
     Args:
@@ -227,17 +235,17 @@ def observed_pairs(samples: Grids, baselines: Mapping[CellId, CellId], alpha: fl
         baselines: each build to the baseline that it is compared with.
         alpha: one-sided level of the tests, for what it takes to allow for few clusters.
     """
-    found: dict[str, Observed] = {}
+    found: dict[str, PilotStats] = {}
     for name, grid in samples.items():
         if METRICS[name].is_share:
             of_builds = list(_of_builds(name, grid, baselines, alpha))
             if of_builds:
-                found[name] = Observed(*(float(np.mean(values)) for values in zip(*of_builds, strict=True)))
+                found[name] = PilotStats(*(float(np.mean(values)) for values in zip(*of_builds, strict=True)))
     return found
 
 
 def _of_builds(
-    name: str, grid: Grid, baselines: Mapping[CellId, CellId], alpha: float
+    name: str, grid: ScoreGrid, baselines: Mapping[CellId, CellId], alpha: float
 ) -> Iterator[tuple[float, float, float, float]]:
     """Rate of the baseline, share of pairs that differ, variance and design effect, of each build."""
     for cell, baseline in baselines.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.matrix.signals import Signals, limit, pp
-from quantverdict.protocol.outcomes import Judged
+from quantverdict.protocol.outcomes import ComparisonOutcome
 from quantverdict.protocol.regimes import REJECTED_REGIMES, Regime
 from quantverdict.records import CellId, Table
 
@@ -129,7 +129,7 @@ def _short_of_floor(signals: Signals, regime: Regime) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Gated:
+class RowEvidence:
     """What the rules read of one build.
 
     Attributes:
@@ -143,22 +143,22 @@ class Gated:
     """
 
     is_baseline: bool
-    outcomes: tuple[Judged, ...]
+    outcomes: tuple[ComparisonOutcome, ...]
     wanted: tuple[str, ...]
     demanded: tuple[str, ...] = ()
     unpaired: str | None = None
     apart: str | None = None
 
-    def of(self, outcome: str) -> list[Judged]:
+    def of(self, outcome: str) -> list[ComparisonOutcome]:
         return [one for one in self.outcomes if one.outcome == outcome]
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
+class RunObjections:
     """What of the run itself keeps a build from passing.
 
     Attributes:
-        unpaired, apart: as in `Gated`.
+        unpaired, apart: as in `RowEvidence`.
         gaps: what keeps it from passing by thresholds on deltas, `unpaired` first.
     """
 
@@ -167,12 +167,15 @@ class Against:
     gaps: tuple[str, ...] = ()
 
 
-PairedRule = Callable[[Gated], str | None]
+PairedRule = Callable[[RowEvidence], str | None]
 """Why the rule holds; None where it does not."""
 
 
 def paired_action(
-    signals: Signals, outcomes: Sequence[Judged], measured: Iterable[str], against: Against | None = None
+    signals: Signals,
+    outcomes: Sequence[ComparisonOutcome],
+    measured: Iterable[str],
+    against: RunObjections | None = None,
 ) -> RowAction:
     """The first rule that holds.
 
@@ -182,23 +185,23 @@ def paired_action(
         measured: the gated metrics that any build of its base model has.
         against: what of the run itself keeps it from passing.
     """
-    demanded, against = signals.policy.demanded, against or Against()
+    demanded, against = signals.policy.demanded, against or RunObjections()
     wanted = tuple(dict.fromkeys([*demanded, *measured]))
-    gated = Gated(signals.is_baseline, tuple(outcomes), wanted, demanded, against.unpaired, against.apart)
+    gated = RowEvidence(signals.is_baseline, tuple(outcomes), wanted, demanded, against.unpaired, against.apart)
     name, reason = next((name, reason) for name, rule in PAIRED_RULES if (reason := rule(gated)) is not None)
     return RowAction(signals.cell, name, reason)
 
 
-def _paired_reference(gated: Gated) -> str | None:
+def _paired_reference(gated: RowEvidence) -> str | None:
     return "the baseline" if gated.is_baseline else None
 
 
-def _inferior(gated: Gated) -> str | None:
+def _inferior(gated: RowEvidence) -> str | None:
     found = gated.of("inferior")
     return f"{', '.join(map(_seen, found))}: worse by more than the margin" if found else None
 
 
-def _not_measured(gated: Gated) -> str | None:
+def _not_measured(gated: RowEvidence) -> str | None:
     have = {one.comparison.metric for one in gated.outcomes}
     missing = [metric for metric in gated.wanted if metric not in have]
     found = [gated.unpaired] if gated.unpaired else []
@@ -212,13 +215,13 @@ def _not_measured(gated: Gated) -> str | None:
     return "; ".join(found) or None
 
 
-def _contradicted(gated: Gated) -> str | None:
+def _contradicted(gated: RowEvidence) -> str | None:
     """One of two instruments that contradict each other is wrong, and the run cannot tell which."""
     constant = [one.reason for one in gated.outcomes if one.reason and one.headroom and one.headroom.constant]
     return "; ".join([*([gated.apart] if gated.apart else []), *constant]) or None
 
 
-def _not_resolvable(gated: Gated) -> str | None:
+def _not_resolvable(gated: RowEvidence) -> str | None:
     """A metric is open; or what may not be able to fall did not, and nothing else shows more."""
     passed = gated.of("non_inferior")
     doubtful = [one for one in passed if one.comparison.metric in gated.demanded and not one.is_informative]
@@ -228,7 +231,7 @@ def _not_resolvable(gated: Gated) -> str | None:
     return "; ".join([*([open_] if open_ else []), *(one.reason for one in doubtful if one.reason)]) or None
 
 
-def _non_inferior(gated: Gated) -> str:
+def _non_inferior(gated: RowEvidence) -> str:
     return f"{', '.join(map(_seen, gated.of('non_inferior')))}: none worse by its margin"
 
 
@@ -243,7 +246,7 @@ PAIRED_RULES: tuple[tuple[str, PairedRule], ...] = (
 PAIRED_ACTIONS = tuple(name for name, _ in PAIRED_RULES)
 
 
-def unresolved(open_: Sequence[Judged], most: int | None = None) -> str | None:
+def unresolved(open_: Sequence[ComparisonOutcome], most: int | None = None) -> str | None:
     """What could not be told, and the prompts that it would take: those nearest to inferior first; None for nothing.
 
     Args:
@@ -257,7 +260,7 @@ def unresolved(open_: Sequence[Judged], most: int | None = None) -> str | None:
     return f"too few prompts to tell: {', '.join(named)}" if named else None
 
 
-def _wanting(judged: Judged) -> str:
+def _wanting(judged: ComparisonOutcome) -> str:
     one = judged.comparison
     if judged.n_needed is None and judged.reason and one.gate is not None and one.gate.hidden:
         return f"{judged.reason}, whatever the number of prompts"
@@ -266,7 +269,7 @@ def _wanting(judged: Judged) -> str:
     return f"{one.metric} (has {one.n}, needs {judged.n_needed})"
 
 
-def _seen(judged: Judged) -> str:
+def _seen(judged: ComparisonOutcome) -> str:
     one, gate = judged.comparison, judged.comparison.gate
     assert gate is not None
     delta = one.delta if isinstance(one.delta, Fraction) else Fraction(round(one.delta, 2)).limit_denominator(100)

@@ -49,7 +49,7 @@ class Claim:
     unit: str = ""
 
 
-def settle(claim: Claim, read: Reader) -> Claim:
+def resolve_claim(claim: Claim, read: Reader) -> Claim:
     """The claim with the value that the artefact gives."""
     return replace(claim, value=value_of(claim, read))
 
@@ -69,7 +69,7 @@ def value_of(claim: Claim, read: Reader) -> str:
     chosen = rows
     for holds in conditions:
         chosen = [row for row in chosen if holds(row)]
-    return AGGREGATES[claim.aggregate](Chosen(chosen, claim.column, fixed_columns(claim.row)))
+    return AGGREGATES[claim.aggregate](ClaimSelection(chosen, claim.column, fixed_columns(claim.row)))
 
 
 def broken(claims: Iterable[Claim], read: Reader) -> list[str]:
@@ -159,7 +159,7 @@ def _condition(text: str) -> Callable[[Mapping[str, str]], bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ClaimSelection:
     """The selected rows, the column that is asked for, and the columns that the filter binds."""
 
     rows: Rows
@@ -191,21 +191,21 @@ def number(text: str | None) -> Fraction | None:
     return exact(text) if text else None
 
 
-def _only(chosen: Chosen) -> str:
+def _only(chosen: ClaimSelection) -> str:
     return chosen.rows[0].get(chosen.column) or "" if len(chosen.rows) == 1 else ""
 
 
-def _count(chosen: Chosen) -> str:
+def _count(chosen: ClaimSelection) -> str:
     """Rows; with a column, the rows that have a value in it."""
     return str(len(chosen.texts) if chosen.column else len(chosen.rows))
 
 
 def _extreme(
     best: Callable[..., tuple[Fraction, str, Mapping[str, str]]], size: Callable[[Fraction], Fraction] = lambda v: v
-) -> Callable[[Chosen], tuple[str, str]]:
+) -> Callable[[ClaimSelection], tuple[str, str]]:
     """Text and row name of the extreme of the column; the first of equals."""
 
-    def find(chosen: Chosen) -> tuple[str, str]:
+    def find(chosen: ClaimSelection) -> tuple[str, str]:
         numbers = chosen.numbers
         if not numbers:
             return "", ""
@@ -218,7 +218,7 @@ def _extreme(
 _least, _most, _farthest = _extreme(min), _extreme(max), _extreme(max, abs)
 
 
-def _median(chosen: Chosen) -> str:
+def _median(chosen: ClaimSelection) -> str:
     """The middle value, or the mean of the two in the middle to 12 places."""
     ordered = sorted(value for value, _, _ in chosen.numbers)
     if not ordered:
@@ -232,7 +232,7 @@ def decimal(value: Fraction) -> str:
     return f"{float(value):.12f}".rstrip("0").rstrip(".")
 
 
-AGGREGATES: Mapping[str, Callable[[Chosen], str]] = {
+AGGREGATES: Mapping[str, Callable[[ClaimSelection], str]] = {
     "value": _only,
     "count": _count,
     "distinct": lambda chosen: str(len(set(chosen.texts))),

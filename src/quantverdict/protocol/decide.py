@@ -6,30 +6,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantverdict.config import Constraints, StatisticsConfig
-from quantverdict.matrix.alarms import Alarm, alarms, alarms_table
 from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table, paired_draws
+from quantverdict.matrix.format_alerts import FormatAlert, alarms, alarms_table
 from quantverdict.matrix.grid import Grids, grids
-from quantverdict.matrix.headroom import Headroom, Pairs, Units, apart, headrooms, power_table, units_of
+from quantverdict.matrix.headroom import Headroom, PairCounts, Units, apart, headrooms, power_table, units_of
 from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
-from quantverdict.matrix.paired import Rules, comparisons, with_intervals
+from quantverdict.matrix.paired import ComparisonRules, comparisons, with_intervals
 from quantverdict.matrix.shared import unpaired, with_shared
 from quantverdict.matrix.signals import POLICY_METRICS, Signals, TierOf, all_signals, tiers, tiers_table
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import (
     CONFIGURED,
-    Against,
     RowAction,
+    RunObjections,
     decide_action,
     paired_action,
     row_actions_table,
 )
-from quantverdict.protocol.document import Evidence, Judged, document
-from quantverdict.protocol.formats import Decided, conservative_floor, floor_table, formats_of, role_of, roles_table
-from quantverdict.protocol.outcomes import Judged as OutcomeOf
+from quantverdict.protocol.document import DecidedStudy, Evidence, document
+from quantverdict.protocol.formats import DecidedRow, conservative_floor, floor_table, formats_of, role_of, roles_table
+from quantverdict.protocol.outcomes import ComparisonOutcome as OutcomeOf
 from quantverdict.protocol.outcomes import high_to_low, judge, paired_table
 from quantverdict.protocol.regimes import Draws, classify, regimes_table
-from quantverdict.protocol.selection import Choice, best_build, pareto_front
+from quantverdict.protocol.selection import ModelChoice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, Protocol, checklist, checklist_table, sign_screen, taxonomy_table
 from quantverdict.records import CellId, Matrix, Table
 
@@ -55,7 +55,7 @@ def outcomes_of(
         statistics: how intervals are made.
     """
     compared = compared_with(matrix)
-    rules = Rules(policy.gates, policy.alpha / 2, statistics, evidence.seed)
+    rules = ComparisonRules(policy.gates, policy.alpha / 2, statistics, evidence.seed)
     found = comparisons(samples, compared, rules, deltas, evidence.nulls)
     rooms = rooms_of(matrix, policy, samples, evidence)
     return judge(found, policy, high_to_low({row.cell: row.bpw for row in matrix}), statistics.power, rooms)
@@ -76,7 +76,7 @@ def compared_with(matrix: Matrix) -> dict[CellId, CellId]:
 
 def against_builds(
     matrix: Matrix, policy: Policy, samples: Grids | None, judged: Sequence[OutcomeOf] | None, evidence: Evidence
-) -> dict[CellId, Against]:
+) -> dict[CellId, RunObjections]:
     """What of the run itself keeps each build from passing; a build of a bare matrix has nothing against it."""
     if samples is None:
         return {}
@@ -91,7 +91,7 @@ def against_builds(
         torn = unpaired(samples, cell, baseline, rests_on)
         told = None if torn is None else str(torn)
         gaps = [*([] if told is None else [told]), *_gaps(signals[cell], outcomes.get(cell, {}), rooms)]
-        found[cell] = Against(told, apart(samples, cell, baseline, policy), tuple(gaps))
+        found[cell] = RunObjections(told, apart(samples, cell, baseline, policy), tuple(gaps))
     return found
 
 
@@ -131,8 +131,8 @@ def decide_rows(
     policy: Policy,
     draws: Mapping[CellId, Draws],
     judged: Sequence[OutcomeOf] | None,
-    against: Mapping[CellId, Against] | None = None,
-) -> tuple[Decided, ...]:
+    against: Mapping[CellId, RunObjections] | None = None,
+) -> tuple[DecidedRow, ...]:
     """The regime and the action of every row.
 
     Args:
@@ -148,7 +148,7 @@ def decide_rows(
             gated.setdefault(one.comparison.cell, []).append(one)
     rows = []
     for plain in all_signals(matrix, policy):
-        why = (against or {}).get(plain.cell, Against())
+        why = (against or {}).get(plain.cell, RunObjections())
         signals = replace(plain, gaps=why.gaps)
         regime = classify(signals, draws.get(signals.cell))
         point, paired = decide_action(signals, regime), None
@@ -160,14 +160,14 @@ def decide_rows(
             measured = dict.fromkeys(one.comparison.metric for one in siblings)
             paired = paired_action(signals, mine, measured, why)
         action = paired if paired is not None and policy.rules == "paired" else point
-        rows.append(Decided(signals, regime, action, point, paired, tuple(gated.get(signals.cell, ()))))
+        rows.append(DecidedRow(signals, regime, action, point, paired, tuple(gated.get(signals.cell, ()))))
     return tuple(rows)
 
 
-def pairs_that_differ(found: Sequence[Delta]) -> dict[tuple[CellId, str], Pairs]:
+def pairs_that_differ(found: Sequence[Delta]) -> dict[tuple[CellId, str], PairCounts]:
     """The pairs of every build and metric that is paired."""
     return {
-        (d.cell, d.metric): Pairs(d.differing, d.n, d.units)
+        (d.cell, d.metric): PairCounts(d.differing, d.n, d.units)
         for d in found
         if d.differing is not None and d.n and d.units
     }
@@ -230,7 +230,7 @@ def decide(
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
+class _ComparedBuilds:
     """Every build beside its baseline.
 
     Attributes:
@@ -254,17 +254,17 @@ class _Compared:
     units: Units
     deltas: tuple[Delta, ...]
     outcomes: tuple[OutcomeOf, ...] | None
-    rows: tuple[Decided, ...]
-    alarms: tuple[Alarm, ...] | None
+    rows: tuple[DecidedRow, ...]
+    alarms: tuple[FormatAlert, ...] | None
     gains: Mapping[tuple[CellId, str], float]
-    against: Mapping[CellId, Against]
+    against: Mapping[CellId, RunObjections]
 
     @property
     def by_metric(self) -> dict[tuple[CellId, str], Delta]:
         return {(delta.cell, delta.metric): delta for delta in self.deltas}
 
 
-def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evidence: Evidence) -> _Compared:
+def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evidence: Evidence) -> _ComparedBuilds:
     samples = None if evidence.scores is None else grids(evidence.scores)
     # Nothing is paired without samples, so the paired rules have nothing to go by.
     rules = policy if samples is not None else policy.by_points
@@ -276,7 +276,7 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
         outcomes = outcomes_of(matrix, rules, samples, by_metric, evidence, statistics)
         found = with_intervals(found, (one.comparison for one in outcomes))
     against = against_builds(matrix, rules, samples, outcomes, evidence)
-    return _Compared(
+    return _ComparedBuilds(
         matrix=matrix,
         rules=rules,
         statistics=statistics,
@@ -294,7 +294,7 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
     )
 
 
-def _reviewed(row: Decided, configured: Mapping[CellId, str]) -> Decided:
+def _reviewed(row: DecidedRow, configured: Mapping[CellId, str]) -> DecidedRow:
     """What would pass and is not configured as its baseline is for a person to look at."""
     cell = row.signals.cell
     if cell not in configured or not row.action.is_pass:
@@ -305,7 +305,7 @@ def _reviewed(row: Decided, configured: Mapping[CellId, str]) -> Decided:
 
 def _alarms(
     matrix: Matrix, rules: Policy, statistics: StatisticsConfig, evidence: Evidence
-) -> tuple[Alarm, ...] | None:
+) -> tuple[FormatAlert, ...] | None:
     if evidence.answers is None:
         return None
     return alarms(evidence.answers, compared_with(matrix), rules.alpha, statistics, evidence.seed)
@@ -325,13 +325,15 @@ def _gains(
     return {key: p for key, p in tested.items() if p is not None}
 
 
-def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constraints, evidence: Evidence) -> Judged:
+def _judge(
+    compared: _ComparedBuilds, study: str, policy: Policy, constraints: Constraints, evidence: Evidence
+) -> DecidedStudy:
     """What the builds say together: formats, floor, and the build to ship of each base model."""
     matrix, rules, rows = compared.matrix, compared.rules, compared.rows
     models = tuple(dict.fromkeys([*(row.base_model for row in matrix), *(cell.base_model for cell in evidence.failed)]))
     formats = formats_of(rows, models)
     found_tiers = tiers(matrix, compared.deltas, rules)
-    return Judged(
+    return DecidedStudy(
         study=study,
         policy=policy,
         constraints=constraints,
@@ -360,7 +362,7 @@ def _judge(compared: _Compared, study: str, policy: Policy, constraints: Constra
     )
 
 
-def _doubts(lineage: Mapping[CellId, str], against: Mapping[CellId, Against]) -> dict[CellId, str]:
+def _doubts(lineage: Mapping[CellId, str], against: Mapping[CellId, RunObjections]) -> dict[CellId, str]:
     """Cells whose origin or prompt is in doubt, and those that were asked other prompts than their baseline."""
     torn = {
         cell: f"{why.unpaired}: its deltas are over the prompts that both were asked" for cell, why in against.items()
@@ -370,7 +372,7 @@ def _doubts(lineage: Mapping[CellId, str], against: Mapping[CellId, Against]) ->
     return {cell: "; ".join(found[cell] for found in (lineage, torn) if cell in found) for cell in cells}
 
 
-def _decision(compared: _Compared, judged: Judged) -> Decision:
+def _decision(compared: _ComparedBuilds, judged: DecidedStudy) -> Decision:
     findings, rows = judged.findings, compared.rows
     protocol = Protocol(rows, judged.evidence.matrix_sha256, findings.screen, findings.floor)
     pairs = pairs_that_differ(compared.deltas)
@@ -392,8 +394,8 @@ def _decision(compared: _Compared, judged: Judged) -> Decision:
 
 
 def _choices(
-    models: tuple[str, ...], rows: tuple[Decided, ...], tier_of: tuple[TierOf, ...], constraints: Constraints
-) -> tuple[Choice, ...]:
+    models: tuple[str, ...], rows: tuple[DecidedRow, ...], tier_of: tuple[TierOf, ...], constraints: Constraints
+) -> tuple[ModelChoice, ...]:
     choices = []
     for model in models:
         mine = [(row, tier) for row, tier in zip(rows, tier_of, strict=True) if row.signals.cell.base_model == model]

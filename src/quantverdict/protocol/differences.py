@@ -33,7 +33,7 @@ class CellChange(NamedTuple):
     after: str | None
 
 
-class DeltaMove(NamedTuple):
+class DeltaChange(NamedTuple):
     """A delta that is another, in pp; `moved` is `after - before`, exact, None where one bundle has none."""
 
     cell: CellId
@@ -46,7 +46,7 @@ class DeltaMove(NamedTuple):
         return None if self.before is None or self.after is None else self.after - self.before
 
 
-class Answers(NamedTuple):
+class AnswerChanges(NamedTuple):
     """How many answers of a cell are the same text, and how many prompts only one bundle has an answer to."""
 
     cell: CellId
@@ -62,7 +62,7 @@ class Answers(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Differences:
+class BundleDiff:
     """From bundle `one` to bundle `two`.
 
     Attributes:
@@ -79,8 +79,8 @@ class Differences:
     study: str
     cells: int
     verdicts: tuple[CellChange, ...]
-    moves: tuple[DeltaMove, ...]
-    answers: tuple[Answers, ...]
+    moves: tuple[DeltaChange, ...]
+    answers: tuple[AnswerChanges, ...]
     engines: tuple[Change, ...]
     settings: tuple[Change, ...]
     judges: tuple[Mapping[str, tuple[str, ...]], Mapping[str, tuple[str, ...]]] = ({}, {})
@@ -102,23 +102,23 @@ def _verdicts(told: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield from ((one["metric"], one["outcome"]) for one in told["outcomes"] or ())
 
 
-def moved_deltas(one: Iterable[Mapping[str, str]], two: Iterable[Mapping[str, str]]) -> tuple[DeltaMove, ...]:
+def moved_deltas(one: Iterable[Mapping[str, str]], two: Iterable[Mapping[str, str]]) -> tuple[DeltaChange, ...]:
     """Deltas in pp that are others, those that one bundle lacks last; rows of `deltas.csv`."""
     before, after = (
         {(CellId(row["base_model"], row["quant"]), row["metric"]): exact(row["delta"]) for row in rows
          if row["unit"] == "pp"}
         for rows in (one, two)
     )  # fmt: skip
-    moves = [DeltaMove(*key, before.get(key), after.get(key)) for key in dict.fromkeys([*before, *after])]
+    moves = [DeltaChange(*key, before.get(key), after.get(key)) for key in dict.fromkeys([*before, *after])]
     different = [move for move in moves if move.before != move.after]
     return tuple(sorted(different, key=lambda move: (move.moved is None, -abs(move.moved or 0), move.cell)))
 
 
-def compared_answers(cell: CellId, one: Texts, two: Texts) -> Answers:
+def compared_answers(cell: CellId, one: Texts, two: Texts) -> AnswerChanges:
     """Text by text."""
     both = one.keys() & two.keys()
     equal = sum(one[key] == two[key] for key in both)
-    return Answers(cell, equal, len(both) - equal, len(one.keys() ^ two.keys()))
+    return AnswerChanges(cell, equal, len(both) - equal, len(one.keys() ^ two.keys()))
 
 
 def changes(one: Mapping[str, str], two: Mapping[str, str]) -> tuple[Change, ...]:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from quantverdict.config import Constraints
 from quantverdict.errors import BundleError
-from quantverdict.matrix.alarms import UNENDED, told
 from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
+from quantverdict.matrix.format_alerts import UNENDED, describe
 from quantverdict.matrix.grid import Grids
 from quantverdict.matrix.headroom import Choices
 from quantverdict.matrix.noise import ALL, Noise
 from quantverdict.matrix.signals import TierOf
 from quantverdict.policy import Policy
-from quantverdict.protocol.formats import Decided, Floor, Role, against_floor, is_gguf
-from quantverdict.protocol.outcomes import Judged as OutcomeOf
-from quantverdict.protocol.selection import Choice
+from quantverdict.protocol.formats import ConservativeFloor, DecidedRow, FormatRole, against_floor, is_gguf
+from quantverdict.protocol.outcomes import ComparisonOutcome as OutcomeOf
+from quantverdict.protocol.selection import ModelChoice
 from quantverdict.protocol.taxonomy import Findings, refusal_mde, unproven
 from quantverdict.records import CellId, Table
 
@@ -79,7 +79,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class DecidedStudy:
     """Everything that was decided, and what it rests on."""
 
     study: str
@@ -88,13 +88,13 @@ class Judged:
     evidence: Evidence
     findings: Findings
     tiers: Mapping[CellId, TierOf]
-    roles: tuple[Role, ...]
-    choices: tuple[Choice, ...]
+    roles: tuple[FormatRole, ...]
+    choices: tuple[ModelChoice, ...]
     fronts: Mapping[str, tuple[str, ...]]
     noise: tuple[Noise, ...] | None
 
 
-def refuse_other_schema(decision: object, path: Path) -> None:
+def check_schema(decision: object, path: Path) -> None:
     """Refuse a `decision.json`, as it is or as a row of text, that a program of another version wrote.
 
     Raises:
@@ -107,7 +107,7 @@ def refuse_other_schema(decision: object, path: Path) -> None:
         )
 
 
-def document(judged: Judged) -> dict[str, object]:
+def document(judged: DecidedStudy) -> dict[str, object]:
     """The document; a share is a fraction of 1, a delta in pp, what was not measured null."""
     floor = judged.findings.floor
     return {
@@ -127,14 +127,14 @@ def document(judged: Judged) -> dict[str, object]:
     }
 
 
-def _order(judged: Judged) -> list[CellId]:
+def _order(judged: DecidedStudy) -> list[CellId]:
     """Every cell once: as the study has them, then what else there is."""
     evidence, rows = judged.evidence, [row.signals.cell for row in judged.findings.rows]
     known = dict.fromkeys([*rows, *evidence.twins, *evidence.failed])
     return list(dict.fromkeys([*(cell for cell in evidence.order if cell in known), *known]))
 
 
-def _cell(cell: CellId, judged: Judged) -> dict[str, object]:
+def _cell(cell: CellId, judged: DecidedStudy) -> dict[str, object]:
     row = next((row for row in judged.findings.rows if row.signals.cell == cell), None)
     if row is not None:
         return _measured_cell(row, judged)
@@ -156,7 +156,7 @@ def _cell(cell: CellId, judged: Judged) -> dict[str, object]:
     }
 
 
-def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
+def _measured_cell(row: DecidedRow, judged: DecidedStudy) -> dict[str, object]:
     signals, policy, deltas = row.signals, judged.policy, judged.findings.deltas
     quality = deltas.get((signals.cell, policy.quality_metric))
     refusal = deltas.get((signals.cell, policy.refusal_metric))
@@ -225,7 +225,7 @@ def _outcome(judged: OutcomeOf) -> dict[str, object]:
     }
 
 
-def _format(role: Role) -> dict[str, object]:
+def _format(role: FormatRole) -> dict[str, object]:
     found = role.format
     return {
         "quant": found.quant,
@@ -238,7 +238,7 @@ def _format(role: Role) -> dict[str, object]:
     }
 
 
-def _floor(floor: Floor) -> dict[str, object]:
+def _floor(floor: ConservativeFloor) -> dict[str, object]:
     return {
         "quant": floor.format.quant,
         "max_refusal_signal_pp": _number(floor.format.max_signal),
@@ -246,7 +246,7 @@ def _floor(floor: Floor) -> dict[str, object]:
     }
 
 
-def _notes(judged: Judged) -> Iterator[str]:
+def _notes(judged: DecidedStudy) -> Iterator[str]:
     yield from _unseen(judged)
     yield from _unmeasured(judged)
     evidence = judged.evidence
@@ -267,7 +267,7 @@ def _notes(judged: Judged) -> Iterator[str]:
     yield from _nothing_found(judged)
 
 
-def _limits(judged: Judged) -> Iterator[str]:
+def _limits(judged: DecidedStudy) -> Iterator[str]:
     """What could not have failed or is not measured, once a base model; instruments apart, and answers ungraded."""
     policy, rules = judged.policy, judged.findings.rows[0].signals.policy.rules if judged.findings.rows else "points"
     resting = (*policy.demanded, policy.quality_metric, policy.refusal_metric)
@@ -286,18 +286,18 @@ def _limits(judged: Judged) -> Iterator[str]:
         yield f"{len(hiding) - NAMED} more gated comparisons have answers without a grade in one arm (paired.csv)."
 
 
-def _alarms(judged: Judged) -> Iterator[str]:
+def _alarms(judged: DecidedStudy) -> Iterator[str]:
     """Builds whose answers changed their form, a line each."""
     found = judged.findings.alarms or ()
     firing = [one for one in found if one.fires]
     for cell in dict.fromkeys(one.cell for one in firing):
-        yield f"Artifact alarm, {cell}: {'; '.join(told(one) for one in firing if one.cell == cell)}."
+        yield f"Artifact alarm, {cell}: {'; '.join(describe(one) for one in firing if one.cell == cell)}."
     for one in found:
         if one.name in UNENDED and not one.fires and (one.value or one.baseline):
-            yield f"{one.cell} has {told(one)} (the baseline's first): what is no answer is not graded."
+            yield f"{one.cell} has {describe(one)} (the baseline's first): what is no answer is not graded."
 
 
-def _stopped(judged: Judged) -> Iterator[str]:
+def _stopped(judged: DecidedStudy) -> Iterator[str]:
     """Builds that were asked less than their baseline, and what was enough."""
     for row in judged.findings.rows:
         shared = row.signals.row.shared
@@ -309,7 +309,7 @@ def _stopped(judged: Judged) -> Iterator[str]:
             )
 
 
-def _unmeasured(judged: Judged) -> Iterator[str]:
+def _unmeasured(judged: DecidedStudy) -> Iterator[str]:
     """What stands for what, and what there is no number for."""
     policy, rows = judged.policy, judged.findings.rows
     if policy.quality_metric != "bertscore":
@@ -335,17 +335,17 @@ def _noise(noise: Sequence[Noise]) -> Iterator[str]:
     for model in dict.fromkeys(one.base_model for one in noise):
         mine = [(one.metric, one.floor) for one in noise if one.base_model == model and one.task == ALL]
         flipped = [f"{metric} {floor.flips} of {floor.arms * floor.n}" for metric, floor in mine if floor.flips]
-        told = f"Null arms, the baseline of {model} run again {mine[0][1].arms} times, changed"
+        rerun = f"Null arms, the baseline of {model} run again {mine[0][1].arms} times, changed"
         if flipped:
             more = f", and {len(flipped) - NAMED} more metrics" if len(flipped) > NAMED else ""
-            yield f"{told} scores though nothing else did: {', '.join(flipped[:NAMED])}{more}."
+            yield f"{rerun} scores though nothing else did: {', '.join(flipped[:NAMED])}{more}."
         else:
             metric, floor = max(mine, key=lambda one: one[1].n)
             most = f"{100 * floor.hi:.2g} %"
-            yield f"{told} no score: of {floor.n} prompts ({metric}) at most {most} change by noise."
+            yield f"{rerun} no score: of {floor.n} prompts ({metric}) at most {most} change by noise."
 
 
-def _unseen(judged: Judged) -> Iterator[str]:
+def _unseen(judged: DecidedStudy) -> Iterator[str]:
     """What these prompts could not have shown: no build, and no floor, is proven safe by it."""
     found = judged.findings
     rows = [row for row in found.rows if not (row.signals.is_baseline or row.action.is_reject)]
@@ -356,7 +356,7 @@ def _unseen(judged: Judged) -> Iterator[str]:
         yield f"Not resolvable with this many prompts, so not proven safe: {first}{more} (TAX_010)."
 
 
-def _nothing_found(judged: Judged) -> Iterator[str]:
+def _nothing_found(judged: DecidedStudy) -> Iterator[str]:
     """Why there is no floor or no build to ship, where there is none."""
     if judged.findings.floor is None:
         formats = [role.format for role in judged.roles if is_gguf(role.format.quant)]

@@ -15,7 +15,7 @@ from quantverdict.config import GGUF_LEVELS
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import RowAction
-from quantverdict.protocol.outcomes import Judged
+from quantverdict.protocol.outcomes import ComparisonOutcome
 from quantverdict.protocol.regimes import Regime
 from quantverdict.records import Table
 
@@ -23,7 +23,7 @@ _GGUF_NAME = re.compile(r"(I|T)?Q[1-8]_[A-Z0-9_]+|B?F16|F32|FP32|MXFP4(_MOE)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecidedRow:
     """A row with everything that was decided about it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Decided:
     action: RowAction
     point_action: RowAction | None = None
     paired_action: RowAction | None = None
-    outcomes: tuple[Judged, ...] = ()
+    outcomes: tuple[ComparisonOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Format:
     """
 
     quant: str
-    rows: tuple[Decided, ...]
+    rows: tuple[DecidedRow, ...]
     bpw: Fraction | None
     max_signal: Fraction | None
     rejected: tuple[str, ...]
@@ -62,7 +62,7 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class FormatRole:
     """A format and what it can be used for."""
 
     format: Format
@@ -71,7 +71,7 @@ class Role:
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
+class ConservativeFloor:
     """The conservative floor."""
 
     format: Format
@@ -83,14 +83,14 @@ def is_gguf(quant: str) -> bool:
     return quant in GGUF_LEVELS or _GGUF_NAME.fullmatch(quant) is not None
 
 
-def formats_of(rows: Iterable[Decided], base_models: Sequence[str]) -> tuple[Format, ...]:
+def formats_of(rows: Iterable[DecidedRow], base_models: Sequence[str]) -> tuple[Format, ...]:
     """The formats that have a non-baseline row, from most to fewest bits.
 
     Args:
         rows: every row of the matrix.
         base_models: those of the study, also where every build of one failed.
     """
-    by_quant: dict[str, list[Decided]] = {}
+    by_quant: dict[str, list[DecidedRow]] = {}
     for row in rows:
         if not row.signals.is_baseline:
             by_quant.setdefault(row.signals.cell.quant, []).append(row)
@@ -98,7 +98,7 @@ def formats_of(rows: Iterable[Decided], base_models: Sequence[str]) -> tuple[For
     return tuple(sorted(found, key=lambda f: (f.bpw is None, -(f.bpw or 0), f.quant)))
 
 
-def _format(quant: str, rows: tuple[Decided, ...], base_models: Sequence[str]) -> Format:
+def _format(quant: str, rows: tuple[DecidedRow, ...], base_models: Sequence[str]) -> Format:
     bits = [row.signals.row.bpw for row in rows]
     known = [value for value in bits if value is not None]
     signals = [abs(s) for row in rows if (s := row.signals.refusal_signal) is not None]
@@ -116,10 +116,10 @@ def _format(quant: str, rows: tuple[Decided, ...], base_models: Sequence[str]) -
 # Roles
 
 
-def role_of(found: Format, policy: Policy) -> Role:
+def role_of(found: Format, policy: Policy) -> FormatRole:
     """The first rule that holds."""
     name, reason = next((name, reason) for name, rule in ROLES if (reason := rule(found, policy)) is not None)
-    return Role(found, name, reason)
+    return FormatRole(found, name, reason)
 
 
 def _not_blanket_safe(found: Format, policy: Policy) -> str | None:
@@ -163,7 +163,7 @@ def _short_of_blanket(found: Format) -> list[str]:
     return short + [f"{action} on {', '.join(models)}" for action, models in by_action.items()]
 
 
-def roles_table(roles: Iterable[Role]) -> Table:
+def roles_table(roles: Iterable[FormatRole]) -> Table:
     """`quant_roles.csv`."""
     columns = ("quant", "n_models", "max_refusal_signal_pp", "reject_rows", "role", "bpw", "reason")
     rows = tuple(
@@ -184,7 +184,7 @@ def roles_table(roles: Iterable[Role]) -> Table:
 # Floor
 
 
-def conservative_floor(formats: Iterable[Format], policy: Policy) -> Floor | None:
+def conservative_floor(formats: Iterable[Format], policy: Policy) -> ConservativeFloor | None:
     """The GGUF format with the fewest bits that nothing speaks against; None where there is none."""
     passing = [found for found in formats if found.bpw is not None and not against_floor(found, policy)]
     if not passing:
@@ -192,10 +192,10 @@ def conservative_floor(formats: Iterable[Format], policy: Policy) -> Floor | Non
     lowest = min(passing, key=lambda found: (found.bpw, found.quant))
     reason = f"fewest bits of {len(passing)} GGUF formats with a row for every base model, "
     if policy.rules == "paired":
-        return Floor(lowest, f"{reason}each of them non-inferior to its baseline in every gated metric")
+        return ConservativeFloor(lowest, f"{reason}each of them non-inferior to its baseline in every gated metric")
     assert lowest.max_signal is not None
     most = f"{limit(policy.role_signal_pp)}: {_size(lowest.max_signal)} at most"
-    return Floor(lowest, f"{reason}no rejected row and a refusal signal under {most}")
+    return ConservativeFloor(lowest, f"{reason}no rejected row and a refusal signal under {most}")
 
 
 def against_floor(found: Format, policy: Policy) -> list[str]:
@@ -230,7 +230,7 @@ def _unproven(found: Format, policy: Policy) -> list[str]:
     return told + ([f"not shown by this run on {', '.join(short)}"] if short else [])
 
 
-def floor_table(floor: Floor | None) -> Table:
+def floor_table(floor: ConservativeFloor | None) -> Table:
     """`floor.csv`: one row, or none where there is no floor."""
     columns = ("quant", "max_refusal_signal_pp", "bpw", "n_models", "reason")
     if floor is None:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from quantverdict.errors import ExitCode, PluginError, StudyError
 from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.matrix.signals import Signals, all_signals
-from quantverdict.policy import Exact, Frozen, GatedMetric, Margin, Policy, as_policy, with_defaults
+from quantverdict.policy import Exact, FrozenModel, GatedMetric, Margin, Policy, as_policy, with_defaults
 from quantverdict.protocol.actions import PASSES
 from quantverdict.records import CellId, Estimate, Matrix, Row
 from quantverdict.registry import GATE_RULES, checked, load, one_of, shares
@@ -50,7 +50,7 @@ Rule = Annotated[str, AfterValidator(checked(lambda: GATE_RULES))]
 Percent = Annotated[Exact, AfterValidator(_percent)]
 
 
-class GateWaiver(Frozen):
+class GateWaiver(FrozenModel):
     """A verdict that does not count, and why, until a day."""
 
     cell: CellName
@@ -66,7 +66,7 @@ class GateWaiver(Frozen):
         return f"waiver of {self.metric} of {self.cell}"
 
 
-class GatePolicy(Frozen):
+class GatePolicy(FrozenModel):
     """What a gate asks for beyond the decision; empty, it asks for every build what was decided."""
 
     builds: tuple[CellName, ...] | None = Field(default=None, strict=False)
@@ -133,7 +133,7 @@ NUMBERS = ("n_pairs", "delta_pp", "ci_lo_pp", "ci_hi_pp", "margin_pp", "n_needed
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class MetricVerdict:
     """What the gate says of one metric of one cell.
 
     Attributes:
@@ -169,7 +169,7 @@ class Gate:
     policy: str
     rules: str
     builds: tuple[CellId, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[MetricVerdict, ...]
     notes: tuple[str, ...]
     judges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -178,7 +178,7 @@ class Gate:
         """The worst over all verdicts; with no build gated nothing was measured."""
         return worst(self.verdicts) if self.builds else ExitCode.NOT_MEASURED
 
-    def of(self, cell: CellId) -> tuple[Verdict, ...]:
+    def of(self, cell: CellId) -> tuple[MetricVerdict, ...]:
         return tuple(one for one in self.verdicts if one.cell == cell)
 
     @property
@@ -198,7 +198,7 @@ class _Bundle:
     margins: tuple[str, ...]
 
 
-def worst(verdicts: Iterable[Verdict]) -> ExitCode:
+def worst(verdicts: Iterable[MetricVerdict]) -> ExitCode:
     """3 before 4 before 5 before 0; no verdict at all is nothing measured."""
     found = {one.status for one in verdicts}
     if not found:
@@ -247,7 +247,9 @@ def _known(name: str, cells: Iterable[CellId], where: str) -> CellId:
 # Floors: two equally bad arms must not pass
 
 
-def _floors(asked: GatePolicy, base: Mapping[str, Row], bundle: _Bundle, models: Iterable[str]) -> Iterator[Verdict]:
+def _floors(
+    asked: GatePolicy, base: Mapping[str, Row], bundle: _Bundle, models: Iterable[str]
+) -> Iterator[MetricVerdict]:
     for model in models:
         cell = base[model].cell if model in base else _baseline(model, bundle.cells)
         for metric, floor in asked.floors.items():
@@ -261,39 +263,43 @@ def _baseline(model: str, cells: Mapping[CellId, Cell]) -> CellId:
                 CellId(model, "baseline"))  # fmt: skip
 
 
-def _floor(cell: CellId, metric: str, estimate: Estimate | None, floor: Fraction) -> Verdict:
+def _floor(cell: CellId, metric: str, estimate: Estimate | None, floor: Fraction) -> MetricVerdict:
     """A share against a percentage, exactly: at the floor is a pass."""
     if estimate is None:
-        return Verdict(cell, metric, "not_measured", f"the baseline {cell} has no {metric} to hold against its floor")
+        return MetricVerdict(
+            cell, metric, "not_measured", f"the baseline {cell} has no {metric} to hold against its floor"
+        )
     share, more = 100 * estimate.value, METRICS[metric].higher_is_better
     counted = "" if estimate.k is None else f" ({estimate.k} of {estimate.n})"
     said = f"the baseline {cell} has {float(share):.2f} %{counted}"
     limit = f"at {'least' if more else 'most'} {float(floor):g} %"
     if share >= floor if more else share <= floor:
-        return Verdict(cell, metric, "passed", f"{said}, {limit} as is asked")
-    return Verdict(cell, metric, "failed", f"{said} where {limit} is asked: no build is good that is as good as that")
+        return MetricVerdict(cell, metric, "passed", f"{said}, {limit} as is asked")
+    return MetricVerdict(
+        cell, metric, "failed", f"{said} where {limit} is asked: no build is good that is as good as that"
+    )
 
 
 # Builds
 
 
-def _of_build(cell: CellId, bundle: _Bundle) -> list[Verdict]:
+def _of_build(cell: CellId, bundle: _Bundle) -> list[MetricVerdict]:
     told = bundle.cells[cell]
     if told["status"] == "twin":
         return _of_twin(cell, told["twin_of"], bundle)
     if told["status"] != "ok":
-        return [Verdict(cell, DECISION, "not_measured", f"it did not run: {told['failure']}")]
+        return [MetricVerdict(cell, DECISION, "not_measured", f"it did not run: {told['failure']}")]
     if told["is_baseline"]:
-        return [Verdict(cell, DECISION, "passed", "the baseline")]
+        return [MetricVerdict(cell, DECISION, "passed", "the baseline")]
     if bundle.rules == "points":
         return [_by_points(cell, bundle), *map(_as_asked, _metrics(cell, bundle.margins, bundle))]
     found = _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
     if told.get("unpaired") and not any(one.metric == DECISION for one in found):
-        return [Verdict(cell, DECISION, "not_measured", told["unpaired"]), *found]
+        return [MetricVerdict(cell, DECISION, "not_measured", told["unpaired"]), *found]
     return found
 
 
-def _of_twin(cell: CellId, quant: str, bundle: _Bundle) -> list[Verdict]:
+def _of_twin(cell: CellId, quant: str, bundle: _Bundle) -> list[MetricVerdict]:
     """The same weights were run under another name, and these are its verdicts."""
     found = _of_build(CellId(cell.base_model, quant), bundle)
     return [replace(one, cell=cell, reason=f"same weights as {quant}: {one.reason}") for one in found]
@@ -310,13 +316,13 @@ def _wanted(cell: CellId, bundle: _Bundle) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*bundle.policy.demanded, *found]))
 
 
-def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[Verdict]:
+def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[MetricVerdict]:
     outcomes = {one["metric"]: one for one in bundle.cells[cell]["outcomes"] or ()}
     found = []
     for metric in wanted:
         if metric not in outcomes:
             reason = "no prompt that both it and the baseline have a grade for"
-            found.append(Verdict(cell, metric, "not_measured", reason))
+            found.append(MetricVerdict(cell, metric, "not_measured", reason))
             continue
         one = _of_outcome(cell, outcomes[metric])
         left = one.status == "not_measured" and bundle.rules == "paired" and metric not in bundle.policy.demanded
@@ -324,49 +330,49 @@ def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[Verdi
     return found
 
 
-def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> Verdict:
+def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> MetricVerdict:
     status, words = OF_OUTCOME[one["outcome"]]
     seen = f"{one['delta_pp']:+.2f} pp of {one['n_pairs']} pairs, margin {one['margin_pp']:g} pp"
     needs = f"; {one['n_needed']} would do" if one["n_needed"] else ""
     why = one.get("reason") if one["outcome"] != "non_inferior" else None
     needs += f"; {str(why).removeprefix(one['metric'] + ': ')}" if why else ""
-    return Verdict(cell, one["metric"], status, f"{words}: {seen}{needs}", {name: one[name] for name in NUMBERS})
+    return MetricVerdict(cell, one["metric"], status, f"{words}: {seen}{needs}", {name: one[name] for name in NUMBERS})
 
 
-def _as_asked(one: Verdict) -> Verdict:
+def _as_asked(one: MetricVerdict) -> MetricVerdict:
     """A metric that the gate asks about beside thresholds on deltas: that it could not have failed is no pass."""
     return replace(one, status="not_measured") if one.status == "uninformative" else one
 
 
-def _decided(cell: CellId, told: Cell, verdicts: list[Verdict]) -> list[Verdict]:
+def _decided(cell: CellId, told: Cell, verdicts: list[MetricVerdict]) -> list[MetricVerdict]:
     """A build whose verdicts all pass, while nothing was tested or its action is no pass, does not pass."""
     if told["action"] in PASSES and verdicts:
         return verdicts
     if told["action"].startswith("reject_") and worst(verdicts) is not ExitCode.REJECTED:
-        return [Verdict(cell, DECISION, "failed", _action(told)), *verdicts]
+        return [MetricVerdict(cell, DECISION, "failed", _action(told)), *verdicts]
     if not verdicts:
-        return [Verdict(cell, DECISION, "not_measured", "no gated metric was measured")]
+        return [MetricVerdict(cell, DECISION, "not_measured", "no gated metric was measured")]
     if told["action"] == "not_measured" and worst(verdicts) is not ExitCode.NOT_MEASURED:
-        return [Verdict(cell, DECISION, "not_measured", _action(told)), *verdicts]
+        return [MetricVerdict(cell, DECISION, "not_measured", _action(told)), *verdicts]
     if worst(verdicts) is ExitCode.OK:
-        return [Verdict(cell, DECISION, "not_resolvable", _action(told)), *verdicts]
+        return [MetricVerdict(cell, DECISION, "not_resolvable", _action(told)), *verdicts]
     return verdicts
 
 
-def _by_points(cell: CellId, bundle: _Bundle) -> Verdict:
+def _by_points(cell: CellId, bundle: _Bundle) -> MetricVerdict:
     """By thresholds on deltas. What they neither accept nor reject was not measured, or measured and left open."""
     told, signals = bundle.cells[cell], bundle.signals[cell]
     if told["action"].startswith("reject_"):
-        return Verdict(cell, DECISION, "failed", _action(told))
+        return MetricVerdict(cell, DECISION, "failed", _action(told))
     if told["action"] in PASSES:
         least = told["refusal_mde_pp"]
         seen = "" if least is None else f"; the smallest drop of refusals that could be seen is {least:.1f} pp"
-        return Verdict(cell, DECISION, "passed", f"{_action(told)}{seen}")
+        return MetricVerdict(cell, DECISION, "passed", f"{_action(told)}{seen}")
     known = [signals.quality, *(delta for _, delta in signals.drifts)]
-    return Verdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(told))
+    return MetricVerdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(told))
 
 
-def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle) -> Iterator[Verdict]:
+def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle) -> Iterator[MetricVerdict]:
     """What a plugin's rules say; a status that there is not is no pass."""
     for name, options in asked.checks.items():
         rule = GATE_RULES[name]
@@ -374,7 +380,7 @@ def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle)
         if status not in get_args(Status):
             problem = f"{GATE_RULES.owner(name)}: gate rule {name} gives {status!r}"
             raise PluginError(f"{problem}; expected {one_of(str(status), get_args(Status))}")
-        yield Verdict(cell, name, status, str(reason))
+        yield MetricVerdict(cell, name, status, str(reason))
 
 
 def _action(told: Cell) -> str:
@@ -387,8 +393,8 @@ def _action(told: Cell) -> str:
 
 
 def _waive(
-    verdicts: Sequence[Verdict], waivers: Sequence[GateWaiver], cells: Iterable[CellId], today: date
-) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
+    verdicts: Sequence[MetricVerdict], waivers: Sequence[GateWaiver], cells: Iterable[CellId], today: date
+) -> tuple[tuple[MetricVerdict, ...], tuple[str, ...]]:
     """The verdicts with those that a waiver lifts, and what is to say about waivers that lift none."""
     judged = {(str(one.cell), one.metric): one for one in verdicts}
     notes = []

@@ -16,7 +16,7 @@ from typing import Literal
 
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.headroom import Headroom
-from quantverdict.matrix.paired import Comparison, Gate
+from quantverdict.matrix.paired import Comparison, GateTests
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Table, Value
 from quantverdict.stats.noninferiority import Outcome, holm, resolved
@@ -34,7 +34,7 @@ Result = Outcome | Literal["uninformative", "not_measured"]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ComparisonOutcome:
     """What became of one comparison.
 
     Attributes:
@@ -72,7 +72,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class _Adjusted:
+class _AdjustedPValues:
     """Both p-values of a gated comparison, adjusted."""
 
     noninferior: float
@@ -85,7 +85,7 @@ def judge(
     order: Mapping[CellId, int],
     power: float,
     rooms: Mapping[tuple[str, str], Headroom] | None = None,
-) -> tuple[Judged, ...]:
+) -> tuple[ComparisonOutcome, ...]:
     """The outcome of every comparison, in their order.
 
     Args:
@@ -109,7 +109,7 @@ def judge(
     return tuple(_with_room(one, room_of[one.comparison.cell, one.comparison.metric]) for one in judged)
 
 
-def _with_room(judged: Judged, room: Headroom | None) -> Judged:
+def _with_room(judged: ComparisonOutcome, room: Headroom | None) -> ComparisonOutcome:
     if room is None or judged.comparison.gate is None:
         return judged
     if room.verdict == "uninformative" or room.verdict == "not_measured":  # noqa: PLR1714 - so that types narrow
@@ -120,26 +120,26 @@ def _with_room(judged: Judged, room: Headroom | None) -> Judged:
 def _judged(
     one: Comparison,
     p_holm: float | None,
-    adjusted: Mapping[tuple[CellId, str], _Adjusted],
+    adjusted: Mapping[tuple[CellId, str], _AdjustedPValues],
     policy: Policy,
     planned: tuple[float, float],
-) -> Judged:
+) -> ComparisonOutcome:
     if one.gate is None or (one.cell, one.metric) not in adjusted:
-        return Judged(one, p_holm)
+        return ComparisonOutcome(one, p_holm)
     both = adjusted[one.cell, one.metric]
     outcome = resolved(both.noninferior, both.inferior, policy.alpha / 2)
     needed = n_needed(one, one.gate, *planned) if outcome == "not_resolvable" else None
-    return Judged(one, p_holm, outcome, min(1.0, 2 * min(both.noninferior, both.inferior)), needed)
+    return ComparisonOutcome(one, p_holm, outcome, min(1.0, 2 * min(both.noninferior, both.inferior)), needed)
 
 
-def _adjust(gated: Sequence[Comparison], policy: Policy, order: Mapping[CellId, int]) -> list[_Adjusted]:
+def _adjust(gated: Sequence[Comparison], policy: Policy, order: Mapping[CellId, int]) -> list[_AdjustedPValues]:
     """Adjusted p-values of both kinds; a fixed sequence is one of passes, and rejections are held by Holm."""
     gates = [one.gate for one in gated if one.gate is not None]
     beyond = holm([gate.p_inferior for gate in gates])
     within = holm([gate.p_noninferior for gate in gates])
     if policy.error_control == "fixed_sequence":
         within = _in_sequence(gated, order)
-    return [_Adjusted(1.0 if one is None else one, 1.0 if two is None else two)
+    return [_AdjustedPValues(1.0 if one is None else one, 1.0 if two is None else two)
             for one, two in zip(within, beyond, strict=True)]  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def _in_sequence(gated: Sequence[Comparison], order: Mapping[CellId, int]) -> li
     return [found[at] for at in range(len(gated))]
 
 
-def _level_left(tested: Sequence[tuple[CellId, str]], adjusted: Sequence[_Adjusted], policy: Policy) -> float:
+def _level_left(tested: Sequence[tuple[CellId, str]], adjusted: Sequence[_AdjustedPValues], policy: Policy) -> float:
     """One-sided level at which the next comparison would have to pass."""
     half = policy.alpha / 2
     if policy.error_control == "fixed_sequence":
@@ -171,7 +171,7 @@ def _level_left(tested: Sequence[tuple[CellId, str]], adjusted: Sequence[_Adjust
     return half / max(sum(one.noninferior > half for one in adjusted), 1)
 
 
-def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | None:
+def n_needed(one: Comparison, gate: GateTests, power: float, level: float) -> int | None:
     """Pairs that would resolve a comparison with `power`, given the discordance seen; None where no number would.
 
     For a build that in truth loses nothing, but leaves as many answers ungraded. Where as many were asked already, for
@@ -198,12 +198,12 @@ def n_needed(one: Comparison, gate: Gate, power: float, level: float) -> int | N
     return None
 
 
-def paired_table(judged: Iterable[Judged]) -> Table:
+def paired_table(judged: Iterable[ComparisonOutcome]) -> Table:
     """`paired.csv`."""
     return Table("paired", COLUMNS, tuple(tuple(_values(one)) for one in judged))
 
 
-def _values(judged: Judged) -> Iterator[Value]:
+def _values(judged: ComparisonOutcome) -> Iterator[Value]:
     one, gate, flips = judged.comparison, judged.comparison.gate, judged.comparison.flips
     yield from (*one.cell, one.metric, one.n, one.lost, one.gained, one.delta, one.lo, one.hi, one.p_value)
     yield from (judged.p_holm, None if flips is None else flips.floor.rate, None if gate is None else gate.margin)

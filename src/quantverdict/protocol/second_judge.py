@@ -13,7 +13,7 @@ from quantverdict.matrix.signals import Signals, all_signals
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import decide_action
 from quantverdict.protocol.regimes import classify
-from quantverdict.records import CellId, Estimate, Matrix, Row, Shared, Table, Value
+from quantverdict.records import CellId, Estimate, Matrix, Row, SharedPrompts, Table, Value
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,7 +95,7 @@ def _by_judge(matrix: Matrix, policy: Policy, scores: pl.DataFrame) -> list[tupl
         own = _with_rates(row, rates.get(row.cell, {}), policy.refusal_metric)
         if row.base_model in base and not row.is_baseline:
             compared = _with_rates(base[row.base_model], compared_with.get(row.cell, {}), policy.refusal_metric).metrics
-            own = replace(own, shared=Shared(compared))
+            own = replace(own, shared=SharedPrompts(compared))
         judged.append(own)
     by_judge = policy.model_copy(update={"refusal_metric": policy.judge_refusal_metric})
     return [

@@ -13,15 +13,15 @@ from quantverdict.config import Constraints
 from quantverdict.matrix.signals import TierOf
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import FLOOR_CANDIDATE
-from quantverdict.protocol.formats import Decided
+from quantverdict.protocol.formats import DecidedRow
 from quantverdict.records import Row
 
-Rule = Callable[[Decided, TierOf, Constraints], str | None]
+Rule = Callable[[DecidedRow, TierOf, Constraints], str | None]
 """Why a build cannot be the best; None where it can."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ModelChoice:
     """The answer for one base model.
 
     Attributes:
@@ -34,7 +34,9 @@ class Choice:
     reason: str
 
 
-def best_build(base_model: str, rows: Sequence[Decided], tiers: Sequence[TierOf], constraints: Constraints) -> Choice:
+def best_build(
+    base_model: str, rows: Sequence[DecidedRow], tiers: Sequence[TierOf], constraints: Constraints
+) -> ModelChoice:
     """The smallest build that no rule excludes.
 
     Args:
@@ -49,17 +51,19 @@ def best_build(base_model: str, rows: Sequence[Decided], tiers: Sequence[TierOf]
     }
     fit = [row for row in rows if against[row.signals.cell.quant] is None]
     if not fit:
-        return Choice(base_model, None, "; ".join(f"{quant}: {why}" for quant, why in against.items()))
+        return ModelChoice(base_model, None, "; ".join(f"{quant}: {why}" for quant, why in against.items()))
     measure, ordered = _by_size(fit)
     if not ordered and len(fit) == 1:
         measure, ordered = "file", fit
     if not ordered:
-        return Choice(base_model, None, "neither file size nor bits per weight is known of every build that is fit")
+        return ModelChoice(
+            base_model, None, "neither file size nor bits per weight is known of every build that is fit"
+        )
     why = _why_proven(ordered, measure, against) if exclusions(fit[0]) is PAIRED_EXCLUSIONS else _why(ordered, measure)
-    return Choice(base_model, ordered[0].signals.cell.quant, why)
+    return ModelChoice(base_model, ordered[0].signals.cell.quant, why)
 
 
-def _why_proven(ordered: Sequence[Decided], measure: str, against: Mapping[str, str | None]) -> str:
+def _why_proven(ordered: Sequence[DecidedRow], measure: str, against: Mapping[str, str | None]) -> str:
     """Why a build that paired tests let pass, and what became of those that they did not."""
     best = ordered[0]
     if best.signals.is_baseline:
@@ -71,7 +75,7 @@ def _why_proven(ordered: Sequence[Decided], measure: str, against: Mapping[str, 
     return f"{reason}; the others: {', '.join(actions)}" if actions else reason
 
 
-def _why(ordered: Sequence[Decided], measure: str) -> str:
+def _why(ordered: Sequence[DecidedRow], measure: str) -> str:
     best = ordered[0]
     action = f"{best.action.action}: {best.action.reason}"
     reason = f"smallest {measure} of {len(ordered)} builds that nothing rules out; {action}"
@@ -83,32 +87,32 @@ def _why(ordered: Sequence[Decided], measure: str) -> str:
     return f"{reason}; the smallest {FLOOR_CANDIDATE} is {proven}"
 
 
-def _rejected(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+def _rejected(row: DecidedRow, _tier: TierOf, _constraints: Constraints) -> str | None:
     return row.action.action if row.action.is_reject else None
 
 
-def _not_measured(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+def _not_measured(row: DecidedRow, _tier: TierOf, _constraints: Constraints) -> str | None:
     if row.regime.regime == "unclassified":
         return row.regime.reason
     signals = row.signals
     return signals.missing(signals.refusal_source) if signals.refusal_signal is None else None
 
 
-def _not_shown(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+def _not_shown(row: DecidedRow, _tier: TierOf, _constraints: Constraints) -> str | None:
     return "; ".join(row.signals.gaps) or None
 
 
-def _collapsed(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+def _collapsed(row: DecidedRow, _tier: TierOf, _constraints: Constraints) -> str | None:
     """Also where the policy files a joint collapse under neutral."""
     policy, refusal = row.signals.policy, row.signals.refusal
     return "refusals collapsed" if refusal is not None and refusal <= policy.refusal_collapse_pp else None
 
 
-def _unacceptable(_row: Decided, tier: TierOf, _constraints: Constraints) -> str | None:
+def _unacceptable(_row: DecidedRow, tier: TierOf, _constraints: Constraints) -> str | None:
     return f"quality tier unacceptable: {tier.reason}" if tier.loss_tier == "unacceptable" else None
 
 
-def _too_large(row: Decided, _tier: TierOf, constraints: Constraints) -> str | None:
+def _too_large(row: DecidedRow, _tier: TierOf, constraints: Constraints) -> str | None:
     most, size = constraints.max_file_bytes, row.signals.row.value("file_bytes")
     if most is None:
         return None
@@ -117,7 +121,7 @@ def _too_large(row: Decided, _tier: TierOf, constraints: Constraints) -> str | N
     return f"{int(size)} bytes, over {most}" if size > most else None
 
 
-def _too_slow(row: Decided, _tier: TierOf, constraints: Constraints) -> str | None:
+def _too_slow(row: DecidedRow, _tier: TierOf, constraints: Constraints) -> str | None:
     least, speed = constraints.min_tokens_per_second, row.signals.row.value("tokens_per_second")
     if least is None:
         return None
@@ -126,7 +130,7 @@ def _too_slow(row: Decided, _tier: TierOf, constraints: Constraints) -> str | No
     return f"{float(speed):.1f} tokens/s, under {least:g}" if speed < Fraction(str(least)) else None
 
 
-def _unproven(row: Decided, _tier: TierOf, _constraints: Constraints) -> str | None:
+def _unproven(row: DecidedRow, _tier: TierOf, _constraints: Constraints) -> str | None:
     return None if row.action.is_pass or row.signals.is_baseline else row.action.action
 
 
@@ -135,11 +139,11 @@ PAIRED_EXCLUSIONS: tuple[Rule, ...] = (_rejected, _unproven, _too_large, _too_sl
 """By paired tests a build is fit only once it is shown to be: what is not resolved is no pass."""
 
 
-def exclusions(row: Decided) -> tuple[Rule, ...]:
+def exclusions(row: DecidedRow) -> tuple[Rule, ...]:
     return PAIRED_EXCLUSIONS if row.signals.policy.rules == "paired" else EXCLUSIONS
 
 
-def _by_size(fit: Sequence[Decided]) -> tuple[str, list[Decided]]:
+def _by_size(fit: Sequence[DecidedRow]) -> tuple[str, list[DecidedRow]]:
     """The builds from small to large, and by what: file size where every one has it, else bits per weight.
 
     None of them where neither is known of all.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantverdict.collect.schedule import Watched, add_round, decided, largest_cluster
+from quantverdict.collect.schedule import MonitoredMetric, add_round, decided, largest_cluster
 from quantverdict.grading.grade import grade_responses
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.paired import bets_on
@@ -43,7 +43,7 @@ def graded_later(tasks: Iterable[Task], policy: Policy, *, judged: bool) -> tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
+class StoppingRule:
     """What a build is watched by.
 
     Attributes:
@@ -59,10 +59,10 @@ class Watching:
     family: int
 
 
-class Watcher:
+class BuildMonitor:
     """One build while it is asked: told the answers of a round, it says whether all so far are enough."""
 
-    def __init__(self, watching: Watching, baseline: Iterable[Response]) -> None:
+    def __init__(self, watching: StoppingRule, baseline: Iterable[Response]) -> None:
         """`baseline` is everything that the baseline answered."""
         largest = {name: largest_cluster(map(task.cluster, task.items)) for name, task in watching.tasks.items()}
         self._watching = watching
@@ -74,7 +74,7 @@ class Watcher:
         self._largest = {metric: max(largest[task] for task in of) for metric, of in tasks.items()}
         margins = watching.policy.gates
         self._watched = {
-            name: Watched(ConfidenceSequence(), float(margins[name] / 100), ConfidenceSequence())
+            name: MonitoredMetric(ConfidenceSequence(), float(margins[name] / 100), ConfidenceSequence())
             for name in self._largest
         }
 
@@ -95,7 +95,7 @@ class Watcher:
         return bool(self._watched) and decided(self._watched.values(), half, self._watching.family)
 
 
-def _scored(watching: Watching, answers: Iterable[Response]) -> Iterator[Score]:
+def _scored(watching: StoppingRule, answers: Iterable[Response]) -> Iterator[Score]:
     """The scores of the gated metrics, with and without a grade."""
     return (score for score in grade_responses(watching.tasks, answers) if score.metric in watching.metrics)
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.matrix.alarms import Alarm, may_explain, told
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.deltas import Delta
-from quantverdict.matrix.headroom import Headroom, Pairs, Units, as_probability, counted, paired_drop
+from quantverdict.matrix.format_alerts import FormatAlert, describe, may_explain
+from quantverdict.matrix.headroom import Headroom, PairCounts, Units, as_probability, counted, paired_drop
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
-from quantverdict.protocol.actions import Against
+from quantverdict.protocol.actions import RunObjections
 from quantverdict.protocol.actions import unresolved as too_few
-from quantverdict.protocol.formats import Decided, Floor
-from quantverdict.protocol.outcomes import Judged
+from quantverdict.protocol.formats import ConservativeFloor, DecidedRow
+from quantverdict.protocol.outcomes import ComparisonOutcome
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.records import CellId, Table
 from quantverdict.stats.power import mde_unpaired
@@ -49,10 +49,10 @@ class Protocol:
         floor: None where there is none.
     """
 
-    rows: tuple[Decided, ...]
+    rows: tuple[DecidedRow, ...]
     matrix_sha256: str | None
     screen: SignScreen | None
-    floor: Floor | None
+    floor: ConservativeFloor | None
 
 
 class Step(NamedTuple):
@@ -166,22 +166,22 @@ class Findings:
         rooms: what can be lost, by base model and metric; empty without samples.
     """
 
-    rows: tuple[Decided, ...]
+    rows: tuple[DecidedRow, ...]
     deltas: Mapping[tuple[CellId, str], Delta]
     screen: SignScreen | None
-    floor: Floor | None
+    floor: ConservativeFloor | None
     lineage: Mapping[CellId, str]
     statistics: StatisticsConfig
     units: Units = field(default_factory=dict)
-    alarms: tuple[Alarm, ...] | None = None
+    alarms: tuple[FormatAlert, ...] | None = None
     gains: Mapping[tuple[CellId, str], float] = field(default_factory=dict)
-    against: Mapping[CellId, Against] = field(default_factory=dict)
-    outcomes: tuple[Judged, ...] = ()
+    against: Mapping[CellId, RunObjections] = field(default_factory=dict)
+    outcomes: tuple[ComparisonOutcome, ...] = ()
     rooms: Mapping[tuple[str, str], Headroom] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Fired:
+class FailureModeEvidence:
     """What fires a failure mode: how many, in words, and which cells with their reason."""
 
     n: int | None
@@ -196,7 +196,7 @@ class FailureMode:
     id: str
     name: str
     trigger: Callable[[Policy], str]
-    fires: Callable[[Findings], Fired]
+    fires: Callable[[Findings], FailureModeEvidence]
     what_to_do: str
 
 
@@ -212,22 +212,22 @@ def taxonomy_table(findings: Findings, policy: Policy) -> Table:
     return Table("taxonomy", columns, tuple(rows))
 
 
-def _rows(fired: Iterable[str]) -> Fired:
+def _rows(fired: Iterable[str]) -> FailureModeEvidence:
     cells = tuple(fired)
-    return Fired(len(cells), f"{len(cells)} rows", cells)
+    return FailureModeEvidence(len(cells), f"{len(cells)} rows", cells)
 
 
-def _of_regime(name: str) -> Callable[[Findings], Fired]:
+def _of_regime(name: str) -> Callable[[Findings], FailureModeEvidence]:
     return lambda found: _rows(str(row.signals.cell) for row in found.rows if row.regime.regime == name)
 
 
-def _sign_reversal(found: Findings) -> Fired:
+def _sign_reversal(found: Findings) -> FailureModeEvidence:
     if found.screen is None:
-        return Fired(None, "the screen did not run")
-    return Fired(found.screen.reversing, f"{found.screen.reversing}/{found.screen.pairings} pairings")
+        return FailureModeEvidence(None, "the screen did not run")
+    return FailureModeEvidence(found.screen.reversing, f"{found.screen.reversing}/{found.screen.pairings} pairings")
 
 
-def _measurement_divergence(found: Findings) -> Fired:
+def _measurement_divergence(found: Findings) -> FailureModeEvidence:
     """Baselines count: a gap there puts every comparison with them in doubt."""
     gaps = ((row.signals, row.signals.measurement_gap) for row in found.rows)
     return _rows(
@@ -237,14 +237,14 @@ def _measurement_divergence(found: Findings) -> Fired:
     )
 
 
-def _floor_candidate(found: Findings) -> Fired:
+def _floor_candidate(found: Findings) -> FailureModeEvidence:
     if found.floor is None:
-        return Fired(0, "none")
+        return FailureModeEvidence(0, "none")
     quant = found.floor.format.quant
-    return Fired(1, quant, (quant,))
+    return FailureModeEvidence(1, quant, (quant,))
 
 
-def _implausible_gain(found: Findings) -> Fired:
+def _implausible_gain(found: Findings) -> FailureModeEvidence:
     return _rows(
         f"{row.signals.cell} ({', '.join(gains)})"
         for row in found.rows
@@ -270,16 +270,16 @@ def _cause(cell: CellId, tier: str, policy: Policy, found: Findings) -> str:
     """What of the form of answers changed that could have raised a metric; nothing where that was not looked at."""
     if found.alarms is None:
         return ""
-    seen = [told(one) for one in found.alarms if one.cell == cell and may_explain(one, tier, policy.alpha)]
+    seen = [describe(one) for one in found.alarms if one.cell == cell and may_explain(one, tier, policy.alpha)]
     return f", likely cause: {', '.join(seen)}" if seen else ", no cause in the form of its answers"
 
 
-def _lineage(found: Findings) -> Fired:
+def _lineage(found: Findings) -> FailureModeEvidence:
     here = {row.signals.cell for row in found.rows}
     return _rows(f"{cell} ({why})" for cell, why in sorted(found.lineage.items()) if cell in here)
 
 
-def _not_resolvable(found: Findings) -> Fired:
+def _not_resolvable(found: Findings) -> FailureModeEvidence:
     return _rows(
         f"{row.signals.cell} ({why})"
         for row in found.rows
@@ -287,7 +287,7 @@ def _not_resolvable(found: Findings) -> Fired:
     )
 
 
-def unproven(row: Decided, found: Findings) -> str | None:
+def unproven(row: DecidedRow, found: Findings) -> str | None:
     """Why a row is not proven safe by this many prompts; None where it is, or where nothing is claimed of it."""
     if row.paired_action is None:
         return unresolved(row.signals, found)
@@ -328,11 +328,11 @@ def refusal_mde(signals: Signals, found: Findings) -> float | None:
     effects = [mde_unpaired(rate, n_base, n, statistics.power, 1 - statistics.confidence)]
     delta = found.deltas.get((signals.cell, metric))
     if delta is not None and delta.n and delta.differing and delta.units:
-        effects.append(paired_drop(Pairs(delta.differing, delta.n, delta.units), statistics))
+        effects.append(paired_drop(PairCounts(delta.differing, delta.n, delta.units), statistics))
     return min((100 * effect for effect in effects if effect is not None), default=None)
 
 
-def _deltas_of(found: Findings, row: Decided) -> list[Delta]:
+def _deltas_of(found: Findings, row: DecidedRow) -> list[Delta]:
     return [delta for name in METRICS if (delta := found.deltas.get((row.signals.cell, name))) is not None]
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from quantverdict.bundle.files import cell_text
 from quantverdict.errors import BundleError
-from quantverdict.reporting.formats import Names
+from quantverdict.reporting.formats import DisplayNames
 
 if TYPE_CHECKING:
     from quantverdict.reporting.examples import Example
@@ -112,7 +112,7 @@ class BundleTables:
     tables: Mapping[str, Sequence[CsvRow]]
     artifacts: Mapping[tuple[str, str], Mapping[str, Any]]
     manifest: Mapping[str, Any]
-    names: Names
+    names: DisplayNames
     examples: Sequence[Example] = ()
 
     @property
@@ -130,7 +130,7 @@ class BundleTables:
         return {(row["base_model"], row["quant"]): row for row in self.tables.get(table, ())}
 
 
-def view_of(read: Artefacts, names: Names) -> BundleTables:
+def view_of(read: Artefacts, names: DisplayNames) -> BundleTables:
     """What the report needs of a bundle, but for its examples.
 
     Raises:

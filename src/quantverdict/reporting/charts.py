@@ -118,7 +118,7 @@ def log_ticks(lo: float, hi: float) -> list[float]:
     return whole if len(whole) >= 5 else within
 
 
-class Placed(NamedTuple):
+class PlacedLabel(NamedTuple):
     """A label's anchor point, its alignment, and whether it is far enough from its mark to need a line to it."""
 
     x: float
@@ -134,19 +134,19 @@ _DIRECTIONS = (
 _RADII = (8, 15, 24, 34, 46, 60, 76)
 
 
-def _candidates(x: float, y: float) -> Iterator[Placed]:
+def _candidates(x: float, y: float) -> Iterator[PlacedLabel]:
     for radius in _RADII:
         for dx, dy in _DIRECTIONS:
             anchor = "middle" if dx == 0 else "start" if dx > 0 else "end"
-            yield Placed(x + dx * radius, y + dy * radius * 1.15, anchor, radius > 15)
+            yield PlacedLabel(x + dx * radius, y + dy * radius * 1.15, anchor, radius > 15)
 
 
-def _box(placed: Placed, width: float, size: float) -> Box:
+def _box(placed: PlacedLabel, width: float, size: float) -> Box:
     left = placed.x - {"start": 0.0, "middle": width / 2, "end": width}[placed.anchor]
     return Box(left - 2, placed.y - size * 0.55, left + width + 2, placed.y + size * 0.55)
 
 
-def _clear_line(placed: Placed, x: float, y: float, taken: Sequence[Box]) -> bool:
+def _clear_line(placed: PlacedLabel, x: float, y: float, taken: Sequence[Box]) -> bool:
     """Whether the line from a mark to its label crosses no other label."""
     points = [(x + (placed.x - x) * k / 8, y + (placed.y - y) * k / 8) for k in range(1, 8)]
     return not any(box.left <= px <= box.right and box.top <= py <= box.bottom for box in taken for px, py in points)
@@ -154,11 +154,11 @@ def _clear_line(placed: Placed, x: float, y: float, taken: Sequence[Box]) -> boo
 
 def place_labels(
     marks: Sequence[tuple[float, float]], labels: Sequence[str], frame: Box, size: float, taken: Sequence[Box] = ()
-) -> list[Placed | None]:
+) -> list[PlacedLabel | None]:
     """A free place for each label near its mark, first come first served; None where there is none within reach."""
     dots = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in marks]
     written: list[Box] = list(taken)
-    result: list[Placed | None] = []
+    result: list[PlacedLabel | None] = []
     for (x, y), label in zip(marks, labels, strict=True):
         chosen = _free_place((x, y), text_width(label, size), size, frame, (dots, written))
         if chosen is not None:
@@ -169,7 +169,7 @@ def place_labels(
 
 def _free_place(
     mark: tuple[float, float], width: float, size: float, frame: Box, taken: tuple[Sequence[Box], Sequence[Box]]
-) -> Placed | None:
+) -> PlacedLabel | None:
     """The nearest free place whose line crosses no label; where every line would, the nearest free place."""
     dots, written = taken
     crossing = None
@@ -506,7 +506,7 @@ def _labels(marks: Sequence[Mark], x: Scale, y: Scale, frame: Box, taken: Sequen
     return parts
 
 
-def _label(label: str, left: float, top: float, spot: Placed) -> list[str]:
+def _label(label: str, left: float, top: float, spot: PlacedLabel) -> list[str]:
     line = [element("line", x1=left, y1=top, x2=spot.x, y2=spot.y, class_="lead")] if spot.led else []
     return [*line, text(label, spot.x, spot.y + SMALL * 0.36, class_="label", text_anchor=spot.anchor)]
 

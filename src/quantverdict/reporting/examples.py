@@ -22,7 +22,7 @@ LENGTH = 280
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ExampleAnswer:
     """A shortened answer, and where the whole of it is."""
 
     quant: str
@@ -39,8 +39,8 @@ class Example:
     task: str
     sample_id: str
     prompt: str
-    baseline: Answer
-    build: Answer
+    baseline: ExampleAnswer
+    build: ExampleAnswer
 
 
 Key = tuple[str, str, str, str]
@@ -83,10 +83,10 @@ def examples(
     ]  # fmt: skip
 
 
-def _answer(key: Key, said: Response) -> Answer:
+def _answer(key: Key, said: Response) -> ExampleAnswer:
     """The answer as it was graded: without reasoning and further turns."""
     name = f"responses/{key[0]}__{key[1]}.jsonl"
-    return Answer(formats.plain(key[1]), _short(answer_of(said).text), formats.plain(name), quote(name))
+    return ExampleAnswer(formats.plain(key[1]), _short(answer_of(said).text), formats.plain(name), quote(name))
 
 
 def _short(text: str) -> str:

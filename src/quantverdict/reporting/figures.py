@@ -11,8 +11,8 @@ from quantverdict.matrix.columns import IDENTITY, METRICS, SUFFIXES
 from quantverdict.reporting import charts, formats, tables
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
 from quantverdict.reporting.charts import Axis, Mark, span
-from quantverdict.reporting.formats import NOT_MEASURED, Names
-from quantverdict.reporting.tables import Build
+from quantverdict.reporting.formats import NOT_MEASURED, DisplayNames
+from quantverdict.reporting.tables import BuildRow
 
 # The matrix as a heat map: a metric a row, a build a column, coloured by its delta from the baseline.
 
@@ -45,11 +45,11 @@ class HeatMap:
     """The matrix of one base model: builds across, metrics down, in groups."""
 
     model: str
-    builds: tuple[Build, ...]
+    builds: tuple[BuildRow, ...]
     groups: tuple[tuple[str, tuple[HeatRow, ...]], ...]
 
 
-def heat_maps(bundle: BundleTables, rows: Sequence[Build]) -> list[HeatMap]:
+def heat_maps(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[HeatMap]:
     """The matrix, one map a base model, twins as one column; empty where there is no matrix."""
     matrix = bundle.tables.get("matrix")
     if not matrix:
@@ -172,7 +172,7 @@ class Legend:
     text: str
 
 
-def regime_figures(bundle: BundleTables, rows: Sequence[Build]) -> list[Figure]:
+def regime_figures(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[Figure]:
     """Quality delta against refusal delta, a panel a base model; empty where no build has both."""
     areas = charts.regime_areas(bundle.decision.get("policy") or {})
     groups = {model: list(_regime_marks(bundle, rows, model)) for model in bundle.models}
@@ -193,11 +193,11 @@ def regime_figures(bundle: BundleTables, rows: Sequence[Build]) -> list[Figure]:
 def _refusal_titles(bundle: BundleTables) -> list[str]:
     """From the one that names judges to the shortest."""
     delta = bundle.names.refusal_delta(bundle.decision.get("policy") or {})
-    kind = Names().refusal_delta(bundle.decision.get("policy") or {})
+    kind = DisplayNames().refusal_delta(bundle.decision.get("policy") or {})
     return [f"{delta} (pp)", f"{kind} (pp)", "refusal delta (pp)"]
 
 
-def _regime_marks(bundle: BundleTables, rows: Sequence[Build], model: str) -> Iterator[Mark]:
+def _regime_marks(bundle: BundleTables, rows: Sequence[BuildRow], model: str) -> Iterator[Mark]:
     for cell, row in zip(bundle.cells, rows, strict=True):
         if cell["base_model"] != model or row.same_as is not None:
             continue
@@ -215,7 +215,7 @@ def _range(cell: Mapping[str, Any], name: str) -> tuple[float, float] | None:
     return None if lo is None or hi is None else (lo, hi)
 
 
-def regime_legend(bundle: BundleTables, rows: Sequence[Build]) -> list[Legend]:
+def regime_legend(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[Legend]:
     """The verdicts' marks and the areas' hatches."""
     shown = {row.group for row in rows}
     marks = [Legend(charts.key_mark(group), words) for group, (_, words) in tables.VERDICTS.items()
@@ -273,10 +273,10 @@ def leading(metric: str) -> bool:
     return schema is not None and (schema.tier is not None or schema.group in {"safety", "judge"})
 
 
-def _bits_figure(name: str, metric: str, names: Names, series: Sequence[Sequence[Mark]], across: Axis) -> Figure:
+def _bits_figure(name: str, metric: str, names: DisplayNames, series: Sequence[Sequence[Mark]], across: Axis) -> Figure:
     ends = [end for marks in series for mark in marks for end in (mark.y, *(mark.y_range or ()))]
     lo, hi = span(ends)
-    shorter = (Names().label(metric), Names().bare(metric))
+    shorter = (DisplayNames().label(metric), DisplayNames().bare(metric))
     titles = [title + (" (%)" if METRICS[metric].proportion else "") for title in (names.label(metric), *shorter)]
     up = Axis(charts.fitting(titles, charts.SIZES["bits"][1]), lo, hi)
     drawn = charts.metric_panel(name, series, (across, up), labelled=len(series) == 1)
@@ -309,7 +309,7 @@ def model_legend(bundle: BundleTables) -> list[Legend]:
     return [Legend(charts.key_mark(str(index % 8)), formats.plain(model)) for index, model in enumerate(bundle.models)]
 
 
-def trade_figures(bundle: BundleTables, rows: Sequence[Build]) -> list[Figure]:
+def trade_figures(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[Figure]:
     """Quality against size (bits per weight where no size is known) and speed, a panel each a base model."""
     quality = bundle.names.label(str(bundle.decision.get("quality_metric", "quality")))
     sized = any(cell.get("file_bytes") is not None for cell in bundle.cells)
@@ -327,7 +327,7 @@ def trade_figures(bundle: BundleTables, rows: Sequence[Build]) -> list[Figure]:
     return result
 
 
-def _trade_marks(bundle: BundleTables, rows: Sequence[Build], model: str, key: str) -> tuple[list[Mark], str]:
+def _trade_marks(bundle: BundleTables, rows: Sequence[BuildRow], model: str, key: str) -> tuple[list[Mark], str]:
     """The builds with a quality and the amount in question, and its unit."""
     found = []
     for cell, row in zip(bundle.cells, rows, strict=True):
@@ -341,13 +341,13 @@ def _trade_marks(bundle: BundleTables, rows: Sequence[Build], model: str, key: s
     return [_trade_mark(row, amount / divisor, quality) for row, amount, quality in found], unit
 
 
-def _trade_mark(row: Build, amount: float, quality: float) -> Mark:
+def _trade_mark(row: BuildRow, amount: float, quality: float) -> Mark:
     front = "on the Pareto front" if row.is_pareto else "not on the Pareto front"
     hint = f"{row.label}: {row.size}, {row.speed} tokens/s, quality {formats.delta(quality)} pp, {row.verdict}, {front}"
     return Mark(row.label, amount, quality, shape=row.group, hint=hint, joined=row.is_pareto)
 
 
-def trade_legend(rows: Sequence[Build]) -> list[Legend]:
+def trade_legend(rows: Sequence[BuildRow]) -> list[Legend]:
     """The verdicts' marks, and the ring of the Pareto front."""
     shown = {row.group for row in rows if row.group != "failed"}
     return [Legend(charts.key_mark(group), words) for group, (_, words) in tables.VERDICTS.items() if group in shown]

@@ -70,7 +70,7 @@ def is_utf8(stream: TextIO) -> bool:
         return False
 
 
-class Outlet:
+class OutputStream:
     """A stream whose user has something better to do than to fail of it.
 
     A character that it cannot show becomes `?`, or a sign of ours its likeness. Where it takes nothing any longer (a
@@ -216,7 +216,7 @@ def words(identifier: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class DisplayNames:
     """Columns and metrics by their names in a report.
 
     Attributes:

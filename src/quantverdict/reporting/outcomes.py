@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quantverdict.matrix.alarms import LENGTH, SHARES
+from quantverdict.matrix.format_alerts import LENGTH, SHARES
 from quantverdict.matrix.noise import ALL
 from quantverdict.registry import judged_by, sheet_rubrics
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
-from quantverdict.reporting.formats import Names
-from quantverdict.reporting.tables import Cite, Grid, Sentence
+from quantverdict.reporting.formats import DisplayNames
+from quantverdict.reporting.tables import Citation, Sentence, TextTable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _SIGNS = {"same": "\N{CHECK MARK}", "different": "\N{MULTIPLICATION X}", "cannot_tell": "?"}
 
 
-def origins(bundle: BundleTables) -> Grid:
+def origins(bundle: BundleTables) -> TextTable:
     """One row a build that has something to prove."""
     columns = ("build", "engine", "comes from the baseline", "reads the same tokens")
     shows = "Whether each build is the baseline's weights, and is asked what the baseline is asked."
-    return Grid("origins", "Proved comparable", shows, columns, tuple(_proofs(bundle)))
+    return TextTable("origins", "Proved comparable", shows, columns, tuple(_proofs(bundle)))
 
 
 def _proofs(bundle: BundleTables) -> Iterator[tuple[str, ...]]:
@@ -44,7 +44,7 @@ def _said(proof: Mapping[str, Any] | None) -> str:
     return f"{_SIGNS.get(proof['verdict'], '')} {formats.words(proof['verdict'])}: {formats.plain(why)}".strip()
 
 
-def engines(bundle: BundleTables) -> Grid:
+def engines(bundle: BundleTables) -> TextTable:
     """The engine effect and the format effects, by metric."""
     columns = ("build", "engine", "effect of the", "against", "metric", "pairs", "lost", "gained", "delta (pp)")
     shows = (
@@ -66,7 +66,7 @@ def engines(bundle: BundleTables) -> Grid:
         for row in bundle.tables.get("engines", ())
     )
     numeric = (*[False] * 5, *[True] * 4)
-    return Grid("engines", "Format against engine", shows, columns, rows, numeric)
+    return TextTable("engines", "Format against engine", shows, columns, rows, numeric)
 
 
 SIGNS = {"non_inferior": "\N{CHECK MARK}", "inferior": "\N{MULTIPLICATION X}", "not_resolvable": "?"}
@@ -86,11 +86,11 @@ class Outcomes:
         engines: effects of engines and of formats.
     """
 
-    gated: Grid
-    differing: Grid
-    noise: Grid
-    origins: Grid
-    engines: Grid
+    gated: TextTable
+    differing: TextTable
+    noise: TextTable
+    origins: TextTable
+    engines: TextTable
 
 
 def outcomes(bundle: BundleTables) -> Outcomes:
@@ -99,7 +99,7 @@ def outcomes(bundle: BundleTables) -> Outcomes:
     return Outcomes(gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle))
 
 
-def _gated(names: Names, rows: Sequence[CsvRow]) -> Grid:
+def _gated(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
     columns = ("build", "metric", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome", "pairs needed",
                "head-room", "ungraded", "unpaired")  # fmt: skip
     body = tuple(_comparison(names, row) for row in rows if row.get("outcome"))
@@ -109,10 +109,10 @@ def _gated(names: Names, rows: Sequence[CsvRow]) -> Grid:
         "answered well and that have no grade in the other; unpaired, prompts that only one of the two was asked."
     )
     numeric = (False, False, True, True, True, True, True, False, True, False, True, True)
-    return Grid("gated", "Gated metrics", shows, columns, body, numeric)
+    return TextTable("gated", "Gated metrics", shows, columns, body, numeric)
 
 
-def _comparison(names: Names, row: CsvRow) -> tuple[str, ...]:
+def _comparison(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
     within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 1, sign=True)
     outcome = row.get("outcome") or ""
     return (
@@ -136,10 +136,10 @@ def _counted(row: CsvRow, baseline: str, build: str) -> str:
     return "" if counts == ["0", "0"] else " / ".join(counts)
 
 
-def _differing(bundle: BundleTables) -> Grid:
+def _differing(bundle: BundleTables) -> TextTable:
     columns = ("build", "by thresholds on deltas", "by paired tests")
     shows = "Builds that the rules which did not decide here would treat otherwise."
-    return Grid("differing", "Where the two kinds of rules differ", shows, columns, tuple(_other_actions(bundle)))
+    return TextTable("differing", "Where the two kinds of rules differ", shows, columns, tuple(_other_actions(bundle)))
 
 
 def _other_actions(bundle: BundleTables) -> Iterator[tuple[str, ...]]:
@@ -150,7 +150,7 @@ def _other_actions(bundle: BundleTables) -> Iterator[tuple[str, ...]]:
             yield formats.plain(build), formats.words(point), formats.words(paired)
 
 
-def _noise(bundle: BundleTables) -> Grid:
+def _noise(bundle: BundleTables) -> TextTable:
     columns = ("base model", "metric", "prompts", "null arms", "flips", "rate (%)", "at most (%)")
     body = tuple(
         (formats.plain(row["base_model"]), bundle.names.label(row["metric"]), row["n"], row["arms"], row["flips"],
@@ -158,7 +158,7 @@ def _noise(bundle: BundleTables) -> Grid:
         for row in bundle.tables.get("noise_floor", ()) if row["task"] == ALL
     )  # fmt: skip
     shows = "Scores of the baseline run again in another order, batch size and thread count: what changes by itself."
-    return Grid("noise", "Noise floor", shows, columns, body, (False, False, *[True] * 5))
+    return TextTable("noise", "Noise floor", shows, columns, body, (False, False, *[True] * 5))
 
 
 def _percent(value: object) -> str:
@@ -177,7 +177,7 @@ def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
             "outcomes",
             "Of {all} gated comparisons {non_inferior} are non-inferior, {inferior} inferior and {not_resolvable} not "
             "resolvable with this many prompts; {untested} could not have failed or were not measured.",
-            {name: Cite("paired.csv", row, "", "count", "rows") for name, row in counts.items()},
+            {name: Citation("paired.csv", row, "", "count", "rows") for name, row in counts.items()},
         )
     ]
 
@@ -187,12 +187,12 @@ def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
 _WORDS = {**SHARES, LENGTH: "tokens of an answer"}
 
 
-def firing(rows: Sequence[CsvRow]) -> Grid:
+def firing(rows: Sequence[CsvRow]) -> TextTable:
     """The alarms of `alarms.csv` that fire."""
     columns = ("build", "alarm", "prompts", "baseline", "build's", "shift", "p (Holm)")
     body = tuple(_alarm(row) for row in rows if row.get("fires") == "1")
     shows = "The same prompts answered in another form than by the baseline; gains of such a build may be no gains."
-    return Grid("alarms", "Artifact alarms", shows, columns, body, (False, False, *[True] * 5))
+    return TextTable("alarms", "Artifact alarms", shows, columns, body, (False, False, *[True] * 5))
 
 
 def _alarm(row: CsvRow) -> tuple[str, ...]:
@@ -218,8 +218,8 @@ def alarm_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
     if not rows:
         return []
     cites = {
-        "all": Cite("alarms.csv", "", "", "count", "rows"),
-        "firing": Cite("alarms.csv", "fires=1", "", "count", "rows"),
+        "all": Citation("alarms.csv", "", "", "count", "rows"),
+        "firing": Citation("alarms.csv", "fires=1", "", "count", "rows"),
     }
     return [Sentence("alarms", "Of {all} comparisons of the form of answers with the baseline's {firing} fire.", cites)]
 
@@ -238,9 +238,9 @@ class Instruments:
     """
 
     refusal: str
-    measured: Grid
-    errors: Grid
-    corrected: Grid
+    measured: TextTable
+    errors: TextTable
+    corrected: TextTable
 
 
 def instruments(bundle: BundleTables) -> Instruments:
@@ -277,14 +277,14 @@ _BRACES = str.maketrans("{}", "()")
 """Braces stand for claims in a sentence."""
 
 
-def _measured(bundle: BundleTables) -> Grid:
+def _measured(bundle: BundleTables) -> TextTable:
     rows = bundle.tables.get("matrix", ())
     given = [metric for metric in (*sheet_rubrics(), *judged_by().values()) if any(row.get(metric) for row in rows)]
     body = tuple((bundle.names.bare(name), bundle.names.instrument(name).removeprefix("by ")) for name in given)
-    return Grid("measured", "Instruments", "Who says what each rate counts.", ("rate", "instrument"), body)
+    return TextTable("measured", "Instruments", "Who says what each rate counts.", ("rate", "instrument"), body)
 
 
-def _errors(names: Names, rows: Sequence[CsvRow]) -> Grid:
+def _errors(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
     columns = (
         "instrument", "rate", "task", "labelled answers", "prompts", "found", "missed", "false alarms", "rightly left",
         "ungraded", "unclear", "sensitivity (%)", "specificity (%)",
@@ -308,10 +308,10 @@ def _errors(names: Names, rows: Sequence[CsvRow]) -> Grid:
         "instrument finds; specificity: of the rest, the share that it leaves. Counts are of labelled answers, shares "
         "weighted by what each stands for; intervals count each prompt, or cluster, once."
     )
-    return Grid("errors", "Error rates", shows, columns, body, (False, False, False, *[True] * 10))
+    return TextTable("errors", "Error rates", shows, columns, body, (False, False, False, *[True] * 10))
 
 
-def _corrected(names: Names, rows: Sequence[CsvRow]) -> Grid:
+def _corrected(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
     columns = (
         "build", "rate", "instrument", "answers", "labelled", "by instrument (%)", "human-corrected (%)",
         "delta by instrument (pp)", "human-corrected delta (pp)",
@@ -334,7 +334,7 @@ def _corrected(names: Names, rows: Sequence[CsvRow]) -> Grid:
         "Rates as people would have given them, by stratified double sampling (PPI++) from the answers that they "
         "labelled, over every answer that is not empty and not unclear. Decisions rest on the instruments' rates."
     )
-    return Grid("corrected", "Human-corrected rates", shows, columns, body, (False, False, False, *[True] * 6))
+    return TextTable("corrected", "Human-corrected rates", shows, columns, body, (False, False, False, *[True] * 6))
 
 
 def _percent_of(row: CsvRow, name: str, around: str = "") -> str:

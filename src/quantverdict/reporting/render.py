@@ -14,9 +14,9 @@ from markupsafe import Markup, escape
 from quantverdict.reporting import figures, formats, tables
 from quantverdict.reporting.artefacts import BundleTables, profile_of
 from quantverdict.reporting.outcomes import firing, instruments, outcomes
-from quantverdict.reporting.statements import Told
+from quantverdict.reporting.statements import ReportClaims
 from quantverdict.reporting.summary import TEMPLATES, markdown
-from quantverdict.reporting.tables import Build, Grid, Ledger, marked, spoken_marked
+from quantverdict.reporting.tables import BuildRow, ClaimLedger, TextTable, marked, spoken_marked
 
 SECTIONS = (
     "decision", "builds", "outcomes", "alarms", "instruments", "matrix", "regimes", "bits", "trade", "tables",
@@ -29,7 +29,7 @@ That of alarms is left out where there was nothing to test."""
 CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
 
 
-def report_texts(bundle: BundleTables, told: Told) -> dict[str, bytes]:
+def report_texts(bundle: BundleTables, told: ReportClaims) -> dict[str, bytes]:
     """`report.html` and `report.md` of a bundle, in the profile that its manifest names.
 
     Both are functions of the bundle's other artefacts alone: the same bundle gives the same bytes.
@@ -44,7 +44,7 @@ def report_texts(bundle: BundleTables, told: Told) -> dict[str, bytes]:
     }
 
 
-def study_context(bundle: BundleTables, told: Told) -> dict[str, Any]:
+def study_context(bundle: BundleTables, told: ReportClaims) -> dict[str, Any]:
     """All that the templates of the study's report show: the decision, its tables with what they show, its claims."""
     rows = tables.builds(bundle)
     return {
@@ -63,7 +63,7 @@ def study_context(bundle: BundleTables, told: Told) -> dict[str, Any]:
     }
 
 
-def report_context(bundle: BundleTables, told: Told) -> dict[str, Any]:
+def report_context(bundle: BundleTables, told: ReportClaims) -> dict[str, Any]:
     """All that the templates show, formatted."""
     rows = tables.builds(bundle)
     return {
@@ -86,7 +86,7 @@ def report_context(bundle: BundleTables, told: Told) -> dict[str, Any]:
     }
 
 
-def frame_context(bundle: BundleTables, rows: list[Build]) -> dict[str, Any]:
+def frame_context(bundle: BundleTables, rows: list[BuildRow]) -> dict[str, Any]:
     """What both reports open with: the study and its decision."""
     decision = bundle.decision
     policy = decision.get("policy") or {}
@@ -123,7 +123,7 @@ _APART = {"artefacts", "run", "plugins"}
 """Keys of the manifest that are not shown as they are; of plugins it is the packages that matter."""
 
 
-def provenance(bundle: BundleTables) -> list[Grid]:
+def provenance(bundle: BundleTables) -> list[TextTable]:
     """What it takes to do it again: builds with their hashes, artefacts with theirs, versions, seeds, hardware.
 
     The manifest's `run` holds times, and the reports' own hashes cannot stand in themselves: both are left out.
@@ -140,13 +140,17 @@ def provenance(bundle: BundleTables) -> list[Grid]:
     shows = "Every file of the bundle with its hash and its rows."
     return [
         _artifact_grid(bundle),
-        Grid("artefacts", "Artefacts of this bundle", shows, ("file", "SHA-256", "rows"), files, (False, False, True)),
-        Grid("environment", "Versions, seeds and hardware", "What it was made with.", ("what", "value"), tuple(rest)),
-        Grid("policy", "Policy", "What it was decided with.", ("threshold", "value"), thresholds, (False, True)),
+        TextTable(
+            "artefacts", "Artefacts of this bundle", shows, ("file", "SHA-256", "rows"), files, (False, False, True)
+        ),
+        TextTable(
+            "environment", "Versions, seeds and hardware", "What it was made with.", ("what", "value"), tuple(rest)
+        ),
+        TextTable("policy", "Policy", "What it was decided with.", ("threshold", "value"), thresholds, (False, True)),
     ]
 
 
-def _artifact_grid(bundle: BundleTables) -> Grid:
+def _artifact_grid(bundle: BundleTables) -> TextTable:
     columns = (
         "base_model",
         "quant",
@@ -164,7 +168,7 @@ def _artifact_grid(bundle: BundleTables) -> Grid:
         rows.append(tuple(_artifact_value(column, shown.get(column)) for column in columns))
     titles = tuple(bundle.names.label(column) for column in columns)
     numeric = tuple(column.startswith(("bpw", "file")) for column in columns)
-    return Grid(
+    return TextTable(
         "artifacts",
         "Builds",
         "Each model file: what is in it, and its hash.",
@@ -202,7 +206,7 @@ def html(context: dict[str, Any], template: str = "report") -> str:
     return env.get_template(f"html/{template}.html").render(**context, style=_drawing(style), style_hash=digest)
 
 
-def by_model(rows: Sequence[Build]) -> list[tuple[str, list[Build]]]:
+def by_model(rows: Sequence[BuildRow]) -> list[tuple[str, list[BuildRow]]]:
     """Builds in groups of their base model, both in study order."""
     return [(model, [row for row in rows if row.model == model]) for model in dict.fromkeys(row.model for row in rows)]
 
@@ -215,7 +219,7 @@ def by_first(rows: Sequence[Sequence[str]], grouped: bool) -> list[tuple[str, li
     return list(groups.items())
 
 
-def table_rows(grid: Grid) -> Markup:
+def table_rows(grid: TextTable) -> Markup:
     """The rows of a plain table; made here because a template takes ten times as long for thousands of cells."""
     opened = []
     for at, column in enumerate(grid.columns):
@@ -235,7 +239,7 @@ def _drawing(markup: str) -> Markup:
     return Markup(markup)  # noqa: S704
 
 
-def _claim(ledger: Ledger, claim_id: str) -> Markup:
+def _claim(ledger: ClaimLedger, claim_id: str) -> Markup:
     """The number of a claim of the ledger, marked with its source."""
     known = ledger.claims.get(claim_id)
     return Markup.escape(formats.NOT_MEASURED) if known is None else marked(ledger.names, known)

@@ -18,8 +18,8 @@ from quantverdict.registry import BUILT_IN, judged_by
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import Artefacts, Row
 from quantverdict.reporting.figures import full_colour, metric_value, tone_of
-from quantverdict.reporting.formats import Names
-from quantverdict.reporting.tables import INSIDE, JUDGES, Cite, Grid, Sentence, beside
+from quantverdict.reporting.formats import DisplayNames
+from quantverdict.reporting.tables import INSIDE, JUDGES, Citation, Sentence, TextTable, beside
 
 Cells = tuple[str, ...]
 WIDE = 8
@@ -27,7 +27,7 @@ WIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StudyTable:
     """A table of the study and what is said below it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part:
     """
 
     name: str
-    grid: Grid
+    grid: TextTable
     missing: str
     sentences: tuple[Sentence, ...] = ()
     figure: str = ""
@@ -66,15 +66,15 @@ class Section:
 
     name: str
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[StudyTable, ...]
 
 
 @dataclass(frozen=True)
-class Book:
+class StudyData:
     """What the tables of a study are made from: the artefacts, with what their order and names are."""
 
     read: Artefacts
-    names: Names
+    names: DisplayNames
 
     @cached_property
     def decision(self) -> Row:
@@ -168,11 +168,11 @@ def level(row: Row, metric: Metric) -> str:
     return metric_value(metric.name, row.get(metric.name))
 
 
-def grid(name: str, title: str, shows: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+def grid(name: str, title: str, shows: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
     """A table whose columns after the leading names hold numbers where every value is one, or missing."""
     numeric = tuple(bool(rows) and all(_numeric(row[at]) for row in rows) for at in range(len(columns)))
     body = tuple(tuple(formats.plain(cell) for cell in row) for row in rows)
-    return Grid(name, title, shows, tuple(columns), body, numeric)
+    return TextTable(name, title, shows, tuple(columns), body, numeric)
 
 
 def _numeric(text: str) -> bool:
@@ -225,7 +225,7 @@ def wide_tables() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     )
 
 
-def quality(book: Book) -> Section:
+def quality(book: StudyData) -> Section:
     """Generation metrics, benchmarks, repetition and length, tiers."""
     tiers = [
         (row["base_model"], row["quant"], formats.delta(cell.get("quality_delta_pp")), words(row["tier"]),
@@ -238,17 +238,17 @@ def quality(book: Book) -> Section:
         measures(book, "generation", "Generation metrics", section("generation")),
         measures(book, "benchmarks", "Benchmark accuracy", section("benchmarks")),
         measures(book, "length", "Repetition and output length", LENGTH),
-        Part("tiers", grid("tiers", "Quality tiers", "The worse of the benchmark and the generation delta, "
+        StudyTable("tiers", grid("tiers", "Quality tiers", "The worse of the benchmark and the generation delta, "
              "beside what safety says.", columns, tiers), "the tiers", (_tiers_missed(), _inflated())),
     ))  # fmt: skip
 
 
-def safety(book: Book) -> Section:
+def safety(book: StudyData) -> Section:
     """Safety metrics, inside the builds, judge against pattern, judge against judge."""
     inside = book.read.table(INSIDE[0])
     return Section("safety", "Safety", (
         measures(book, "safety", "Safety metrics", section("safety"), (_collapsed(book),)),
-        *([Part(INSIDE[0], beside(book.names, INSIDE, inside), "", (_margins(),))] if inside else ()),
+        *([StudyTable(INSIDE[0], beside(book.names, INSIDE, inside), "", (_margins(),))] if inside else ()),
         _judge_gaps(book),
         _judges(book),
         _agreement(book),
@@ -257,18 +257,20 @@ def safety(book: Book) -> Section:
     ))  # fmt: skip
 
 
-def appendices(book: Book) -> Section:
+def appendices(book: StudyData) -> Section:
     """A metric a table: base models down, formats across."""
     parts = []
     for name, _, metrics in wide_tables():
         parts += [_wide(book, f"wide_{metric.name}", metric) for metric in book.metrics(*metrics)]
         absent = book.absent(*metrics)
         if absent:
-            parts.append(Part(f"wide_{name}", grid(name, "Metrics that no build has", "", (), ()), absent))
+            parts.append(StudyTable(f"wide_{name}", grid(name, "Metrics that no build has", "", (), ()), absent))
     return Section("appendices", "Every metric, wide", tuple(parts))
 
 
-def measures(book: Book, name: str, title: str, metrics: tuple[str, ...], more: tuple[Sentence, ...] = ()) -> Part:
+def measures(
+    book: StudyData, name: str, title: str, metrics: tuple[str, ...], more: tuple[Sentence, ...] = ()
+) -> StudyTable:
     """Levels of some metrics with their change from the baseline, a row a build; and how far each moves."""
     found = book.metrics(*metrics)
     columns = ["base model", "build"]
@@ -286,18 +288,18 @@ def measures(book: Book, name: str, title: str, metrics: tuple[str, ...], more: 
         f" Not measured: {absent}." if absent else ""
     )
     said = tuple(moves(book, f"{name}_{metric.name}", metric) for metric in found)
-    return Part(name, grid(name, title, shows, columns, rows), absent, (*said, *more), tones=tones)
+    return StudyTable(name, grid(name, title, shows, columns, rows), absent, (*said, *more), tones=tones)
 
 
-def moves(book: Book, name: str, metric: Metric) -> Sentence:
+def moves(book: StudyData, name: str, metric: Metric) -> Sentence:
     """From where to where a metric's deltas go."""
     row, unit = where(metric=metric.name), "pp change" if metric.is_share else "change"
     cites = {
-        "n": Cite("deltas.csv", row, "delta", "count", "rows"),
-        "low": Cite("deltas.csv", row, "delta", "min", unit),
-        "lowest": Cite("deltas.csv", row, "delta", "at_min"),
-        "high": Cite("deltas.csv", row, "delta", "max", unit),
-        "highest": Cite("deltas.csv", row, "delta", "at_max"),
+        "n": Citation("deltas.csv", row, "delta", "count", "rows"),
+        "low": Citation("deltas.csv", row, "delta", "min", unit),
+        "lowest": Citation("deltas.csv", row, "delta", "at_min"),
+        "high": Citation("deltas.csv", row, "delta", "max", unit),
+        "highest": Citation("deltas.csv", row, "delta", "at_max"),
     }
     label = book.names.label(metric.name)
     tail = "" if metric.is_share else f" {metric.unit}"
@@ -315,8 +317,8 @@ def _tiers_missed() -> Sentence:
         "A screen by quality tier alone would let {missed} of the {rejected} rejected builds pass: they stand in a "
         "tier that is negligible, acceptable, or inflated.",
         {
-            "missed": Cite("decision.json#cells", passed, "", "count", "rows"),
-            "rejected": Cite("decision.json#cells", rejected, "", "count", "rows"),
+            "missed": Citation("decision.json#cells", passed, "", "count", "rows"),
+            "rejected": Citation("decision.json#cells", rejected, "", "count", "rows"),
         },
     )
 
@@ -328,9 +330,9 @@ def _inflated() -> Sentence:
         "{n} builds gain more in a generation metric than a lossy build can be expected to; the largest gain is {gain} "
         "({at}).",
         {
-            "n": Cite("tiers.csv", row, "", "count", "rows"),
-            "gain": Cite("tiers.csv", row, "inflated_gain_pp", "max", "pp change"),
-            "at": Cite("tiers.csv", row, "inflated_gain_pp", "at_max"),
+            "n": Citation("tiers.csv", row, "", "count", "rows"),
+            "gain": Citation("tiers.csv", row, "inflated_gain_pp", "max", "pp change"),
+            "at": Citation("tiers.csv", row, "inflated_gain_pp", "at_max"),
         },
     )
 
@@ -341,24 +343,24 @@ def _margins() -> Sentence:
         "inside",
         "The margin of refusing changes by {low} ({lowest}) to {high} ({highest}) nats.",
         {
-            "low": Cite("whitebox.csv", aggregate="min", **nats),
-            "lowest": Cite("whitebox.csv", "", "margin_delta_nats", "at_min"),
-            "high": Cite("whitebox.csv", aggregate="max", **nats),
-            "highest": Cite("whitebox.csv", "", "margin_delta_nats", "at_max"),
+            "low": Citation("whitebox.csv", aggregate="min", **nats),
+            "lowest": Citation("whitebox.csv", "", "margin_delta_nats", "at_min"),
+            "high": Citation("whitebox.csv", aggregate="max", **nats),
+            "highest": Citation("whitebox.csv", "", "margin_delta_nats", "at_max"),
         },
     )
 
 
-def _collapsed(book: Book) -> Sentence:
+def _collapsed(book: StudyData) -> Sentence:
     row = where(metric=book.refusal)
     fell = f"{row};delta<={book.limit('refusal_collapse_pp')}"
     return Sentence(
         "safety_collapsed",
         "Refusals fall by {limit} or more, the policy's limit, in {fell} of {n} builds.",
         {
-            "limit": Cite("decision.json#policy", "", "refusal_collapse_pp", unit="pp size"),
-            "fell": Cite("deltas.csv", fell, "", "count", "rows"),
-            "n": Cite("deltas.csv", row, "delta", "count", "rows"),
+            "limit": Citation("decision.json#policy", "", "refusal_collapse_pp", unit="pp size"),
+            "fell": Citation("deltas.csv", fell, "", "count", "rows"),
+            "n": Citation("deltas.csv", row, "delta", "count", "rows"),
         },
     )
 
@@ -366,7 +368,7 @@ def _collapsed(book: Book) -> Sentence:
 # Judges
 
 
-def _judge_gaps(book: Book) -> Part:
+def _judge_gaps(book: StudyData) -> StudyTable:
     found = [row for row in book.read.table("judge_gaps") if row["metric"] == book.refusal and row["gap_pp"]]
     rows = [
         (row["base_model"], row["quant"], _percent(row["pattern_rate"]), _percent(row["judge_rate"]),
@@ -382,51 +384,55 @@ def _judge_gaps(book: Book) -> Part:
         "Judge and pattern stand up to {most} apart ({at}); {apart} of {n} builds reach the limit of {limit}, and the "
         "judge reads more refusals than the pattern in {more}.",
         {
-            "most": Cite("judge_gaps.csv", row, "gap_pp", "max", "pp"),
-            "at": Cite("judge_gaps.csv", row, "gap_pp", "at_max"),
-            "apart": Cite("judge_gaps.csv", f"{row};diverges=1", "", "count", "rows"),
-            "n": Cite("judge_gaps.csv", row, "gap_pp", "count", "rows"),
-            "limit": Cite("decision.json#policy", "", "measurement_gap_pp", unit="pp size"),
-            "more": Cite("judge_gaps.csv", f"{row};signed_gap_pp>0", "", "count", "rows"),
+            "most": Citation("judge_gaps.csv", row, "gap_pp", "max", "pp"),
+            "at": Citation("judge_gaps.csv", row, "gap_pp", "at_max"),
+            "apart": Citation("judge_gaps.csv", f"{row};diverges=1", "", "count", "rows"),
+            "n": Citation("judge_gaps.csv", row, "gap_pp", "count", "rows"),
+            "limit": Citation("decision.json#policy", "", "measurement_gap_pp", unit="pp size"),
+            "more": Citation("judge_gaps.csv", f"{row};signed_gap_pp>0", "", "count", "rows"),
         },
     )
     missing = "the judge's refusal rates"
-    return Part("judge_gaps", grid("judge_gaps", "Judge against pattern", shows, columns, rows), missing, (sentence,))
+    return StudyTable(
+        "judge_gaps", grid("judge_gaps", "Judge against pattern", shows, columns, rows), missing, (sentence,)
+    )
 
 
-def _judges(book: Book) -> Part:
+def _judges(book: StudyData) -> StudyTable:
     table = book.read.table(JUDGES[0][0])
     said = tuple(
         Sentence(
             f"judges_{at}",
             "{judge} read {samples} answers and left {ungraded} of them ungraded; {loaded} of its labels count.",
             {
-                "judge": Cite("judges.csv", where(judge=row["judge"]), "judge"),
-                **{name: Cite("judges.csv", where(judge=row["judge"]), name, unit="rows")
+                "judge": Citation("judges.csv", where(judge=row["judge"]), "judge"),
+                **{name: Citation("judges.csv", where(judge=row["judge"]), name, unit="rows")
                    for name in ("samples", "ungraded", "loaded")},
             },
         )
         for at, row in enumerate(table, 1)
     )  # fmt: skip
-    return Part("judges", beside(book.names, JUDGES[0], table), "a judge that was asked here", said)
+    return StudyTable("judges", beside(book.names, JUDGES[0], table), "a judge that was asked here", said)
 
 
-def _direction(book: Book) -> Part:
+def _direction(book: StudyData) -> StudyTable:
     table = book.read.table("judge_direction")
     overall = [row for row in table if row["task"] == row["quant"] == "all"]
     said = tuple(_leans(book, f"judge_direction_{at}", row) for at, row in enumerate(overall, 1))
-    return Part("judge_direction", beside(book.names, JUDGES[2], table), "a second judge of the same samples", said)
+    return StudyTable(
+        "judge_direction", beside(book.names, JUDGES[2], table), "a second judge of the same samples", said
+    )
 
 
-def _leans(book: Book, name: str, row: Row) -> Sentence:
+def _leans(book: StudyData, name: str, row: Row) -> Sentence:
     key = where(**{column: row[column] for column in ("first_judge", "second_judge", "metric", "task", "quant")})
     cites = {
-        "n": Cite("judge_direction.csv", key, "n", unit="rows"),
-        "one": Cite("judge_direction.csv", key, "first_judge"),
-        "first": Cite("judge_direction.csv", key, "only_first", unit="rows"),
-        "other": Cite("judge_direction.csv", key, "second_judge"),
-        "second": Cite("judge_direction.csv", key, "only_second", unit="rows"),
-        "p": Cite("judge_direction.csv", key, "p_value", unit="p"),
+        "n": Citation("judge_direction.csv", key, "n", unit="rows"),
+        "one": Citation("judge_direction.csv", key, "first_judge"),
+        "first": Citation("judge_direction.csv", key, "only_first", unit="rows"),
+        "other": Citation("judge_direction.csv", key, "second_judge"),
+        "second": Citation("judge_direction.csv", key, "only_second", unit="rows"),
+        "p": Citation("judge_direction.csv", key, "p_value", unit="p"),
     }
     text = (
         f"Of {{n}} answers that both graded for {book.names.bare(row['metric'])}, {{one}} alone gives {{first}} credit "
@@ -435,7 +441,7 @@ def _leans(book: Book, name: str, row: Row) -> Sentence:
     return Sentence(name, text, cites)
 
 
-def _agreement(book: Book) -> Part:
+def _agreement(book: StudyData) -> StudyTable:
     table = [row for row in book.read.table("judge_agreement") if row["n"] != "0"]
     rows = [
         (row["first_judge"], row["second_judge"], row["task"], row["quant"], row["n"], row["ungraded"],
@@ -449,7 +455,7 @@ def _agreement(book: Book) -> Part:
     said = tuple(_agree(f"judge_agreement_{at}", where(first_judge=one, second_judge=two, task="all", quant="all"))
                  for at, (one, two) in enumerate(pairs, 1))  # fmt: skip
     found = grid("judge_agreement", "Judge against judge", "Two judges on the same samples.", columns, rows)
-    return Part("judge_agreement", found, "a second judge of the same samples", said)
+    return StudyTable("judge_agreement", found, "a second judge of the same samples", said)
 
 
 def _agree(name: str, row: str) -> Sentence:
@@ -457,16 +463,16 @@ def _agree(name: str, row: str) -> Sentence:
         name,
         "{one} and {other} agree on {agreement} of the {n} samples that both judged; Cohen's kappa is {kappa}.",
         {
-            "one": Cite("judge_agreement.csv", row, "first_judge"),
-            "other": Cite("judge_agreement.csv", row, "second_judge"),
-            "n": Cite("judge_agreement.csv", row, "n", unit="rows"),
-            "agreement": Cite("judge_agreement.csv", row, "agreement", unit="share"),
-            "kappa": Cite("judge_agreement.csv", row, "kappa", unit="r squared"),
+            "one": Citation("judge_agreement.csv", row, "first_judge"),
+            "other": Citation("judge_agreement.csv", row, "second_judge"),
+            "n": Citation("judge_agreement.csv", row, "n", unit="rows"),
+            "agreement": Citation("judge_agreement.csv", row, "agreement", unit="share"),
+            "kappa": Citation("judge_agreement.csv", row, "kappa", unit="r squared"),
         },
     )
 
 
-def _second_judge(book: Book) -> Part:
+def _second_judge(book: StudyData) -> StudyTable:
     table = book.read.table("second_judge_regimes")
     rows = [
         (row["base_model"], row["quant"], row["first_judge"], row["second_judge"],
@@ -484,14 +490,14 @@ def _second_judge(book: Book) -> Part:
         "second_judge",
         "Of {n} comparisons of a build by another judge {changed} change its regime or its action.",
         {
-            "n": Cite("second_judge_regimes.csv", "first_regime!=baseline", "", "count", "rows"),
-            "changed": Cite("second_judge_regimes.csv", "changed=1", "", "count", "rows"),
+            "n": Citation("second_judge_regimes.csv", "first_regime!=baseline", "", "count", "rows"),
+            "changed": Citation("second_judge_regimes.csv", "changed=1", "", "count", "rows"),
         },
     )
     found = grid("second_judge", "Decided by another judge", "Builds that another judge would file elsewhere, in pp.",
                  columns, rows)  # fmt: skip
     none = "Every build keeps its regime and its action by the other judge." if table else ""
-    return Part("second_judge", found, "a second judge of the same samples", (sentence,), none=none)
+    return StudyTable("second_judge", found, "a second judge of the same samples", (sentence,), none=none)
 
 
 def _percent(value: str) -> str:
@@ -502,7 +508,7 @@ def _percent(value: str) -> str:
 # Wide tables
 
 
-def _wide(book: Book, name: str, metric: Metric) -> Part:
+def _wide(book: StudyData, name: str, metric: Metric) -> StudyTable:
     cells = {(row["base_model"], row["quant"]): row for row in book.matrix}
     rows = [
         (model, *(_wide_level(book, cells, (model, quant), metric) for quant in book.quants)) for model in book.models
@@ -516,15 +522,15 @@ def _wide(book: Book, name: str, metric: Metric) -> Part:
         name,
         "The highest is {high} ({highest}), the lowest {low} ({lowest}).",
         {
-            "high": Cite("matrix.csv", "", metric.name, "max", unit),
-            "highest": Cite("matrix.csv", "", metric.name, "at_max"),
-            "low": Cite("matrix.csv", "", metric.name, "min", unit),
-            "lowest": Cite("matrix.csv", "", metric.name, "at_min"),
+            "high": Citation("matrix.csv", "", metric.name, "max", unit),
+            "highest": Citation("matrix.csv", "", metric.name, "at_max"),
+            "low": Citation("matrix.csv", "", metric.name, "min", unit),
+            "lowest": Citation("matrix.csv", "", metric.name, "at_min"),
         },
     )
     found = grid(name, book.names.label(metric.name), f"{shows}.", ("base model", *book.quants), rows)
-    return Part(name, found, book.names.label(metric.name), (sentence,), tones=tones)
+    return StudyTable(name, found, book.names.label(metric.name), (sentence,), tones=tones)
 
 
-def _wide_level(book: Book, cells: Mapping[tuple[str, str], Row], cell: tuple[str, str], metric: Metric) -> str:
+def _wide_level(book: StudyData, cells: Mapping[tuple[str, str], Row], cell: tuple[str, str], metric: Metric) -> str:
     return level(cells[cell], metric) if cell in cells else book.absence(*cell)

@@ -8,9 +8,9 @@ from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.actions import ACTIONS
 from quantverdict.protocol.claims import number, where
 from quantverdict.reporting import formats
-from quantverdict.reporting.study import Book, Part, Section, grid, words
+from quantverdict.reporting.study import Section, StudyData, StudyTable, grid, words
 from quantverdict.reporting.study_relations import significance
-from quantverdict.reporting.tables import Cite, Sentence, readable, verdict_group
+from quantverdict.reporting.tables import Citation, Sentence, readable, verdict_group
 
 STATUS = {"PASS": "ship", "FAIL": "reject"}
 """Status to its style class; any other cannot be told."""
@@ -20,7 +20,7 @@ SHORT = 12
 DANGER = ("hidden_danger", "near_hidden_danger")
 
 
-def validation(book: Book) -> Section:
+def validation(book: StudyData) -> Section:
     """What was covered, and which screens passed."""
     rows = [("protocol", row["requirement"], readable(book.names, row["observed"]), row["status"])
             for row in book.read.table("checklist")]  # fmt: skip
@@ -35,10 +35,10 @@ def validation(book: Book) -> Section:
         "The matrix holds {rows} builds of {models} base models in {families} families; {formats} formats are compared "
         "with a baseline.",
         {
-            "rows": Cite("matrix.csv", "", "", "count", "rows"),
-            "models": Cite("matrix.csv", "", "base_model", "distinct", "rows"),
-            "families": Cite("matrix.csv", "", "family", "distinct", "rows"),
-            "formats": Cite("quant_roles.csv", "", "", "count", "rows"),
+            "rows": Citation("matrix.csv", "", "", "count", "rows"),
+            "models": Citation("matrix.csv", "", "base_model", "distinct", "rows"),
+            "families": Citation("matrix.csv", "", "family", "distinct", "rows"),
+            "formats": Citation("quant_roles.csv", "", "", "count", "rows"),
         },
     )
     title, columns = "Validation summary", ("what", "required", "achieved", "status")
@@ -48,28 +48,28 @@ def validation(book: Book) -> Section:
         "validation",
         "Validation",
         (
-            Part("validation", found, "the checklist", (shape, _steps()), tones=tones),
+            StudyTable("validation", found, "the checklist", (shape, _steps()), tones=tones),
             _sources(book),
         ),
     )
 
 
-def _sources(book: Book) -> Part:
+def _sources(book: StudyData) -> StudyTable:
     rows = [
         (row["label"], words(row["role"]), *(f"{int(row[count]):,}" for count in SOURCE_COUNTS), row["sha256"][:SHORT])
         for row in book.read.table("sources")
     ]
     columns = ("source", "role", "rows", *SOURCE_COUNTS[1:], "start of its SHA-256")
-    cites = {role: Cite("sources.csv", where(role=role), "loaded", "sum", "rows") for role in ("quality", "safety")}
-    cites["judge"] = Cite("sources.csv", where(role="judge"), "loaded", "sum", "rows")
-    cites["raw"] = Cite("sources.csv", "", "raw", "sum", "rows")
+    cites = {role: Citation("sources.csv", where(role=role), "loaded", "sum", "rows") for role in ("quality", "safety")}
+    cites["judge"] = Citation("sources.csv", where(role="judge"), "loaded", "sum", "rows")
+    cites["raw"] = Citation("sources.csv", "", "raw", "sum", "rows")
     sentence = Sentence(
         "sources",
         "Of {raw} rows that were read {quality} of quality, {safety} of safety and {judge} of judges were loaded.",
         cites,
     )
     found = grid("sources", "Source audit", "Each source, checked by its hash before a row was read.", columns, rows)
-    return Part("sources", found, "sources of scored samples", (sentence,))
+    return StudyTable("sources", found, "sources of scored samples", (sentence,))
 
 
 def _steps() -> Sentence:
@@ -77,8 +77,8 @@ def _steps() -> Sentence:
         "validation_steps",
         "{passed} of {steps} steps of the protocol pass.",
         {
-            "passed": Cite("checklist.csv", where(status="PASS"), "", "count", "rows"),
-            "steps": Cite("checklist.csv", "", "", "count", "rows"),
+            "passed": Citation("checklist.csv", where(status="PASS"), "", "count", "rows"),
+            "steps": Citation("checklist.csv", "", "", "count", "rows"),
         },
     )
 
@@ -86,14 +86,14 @@ def _steps() -> Sentence:
 # Protocol
 
 
-def protocol(book: Book) -> Section:
+def protocol(book: StudyData) -> Section:
     """Roles of the formats, the checklist, the failure modes, the floor, and every row's action."""
     return Section("protocol", "Deployment protocol", (
         _formats(book), _checklist(book), _taxonomy(book), _floor(book), _actions(book),
     ))  # fmt: skip
 
 
-def _formats(book: Book) -> Part:
+def _formats(book: StudyData) -> StudyTable:
     rows = [
         (row["quant"], row["n_models"], formats.table_value("max_refusal_signal_pp", row["max_refusal_signal_pp"]),
          row["reject_rows"], words(row["role"]), readable(book.names, row["reason"]))
@@ -105,20 +105,20 @@ def _formats(book: Book) -> Part:
         "{unsafe} of {n} formats are not blanket safe; {rejecting} have a rejected row, and the largest refusal signal "
         "is {signal} ({at}).",
         {
-            "unsafe": Cite("quant_roles.csv", where(role="not_blanket_safe"), "", "count", "rows"),
-            "n": Cite("quant_roles.csv", "", "", "count", "rows"),
-            "rejecting": Cite("quant_roles.csv", "reject_rows>0", "", "count", "rows"),
-            "signal": Cite("quant_roles.csv", "", "max_refusal_signal_pp", "max", "pp"),
-            "at": Cite("quant_roles.csv", "", "max_refusal_signal_pp", "at_max"),
+            "unsafe": Citation("quant_roles.csv", where(role="not_blanket_safe"), "", "count", "rows"),
+            "n": Citation("quant_roles.csv", "", "", "count", "rows"),
+            "rejecting": Citation("quant_roles.csv", "reject_rows>0", "", "count", "rows"),
+            "signal": Citation("quant_roles.csv", "", "max_refusal_signal_pp", "max", "pp"),
+            "at": Citation("quant_roles.csv", "", "max_refusal_signal_pp", "at_max"),
         },
     )
     found = grid(
         "formats", "Roles of the formats", "What a format can be used for over all base models.", columns, rows
     )
-    return Part("formats", found, "a format besides the baselines", (sentence,))
+    return StudyTable("formats", found, "a format besides the baselines", (sentence,))
 
 
-def _checklist(book: Book) -> Part:
+def _checklist(book: StudyData) -> StudyTable:
     rows = [(row["step"], row["requirement"], readable(book.names, row["observed"]), row["status"])
             for row in book.read.table("checklist")]  # fmt: skip
     columns = ("step", "requirement", "observed", "status")
@@ -126,13 +126,13 @@ def _checklist(book: Book) -> Part:
     sentence = Sentence(
         "checklist",
         "Steps that do not pass: {names}.",
-        {"names": Cite("checklist.csv", "status!=PASS", "", "names")},
+        {"names": Citation("checklist.csv", "status!=PASS", "", "names")},
     )
     tones = tuple(("", "", "", STATUS.get(row[-1], "unknown")) for row in rows)
-    return Part("checklist", found, "the checklist", (sentence,), tones=tones)
+    return StudyTable("checklist", found, "the checklist", (sentence,), tones=tones)
 
 
-def _taxonomy(book: Book) -> Part:
+def _taxonomy(book: StudyData) -> StudyTable:
     rows = [
         (row["id"], row["failure_mode"], *(readable(book.names, row[name]) for name in ("trigger", "observed")),
          row["what_to_do"])
@@ -143,15 +143,15 @@ def _taxonomy(book: Book) -> Part:
         "taxonomy",
         "{fired} of {modes} failure modes fire.",
         {
-            "fired": Cite("taxonomy.csv", "n>0", "", "count", "rows"),
-            "modes": Cite("taxonomy.csv", "", "", "count", "rows"),
+            "fired": Citation("taxonomy.csv", "n>0", "", "count", "rows"),
+            "modes": Citation("taxonomy.csv", "", "", "count", "rows"),
         },
     )
     found = grid("taxonomy", "Failure modes", "How a build could be approved wrongly, and where.", columns, rows)
-    return Part("taxonomy", found, "the failure modes", (sentence,))
+    return StudyTable("taxonomy", found, "the failure modes", (sentence,))
 
 
-def _floor(book: Book) -> Part:
+def _floor(book: StudyData) -> StudyTable:
     quant = next((row["quant"] for row in book.read.table("floor")), "")
     names = (book.refusal, book.policy.get("judge_refusal_metric", ""), book.policy.get("truthfulness_metric", ""),
              book.policy.get("bias_metric", ""), book.quality)  # fmt: skip
@@ -167,11 +167,11 @@ def _floor(book: Book) -> Part:
         "The conservative floor is {quant}: its largest refusal signal is {signal} over {models} base models. By "
         "pattern alone its refusals move by up to {pattern} ({at}).",
         {
-            "quant": Cite("floor.csv", "", "quant"),
-            "signal": Cite("floor.csv", "", "max_refusal_signal_pp", unit="pp"),
-            "models": Cite("floor.csv", "", "n_models", unit="rows"),
-            "pattern": Cite("deltas.csv", where(quant=quant, metric=book.refusal), "delta", "max_abs", "pp change"),
-            "at": Cite("deltas.csv", where(quant=quant, metric=book.refusal), "delta", "at_max_abs"),
+            "quant": Citation("floor.csv", "", "quant"),
+            "signal": Citation("floor.csv", "", "max_refusal_signal_pp", unit="pp"),
+            "models": Citation("floor.csv", "", "n_models", unit="rows"),
+            "pattern": Citation("deltas.csv", where(quant=quant, metric=book.refusal), "delta", "max_abs", "pp change"),
+            "at": Citation("deltas.csv", where(quant=quant, metric=book.refusal), "delta", "at_max_abs"),
         },
     )
     row = where(quant=quant, metric=book.quality)
@@ -179,35 +179,35 @@ def _floor(book: Book) -> Part:
         "floor_quality",
         f"{book.names.label(book.quality)} moves from {{low}} ({{lowest}}) to {{high}} ({{highest}}) there.",
         {
-            "low": Cite("deltas.csv", row, "delta", "min", "pp change"),
-            "lowest": Cite("deltas.csv", row, "delta", "at_min"),
-            "high": Cite("deltas.csv", row, "delta", "max", "pp change"),
-            "highest": Cite("deltas.csv", row, "delta", "at_max"),
+            "low": Citation("deltas.csv", row, "delta", "min", "pp change"),
+            "lowest": Citation("deltas.csv", row, "delta", "at_min"),
+            "high": Citation("deltas.csv", row, "delta", "max", "pp change"),
+            "highest": Citation("deltas.csv", row, "delta", "at_max"),
         },
     )
     title = f"The conservative floor, {quant}" if quant else "The conservative floor"
     found = grid("floor", title, "Its deltas on each base model.", columns, rows)
     none = "No format qualifies." if book.read.table("quant_roles") else ""
-    return Part("floor", found, "a format besides the baselines", (chosen, held), none=none)
+    return StudyTable("floor", found, "a format besides the baselines", (chosen, held), none=none)
 
 
-def _actions(book: Book) -> Part:
+def _actions(book: StudyData) -> StudyTable:
     actions = {(row["base_model"], row["quant"]): row["action"] for row in book.read.table("row_actions")}
     rows = [
         (model, *(_action(book, actions, (model, quant)) for quant in book.quants)) for model in book.models if actions
     ]
     tones = tuple(("", *(_tone(actions.get((model, quant))) for quant in book.quants)) for model in book.models)
-    cites = {action: Cite("row_actions.csv", where(action=action), "", "count", "rows") for action in ACTIONS[1:]}
-    cites["n"] = Cite("row_actions.csv", "action!=reference", "", "count", "rows")
+    cites = {action: Citation("row_actions.csv", where(action=action), "", "count", "rows") for action in ACTIONS[1:]}
+    cites["n"] = Citation("row_actions.csv", "action!=reference", "", "count", "rows")
     said = ", ".join(f"{{{action}}} {words(action)}" for action in ACTIONS[1:])
     sentence = Sentence("actions", f"Of {{n}} builds that are no baseline: {said}.", cites)
     found = grid(
         "actions", "What to do with every build", "The action of each build.", ("base model", *book.quants), rows
     )
-    return Part("actions", found, "a build", (sentence,), tones=tones)
+    return StudyTable("actions", found, "a build", (sentence,), tones=tones)
 
 
-def _action(book: Book, actions: Mapping[tuple[str, str], str], cell: tuple[str, str]) -> str:
+def _action(book: StudyData, actions: Mapping[tuple[str, str], str], cell: tuple[str, str]) -> str:
     return words(actions[cell]) if cell in actions else book.absence(*cell)
 
 
@@ -220,7 +220,7 @@ def _tone(action: str | None) -> str:
 # Regimes
 
 
-def regimes(book: Book) -> Section:
+def regimes(book: StudyData) -> Section:
     """The dangerous rows, and how many rows each regime has."""
     table = book.read.table("regimes")
     rows = [
@@ -238,11 +238,11 @@ def regimes(book: Book) -> Section:
         "{n} builds keep their quality while refusals collapse; the largest loss is {loss} ({at}), the smallest "
         "{least} ({least_at}).",
         {
-            "n": Cite("regimes.csv", row, "", "count", "rows"),
-            "loss": Cite("regimes.csv", row, "refusal_delta_pp", "min", "pp change"),
-            "at": Cite("regimes.csv", row, "refusal_delta_pp", "at_min"),
-            "least": Cite("regimes.csv", row, "refusal_delta_pp", "max", "pp change"),
-            "least_at": Cite("regimes.csv", row, "refusal_delta_pp", "at_max"),
+            "n": Citation("regimes.csv", row, "", "count", "rows"),
+            "loss": Citation("regimes.csv", row, "refusal_delta_pp", "min", "pp change"),
+            "at": Citation("regimes.csv", row, "refusal_delta_pp", "at_min"),
+            "least": Citation("regimes.csv", row, "refusal_delta_pp", "max", "pp change"),
+            "least_at": Citation("regimes.csv", row, "refusal_delta_pp", "at_max"),
         },
     )
     shares = [
@@ -254,25 +254,25 @@ def regimes(book: Book) -> Section:
         "regimes",
         "Of {n} builds that are no baseline {neutral} are neutral; {unclassified} could not be classified.",
         {
-            "n": Cite("regimes.csv", "regime!=baseline", "", "count", "rows"),
-            "neutral": Cite("regimes.csv", where(regime="neutral"), "", "count", "rows"),
-            "unclassified": Cite("regimes.csv", where(regime="unclassified"), "", "count", "rows"),
+            "n": Citation("regimes.csv", "regime!=baseline", "", "count", "rows"),
+            "neutral": Citation("regimes.csv", where(regime="neutral"), "", "count", "rows"),
+            "unclassified": Citation("regimes.csv", where(regime="unclassified"), "", "count", "rows"),
         },
     )
     shows = "Builds whose quality holds while refusals collapse."
     counted = grid("regimes", "Regimes counted", "Shares are of the builds that are no baseline.",
                    ("regime", "builds", "share"), shares)  # fmt: skip
     return Section("regimes", "Regimes", (
-        Part("danger", grid("danger", "Hidden danger", shows, columns, rows), "", (worst,),
+        StudyTable("danger", grid("danger", "Hidden danger", shows, columns, rows), "", (worst,),
              none="No build keeps its quality while its refusals collapse."),
-        Part("regimes", counted, "the regimes", (spread,)),
+        StudyTable("regimes", counted, "the regimes", (spread,)),
     ))  # fmt: skip
 
 
 # Limits
 
 
-def limits(book: Book) -> Section:
+def limits(book: StudyData) -> Section:
     """What the data cannot show: the smallest visible drop, what is missing, what multiplicity leaves."""
     rows = [
         (book.names.label(name), METRICS[name].meaning, ", ".join(lacking))
@@ -287,20 +287,20 @@ def limits(book: Book) -> Section:
         "The smallest drop of refusals that these prompts show with the power asked for lies between {least} "
         "({least_at}) and {most} ({most_at}); a smaller one is not evidence either way.",
         {
-            "least": Cite("decision.json#cells", "", "refusal_mde_pp", "min", "pp"),
-            "least_at": Cite("decision.json#cells", "", "refusal_mde_pp", "at_min"),
-            "most": Cite("decision.json#cells", "", "refusal_mde_pp", "max", "pp"),
-            "most_at": Cite("decision.json#cells", "", "refusal_mde_pp", "at_max"),
+            "least": Citation("decision.json#cells", "", "refusal_mde_pp", "min", "pp"),
+            "least_at": Citation("decision.json#cells", "", "refusal_mde_pp", "at_min"),
+            "most": Citation("decision.json#cells", "", "refusal_mde_pp", "max", "pp"),
+            "most_at": Citation("decision.json#cells", "", "refusal_mde_pp", "at_max"),
         },
     )
     tested = significance("limits_tests", "bpw_regressions.csv", "regressions on bits per weight")
     none = "Every build has every metric of the matrix."
     return Section("limits", "Limits", (
-        Part("limits", found, "", (visible, tested), none=none), _power(book),
+        StudyTable("limits", found, "", (visible, tested), none=none), _power(book),
     ))  # fmt: skip
 
 
-def _power(book: Book) -> Part:
+def _power(book: StudyData) -> StudyTable:
     """The smallest and the largest of the smallest visible drops of each metric."""
     table = [row for row in book.read.table("power") if row["mde_unpaired_pp"]]
     rows = []
@@ -314,10 +314,10 @@ def _power(book: Book) -> Part:
             name,
             f"The smallest drop that {{at}} can show {how} is {{least}}; at the other end is {{worst}} with {{most}}.",
             {
-                "least": Cite("power.csv", "", column, "min", "pp"),
-                "at": Cite("power.csv", "", column, "at_min"),
-                "most": Cite("power.csv", "", column, "max", "pp"),
-                "worst": Cite("power.csv", "", column, "at_max"),
+                "least": Citation("power.csv", "", column, "min", "pp"),
+                "at": Citation("power.csv", "", column, "at_min"),
+                "most": Citation("power.csv", "", column, "max", "pp"),
+                "worst": Citation("power.csv", "", column, "at_max"),
             },
         )
         for name, how, column in (
@@ -327,7 +327,9 @@ def _power(book: Book) -> Part:
     )
     columns = ("metric", "prompts", "two samples (pp)", "in pairs (pp)")
     shows = "The smallest drop of each rate that a build's prompts show, over all builds."
-    return Part("power", grid("power", "Smallest visible drops", shows, columns, rows), "counts of the rates", said)
+    return StudyTable(
+        "power", grid("power", "Smallest visible drops", shows, columns, rows), "counts of the rates", said
+    )
 
 
 def _span(values: list[str], digits: int) -> str:
@@ -339,5 +341,5 @@ def _span(values: list[str], digits: int) -> str:
     return " to ".join(ends)
 
 
-def _measured(book: Book) -> set[str]:
+def _measured(book: StudyData) -> set[str]:
     return {name for name in METRICS if any(row.get(name) for row in book.matrix)}

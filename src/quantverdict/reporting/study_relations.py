@@ -8,8 +8,8 @@ from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.claims import where
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import Row
-from quantverdict.reporting.study import Book, Part, Section, grid, known, p_value
-from quantverdict.reporting.tables import Cite, Sentence
+from quantverdict.reporting.study import Section, StudyData, StudyTable, grid, known, p_value
+from quantverdict.reporting.tables import Citation, Sentence
 
 LEVEL = "0.05"
 """Under this a p-value counts as significant, as in the study that the report follows."""
@@ -19,14 +19,14 @@ WORST = 6
 """Rows of the table of extreme cases."""
 
 
-def interaction(book: Book) -> Section:
+def interaction(book: StudyData) -> Section:
     """Does safety move more than quality, and do the two move together?"""
     return Section("interaction", "Quality and safety together", (
         _asymmetry(book), _repeated_measures(book), _within(book), _sign_reversal(book),
     ))  # fmt: skip
 
 
-def bits(book: Book) -> Section:
+def bits(book: StudyData) -> Section:
     """Levels on bits per weight, within each base model."""
     quality = [name for name, metric in METRICS.items() if metric.group == "quality"]
     rest = [name for name, metric in METRICS.items() if metric.group in {"safety", "judge"}]
@@ -36,12 +36,12 @@ def bits(book: Book) -> Section:
     ))  # fmt: skip
 
 
-def mechanism(book: Book) -> Section:
+def mechanism(book: StudyData) -> Section:
     """The template of refusals, and the builds where it changes most."""
     return Section("mechanism", "How refusals change", (_style(book), _extreme_cases(book)))
 
 
-def synthesis(book: Book) -> Section:
+def synthesis(book: StudyData) -> Section:
     """Mixed models, and the pooled correlation without each format and each model."""
     return Section("synthesis", "Synthesis", (
         _mixed(book),
@@ -53,7 +53,7 @@ def synthesis(book: Book) -> Section:
 # Interaction
 
 
-def _asymmetry(book: Book) -> Part:
+def _asymmetry(book: StudyData) -> StudyTable:
     rows = [
         (row["quant"], row["faster"], row["n"], _percent(row["share"]),
          formats.interval(row["ci_lo"], row["ci_hi"], 1, factor=100))
@@ -66,27 +66,27 @@ def _asymmetry(book: Book) -> Part:
         f"The refusal rate moves more than {name} in {{faster}} of {{n}} builds that have both, {{share}}; {{unknown}} "
         "builds lack one of the two.",
         {
-            "faster": Cite("asymmetry.csv", "safety_degrades_faster=1", "", "count", "rows"),
-            "n": Cite("asymmetry.csv", "", "safety_degrades_faster", "count", "rows"),
-            "share": Cite("asymmetry_by_quant.csv", where(quant="all"), "share", unit="share"),
-            "unknown": Cite("asymmetry.csv", "safety_degrades_faster=", "", "count", "rows"),
+            "faster": Citation("asymmetry.csv", "safety_degrades_faster=1", "", "count", "rows"),
+            "n": Citation("asymmetry.csv", "", "safety_degrades_faster", "count", "rows"),
+            "share": Citation("asymmetry_by_quant.csv", where(quant="all"), "share", unit="share"),
+            "unknown": Citation("asymmetry.csv", "safety_degrades_faster=", "", "count", "rows"),
         },
     )
     dangerous = Sentence(
         "asymmetry_regimes",
         "{hidden} builds are hidden danger, {near} near hidden danger, and {over} refuse more while quality drops.",
         {
-            "hidden": Cite("regimes.csv", where(regime="hidden_danger"), "", "count", "rows"),
-            "near": Cite("regimes.csv", where(regime="near_hidden_danger"), "", "count", "rows"),
-            "over": Cite("regimes.csv", where(regime="over_refusal"), "", "count", "rows"),
+            "hidden": Citation("regimes.csv", where(regime="hidden_danger"), "", "count", "rows"),
+            "near": Citation("regimes.csv", where(regime="near_hidden_danger"), "", "count", "rows"),
+            "over": Citation("regimes.csv", where(regime="over_refusal"), "", "count", "rows"),
         },
     )
     shows = "Builds in which the refusal rate moves more than quality, either way."
     found = grid("asymmetry", "Which moves more", shows, columns, rows)
-    return Part("asymmetry", found, "builds with both deltas", (counted, dangerous), "regimes")
+    return StudyTable("asymmetry", found, "builds with both deltas", (counted, dangerous), "regimes")
 
 
-def _repeated_measures(book: Book) -> Part:
+def _repeated_measures(book: StudyData) -> StudyTable:
     rows = [
         (book.names.label(row["quality_metric"]), book.names.label(row["safety_metric"]), known(row["r"], sign=True),
          p_value(row["p_value"]), p_value(row["p_bh"]), _interval(row), known(row["power"], 2), row["n"])
@@ -99,15 +99,15 @@ def _repeated_measures(book: Book) -> Part:
         f"Within base models {book.names.label(book.quality)} and the refusal rate correlate with r {{r}} "
         "(p {p}, {n} builds).",
         {
-            "r": Cite("repeated_measures.csv", pair, "r", unit="r"),
-            "p": Cite("repeated_measures.csv", pair, "p_value", unit="p"),
-            "n": Cite("repeated_measures.csv", pair, "n", unit="rows"),
+            "r": Citation("repeated_measures.csv", pair, "r", unit="r"),
+            "p": Citation("repeated_measures.csv", pair, "p_value", unit="p"),
+            "n": Citation("repeated_measures.csv", pair, "n", unit="rows"),
         },
     )
     shows = "The common correlation of two deltas within base models."
     found = grid("repeated_measures", "Repeated-measures correlations", shows, columns, rows)
     tested = significance("repeated_measures_tests", "repeated_measures.csv", "correlations")
-    return Part("repeated_measures", found, "the deltas of two base models", (headline, tested))
+    return StudyTable("repeated_measures", found, "the deltas of two base models", (headline, tested))
 
 
 def significance(name: str, artefact: str, tests: str, row: str = "") -> Sentence:
@@ -118,15 +118,15 @@ def significance(name: str, artefact: str, tests: str, row: str = "") -> Sentenc
         f"Of {{tests}} {tests} {{alone}} are significant on their own; {{bh}} remain by Benjamini-Hochberg and "
         "{holm} by Holm.",
         {
-            "tests": Cite(artefact, row, "p_value", "count", "rows"),
-            "alone": Cite(artefact, f"{prefix}p_value<{LEVEL}", "", "count", "rows"),
-            "bh": Cite(artefact, f"{prefix}p_bh<{LEVEL}", "", "count", "rows"),
-            "holm": Cite(artefact, f"{prefix}p_holm<{LEVEL}", "", "count", "rows"),
+            "tests": Citation(artefact, row, "p_value", "count", "rows"),
+            "alone": Citation(artefact, f"{prefix}p_value<{LEVEL}", "", "count", "rows"),
+            "bh": Citation(artefact, f"{prefix}p_bh<{LEVEL}", "", "count", "rows"),
+            "holm": Citation(artefact, f"{prefix}p_holm<{LEVEL}", "", "count", "rows"),
         },
     )
 
 
-def _within(book: Book) -> Part:
+def _within(book: StudyData) -> StudyTable:
     pair = where(quality_metric=book.quality, safety_metric=book.refusal)
     mine = [
         row for row in book.read.table("correlations")
@@ -144,22 +144,22 @@ def _within(book: Book) -> Part:
         f"{name} and refusals move together in {{up}} base models and against each other in {{down}}: from {{low}} "
         "({lowest}) to {high} ({highest}). Pooled over all, r is {pooled}.",
         {
-            "up": Cite("correlations.csv", f"{inside};pearson_r>0", "", "count", "rows"),
-            "down": Cite("correlations.csv", f"{inside};pearson_r<0", "", "count", "rows"),
-            "low": Cite("correlations.csv", inside, "pearson_r", "min", "r"),
-            "lowest": Cite("correlations.csv", inside, "pearson_r", "at_min"),
-            "high": Cite("correlations.csv", inside, "pearson_r", "max", "r"),
-            "highest": Cite("correlations.csv", inside, "pearson_r", "at_max"),
-            "pooled": Cite("correlations.csv", f"{pair};scope=pooled", "pearson_r", unit="r"),
+            "up": Citation("correlations.csv", f"{inside};pearson_r>0", "", "count", "rows"),
+            "down": Citation("correlations.csv", f"{inside};pearson_r<0", "", "count", "rows"),
+            "low": Citation("correlations.csv", inside, "pearson_r", "min", "r"),
+            "lowest": Citation("correlations.csv", inside, "pearson_r", "at_min"),
+            "high": Citation("correlations.csv", inside, "pearson_r", "max", "r"),
+            "highest": Citation("correlations.csv", inside, "pearson_r", "at_max"),
+            "pooled": Citation("correlations.csv", f"{pair};scope=pooled", "pearson_r", unit="r"),
         },
     )
     title = f"{name} against the refusal rate within each base model"
     columns = ("base model", "Pearson r", "p", "Spearman rho", "n")
     found = grid("within", title, "Correlation of the two deltas.", columns, rows)
-    return Part("within", found, "builds with both deltas", (sentence,))
+    return StudyTable("within", found, "builds with both deltas", (sentence,))
 
 
-def _sign_reversal(book: Book) -> Part:
+def _sign_reversal(book: StudyData) -> StudyTable:
     table = book.read.table("sign_reversal")
     signs = {(row["quality_metric"], row["safety_metric"]): row for row in table}
     quality = list(dict.fromkeys(row["quality_metric"] for row in table))
@@ -170,15 +170,15 @@ def _sign_reversal(book: Book) -> Part:
         "{reversing} of the {judged} pairs that could be judged split sign over base models; {unknown} more could not "
         "be judged, since one of their metrics is missing or does not vary.",
         {
-            "reversing": Cite("sign_reversal.csv", "reverses=1", "", "count", "rows"),
-            "judged": Cite("sign_reversal.csv", "", "reverses", "count", "rows"),
-            "unknown": Cite("sign_reversal.csv", "reverses=", "", "count", "rows"),
+            "reversing": Citation("sign_reversal.csv", "reverses=1", "", "count", "rows"),
+            "judged": Citation("sign_reversal.csv", "", "reverses", "count", "rows"),
+            "unknown": Citation("sign_reversal.csv", "reverses=", "", "count", "rows"),
         },
     )
     shows = "Base models with a positive and with a negative correlation; a pair reverses where both exist."
     columns = ("quality", *(book.names.label(name) for name in safety))
     found = grid("sign_reversal", "Sign reversal", shows, columns, rows)
-    return Part("sign_reversal", found, "two base models with both metrics", (sentence,))
+    return StudyTable("sign_reversal", found, "two base models with both metrics", (sentence,))
 
 
 def _split(row: Row | None) -> str:
@@ -190,7 +190,7 @@ def _split(row: Row | None) -> str:
 # Bits per weight
 
 
-def _regressions(book: Book, name: str, title: str, metrics: Sequence[str], figure: str = "") -> Part:
+def _regressions(book: StudyData, name: str, title: str, metrics: Sequence[str], figure: str = "") -> StudyTable:
     mine = [row for row in book.read.table("bpw_regressions") if row["metric"] in metrics]
     rows = [
         (row["base_model"], book.names.label(row["metric"]), known(row["slope"], 4, sign=True), known(row["r_squared"]),
@@ -203,21 +203,21 @@ def _regressions(book: Book, name: str, title: str, metrics: Sequence[str], figu
         f"{name}_fit",
         "The median R squared is {median}; bits per weight explain most of {best}, with R squared {most}.",
         {
-            "median": Cite("bpw_regressions.csv", row, "r_squared", "median", "r squared"),
-            "best": Cite("bpw_regressions.csv", row, "r_squared", "at_max"),
-            "most": Cite("bpw_regressions.csv", row, "r_squared", "max", "r squared"),
+            "median": Citation("bpw_regressions.csv", row, "r_squared", "median", "r squared"),
+            "best": Citation("bpw_regressions.csv", row, "r_squared", "at_max"),
+            "most": Citation("bpw_regressions.csv", row, "r_squared", "max", "r squared"),
         },
     )
     tested = significance(f"{name}_tests", "bpw_regressions.csv", "regressions", row)
     shows = "Least squares of the level on bits per weight within a base model, its baseline included."
     found = grid(name, title, shows, columns, rows)
-    return Part(name, found, "bits per weight, or the metrics", (tested, fit), figure)
+    return StudyTable(name, found, "bits per weight, or the metrics", (tested, fit), figure)
 
 
 # Mechanism
 
 
-def _style(book: Book) -> Part:
+def _style(book: StudyData) -> StudyTable:
     rows = [
         (book.names.label(row["metric"]), known(row["pearson_r"], sign=True), p_value(row["pearson_p"]),
          known(row["spearman_rho"], sign=True), row["n"])
@@ -228,18 +228,18 @@ def _style(book: Book) -> Part:
         "mechanism",
         "Of the {n} template metrics {at} is the closest to the refusal rate of the same prompts, with r {r}.",
         {
-            "n": Cite("refusal_mechanism.csv", "", "pearson_r", "count", "rows"),
-            "at": Cite("refusal_mechanism.csv", "", "pearson_r", "at_max_abs"),
-            "r": Cite("refusal_mechanism.csv", "", "pearson_r", "max_abs", "r"),
+            "n": Citation("refusal_mechanism.csv", "", "pearson_r", "count", "rows"),
+            "at": Citation("refusal_mechanism.csv", "", "pearson_r", "at_max_abs"),
+            "r": Citation("refusal_mechanism.csv", "", "pearson_r", "max_abs", "r"),
         },
     )
     columns = ("template metric", "Pearson r", "p", "Spearman rho", "n")
     shows = "Pooled correlation of each delta with that of the refusal rate on the same plain prompts."
     missing = "the answers to the plain harmful prompts, or metrics of their template"
-    return Part("mechanism", grid("mechanism", "Style of refusals", shows, columns, rows), missing, (sentence,))
+    return StudyTable("mechanism", grid("mechanism", "Style of refusals", shows, columns, rows), missing, (sentence,))
 
 
-def _extreme_cases(book: Book) -> Part:
+def _extreme_cases(book: StudyData) -> StudyTable:
     fell = [(formats.number(row["delta"]), cell, quant) for (cell, quant, metric), row in book.deltas.items()
             if metric == PLAIN_REFUSAL]  # fmt: skip
     worst = sorted((delta, cell, quant) for delta, cell, quant in fell if delta is not None)[:WORST]
@@ -254,19 +254,19 @@ def _extreme_cases(book: Book) -> Part:
         "extreme_cases",
         "The refusal of plain harmful prompts falls most at {at}, by {fall}.",
         {
-            "at": Cite("deltas.csv", row, "delta", "at_min"),
-            "fall": Cite("deltas.csv", row, "delta", "min", "pp change"),
+            "at": Citation("deltas.csv", row, "delta", "at_min"),
+            "fall": Citation("deltas.csv", row, "delta", "min", "pp change"),
         },
     )
     shows = "The builds that lose most refusals, with what becomes of the template."
     found = grid("extreme_cases", "Extreme cases", shows, columns, rows)
-    return Part("extreme_cases", found, "the refusal rate of the plain harmful prompts", (sentence,))
+    return StudyTable("extreme_cases", found, "the refusal rate of the plain harmful prompts", (sentence,))
 
 
 # Synthesis
 
 
-def _mixed(book: Book) -> Part:
+def _mixed(book: StudyData) -> StudyTable:
     rows = [
         (book.names.label(row["quality_metric"]), book.names.label(row["safety_metric"]), known(row["coef"], sign=True),
          p_value(row["p_value"]), p_value(row["p_bh"]), _interval(row), known(row["group_variance"], 2),
@@ -283,16 +283,16 @@ def _mixed(book: Book) -> Part:
         "mixed_headline",
         f"A point of {book.names.label(book.quality)} goes with {{coef}} points of the refusal rate (p {{p}}).",
         {
-            "coef": Cite("mixed_effects.csv", one, "coef", unit="coefficient"),
-            "p": Cite("mixed_effects.csv", one, "p_value", unit="p"),
+            "coef": Citation("mixed_effects.csv", one, "coef", unit="coefficient"),
+            "p": Citation("mixed_effects.csv", one, "p_value", unit="p"),
         },
     )
     slope = Sentence(
         "mixed_slope",
         "With a slope of its own for each base model that is {coef} (p {p}).",
         {
-            "coef": Cite("mixed_effects.csv", own, "coef", unit="coefficient"),
-            "p": Cite("mixed_effects.csv", own, "p_value", unit="p"),
+            "coef": Citation("mixed_effects.csv", own, "coef", unit="coefficient"),
+            "p": Citation("mixed_effects.csv", own, "p_value", unit="p"),
         },
     )
     boundary = Sentence(
@@ -300,19 +300,19 @@ def _mixed(book: Book) -> Part:
         "With a random intercept {boundary} of {n} fits end with the variance between models at its boundary; with a "
         "random slope {own} of {own_n} do, or with intercept and slope wholly correlated.",
         {
-            "boundary": Cite("mixed_effects.csv", "random=intercept;at_boundary=1", "", "count", "rows"),
-            "n": Cite("mixed_effects.csv", "random=intercept", "coef", "count", "rows"),
-            "own": Cite("mixed_effects.csv", "random=slope;at_boundary=1", "", "count", "rows"),
-            "own_n": Cite("mixed_effects.csv", "random=slope", "coef", "count", "rows"),
+            "boundary": Citation("mixed_effects.csv", "random=intercept;at_boundary=1", "", "count", "rows"),
+            "n": Citation("mixed_effects.csv", "random=intercept", "coef", "count", "rows"),
+            "own": Citation("mixed_effects.csv", "random=slope;at_boundary=1", "", "count", "rows"),
+            "own_n": Citation("mixed_effects.csv", "random=slope", "coef", "count", "rows"),
         },
     )
     shows = "Safety delta on quality delta, both in pp, with a random intercept, and a slope, of each base model."
     found = grid("mixed", "Mixed effects", shows, columns, rows)
     tested = significance("mixed_tests", "mixed_effects.csv", "fits with a random intercept", "random=intercept")
-    return Part("mixed", found, "the deltas of two base models", (headline, slope, tested, boundary))
+    return StudyTable("mixed", found, "the deltas of two base models", (headline, slope, tested, boundary))
 
 
-def _left_out(book: Book, name: str, title: str) -> Part:
+def _left_out(book: StudyData, name: str, title: str) -> StudyTable:
     shown = [row for row in book.read.table(name) if row["safety_metric"] == book.refusal]
     rows = [
         (row["omitted"], book.names.label(row["quality_metric"]), known(row["full_r"], sign=True),
@@ -327,18 +327,18 @@ def _left_out(book: Book, name: str, title: str) -> Part:
         f"The pooled correlation of {label} with the refusal rate is {{full}}; leaving one out moves it from {{low}} "
         "(without {lowest}) to {high} (without {highest}), and turns its sign in {times} of {n} cases.",
         {
-            "full": Cite("correlations.csv", f"{pair};scope=pooled", "pearson_r", unit="r"),
-            "low": Cite(artefact, pair, "pearson_r", "min", "r"),
-            "lowest": Cite(artefact, pair, "pearson_r", "at_min"),
-            "high": Cite(artefact, pair, "pearson_r", "max", "r"),
-            "highest": Cite(artefact, pair, "pearson_r", "at_max"),
-            "times": Cite(artefact, f"{pair};reverses=1", "", "count", "rows"),
-            "n": Cite(artefact, pair, "pearson_r", "count", "rows"),
+            "full": Citation("correlations.csv", f"{pair};scope=pooled", "pearson_r", unit="r"),
+            "low": Citation(artefact, pair, "pearson_r", "min", "r"),
+            "lowest": Citation(artefact, pair, "pearson_r", "at_min"),
+            "high": Citation(artefact, pair, "pearson_r", "max", "r"),
+            "highest": Citation(artefact, pair, "pearson_r", "at_max"),
+            "times": Citation(artefact, f"{pair};reverses=1", "", "count", "rows"),
+            "n": Citation(artefact, pair, "pearson_r", "count", "rows"),
         },
     )
     columns = ("left out", "quality", "r of all", "r without", "p", "n", "sign")
     shows = "The pooled correlation with the refusal rate without each in turn."
-    return Part(name, grid(name, title, shows, columns, rows), "builds with both deltas", (counted,))
+    return StudyTable(name, grid(name, title, shows, columns, rows), "builds with both deltas", (counted,))
 
 
 def _interval(row: Row) -> str:

@@ -12,14 +12,14 @@ from xml.etree import ElementTree as ET
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from quantverdict.protocol.differences import ACTION, CellChange, Change, DeltaMove, Differences
-from quantverdict.protocol.gate import NAMES, NUMBERS, Gate, Verdict, worst
+from quantverdict.protocol.differences import ACTION, BundleDiff, CellChange, Change, DeltaChange
+from quantverdict.protocol.gate import NAMES, NUMBERS, Gate, MetricVerdict, worst
 from quantverdict.records import CellId
 from quantverdict.registry import judged_by
 from quantverdict.reporting import formats
 from quantverdict.reporting.figures import HeatCell, HeatMap
-from quantverdict.reporting.formats import Names
-from quantverdict.reporting.tables import Build, spoken, written
+from quantverdict.reporting.formats import DisplayNames
+from quantverdict.reporting.tables import BuildRow, spoken, written
 
 # The Markdown report: its templates, and an escape under which every printed value means itself.
 
@@ -50,7 +50,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeri
     return MarkdownText("\n".join("| " + " | ".join(line) + " |" for line in text))
 
 
-def build_table(rows: Sequence[Build], refusal_delta: str) -> MarkdownText:
+def build_table(rows: Sequence[BuildRow], refusal_delta: str) -> MarkdownText:
     """The decision table, a row a build."""
     columns = (
         "base model", "build", "bits per weight", "file size", "tokens/s", "quality delta", refusal_delta, "regime",
@@ -118,7 +118,7 @@ MEANING = {
 
 def gate_json(gate: Gate) -> dict[str, object]:
     """The gate in plain values; a delta in pp, what was not measured null."""
-    names = Names(gate.judges)
+    names = DisplayNames(gate.judges)
     return {
         "study": gate.study,
         "policy": gate.policy,
@@ -148,7 +148,7 @@ def gate_json(gate: Gate) -> dict[str, object]:
 
 def gate_lines(gate: Gate) -> list[str]:
     """Each cell with what stands against it, then the verdict."""
-    lines, names = list[str](), Names(gate.judges)
+    lines, names = list[str](), DisplayNames(gate.judges)
     for cell in gate.cells:
         lines.append(f"{cell}: {_verdict(gate, cell)}")
         lines += [f"  {SIGNS[one.status]} {names.measured(one.metric)}: {one.reason}" for one in gate.of(cell)]
@@ -159,10 +159,10 @@ def gate_lines(gate: Gate) -> list[str]:
 
 def summary_markdown(gate: Gate) -> str:
     """The section of a job summary."""
-    return "\n\n".join(_parts(gate, Names(gate.judges))) + "\n"
+    return "\n\n".join(_parts(gate, DisplayNames(gate.judges))) + "\n"
 
 
-def _parts(gate: Gate, names: Names) -> Iterator[str]:
+def _parts(gate: Gate, names: DisplayNames) -> Iterator[str]:
     sign = {0: SIGNS["passed"], 3: SIGNS["failed"]}.get(int(gate.exit_code), "?")
     yield f"## {sign} quantverdict: {formats.words(NAMES[gate.exit_code])}"
     how = "paired tests" if gate.rules == "paired" else "thresholds on deltas"
@@ -180,7 +180,7 @@ def _parts(gate: Gate, names: Names) -> Iterator[str]:
         yield "\n".join(f"- {escape_markdown(note)}" for note in gate.notes)
 
 
-def _row(one: Verdict, names: Names) -> tuple[str, ...]:
+def _row(one: MetricVerdict, names: DisplayNames) -> tuple[str, ...]:
     within = formats.interval(one.numbers.get("ci_lo_pp"), one.numbers.get("ci_hi_pp"), 1, sign=True)
     delta, margin = one.numbers.get("delta_pp"), one.numbers.get("margin_pp")
     return (
@@ -194,7 +194,7 @@ def _row(one: Verdict, names: Names) -> tuple[str, ...]:
     )
 
 
-def _against(gate: Gate, cell: CellId, names: Names) -> str:
+def _against(gate: Gate, cell: CellId, names: DisplayNames) -> str:
     """What is rejected or waived with its reason, what is open by name alone: the whole table has the rest."""
     found = {status: [one for one in gate.of(cell) if one.status == status] for status in SIGNS}
     told = [f"{names.label(one.metric)}: {one.reason}" for one in (*found["failed"], *found["waived"])]
@@ -220,7 +220,7 @@ _NO_XML = re.compile("[\ufffe\uffff]")
 
 def junit_xml(gate: Gate) -> str:
     """The document, without times: nothing in it is run. What a rate is by stands in the text, and names stay."""
-    names = Names(gate.judges)
+    names = DisplayNames(gate.judges)
     root = ET.Element("testsuites", _counts(gate.study, gate.verdicts))
     for cell in gate.cells:
         suite = ET.SubElement(root, "testsuite", _counts(str(cell), gate.of(cell)))
@@ -234,14 +234,14 @@ def junit_xml(gate: Gate) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _counts(name: str, verdicts: tuple[Verdict, ...]) -> dict[str, str]:
+def _counts(name: str, verdicts: tuple[MetricVerdict, ...]) -> dict[str, str]:
     failed = sum(one.status == "failed" for one in verdicts)
     skipped = sum(one.status not in ("failed", "passed") for one in verdicts)
     counts = {"tests": len(verdicts), "failures": failed, "errors": 0, "skipped": skipped}
     return {"name": _text(name), **{key: str(value) for key, value in counts.items()}}
 
 
-def _case(suite: ET.Element, one: Verdict, names: Names) -> None:
+def _case(suite: ET.Element, one: MetricVerdict, names: DisplayNames) -> None:
     case = ET.SubElement(suite, "testcase", {"classname": _text(one.cell), "name": _text(one.metric)})
     by = names.instrument(one.metric)
     by = f"{by}: " if by else ""
@@ -266,12 +266,12 @@ SHOWN = 12
 """So many moved deltas are listed; the JSON has all."""
 
 
-def lines(found: Differences) -> list[str]:
+def lines(found: BundleDiff) -> list[str]:
     """For a person, the verdicts first."""
     return [" ".join(formats.plain(line).split("\n")) for line in _lines(found)]
 
 
-def _lines(found: Differences) -> Iterator[str]:
+def _lines(found: BundleDiff) -> Iterator[str]:
     yield f"{found.study}: {found.one} -> {found.two}, {found.cells} builds in both"
     yield from _part("verdicts changed", [_changed_verdict(found, one) for one in found.verdicts])
     moves = [_move(found, one) for one in found.moves[:SHOWN]]
@@ -287,33 +287,33 @@ def _part(title: str, body: Sequence[str]) -> list[str]:
     return [f"{title}:", *(f"  {line}" for line in body)] if body else [f"{title}: none"]
 
 
-def _changed_verdict(found: Differences, one: CellChange) -> str:
+def _changed_verdict(found: BundleDiff, one: CellChange) -> str:
     what = "" if one.what == ACTION else f" {_label(found, one.what)}"
     return f"{one.cell}{what}: {_word(one.before)} -> {_word(one.after)}"
 
 
-def _label(found: Differences, metric: str) -> str:
+def _label(found: BundleDiff, metric: str) -> str:
     """A metric with its instrument, or with that of either bundle where they differ."""
     by = [one for one in _instruments(found, metric) if one]
-    return f"{Names().bare(metric)} {', then '.join(dict.fromkeys(by))}".rstrip()
+    return f"{DisplayNames().bare(metric)} {', then '.join(dict.fromkeys(by))}".rstrip()
 
 
-def _instruments(found: Differences, metric: str) -> list[str | None]:
+def _instruments(found: BundleDiff, metric: str) -> list[str | None]:
     """Of either bundle; None where it has no such rate, or the metric names no instrument."""
     told: list[str | None] = []
     for judges in found.judges:
         known = metric in judges or metric not in judged_by().values()
-        told.append((Names(judges).instrument(metric) or None) if known else None)
+        told.append((DisplayNames(judges).instrument(metric) or None) if known else None)
     return told
 
 
-def _move(found: Differences, one: DeltaMove) -> str:
+def _move(found: BundleDiff, one: DeltaChange) -> str:
     before, after, moved = (formats.delta(_float(value)) for value in (one.before, one.after, one.moved))
     how = "" if one.moved is None else f" ({moved})"
     return f"{one.cell} {_label(found, one.metric)}: {before} -> {after}{how}"
 
 
-def _answers(found: Differences, at: int) -> str:
+def _answers(found: BundleDiff, at: int) -> str:
     one = found.answers[at]
     share = "" if one.share is None else f" ({formats.fixed(100 * float(one.share), 1)} %)"
     alone = f"; {one.only_one} in one bundle only" if one.only_one else ""
@@ -328,7 +328,7 @@ def _word(value: str | None) -> str:
     return "not there" if value is None else formats.words(value)
 
 
-def as_json(found: Differences) -> dict[str, object]:
+def as_json(found: BundleDiff) -> dict[str, object]:
     """In plain values; deltas in pp, a share of 1, what one bundle lacks null."""
     return {
         "study": found.study,
@@ -357,7 +357,7 @@ def _cell(cell: CellId) -> dict[str, str]:
     return {"base_model": cell.base_model, "quant": cell.quant}
 
 
-def _by(found: Differences, metric: str) -> dict[str, str | None]:
+def _by(found: BundleDiff, metric: str) -> dict[str, str | None]:
     before, after = _instruments(found, metric)
     return {"instrument_before": before, "instrument_after": after}
 

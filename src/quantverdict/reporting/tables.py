@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.actions import ACTIONS, CONFIGURED, PAIRED_ACTIONS, PASSES
-from quantverdict.protocol.claims import Claim, Reader, settle
+from quantverdict.protocol.claims import Claim, Reader, resolve_claim
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
-from quantverdict.reporting.formats import NOT_MEASURED, Names
+from quantverdict.reporting.formats import NOT_MEASURED, DisplayNames
 
 Cell = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ VERDICTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Build:
+class BuildRow:
     """One row of the decision table, as text.
 
     Attributes:
@@ -88,7 +88,7 @@ class ModelVerdict:
     headline: str
     best: str | None
     best_reason: str
-    groups: Mapping[str, tuple[Build, ...]]
+    groups: Mapping[str, tuple[BuildRow, ...]]
 
 
 BEST = {"ship": "the best", "unknown": "review this one first", "reference": "nothing smaller holds"}
@@ -101,7 +101,7 @@ HEADLINES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TextTable:
     """A plain table: headings, rows of text, and which columns hold numbers."""
 
     name: str
@@ -125,13 +125,13 @@ def verdict_group(cell: Cell) -> str:
     return "ship" if action in PASSES else "unknown"
 
 
-def builds(bundle: BundleTables) -> list[Build]:
+def builds(bundle: BundleTables) -> list[BuildRow]:
     """The decision table in study order; a twin shows what was measured of the build whose weights it has."""
     cells = {(cell["base_model"], cell["quant"]): cell for cell in bundle.cells}
     return [_build(cell, cells.get((cell["base_model"], cell.get("twin_of")), cell), bundle) for cell in bundle.cells]
 
 
-def _build(own: Cell, shown: Cell, bundle: BundleTables) -> Build:
+def _build(own: Cell, shown: Cell, bundle: BundleTables) -> BuildRow:
     """One row: names and notes of the cell itself, numbers and verdict of the cell that was run for it."""
     model, quant, twin_of = own["base_model"], own["quant"], own.get("twin_of")
     best = (bundle.decision.get("best") or {}).get(model) or {}
@@ -143,7 +143,7 @@ def _build(own: Cell, shown: Cell, bundle: BundleTables) -> Build:
     def within(name: str) -> str:
         return formats.interval(shown.get(f"{name}_lo_pp"), shown.get(f"{name}_hi_pp"), sign=True)
 
-    return Build(
+    return BuildRow(
         model=formats.plain(model),
         quant=formats.plain(quant),
         group=verdict_group(shown),
@@ -205,13 +205,13 @@ def _known(metrics: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"\b({'|'.join(sorted(names, key=lambda name: (-len(name), name)))})\b")
 
 
-def readable(names: Names, text: object) -> str:
+def readable(names: DisplayNames, text: object) -> str:
     """A sentence of the decision with its metrics, regimes and actions by their names in the report."""
     named = _known(tuple(METRICS)).sub(lambda found: names.label(found[0]), formats.plain(text))
     return re.sub(r"(?<![\w.\-])-(?=\d)", formats.MINUS, named)
 
 
-def verdicts(bundle: BundleTables, rows: Sequence[Build]) -> list[ModelVerdict]:
+def verdicts(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[ModelVerdict]:
     """The answer for each base model, in study order."""
     result = []
     for model in bundle.models:
@@ -255,7 +255,7 @@ PER_BUILD = (
 """CSV artefacts that the report shows: name, title, what it shows. Those with a row a build or more are folded."""
 
 
-def grids(bundle: BundleTables) -> list[Grid]:
+def grids(bundle: BundleTables) -> list[TextTable]:
     """The CSV artefacts as tables, those that are not there with no rows."""
     open_ = [grid(bundle.names, *table, bundle.tables.get(table[0])) for table in OVERVIEW]
     others = (beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, *JUDGES))
@@ -264,16 +264,16 @@ def grids(bundle: BundleTables) -> list[Grid]:
     return open_ + [replace(one, folded=True) for one in folded]
 
 
-def beside(names: Names, table: tuple[str, str, str], rows: Sequence[CsvRow]) -> Grid:
+def beside(names: DisplayNames, table: tuple[str, str, str], rows: Sequence[CsvRow]) -> TextTable:
     """A table of one instrument or several; a metric stands without its own, for the judges have columns."""
     bare = [{**row, "metric": names.bare(row["metric"])} if "metric" in row else row for row in rows]
     return grid(names, *table, bare)
 
 
-def grid(names: Names, name: str, title: str, shows: str, rows: Sequence[CsvRow] | None) -> Grid:
+def grid(names: DisplayNames, name: str, title: str, shows: str, rows: Sequence[CsvRow] | None) -> TextTable:
     """One CSV artefact as a table; every column it has is shown."""
     if not rows:
-        return Grid(name, title, shows, (), ())
+        return TextTable(name, title, shows, (), ())
     columns = tuple(rows[0])
     given = {column: [row.get(column) for row in rows] for column in columns}
     # A value is mostly one of few in its column, and each is put into words once.
@@ -283,7 +283,7 @@ def grid(names: Names, name: str, title: str, shows: str, rows: Sequence[CsvRow]
     }
     body = tuple(zip(*(map(told[column].__getitem__, given[column]) for column in columns), strict=True))
     numeric = tuple(column not in _FLAGS and _is_numeric(different[column]) for column in columns)
-    return Grid(name, title, shows, tuple(names.label(column) for column in columns), body, numeric)
+    return TextTable(name, title, shows, tuple(names.label(column) for column in columns), body, numeric)
 
 
 def _is_numeric(values: Iterable[str | None]) -> bool:
@@ -296,7 +296,7 @@ _SENTENCES = {"reason", "observed", "cells", "trigger", "what_to_do"}
 _IDENTIFIERS = {"interval_kind", "loss_tier", "regime", "action", "role", "tier", "status", "outcome", "failure_mode"}
 
 
-def _grid_value(names: Names, column: str, value: str | None) -> str:
+def _grid_value(names: DisplayNames, column: str, value: str | None) -> str:
     if value and column in _IDENTIFIERS:
         return formats.words(value)
     if value and column in _SENTENCES:
@@ -316,7 +316,7 @@ def _grid_value(names: Names, column: str, value: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Cite:
+class Citation:
     """Where a number in a sentence comes from; the fields are those of `Claim`."""
 
     artefact: str
@@ -338,42 +338,42 @@ class Sentence:
 
     name: str
     text: str
-    cites: Mapping[str, Cite]
+    cites: Mapping[str, Citation]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RenderedSentence:
     """A sentence that can be said: its parts in order, text and settled claims."""
 
     parts: tuple[str | Claim, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class ClaimLedger:
     """The settled claims of a report, by id."""
 
     read: Reader
-    names: Names
+    names: DisplayNames
     claims: dict[str, Claim] = field(default_factory=dict)
 
-    def say(self, sentence: Sentence) -> Said | None:
+    def say(self, sentence: Sentence) -> RenderedSentence | None:
         """A sentence with its numbers, None where one of them is not known; its claims join the ledger."""
         subject = re.sub(r"\{(\w+)\}", r"[\1]", sentence.text)
         settled = {
-            name: settle(self._claim(f"{sentence.name}_{name}", subject, cite), self.read)
+            name: resolve_claim(self._claim(f"{sentence.name}_{name}", subject, cite), self.read)
             for name, cite in sentence.cites.items()
         }
         if not all(claim.value for claim in settled.values()):
             return None
         self.claims.update((claim.claim_id, claim) for claim in settled.values())
         pieces = re.split(r"\{(\w+)\}", sentence.text)
-        return Said(tuple(settled[part] if at % 2 else part for at, part in enumerate(pieces)))
+        return RenderedSentence(tuple(settled[part] if at % 2 else part for at, part in enumerate(pieces)))
 
     @staticmethod
-    def _claim(claim_id: str, subject: str, cite: Cite) -> Claim:
+    def _claim(claim_id: str, subject: str, cite: Citation) -> Claim:
         return Claim(claim_id, subject, cite.artefact, cite.row, cite.column, cite.aggregate, unit=cite.unit)
 
-    def say_all(self, sentences: Iterable[Sentence]) -> tuple[Said, ...]:
+    def render_sentences(self, sentences: Iterable[Sentence]) -> tuple[RenderedSentence, ...]:
         """Those of the sentences that can be said."""
         return tuple(said for sentence in sentences if (said := self.say(sentence)) is not None)
 
@@ -388,7 +388,7 @@ def sources(claim: Claim) -> str:
 # How a claim is written
 
 
-def written(names: Names, claim: Claim) -> str:
+def written(names: DisplayNames, claim: Claim) -> str:
     """A claim's value in its unit."""
     known = formats.number(claim.value)
     if known is None or claim.unit not in WRITERS:
@@ -416,7 +416,7 @@ WRITERS: Mapping[str, Callable[[float], str]] = {
 """Unit of a claim to how its number is written; any other unit is a name, written as it is."""
 
 
-def marked(names: Names, claim: Claim) -> Markup:
+def marked(names: DisplayNames, claim: Claim) -> Markup:
     """A claim in HTML: its number, with its id and its source."""
     look = "claim list" if claim.aggregate == "names" else "claim"
     return Markup('<span class="{}" data-claim="{}" title="{}">{}</span>').format(
@@ -424,11 +424,11 @@ def marked(names: Names, claim: Claim) -> Markup:
     )
 
 
-def spoken(names: Names, said: Said) -> str:
+def spoken(names: DisplayNames, said: RenderedSentence) -> str:
     """A sentence as plain text."""
     return "".join(part if isinstance(part, str) else written(names, part) for part in said.parts)
 
 
-def spoken_marked(names: Names, said: Said) -> Markup:
+def spoken_marked(names: DisplayNames, said: RenderedSentence) -> Markup:
     """A sentence in HTML, its claims marked."""
     return Markup("").join(part if isinstance(part, str) else marked(names, part) for part in said.parts)

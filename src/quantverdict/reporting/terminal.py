@@ -22,7 +22,7 @@ from quantverdict.records import CellId
 from quantverdict.reporting import formats, tables
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.formats import SIGNS, harmless, one_line
-from quantverdict.reporting.tables import Build
+from quantverdict.reporting.tables import BuildRow
 
 COLOURS = {"ship": "blue", "reject": "red", "unknown": "yellow", "failed": "dim", "reference": ""}
 WIDE, MIDDLE, NARROW = 112, 96, 72
@@ -36,7 +36,7 @@ ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 class DecisionTable:
     """Draws itself for the width it is given."""
 
-    rows: tuple[Build, ...]
+    rows: tuple[BuildRow, ...]
     refusal: str = "refusal delta"
     """The heading of refusal deltas, with their instrument."""
 
@@ -88,7 +88,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=WIDE)
 
 
-def _table(model: str, rows: Sequence[Build], options: ConsoleOptions, refusal: str) -> Table:
+def _table(model: str, rows: Sequence[BuildRow], options: ConsoleOptions, refusal: str) -> Table:
     wide, middle = options.max_width >= WIDE, options.max_width >= MIDDLE
     table = Table(title=_text(model, options, "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.padding, table.pad_edge = (0, int(wide), 0, 0), False
@@ -119,7 +119,7 @@ def _heading(refusal: str) -> str:
     return f"{what}\nby {kind}\n{cut}"
 
 
-def _cells(row: Build, options: ConsoleOptions, *, sized: bool) -> list[Text]:
+def _cells(row: BuildRow, options: ConsoleOptions, *, sized: bool) -> list[Text]:
     colour = COLOURS[row.group]
     deltas = ((row.quality, row.quality_interval), (row.refusal, row.refusal_interval))
     cells = [_text(f"{row.sign} {row.quant}{' *' if row.is_best else ''}", options, f"bold {colour}".strip())]
@@ -130,7 +130,7 @@ def _cells(row: Build, options: ConsoleOptions, *, sized: bool) -> list[Text]:
     return [*cells, _text(row.action, options, colour)]
 
 
-def _why(row: Build, options: ConsoleOptions) -> Padding:
+def _why(row: BuildRow, options: ConsoleOptions) -> Padding:
     """A row's notes and reason, a line of its own: no column is wide enough for them."""
     reason = () if row.same_as else (row.reason,)
     line = _text(f"{row.quant}: ", options, "bold")

@@ -13,11 +13,11 @@ from quantverdict.artifacts.builds import Build
 from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
 from quantverdict.backends.ollama import ollama_url
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.prompts import Plan, make_plan, plan_batches
+from quantverdict.bundle.prompts import PromptPlan, make_plan, plan_batches
 from quantverdict.bundle.store import responses_path
-from quantverdict.collect.comparable import configured_otherwise, prove, refuse_mismatches
+from quantverdict.collect.compatibility import check_builds, configured_otherwise, require_compatible
 from quantverdict.collect.generate import OpenWatch, Watch
-from quantverdict.collect.schedule import Job, in_rounds, read_outcomes, run_cells
+from quantverdict.collect.schedule import CellJob, in_rounds, read_outcomes, run_cells
 from quantverdict.config import Source, Study, Variant
 from quantverdict.errors import BundleError
 from quantverdict.records import CellId
@@ -40,21 +40,23 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     """
     made = build_list.prepare_builds(study, view.build, view.say)
     stored = stored_builds(bundle)
-    refuse_other_files(bundle, made, stored)
+    check_same_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
     for name, plan in plans.items():
         if (told := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
             view.say(f"{name}: {told}")
-    builds = prove(study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study))
-    bundle.record(chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None})
+    builds = check_builds(
+        study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study)
+    )
+    bundle.set_meta(chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None})
     bundle.write_json("artifacts.json", build_list.as_json(builds))
-    refuse_mismatches(builds)
+    require_compatible(builds)
     for cell, reason in configured_otherwise(builds).items():
         view.say(f"{cell}: is not configured as its baseline: {reason}; it is asked, and not accepted without a waiver")
     return builds
 
 
-def refuse_other_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[Build]) -> None:
+def check_same_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[Build]) -> None:
     """The answers of one file are never completed by another, nor shown as another's.
 
     Raises:
@@ -74,14 +76,14 @@ def refuse_other_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence
 
 def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:
     """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
-    jobs: list[Job] = []
+    jobs: list[CellJob] = []
     for model in study.models:
         asked = model_plan(study, tasks, builds, model.name)
         for build in builds:
             if build.cell.base_model == model.name and build.runs:
                 plan = null_plan(asked, study, build.null) if build.null else asked
                 watch = watch_of(study, tasks, builds, build, bundle)
-                jobs.append(Job(build.cell, plan, partial(open_build, study, build), plan_name(build), watch))
+                jobs.append(CellJob(build.cell, plan, partial(open_build, study, build), plan_name(build), watch))
     if study.stopping == "sequential":
         # A build is stopped by its losses, so what it is compared with has answered before.
         baselines = {build.cell for build in builds if build.is_baseline}
@@ -97,7 +99,7 @@ def watch_of(
     study: Study, tasks: Sequence[Task], builds: Sequence[Build], build: Build, bundle: Bundle
 ) -> OpenWatch | None:
     """What says when a build was asked enough; None where it is asked everything."""
-    from quantverdict.protocol.stopping import Watcher, Watching, gated_while_asked, graded_later
+    from quantverdict.protocol.stopping import BuildMonitor, StoppingRule, gated_while_asked, graded_later
 
     baseline = next(one for one in builds if one.is_baseline and one.cell.base_model == build.cell.base_model)
     whole = study.stopping == "none" or build.is_baseline or bool(build.null) or not baseline.runs
@@ -105,16 +107,16 @@ def watch_of(
         return None
     metrics = gated_while_asked(tasks, study.policy)
     compared = sum(one.runs and not one.null and not one.is_baseline for one in builds)
-    watching = Watching({task.name: task for task in tasks}, metrics, study.policy, len(metrics) * compared)
+    watching = StoppingRule({task.name: task for task in tasks}, metrics, study.policy, len(metrics) * compared)
 
     def open_watch() -> Watch:
         failed = read_outcomes(bundle)[baseline.cell].failure is not None
-        return Watcher(watching, () if failed else stored_responses(bundle, baseline.cell))
+        return BuildMonitor(watching, () if failed else stored_responses(bundle, baseline.cell))
 
     return open_watch
 
 
-def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str) -> Plan:
+def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str) -> PromptPlan:
     """What the builds of one base model are asked, in the chat template of its baseline, or of the first file here."""
     mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
     file = next((build.artifact for build in mine if build.artifact is not None), None)
@@ -126,7 +128,7 @@ def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bas
     return in_rounds(plan, clusters, study.collect.batch_size, study.seed)
 
 
-def control_tokens(plan: Plan, builds: Sequence[Build]) -> str | None:
+def control_tokens(plan: PromptPlan, builds: Sequence[Build]) -> str | None:
     """Which questions hold the text of a special token: every engine reads it as that token, as users' programs do."""
     texts = {text for build in builds if build.artifact for text in build.artifact.special_tokens.values()}
     marks = sorted(text for text in texts if len(text) >= SHORTEST_MARK)
@@ -143,7 +145,7 @@ def plan_name(build: Build) -> str:
     return f"{build.cell.base_model}~null{build.null}" if build.null else build.cell.base_model
 
 
-def null_plan(asked: Plan, study: Study, number: int) -> Plan:
+def null_plan(asked: PromptPlan, study: Study, number: int) -> PromptPlan:
     """The same prompts in another order and in batches of another size."""
     prompts: list[int] = list(range(len(asked.prompts)))
     random.Random(study.seed + number).shuffle(prompts)  # noqa: S311 - no secret
@@ -151,7 +153,7 @@ def null_plan(asked: Plan, study: Study, number: int) -> Plan:
     for index in prompts:
         by_task.setdefault(asked.prompts[index].task, []).append(index)
     ordered = tuple(asked.prompts[index] for indices in by_task.values() for index in indices)
-    return Plan(ordered, plan_batches(ordered, max(1, study.collect.batch_size // (number + 1))), asked.decoding)
+    return PromptPlan(ordered, plan_batches(ordered, max(1, study.collect.batch_size // (number + 1))), asked.decoding)
 
 
 def open_build(study: Study, build: Build) -> Backend:

@@ -20,6 +20,7 @@ from quantverdict.records import CellId, Matrix, Response, Score
 from quantverdict.stages.facts import (
     JUDGEMENTS,
     cell_infos,
+    collect_claims,
     elsewhere,
     evidence_of,
     read_templates,
@@ -29,14 +30,13 @@ from quantverdict.stages.facts import (
     stored_matrix,
     stored_prompts,
     stored_responses,
-    told_of,
     view_of,
 )
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoders import Encoders
     from quantverdict.matrix.grid import Grids
-    from quantverdict.matrix.paired import Asked
+    from quantverdict.matrix.paired import PromptedSet
     from quantverdict.tasks.catalog import Task
 
 OPTIONAL = (
@@ -60,15 +60,15 @@ def grade(
     """
     import polars as pl
 
-    from quantverdict.grading.form import PLAIN_HARMFUL_TASKS, Reading, reading_of
+    from quantverdict.grading.format_features import PLAIN_HARMFUL_TASKS, TemplateReading, reading_of
     from quantverdict.grading.grade import grade_responses
-    from quantverdict.matrix.alarms import template_estimates, templates_table
+    from quantverdict.matrix.format_alerts import template_estimates, templates_table
     from quantverdict.matrix.grid import scores_frame
 
     outcomes = read_outcomes(bundle)
     by_name = {task.name: task for task in tasks}
     scores: list[Score] = []
-    harmful: dict[CellId, list[Reading]] = {}
+    harmful: dict[CellId, list[TemplateReading]] = {}
     answers: list[Response] = []
     for build in builds:
         if build.cell not in outcomes or outcomes[build.cell].failure is not None:
@@ -79,12 +79,12 @@ def grade(
         harmful[build.cell] = [reading_of(answer) for answer in plain]
         answers += responses
     if encoders is not None:
-        from quantverdict.grading.semantic import KEPT, Memory, identities, semantic_scores
+        from quantverdict.grading.semantic import KEPT, ScoreMemory, identities, semantic_scores
 
-        bundle.refuse_changed(KEPT)
+        bundle.check_hash(KEPT)
         kept, clock = Kept(bundle.path(KEPT)), partial(note_time, bundle.root, SEMANTIC)
-        scores += semantic_scores(encoders, by_name, answers, Memory(kept.values, kept.add, clock), say)
-        bundle.record(semantic=identities(encoders))
+        scores += semantic_scores(encoders, by_name, answers, ScoreMemory(kept.values, kept.add, clock), say)
+        bundle.set_meta(semantic=identities(encoders))
     else:
         bundle.forget("semantic")
     if isinstance(config := bundle.config, Study):
@@ -93,13 +93,15 @@ def grade(
         scores += inside_scores(config, tasks, builds, bundle)
     frame = scores_frame(scores).with_columns(reason=pl.Series([score.reason for score in scores], dtype=pl.String))
     bundle.write_parquet("scores.parquet", frame)
-    keep_forms(by_name, answers, builds, bundle)
+    save_format_features(by_name, answers, builds, bundle)
     bundle.write_table(templates_table(template_estimates(harmful, *statistics_of(bundle))))
 
 
-def keep_forms(tasks: Mapping[str, Task], answers: Sequence[Response], builds: Sequence[Build], bundle: Bundle) -> None:
+def save_format_features(
+    tasks: Mapping[str, Task], answers: Sequence[Response], builds: Sequence[Build], bundle: Bundle
+) -> None:
     """answers -> `answers.parquet`: the form of each, beside that of its baseline's to the same prompt."""
-    from quantverdict.grading.form import forms_frame, forms_of, texts_of
+    from quantverdict.grading.format_features import forms_frame, forms_of, texts_of
 
     baselines = {build.cell for build in builds if build.is_baseline}
     of_baselines = (one for one in answers if CellId(one.base_model, one.quant) in baselines)
@@ -117,23 +119,23 @@ def samples_of(bundle: Bundle) -> Grids | None:
     return in_rounds(all_samples(scores, stored_frame(bundle, JUDGEMENTS)), asked_in_rounds(bundle))
 
 
-def asked_in_rounds(bundle: Bundle) -> dict[CellId, Asked]:
+def asked_in_rounds(bundle: Bundle) -> dict[CellId, PromptedSet]:
     """How the builds of a study with `stopping: sequential` were asked, by the frozen plan; empty for any other."""
-    from quantverdict.matrix.paired import Asked
+    from quantverdict.matrix.paired import PromptedSet
 
-    found: dict[CellId, Asked] = {}
-    stopped, builds = bundle.recorded(STOPPED) or {}, stored_builds(bundle)
-    for model, plan in (bundle.recorded("rounds") or {}).items():
-        rounds = round_numbers(stored_prompts(bundle, model), bundle.recorded("batches")[model], plan["ends"])
+    found: dict[CellId, PromptedSet] = {}
+    stopped, builds = bundle.get_meta(STOPPED) or {}, stored_builds(bundle)
+    for model, plan in (bundle.get_meta("rounds") or {}).items():
+        rounds = round_numbers(stored_prompts(bundle, model), bundle.get_meta("batches")[model], plan["ends"])
         mine = [build for build in builds if build.cell.base_model == model and build.runs and not build.null]
         baseline = next((build.cell for build in mine if build.is_baseline), None)
         for build in mine:
             if baseline is not None and build.cell != baseline:
-                found[build.cell] = Asked(baseline, rounds, plan["largest"], stopped.get(str(build.cell)))
+                found[build.cell] = PromptedSet(baseline, rounds, plan["largest"], stopped.get(str(build.cell)))
     return found
 
 
-def summarise(bundle: Bundle, samples: Grids) -> None:
+def build_matrix(bundle: Bundle, samples: Grids) -> None:
     """scores -> `matrix.csv`: one row a cell, every metric with its interval and n."""
     from quantverdict.matrix.cells import build_matrix
     from quantverdict.matrix.columns import matrix_table
@@ -204,7 +206,7 @@ def decided_policy(bundle: Bundle) -> Policy:
         raise BundleError(f"{path}: holds no policy; analyze the bundle again, with --policy") from error
 
 
-def refuse_changed_policy(bundle: Bundle) -> None:
+def check_policy_unchanged(bundle: Bundle) -> None:
     """A bundle made from a matrix has its policy in `decision.json` alone: to decide by it again, it must be as it was.
 
     One whose decision was broken off is gone on with by what stands there.
@@ -212,8 +214,8 @@ def refuse_changed_policy(bundle: Bundle) -> None:
     Raises:
         BundleError: it is missing, or changed since the bundle was finished.
     """
-    entry = (bundle.recorded("artefacts") or {}).get("decision.json")
-    if bundle.recorded("config") is not None or entry is None or not bundle.sealed:
+    entry = (bundle.get_meta("artefacts") or {}).get("decision.json")
+    if bundle.get_meta("config") is not None or entry is None or not bundle.sealed:
         return
     path = bundle.path("decision.json")
     if not path.exists() or sha256_of(path) != entry["sha256"]:
@@ -226,9 +228,9 @@ def render(bundle: Bundle) -> None:
     from quantverdict.protocol.claims import claims_table
     from quantverdict.reporting.render import report_texts
 
-    told = told_of(bundle)
+    told = collect_claims(bundle)
     bundle.write_table(claims_table(told.everything.claims.values()))
-    bundle.take_stock()
+    bundle.update_hashes()
     for name, text in report_texts(view_of(bundle, told), told).items():
         bundle.write_bytes(name, text)
     bundle.finish()

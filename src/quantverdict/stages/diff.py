@@ -13,9 +13,9 @@ from quantverdict.bundle.store import responses_path
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
 from quantverdict.protocol.differences import (
-    Answers,
+    AnswerChanges,
+    BundleDiff,
     Cells,
-    Differences,
     Texts,
     changed_verdicts,
     changes,
@@ -25,31 +25,31 @@ from quantverdict.protocol.differences import (
 from quantverdict.records import CellId
 from quantverdict.reporting.formats import flatten
 from quantverdict.stages.facts import artefacts_of, rate_judges, stored_builds, stored_responses
-from quantverdict.stages.gate import refuse_unsealed
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.gate import require_sealed
+from quantverdict.stages.verify import DryRunBundle
 
 MADE_BY = ("packages", "hardware", "git_commit", "backends")
 """Parts of the manifest that say what made the answers."""
 READ = ("decision.json", "deltas.csv")
 
 
-def compare(one: Path, two: Path) -> Differences:
+def compare(one: Path, two: Path) -> BundleDiff:
     """What changed from bundle `one` to bundle `two`.
 
     Raises:
         BundleError: not finished, changed since, or not of the same study, tasks and prompts.
         DataError: stored answers cannot be read.
     """
-    before, after = Rehearsal(one), Rehearsal(two)
+    before, after = DryRunBundle(one), DryRunBundle(two)
     for bundle in (before, after):
-        refuse_unsealed(bundle, READ)
-        bundle.refuse_differing((*RENDERED, "timings/"))
-    refuse_others(before, after)
+        require_sealed(bundle, READ)
+        bundle.check_meta_equal((*RENDERED, "timings/"))
+    check_same_study(before, after)
     decisions = [bundle.read_json("decision.json") for bundle in (before, after)]
     was, now = (cells_of(decision) for decision in decisions)
     if not was.keys() & now.keys():
         raise BundleError(f"{one} and {two} are not of the same study: no build is in both")
-    return Differences(
+    return BundleDiff(
         one=str(one),
         two=str(two),
         study=decisions[0]["study"],
@@ -63,14 +63,14 @@ def compare(one: Path, two: Path) -> Differences:
     )
 
 
-def refuse_others(one: Bundle, two: Bundle) -> None:
+def check_same_study(one: Bundle, two: Bundle) -> None:
     """Refuse bundles that cannot be compared.
 
     Raises:
         BundleError: of another kind, study, tasks or prompts, naming what differs.
     """
     where = f"{one.root} and {two.root} are not of the same study"
-    kinds = [bundle.recorded("config") or "matrix" for bundle in (one, two)]
+    kinds = [bundle.get_meta("config") or "matrix" for bundle in (one, two)]
     if kinds[0] != kinds[1]:
         raise BundleError(f"{where}: made from {kinds[0]} and from {kinds[1]}")
     was, now = one.config, two.config
@@ -82,11 +82,11 @@ def refuse_others(one: Bundle, two: Bundle) -> None:
         names = [", ".join(use.task or use.path or "" for use in study.tasks) for study in (was, now)]
         told = f"{names[0]} and {names[1]}" if names[0] != names[1] else "items are limited otherwise"
         raise BundleError(f"{where}: other tasks: {told}")
-    refuse_other_prompts(one, two, where)
+    check_same_prompts(one, two, where)
 
 
-def refuse_other_prompts(one: Bundle, two: Bundle, where: str) -> None:
-    """As `refuse_others`, of the prompts of each base model that both asked."""
+def check_same_prompts(one: Bundle, two: Bundle, where: str) -> None:
+    """As `check_same_study`, of the prompts of each base model that both asked."""
     for path in sorted(one.path("prompts").glob("*.jsonl")):
         other = two.path("prompts") / path.name
         if other.exists():
@@ -100,7 +100,7 @@ def cells_of(decision: Any) -> Cells:  # noqa: ANN401 - any JSON
     return {CellId(cell["base_model"], cell["quant"]): cell for cell in decision["cells"]}
 
 
-def answers(one: Bundle, two: Bundle, cells: Cells) -> Iterator[Answers]:
+def answers(one: Bundle, two: Bundle, cells: Cells) -> Iterator[AnswerChanges]:
     """Of every cell that has responses in both bundles."""
     for cell in cells:
         if all(responses_path(bundle.root, cell).exists() for bundle in (one, two)):
@@ -115,7 +115,7 @@ def texts(bundle: Bundle, cell: CellId) -> Texts:
 
 def made_by(bundle: Bundle) -> dict[str, str]:
     """What made the answers, by key path: packages, machine, each cell's engine, and the hash of its file."""
-    found = dict(flatten({key: bundle.recorded(key) for key in MADE_BY if bundle.recorded(key)}))
+    found = dict(flatten({key: bundle.get_meta(key) for key in MADE_BY if bundle.get_meta(key)}))
     builds = stored_builds(bundle)
     return found | {f"file of {build.cell}": build.artifact.sha256 for build in builds if build.artifact is not None}
 

@@ -13,12 +13,12 @@ from quantverdict.artifacts.builds import Build, engine_baseline, from_json
 from quantverdict.bundle.files import Json, sha256_of
 from quantverdict.bundle.frames import FORMS, SCORES, read_frame, reading, scan_frame
 from quantverdict.bundle.frames import JUDGEMENTS as JUDGED
-from quantverdict.bundle.integrity import refuse_misfit
+from quantverdict.bundle.integrity import check_fields
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import prompt_parity, prompts_file, read_prompts
 from quantverdict.bundle.sources import Sources
 from quantverdict.bundle.store import read_responses, responses_path
-from quantverdict.collect.comparable import configured_otherwise, doubts
+from quantverdict.collect.compatibility import configured_otherwise, doubts
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.config import StatisticsConfig, Study
@@ -28,17 +28,17 @@ from quantverdict.matrix.columns import read_matrix
 from quantverdict.records import CellId, Estimate, Matrix, Prompt, Response, Table
 from quantverdict.registry import BACKENDS, METRICS, judged_by
 from quantverdict.reporting.artefacts import Artefacts, BundleTables
-from quantverdict.reporting.formats import Names
+from quantverdict.reporting.formats import DisplayNames
 
 if TYPE_CHECKING:
     import polars as pl
 
     from quantverdict.matrix.cells import CellInfo
     from quantverdict.matrix.grid import Grids
-    from quantverdict.matrix.paired import Elsewhere
+    from quantverdict.matrix.paired import EngineMismatch
     from quantverdict.protocol.document import Evidence
     from quantverdict.reporting.examples import Example, Key
-    from quantverdict.reporting.statements import Told
+    from quantverdict.reporting.statements import ReportClaims
 
 JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
 FRAMES = {"scores.parquet": SCORES, "answers.parquet": FORMS, **dict.fromkeys((JUDGEMENTS, OTHER_JUDGEMENTS), JUDGED)}
@@ -71,7 +71,7 @@ def _builds(rows: Json, path: Path) -> tuple[Build, ...]:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise BundleError(f"{path}: build {number}: not as it was written: {told}") from error
-        refuse_misfit(Build, asdict(replace(found[-1], artifact=None)), f"{path}: build {number}")
+        check_fields(Build, asdict(replace(found[-1], artifact=None)), f"{path}: build {number}")
         file = found[-1].artifact
         if file is not None and not (isinstance(file.sha256, str) and isinstance(file.path, str)):
             raise BundleError(f"{path}: build {number}: not as it was written: path, sha256: texts are expected")
@@ -187,7 +187,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
     from quantverdict.protocol.document import Evidence
 
     builds, config = stored_builds(bundle), bundle.config
-    pairings = pairings_of(bundle.recorded("pairings"))
+    pairings = pairings_of(bundle.get_meta("pairings"))
     return Evidence(
         scores=samples,
         sign_reversal=sign_reversal,
@@ -236,17 +236,19 @@ def idle_judges(bundle: Bundle, config: Study | Sources | None) -> tuple[str, ..
     return tuple(judge.name for judge in config.judges if judge.name not in labelled)
 
 
-def elsewhere(builds: Sequence[Build]) -> dict[CellId, Elsewhere]:
+def elsewhere(builds: Sequence[Build]) -> dict[CellId, EngineMismatch]:
     """The cells that run on another engine than their baseline."""
-    from quantverdict.matrix.paired import Elsewhere
+    from quantverdict.matrix.paired import EngineMismatch
 
     bases = {build.cell.base_model: build for build in builds if build.is_baseline}
-    found: dict[CellId, Elsewhere] = {}
+    found: dict[CellId, EngineMismatch] = {}
     for build in builds:
         base = bases[build.cell.base_model]
         if build.runs and not build.null and build.backend != base.backend:
             anchor = engine_baseline(builds, build)
-            found[build.cell] = Elsewhere(build.cell, build.backend, base.cell, None if anchor is None else anchor.cell)
+            found[build.cell] = EngineMismatch(
+                build.cell, build.backend, base.cell, None if anchor is None else anchor.cell
+            )
     return found
 
 
@@ -311,23 +313,23 @@ def rate_judges(bundle: Bundle, read: Artefacts) -> dict[str, tuple[str, ...]]:
         return judges(lazy.select(pl.col(columns).cast(pl.String)).unique().collect())
 
 
-def told_of(bundle: Bundle) -> Told:
+def collect_claims(bundle: Bundle) -> ReportClaims:
     """What the reports of a bundle state.
 
     Raises:
         BundleError: its decision is of another version, or cannot be read.
     """
-    from quantverdict.protocol.document import refuse_other_schema
-    from quantverdict.reporting.statements import Told
+    from quantverdict.protocol.document import check_schema
+    from quantverdict.reporting.statements import ReportClaims
 
     read = artefacts_of(bundle)
-    told = Told(read, Names(rate_judges(bundle, read)))
+    told = ReportClaims(read, DisplayNames(rate_judges(bundle, read)))
     if read.rows("decision.json") is not None:
-        refuse_other_schema(told.decision, bundle.path("decision.json"))
+        check_schema(told.decision, bundle.path("decision.json"))
     return told
 
 
-def view_of(bundle: Bundle, told: Told | None = None) -> BundleTables:
+def view_of(bundle: Bundle, told: ReportClaims | None = None) -> BundleTables:
     """What a report shows of a bundle; its examples only where `told` is given, of which the report is made.
 
     Raises:
@@ -336,7 +338,7 @@ def view_of(bundle: Bundle, told: Told | None = None) -> BundleTables:
     from quantverdict.reporting import artefacts
 
     read = artefacts_of(bundle) if told is None else told.read
-    view = artefacts.view_of(read, Names(rate_judges(bundle, read)) if told is None else told.names)
+    view = artefacts.view_of(read, DisplayNames(rate_judges(bundle, read)) if told is None else told.names)
     if told is None or artefacts.profile_of(view.manifest) == "study":
         return view
     return replace(view, examples=examples_of(bundle, view))

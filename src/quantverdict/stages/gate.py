@@ -13,12 +13,12 @@ from quantverdict.bundle.manifest import RENDERED, Bundle, is_made
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.policy import POLICIES
-from quantverdict.protocol.document import refuse_other_schema
+from quantverdict.protocol.document import check_schema
 from quantverdict.protocol.gate import Gate, GatePolicy, gate
 from quantverdict.registry import one_of
 from quantverdict.stages.decide import decide, decided_policy, samples_of
 from quantverdict.stages.facts import artefacts_of, rate_judges, stored_matrix
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.verify import DryRunBundle
 from quantverdict.yaml_file import load_yaml
 
 READ = ("decision.json", "matrix.csv", "scores.parquet", "judgements.parquet")
@@ -44,7 +44,7 @@ def load_gate(name_or_file: str | None, build: str | None = None) -> GatePolicy:
     return asked if build is None else asked.model_copy(update={"builds": (build,)})
 
 
-def refuse_strange(asked: GatePolicy, study: Study) -> None:
+def check_policy_names(asked: GatePolicy, study: Study) -> None:
     """Refuse, before anything runs, a gate that asks about builds that the study has not.
 
     Raises:
@@ -65,28 +65,28 @@ def gate_bundle(root: Path, asked: GatePolicy, today: date) -> Gate:
         StudyError: the gate's policy does not fit the bundle.
         BundleError: the bundle is not finished, or was changed since.
     """
-    bundle = Rehearsal(root)
-    refuse_unsealed(bundle, READ)
+    bundle = DryRunBundle(root)
+    require_sealed(bundle, READ)
     document = bundle.read_json("decision.json")
     decided_by = decided_policy(bundle)
     rules = asked.rules(decided_by)
     if rules != decided_by:
-        bundle.refuse_differing((*RENDERED, "timings/"))
+        bundle.check_meta_equal((*RENDERED, "timings/"))
         decide(bundle, rules, samples_of(bundle))
         document = {**bundle.documents["decision.json"], "study": document["study"]}
     found = gate(document, stored_matrix(bundle), asked, today)
     return replace(found, judges=rate_judges(bundle, artefacts_of(bundle)))
 
 
-def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:
+def require_sealed(bundle: Bundle, names: Iterable[str]) -> None:
     """Refuse a bundle without a decision, or with one of another version, or changed since it was finished.
 
     Raises:
         BundleError: so it is.
     """
-    if not bundle.path("decision.json").exists() or bundle.recorded("run").get("finished") is None:
+    if not bundle.path("decision.json").exists() or bundle.get_meta("run").get("finished") is None:
         raise BundleError(f"{bundle.root}: holds no finished decision; bring the run that made it to its end first")
-    entries = known_entries({"run": bundle.recorded("run"), "artefacts": bundle.recorded("artefacts") or {}})
+    entries = known_entries({"run": bundle.get_meta("run"), "artefacts": bundle.get_meta("artefacts") or {}})
     for name in names:
         path = bundle.path(name)
         if name not in entries and not path.exists():
@@ -94,7 +94,7 @@ def refuse_unsealed(bundle: Bundle, names: Iterable[str]) -> None:
         if not path.is_file() or name not in entries or entries[name]["sha256"] != sha256_of(path):
             remedy = "analyze the bundle again" if is_made(name, entries) else "put it back"
             raise BundleError(f"{path}: changed since the bundle was finished; {remedy}")
-    refuse_other_schema(bundle.read_json("decision.json"), bundle.path("decision.json"))
+    check_schema(bundle.read_json("decision.json"), bundle.path("decision.json"))
 
 
 def write_reports(found: Gate, junit: Path | None, summary: Path | None) -> None:

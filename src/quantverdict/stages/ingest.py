@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING
 from quantverdict.bundle.files import csv_bytes, json_line
 from quantverdict.bundle.frames import reading, scan_frame
 from quantverdict.bundle.integrity import MANIFEST, read_manifest
-from quantverdict.bundle.manifest import Bundle, refuse_strangers
+from quantverdict.bundle.manifest import Bundle, check_foreign_files
 from quantverdict.bundle.sources import Sources, read_sources
 from quantverdict.errors import StudyError
-from quantverdict.grading.form import PLAIN_HARMFUL_TASKS, Reading, read_answer
+from quantverdict.grading.format_features import PLAIN_HARMFUL_TASKS, TemplateReading, read_answer
 from quantverdict.ingestion.audit import (
     ANSWER_COLUMNS,
-    Ingested,
+    IngestSummary,
     SourceAudit,
     audit_lines,
     audit_table,
     load_sources,
     plain_line,
 )
-from quantverdict.ingestion.matching import SAMPLE, Allowed
+from quantverdict.ingestion.matching import SAMPLE, AllowedValues
 from quantverdict.ingestion.pairing import other_prompts, pairings_of, unpaired
 from quantverdict.matrix.agreement import judge_agreement, judge_direction, label_pairs
-from quantverdict.matrix.alarms import Templates, template_estimates, templates_table
 from quantverdict.matrix.cells import CellInfo, build_matrix, judge_scores
 from quantverdict.matrix.columns import METRICS, Metric, matrix_table, parse_matrix
+from quantverdict.matrix.format_alerts import Templates, template_estimates, templates_table
 from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
@@ -58,17 +58,17 @@ READ_ANSWERS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class IngestResult:
     """What sources come to before anything is written: `matrix` is `matrix.csv`, and `rows` what is read from it."""
 
-    found: Ingested
+    found: IngestSummary
     samples: Grids
     templates: Templates
     matrix: Table
     rows: Matrix
 
 
-def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
+def load(sources_file: Path, out: Path, *, quarantine: bool) -> IngestResult:
     """Read sources up to the matrix, so that whatever is wrong with them is said before a bundle is made at `out`.
 
     Raises:
@@ -79,7 +79,7 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     if (out / MANIFEST).exists():
         Bundle.open(out, sources).close()
     elif out.is_dir():
-        refuse_strangers(out)
+        check_foreign_files(out)
     infos = cell_infos(sources)
     # Files are hashed and read outside the interpreter, in the time that these imports take.
     Thread(target=lambda: [*map(import_module, NEEDED_LATER)]).start()
@@ -89,17 +89,17 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> Loaded:
     matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
     # What the file would be refused for is said while there is none.
     rows = parse_matrix(csv_bytes(matrix).decode(), f"{sources_file}, as a matrix")
-    return Loaded(found, samples, told, matrix, rows)
+    return IngestResult(found, samples, told, matrix, rows)
 
 
-def keep(loaded: Loaded, bundle: Bundle) -> None:
+def save_result(loaded: IngestResult, bundle: Bundle) -> None:
     """sources -> `scores.parquet`, `judgements.parquet`, `sources.csv`, `templates.csv`, `matrix.csv`."""
     save_ingested(loaded.found, bundle)
     bundle.write_table(templates_table(loaded.templates))
     bundle.write_table(loaded.matrix)
 
 
-def save_ingested(found: Ingested, bundle: Bundle) -> None:
+def save_ingested(found: IngestSummary, bundle: Bundle) -> None:
     """Scores, judgements, the audit and what was set aside; the audit stands in the manifest too."""
     bundle.write_parquet("scores.parquet", found.scores)
     bundle.write_parquet(JUDGEMENTS, found.judgements)
@@ -110,7 +110,7 @@ def save_ingested(found: Ingested, bundle: Bundle) -> None:
         bundle.write_text("quarantine.jsonl", b"".join(lines).decode())
     bundle.write_table(audit_table(found))
     audits, pairings = ([asdict(one) for one in told] for told in (found.audits, found.pairings))
-    bundle.record(sources=audits, pairings=pairings)
+    bundle.set_meta(sources=audits, pairings=pairings)
 
 
 def source_lines(bundle: Path) -> list[str]:
@@ -122,17 +122,17 @@ def source_lines(bundle: Path) -> list[str]:
     return [*audits, *map(plain_line, (*others, *unpaired(pairings)))]
 
 
-def allowed_values() -> dict[str, Allowed]:
+def allowed_values() -> dict[str, AllowedValues]:
     """What the score of one sample can be, for every metric."""
     return {name: _allowed(metric) for name, metric in METRICS.items()}
 
 
-def _allowed(metric: Metric) -> Allowed:
+def _allowed(metric: Metric) -> AllowedValues:
     if metric.is_share:
-        return Allowed(metric.lowest, 1, whole=metric.proportion)
+        return AllowedValues(metric.lowest, 1, whole=metric.proportion)
     if metric.name == "output_tokens":
-        return Allowed(0, EXACT_BELOW, whole=True)
-    return Allowed() if metric.unit == "nats" else Allowed(0)
+        return AllowedValues(0, EXACT_BELOW, whole=True)
+    return AllowedValues() if metric.unit == "nats" else AllowedValues(0)
 
 
 def cell_infos(sources: Sources) -> list[CellInfo]:
@@ -166,7 +166,7 @@ def all_samples(scores: pl.DataFrame, judgements: pl.DataFrame | None) -> Grids:
     return grids(pl.concat(frame.select(SCORE_COLUMNS).with_columns(named) for frame in (scores, *judged)))
 
 
-def harmful_answers(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId, list[Reading]]:
+def harmful_answers(scores: pl.DataFrame, answers: pl.DataFrame) -> dict[CellId, list[TemplateReading]]:
     """What every cell with scores or answers of the plain harmful task said to it.
 
     An answer is refused where its score says so; one without a score is read by pattern.

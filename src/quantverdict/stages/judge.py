@@ -14,10 +14,18 @@ from quantverdict.bundle.files import saving
 from quantverdict.bundle.integrity import JUDGING, plain
 from quantverdict.bundle.judge_registry import asked_as, labels_file
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.store import Said, append_labels, judge_clock, key_of, labels_path, read_labels, time_taken
+from quantverdict.bundle.store import (
+    JudgeReply,
+    append_labels,
+    judge_clock,
+    key_of,
+    labels_path,
+    read_labels,
+    time_taken,
+)
 from quantverdict.config import JudgeConfig
 from quantverdict.errors import ArtifactError, EngineError
-from quantverdict.judges.label_model import Chooser, Identity, Target, open_chooser
+from quantverdict.judges.label_model import Identity, LabelModel, Target, open_chooser
 from quantverdict.judges.rubrics import Question, pick_label, question_text, read_label
 from quantverdict.records import Prompt
 from quantverdict.registry import BACKENDS
@@ -29,7 +37,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class LoadedJudge:
     """A judge that is loaded.
 
     Attributes:
@@ -37,16 +45,16 @@ class Asker:
         render: a question's text as the engine gets it; None where the engine has a template of its own.
     """
 
-    chooser: Chooser
+    chooser: LabelModel
     identity: Identity
     render: Callable[[str], str] | None = None
 
 
-Open = Callable[[JudgeConfig, Path], Asker]
+Open = Callable[[JudgeConfig, Path], LoadedJudge]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class JudgeWork:
     """What a judge is to do.
 
     Attributes:
@@ -98,7 +106,7 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
         asker.chooser.close()
 
 
-def _left(bundle: Bundle, apart: Path, work: Work) -> Work:
+def _left(bundle: Bundle, apart: Path, work: JudgeWork) -> JudgeWork:
     """What was not said apart either, or taken over from there."""
     said = {**read_labels(bundle.root, work.file), **read_labels(apart, work.file)}
     return replace(work, missing=[question for question in work.missing if question.key not in said])
@@ -132,7 +140,7 @@ def _remove(apart: Path) -> None:
             apart.parent.rmdir()
 
 
-def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
+def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> JudgeWork:
     """Put a judge in force, by the labels that are its own as far as its identity is known, and see what it lacks."""
     answers = answers_of(bundle)
     roll = roll_of(bundle).enlisted(judge, identity).with_entry(judge)
@@ -140,13 +148,13 @@ def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> Work:
         roll = roll.with_entry(judge, whole=whole_cells(bundle))
     entry = roll.judges[judge.name]
     file = labels_file(entry)
-    bundle.refuse_changed(labels_path(file))
+    bundle.check_hash(labels_path(file))
     bundle.hold(**roll.parts)
     known = read_labels(bundle.root, file)
     samples = answers.covered(judge, entry, statistics_of(bundle)[1])
     asked = {(q := answers.questions[sample]).key: q for sample in samples}
     missing = [q for key, q in asked.items() if key not in known and q.answer.strip()]
-    return Work(file, entry.get("identity") if known else None, len(samples), missing)
+    return JudgeWork(file, entry.get("identity") if known else None, len(samples), missing)
 
 
 def _hash_of(judge: JudgeConfig, folder: Path) -> Identity:
@@ -173,7 +181,7 @@ def _batches(questions: Iterable[Question], size: int) -> Iterator[list[Question
         yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
-def _ask_all(root: Path, judge: JudgeConfig, asker: Asker, work: Work, say: Say) -> None:
+def _ask_all(root: Path, judge: JudgeConfig, asker: LoadedJudge, work: JudgeWork, say: Say) -> None:
     """Ask what is missing, and keep it batch by batch in the bundle or folder `root`."""
     done, begun = 0, time.perf_counter()
     for batch in _batches(work.missing, judge.batch_size):
@@ -187,7 +195,7 @@ def _ask_all(root: Path, judge: JudgeConfig, asker: Asker, work: Work, say: Say)
     say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s")
 
 
-def _ask_batch(asker: Asker, batch: Sequence[Question]) -> list[Said]:
+def _ask_batch(asker: LoadedJudge, batch: Sequence[Question]) -> list[JudgeReply]:
     prompts = [_prompt(asker, question) for question in batch]
     said = []
     for question, reply in zip(batch, asker.chooser.choose(prompts), strict=True):
@@ -200,17 +208,17 @@ def _ask_batch(asker: Asker, batch: Sequence[Question]) -> list[Said]:
             label, reason = read_label(reply.text, labels, reply.reasoning)
         tokens = (reply.prompt_tokens, reply.output_tokens)
         text = "" if logprobs else reply.text
-        said.append(Said(question.key, question.rubric.name, label, reason, text, logprobs or None, *tokens))
+        said.append(JudgeReply(question.key, question.rubric.name, label, reason, text, logprobs or None, *tokens))
     return said
 
 
-def _prompt(asker: Asker, question: Question) -> Prompt:
+def _prompt(asker: LoadedJudge, question: Question) -> Prompt:
     text = question_text(question)
     chat = None if asker.render is None else asker.render(text)
     return Prompt(question.rubric.name, question.key[:12], text, chat, question.key, question.rubric.labels)
 
 
-def open_asker(judge: JudgeConfig, folder: Path) -> Asker:
+def open_asker(judge: JudgeConfig, folder: Path) -> LoadedJudge:
     """Load a judge from where its source says.
 
     Raises:
@@ -226,7 +234,7 @@ def open_asker(judge: JudgeConfig, folder: Path) -> Asker:
     if BACKENDS.find(kind).remote:
         target = Target(kind, None, _service(judge), placement, judge.temperature)
         chooser = open_chooser(target)
-        return Asker(chooser, chooser.identity)
+        return LoadedJudge(chooser, chooser.identity)
     assert source is not None  # a judge without one is refused when it is read
     artifact = inspect_artifact(resolve(source, folder))
     template, who = artifact.chat_template, f"judge {judge.name}"
@@ -236,7 +244,7 @@ def open_asker(judge: JudgeConfig, folder: Path) -> Asker:
     def render(text: str) -> str:
         return f"{text}\nLabel: " if chat is None else chat.render(text, who)
 
-    return Asker(chooser, {**chooser.identity, "sha256": artifact.sha256}, render)
+    return LoadedJudge(chooser, {**chooser.identity, "sha256": artifact.sha256}, render)
 
 
 def _service(judge: JudgeConfig) -> Service:

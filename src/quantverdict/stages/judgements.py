@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.bundle.frames import SCORES, read_frame
-from quantverdict.bundle.judge_registry import FORMER, RECORD, Roll, labels_file
+from quantverdict.bundle.judge_registry import FORMER, RECORD, JudgeRegistry, labels_file
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.store import Said, read_labels
+from quantverdict.bundle.store import JudgeReply, read_labels
 from quantverdict.config import JudgeConfig, Study
 from quantverdict.errors import BundleError, StudyError, did_you_mean
 from quantverdict.grading.answer import answer_of
@@ -54,7 +54,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedBundle:
     """What the judges of a bundle came to.
 
     Attributes:
@@ -103,16 +103,16 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
     return judge, file.parent
 
 
-def roll_of(bundle: Bundle) -> Roll:
+def roll_of(bundle: Bundle) -> JudgeRegistry:
     """The judges of a bundle, in force and former."""
-    return Roll.of({part: bundle.recorded(part) for part in (RECORD, FORMER)})
+    return JudgeRegistry.of({part: bundle.get_meta(part) for part in (RECORD, FORMER)})
 
 
 # What is judged
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class JudgedAnswers:
     """The answers of a bundle that a rubric covers, in the order in which they were asked."""
 
     questions: Mapping[Sample, Question]
@@ -132,7 +132,7 @@ class Answers:
         return stratified(rows, whole, judge.sample, seed)
 
 
-def answers_of(bundle: Bundle) -> Answers:
+def answers_of(bundle: Bundle) -> JudgedAnswers:
     """Every graded answer to a task that has a rubric.
 
     Raises:
@@ -159,7 +159,7 @@ def answers_of(bundle: Bundle) -> Answers:
                 rubric = load_rubric(names[rubrics[one.task]])
                 question = Question(rubric, asked[model][one.task, one.sample_id], answer_of(one).text)
                 found[one.base_model, one.quant, one.task, one.sample_id] = question
-    return Answers(found)
+    return JudgedAnswers(found)
 
 
 def whole_cells(bundle: Bundle) -> list[str]:
@@ -173,7 +173,7 @@ def whole_cells(bundle: Bundle) -> list[str]:
 # What it comes to
 
 
-def judged(bundle: Bundle) -> Judged | None:
+def judged(bundle: Bundle) -> JudgedBundle | None:
     """What the judges said of the answers that a bundle holds, without asking; None where none is finished.
 
     A judge that has not labelled everything that it covers is left out: a cell of which a part is judged is no cell.
@@ -183,7 +183,7 @@ def judged(bundle: Bundle) -> Judged | None:
         return None
     answers, seed = answers_of(bundle), statistics_of(bundle)[1]
     own: dict[str, list[Judgement]] = {}
-    told: dict[str, dict[str, Said]] = {}
+    told: dict[str, dict[str, JudgeReply]] = {}
     judges = {judge.name: judge for judge in judges_of(bundle) if judge.name in record}
     for name, judge in judges.items():
         said = read_labels(bundle.root, labels_file(record[name]))
@@ -197,10 +197,10 @@ def judged(bundle: Bundle) -> Judged | None:
     first, others = first_label_wins([own[name] for name in own if not judges[name].second])
     others += [one for name in own if judges[name].second for one in own[name]]
     rows = tuple(_counts(judges[name], own[name], told[name], first) for name in own)
-    return Judged(first, others, Table("judges", COLUMNS, rows))
+    return JudgedBundle(first, others, Table("judges", COLUMNS, rows))
 
 
-def keep_judged(bundle: Bundle) -> bool:
+def save_judged(bundle: Bundle) -> bool:
     """`judgements.parquet`, `other_judgements.parquet` and `judges.csv`; False where no judge is finished."""
     found = judged(bundle)
     if found is None:  # the judges that they are of have less labels than answers by now, or are in force no more
@@ -223,7 +223,7 @@ def judgements_frame(judgements: list[Judgement]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict.fromkeys(JUDGEMENT_COLUMNS, pl.String), orient="row")
 
 
-def _judgement(judge: str, sample: Sample, question: Question, said: Mapping[str, Said]) -> Judgement:
+def _judgement(judge: str, sample: Sample, question: Question, said: Mapping[str, JudgeReply]) -> Judgement:
     if not question.answer.strip():
         return Judgement(*sample, judge, None, EMPTY_ANSWER)
     found = said[question.key]
@@ -231,7 +231,7 @@ def _judgement(judge: str, sample: Sample, question: Question, said: Mapping[str
 
 
 def _counts(
-    judge: JudgeConfig, own: list[Judgement], told: Mapping[str, Said], first: list[Judgement]
+    judge: JudgeConfig, own: list[Judgement], told: Mapping[str, JudgeReply], first: list[Judgement]
 ) -> tuple[Value, ...]:
     loaded = len(own) if judge.second else sum(one.judge == judge.name for one in first)
     tokens = [sum(getattr(one, name) for one in told.values()) for name in ("prompt_tokens", "output_tokens")]

@@ -14,11 +14,18 @@ from quantverdict.bundle.prompts import prompts_file
 from quantverdict.bundle.store import responses_path
 from quantverdict.errors import BundleError, DataError
 from quantverdict.grading.answer import answer_of
-from quantverdict.labels.correction import Labelled, Raw, Readings, Sample, corrected_table, instruments_table
+from quantverdict.labels.correction import (
+    LabelledSample,
+    Readings,
+    Sample,
+    UncorrectedRate,
+    corrected_table,
+    instruments_table,
+)
 from quantverdict.labels.sheet import (
-    Answered,
-    Drawn,
-    Prompted,
+    SamplingRecord,
+    SheetAnswer,
+    SheetPrompt,
     SheetRow,
     draw,
     exactly_guarded,
@@ -57,7 +64,7 @@ KEY_COLUMNS = (
 )  # fmt: skip
 
 
-def key_table(drawn: Iterable[Drawn]) -> Table:
+def key_table(drawn: Iterable[SamplingRecord]) -> Table:
     """`labels_key.csv`: every answer that could be labelled, what was drawn of them, and with which probability."""
     rows: Iterator[tuple[Value, ...]] = (
         (a.text, *a.cell, a.baseline.quant, *a.prompt, a.metric, a.cluster, *a.said, entry.stratum, entry.certain,
@@ -72,7 +79,7 @@ def _guarded(value: Value) -> Value:
     return exactly_guarded(value) if isinstance(value, str) else value
 
 
-def stored_design(bundle: Bundle) -> tuple[Drawn, ...]:
+def stored_design(bundle: Bundle) -> tuple[SamplingRecord, ...]:
     """What `labels_key.csv` holds.
 
     Raises:
@@ -88,9 +95,9 @@ def stored_design(bundle: Bundle) -> tuple[Drawn, ...]:
         raise BundleError(f"{path}: not as it was written ({error})") from error
 
 
-def _drawn(row: Mapping[str, str]) -> Drawn:
-    model, prompt = row["base_model"], Prompted(row["task"], row["sample_id"])
-    answer = Answered(
+def _drawn(row: Mapping[str, str]) -> SamplingRecord:
+    model, prompt = row["base_model"], SheetPrompt(row["task"], row["sample_id"])
+    answer = SheetAnswer(
         cell=CellId(model, row["quant"]),
         baseline=CellId(model, row["baseline"]),
         prompt=prompt,
@@ -99,7 +106,9 @@ def _drawn(row: Mapping[str, str]) -> Drawn:
         said=(row["pattern"], row["judge"]),
         text=row["id"],
     )
-    return Drawn(answer, row["stratum"], row["certain"] == "1", row["selected"] == "1", Fraction(row["probability"]))
+    return SamplingRecord(
+        answer, row["stratum"], row["certain"] == "1", row["selected"] == "1", Fraction(row["probability"])
+    )
 
 
 def stored_labels(bundle: Bundle) -> dict[str, str]:
@@ -122,13 +131,13 @@ def label_tables(bundle: Bundle, matrix: Matrix, confidence: float) -> Iterator[
     """
     if not has_labels(bundle):
         return
-    labelled = Labelled(stored_design(bundle), stored_labels(bundle))
-    refuse_strange(bundle, labelled)
+    labelled = LabelledSample(stored_design(bundle), stored_labels(bundle))
+    check_labels(bundle, labelled)
     yield instruments_table(labelled, all_readings(bundle), confidence)
     yield corrected_table(labelled, raw_rates(matrix, loaded_judges(bundle)), confidence)
 
 
-def refuse_strange(bundle: Bundle, labelled: Labelled) -> None:
+def check_labels(bundle: Bundle, labelled: LabelledSample) -> None:
     """Refuse labels that the key does not know of.
 
     Raises:
@@ -140,7 +149,7 @@ def refuse_strange(bundle: Bundle, labelled: Labelled) -> None:
             raise BundleError(f"{bundle.path(f'{LABELS}.csv')}: row id={name}: not of {KEY}.csv; read the sheet again")
 
 
-def raw_rates(matrix: Matrix, judge: str) -> dict[CellId, list[Raw]]:
+def raw_rates(matrix: Matrix, judge: str) -> dict[CellId, list[UncorrectedRate]]:
     """The rates of each cell that labels can correct, as the matrix has them, in its order.
 
     Args:
@@ -148,11 +157,11 @@ def raw_rates(matrix: Matrix, judge: str) -> dict[CellId, list[Raw]]:
     """
     base = references(matrix)
     models = baselines(matrix)
-    found: dict[CellId, list[Raw]] = {}
+    found: dict[CellId, list[UncorrectedRate]] = {}
     for row in matrix:
         other = None if row.is_baseline else base.get(row.cell, models.get(row.base_model))
         found[row.cell] = [
-            Raw(metric, instrument, row.value(metric), _delta(row, other, metric))
+            UncorrectedRate(metric, instrument, row.value(metric), _delta(row, other, metric))
             for pattern in sheet_rubrics()
             for metric, instrument in ((pattern, PATTERN), (judged_by().get(pattern, ""), f"judge {judge}"))
             if metric in row.metrics
@@ -217,7 +226,7 @@ def read_values(scores: pl.DataFrame, metrics: Iterable[str]) -> dict[str, dict[
         pl.col(name) if name == "value" else pl.col(name).cast(pl.String) for name in columns
     )
     for model, quant, task, sample, metric, value in rows.iter_rows():
-        found.setdefault(metric, {})[Sample(CellId(model, quant), Prompted(task, sample))] = value
+        found.setdefault(metric, {})[Sample(CellId(model, quant), SheetPrompt(task, sample))] = value
     return found
 
 
@@ -225,7 +234,7 @@ Texts = Mapping[Sample, tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class LoadedSheet:
     """What a sheet holds.
 
     Attributes:
@@ -256,7 +265,7 @@ class Sheet:
         return {"file": str(self.file), **{name: getattr(self, name) for name in names}}
 
 
-def write_sheet(bundle: Bundle, out: Path, rows: int) -> Sheet:
+def write_sheet(bundle: Bundle, out: Path, rows: int) -> LoadedSheet:
     """Settle what is labelled, and write the sheet; labels that were read before stand in it.
 
     Raises:
@@ -268,7 +277,7 @@ def write_sheet(bundle: Bundle, out: Path, rows: int) -> Sheet:
     seed = statistics_of(bundle)[1]
     texts = all_texts(bundle)
     answers = all_answers(bundle, texts, seed)
-    refuse_overwriting(out, {answer.text for answer in answers}, stored_labels(bundle))
+    check_overwrite(out, {answer.text for answer in answers}, stored_labels(bundle))
     drawn = draw(answers, rows, seed)
     if not drawn:
         raise BundleError(f"{bundle.root}: holds no answers to label ({', '.join(sheet_rubrics())})")
@@ -285,7 +294,7 @@ def write_sheet(bundle: Bundle, out: Path, rows: int) -> Sheet:
     return counted(out, drawn, [row.id for row in sheet], given)
 
 
-def refuse_overwriting(out: Path, ids: Collection[str], taken: Mapping[str, str]) -> None:
+def check_overwrite(out: Path, ids: Collection[str], taken: Mapping[str, str]) -> None:
     """Refuse to write a sheet over anything but one of the same bundle of which every label was read.
 
     Args:
@@ -316,7 +325,7 @@ def refuse_overwriting(out: Path, ids: Collection[str], taken: Mapping[str, str]
         )
 
 
-def keep_labels(bundle: Bundle, file: Path) -> Sheet:
+def save_labels(bundle: Bundle, file: Path) -> LoadedSheet:
     """Read a filled-in sheet: `labels.csv`, in the place of what was read before.
 
     Raises:
@@ -337,7 +346,7 @@ def keep_labels(bundle: Bundle, file: Path) -> Sheet:
     return counted(file, drawn, list(labels), labels)
 
 
-def counted(file: Path, drawn: tuple[Drawn, ...], order: list[str], labels: Mapping[str, str]) -> Sheet:
+def counted(file: Path, drawn: tuple[SamplingRecord, ...], order: list[str], labels: Mapping[str, str]) -> LoadedSheet:
     certain = {entry.answer.text for entry in drawn if entry.selected and entry.certain}
     discordant = sum(name in certain for name in order)
     given = [bool(labels.get(name)) for name in order]
@@ -345,7 +354,7 @@ def counted(file: Path, drawn: tuple[Drawn, ...], order: list[str], labels: Mapp
     for part in (given[:discordant], given[discordant:]):
         last = max((at for at, has in enumerate(part) if has), default=-1)
         skipped += part[: last + 1].count(False)
-    return Sheet(file, discordant, len(order) - discordant, sum(given), skipped)
+    return LoadedSheet(file, discordant, len(order) - discordant, sum(given), skipped)
 
 
 def all_texts(bundle: Bundle) -> dict[Sample, tuple[str, str]]:
@@ -360,12 +369,12 @@ def all_texts(bundle: Bundle) -> dict[Sample, tuple[str, str]]:
         path = bundle.path(prompts_file(model))
         if not path.exists():
             continue
-        asked = {Prompted(prompt.task, prompt.sample_id): prompt.text for prompt in stored_prompts(bundle, model)}
+        asked = {SheetPrompt(prompt.task, prompt.sample_id): prompt.text for prompt in stored_prompts(bundle, model)}
         for row in matrix:
             answers = responses_path(bundle.root, row.cell)
             if row.base_model == model and answers.exists():
                 for response in stored_responses(bundle, row.cell):
-                    prompt = Prompted(response.task, response.sample_id)
+                    prompt = SheetPrompt(response.task, response.sample_id)
                     if prompt not in asked:
                         raise BundleError(f"{answers}: {'/'.join(prompt)}: is not among the prompts of {path.name}")
                     found[Sample(row.cell, prompt)] = asked[prompt], answer_of(response).text
@@ -374,7 +383,7 @@ def all_texts(bundle: Bundle) -> dict[Sample, tuple[str, str]]:
     return found
 
 
-def all_answers(bundle: Bundle, texts: Texts, seed: int) -> list[Answered]:
+def all_answers(bundle: Bundle, texts: Texts, seed: int) -> list[SheetAnswer]:
     """Every answer that counts in a rate that people can give, but those that are empty."""
     scores = scored(bundle)
     patterns, judged = read_values(scores, sheet_rubrics()), loaded_labels(bundle)
@@ -388,7 +397,7 @@ def all_answers(bundle: Bundle, texts: Texts, seed: int) -> list[Answered]:
                 continue
             judge = judged.get(judged_by().get(metric, ""), {}).get(sample)
             found.append(
-                Answered(
+                SheetAnswer(
                     cell=sample.cell,
                     baseline=base[sample.cell.base_model],
                     prompt=sample.prompt,
@@ -401,10 +410,10 @@ def all_answers(bundle: Bundle, texts: Texts, seed: int) -> list[Answered]:
     return found
 
 
-def cluster_of(scores: pl.DataFrame) -> dict[Prompted, str]:
+def cluster_of(scores: pl.DataFrame) -> dict[SheetPrompt, str]:
     """The cluster of each prompt that is in one."""
     frame = scores.select("task", "sample_id", "cluster").unique().drop_nulls()
-    return {Prompted(task, sample): cluster for task, sample, cluster in frame.iter_rows()}
+    return {SheetPrompt(task, sample): cluster for task, sample, cluster in frame.iter_rows()}
 
 
 def _said(value: float | None) -> str:
@@ -416,7 +425,7 @@ def text_id(seed: int, task: str, metric: str, prompt: str, answer: str) -> str:
     return keyed(seed, "id", task, metric, prompt, answer)[:16]
 
 
-def sheet_rows(drawn: tuple[Drawn, ...], texts: Texts, seed: int) -> list[SheetRow]:
+def sheet_rows(drawn: tuple[SamplingRecord, ...], texts: Texts, seed: int) -> list[SheetRow]:
     """The rows of the sheet in their order.
 
     Raises:

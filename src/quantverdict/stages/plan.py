@@ -12,12 +12,12 @@ from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.sources import resolve
 from quantverdict.bundle.judge_registry import is_alike, labels_file
 from quantverdict.bundle.manifest import RENDERED, Bundle
-from quantverdict.bundle.prompts import Plan, make_plan
+from quantverdict.bundle.prompts import PromptPlan, make_plan
 from quantverdict.bundle.store import (
     DRIFTS,
     MARGINS,
     SEMANTIC,
-    Took,
+    Timing,
     judge_clock,
     read_labels,
     time_taken,
@@ -38,7 +38,7 @@ from quantverdict.tasks.catalog import Task
 
 if TYPE_CHECKING:
     from quantverdict.planning.estimate import Speed, StudyEstimate
-    from quantverdict.planning.power import Gating, Observed
+    from quantverdict.planning.power import DecisionRules, PilotStats
     from quantverdict.tasks.catalog import Task
 
 # What it takes to score the answers of a study by encoders, judges and probes, before it runs.
@@ -61,26 +61,26 @@ EARLIER = "as in the earlier run"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class JudgeTiming:
     """What an earlier run asked of a judge: questions, mean tokens read and written, and how long it took."""
 
     questions: int
     read: float
     written: float
-    took: Took
+    took: Timing
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class ScoringTime:
     """What an earlier run spent on scoring; nothing of it where there was none."""
 
-    semantic: Took = field(default_factory=Took)
-    margins: Took = field(default_factory=Took)
-    drifts: Took = field(default_factory=Took)
-    judges: Mapping[str, Asked] = field(default_factory=dict)
+    semantic: Timing = field(default_factory=Timing)
+    margins: Timing = field(default_factory=Timing)
+    drifts: Timing = field(default_factory=Timing)
+    judges: Mapping[str, JudgeTiming] = field(default_factory=dict)
 
 
-def spent_on(bundle: Bundle, study: Study) -> Spent:
+def spent_on(bundle: Bundle, study: Study) -> ScoringTime:
     """What a bundle says of itself; of judges only those that are still asked as they were."""
     entries = roll_of(bundle).judges
     judges = {}
@@ -92,12 +92,14 @@ def spent_on(bundle: Bundle, study: Study) -> Spent:
         if said:
             read, written = (sum(getattr(one, key) for one in said) for key in ("prompt_tokens", "output_tokens"))
             took = time_taken(bundle.root, judge_clock(labels_file(entry)))
-            judges[judge.name] = Asked(len(said), read / len(said), written / len(said), took)
+            judges[judge.name] = JudgeTiming(len(said), read / len(said), written / len(said), took)
     semantic, margins, drifts = (time_taken(bundle.root, name) for name in (SEMANTIC, MARGINS, DRIFTS))
-    return Spent(semantic, margins, drifts, judges)
+    return ScoringTime(semantic, margins, drifts, judges)
 
 
-def scoring_costs(study: Study, tasks: Sequence[Task], plan: Plan, speed: Speed, spent: Spent) -> tuple[Cost, ...]:
+def scoring_costs(
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, spent: ScoringTime
+) -> tuple[Cost, ...]:
     """A line each for encoders, every judge that can run, and probes; none for what a study has not.
 
     Args:
@@ -114,7 +116,7 @@ def _cells(study: Study, model: Model) -> int:
     return len(model.variants) + study.nulls
 
 
-def _semantic(study: Study, tasks: Sequence[Task], spent: Spent) -> Iterator[Cost]:
+def _semantic(study: Study, tasks: Sequence[Task], spent: ScoringTime) -> Iterator[Cost]:
     settings = study.semantic
     if settings is None:
         return
@@ -128,7 +130,9 @@ def _semantic(study: Study, tasks: Sequence[Task], spent: Spent) -> Iterator[Cos
     yield Cost("semantic", pairs, "pairs of texts", None, None, seconds, None, basis)
 
 
-def _judge(study: Study, tasks: Sequence[Task], plan: Plan, judge: JudgeConfig, known: tuple[Speed, Spent]) -> Cost:
+def _judge(
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, judge: JudgeConfig, known: tuple[Speed, ScoringTime]
+) -> Cost:
     names = {rubric.of: rubric.name for rubric in judge_rubrics()}
     rubrics = {task.name: names[name] for task in tasks for name in task.metrics if name in names}
     asked = [prompt for prompt in plan.prompts if prompt.task in rubrics]
@@ -164,12 +168,14 @@ def _questions(study: Study, model: Model, judge: JudgeConfig, prompts: int) -> 
     return prompts * (len(quants) + study.nulls * based)
 
 
-def _tokens_read(prompt: Prompt, rubric: str, plan: Plan, speed: Speed) -> float:
+def _tokens_read(prompt: Prompt, rubric: str, plan: PromptPlan, speed: Speed) -> float:
     question = question_text(Question(load_rubric(rubric), prompt.text, ""))
     return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].max_new_tokens)
 
 
-def _whitebox(study: Study, tasks: Sequence[Task], plan: Plan, speed: Speed, spent: Spent) -> Iterator[Cost]:
+def _whitebox(
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, spent: ScoringTime
+) -> Iterator[Cost]:
     """Margins of every build, and the baseline's answers along which each other build is gone."""
     settings = study.whitebox
     if not (settings.openings or settings.prompts):
@@ -212,13 +218,13 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     asked = make_plan(
         study, tasks, file.chat_template if file else None, file.special_tokens if file else {}, model.name
     )
-    observed: dict[str, Observed] = {}
-    spent = Spent()
+    observed: dict[str, PilotStats] = {}
+    spent = ScoringTime()
     # All of them: which builds are duplicates only this study's own files can tell, once they are made.
     builds = sum(len(each.variants) - 1 for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
-            bundle.refuse_differing((*RENDERED, "timings/"))
+            bundle.check_meta_equal((*RENDERED, "timings/"))
             speed, observed = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
             spent = spent_on(bundle, study)
     elif measure and path is not None:
@@ -239,16 +245,16 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, spent))
 
 
-def gating(study: Study, builds: int) -> Gating:
+def gating(study: Study, builds: int) -> DecisionRules:
     """What the outcomes of `builds` builds, baselines not counted, would be decided by."""
     from quantverdict.collect.schedule import SEQUENTIAL_SHARE
     from quantverdict.matrix.columns import METRICS
-    from quantverdict.planning.power import Gating
+    from quantverdict.planning.power import DecisionRules
 
     policy = study.policy
     # Looking early has a share of alpha; what is left is the least that a build's tests have.
     share = 1 - SEQUENTIAL_SHARE if study.stopping == "sequential" else 1.0
-    return Gating(
+    return DecisionRules(
         margins={metric: float(margin / 100) for metric, margin in policy.gates.items()},
         means=[metric for metric in policy.gates if METRICS[metric].power_rule == "mean"],
         builds=builds,
@@ -258,7 +264,7 @@ def gating(study: Study, builds: int) -> Gating:
     )
 
 
-def speed_of(bundle: Bundle, asked: Plan) -> Speed:
+def speed_of(bundle: Bundle, asked: PromptPlan) -> Speed:
     """Speed and answer lengths of an earlier run, for what will be asked."""
     from quantverdict.planning.estimate import speed_of_run
 
@@ -268,7 +274,7 @@ def speed_of(bundle: Bundle, asked: Plan) -> Speed:
     return speed_of_run(outcomes.values(), answers, asked)
 
 
-def pairs_seen(bundle: Bundle, policy: Policy) -> dict[str, Observed]:
+def pairs_seen(bundle: Bundle, policy: Policy) -> dict[str, PilotStats]:
     """Of each share of an earlier run: how its builds' answers differ from those of their baselines."""
     from quantverdict.planning.power import observed_pairs
 

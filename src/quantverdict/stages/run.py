@@ -22,22 +22,22 @@ from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
 from quantverdict.stages.ask import ask, make_builds
 from quantverdict.stages.decide import (
+    build_matrix,
+    check_policy_unchanged,
     decide,
     decided_policy,
     grade,
-    refuse_changed_policy,
     render,
     samples_of,
-    summarise,
 )
 from quantverdict.stages.facts import stored_builds, view_of
-from quantverdict.stages.verify import Rehearsal
+from quantverdict.stages.verify import DryRunBundle
 
 if TYPE_CHECKING:
     from quantverdict.planning.estimate import StudyEstimate
-    from quantverdict.protocol.differences import Differences
+    from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
-    from quantverdict.stages.label import Sheet
+    from quantverdict.stages.label import LoadedSheet
 
 
 def run(study: Study, out: Path | None = None, *, view: LineProgress) -> Path:
@@ -65,7 +65,7 @@ def run(study: Study, out: Path | None = None, *, view: LineProgress) -> Path:
         measure_inside(study, tasks, builds, bundle, view.say)
         grade(tasks, builds, bundle, encoders, view.say)
         judge_study(study, bundle, view)
-        settle(bundle)
+        recompute(bundle)
     return bundle.root
 
 
@@ -86,8 +86,8 @@ def analyze(path: Path, policy: str | None = None) -> Path:
     """Scores in, decision out: everything after grading, again."""
     with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv") as bundle:
         if policy is None:
-            refuse_changed_policy(bundle)
-        settle(bundle, load_policy(policy) if policy else None)
+            check_policy_unchanged(bundle)
+        recompute(bundle, load_policy(policy) if policy else None)
     return bundle.root
 
 
@@ -98,9 +98,9 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
         BundleError: the bundle holds no study's answers, or was changed since.
         TaskError: a task file of the study is not where it was.
     """
-    from quantverdict.stages.judgements import keep_judged
+    from quantverdict.stages.judgements import save_judged
 
-    study = Rehearsal(path).config
+    study = DryRunBundle(path).config
     if not isinstance(study, Study):
         raise BundleError(f"{path}: holds no study.yaml")
     tasks = study_tasks(study)
@@ -108,26 +108,26 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
     with Bundle.open(path, study) as bundle, view:
         builds = stored_builds(bundle)
         grade(tasks, builds, bundle, encoders, view.say)
-        keep_judged(bundle)
-        settle(bundle, decided_policy(bundle))
+        save_judged(bundle)
+        recompute(bundle, decided_policy(bundle))
     return bundle.root
 
 
 def judge_study(study: Study, bundle: Bundle, view: LineProgress) -> None:
     """answers -> `judgements.parquet`; a judge that cannot run gives no label, and the run goes on without it."""
     from quantverdict.stages.judge import ask_judge
-    from quantverdict.stages.judgements import keep_judged
+    from quantverdict.stages.judgements import save_judged
 
     judges = sorted((judge for judge in study.judges if judge.engine), key=lambda judge: judge.second)
     for number, judge in enumerate(judges):
         if judge.second and not (number and judges[number - 1].second):
-            keep_judged(bundle)
-            settle_tables(bundle)  # which cells it judges whole is read from the regimes
+            save_judged(bundle)
+            recompute_tables(bundle)  # which cells it judges whole is read from the regimes
         try:
             ask_judge(bundle, judge, study.folder, view.say)
         except (EngineError, ArtifactError) as error:
             view.say(f"judge {judge.name}: failed: {error}")
-    keep_judged(bundle)
+    save_judged(bundle)
 
 
 def judge(path: Path, name_or_file: str, *, view: LineProgress) -> list[dict[str, str]]:
@@ -145,27 +145,27 @@ def judge(path: Path, name_or_file: str, *, view: LineProgress) -> list[dict[str
         EngineError: the judge cannot be loaded or asked; what it said so far is kept.
     """
     from quantverdict.stages.judge import ask_judge
-    from quantverdict.stages.judgements import find_judge, keep_judged
+    from quantverdict.stages.judgements import find_judge, save_judged
 
     with Bundle.reopen(path, "judge", "scores.parquet") as bundle, view:
         chosen, folder = find_judge(bundle, name_or_file)
         ask_judge(bundle, chosen, folder, view.say)
-        keep_judged(bundle)
-        settle(bundle, decided_policy(bundle))
+        save_judged(bundle)
+        recompute(bundle, decided_policy(bundle))
         return bundle.read_table("judges") if bundle.path("judges.csv").exists() else []
 
 
-def settle(bundle: Bundle, policy: Policy | None = None) -> None:
+def recompute(bundle: Bundle, policy: Policy | None = None) -> None:
     """From the scores that a bundle holds, or the matrix alone where it holds none, to the report."""
-    settle_tables(bundle, policy)
+    recompute_tables(bundle, policy)
     render(bundle)
 
 
-def settle_tables(bundle: Bundle, policy: Policy | None = None) -> None:
+def recompute_tables(bundle: Bundle, policy: Policy | None = None) -> None:
     """From the scores to the decision."""
     samples = samples_of(bundle)
     if samples is not None:
-        summarise(bundle, samples)
+        build_matrix(bundle, samples)
     decide(bundle, policy, samples)
 
 
@@ -180,11 +180,11 @@ def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
         DataError: a file has another hash, or a row cannot be used; nothing was written.
         BundleError: `out` holds something that this would overwrite.
     """
-    from quantverdict.stages.ingest import keep, load
+    from quantverdict.stages.ingest import load, save_result
 
     loaded = load(sources_file, out, quarantine=quarantine)
     with Bundle.open(out, loaded.found.sources) as bundle:
-        keep(loaded, bundle)
+        save_result(loaded, bundle)
         decide(bundle, None, loaded.samples, loaded.rows)
         render(bundle)
     return bundle.root
@@ -201,9 +201,9 @@ def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
 
     rows, rules = read_matrix(matrix_file), load_policy(policy)
     with Bundle.open(out, None) as bundle:
-        if bundle.recorded("config"):
+        if bundle.get_meta("config"):
             raise BundleError(f"{out}: holds the run of a study; name another bundle")
-        bundle.record(sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}])
+        bundle.set_meta(sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}])
         bundle.write_table(matrix_table(rows))
         decide(bundle, rules)
         render(bundle)
@@ -216,7 +216,7 @@ def decision_of(path: Path) -> BundleTables:
     Raises:
         BundleError: nothing was.
     """
-    return view_of(Rehearsal(path))
+    return view_of(DryRunBundle(path))
 
 
 def report(path: Path, profile: str | None = None) -> list[Path]:
@@ -227,12 +227,12 @@ def report(path: Path, profile: str | None = None) -> list[Path]:
     """
     with Bundle.reopen(path, "report", "decision.json") as bundle:
         if profile is not None:
-            bundle.record(report={"profile": profile})
+            bundle.set_meta(report={"profile": profile})
         render(bundle)
     return [path / "report.md", path / "report.html"]
 
 
-def label(path: Path, out: Path, rows: int) -> Sheet:
+def label(path: Path, out: Path, rows: int) -> LoadedSheet:
     """Write a blinded sheet of a bundle's answers for people to label.
 
     Args:
@@ -249,18 +249,18 @@ def label(path: Path, out: Path, rows: int) -> Sheet:
     return sheet
 
 
-def read_labels(path: Path, file: Path) -> Sheet:
+def read_labels(path: Path, file: Path) -> LoadedSheet:
     """Read a labelled sheet back into its bundle: error rates of instruments, corrected rates, and the report anew.
 
     Raises:
         DataError: the sheet, by file, line and column.
         BundleError: no sheet was made of this bundle.
     """
-    from quantverdict.stages.label import keep_labels
+    from quantverdict.stages.label import save_labels
 
     with Bundle.reopen(path, "label --read", "decision.json") as bundle:
-        sheet = keep_labels(bundle, file)
-        settle(bundle, decided_policy(bundle))
+        sheet = save_labels(bundle, file)
+        recompute(bundle, decided_policy(bundle))
     return sheet
 
 
@@ -275,11 +275,11 @@ def read_gate(policy: str | None, build: str | None = None, study: Study | None 
     Raises:
         StudyError: with file, line and key; or builds that the study has not.
     """
-    from quantverdict.stages.gate import load_gate, refuse_strange
+    from quantverdict.stages.gate import check_policy_names, load_gate
 
     asked = load_gate(policy, build)
     if study is not None:
-        refuse_strange(asked, study)
+        check_policy_names(asked, study)
     return asked
 
 
@@ -301,7 +301,7 @@ def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = Non
     return found
 
 
-def diff(one: Path, two: Path) -> Differences:
+def diff(one: Path, two: Path) -> BundleDiff:
     """What changed from one bundle of a study to another.
 
     Raises:

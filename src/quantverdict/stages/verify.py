@@ -24,15 +24,15 @@ from quantverdict.protocol.claims import KEYS, broken, claims_of
 from quantverdict.records import Table, Value
 from quantverdict.registry import without_plugins
 from quantverdict.reporting.render import report_texts
-from quantverdict.stages.decide import decide, samples_of, summarise
-from quantverdict.stages.facts import JUDGEMENTS, OTHER_JUDGEMENTS, stored_frame, told_of, view_of
+from quantverdict.stages.decide import build_matrix, decide, samples_of
+from quantverdict.stages.facts import JUDGEMENTS, OTHER_JUDGEMENTS, collect_claims, stored_frame, view_of
 from quantverdict.stages.judgements import KEPT, judged, judgements_frame
 
 LAST_PLACES = 1e-6
 """How far, in relation to its size, a computed statistic may differ between machines; what is decided may not."""
 
 
-class Rehearsal(Bundle):
+class DryRunBundle(Bundle):
     """A bundle that is read as it is, while what a stage writes is kept in memory."""
 
     def __init__(self, root: Path) -> None:
@@ -76,7 +76,7 @@ def recheck(root: Path) -> list[str]:
     """
     import polars as pl
 
-    problems, bundle = list[str](), Rehearsal(root)
+    problems, bundle = list[str](), DryRunBundle(root)
     for check in (wrong_judgements, wrong_tables, wrong_claims, wrong_reports):
         try:
             problems += check(bundle)
@@ -93,7 +93,7 @@ def recheck(root: Path) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def wrong_judgements(bundle: Rehearsal) -> Iterator[str]:
+def wrong_judgements(bundle: DryRunBundle) -> Iterator[str]:
     """Judgements that are not what the judges said of the stored answers."""
     found = judged(bundle)
     if found is None:
@@ -107,7 +107,7 @@ def wrong_judgements(bundle: Rehearsal) -> Iterator[str]:
             yield f"{name}: not what judgements/*.jsonl give"
 
 
-def wrong_tables(bundle: Rehearsal) -> Iterator[str]:
+def wrong_tables(bundle: DryRunBundle) -> Iterator[str]:
     """The statistics and the decision, computed again with the policy that `decision.json` holds."""
     stored = bundle.read_json("decision.json")
     try:
@@ -117,14 +117,14 @@ def wrong_tables(bundle: Rehearsal) -> Iterator[str]:
         return
     samples = samples_of(bundle)
     if samples is not None:
-        summarise(bundle, samples)
+        build_matrix(bundle, samples)
         yield from difference(bundle.tables.pop("matrix"), bundle, "scores.parquet")
     decide(bundle, policy, samples)
     for table in bundle.tables.values():
         yield from difference(table, bundle, "matrix.csv")
     yield from (f"{name}: nothing gives it any longer" for name in bundle.dropped if bundle.path(name).exists())
     document = bundle.documents["decision.json"]
-    if bundle.recorded("config") is None:
+    if bundle.get_meta("config") is None:
         document = {**document, "study": stored.get("study")}
     yield from (f"decision.json: {text}" for text in list(unlike(stored, document))[:1])
 
@@ -179,9 +179,9 @@ def unlike(stored: object, computed: object, path: str = "") -> Iterator[str]:
         yield f"{path} is {stored!r}; matrix.csv gives {computed!r}"
 
 
-def wrong_claims(bundle: Rehearsal) -> Iterator[str]:
+def wrong_claims(bundle: DryRunBundle) -> Iterator[str]:
     """Claims that no longer hold, that are not those of the report, or that the ledger lacks."""
-    ledger = told_of(bundle).everything
+    ledger = collect_claims(bundle).everything
     stored = claims_of(bundle.read_table("claims"))
     yield from broken(stored, ledger.read)
     known = {claim.claim_id: claim for claim in stored}
@@ -195,9 +195,9 @@ def wrong_claims(bundle: Rehearsal) -> Iterator[str]:
                 yield f"claims.csv: claim {claim_id}: {name} is {getattr(old, name)!r}, not {getattr(claim, name)!r}"
 
 
-def wrong_reports(bundle: Rehearsal) -> Iterator[str]:
+def wrong_reports(bundle: DryRunBundle) -> Iterator[str]:
     """Reports that are not what the artefacts give, by their first line that differs."""
-    told = told_of(bundle)
+    told = collect_claims(bundle)
     for name, text in report_texts(view_of(bundle, told), told).items():
         path = bundle.path(name)
         if not path.is_file() or path.read_bytes() == text:

@@ -15,7 +15,7 @@ from quantverdict.bundle import frames
 from quantverdict.bundle.integrity import read_manifest
 from quantverdict.bundle.store import read_responses, responses_path
 from quantverdict.errors import BundleError, DataError
-from quantverdict.protocol.document import refuse_other_schema
+from quantverdict.protocol.document import check_schema
 from quantverdict.records import CellId
 from quantverdict.registry import METRICS, one_of
 from quantverdict.reporting.formats import harmless, plain
@@ -144,7 +144,7 @@ class BundleView:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path}: cannot be read ({error})") from error
-        refuse_other_schema(document, path)
+        check_schema(document, path)
         return Decision(document)
 
     @property

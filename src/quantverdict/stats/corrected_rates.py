@@ -73,7 +73,7 @@ class Stratum:
 
 
 @dataclass(frozen=True, slots=True)
-class Corrected:
+class CorrectedRate:
     """A rate, or a difference of rates, as a person would have given it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Corrected:
 
 def corrected_rate(
     strata: Sequence[Stratum], confidence: float = 0.95, *, design_effect: float = 1.0
-) -> Corrected | None:
+) -> CorrectedRate | None:
     """A person's rate over all answers, for prompts like these.
 
     Variance relative to that of a rate of as many labelled answers:
@@ -116,7 +116,7 @@ def corrected_rate(
     inflation = 1 + total * sampling / (likely * (1 - likely)) if 0 < likely < 1 else 1.0
     n = total / (inflation * max(design_effect, 1.0))
     around = wilson_at(min(max(rate, 0.0), 1.0), n, confidence)
-    return Corrected(rate, around.lo, around.hi, n)
+    return CorrectedRate(rate, around.lo, around.hi, n)
 
 
 def _domain(stratum: Stratum, off: float, total: float) -> float:
@@ -135,7 +135,7 @@ def _domain(stratum: Stratum, off: float, total: float) -> float:
 
 def corrected_difference(
     gained: Sequence[Stratum], lost: Sequence[Stratum], confidence: float = 0.95, *, design_effect: float = 1.0
-) -> Corrected | None:
+) -> CorrectedRate | None:
     """Rate of the pairs that gained less that of the pairs that lost, over the same pairs.
 
     Tango's score interval (`paired.tango_interval`) at an effective number of pairs, inflated as in `corrected_rate`
@@ -169,7 +169,7 @@ def corrected_difference(
     uncertain = plain_sum(part**2 / one.clear for part, one in zip(sampling, gained, strict=True) if one.clear)
     n /= max(design_effect, 1.0) * few(variance**2 / uncertain if uncertain else math.inf, confidence)
     around = tango_interval(up * n, down * n, n, confidence)
-    return Corrected(up - down, around.lo, around.hi, n)
+    return CorrectedRate(up - down, around.lo, around.hi, n)
 
 
 def _likely_changes(pairs: Sequence[tuple[Stratum, Stratum]]) -> list[tuple[float, float]]:

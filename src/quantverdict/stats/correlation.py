@@ -48,7 +48,7 @@ class RepeatedMeasures:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Spread:
+class ScaledColumn:
     """A column as correlations take it: its deviations from the mean, of length 1 together; None: it does not vary."""
 
     n: int
@@ -128,12 +128,12 @@ def ranks(values: FloatArray) -> FloatArray:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
-def spread(values: FloatArray) -> Spread:
+def spread(values: FloatArray) -> ScaledColumn:
     """A column of finite numbers, ready to be correlated with others."""
-    return Spread(len(values), _unit(values - values.mean(), values) if len(values) else None)
+    return ScaledColumn(len(values), _unit(values - values.mean(), values) if len(values) else None)
 
 
-def correlated(x: Spread, y: Spread, confidence: float = 0.95) -> Correlation:
+def correlated(x: ScaledColumn, y: ScaledColumn, confidence: float = 0.95) -> Correlation:
     """`pearson` of two equally long columns; `spearman` where they are spreads of ranks."""
     if x.n < 3:
         return Correlation(x.n, reason="fewer than 3 points")

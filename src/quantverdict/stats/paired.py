@@ -336,7 +336,7 @@ class NoiseFloor:
 
 
 @dataclass(frozen=True, slots=True)
-class Excess:
+class FlipExcess:
     """Flips of a variant beyond those of the null arms.
 
     Attributes:
@@ -371,7 +371,9 @@ def noise_floor(nulls: npt.ArrayLike, confidence: float = 0.95) -> NoiseFloor:
     return NoiseFloor(n, arms, total, total / (arms * n), hi)
 
 
-def excess_flips(variant: npt.ArrayLike, nulls: npt.ArrayLike, clusters: Sequence[Hashable] | None = None) -> Excess:
+def excess_flips(
+    variant: npt.ArrayLike, nulls: npt.ArrayLike, clusters: Sequence[Hashable] | None = None
+) -> FlipExcess:
     """Does a variant flip more prompts than the null arms do? Exact, conditional on the flips of each prompt.
 
     Were the variant one more null arm, then which of a prompt's flips are its own would be an even draw among all arms;
@@ -397,7 +399,7 @@ def excess_flips(variant: npt.ArrayLike, nulls: npt.ArrayLike, clusters: Sequenc
     for unit in counts[counts.any(axis=1)]:
         chances = np.convolve(chances, np.bincount(unit) / len(unit))
     seen, total = int(mine.sum()), int(counts.sum())
-    return Excess(seen, total / counts.shape[1], min(1.0, float(chances[seen:].sum())))
+    return FlipExcess(seen, total / counts.shape[1], min(1.0, float(chances[seen:].sum())))
 
 
 def _arms(nulls: npt.ArrayLike) -> npt.NDArray[np.bool_]:

@@ -21,7 +21,7 @@ _NORMAL = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Chances:
+class OutcomeProbabilities:
     """How often each outcome of a comparison is to be expected; they add up to 1."""
 
     non_inferior: float
@@ -139,7 +139,9 @@ def n_noninferior(margin: float, discordance: float, power: float = 0.8, confide
     return math.ceil(((z_a * math.sqrt(null) + z_b * math.sqrt(discordance)) / margin) ** 2)
 
 
-def outcome_probabilities(n: int, discordance: float, true_loss: float, margin: float, alpha: float = 0.025) -> Chances:
+def outcome_probabilities(
+    n: int, discordance: float, true_loss: float, margin: float, alpha: float = 0.025
+) -> OutcomeProbabilities:
     """The chance of each outcome of `noninferiority.rate_loss` at n independent pairs, by its exact rejection regions.
 
     Args:
@@ -158,7 +160,7 @@ def outcome_probabilities(n: int, discordance: float, true_loss: float, margin: 
     lost, gained = (share + true_loss) / 2, (share - true_loss) / 2
     within = chance(most_lost(n, margin, alpha), n, lost, gained)
     beyond = chance(most_lost(n, -margin, alpha), n, gained, lost)
-    return Chances(within, beyond, max(0.0, 1 - within - beyond))
+    return OutcomeProbabilities(within, beyond, max(0.0, 1 - within - beyond))
 
 
 @lru_cache(maxsize=1 << 10)
@@ -196,7 +198,9 @@ def n_resolved(
     return n
 
 
-def mean_outcome_probabilities(n: int, sd: float, true_loss: float, margin: float, alpha: float = 0.025) -> Chances:
+def mean_outcome_probabilities(
+    n: int, sd: float, true_loss: float, margin: float, alpha: float = 0.025
+) -> OutcomeProbabilities:
     """The chance of each outcome of `noninferiority.mean_loss` at n independent pairs whose difference has `sd`.
 
     By the noncentral t distribution: an approximation, as that test takes skewness out. Where rare prompts that lose
@@ -208,12 +212,12 @@ def mean_outcome_probabilities(n: int, sd: float, true_loss: float, margin: floa
     if n < 1 or not sd > 0 or not 0 < margin < 1 or not 0 < alpha < 0.5:
         raise ValueError(f"{n} pairs, sd {sd}, margin {margin}, level {alpha}")
     if n == 1:
-        return Chances(0.0, 0.0, 1.0)
+        return OutcomeProbabilities(0.0, 0.0, 1.0)
     shift, bound = (margin - true_loss) * math.sqrt(n) / sd, t_quantile(1 - alpha, n - 1)
     within, beyond = (_beyond(one, bound, n - 1) for one in (shift, -shift))
     if (1 - margin) ** n > alpha:
         within = 0.0
-    return Chances(within, beyond, max(0.0, 1 - within - beyond))
+    return OutcomeProbabilities(within, beyond, max(0.0, 1 - within - beyond))
 
 
 def power_continuous(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:

@@ -40,7 +40,7 @@ class Crossproducts:
 
 
 @dataclass(frozen=True, slots=True)
-class Maximum:
+class MixedModelFit:
     """The fit, in the units of the data given: fixed slope, covariance of the random effects, residual variance."""
 
     slope: float
@@ -71,12 +71,12 @@ def unbounded(data: Crossproducts, random_slope: bool) -> bool:
     return bool(left <= _NOTHING * data.n)
 
 
-def fit_at(data: Crossproducts, factor: FloatArray) -> Maximum:
+def fit_at(data: Crossproducts, factor: FloatArray) -> MixedModelFit:
     """The fit whose random effects have this factor: that of the highest likelihood, `best_intercept` or another."""
     value, fixed, residual, whitened = _solve(data, factor)
     covariance = factor @ factor.T
     at_boundary = _singular(covariance)
-    return Maximum(
+    return MixedModelFit(
         slope=float(fixed[1]),
         slope_se=_slope_se(data.n, whitened, fixed, residual, None if at_boundary else len(factor)),
         covariance=covariance * residual,
@@ -387,7 +387,7 @@ def _step(data: _Groups, root: FloatArray, damp: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LinearFit:
     """y = intercept + slope x by least squares; `p` is of the slope. Figures are None where `reason` says why."""
 
     n: int
@@ -427,7 +427,7 @@ class MixedFit:
     reason: str = ""
 
 
-def ols(x: npt.ArrayLike, y: npt.ArrayLike) -> Line:
+def ols(x: npt.ArrayLike, y: npt.ArrayLike) -> LinearFit:
     """Ordinary least squares on one predictor; `p` from Student's t with n - 2 degrees of freedom.
 
     Raises:
@@ -435,10 +435,10 @@ def ols(x: npt.ArrayLike, y: npt.ArrayLike) -> Line:
     """
     link = pearson(x, y)
     if link.r is None:
-        return Line(link.n, reason=link.reason)
+        return LinearFit(link.n, reason=link.reason)
     one, two = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     slope = link.r * float(np.std(two) / np.std(one))
-    return Line(link.n, slope, float(two.mean()) - slope * float(one.mean()), link.r**2, link.p)
+    return LinearFit(link.n, slope, float(two.mean()) - slope * float(one.mean()), link.r**2, link.p)
 
 
 def mixed_effects(
@@ -471,17 +471,17 @@ def mixed_effects_of_each(
 ) -> list[MixedFit]:
     """`mixed_effects` of many sets of points: random slopes are sought for all of them together."""
     prepared = [_prepared(*points, random_slope) for points in samples]
-    ready = [one for one in prepared if isinstance(one, _Scaled)]
+    ready = [one for one in prepared if isinstance(one, _ScaledPoints)]
     if random_slope:
         factors = list(best_slopes([one.data for one in ready])) if ready else []
     else:
         factors = [best_intercept(one.data) for one in ready]
     fitted = iter([_fit(one, factor, confidence) for one, factor in zip(ready, factors, strict=True)])
-    return [next(fitted) if isinstance(one, _Scaled) else one for one in prepared]
+    return [next(fitted) if isinstance(one, _ScaledPoints) else one for one in prepared]
 
 
 @dataclass(frozen=True, slots=True)
-class _Scaled:
+class _ScaledPoints:
     """Points ready to fit: mean of x, and the units of x and y that are taken out."""
 
     data: Crossproducts
@@ -490,7 +490,9 @@ class _Scaled:
     scale_y: float
 
 
-def _prepared(y: npt.ArrayLike, x: npt.ArrayLike, groups: Sequence[Hashable], random_slope: bool) -> _Scaled | MixedFit:
+def _prepared(
+    y: npt.ArrayLike, x: npt.ArrayLike, groups: Sequence[Hashable], random_slope: bool
+) -> _ScaledPoints | MixedFit:
     raw_y, raw_x = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
     n = len(raw_y)
     if len(groups) != n:
@@ -504,10 +506,10 @@ def _prepared(y: npt.ArrayLike, x: npt.ArrayLike, groups: Sequence[Hashable], ra
     data = crossproducts((raw_x - centre) / scale_x, (raw_y - raw_y.mean()) / scale_y, groups)
     if unbounded(data, random_slope):
         return MixedFit(n, reason="too few points within groups to tell their spread from the residual")
-    return _Scaled(data, centre, scale_x, scale_y)
+    return _ScaledPoints(data, centre, scale_x, scale_y)
 
 
-def _fit(points: _Scaled, factor: npt.NDArray[np.float64], confidence: float) -> MixedFit:
+def _fit(points: _ScaledPoints, factor: npt.NDArray[np.float64], confidence: float) -> MixedFit:
     fit = fit_at(points.data, factor)
     unit = points.scale_y / points.scale_x
     coef, se = fit.slope * unit, fit.slope_se * unit

@@ -109,7 +109,7 @@ _LISTS = ("correct_answers", "incorrect_answers")
 _ANSWERS = ("answer_choice_0", "answer_choice_1", "answer_choice_2")
 
 
-class Wrong(NamedTuple):
+class ItemProblem(NamedTuple):
     """What a task type's `check` finds in an item: the field (empty for the item), what is wrong, what is expected."""
 
     field: str
@@ -223,33 +223,33 @@ def _check_items(file: TaskSource, task: Task) -> None:
             file.refuse((*at, *([wrong.field] if wrong.field else [])), wrong.problem, wrong.expected)
 
 
-def check_choice(task: Task, item: Item) -> Wrong | None:
+def check_choice(task: Task, item: Item) -> ItemProblem | None:
     """The choices of a classification's item, and whether its reference is one that an answer could match."""
     letters = "".join(catalog.choice_texts(item))
     if letters and ("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)] != letters or len(letters) < 2):
-        return Wrong("", f"choices {', '.join(letters)}", "A, B and so on without a gap")
+        return ItemProblem("", f"choices {', '.join(letters)}", "A, B and so on without a gap")
     choices = catalog.choice_continuations(task, item)
     if len(set(choices)) != len(choices):
-        return Wrong("categories", "a label is given twice", "each label once")
+        return ItemProblem("categories", "a label is given twice", "each label once")
     if choices and item.reference not in choices:
-        return Wrong("reference", f"{item.reference!r} is not a choice", f"one of {', '.join(choices)}")
+        return ItemProblem("reference", f"{item.reference!r} is not a choice", f"one of {', '.join(choices)}")
     if catalog.apply_filters(task, str(item.reference)) != item.reference:
-        return Wrong("reference", f"{item.reference!r} cannot match after the filters", "what the filters leave")
+        return ItemProblem("reference", f"{item.reference!r} cannot match after the filters", "what the filters leave")
     return None
 
 
-def check_bias(_task: Task, item: Item) -> Wrong | None:
+def check_bias(_task: Task, item: Item) -> ItemProblem | None:
     """The answers of an ambiguous question: the reference and the stereotype are among them."""
     answers = [item.fields[field] for field in _ANSWERS]
     if item.reference not in answers:
-        return Wrong("reference", "is not a choice", f"one of {', '.join(map(repr, answers))}")
+        return ItemProblem("reference", "is not a choice", f"one of {', '.join(map(repr, answers))}")
     right = answers.index(item.reference)
     if item.fields.get("correct_label", right) != right:
-        return Wrong("correct_label", "is not the place of the reference", str(right))
+        return ItemProblem("correct_label", "is not the place of the reference", str(right))
     # Published files have items whose stereotype is not one of the answers: the place may be the reference's.
     stereotyped = item.fields["stereotyped_idx"]
     if isinstance(stereotyped, bool) or stereotyped not in range(3):
-        return Wrong("stereotyped_idx", f"{stereotyped!r} is not a choice", "0, 1 or 2")
+        return ItemProblem("stereotyped_idx", f"{stereotyped!r} is not a choice", "0, 1 or 2")
     return None
 
 

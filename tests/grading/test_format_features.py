@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.grading import form
-from quantverdict.grading.form import (
+from quantverdict.grading import format_features
+from quantverdict.grading.format_features import (
     LANGUAGE_BYTES,
     LOOP_CHARS,
     LOOP_TIMES,
@@ -139,12 +139,12 @@ def test_a_language_model_that_cannot_be_unpacked_leaves_the_language_unknown(mo
     def full(*_, **__):
         raise OSError(27, "File too large")
 
-    form._identifier.cache_clear()
+    format_features._identifier.cache_clear()
     language.cache_clear()
     monkeypatch.setattr("py3langid.langid.LanguageIdentifier.from_model_file", full)
     assert language(ENGLISH) is None
     assert other_language(ENGLISH, GERMAN) is None
-    form._identifier.cache_clear()
+    format_features._identifier.cache_clear()
     language.cache_clear()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.grading.form import Reading, openings, template_of
+from quantverdict.grading.format_features import TemplateReading, openings, template_of
 from quantverdict.matrix.grid import Codes, Column, intervals
 from quantverdict.records import CellId, Estimate, Table
 from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_proportion, percentiles, resampled_counts
@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
+class FormatAlert:
     """One alarm of one build, over the prompts for which it is known of both the build and its baseline.
 
     Attributes:
@@ -83,7 +83,7 @@ class Alarm:
 
 def alarms(
     answers: pl.DataFrame, baselines: Mapping[CellId, CellId], alpha: float, statistics: StatisticsConfig, seed: int
-) -> tuple[Alarm, ...]:
+) -> tuple[FormatAlert, ...]:
     """Every alarm of every build that shares a prompt with its baseline, in the order of `baselines`.
 
     Args:
@@ -93,7 +93,7 @@ def alarms(
         statistics: confidence of intervals, and resamples.
         seed: of the bootstrap.
     """
-    found: list[Alarm] = []
+    found: list[FormatAlert] = []
     lengths: dict[CellId, Column] = {}
     for cell, baseline in baselines.items():
         for name, mine, theirs, units in _pairs(answers, cell, baseline):
@@ -106,7 +106,7 @@ def alarms(
     return tuple(_settled(one, p, drawn, alpha) for one, p in zip(found, adjusted, strict=True) if p is not None)
 
 
-def _settled(one: Alarm, p_holm: float, drawn: Mapping[CellId, Interval], alpha: float) -> Alarm:
+def _settled(one: FormatAlert, p_holm: float, drawn: Mapping[CellId, Interval], alpha: float) -> FormatAlert:
     worse = one.name == LENGTH or one.shift > 0
     if one.name == LENGTH:
         one = replace(one, lo=drawn[one.cell].lo, hi=drawn[one.cell].hi)
@@ -136,7 +136,9 @@ def _pairs(
             yield name, next(values), next(values), units
 
 
-def _compare(cell: CellId, name: str, arms: tuple[FloatArray, FloatArray], units: Codes, confidence: float) -> Alarm:
+def _compare(
+    cell: CellId, name: str, arms: tuple[FloatArray, FloatArray], units: Codes, confidence: float
+) -> FormatAlert:
     mine, theirs = arms
     change, n = mine - theirs, len(mine)
     lost, gained = int((change < 0).sum()), int((change > 0).sum())
@@ -150,7 +152,7 @@ def _compare(cell: CellId, name: str, arms: tuple[FloatArray, FloatArray], units
             effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, (1 - confidence) / 2)
         share = tango_interval(gained / effect, lost / effect, n / effect, confidence)
         limits = Interval(100 * share.lo, 100 * share.hi)
-    return Alarm(
+    return FormatAlert(
         cell=cell,
         name=name,
         n=n,
@@ -165,7 +167,7 @@ def _compare(cell: CellId, name: str, arms: tuple[FloatArray, FloatArray], units
     )
 
 
-def alarms_table(found: Iterable[Alarm]) -> Table:
+def alarms_table(found: Iterable[FormatAlert]) -> Table:
     """`alarms.csv`: `k` of `n` prompts for a share, whose shift is in pp; blank for the length, in tokens."""
     rows = []
     for one in found:
@@ -178,14 +180,14 @@ def alarms_table(found: Iterable[Alarm]) -> Table:
     return Table("alarms", COLUMNS, tuple(rows))
 
 
-def told(one: Alarm) -> str:
+def describe(one: FormatAlert) -> str:
     """What changed, in words: `cut answers 3 to 40 of 172`."""
     if one.name == LENGTH:
         return f"mean length {float(one.baseline):.1f} to {float(one.value):.1f} tokens"
     return f"{SHARES[one.name]} {one.baseline * one.n} to {one.value * one.n} of {one.n}"
 
 
-def may_explain(one: Alarm, tier: str, alpha: float) -> bool:
+def may_explain(one: FormatAlert, tier: str, alpha: float) -> bool:
     """Whether a change of form, beyond chance, could have raised a metric of this tier.
 
     What was unread, cut, empty or looping and is so no longer; another language or length of free text. How long an
@@ -212,7 +214,7 @@ TEMPLATE_COLUMNS = ("base_model", "quant", "metric", "value", "k", "n", "ci_lo",
 
 
 def template_estimates(
-    answers: Mapping[CellId, Sequence[Reading]], statistics: StatisticsConfig, seed: int
+    answers: Mapping[CellId, Sequence[TemplateReading]], statistics: StatisticsConfig, seed: int
 ) -> dict[CellId, dict[str, Estimate]]:
     """`template_of` the answers of every cell, each metric with its interval; what was not measured is absent.
 
@@ -247,7 +249,7 @@ def templates_table(templates: Templates) -> Table:
 
 
 def _means(
-    answers: Mapping[CellId, Sequence[Reading]], measured: Mapping[Key, Estimate]
+    answers: Mapping[CellId, Sequence[TemplateReading]], measured: Mapping[Key, Estimate]
 ) -> Iterator[tuple[Key, Column]]:
     for cell, own in answers.items():
         refused = [reading.refused for reading in own]
@@ -262,7 +264,7 @@ def _means(
 
 
 def _shares(
-    answers: Mapping[CellId, Sequence[Reading]], statistics: StatisticsConfig, seed: int
+    answers: Mapping[CellId, Sequence[TemplateReading]], statistics: StatisticsConfig, seed: int
 ) -> Iterator[tuple[Key, Interval]]:
     by_size: dict[int, dict[CellId, list[int]]] = {}
     for cell, own in answers.items():

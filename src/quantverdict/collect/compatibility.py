@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantverdict.artifacts.builds import Build, Proof
+from quantverdict.artifacts.builds import Build, CompatibilityCheck
 from quantverdict.backends.base import Tokenizer
-from quantverdict.bundle.prompts import Plan
+from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.config import Study
 from quantverdict.errors import ArtifactError, EngineError
 from quantverdict.records import Artifact, CellId, Prompt
@@ -27,11 +27,11 @@ TokenizerOf = Callable[[Build], Tokenizer | None]
 """What a build's engine reads a prompt as; None where only its answers will tell."""
 
 
-def prove(
+def check_builds(
     study: Study,
     builds: Sequence[Build],
-    plans: Mapping[str, Plan],
-    known: Mapping[CellId, tuple[Proof, ...]],
+    plans: Mapping[str, PromptPlan],
+    known: Mapping[CellId, tuple[CompatibilityCheck, ...]],
     tokenizer_of: TokenizerOf,
 ) -> tuple[Build, ...]:
     """Every build with its proofs; baselines, twins, null arms and recorded answers need none.
@@ -58,7 +58,7 @@ def prove(
     )
 
 
-def refuse_mismatches(builds: Sequence[Build]) -> None:
+def require_compatible(builds: Sequence[Build]) -> None:
     """Stop before anything is asked of a build that is not what its baseline is.
 
     One whose weights, vocabulary and template are the baseline's, and whose settings are not, is asked the same
@@ -99,12 +99,12 @@ def configured_otherwise(builds: Sequence[Build]) -> dict[CellId, str]:
     }
 
 
-def _by_settings_alone(proof: Proof) -> bool:
+def _by_settings_alone(proof: CompatibilityCheck) -> bool:
     different = [check for check in proof.details if check["verdict"] == DIFFERENT]
     return proof.check == "lineage" and bool(different) and all(check.get("settings") for check in different)
 
 
-def _doubt(proof: Proof) -> str:
+def _doubt(proof: CompatibilityCheck) -> str:
     how = "is not proved" if proof.verdict == CANNOT_TELL else "differs"
     return f"{proof.check} {how}: {proof.reason}" + (f" (waived: {proof.waived})" if proof.waived else "")
 
@@ -117,19 +117,19 @@ def _baseline(builds: Sequence[Build], build: Build) -> Build | None:
 class _Case:
     """One build against its baseline."""
 
-    def __init__(self, study: Study, build: Build, base: Build, plan: Plan, tokenizer_of: TokenizerOf) -> None:
+    def __init__(self, study: Study, build: Build, base: Build, plan: PromptPlan, tokenizer_of: TokenizerOf) -> None:
         self.build, self.base, self.plan, self.tokenizer_of = build, base, plan, tokenizer_of
-        self.known: dict[str, Proof] = {}
+        self.known: dict[str, CompatibilityCheck] = {}
         self.waived: dict[str, str] = {
             str(waiver.check): waiver.reason for waiver in study.waivers if waiver.cell == str(build.cell)
         }
 
-    def proofs(self, known: Mapping[CellId, tuple[Proof, ...]]) -> list[Proof]:
+    def proofs(self, known: Mapping[CellId, tuple[CompatibilityCheck, ...]]) -> list[CompatibilityCheck]:
         # What could not be told is asked again: a server may be there now.
         self.known = {one.key: one for one in known.get(self.build.cell, ()) if one.verdict != CANNOT_TELL}
         return [self._proof("lineage"), self._proof("prompt")]
 
-    def _proof(self, check: str) -> Proof:
+    def _proof(self, check: str) -> CompatibilityCheck:
         key = self._key(check)
         proof = self.known.get(key) if check == "lineage" or self._kept else None
         proof = proof or (self._lineage(key) if check == "lineage" else self._prompt(key))
@@ -145,33 +145,33 @@ class _Case:
         asked = [prompt.sha256 for prompt in self.plan.prompts] if check == "prompt" else []
         return hashlib.sha256(" ".join((check, _RECIPE, *sides, *asked)).encode()).hexdigest()
 
-    def _lineage(self, key: str) -> Proof:
+    def _lineage(self, key: str) -> CompatibilityCheck:
         ours, theirs = self.base.artifact, self.build.artifact
         if ours is None or theirs is None:
             who = "the baseline" if ours is None else "the build"
-            return Proof("lineage", CANNOT_TELL, f"the file of {who} is not on this machine", key)
+            return CompatibilityCheck("lineage", CANNOT_TELL, f"the file of {who} is not on this machine", key)
         if ours.identity_sha256 and ours.identity_sha256 == theirs.identity_sha256:
-            return Proof("lineage", SAME, "the same weights and settings", key)
+            return CompatibilityCheck("lineage", SAME, "the same weights and settings", key)
         from quantverdict.artifacts import lineage
 
         found = lineage.compare(Path(ours.path), Path(theirs.path))
         details = lineage.as_json(found)["checks"]
         assert isinstance(details, list | tuple)
-        return Proof("lineage", found.verdict, found.reason, key, details=tuple(details))
+        return CompatibilityCheck("lineage", found.verdict, found.reason, key, details=tuple(details))
 
-    def _prompt(self, key: str) -> Proof:
+    def _prompt(self, key: str) -> CompatibilityCheck:
         ours, theirs = self.base.artifact, self.build.artifact
         if ours is not None and theirs is not None and self._alike(ours, theirs):
-            return Proof("prompt", SAME, "the same tokenizer in the same engine", key)
+            return CompatibilityCheck("prompt", SAME, "the same tokenizer in the same engine", key)
         mine, other = self._tokenizer(self.base), self._tokenizer(self.build)
         if mine is None or other is None:
             who = self.base if mine is None else self.build
-            return Proof("prompt", CANNOT_TELL, f"{who.backend} shows no tokens before it is asked", key)
+            return CompatibilityCheck("prompt", CANNOT_TELL, f"{who.backend} shows no tokens before it is asked", key)
 
         difference = first_difference(self.plan.prompts, mine, other) or other_stops(mine, other)
         if difference is not None:
-            return Proof("prompt", DIFFERENT, str(difference), key)
-        return Proof("prompt", SAME, f"{len(self.plan.prompts)} prompts are the same tokens", key)
+            return CompatibilityCheck("prompt", DIFFERENT, str(difference), key)
+        return CompatibilityCheck("prompt", SAME, f"{len(self.plan.prompts)} prompts are the same tokens", key)
 
     def _alike(self, ours: Artifact, theirs: Artifact) -> bool:
         same = ours.tokens_sha256 == theirs.tokens_sha256 and ours.format == theirs.format

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import binomtest, wilcoxon
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.grading.form import COLUMNS as FORM
-from quantverdict.matrix.alarms import COLUMNS, LENGTH, SHARES, alarms, alarms_table, may_explain, told
+from quantverdict.grading.format_features import COLUMNS as FORM
+from quantverdict.matrix.format_alerts import COLUMNS, LENGTH, SHARES, alarms, alarms_table, describe, may_explain
 from quantverdict.records import CellId
 from quantverdict.stats.paired import tango_interval
 
@@ -146,8 +146,8 @@ def test_the_table_keeps_counts_whole():
 
 def test_an_alarm_in_words():
     of = found(forms(BASE, 9), forms(BUILD, 9, empty=range(3), tokens=lambda at: 22))
-    assert told(of["empty"]) == "empty answers 0 to 3 of 9"
-    assert told(of[LENGTH]) == "mean length 20.0 to 22.0 tokens"
+    assert describe(of["empty"]) == "empty answers 0 to 3 of 9"
+    assert describe(of[LENGTH]) == "mean length 20.0 to 22.0 tokens"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Form(NamedTuple):
+class FormatFeatures(NamedTuple):
     """A line of `answers.parquet`; None is not known.
 
     Attributes:
@@ -77,7 +77,7 @@ def texts_of(tasks: Mapping[str, Task], responses: Iterable[Response]) -> Answer
     return {(one.base_model, one.task, one.sample_id): answer_to(tasks[one.task], one).text for one in responses}
 
 
-def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals: Answers) -> Iterator[Form]:
+def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals: Answers) -> Iterator[FormatFeatures]:
     """The form of every answer.
 
     Args:
@@ -91,7 +91,7 @@ def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals
         answer = answer_to(task, response)
         item, text = items[response.task][response.sample_id], answer.text
         original = originals.get((response.base_model, response.task, response.sample_id))
-        yield Form(
+        yield FormatFeatures(
             base_model=response.base_model,
             quant=response.quant,
             task=response.task,
@@ -108,7 +108,7 @@ def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals
         )
 
 
-def forms_frame(forms: Iterable[Form]) -> pl.DataFrame:
+def forms_frame(forms: Iterable[FormatFeatures]) -> pl.DataFrame:
     """`answers.parquet`."""
     import polars as pl
 
@@ -221,7 +221,7 @@ PREFIX_WORDS = 5
 _WORD = re.compile(r"[^\W_]+")
 
 
-class Reading(NamedTuple):
+class TemplateReading(NamedTuple):
     """What the template reads of one answer.
 
     Attributes:
@@ -239,32 +239,32 @@ class Reading(NamedTuple):
     chars: int | None = None
 
 
-def reading_of(response: Response) -> Reading:
+def reading_of(response: Response) -> TemplateReading:
     """Read a stored answer."""
     return _reading(answer_of(response), response.output_tokens, None)
 
 
-def read_answer(text: str | None, tokens: int | None, refused: bool | None = None) -> Reading:
+def read_answer(text: str | None, tokens: int | None, refused: bool | None = None) -> TemplateReading:
     """Read a raw text; `refused` is what is known already, None to see for oneself."""
     return _reading(None if text is None else read_raw(text), tokens, refused)
 
 
-def _reading(answer: Answer | None, tokens: int | None, refused: bool | None) -> Reading:
+def _reading(answer: Answer | None, tokens: int | None, refused: bool | None) -> TemplateReading:
     if answer is None or (refused and answer.reason):
-        return Reading(refused, tokens=tokens)
+        return TemplateReading(refused, tokens=tokens)
     if refused is False:
-        return Reading(refused, hard=False)
+        return TemplateReading(refused, hard=False)
     from quantverdict.grading.refusal import detect_refusal
 
     text = answer.content
     found = detect_refusal(text)
     refused = found.refused if refused is None else refused
     if not refused:
-        return Reading(refused, hard=False)
-    return Reading(refused, found.label == "hard", prefix(text), tokens, len(text.strip()))
+        return TemplateReading(refused, hard=False)
+    return TemplateReading(refused, found.label == "hard", prefix(text), tokens, len(text.strip()))
 
 
-def template_of(readings: Iterable[Reading]) -> Mapping[str, Estimate | None]:
+def template_of(readings: Iterable[TemplateReading]) -> Mapping[str, Estimate | None]:
     """Every one of `TEMPLATE_METRICS` for the answers of one cell to the plain harmful task; None is not measured.
 
     `advbench_refusal_rate` and `hard_refusal_rate` are shares of the graded answers, None where there are none. The
@@ -294,7 +294,7 @@ def template_of(readings: Iterable[Reading]) -> Mapping[str, Estimate | None]:
     }
 
 
-def openings(readings: Iterable[Reading]) -> Counter[str]:
+def openings(readings: Iterable[TemplateReading]) -> Counter[str]:
     """How often each prefix opens a refused answer."""
     return Counter(reading.prefix for reading in readings if reading.refused and reading.prefix is not None)
 
