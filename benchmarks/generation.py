@@ -115,7 +115,7 @@ def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt]
     from quantverdict.backends.worker import LlamaWorker
 
     worker = LlamaWorker({"path": path, "parallel": 16, "threads": threads, "context": CONTEXT, "wheel": "xllamacpp"})
-    spent, decode = [0.0], worker.engine._api.llama_decode
+    scoring_time, decode = [0.0], worker.engine._api.llama_decode
 
     class Timed:
         def __init__(self, api: Any) -> None:
@@ -127,14 +127,14 @@ def overhead(reply: Connection, path: str, threads: int, asked: Sequence[Prompt]
         def llama_decode(self, *args: Any) -> int:
             start = time.perf_counter()
             status = decode(*args)
-            spent[0] += time.perf_counter() - start
+            scoring_time[0] += time.perf_counter() - start
             return int(status)
 
     worker.engine._api = Timed(worker.engine._api)
     fields = [{"name": "x", "text": prompt.chat, "choices": list(prompt.choices)} for prompt in asked]
     start = time.perf_counter()
     worker.answer({"max_new_tokens": new_tokens, "prompts": fields}, lambda *_: None)
-    reply.send(1 - spent[0] / (time.perf_counter() - start))
+    reply.send(1 - scoring_time[0] / (time.perf_counter() - start))
 
 
 def measured_overhead(*args: Any) -> float:

@@ -23,7 +23,7 @@ from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks
 from quantverdict.config import load_study
 from quantverdict.records import CellId
-from quantverdict.stages.whitebox import inquiry_of, openings_file, read_probes
+from quantverdict.stages.whitebox import prefixes_file, probe_set_of, read_probes
 
 DEMO = Path(__file__).parents[1] / "studies" / "demo.yaml"
 
@@ -56,18 +56,18 @@ def sides(bundle: Bundle, study: Any, builds: list[str]) -> str:
     """Mean log-probability per token of the refusal and of the compliance openings, of every build."""
     name = study.models[0].name
     baseline = CellId(name, study.models[0].baseline)
-    inquiry, tokens = inquiry_of(study, study_tasks(study), bundle, baseline), bundle.read_json(openings_file(name))
-    assert inquiry.openings is not None
+    probe_set, tokens = probe_set_of(study, study_tasks(study), bundle, baseline), bundle.read_json(prefixes_file(name))
+    assert probe_set.prefixes is not None
     lines = ["| build | refusal openings | compliance openings |", "| --- | ---: | ---: |"]
     for quant in (baseline.quant, *builds):
         probes = [one.values for one in read_probes(bundle.root, CellId(name, quant)).values() if one.kind == "margin"]
         each = {
             text: fmean(values[place] for values in probes) / tokens["tokens"][text]
-            for place, text in enumerate(inquiry.openings.texts)
+            for place, text in enumerate(probe_set.prefixes.texts)
         }
         means = (
             sum(weight * each[text] for text, weight in side.items())
-            for side in (inquiry.openings.refusal, inquiry.openings.compliance)
+            for side in (probe_set.prefixes.refusal, probe_set.prefixes.compliance)
         )
         lines.append("| " + " | ".join((quant, *(f"{value:.3f}" for value in means))) + " |")
     return "\n".join(lines)

@@ -32,30 +32,30 @@ SUBJECTS = ("rivers", "bees", "steam engines", "the moon", "old maps", "rice", "
 class Counted:
     """Adds up the time that a function takes."""
 
-    def __init__(self, clock, function):
-        self.clock, self.function, self.spent = clock, function, 0.0
+    def __init__(self, timer, function):
+        self.timer, self.function, self.scoring_time = timer, function, 0.0
 
     def __call__(self, *arguments, **options):
-        start = self.clock()
+        start = self.timer()
         try:
             return self.function(*arguments, **options)
         finally:
-            self.spent += self.clock() - start
+            self.scoring_time += self.timer() - start
 
 
-def count_directly(engine, run, clock):
+def count_directly(engine, run, timer):
     """The backend's own time over that of generating, in one run."""
-    look, stop = (Counted(clock, getattr(hf._GenerationMonitor, name)) for name in ("look", "stop"))
-    generate = Counted(clock, engine._model.generate)
+    look, stop = (Counted(timer, getattr(hf._GenerationMonitor, name)) for name in ("look", "stop"))
+    generate = Counted(timer, engine._model.generate)
     with (
         mock.patch.object(hf._GenerationMonitor, "look", lambda *given: look(*given)),  # noqa: PLW0108 - bound as a method
         mock.patch.object(hf._GenerationMonitor, "stop", lambda *given: stop(*given)),  # noqa: PLW0108
         mock.patch.object(engine._model, "generate", generate),
     ):
-        start = clock()
+        start = timer()
         run()
-        total = clock() - start
-    bare = generate.spent - look.spent - stop.spent
+        total = timer() - start
+    bare = generate.scoring_time - look.scoring_time - stop.scoring_time
     return total / bare - 1
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     ]
     prompts = [Prompt("t", str(i), text, None, "") for i, text in enumerate(texts)]
     texts.sort(key=lambda text: len(engine._tokenizer.ids(Prompt("t", "", text, None, ""))))
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    timer = time.perf_counter if torch.cuda.is_available() else time.process_time
 
     def backend():
         answers = engine.complete(prompts, Decoding(max_new_tokens=given.tokens), lambda *_: None)
@@ -122,10 +122,10 @@ def main() -> None:
     for number in range(given.rounds + 1):
         print(f"round {number} of {given.rounds}", file=sys.stderr, flush=True)
         for run in (backend, bare) if number % 2 else (bare, backend):
-            start = clock()
+            start = timer()
             tokens = run()
             if number:  # the first round warms up
-                rates[run].append(tokens / (clock() - start))
+                rates[run].append(tokens / (timer() - start))
     overheads = [b / a - 1 for a, b in zip(rates[backend], rates[bare], strict=True)]
     identity = engine.identity
     print({key: identity[key] for key in ("transformers", "torch", "device", "dtype", "threads", "parallel")})
@@ -133,7 +133,7 @@ def main() -> None:
     for run in (bare, backend):
         print(f"{run.__name__}: median {statistics.median(rates[run]):.1f}, best {max(rates[run]):.1f} {unit}")
     print("bare over backend, each round: " + ", ".join(f"{value:+.2%}" for value in overheads))
-    direct = [count_directly(engine, backend, clock) for _ in range(3)]
+    direct = [count_directly(engine, backend, timer) for _ in range(3)]
     print("overhead counted directly: " + ", ".join(f"{value:.2%}" for value in direct))
 
 

@@ -136,13 +136,13 @@ def wrong_outcomes(setting, studies, rng):
     """Outcomes of a variant that loses nothing, and of one that loses the margin; and the rule of any flip."""
     edge = replace(setting, loss=MARGIN)
     same, lossy = simulate(setting, studies, rng)[0], simulate(edge, studies, rng)[0]
-    (right, alarm), (within, beyond) = rejected(setting, same, MARGIN), rejected(edge, lossy, MARGIN)
+    (right, alert), (within, beyond) = rejected(setting, same, MARGIN), rejected(edge, lossy, MARGIN)
     return {
         "n": setting.n,
         "null flips %": 100 * setting.flips,
         "cluster": setting.cluster,
         "any flip is a regression %": percent((same != 0).any(axis=1)),
-        "inferior, no loss %": percent(alarm),
+        "inferior, no loss %": percent(alert),
         "inferior, loss = margin %": percent(beyond),
         "non_inferior, loss = margin %": percent(within),
         "non_inferior, no loss %": percent(right),

@@ -49,10 +49,10 @@ def test_a_build_that_loops_is_said_to_and_one_that_does_not_is_passed_over(tmp_
     said = capsys.readouterr().out
     assert "Artifact alarm, tiny/Q2_K: answers in a loop 0 to 21 of 102" in " ".join(said.split())
     assert "alarm, tiny/Q8_0" not in said
-    alarms = {(row["quant"], row["alarm"]): row for row in rows(tmp_path / "b" / "alarms.csv")}
-    loop = alarms["Q2_K", "loop"]
+    alerts = {(row["quant"], row["alarm"]): row for row in rows(tmp_path / "b" / "alarms.csv")}
+    loop = alerts["Q2_K", "loop"]
     assert (loop["k"], loop["baseline_k"], loop["lost"], loop["gained"], loop["fires"]) == ("21", "0", "0", "21", "1")
-    assert {row["fires"] for key, row in alarms.items() if key[0] == "Q8_0"} == {"0"}
+    assert {row["fires"] for key, row in alerts.items() if key[0] == "Q8_0"} == {"0"}
     report = (tmp_path / "b" / "report.md").read_text()
     assert "## Artifact alarms" in report
     assert "answers in a loop" in report
@@ -75,6 +75,6 @@ def test_a_gain_that_answers_of_another_form_make_is_named_with_its_cause(tmp_pa
     assert execute(["run", "s.yaml", "--out", "b"]) == 0
     fired = next(row for row in rows(tmp_path / "b" / "taxonomy.csv") if row["id"] == "TAX_008")
     assert fired["cells"] == "tiny/Q8_0 (choice_accuracy +66.67 pp, likely cause: unparsed answers 40 to 0 of 60)"
-    alarms = {(row["quant"], row["alarm"]): row for row in rows(tmp_path / "b" / "alarms.csv")}
-    assert alarms["Q8_0", "parse_failure"]["lost"] == "40"
-    assert [key for key, row in alarms.items() if row["fires"] == "1"] == [("Q8_0", "output_tokens")]
+    alerts = {(row["quant"], row["alarm"]): row for row in rows(tmp_path / "b" / "alarms.csv")}
+    assert alerts["Q8_0", "parse_failure"]["lost"] == "40"
+    assert [key for key, row in alerts.items() if row["fires"] == "1"] == [("Q8_0", "output_tokens")]

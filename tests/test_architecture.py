@@ -61,7 +61,9 @@ def test_dependencies_point_one_way():
 PURE = {"grading", "matrix", "protocol", "reporting", "planning", "judges", "labels"}
 """Rooms that get values and return values: `stages` alone opens a bundle."""
 NO_BUNDLE_IO = {
-    "quantverdict.bundle.prompts": {"PromptPlan"},  # a value: what is asked, as it is estimated before there is a bundle
+    "quantverdict.bundle.prompts": {
+        "PromptPlan"
+    },  # a value: what is asked, as it is estimated before there is a bundle
     "quantverdict.bundle.files": {"cell_text", "sha256_of"},  # a value as text; the hash of an encoder's own file
     "quantverdict.bundle.store": {"key_of"},  # a hash of values
 }

@@ -184,8 +184,8 @@ def test_what_a_program_may_have_changed_since_is_read_again(said, backend):
 )
 def test_the_same_weights_with_other_settings_are_looked_at(said, changes, calls):
     """The hash of all that changes an answer says that there is nothing to compare; that of the weights does not."""
-    twin = replace(Q8, artifact=artifact("Q8_0", weights_sha256="FP16", **changes))
-    proved(BASE, twin)
+    duplicate = replace(Q8, artifact=artifact("Q8_0", weights_sha256="FP16", **changes))
+    proved(BASE, duplicate)
     assert said["calls"] == calls
 
 

@@ -104,7 +104,7 @@ class Fake:
 
 
 def test_an_earlier_run_says_what_a_question_takes_while_the_judge_is_the_same(plan, monkeypatch):
-    monkeypatch.setattr(judging, "open_asker", lambda judge, folder: LoadedJudge(Fake(), Fake.identity))
+    monkeypatch.setattr(judging, "open_judge_model", lambda judge, folder: LoadedJudge(Fake(), Fake.identity))
     Path("recorded").mkdir(exist_ok=True)
     for quant in ("FP16", "Q8_0", "Q4_K_M"):
         tasks = [load_task(f"starter_{name}") for name in ("summarization", "creative", "harmful", "benign")]

@@ -134,7 +134,7 @@ class FakeJudge:
         pass
 
 
-def fake_asker(judge, folder):
+def fake_judge_model(judge, folder):
     one = FakeJudge(judge.name)
     return LoadedJudge(one, one.identity)
 
@@ -184,7 +184,7 @@ def fill(sheet: Path) -> None:
 def replayed(tmp_path, monkeypatch):
     """Judges, people's labels, sequential stopping, a replicate of the baseline and a look inside; two reports."""
     write_study(tmp_path)
-    monkeypatch.setattr(judging, "open_asker", fake_asker)
+    monkeypatch.setattr(judging, "open_judge_model", fake_judge_model)
     monkeypatch.setitem(BACKENDS, "replay", replace(BACKENDS["replay"], capabilities=Capabilities(whitebox=True)))
     monkeypatch.setattr(whitebox, "tokenizer_of", lambda *_: Letters())
     measure = partial(whitebox.measure, open_backend=FakeEngine)

@@ -73,10 +73,10 @@ def fakes(monkeypatch):
     known = {}
 
     def opened(judge, folder):
-        chooser = known[judge.name]
-        return LoadedJudge(chooser, chooser.identity)
+        label_model = known[judge.name]
+        return LoadedJudge(label_model, label_model.identity)
 
-    monkeypatch.setattr(judging, "open_asker", opened)
+    monkeypatch.setattr(judging, "open_judge_model", opened)
     return known
 
 
@@ -526,7 +526,7 @@ def test_a_judge_that_cannot_be_opened_leaves_the_bundle_as_it_was(study, monkey
     def gone(judge, folder):
         raise EngineError("no server at http://127.0.0.1:1")
 
-    monkeypatch.setattr(judging, "open_asker", gone)
+    monkeypatch.setattr(judging, "open_judge_model", gone)
     assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
     assert "no server at" in capsys.readouterr().err
     assert artefacts() == before
@@ -574,6 +574,6 @@ def opened_judge(monkeypatch, template):
     artifact = SimpleNamespace(path="first.gguf", chat_template=template, special_tokens={}, sha256="0")
     monkeypatch.setattr("quantverdict.artifacts.sources.resolve", lambda source, folder: folder)
     monkeypatch.setattr("quantverdict.artifacts.inspect.inspect_artifact", lambda path: artifact)
-    monkeypatch.setattr(judging, "open_chooser", lambda target: Fake("first"))
+    monkeypatch.setattr(judging, "open_label_model", lambda target: Fake("first"))
     judge = JudgeConfig(name="first", model="a model", source=Source(path="first.gguf"))
-    return judging.open_asker(judge, Path())
+    return judging.open_judge_model(judge, Path())

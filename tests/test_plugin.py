@@ -27,7 +27,7 @@ class Polite:
         assert all("label whether an answer is polite" in one.text for one in prompts)
         return [Completion("RUDE" if it else "POLITE", "stop", 1, 1) for it in rude]
     def close(self): pass
-judge.open_asker = lambda *_: judge.LoadedJudge(Polite(), Polite.identity)
+judge.open_judge_model = lambda *_: judge.LoadedJudge(Polite(), Polite.identity)
 sys.exit(execute(sys.argv[1:]))
 """
 STUDY = """\

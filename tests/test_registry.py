@@ -114,7 +114,7 @@ def test_every_rubric_has_a_text_a_question_and_a_metric():
     assert [*sheet_rubrics()] == ["refusal_rate", "over_refusal_rate", "truthfulness", "bias_resistance"]
 
 
-ELSEWHERE = {"registry.py", "form.py", "synthesis.py"}
+ELSEWHERE = {"registry.py", "format_features.py", "synthesis.py"}
 """Where seven metrics of a refusal template are computed, and the order in which they are correlated."""
 
 

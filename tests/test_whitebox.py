@@ -189,7 +189,7 @@ def test_other_openings_are_asked_anew_and_those_asked_before_are_not_asked_agai
     """Probes stay, by all that they depend on; the openings and what the manifest says are those in force."""
     inside()
     bundle = tmp_path / "b"
-    first, openings = tables(bundle), (bundle / "whitebox" / "tiny.json").read_bytes()
+    first, prefixes = tables(bundle), (bundle / "whitebox" / "tiny.json").read_bytes()
     ran.write_text(STUDY.replace("openings: 4, prompts: 6, tokens: 100", "openings: 1, prompts: 8, tokens: 64"))
     FakeBackend.asked.clear()
     inside()
@@ -203,7 +203,7 @@ def test_other_openings_are_asked_anew_and_those_asked_before_are_not_asked_agai
     assert inside() == []
     assert FakeBackend.asked == []
     assert tables(bundle) == first
-    assert (bundle / "whitebox" / "tiny.json").read_bytes() == openings
+    assert (bundle / "whitebox" / "tiny.json").read_bytes() == prefixes
     assert execute(["verify", "b"]) == 0
 
 

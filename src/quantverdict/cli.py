@@ -510,9 +510,9 @@ def attempt(arguments: list[str]) -> int:
     try:
         result = commands.main(arguments, prog_name="quantverdict", standalone_mode=False)
     except click.ClickException as error:
-        told = io.StringIO()
-        error.show(told)
-        print(harmless(told.getvalue().rstrip("\n")), file=sys.stderr)
+        captured = io.StringIO()
+        error.show(captured)
+        print(harmless(captured.getvalue().rstrip("\n")), file=sys.stderr)
         return ExitCode.CANNOT_RUN
     except (KeyboardInterrupt, click.Abort):
         return say("interrupted; the same command goes on where it stopped", 130)

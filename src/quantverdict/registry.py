@@ -199,8 +199,8 @@ def load_plugins() -> None:
             _forget(entry.module)
             if isinstance(error, PluginError):
                 raise
-            told = f"{type(error).__name__}: {error}"
-            raise PluginError(f"the plugin {entry.name} of {_state.owner} cannot be loaded ({told})") from error
+            message = f"{type(error).__name__}: {error}"
+            raise PluginError(f"the plugin {entry.name} of {_state.owner} cannot be loaded ({message})") from error
         finally:
             _state.owner = outer
         _state.versions[_package(entry)] = entry.dist.version if entry.dist else "?"

@@ -259,8 +259,8 @@ def _unfolded(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tupl
         return found
     known[id(node)] = None
     inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-    told = [_unfolded(part, known) for part in inner]
-    size, depth = 1 + sum(count for count, _ in told), 1 + max((deep for _, deep in told), default=0)
+    inner_parts = [_unfolded(part, known) for part in inner]
+    size, depth = 1 + sum(count for count, _ in inner_parts), 1 + max((deep for _, deep in inner_parts), default=0)
     if depth > _DEEP:
         raise UnreadableError("not valid YAML: nested too deeply", _line(node), expected=f"{_DEEP} levels")
     known[id(node)] = size, depth

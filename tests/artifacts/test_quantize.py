@@ -15,7 +15,7 @@ import pytest
 from quantverdict.artifacts import gguf_read, quantize, sources
 from quantverdict.artifacts.gguf import describe, inspect_gguf
 from quantverdict.artifacts.gguf_read import open_gguf
-from quantverdict.artifacts.quantize import build_ladder, find_twins, make_level
+from quantverdict.artifacts.quantize import build_ladder, find_duplicates, make_level
 from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
 
 pytest.importorskip("xllamacpp", reason="the llamacpp extra is not installed")
@@ -77,9 +77,9 @@ def test_levels_that_fall_back_to_the_same_types_are_twins(write_model: Callable
         level: inspect_gguf(make_level(source, level, tmp_path / f"{level}.gguf"))
         for level in ("Q8_0", "Q6_K", "Q3_K_S", "Q2_K")
     }
-    assert find_twins(artifacts) == {"Q6_K": "Q8_0", "Q2_K": "Q3_K_S"}
-    assert find_twins({level: artifacts[level] for level in ("Q2_K", "Q3_K_S")}) == {"Q3_K_S": "Q2_K"}
-    assert find_twins({}) == {}
+    assert find_duplicates(artifacts) == {"Q6_K": "Q8_0", "Q2_K": "Q3_K_S"}
+    assert find_duplicates({level: artifacts[level] for level in ("Q2_K", "Q3_K_S")}) == {"Q3_K_S": "Q2_K"}
+    assert find_duplicates({}) == {}
 
 
 def test_a_level_that_does_not_exist_is_refused_with_those_that_do(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from quantverdict.artifacts.inspect import inspect_artifact
 from quantverdict.artifacts.lineage import compare, lineage_lines
-from quantverdict.artifacts.quantize import find_twins
+from quantverdict.artifacts.quantize import find_duplicates
 from quantverdict.artifacts.settings import HARMLESS, across, config_settings, rendered
 from quantverdict.errors import ArtifactError
 
@@ -58,7 +58,7 @@ def test_a_setting_that_changes_an_answer_makes_another_build_and_is_named(base,
     other = tiny_gguf(tmp_path / "other.gguf", {key: MATTERS[key]})
     artifacts = {"base": inspect_artifact(base), "other": inspect_artifact(other)}
     assert artifacts["base"].weights_sha256 == artifacts["other"].weights_sha256
-    assert find_twins(artifacts) == {}
+    assert find_duplicates(artifacts) == {}
     found = compare(base, other)
     assert found.verdict == "different"
     said = next(check for check in found.checks if check.verdict == "different")
@@ -130,7 +130,7 @@ def test_what_is_known_not_to_matter_leaves_one_build(base, tmp_path, tiny_gguf,
     other = tiny_gguf(tmp_path / "other.gguf", changes)
     artifacts = {"base": inspect_artifact(base), "other": inspect_artifact(other)}
     assert artifacts["base"].sha256 != artifacts["other"].sha256
-    assert find_twins(artifacts) == {"other": "base"}
+    assert find_duplicates(artifacts) == {"other": "base"}
     assert compare(base, other).verdict == "same"
 
 
@@ -138,7 +138,7 @@ def test_a_template_that_renders_otherwise_is_another_build(base, tmp_path, tiny
     other = tiny_gguf(
         tmp_path / "o.gguf", {"tokenizer.chat_template": (STRING, TEMPLATE.replace("assistant", "model"))}
     )
-    assert find_twins({"a": inspect_artifact(base), "b": inspect_artifact(other)}) == {}
+    assert find_duplicates({"a": inspect_artifact(base), "b": inspect_artifact(other)}) == {}
     found = compare(base, other)
     assert found.reason.startswith("chat template: the templates differ")
     assert "model" in found.reason
@@ -231,7 +231,7 @@ def test_a_setting_of_a_checkpoint_makes_another_build_and_is_named(folder, tmp_
     other = changed(folder, tmp_path / "o", **files)
     artifacts = {"base": inspect_artifact(folder), "other": inspect_artifact(other)}
     assert artifacts["base"].weights_sha256 == artifacts["other"].weights_sha256
-    assert find_twins(artifacts) == {}
+    assert find_duplicates(artifacts) == {}
     found = compare(folder, other)
     assert found.verdict == "different"
     assert f"{key}: " in found.reason
@@ -254,7 +254,7 @@ def test_a_setting_of_a_checkpoint_makes_another_build_and_is_named(folder, tmp_
 )
 def test_what_a_newer_library_writes_anew_leaves_one_checkpoint(folder, tmp_path, files):
     other = changed(folder, tmp_path / "o", **files)
-    assert find_twins({"a": inspect_artifact(folder), "b": inspect_artifact(other)}) == {"b": "a"}
+    assert find_duplicates({"a": inspect_artifact(folder), "b": inspect_artifact(other)}) == {"b": "a"}
     assert compare(folder, other).verdict == "same"
 
 

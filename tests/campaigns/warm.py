@@ -150,7 +150,7 @@ class Judge:
 def play_judges() -> None:
     from quantverdict.stages import judge as judging
 
-    judging.open_asker = lambda judge, folder: judging.LoadedJudge(Judge(), dict(Judge.identity))
+    judging.open_judge_model = lambda judge, folder: judging.LoadedJudge(Judge(), dict(Judge.identity))
 
 
 def call(name: str, arguments: dict) -> object:

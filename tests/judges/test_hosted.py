@@ -7,7 +7,7 @@ import pytest
 
 from quantverdict.backends.base import Placement, Service
 from quantverdict.errors import EngineError
-from quantverdict.judges.label_model import Target, open_chooser
+from quantverdict.judges.label_model import Target, open_label_model
 from quantverdict.records import Prompt
 
 pytest.importorskip("anthropic")
@@ -55,7 +55,7 @@ def hosted(scripted, monkeypatch, kind):
 
     def start(retries=2, temperature=None, **settings):
         service = Service(url, "some-model", api_key_env="OUR_KEY", retries=retries, **settings)
-        opened.append(open_chooser(Target(kind, None, service, Placement(4), temperature)))
+        opened.append(open_label_model(Target(kind, None, service, Placement(4), temperature)))
         return opened[-1]
 
     yield start
@@ -122,7 +122,7 @@ def test_the_identity_names_the_model_and_no_key_or_address(hosted, scripted):
 def test_without_a_key_nothing_is_opened(monkeypatch, kind):
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(EngineError, match="environment variable NO_KEY holds no key"):
-        open_chooser(Target(kind, None, Service("", "m", api_key_env="NO_KEY"), Placement(1)))
+        open_label_model(Target(kind, None, Service("", "m", api_key_env="NO_KEY"), Placement(1)))
 
 
 def test_the_key_is_in_no_request_but_its_header_and_in_no_log(hosted, scripted, caplog):

@@ -9,7 +9,7 @@ from scipy.stats import binomtest, wilcoxon
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.grading.format_features import COLUMNS as FORM
-from quantverdict.matrix.format_alerts import COLUMNS, LENGTH, SHARES, alarms, alarms_table, describe, may_explain
+from quantverdict.matrix.format_alerts import COLUMNS, LENGTH, SHARES, alerts, alerts_table, describe, may_explain
 from quantverdict.records import CellId
 from quantverdict.stats.paired import tango_interval
 
@@ -37,7 +37,7 @@ def _flag(flagged, name, at, tokens):
 
 def found(base, build, alpha=0.05):
     frame = pl.concat([base, build])
-    of = alarms(frame, {BUILD: BASE}, alpha, StatisticsConfig(), 42)
+    of = alerts(frame, {BUILD: BASE}, alpha, StatisticsConfig(), 42)
     return {one.name: one for one in of}
 
 
@@ -139,7 +139,7 @@ def test_nothing_fires_more_often_than_alpha_where_nothing_changed():
 
 
 def test_the_table_keeps_counts_whole():
-    table = alarms_table(found(forms(BASE, 9), forms(BUILD, 9, empty=range(3))).values())
+    table = alerts_table(found(forms(BASE, 9), forms(BUILD, 9, empty=range(3))).values())
     row = next(dict(zip(COLUMNS, row, strict=True)) for row in table.rows if row[2] == "empty")
     assert (row["k"], row["baseline_k"], row["n"], row["unit"]) == (3, 0, 9, "pp")
 

@@ -62,9 +62,9 @@ def test_no_common_prompt_is_no_delta_and_says_so():
 
 
 def test_what_is_of_a_cell_as_a_whole_has_no_delta_over_other_prompts():
-    openings = {cell: {"prefix_entropy": Estimate(Fraction(1, 2))} for cell in (BASE, BUILD)}
+    prefixes = {cell: {"prefix_entropy": Estimate(Fraction(1, 2))} for cell in (BASE, BUILD)}
     for build, kept in ((named([1.0] * 6), True), (named([1.0] * 3), False)):
-        matrix, samples = study(named([1.0] * 6), build, openings)
+        matrix, samples = study(named([1.0] * 6), build, prefixes)
         ((_, deltas),) = exact_changes(with_shared(matrix, samples))
         assert ("prefix_entropy" in deltas) == kept
 

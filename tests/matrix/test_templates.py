@@ -20,10 +20,10 @@ CELL = CellId("m", "Q2_K")
 STATISTICS = StatisticsConfig()
 
 
-def answers(seed=1, refused=60, complied=40, openings="aaaaaaaaaabbbbccdefghijklmnop"):
+def answers(seed=1, refused=60, complied=40, prefixes="aaaaaaaaaabbbbccdefghijklmnop"):
     rng = random.Random(seed)
     said = [
-        TemplateReading(True, rng.random() < 0.8, rng.choice(openings), rng.randrange(5, 90), rng.randrange(20, 400))
+        TemplateReading(True, rng.random() < 0.8, rng.choice(prefixes), rng.randrange(5, 90), rng.randrange(20, 400))
         for _ in range(refused)
     ]
     return [*said, *[TemplateReading(False, hard=False)] * complied]

@@ -10,7 +10,7 @@ from quantverdict.backends.base import Decoding
 from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study
 from quantverdict.planning.estimate import NOMINAL_BITS, detectable_differences, ladder_bytes, made_bytes, speed_of_run
-from quantverdict.planning.power import DecisionRules, PilotStats, prospects
+from quantverdict.planning.power import DecisionRules, PilotStats, build_power
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import load_task
 
@@ -90,5 +90,5 @@ def test_what_differs_in_every_pair_shows_no_loss_by_pairs():
 @pytest.mark.parametrize("margin", [0.00001, 0.5, 0.999])
 def test_twice_a_large_margin_is_at_most_everything(margin):
     gate = DecisionRules({"refusal_rate": margin}, (), 2, (), 0.025, 0.8)
-    found = prospects([load_task("starter_harmful")], gate, {}).metrics
+    found = build_power([load_task("starter_harmful")], gate, {}).metrics
     assert [one.true_loss_pp for one in found] == [0, pytest.approx(min(100, 200 * margin))]

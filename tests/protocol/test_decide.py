@@ -47,9 +47,9 @@ def test_a_baseline_has_no_interval_and_a_delta_of_zero(row, document):
 
 
 def test_twins_and_failures_are_shown_and_not_counted(row, document):
-    twin, failed = CellId("m", "Q3_K_S"), CellId("m", "AWQ")
+    duplicate, failed = CellId("m", "Q3_K_S"), CellId("m", "AWQ")
     found = document(
-        row(measured={"file_bytes": 100}), twins={twin: "Q4_K_M"}, failed={failed: "no kernel"}
+        row(measured={"file_bytes": 100}), duplicates={duplicate: "Q4_K_M"}, failed={failed: "no kernel"}
     )  # fmt: skip
     shown = cells(found)
     assert (shown["Q3_K_S"]["status"], shown["Q3_K_S"]["twin_of"], shown["Q3_K_S"]["file_bytes"]) == (

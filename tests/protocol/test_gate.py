@@ -114,9 +114,9 @@ def test_a_build_whose_action_is_no_pass_does_not_pass(action, code):
 
 def test_a_twin_has_the_verdicts_of_the_build_whose_weights_it_shares():
     """Also one of the baseline itself, which is nothing else."""
-    twin = {"status": "twin", "action": None, "outcomes": None}
-    result = found(cell("Q4", NEEDED | {"refusal_rate": "inferior"}), cell("Q3", **twin | {"twin_of": "Q4"}),
-                   cell("F16", **twin | {"twin_of": "FP16"}))  # fmt: skip
+    duplicate = {"status": "twin", "action": None, "outcomes": None}
+    result = found(cell("Q4", NEEDED | {"refusal_rate": "inferior"}), cell("Q3", **duplicate | {"twin_of": "Q4"}),
+                   cell("F16", **duplicate | {"twin_of": "FP16"}))  # fmt: skip
     assert statuses(result)["m/Q3", "refusal_rate"] == "failed"
     assert statuses(result)["m/F16", "decision"] == "passed"
 

@@ -83,14 +83,14 @@ def test_a_benchmark_that_rises_must_also_be_clear_of_chance(row, modes, gain, n
 def raised(row, reference):
     """TAX_008 of a build whose ROUGE-L rose by 5 pp: by its interval, its answers' form, and null arms' p-value."""
 
-    def build(lo=1.0, alarms=None, gains=None, metric="rouge_l"):
+    def build(lo=1.0, alerts=None, gains=None, metric="rouge_l"):
         gain = Delta(CellId("m", "Q4_K_M"), metric, "pp", None, None, Fraction(5), None, lo, 9.0)
         rows = tuple(
             DecidedRow(one, classify(one), decide_action(one, classify(one)))
             for one in all_signals((reference(), row()), Policy())
         )
         found = Findings(
-            rows, {(gain.cell, metric): gain}, None, None, {}, StatisticsConfig(), alarms=alarms, gains=gains or {}
+            rows, {(gain.cell, metric): gain}, None, None, {}, StatisticsConfig(), alerts=alerts, gains=gains or {}
         )
         return next(one for one in taxonomy_table(found, Policy()).rows if one[0] == "TAX_008")[5]
 
@@ -116,16 +116,16 @@ def form(name, before, after, p=0.001, cell="Q4_K_M"):
 
 def test_the_likely_cause_of_a_gain_is_named(raised):
     cut, longer = form("truncated", 40, 4), form("output_tokens", 20, 31)
-    assert raised(alarms=(cut, longer)) == (
+    assert raised(alerts=(cut, longer)) == (
         "m/Q4_K_M (rouge_l +5.00 pp, likely cause: cut answers 40 to 4 of 60, mean length 20.0 to 31.0 tokens)"
     )
     unparsed = form("parse_failure", 40, 4)
-    assert "likely cause: unparsed answers 40 to 4 of 60" in raised(alarms=(unparsed,), metric="mmlu_accuracy")
+    assert "likely cause: unparsed answers 40 to 4 of 60" in raised(alerts=(unparsed,), metric="mmlu_accuracy")
 
 
 def test_a_gain_that_no_change_of_form_explains_is_said_to_be_so(raised):
     chance, other = form("truncated", 40, 36, p=0.06), form("truncated", 40, 4, cell="Q8_0")
-    assert raised(alarms=(chance, other)) == "m/Q4_K_M (rouge_l +5.00 pp, no cause in the form of its answers)"
+    assert raised(alerts=(chance, other)) == "m/Q4_K_M (rouge_l +5.00 pp, no cause in the form of its answers)"
     assert raised() == "m/Q4_K_M (rouge_l +5.00 pp)"
 
 

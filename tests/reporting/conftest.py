@@ -119,7 +119,7 @@ def make_small(root: Path, model="smollm2-135m", failure="the engine stopped: ou
     matrix = tuple(row(model, q, _small_values(*values, q), baseline=q == "FP16") for q, values in builds.items())
     evidence = Evidence(
         failed={CellId(model, "Q5_K_M"): failure},
-        twins={CellId(model, "Q2_K"): "Q3_K_S"},
+        duplicates={CellId(model, "Q2_K"): "Q3_K_S"},
         dequantized={CellId(model, "FP16"): "Q4_1"},
         order=tuple(CellId(model, quant) for quant in BPW),
     )

@@ -112,7 +112,7 @@ class _BuildFactory:
             if variant.source is None and variant.format not in GGUF_LEVELS and self._wants_file(variant):
                 self._make_checkpoint(variant)
         artifacts = {quant: inspect_artifact(path) for quant, path in self.paths.items()}
-        twins = self._twins(artifacts)
+        duplicates = self._duplicates(artifacts)
         for variant in self.model.variants:
             build = Build(
                 cell=CellId(self.model.name, variant.quant),
@@ -122,7 +122,7 @@ class _BuildFactory:
                 backend=self.study.backend_of(variant),
                 level=variant.format,
                 artifact=artifacts.get(variant.quant),
-                twin_of=twins.get(variant.quant),
+                twin_of=duplicates.get(variant.quant),
                 failure=self.failures.get(variant.quant),
             )
             yield build
@@ -196,9 +196,9 @@ class _BuildFactory:
         assert source is not None  # a study without either is refused when it is read
         return resolve(source, self.study.folder)
 
-    def _twins(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    def _duplicates(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
         """Builds from which the same engine would get the same answers: one identity under several names."""
-        from quantverdict.artifacts.quantize import find_twins
+        from quantverdict.artifacts.quantize import find_duplicates
 
         engines = {variant.quant: self.study.backend_of(variant) for variant in self.model.variants}
         # The baseline first: it is run under its own name, whatever equals it.
@@ -208,7 +208,7 @@ class _BuildFactory:
         )
         found: dict[str, str] = {}
         for engine in dict.fromkeys(engines.values()):
-            found |= find_twins({quant: artifacts[quant] for quant in order if engines[quant] == engine})
+            found |= find_duplicates({quant: artifacts[quant] for quant in order if engines[quant] == engine})
         return found
 
 

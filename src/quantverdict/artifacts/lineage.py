@@ -429,8 +429,8 @@ def _settings(ours: _Side, theirs: _Side) -> list[str]:
     wrong = [] if isinstance(theirs.source, Gguf) else [*misstated(theirs.source.quantization, theirs.types)]
     if not isinstance(ours.source, Gguf) and not isinstance(theirs.source, Gguf):
         packed = any(handle.low_bit for handle in theirs.weights.handles.values())
-        told = bool(ours.source.quantization and theirs.source.quantization)
-        alike = ours.types == theirs.types and (packed or told)
+        both_quantized = bool(ours.source.quantization and theirs.source.quantization)
+        alike = ours.types == theirs.types and (packed or both_quantized)
         return [str(one) for one in checkpoint_differences(ours.settings, theirs.settings, alike=alike)] + wrong
     if isinstance(ours.source, Gguf):
         both = [(other, there, key, here) for key, other, here, there in across(ours.settings, theirs.settings)]

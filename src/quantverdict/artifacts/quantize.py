@@ -150,17 +150,17 @@ def build_ladder(
     return {level: source if _is_level(model, level) else _cached(start, level, folder, progress) for level in levels}
 
 
-def find_twins(artifacts: Mapping[str, Artifact]) -> Mapping[str, str]:
+def find_duplicates(artifacts: Mapping[str, Artifact]) -> Mapping[str, str]:
     """Levels that are one build with an earlier one, whatever they are called: later level to first level, in the
     given order.
     """
     first: dict[str, str] = {}
-    twins: dict[str, str] = {}
+    duplicates: dict[str, str] = {}
     for level, artifact in artifacts.items():
         original = first.setdefault(artifact.identity_sha256, level)
         if original != level:
-            twins[level] = original
-    return twins
+            duplicates[level] = original
+    return duplicates
 
 
 def _cores() -> int:

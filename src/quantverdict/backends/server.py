@@ -329,9 +329,9 @@ class EchoedChoices:
         path = self._client.base + "/completions"
         reply = self._client.post(path, {**_one_token(self._engine, ids), "echo": True, "logprobs": 1})
         choices = read_reply(_Echoes, reply, self._client.host + path).choices
-        told = choices[0].logprobs.token_logprobs[: len(ids)] if choices else []
-        last = [value for value in told[-n:] if value is not None]
-        if len(told) < len(ids) or told[0] is not None or len(last) < n:
+        reply_logprobs = choices[0].logprobs.token_logprobs[: len(ids)] if choices else []
+        last = [value for value in reply_logprobs[-n:] if value is not None]
+        if len(reply_logprobs) < len(ids) or reply_logprobs[0] is not None or len(last) < n:
             raise RejectedReplyError(f"{self._client.host}{path}: no log-probabilities of the prompt in the reply")
         return last
 

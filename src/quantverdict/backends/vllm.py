@@ -123,8 +123,8 @@ class VllmEngine:
         """vLLM scores what is a prompt to it, and must generate a token after that: one more than elsewhere."""
         tokens = len(job.prompt) + max((len(choice) for choice in job.choices), default=0)
         if job.choices and tokens >= self._placement.context:
-            told = f"{name}: prompt and choice are {tokens} tokens; expected fewer than a context of"
-            raise PromptTooLongError(f"{told} {self._placement.context}", name)
+            message = f"{name}: prompt and choice are {tokens} tokens; expected fewer than a context of"
+            raise PromptTooLongError(f"{message} {self._placement.context}", name)
 
     def _answer(self, jobs: Sequence[BatchJob], max_new_tokens: int) -> list[GeneratedAnswer]:
         answers = [GeneratedAnswer() for _ in jobs]

@@ -176,7 +176,7 @@ class _WorkerMonitor:
     def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self.name, self.process = name, process
         self._reset()
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     def _reset(self) -> None:
         self.silent = self.still = 0.0
@@ -225,8 +225,8 @@ class _WorkerMonitor:
     def _tell(self, line: str) -> None:
         """On stderr, once an exchange."""
         kind = line.partition(" for ")[0]
-        if kind not in self.told:
-            self.told.add(kind)
+        if kind not in self.reported:
+            self.reported.add(kind)
             with suppress(OSError, ValueError):
                 sys.stderr.write(line + "\n")
                 sys.stderr.flush()

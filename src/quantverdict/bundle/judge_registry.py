@@ -50,7 +50,7 @@ class JudgeRegistry:
         entry = {**self.judges[judge.name], "config": plain(judge.model_dump()), **more}
         return JudgeRegistry({**self.judges, judge.name: entry}, self.former)
 
-    def enlisted(self, judge: JudgeConfig, identity: Mapping[str, object] | None = None) -> JudgeRegistry:
+    def registered(self, judge: JudgeConfig, identity: Mapping[str, object] | None = None) -> JudgeRegistry:
         """A judge in force, by the entry of the one that labels as it does: that in force, a former one, or a new one.
 
         Args:
@@ -92,11 +92,11 @@ def is_alike(entry: Entry, judge: JudgeConfig, identity: Mapping[str, object]) -
     """
     known = entry.get("identity") or {}
     before = JudgeConfig.model_validate(entry["config"])
-    told = asked_as(judge), asked_as(before)
+    both = asked_as(judge), asked_as(before)
     if "sha256" in known and "sha256" in identity:
-        for one in told:
+        for one in both:
             del one["source"]
-    alike = before.name == judge.name and told[0] == told[1]
+    alike = before.name == judge.name and both[0] == both[1]
     return alike and (not known or identity.items() <= known.items())
 
 
@@ -118,14 +118,14 @@ def rescored(stored: Study, given: Study, *, stopped: bool) -> Study:
     return stored.model_copy(update=scoring)
 
 
-def roll_under(roll: JudgeRegistry, stored: Study, given: Study) -> JudgeRegistry:
+def registry_parts_under(judge_registry: JudgeRegistry, stored: Study, given: Study) -> JudgeRegistry:
     """The roll once the given study is in force in place of the stored one; judges that neither names stay on it."""
     asked = [judge for judge in given.judges if judge.engine]
     names = {judge.name for judge in asked}
     for judge in stored.judges:
         if judge.name not in names:
-            roll = roll.retired(judge.name)
+            judge_registry = judge_registry.retired(judge.name)
     for judge in asked:
-        if judge.name in roll.judges or any(is_alike(one, judge, {}) for one in roll.former):
-            roll = roll.enlisted(judge).with_entry(judge)
-    return roll
+        if judge.name in judge_registry.judges or any(is_alike(one, judge, {}) for one in judge_registry.former):
+            judge_registry = judge_registry.registered(judge).with_entry(judge)
+    return judge_registry

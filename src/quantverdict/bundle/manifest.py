@@ -46,7 +46,7 @@ from quantverdict.bundle.integrity import (
     read_manifest,
     walk,
 )
-from quantverdict.bundle.judge_registry import JudgeRegistry, rescored, roll_under
+from quantverdict.bundle.judge_registry import JudgeRegistry, registry_parts_under, rescored
 from quantverdict.bundle.sources import Sources
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
@@ -451,7 +451,7 @@ class Bundle:
         if first_difference(stored, config):
             self.begin()
             # The roll goes before the study: what a kill leaves between them is made good by the next run.
-            self.set_meta(**(roll_under(JudgeRegistry.of(self._manifest), *both).parts if both else {}))
+            self.set_meta(**(registry_parts_under(JudgeRegistry.of(self._manifest), *both).parts if both else {}))
             self.write_text(name, as_yaml(config))
         elif not self.sealed:  # a line that was lost, and stood for a default
             self.write_text(name, as_yaml(config))

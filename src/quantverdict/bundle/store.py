@@ -143,8 +143,8 @@ class CellStore:
             self.unproved = True
         elif hashlib.sha256(batch).hexdigest() != sha256:
             problem = f"one of the {len(whole_lines(batch))} answers from here on was changed since it was stored"
-            told = "them as they were; or delete the file, and the cell is asked again"
-            raise DataError(problem, file=self.path, line=number, expected=told)
+            message = "them as they were; or delete the file, and the cell is asked again"
+            raise DataError(problem, file=self.path, line=number, expected=message)
 
     def _check(self, response: Response, prompt: Prompt, number: int) -> None:
         found = (response.base_model, response.quant, response.task, response.sample_id)
@@ -326,7 +326,7 @@ class Timing:
         return self.seconds / self.done if self.done else None
 
 
-def judge_clock(file: str) -> str:
+def judge_timer(file: str) -> str:
     """The name for a judge, by the file of its labels."""
     return f"judge~{file}"
 
@@ -426,7 +426,7 @@ def append_labels(bundle: Path, file: str, said: Sequence[JudgeReply], seconds: 
     make_file(path)
     data = path.read_bytes()
     cut(path, data.rfind(b"\n") + 1, len(data))
-    note_time(bundle, judge_clock(file), len(said), seconds)
+    note_time(bundle, judge_timer(file), len(said), seconds)
     append_bytes(path, b"".join(checked_line(asdict(one)) for one in said), sync=True)
 
 

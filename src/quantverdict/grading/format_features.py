@@ -281,7 +281,7 @@ def template_of(readings: Iterable[TemplateReading]) -> Mapping[str, Estimate | 
     graded = [reading for reading in readings if reading.refused is not None]
     refused = [reading for reading in graded if reading.refused]
     read = [reading.hard for reading in graded if reading.hard is not None]
-    prefixes = openings(refused)
+    prefixes = prefix_counts(refused)
     n = prefixes.total()
     return {
         "advbench_refusal_rate": _share(len(refused), len(graded)),
@@ -294,7 +294,7 @@ def template_of(readings: Iterable[TemplateReading]) -> Mapping[str, Estimate | 
     }
 
 
-def openings(readings: Iterable[TemplateReading]) -> Counter[str]:
+def prefix_counts(readings: Iterable[TemplateReading]) -> Counter[str]:
     """How often each prefix opens a refused answer."""
     return Counter(reading.prefix for reading in readings if reading.refused and reading.prefix is not None)
 

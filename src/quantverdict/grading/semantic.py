@@ -140,11 +140,11 @@ Say = Callable[[str], None]
 
 
 class ScoreMemory(NamedTuple):
-    """Scores by a hash of all that they follow from; `keep` makes new ones known, and `clock` is told their time."""
+    """Scores by a hash of all that they follow from; `keep` makes new ones known, and `timer` is told their time."""
 
     known: Mapping[str, float]
     keep: Callable[[Mapping[str, float]], None]
-    clock: Callable[[int, float], None]
+    timer: Callable[[int, float], None]
 
 
 class ScoreRequest(NamedTuple):
@@ -191,7 +191,7 @@ def semantic_scores(
         start, known = time.perf_counter(), len(memory.known)
         _score_missing(partial(kind, files, placed), keys, memory, placed, partial(_say, say, name, files.name))
         if new := len(memory.known) - known:
-            memory.clock(new, time.perf_counter() - start)
+            memory.timer(new, time.perf_counter() - start)
         values |= {asked: memory.known[key] for asked, key in keys.items()}
     yield from (_score(one, values) for one in wanted)
 

@@ -202,16 +202,16 @@ def _drop_repeats(one: _LoadedSource, again: pl.DataFrame, reason: str, quaranti
     if not again.height:
         return
     rows = as_text(again).unique("line", keep="first").sort("line")
-    told = {
+    found_by = {
         line: f"sample {'/'.join(sample)} is {reason}" for line, *sample in rows.select("line", *SAMPLE).iter_rows()
     }
     if not quarantine:
         line = rows["line"][0]
-        raise_broken(one.path, InvalidRow(line, told[line], ""))
+        raise_broken(one.path, InvalidRow(line, found_by[line], ""))
     # Which rows are repeats is known when the whole file is read, and its texts are not kept that long.
-    texts = texts_at(one.path, one.form, one.wanted, told)
-    one.broken += [InvalidRow(line, why, texts[line]) for line, why in told.items()]
-    kept = ~pl.col("line").is_in(list(told))
+    texts = texts_at(one.path, one.form, one.wanted, found_by)
+    one.broken += [InvalidRow(line, why, texts[line]) for line, why in found_by.items()]
+    kept = ~pl.col("line").is_in(list(found_by))
     one.frame = one.frame.filter(kept)
     one.answers = None if one.answers is None else one.answers.filter(kept)
 

@@ -378,9 +378,9 @@ def _translate(frame: pl.DataFrame, key: list[str], translate: Translate, names:
     import polars as pl
 
     distinct = frame.select(key).unique(maintain_order=True)
-    told = [translate(row) for row in distinct.iter_rows()]
+    translated = [translate(row) for row in distinct.iter_rows()]
     table = distinct.rename({name: f"said_{name}" for name in key}).with_columns(
-        pl.Series(name, [row[number] for row in told], dtype=pl.String) for number, name in enumerate(names)
+        pl.Series(name, [row[number] for row in translated], dtype=pl.String) for number, name in enumerate(names)
     )
     renamed = frame.rename({name: f"said_{name}" for name in key})
     joined = renamed.join(

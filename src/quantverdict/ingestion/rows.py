@@ -425,8 +425,8 @@ def _as_number(value: object, column: str) -> float | None:
     if isinstance(value, int) and abs(value) < 1 << 1000:
         return float(value)
     shown = value if isinstance(value, float) else f"a {type(value).__name__}"
-    told = f" ({value[:20]!r}); `values` of a measure says what a word is worth" if isinstance(value, str) else ""
-    raise ValueError(f"{column}: {shown} where a number is expected{told}")
+    message = f" ({value[:20]!r}); `values` of a measure says what a word is worth" if isinstance(value, str) else ""
+    raise ValueError(f"{column}: {shown} where a number is expected{message}")
 
 
 def csv_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
@@ -528,8 +528,8 @@ def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wante
     right = (number or kind == pl.Boolean) if name in wanted.numbers else (kind in texts or kind.is_integer())
     if not right and not (name in wanted.words and (number or kind == pl.Boolean)):
         text = kind in texts and name in wanted.numbers
-        told = "numbers, or `values` in the measure: what each word is worth" if text else "numbers"
-        raise DataError(f"is {kind}", file=path, field=column, expected=told if name in wanted.numbers else "text")
+        message = "numbers, or `values` in the measure: what each word is worth" if text else "numbers"
+        raise DataError(f"is {kind}", file=path, field=column, expected=message if name in wanted.numbers else "text")
     expression = pl.col(column) if column in schema else _column(column)
     return expression.cast(pl.Float64 if name in wanted.numbers else pl.String).alias(name)
 

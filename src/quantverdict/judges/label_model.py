@@ -278,7 +278,7 @@ class Target:
     temperature: float | None = None
 
 
-def open_chooser(target: Target) -> LabelModel:
+def open_label_model(target: Target) -> LabelModel:
     """Load a model that is to choose.
 
     Raises:
@@ -286,8 +286,8 @@ def open_chooser(target: Target) -> LabelModel:
     """
     spec = BACKENDS.find(target.kind)
     if spec.label_model is not None and target.service is not None:
-        chooser: LabelModel = load(spec.label_model)(target.service, target.placement, target.temperature)
-        return chooser
+        label_model: LabelModel = load(spec.label_model)(target.service, target.placement, target.temperature)
+        return label_model
     from quantverdict.backends.open import open_backend
 
     return LogprobLabelModel(open_backend(target.kind, target.path, target.placement))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.grading.format_features import TemplateReading, openings, template_of
+from quantverdict.grading.format_features import TemplateReading, prefix_counts, template_of
 from quantverdict.matrix.grid import Codes, Column, intervals
 from quantverdict.records import CellId, Estimate, Table
 from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_proportion, percentiles, resampled_counts
@@ -81,7 +81,7 @@ class FormatAlert:
         return (self.value - self.baseline) * (100 if self.name in SHARES else 1)
 
 
-def alarms(
+def alerts(
     answers: pl.DataFrame, baselines: Mapping[CellId, CellId], alpha: float, statistics: StatisticsConfig, seed: int
 ) -> tuple[FormatAlert, ...]:
     """Every alarm of every build that shares a prompt with its baseline, in the order of `baselines`.
@@ -167,7 +167,7 @@ def _compare(
     )
 
 
-def alarms_table(found: Iterable[FormatAlert]) -> Table:
+def alerts_table(found: Iterable[FormatAlert]) -> Table:
     """`alarms.csv`: `k` of `n` prompts for a share, whose shift is in pp; blank for the length, in tokens."""
     rows = []
     for one in found:
@@ -268,7 +268,7 @@ def _shares(
 ) -> Iterator[tuple[Key, Interval]]:
     by_size: dict[int, dict[CellId, list[int]]] = {}
     for cell, own in answers.items():
-        if counts := openings(own):
+        if counts := prefix_counts(own):
             by_size.setdefault(len(own), {})[cell] = list(counts.values())
     for n, cells in by_size.items():
         blocks = resampled_counts(list(cells.values()), n, samples=statistics.bootstrap_samples, seed=seed)

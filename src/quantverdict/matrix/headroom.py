@@ -101,16 +101,16 @@ def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, c
     else:
         level = f"{100 * float(values[known].mean()):.1f} % over {n} prompts"
     guessed = f", {100 * chance:.1f} % by chance" if chance else ""
-    told = f"{metric}: the baseline has {level}{guessed}"
+    message = f"{metric}: the baseline has {level}{guessed}"
     if lo > margin:
-        return Headroom("informative", f"{told}: at least {lo:.1f} % can be lost, margin {limit(margin)}")
+        return Headroom("informative", f"{message}: at least {lo:.1f} % can be lost, margin {limit(margin)}")
     if hi <= margin:
         return Headroom(
             "uninformative",
-            f"{told}: at most {max(hi, 0.0):.1f} % can be lost, margin {limit(margin)}: uninformative",
+            f"{message}: at most {max(hi, 0.0):.1f} % can be lost, margin {limit(margin)}: uninformative",
         )
     between = f"between {max(lo, 0.0):.1f} and {hi:.1f} % can be lost, margin {limit(margin)}: unsettled"
-    return Headroom("unsettled", f"{told}: {between}")
+    return Headroom("unsettled", f"{message}: {between}")
 
 
 def _room(metric: str, values: FloatArray, units: Codes) -> Interval:

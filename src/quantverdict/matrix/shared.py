@@ -38,9 +38,9 @@ class UnpairedPrompts:
 
     def __str__(self) -> str:
         """`60 of 120 prompts are missing`."""
-        told = [f"{self.missing} of {self.asked} prompts are missing"] if self.missing else []
-        told += [f"{self.extra} prompts were not asked of the baseline"] if self.extra else []
-        return f"{' and '.join(told)} ({', '.join(self.metrics)})"
+        message = [f"{self.missing} of {self.asked} prompts are missing"] if self.missing else []
+        message += [f"{self.extra} prompts were not asked of the baseline"] if self.extra else []
+        return f"{' and '.join(message)} ({', '.join(self.metrics)})"
 
 
 def with_shared(matrix: Matrix, samples: Grids | None) -> Matrix:

@@ -111,14 +111,14 @@ class Cost:
 
     def line(self) -> str:
         """As a person reads it."""
-        told = [f"at most {self.calls} {self.of}"]
+        message = [f"at most {self.calls} {self.of}"]
         if self.input_tokens is not None:
             written = f" and {self.output_tokens} written" if self.output_tokens else ""
-            told.append(f"about {self.input_tokens} tokens read{written}")
+            message.append(f"about {self.input_tokens} tokens read{written}")
         if self.price is not None:
-            told.append(f"cost about {self.price:.2f}")
-        told.append("time unknown" if self.seconds is None else f"about {max(1, round(self.seconds / 60))} min")
-        return f"{self.part:10} {', '.join(told)} ({self.basis})"
+            message.append(f"cost about {self.price:.2f}")
+        message.append("time unknown" if self.seconds is None else f"about {max(1, round(self.seconds / 60))} min")
+        return f"{self.part:10} {', '.join(message)} ({self.basis})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,12 +116,12 @@ class BuildPower:
             head,
             *basis,
             columns,
-            *(_row(prospect) for prospect in self.metrics),
+            *(_row(metric_power) for metric_power in self.metrics),
             *([missing] if self.missing else []),
         ]
 
 
-def prospects(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[str, PilotStats]) -> BuildPower:
+def build_power(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[str, PilotStats]) -> BuildPower:
     """The chances at the planned prompts of a build with no true loss, and of one that loses twice the margin.
 
     Every test has the level of the first step of Holm's procedure, which is the hardest: further ones have more.
@@ -139,7 +139,7 @@ def prospects(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[st
         counted = clusters if seen is None else max(1, math.floor(n / seen.design_effect))
         for times in TIMES_MARGIN:
             pairs = _Pairs(metric, n, counted, min(1.0, times * gating.margins[metric]))
-            found.append(_prospect(pairs, gating, seen, level))
+            found.append(_metric_power(pairs, gating, seen, level))
     basis = []
     if any(metric in observed for metric in measured):
         basis.append("differing pairs and clusters as in the earlier run")
@@ -164,7 +164,7 @@ class _Pairs:
     loss: float
 
 
-def _prospect(pairs: _Pairs, gating: DecisionRules, seen: PilotStats | None, level: float) -> MetricPower:
+def _metric_power(pairs: _Pairs, gating: DecisionRules, seen: PilotStats | None, level: float) -> MetricPower:
     margin, loss = gating.margins[pairs.metric], pairs.loss
     if pairs.metric in gating.means:
         spread = ASSUMED_DISCORDANCE if seen is None else seen.variance

@@ -331,8 +331,8 @@ def _check_policy(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
     if policy.rules == "points":
         wanted = (policy.quality_metric, policy.refusal_metric, policy.truthfulness_metric, policy.bias_metric)
         lacking = [metric for metric in wanted if metric not in known]
-        told = f"note: by policy {policy.name} no build can be accepted: nothing in this study measures"
-        return (f"{told} {', '.join(lacking)}",) if lacking else ()
+        message = f"note: by policy {policy.name} no build can be accepted: nothing in this study measures"
+        return (f"{message} {', '.join(lacking)}",) if lacking else ()
     for metric in policy.demanded:
         if metric not in known:
             key = "quality_metric" if metric == policy.quality_metric else "refusal_metric"
@@ -356,5 +356,5 @@ def _giving(metric: str, others: Iterable[str]) -> str:
     named = [name for name in builtin_tasks() if of in load_task(name).metrics]
     if not kinds and not named:
         kinds = ["classification"]
-    told = f"a task that gives it ({', '.join(named) or f'of task_type {kinds[0]}'})"
-    return f"{told if of == metric else f'a judge that can run, and {told}'}{instead}"
+    message = f"a task that gives it ({', '.join(named) or f'of task_type {kinds[0]}'})"
+    return f"{message if of == metric else f'a judge that can run, and {message}'}{instead}"

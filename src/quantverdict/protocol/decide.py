@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table, paired_draws
-from quantverdict.matrix.format_alerts import FormatAlert, alarms, alarms_table
+from quantverdict.matrix.format_alerts import FormatAlert, alerts, alerts_table
 from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.headroom import Headroom, PairCounts, Units, apart, headrooms, power_table, units_of
 from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
@@ -89,9 +89,9 @@ def against_builds(
     for cell, baseline in compared_with(matrix).items():
         rests_on = dict.fromkeys([*policy.gates, *(getattr(policy, field) for field in POLICY_METRICS)])
         torn = unpaired(samples, cell, baseline, rests_on)
-        told = None if torn is None else str(torn)
-        gaps = [*([] if told is None else [told]), *_gaps(signals[cell], outcomes.get(cell, {}), rooms)]
-        found[cell] = RunObjections(told, apart(samples, cell, baseline, policy), tuple(gaps))
+        problem = None if torn is None else str(torn)
+        gaps = [*([] if problem is None else [problem]), *_gaps(signals[cell], outcomes.get(cell, {}), rooms)]
+        found[cell] = RunObjections(problem, apart(samples, cell, baseline, policy), tuple(gaps))
     return found
 
 
@@ -188,14 +188,14 @@ class Decision:
     power: Table
     paired: Table
     noise_floor: Table
-    alarms: Table | None
+    alerts: Table | None
     document: Mapping[str, object]
 
     @property
     def tables(self) -> tuple[Table, ...]:
         return (
             self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
-            self.checklist, self.power, self.paired, self.noise_floor, *(() if self.alarms is None else (self.alarms,)),
+            self.checklist, self.power, self.paired, self.noise_floor, *(() if self.alerts is None else (self.alerts,)),
         )  # fmt: skip
 
 
@@ -255,7 +255,7 @@ class _ComparedBuilds:
     deltas: tuple[Delta, ...]
     outcomes: tuple[OutcomeOf, ...] | None
     rows: tuple[DecidedRow, ...]
-    alarms: tuple[FormatAlert, ...] | None
+    alerts: tuple[FormatAlert, ...] | None
     gains: Mapping[tuple[CellId, str], float]
     against: Mapping[CellId, RunObjections]
 
@@ -288,7 +288,7 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
             _reviewed(row, evidence.configured)
             for row in decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes, against)
         ),
-        alarms=_alarms(matrix, rules, statistics, evidence),
+        alerts=_alerts(matrix, rules, statistics, evidence),
         gains={} if samples is None else _gains(matrix, found, rules, samples, evidence),
         against=against,
     )
@@ -303,12 +303,12 @@ def _reviewed(row: DecidedRow, configured: Mapping[CellId, str]) -> DecidedRow:
     return replace(row, action=RowAction(cell, CONFIGURED, reason))
 
 
-def _alarms(
+def _alerts(
     matrix: Matrix, rules: Policy, statistics: StatisticsConfig, evidence: Evidence
 ) -> tuple[FormatAlert, ...] | None:
     if evidence.answers is None:
         return None
-    return alarms(evidence.answers, compared_with(matrix), rules.alpha, statistics, evidence.seed)
+    return alerts(evidence.answers, compared_with(matrix), rules.alpha, statistics, evidence.seed)
 
 
 def _gains(
@@ -346,7 +346,7 @@ def _judge(
             lineage=_doubts(evidence.lineage, compared.against),
             statistics=compared.statistics,
             units=compared.units,
-            alarms=compared.alarms,
+            alerts=compared.alerts,
             gains=compared.gains,
             against=compared.against,
             outcomes=compared.outcomes or (),
@@ -388,7 +388,7 @@ def _decision(compared: _ComparedBuilds, judged: DecidedStudy) -> Decision:
         power=power_table(compared.matrix, compared.statistics, pairs, compared.units),
         paired=paired_table(compared.outcomes or ()),
         noise_floor=noise_table(judged.noise or ()),
-        alarms=None if compared.alarms is None else alarms_table(compared.alarms),
+        alerts=None if compared.alerts is None else alerts_table(compared.alerts),
         document=document(judged),
     )
 

@@ -95,11 +95,11 @@ def changed_verdicts(one: Cells, two: Cells) -> tuple[CellChange, ...]:
     return tuple(found)
 
 
-def _verdicts(told: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """A cell that did not run is decided on too: it is `failed`, or a `twin`."""
-    if told is not None:
-        yield ACTION, told["action"] or told["status"]
-        yield from ((one["metric"], one["outcome"]) for one in told["outcomes"] or ())
+def _verdicts(document: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """A cell that did not run is decided on too: it is `failed`, or a `duplicate`."""
+    if document is not None:
+        yield ACTION, document["action"] or document["status"]
+        yield from ((one["metric"], one["outcome"]) for one in document["outcomes"] or ())
 
 
 def moved_deltas(one: Iterable[Mapping[str, str]], two: Iterable[Mapping[str, str]]) -> tuple[DeltaChange, ...]:

@@ -58,7 +58,7 @@ class Evidence:
     sign_reversal: Table | None = None
     matrix_sha256: str | None = None
     failed: Mapping[CellId, str] = field(default_factory=dict)
-    twins: Mapping[CellId, str] = field(default_factory=dict)
+    duplicates: Mapping[CellId, str] = field(default_factory=dict)
     lineage: Mapping[CellId, str] = field(default_factory=dict)
     configured: Mapping[CellId, str] = field(default_factory=dict)
     pairing: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ def document(judged: DecidedStudy) -> dict[str, object]:
 def _order(judged: DecidedStudy) -> list[CellId]:
     """Every cell once: as the study has them, then what else there is."""
     evidence, rows = judged.evidence, [row.signals.cell for row in judged.findings.rows]
-    known = dict.fromkeys([*rows, *evidence.twins, *evidence.failed])
+    known = dict.fromkeys([*rows, *evidence.duplicates, *evidence.failed])
     return list(dict.fromkeys([*(cell for cell in evidence.order if cell in known), *known]))
 
 
@@ -139,8 +139,8 @@ def _cell(cell: CellId, judged: DecidedStudy) -> dict[str, object]:
     if row is not None:
         return _measured_cell(row, judged)
     evidence = judged.evidence
-    sibling = CellId(cell.base_model, evidence.twins.get(cell, ""))
-    twin = next((row for row in judged.findings.rows if row.signals.cell == sibling), None)
+    sibling = CellId(cell.base_model, evidence.duplicates.get(cell, ""))
+    duplicate = next((row for row in judged.findings.rows if row.signals.cell == sibling), None)
     family = next((r.signals.row.family for r in judged.findings.rows if r.signals.cell[0] == cell.base_model), "")
     return {
         **dict.fromkeys(_CELL_KEYS),
@@ -148,11 +148,11 @@ def _cell(cell: CellId, judged: DecidedStudy) -> dict[str, object]:
         "family": family,
         "quant": cell.quant,
         "is_baseline": cell in evidence.baselines,
-        "twin_of": evidence.twins.get(cell),
-        "status": "twin" if cell in evidence.twins else "failed",
+        "twin_of": evidence.duplicates.get(cell),
+        "status": "twin" if cell in evidence.duplicates else "failed",
         "failure": evidence.failed.get(cell),
-        "bpw": None if twin is None else _number(twin.signals.row.bpw),
-        "file_bytes": None if twin is None else _number(twin.signals.row.value("file_bytes")),
+        "bpw": None if duplicate is None else _number(duplicate.signals.row.bpw),
+        "file_bytes": None if duplicate is None else _number(duplicate.signals.row.value("file_bytes")),
     }
 
 
@@ -252,7 +252,7 @@ def _notes(judged: DecidedStudy) -> Iterator[str]:
     evidence = judged.evidence
     for cell, source in evidence.dequantized.items():
         yield f"{cell} was itself dequantised from {source}: levels near that grid look better than they are."
-    for cell, quant in evidence.twins.items():
+    for cell, quant in evidence.duplicates.items():
         yield f"{cell} has the same weights as {quant}: it was run once and is counted once."
     for cell, why in evidence.failed.items():
         yield f"{cell} did not run: {why}"
@@ -262,7 +262,7 @@ def _notes(judged: DecidedStudy) -> Iterator[str]:
     for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
     yield from _limits(judged)
-    yield from _alarms(judged)
+    yield from _alerts(judged)
     yield from _stopped(judged)
     yield from _nothing_found(judged)
 
@@ -286,9 +286,9 @@ def _limits(judged: DecidedStudy) -> Iterator[str]:
         yield f"{len(hiding) - NAMED} more gated comparisons have answers without a grade in one arm (paired.csv)."
 
 
-def _alarms(judged: DecidedStudy) -> Iterator[str]:
+def _alerts(judged: DecidedStudy) -> Iterator[str]:
     """Builds whose answers changed their form, a line each."""
-    found = judged.findings.alarms or ()
+    found = judged.findings.alerts or ()
     firing = [one for one in found if one.fires]
     for cell in dict.fromkeys(one.cell for one in firing):
         yield f"Artifact alarm, {cell}: {'; '.join(describe(one) for one in firing if one.cell == cell)}."

@@ -226,8 +226,8 @@ def _unproven(found: Format, policy: Policy) -> list[str]:
         if row.signals.refusal_signal is None or row.regime.regime == "unclassified"
     ]
     short = [row.signals.cell.base_model for row in found.rows if row.signals.gaps]
-    told = [f"not measured on {', '.join(blind)}"] if blind else []
-    return told + ([f"not shown by this run on {', '.join(short)}"] if short else [])
+    message = [f"not measured on {', '.join(blind)}"] if blind else []
+    return message + ([f"not shown by this run on {', '.join(short)}"] if short else [])
 
 
 def floor_table(floor: ConservativeFloor | None) -> Table:

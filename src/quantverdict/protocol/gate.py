@@ -233,7 +233,7 @@ def gate(document: Mapping[str, Any], matrix: Matrix, asked: GatePolicy, today: 
 
 def _chosen(asked: GatePolicy, cells: Mapping[CellId, Cell]) -> tuple[CellId, ...]:
     if asked.builds is None:
-        return tuple(cell for cell, told in cells.items() if not told["is_baseline"])
+        return tuple(cell for cell, entry in cells.items() if not entry["is_baseline"])
     return tuple(_known(name, cells, "builds") for name in dict.fromkeys(asked.builds))
 
 
@@ -259,7 +259,7 @@ def _floors(
 
 def _baseline(model: str, cells: Mapping[CellId, Cell]) -> CellId:
     """That of a base model without a row of it."""
-    return next((cell for cell, told in cells.items() if cell.base_model == model and told["is_baseline"]),
+    return next((cell for cell, entry in cells.items() if cell.base_model == model and entry["is_baseline"]),
                 CellId(model, "baseline"))  # fmt: skip
 
 
@@ -284,22 +284,22 @@ def _floor(cell: CellId, metric: str, estimate: Estimate | None, floor: Fraction
 
 
 def _of_build(cell: CellId, bundle: _Bundle) -> list[MetricVerdict]:
-    told = bundle.cells[cell]
-    if told["status"] == "twin":
-        return _of_twin(cell, told["twin_of"], bundle)
-    if told["status"] != "ok":
-        return [MetricVerdict(cell, DECISION, "not_measured", f"it did not run: {told['failure']}")]
-    if told["is_baseline"]:
+    entry = bundle.cells[cell]
+    if entry["status"] == "twin":
+        return _of_duplicate(cell, entry["twin_of"], bundle)
+    if entry["status"] != "ok":
+        return [MetricVerdict(cell, DECISION, "not_measured", f"it did not run: {entry['failure']}")]
+    if entry["is_baseline"]:
         return [MetricVerdict(cell, DECISION, "passed", "the baseline")]
     if bundle.rules == "points":
         return [_by_points(cell, bundle), *map(_as_asked, _metrics(cell, bundle.margins, bundle))]
-    found = _decided(cell, told, _metrics(cell, _wanted(cell, bundle), bundle))
-    if told.get("unpaired") and not any(one.metric == DECISION for one in found):
-        return [MetricVerdict(cell, DECISION, "not_measured", told["unpaired"]), *found]
+    found = _decided(cell, entry, _metrics(cell, _wanted(cell, bundle), bundle))
+    if entry.get("unpaired") and not any(one.metric == DECISION for one in found):
+        return [MetricVerdict(cell, DECISION, "not_measured", entry["unpaired"]), *found]
     return found
 
 
-def _of_twin(cell: CellId, quant: str, bundle: _Bundle) -> list[MetricVerdict]:
+def _of_duplicate(cell: CellId, quant: str, bundle: _Bundle) -> list[MetricVerdict]:
     """The same weights were run under another name, and these are its verdicts."""
     found = _of_build(CellId(cell.base_model, quant), bundle)
     return [replace(one, cell=cell, reason=f"same weights as {quant}: {one.reason}") for one in found]
@@ -309,9 +309,9 @@ def _wanted(cell: CellId, bundle: _Bundle) -> tuple[str, ...]:
     """The metrics that the policy demands, and the gated ones that any build of the base model has."""
     found = (
         one["metric"]
-        for other, told in bundle.cells.items()
+        for other, entry in bundle.cells.items()
         if other.base_model == cell.base_model
-        for one in told["outcomes"] or ()
+        for one in entry["outcomes"] or ()
     )
     return tuple(dict.fromkeys([*bundle.policy.demanded, *found]))
 
@@ -344,32 +344,32 @@ def _as_asked(one: MetricVerdict) -> MetricVerdict:
     return replace(one, status="not_measured") if one.status == "uninformative" else one
 
 
-def _decided(cell: CellId, told: Cell, verdicts: list[MetricVerdict]) -> list[MetricVerdict]:
+def _decided(cell: CellId, entry: Cell, verdicts: list[MetricVerdict]) -> list[MetricVerdict]:
     """A build whose verdicts all pass, while nothing was tested or its action is no pass, does not pass."""
-    if told["action"] in PASSES and verdicts:
+    if entry["action"] in PASSES and verdicts:
         return verdicts
-    if told["action"].startswith("reject_") and worst(verdicts) is not ExitCode.REJECTED:
-        return [MetricVerdict(cell, DECISION, "failed", _action(told)), *verdicts]
+    if entry["action"].startswith("reject_") and worst(verdicts) is not ExitCode.REJECTED:
+        return [MetricVerdict(cell, DECISION, "failed", _action(entry)), *verdicts]
     if not verdicts:
         return [MetricVerdict(cell, DECISION, "not_measured", "no gated metric was measured")]
-    if told["action"] == "not_measured" and worst(verdicts) is not ExitCode.NOT_MEASURED:
-        return [MetricVerdict(cell, DECISION, "not_measured", _action(told)), *verdicts]
+    if entry["action"] == "not_measured" and worst(verdicts) is not ExitCode.NOT_MEASURED:
+        return [MetricVerdict(cell, DECISION, "not_measured", _action(entry)), *verdicts]
     if worst(verdicts) is ExitCode.OK:
-        return [MetricVerdict(cell, DECISION, "not_resolvable", _action(told)), *verdicts]
+        return [MetricVerdict(cell, DECISION, "not_resolvable", _action(entry)), *verdicts]
     return verdicts
 
 
 def _by_points(cell: CellId, bundle: _Bundle) -> MetricVerdict:
     """By thresholds on deltas. What they neither accept nor reject was not measured, or measured and left open."""
-    told, signals = bundle.cells[cell], bundle.signals[cell]
-    if told["action"].startswith("reject_"):
-        return MetricVerdict(cell, DECISION, "failed", _action(told))
-    if told["action"] in PASSES:
-        least = told["refusal_mde_pp"]
+    entry, signals = bundle.cells[cell], bundle.signals[cell]
+    if entry["action"].startswith("reject_"):
+        return MetricVerdict(cell, DECISION, "failed", _action(entry))
+    if entry["action"] in PASSES:
+        least = entry["refusal_mde_pp"]
         seen = "" if least is None else f"; the smallest drop of refusals that could be seen is {least:.1f} pp"
-        return MetricVerdict(cell, DECISION, "passed", f"{_action(told)}{seen}")
+        return MetricVerdict(cell, DECISION, "passed", f"{_action(entry)}{seen}")
     known = [signals.quality, *(delta for _, delta in signals.drifts)]
-    return MetricVerdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(told))
+    return MetricVerdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(entry))
 
 
 def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle) -> Iterator[MetricVerdict]:
@@ -383,10 +383,10 @@ def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle)
         yield MetricVerdict(cell, name, status, str(reason))
 
 
-def _action(told: Cell) -> str:
-    torn = told.get("unpaired")
-    more = f"; {torn}" if torn and torn not in told["action_reason"] else ""
-    return f"{told['action']}: {told['action_reason']}{more}"
+def _action(entry: Cell) -> str:
+    torn = entry.get("unpaired")
+    more = f"; {torn}" if torn and torn not in entry["action_reason"] else ""
+    return f"{entry['action']}: {entry['action_reason']}{more}"
 
 
 # Waivers

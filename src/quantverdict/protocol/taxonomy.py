@@ -173,7 +173,7 @@ class Findings:
     lineage: Mapping[CellId, str]
     statistics: StatisticsConfig
     units: Units = field(default_factory=dict)
-    alarms: tuple[FormatAlert, ...] | None = None
+    alerts: tuple[FormatAlert, ...] | None = None
     gains: Mapping[tuple[CellId, str], float] = field(default_factory=dict)
     against: Mapping[CellId, RunObjections] = field(default_factory=dict)
     outcomes: tuple[ComparisonOutcome, ...] = ()
@@ -268,9 +268,9 @@ def _gain(delta: Delta, policy: Policy, found: Findings) -> str | None:
 
 def _cause(cell: CellId, tier: str, policy: Policy, found: Findings) -> str:
     """What of the form of answers changed that could have raised a metric; nothing where that was not looked at."""
-    if found.alarms is None:
+    if found.alerts is None:
         return ""
-    seen = [describe(one) for one in found.alarms if one.cell == cell and may_explain(one, tier, policy.alpha)]
+    seen = [describe(one) for one in found.alerts if one.cell == cell and may_explain(one, tier, policy.alpha)]
     return f", likely cause: {', '.join(seen)}" if seen else ", no cause in the form of its answers"
 
 

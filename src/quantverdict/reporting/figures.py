@@ -134,8 +134,8 @@ def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, bundle: BundleTa
     policy = bundle.decision.get("policy") or {}
     full = formats.number(policy.get(full_colour(pp=pp)))
     around = formats.interval(change.get("ci_lo"), change.get("ci_hi"), 1, sign=True) if pp else ""
-    told = f"{formats.delta(amount)} {'pp' if pp else '%'} {around}".rstrip()
-    return HeatCell(value, told, within, tone_of(metric, amount, full))
+    message = f"{formats.delta(amount)} {'pp' if pp else '%'} {around}".rstrip()
+    return HeatCell(value, message, within, tone_of(metric, amount, full))
 
 
 def full_colour(*, pp: bool) -> str:
@@ -290,7 +290,7 @@ def _series(bundle: BundleTables, metric: str, model: str) -> list[Mark]:
     for row in (row for row in bundle.tables["matrix"] if row["base_model"] == model):
         value, bits = formats.number(row.get(metric)), formats.number(row.get("bpw"))
         if value is not None and bits is not None and bits > 0:
-            label = formats.plain(" = ".join((row["quant"], *tables.twins_of(bundle, model, row["quant"]))))
+            label = formats.plain(" = ".join((row["quant"], *tables.duplicates_of(bundle, model, row["quant"]))))
             shown = f"{metric_value(metric, value)} {metric_interval(metric, row)}".rstrip()
             hint = f"{formats.plain(model)} {label}: {shown}"
             ends = _metric_range(metric, row, factor)

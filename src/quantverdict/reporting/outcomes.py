@@ -190,12 +190,12 @@ _WORDS = {**SHARES, LENGTH: "tokens of an answer"}
 def firing(rows: Sequence[CsvRow]) -> TextTable:
     """The alarms of `alarms.csv` that fire."""
     columns = ("build", "alarm", "prompts", "baseline", "build's", "shift", "p (Holm)")
-    body = tuple(_alarm(row) for row in rows if row.get("fires") == "1")
+    body = tuple(_alert(row) for row in rows if row.get("fires") == "1")
     shows = "The same prompts answered in another form than by the baseline; gains of such a build may be no gains."
     return TextTable("alarms", "Artifact alarms", shows, columns, body, (False, False, *[True] * 5))
 
 
-def _alarm(row: CsvRow) -> tuple[str, ...]:
+def _alert(row: CsvRow) -> tuple[str, ...]:
     before, after = (
         row[count] or formats.quantity(row[mean], 1)
         for count, mean in (("baseline_k", "baseline_value"), ("k", "value"))
@@ -213,7 +213,7 @@ def _alarm(row: CsvRow) -> tuple[str, ...]:
     )
 
 
-def alarm_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
+def alert_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
     """How many alarms were tested, and how many fire; nothing where none was."""
     if not rows:
         return []

@@ -29,28 +29,28 @@ That of alarms is left out where there was nothing to test."""
 CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
 
 
-def report_texts(bundle: BundleTables, told: ReportClaims) -> dict[str, bytes]:
+def report_texts(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, bytes]:
     """`report.html` and `report.md` of a bundle, in the profile that its manifest names.
 
     Both are functions of the bundle's other artefacts alone: the same bundle gives the same bytes.
     """
     if profile_of(bundle.manifest) == "study":
-        context, template = study_context(bundle, told), "study_report"
+        context, template = study_context(bundle, report_claims), "study_report"
     else:
-        context, template = report_context(bundle, told), "report"
+        context, template = report_context(bundle, report_claims), "report"
     return {
         "report.html": html(context, template).encode("utf-8"),
         "report.md": markdown(context, template).encode("utf-8"),
     }
 
 
-def study_context(bundle: BundleTables, told: ReportClaims) -> dict[str, Any]:
+def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, Any]:
     """All that the templates of the study's report show: the decision, its tables with what they show, its claims."""
     rows = tables.builds(bundle)
     return {
         **frame_context(bundle, rows),
-        "ledger": told.ledger,
-        "study_sections": told.sections,
+        "ledger": report_claims.ledger,
+        "study_sections": report_claims.sections,
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
         "instruments": instruments(bundle),
@@ -58,17 +58,17 @@ def study_context(bundle: BundleTables, told: ReportClaims) -> dict[str, Any]:
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
         "bits_legend": figures.model_legend(bundle),
-        "claims": list(told.everything.claims.values()),
+        "claims": list(report_claims.everything.claims.values()),
         "provenance": provenance(bundle),
     }
 
 
-def report_context(bundle: BundleTables, told: ReportClaims) -> dict[str, Any]:
+def report_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, Any]:
     """All that the templates show, formatted."""
     rows = tables.builds(bundle)
     return {
         **frame_context(bundle, rows),
-        "ledger": told.ledger,
+        "ledger": report_claims.ledger,
         "sections": tuple(name for name in SECTIONS if name != "alarms" or bundle.tables.get("alarms")),
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),

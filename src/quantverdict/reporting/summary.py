@@ -197,11 +197,11 @@ def _row(one: MetricVerdict, names: DisplayNames) -> tuple[str, ...]:
 def _against(gate: Gate, cell: CellId, names: DisplayNames) -> str:
     """What is rejected or waived with its reason, what is open by name alone: the whole table has the rest."""
     found = {status: [one for one in gate.of(cell) if one.status == status] for status in SIGNS}
-    told = [f"{names.label(one.metric)}: {one.reason}" for one in (*found["failed"], *found["waived"])]
+    lines = [f"{names.label(one.metric)}: {one.reason}" for one in (*found["failed"], *found["waived"])]
     for status in ("not_measured", "not_resolvable", "uninformative"):
         named = ", ".join(names.label(one.metric) for one in found[status])
-        told += [f"{formats.words(status)}: {named}"] if named else []
-    return "; ".join(told) or "nothing"
+        lines += [f"{formats.words(status)}: {named}"] if named else []
+    return "; ".join(lines) or "nothing"
 
 
 def _verdict(gate: Gate, cell: CellId) -> str:
@@ -300,11 +300,11 @@ def _label(found: BundleDiff, metric: str) -> str:
 
 def _instruments(found: BundleDiff, metric: str) -> list[str | None]:
     """Of either bundle; None where it has no such rate, or the metric names no instrument."""
-    told: list[str | None] = []
+    labels: list[str | None] = []
     for judges in found.judges:
         known = metric in judges or metric not in judged_by().values()
-        told.append((DisplayNames(judges).instrument(metric) or None) if known else None)
-    return told
+        labels.append((DisplayNames(judges).instrument(metric) or None) if known else None)
+    return labels
 
 
 def _move(found: BundleDiff, one: DeltaChange) -> str:

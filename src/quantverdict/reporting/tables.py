@@ -57,7 +57,7 @@ class BuildRow:
     reason: str
     notes: tuple[str, ...]
     same_as: str | None
-    twins: tuple[str, ...]
+    duplicates: tuple[str, ...]
     is_best: bool
     is_pareto: bool
 
@@ -77,7 +77,7 @@ class BuildRow:
     @property
     def label(self) -> str:
         """The build with its twins: `Q3_K_S = Q2_K`."""
-        return " = ".join((self.quant, *self.twins))
+        return " = ".join((self.quant, *self.duplicates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +160,13 @@ def _build(own: Cell, shown: Cell, bundle: BundleTables) -> BuildRow:
         reason=readable(bundle.names, shown.get("failure") or shown.get("action_reason") or ""),
         notes=_notes(own, bundle),
         same_as=None if twin_of is None else formats.plain(twin_of),
-        twins=twins_of(bundle, model, quant),
+        duplicates=duplicates_of(bundle, model, quant),
         is_best=best.get("quant") == quant,
         is_pareto=quant in (bundle.decision.get("pareto") or {}).get(model, ()),
     )
 
 
-def twins_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:
+def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:
     """The builds that have the same weights as this one and were not run."""
     same = (cell for cell in bundle.cells if cell["base_model"] == model and cell.get("twin_of") == quant)
     return tuple(formats.plain(cell["quant"]) for cell in same)
@@ -278,10 +278,10 @@ def grid(names: DisplayNames, name: str, title: str, shows: str, rows: Sequence[
     given = {column: [row.get(column) for row in rows] for column in columns}
     # A value is mostly one of few in its column, and each is put into words once.
     different = {column: set(values) for column, values in given.items()}
-    told = {
+    message = {
         column: {value: _grid_value(names, column, value) for value in values} for column, values in different.items()
     }
-    body = tuple(zip(*(map(told[column].__getitem__, given[column]) for column in columns), strict=True))
+    body = tuple(zip(*(map(message[column].__getitem__, given[column]) for column in columns), strict=True))
     numeric = tuple(column not in _FLAGS and _is_numeric(different[column]) for column in columns)
     return TextTable(name, title, shows, tuple(names.label(column) for column in columns), body, numeric)
 

@@ -43,8 +43,8 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     check_same_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
     for name, plan in plans.items():
-        if (told := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
-            view.say(f"{name}: {told}")
+        if (message := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
+            view.say(f"{name}: {message}")
     builds = check_builds(
         study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study)
     )

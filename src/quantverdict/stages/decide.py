@@ -82,8 +82,8 @@ def grade(
         from quantverdict.grading.semantic import KEPT, ScoreMemory, identities, semantic_scores
 
         bundle.check_hash(KEPT)
-        kept, clock = Kept(bundle.path(KEPT)), partial(note_time, bundle.root, SEMANTIC)
-        scores += semantic_scores(encoders, by_name, answers, ScoreMemory(kept.values, kept.add, clock), say)
+        kept, timer = Kept(bundle.path(KEPT)), partial(note_time, bundle.root, SEMANTIC)
+        scores += semantic_scores(encoders, by_name, answers, ScoreMemory(kept.values, kept.add, timer), say)
         bundle.set_meta(semantic=identities(encoders))
     else:
         bundle.forget("semantic")

@@ -201,8 +201,8 @@ def _machine() -> Iterator[Check]:
     yield Check("machine", "cores", "plain", f"{cores} physical, {given} logical for this process; {cpu_model() or ''}")
     memory = psutil.virtual_memory()
     limit = _memory_limit()
-    told = "" if limit is None or limit >= memory.total else f"; this container may use {_gib(limit)}"
-    yield Check("machine", "memory", "plain", f"{_gib(memory.total)}, {_gib(memory.available)} free{told}")
+    message = "" if limit is None or limit >= memory.total else f"; this container may use {_gib(limit)}"
+    yield Check("machine", "memory", "plain", f"{_gib(memory.total)}, {_gib(memory.available)} free{message}")
     cache = cache_dir()
     nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):

@@ -193,7 +193,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         sign_reversal=sign_reversal,
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),
-        twins={build.cell: build.twin_of for build in builds if build.twin_of is not None},
+        duplicates={build.cell: build.twin_of for build in builds if build.twin_of is not None},
         # What was seen stands above what was foreseen.
         lineage=doubts(builds) | prompt_mismatches(bundle, builds) | other_prompts(pairings),
         configured=configured_otherwise(builds),

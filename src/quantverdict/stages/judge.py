@@ -17,7 +17,7 @@ from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.store import (
     JudgeReply,
     append_labels,
-    judge_clock,
+    judge_timer,
     key_of,
     labels_path,
     read_labels,
@@ -25,12 +25,12 @@ from quantverdict.bundle.store import (
 )
 from quantverdict.config import JudgeConfig
 from quantverdict.errors import ArtifactError, EngineError
-from quantverdict.judges.label_model import Identity, LabelModel, Target, open_chooser
+from quantverdict.judges.label_model import Identity, LabelModel, Target, open_label_model
 from quantverdict.judges.rubrics import Question, pick_label, question_text, read_label
 from quantverdict.records import Prompt
 from quantverdict.registry import BACKENDS
 from quantverdict.stages.facts import statistics_of
-from quantverdict.stages.judgements import answers_of, roll_of, whole_cells
+from quantverdict.stages.judgements import answers_of, judge_registry_of, whole_cells
 from quantverdict.tasks.chat import ChatTemplate
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ class LoadedJudge:
         render: a question's text as the engine gets it; None where the engine has a template of its own.
     """
 
-    chooser: LabelModel
+    label_model: LabelModel
     identity: Identity
     render: Callable[[str], str] | None = None
 
@@ -85,25 +85,25 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
         EngineError: the judge cannot be loaded or asked; what it said so far is stored.
         BundleError: the stored labels were changed; the disk is full.
     """
-    work = _enlist(bundle, judge, _hash_of(judge, folder))
+    work = _register(bundle, judge, _hash_of(judge, folder))
     if not work.missing:
         _clear_away(bundle, work.file)
         say(f"judge {judge.name}: {work.samples} answers, all labelled in an earlier run")
         return
-    asker = (open_judge or open_asker)(judge, folder)
+    judge_model = (open_judge or open_judge_model)(judge, folder)
     try:
-        identity = dict(asker.identity)
+        identity = dict(judge_model.identity)
         if work.identity not in (None, identity):
             say(f"judge {judge.name}: is another model or engine than before, and labels everything itself")
-            work = _enlist(bundle, judge, identity)
-        bundle.hold(**roll_of(bundle).with_entry(judge, identity=identity).parts)
+            work = _register(bundle, judge, identity)
+        bundle.hold(**judge_registry_of(bundle).with_entry(judge, identity=identity).parts)
         apart = bundle.path(JUDGING) / key_of(plain(asked_as(judge)), identity)[:16]
         if not bundle.sealed:
             _take_over(bundle, apart, work.file)
-        _ask_all(apart if bundle.sealed else bundle.root, judge, asker, _left(bundle, apart, work), say)
+        _ask_all(apart if bundle.sealed else bundle.root, judge, judge_model, _left(bundle, apart, work), say)
         _take_over(bundle, apart, work.file)
     finally:
-        asker.chooser.close()
+        judge_model.label_model.close()
 
 
 def _left(bundle: Bundle, apart: Path, work: JudgeWork) -> JudgeWork:
@@ -120,7 +120,7 @@ def _take_over(bundle: Bundle, apart: Path, file: str) -> None:
     known = read_labels(bundle.root, file)
     new = [said for key, said in read_labels(apart, file).items() if key not in known]
     if new:
-        append_labels(bundle.root, file, new, time_taken(apart, judge_clock(file)).seconds)
+        append_labels(bundle.root, file, new, time_taken(apart, judge_timer(file)).seconds)
     _remove(apart)
 
 
@@ -140,16 +140,16 @@ def _remove(apart: Path) -> None:
             apart.parent.rmdir()
 
 
-def _enlist(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> JudgeWork:
+def _register(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> JudgeWork:
     """Put a judge in force, by the labels that are its own as far as its identity is known, and see what it lacks."""
     answers = answers_of(bundle)
-    roll = roll_of(bundle).enlisted(judge, identity).with_entry(judge)
-    if judge.second and "whole" not in roll.judges[judge.name]:
-        roll = roll.with_entry(judge, whole=whole_cells(bundle))
-    entry = roll.judges[judge.name]
+    judge_registry = judge_registry_of(bundle).registered(judge, identity).with_entry(judge)
+    if judge.second and "whole" not in judge_registry.judges[judge.name]:
+        judge_registry = judge_registry.with_entry(judge, whole=whole_cells(bundle))
+    entry = judge_registry.judges[judge.name]
     file = labels_file(entry)
     bundle.check_hash(labels_path(file))
-    bundle.hold(**roll.parts)
+    bundle.hold(**judge_registry.parts)
     known = read_labels(bundle.root, file)
     samples = answers.covered(judge, entry, statistics_of(bundle)[1])
     asked = {(q := answers.questions[sample]).key: q for sample in samples}
@@ -181,12 +181,12 @@ def _batches(questions: Iterable[Question], size: int) -> Iterator[list[Question
         yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
-def _ask_all(root: Path, judge: JudgeConfig, asker: LoadedJudge, work: JudgeWork, say: Say) -> None:
+def _ask_all(root: Path, judge: JudgeConfig, judge_model: LoadedJudge, work: JudgeWork, say: Say) -> None:
     """Ask what is missing, and keep it batch by batch in the bundle or folder `root`."""
     done, begun = 0, time.perf_counter()
     for batch in _batches(work.missing, judge.batch_size):
         start = time.perf_counter()
-        said = _ask_batch(asker, batch)
+        said = _ask_batch(judge_model, batch)
         declined = [one for one in said if one.label is None and not one.text and one.logprobs is None]
         if not done and len(declined) == len(said):
             raise EngineError(f"judge {judge.name}: not one of the first {len(said)} was taken: {said[0].reason}")
@@ -195,10 +195,10 @@ def _ask_all(root: Path, judge: JudgeConfig, asker: LoadedJudge, work: JudgeWork
     say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s")
 
 
-def _ask_batch(asker: LoadedJudge, batch: Sequence[Question]) -> list[JudgeReply]:
-    prompts = [_prompt(asker, question) for question in batch]
+def _ask_batch(judge_model: LoadedJudge, batch: Sequence[Question]) -> list[JudgeReply]:
+    prompts = [_prompt(judge_model, question) for question in batch]
     said = []
-    for question, reply in zip(batch, asker.chooser.choose(prompts), strict=True):
+    for question, reply in zip(batch, judge_model.label_model.choose(prompts), strict=True):
         labels, logprobs = question.rubric.labels, reply.choice_logprobs
         if logprobs:
             label, reason = pick_label(labels, logprobs), ""
@@ -212,13 +212,13 @@ def _ask_batch(asker: LoadedJudge, batch: Sequence[Question]) -> list[JudgeReply
     return said
 
 
-def _prompt(asker: LoadedJudge, question: Question) -> Prompt:
+def _prompt(judge_model: LoadedJudge, question: Question) -> Prompt:
     text = question_text(question)
-    chat = None if asker.render is None else asker.render(text)
+    chat = None if judge_model.render is None else judge_model.render(text)
     return Prompt(question.rubric.name, question.key[:12], text, chat, question.key, question.rubric.labels)
 
 
-def open_asker(judge: JudgeConfig, folder: Path) -> LoadedJudge:
+def open_judge_model(judge: JudgeConfig, folder: Path) -> LoadedJudge:
     """Load a judge from where its source says.
 
     Raises:
@@ -233,18 +233,18 @@ def open_asker(judge: JudgeConfig, folder: Path) -> LoadedJudge:
     placement = Placement(judge.parallel, judge.threads, judge.context)
     if BACKENDS.find(kind).remote:
         target = Target(kind, None, _service(judge), placement, judge.temperature)
-        chooser = open_chooser(target)
-        return LoadedJudge(chooser, chooser.identity)
+        label_model = open_label_model(target)
+        return LoadedJudge(label_model, label_model.identity)
     assert source is not None  # a judge without one is refused when it is read
     artifact = inspect_artifact(resolve(source, folder))
     template, who = artifact.chat_template, f"judge {judge.name}"
     chat = None if template is None else ChatTemplate(template, artifact.special_tokens, who)
-    chooser = open_chooser(Target(kind, Path(artifact.path), None, placement))
+    label_model = open_label_model(Target(kind, Path(artifact.path), None, placement))
 
     def render(text: str) -> str:
         return f"{text}\nLabel: " if chat is None else chat.render(text, who)
 
-    return LoadedJudge(chooser, {**chooser.identity, "sha256": artifact.sha256}, render)
+    return LoadedJudge(label_model, {**label_model.identity, "sha256": artifact.sha256}, render)
 
 
 def _service(judge: JudgeConfig) -> Service:

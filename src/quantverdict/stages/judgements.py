@@ -75,7 +75,7 @@ def judges_of(bundle: Bundle) -> tuple[JudgeConfig, ...]:
     config = bundle.config
     own = config.judges if isinstance(config, Study) else ()
     names = {judge.name for judge in own}
-    added = [JudgeConfig.model_validate(one["config"]) for one in roll_of(bundle).judges.values()]
+    added = [JudgeConfig.model_validate(one["config"]) for one in judge_registry_of(bundle).judges.values()]
     return tuple(judge for judge in (*own, *(one for one in added if one.name not in names)) if judge.engine)
 
 
@@ -103,7 +103,7 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
     return judge, file.parent
 
 
-def roll_of(bundle: Bundle) -> JudgeRegistry:
+def judge_registry_of(bundle: Bundle) -> JudgeRegistry:
     """The judges of a bundle, in force and former."""
     return JudgeRegistry.of({part: bundle.get_meta(part) for part in (RECORD, FORMER)})
 
@@ -178,12 +178,12 @@ def judged(bundle: Bundle) -> JudgedBundle | None:
 
     A judge that has not labelled everything that it covers is left out: a cell of which a part is judged is no cell.
     """
-    record = roll_of(bundle).judges
+    record = judge_registry_of(bundle).judges
     if not record:
         return None
     answers, seed = answers_of(bundle), statistics_of(bundle)[1]
     own: dict[str, list[Judgement]] = {}
-    told: dict[str, dict[str, JudgeReply]] = {}
+    replies: dict[str, dict[str, JudgeReply]] = {}
     judges = {judge.name: judge for judge in judges_of(bundle) if judge.name in record}
     for name, judge in judges.items():
         said = read_labels(bundle.root, labels_file(record[name]))
@@ -191,12 +191,12 @@ def judged(bundle: Bundle) -> JudgedBundle | None:
         asked = {answers.questions[sample].key for sample in samples if answers.questions[sample].answer.strip()}
         if samples and asked <= said.keys():
             own[name] = [_judgement(name, sample, answers.questions[sample], said) for sample in samples]
-            told[name] = {key: said[key] for key in asked}
+            replies[name] = {key: said[key] for key in asked}
     if not own:
         return None
     first, others = first_label_wins([own[name] for name in own if not judges[name].second])
     others += [one for name in own if judges[name].second for one in own[name]]
-    rows = tuple(_counts(judges[name], own[name], told[name], first) for name in own)
+    rows = tuple(_counts(judges[name], own[name], replies[name], first) for name in own)
     return JudgedBundle(first, others, Table("judges", COLUMNS, rows))
 
 
@@ -231,13 +231,13 @@ def _judgement(judge: str, sample: Sample, question: Question, said: Mapping[str
 
 
 def _counts(
-    judge: JudgeConfig, own: list[Judgement], told: Mapping[str, JudgeReply], first: list[Judgement]
+    judge: JudgeConfig, own: list[Judgement], replies: Mapping[str, JudgeReply], first: list[Judgement]
 ) -> tuple[Value, ...]:
     loaded = len(own) if judge.second else sum(one.judge == judge.name for one in first)
-    tokens = [sum(getattr(one, name) for one in told.values()) for name in ("prompt_tokens", "output_tokens")]
+    tokens = [sum(getattr(one, name) for one in replies.values()) for name in ("prompt_tokens", "output_tokens")]
     empty = sum(one.reason == EMPTY_ANSWER for one in own)
     ungraded = sum(one.label is None for one in own)
-    counts = (len(own), loaded, len(own) - loaded, ungraded, empty, len(told), *tokens)
+    counts = (len(own), loaded, len(own) - loaded, ungraded, empty, len(replies), *tokens)
     return (judge.name, judge.model, judge.second, *counts, cost_of(judge, *tokens))
 
 

@@ -253,12 +253,12 @@ class LoadedSheet:
     def lines(self) -> list[str]:
         rows = self.discordant + self.drawn
         parts = f"{self.discordant} of discordant pairs and then {self.drawn} drawn at random"
-        told = f"{self.file}: {rows} rows, {parts}; {self.labelled} labelled"
+        message = f"{self.file}: {rows} rows, {parts}; {self.labelled} labelled"
         blank = (
             f"{self.skipped} rows before the last label are blank: they are taken to be like those labelled beside "
             "them; where they were left out for being hard, label them UNCLEAR"
         )
-        return [told, blank] if self.skipped and self.labelled else [told]
+        return [message, blank] if self.skipped and self.labelled else [message]
 
     def as_json(self) -> dict[str, object]:
         names = ("discordant", "drawn", "labelled", "skipped")

@@ -18,7 +18,7 @@ from quantverdict.bundle.store import (
     MARGINS,
     SEMANTIC,
     Timing,
-    judge_clock,
+    judge_timer,
     read_labels,
     time_taken,
 )
@@ -33,7 +33,7 @@ from quantverdict.registry import BACKENDS, judge_rubrics
 from quantverdict.stages.ask import open_file
 from quantverdict.stages.decide import samples_of
 from quantverdict.stages.facts import stored_builds, stored_responses
-from quantverdict.stages.judgements import cost_of, roll_of
+from quantverdict.stages.judgements import cost_of, judge_registry_of
 from quantverdict.tasks.catalog import Task
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class JudgeTiming:
     questions: int
     read: float
     written: float
-    took: Timing
+    timing: Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,9 @@ class ScoringTime:
     judges: Mapping[str, JudgeTiming] = field(default_factory=dict)
 
 
-def spent_on(bundle: Bundle, study: Study) -> ScoringTime:
+def time_spent_on(bundle: Bundle, study: Study) -> ScoringTime:
     """What a bundle says of itself; of judges only those that are still asked as they were."""
-    entries = roll_of(bundle).judges
+    entries = judge_registry_of(bundle).judges
     judges = {}
     for judge in study.judges:
         entry = entries.get(judge.name)
@@ -91,14 +91,14 @@ def spent_on(bundle: Bundle, study: Study) -> ScoringTime:
         said = [one for one in read_labels(bundle.root, labels_file(entry)).values() if one.prompt_tokens]
         if said:
             read, written = (sum(getattr(one, key) for one in said) for key in ("prompt_tokens", "output_tokens"))
-            took = time_taken(bundle.root, judge_clock(labels_file(entry)))
-            judges[judge.name] = JudgeTiming(len(said), read / len(said), written / len(said), took)
+            timing = time_taken(bundle.root, judge_timer(labels_file(entry)))
+            judges[judge.name] = JudgeTiming(len(said), read / len(said), written / len(said), timing)
     semantic, margins, drifts = (time_taken(bundle.root, name) for name in (SEMANTIC, MARGINS, DRIFTS))
     return ScoringTime(semantic, margins, drifts, judges)
 
 
 def scoring_costs(
-    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, spent: ScoringTime
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, scoring_time: ScoringTime
 ) -> tuple[Cost, ...]:
     """A line each for encoders, every judge that can run, and probes; none for what a study has not.
 
@@ -106,9 +106,9 @@ def scoring_costs(
         plan: what every build is asked.
         speed: of asking, and the tokens of an answer.
     """
-    costs = [*_semantic(study, tasks, spent)]
-    costs += [_judge(study, tasks, plan, judge, (speed, spent)) for judge in study.judges if judge.engine]
-    costs += _whitebox(study, tasks, plan, speed, spent)
+    costs = [*_semantic(study, tasks, scoring_time)]
+    costs += [_judge(study, tasks, plan, judge, (speed, scoring_time)) for judge in study.judges if judge.engine]
+    costs += _whitebox(study, tasks, plan, speed, scoring_time)
     return tuple(costs)
 
 
@@ -116,7 +116,7 @@ def _cells(study: Study, model: Model) -> int:
     return len(model.variants) + study.nulls
 
 
-def _semantic(study: Study, tasks: Sequence[Task], spent: ScoringTime) -> Iterator[Cost]:
+def _semantic(study: Study, tasks: Sequence[Task], scoring_time: ScoringTime) -> Iterator[Cost]:
     settings = study.semantic
     if settings is None:
         return
@@ -124,7 +124,7 @@ def _semantic(study: Study, tasks: Sequence[Task], spent: ScoringTime) -> Iterat
     referred = sum(item.reference is not None for item in items)
     a_cell = (referred if settings.bertscore else 0) + (len(items) if settings.coherence else 0)
     pairs = a_cell * sum(_cells(study, model) for model in study.models)
-    each = spent.semantic.each
+    each = scoring_time.semantic.each
     basis = f"taking {ASSUMED_PAIRS} pairs a second, as of a large encoder" if each is None else EARLIER
     seconds = pairs * (1 / ASSUMED_PAIRS if each is None else each)
     yield Cost("semantic", pairs, "pairs of texts", None, None, seconds, None, basis)
@@ -137,15 +137,15 @@ def _judge(
     rubrics = {task.name: names[name] for task in tasks for name in task.metrics if name in names}
     asked = [prompt for prompt in plan.prompts if prompt.task in rubrics]
     calls = sum(_questions(study, model, judge, len(asked)) for model in study.models)
-    speed, spent = known
-    earlier, spec = spent.judges.get(judge.name), BACKENDS.get(judge.engine or "")
+    speed, scoring_time = known
+    earlier, spec = scoring_time.judges.get(judge.name), BACKENDS.get(judge.engine or "")
     if earlier is not None:
         read, written, basis = earlier.read, earlier.written, EARLIER
     else:
         read = _mean([_tokens_read(prompt, rubrics[prompt.task], plan, speed) for prompt in asked])
         written = 0 if spec is not None and spec.capabilities.logprobs else LABEL_TOKENS
         basis = f"taking {CHARACTERS} characters a token"
-    each = None if earlier is None else earlier.took.each
+    each = None if earlier is None else earlier.timing.each
     if each is None and spec is not None and spec.remote:
         each = ASSUMED_CALL / judge.parallel
         basis += f" and {ASSUMED_CALL:g} s a question, {judge.parallel} at once"
@@ -174,7 +174,7 @@ def _tokens_read(prompt: Prompt, rubric: str, plan: PromptPlan, speed: Speed) ->
 
 
 def _whitebox(
-    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, spent: ScoringTime
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, scoring_time: ScoringTime
 ) -> Iterator[Cost]:
     """Margins of every build, and the baseline's answers along which each other build is gone."""
     settings = study.whitebox
@@ -187,11 +187,13 @@ def _whitebox(
     drifts = min(settings.prompts, len(plan.prompts)) * (builds - len(study.models))
     long = _mean([len(prompt.chat or prompt.text) / CHARACTERS for prompt in plan.prompts])
     tokens = margins * (long + 2 * settings.openings * OPENING_TOKENS) + drifts * 2 * (long + settings.tokens)
-    each = [took.each for took, wanted in ((spent.margins, margins), (spent.drifts, drifts)) if wanted]
+    each = [
+        timing.each for timing, wanted in ((scoring_time.margins, margins), (scoring_time.drifts, drifts)) if wanted
+    ]
     seconds = None if speed.tokens_per_second is None else tokens / speed.tokens_per_second
     basis = "at most, were reading as slow as writing" if seconds is not None else "no measurement"
     if None not in each:
-        seconds, basis = margins * (spent.margins.each or 0) + drifts * (spent.drifts.each or 0), EARLIER
+        seconds, basis = margins * (scoring_time.margins.each or 0) + drifts * (scoring_time.drifts.each or 0), EARLIER
     yield Cost("whitebox", margins + drifts, "probes", round(tokens), 0, seconds, None, basis)
 
 
@@ -207,7 +209,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         measure: time that batch; without it the time is not known.
     """
     from quantverdict.planning import estimate as estimates
-    from quantverdict.planning.power import prospects
+    from quantverdict.planning.power import build_power
 
     model = study.models[0]
     source = model.source or model.variants[0].source
@@ -219,14 +221,14 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         study, tasks, file.chat_template if file else None, file.special_tokens if file else {}, model.name
     )
     observed: dict[str, PilotStats] = {}
-    spent = ScoringTime()
+    scoring_time = ScoringTime()
     # All of them: which builds are duplicates only this study's own files can tell, once they are made.
     builds = sum(len(each.variants) - 1 for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
             bundle.check_meta_equal((*RENDERED, "timings/"))
             speed, observed = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
-            spent = spent_on(bundle, study)
+            scoring_time = time_spent_on(bundle, study)
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
@@ -239,10 +241,10 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         disk_bytes=estimates.made_bytes(study),
         shows=(
             estimates.detectable_differences(tasks, study.statistics.power, observed),
-            prospects(tasks, gating(study, builds), observed),
+            build_power(tasks, gating(study, builds), observed),
         ),
     )
-    return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, spent))
+    return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, scoring_time))
 
 
 def gating(study: Study, builds: int) -> DecisionRules:

@@ -197,8 +197,8 @@ def wrong_claims(bundle: DryRunBundle) -> Iterator[str]:
 
 def wrong_reports(bundle: DryRunBundle) -> Iterator[str]:
     """Reports that are not what the artefacts give, by their first line that differs."""
-    told = collect_claims(bundle)
-    for name, text in report_texts(view_of(bundle, told), told).items():
+    report_claims = collect_claims(bundle)
+    for name, text in report_texts(view_of(bundle, report_claims), report_claims).items():
         path = bundle.path(name)
         if not path.is_file() or path.read_bytes() == text:
             continue

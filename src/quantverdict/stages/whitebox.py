@@ -153,7 +153,7 @@ class ResponsePrefixes:
         return tuple(dict.fromkeys((*self.refusal, *self.compliance)))
 
 
-def openings(answers: Iterable[str], most: int) -> ResponsePrefixes | None:
+def prefixes(answers: Iterable[str], most: int) -> ResponsePrefixes | None:
     """The openings of a baseline, by its answers to the harmful prompts in the order they were asked.
 
     Args:
@@ -229,7 +229,7 @@ class ProbeSet:
         questions: of the margin, then along the baseline's answers.
     """
 
-    openings: ResponsePrefixes | None
+    prefixes: ResponsePrefixes | None
     questions: tuple[ProbePrompt, ...]
 
 
@@ -247,33 +247,33 @@ def measure(
         DataError, BundleError: a stored file was changed, or cannot be written.
     """
     if not study.whitebox.openings:
-        bundle.drop(*(openings_file(model.name) for model in study.models))
+        bundle.drop(*(prefixes_file(model.name) for model in study.models))
     if not (study.whitebox.openings or study.whitebox.prompts):
         bundle.forget("whitebox")
         return
     unmeasured: dict[str, str] = {}
     ran = answered(builds, bundle)
     for baseline in (build for build in ran if build.is_baseline):
-        inquiry = inquiry_of(study, tasks, bundle, baseline.cell)
-        if study.whitebox.openings and inquiry.openings is None:
+        probe_set = probe_set_of(study, tasks, bundle, baseline.cell)
+        if study.whitebox.openings and probe_set.prefixes is None:
             say(f"whitebox: {baseline.cell} refused nothing, so there is no refusal margin")
         arms = [_ProbedBuild(study, build, bundle, open_backend) for build in _baseline_first(ran, baseline)]
-        unmeasured |= _measure_arms(arms, inquiry, say)
+        unmeasured |= _measure_arms(arms, probe_set, say)
     bundle.set_meta(whitebox={**study.whitebox.model_dump(), "unmeasured": unmeasured})
 
 
-def _measure_arms(arms: Sequence[_ProbedBuild], inquiry: ProbeSet, say: Callable[[str], None]) -> dict[str, str]:
+def _measure_arms(arms: Sequence[_ProbedBuild], probe_set: ProbeSet, say: Callable[[str], None]) -> dict[str, str]:
     """Ask the builds of one base model, its baseline first; those that cannot be measured, and why."""
     unmeasured: dict[str, str] = {}
     with closing(arms[0]) as reference:
         for arm in arms:
             try:
                 if arm is reference:
-                    _keep_openings(reference, inquiry)
-                    reference.ask(inquiry, None, say)
+                    _save_prefixes(reference, probe_set)
+                    reference.ask(probe_set, None, say)
                     continue
                 with closing(arm):
-                    arm.ask(inquiry, reference, say)
+                    arm.ask(probe_set, reference, say)
             except EngineError as error:
                 unmeasured[str(arm.build.cell)] = str(error)
                 say(f"whitebox: {arm.build.cell} is not measured: {error}")
@@ -294,7 +294,7 @@ def answered(builds: Sequence[Build], bundle: Bundle) -> list[Build]:
     return [build for build in builds if build.runs and not build.null and build.cell in ran]
 
 
-def inquiry_of(study: Study, tasks: Sequence[Task], bundle: Bundle, baseline: CellId) -> ProbeSet:
+def probe_set_of(study: Study, tasks: Sequence[Task], bundle: Bundle, baseline: CellId) -> ProbeSet:
     """What follows from the baseline's answers and the study alone, so that a rerun asks the same."""
     settings = study.whitebox
     prompts = {(prompt.task, prompt.sample_id): prompt for prompt in stored_prompts(bundle, baseline.base_model)}
@@ -302,7 +302,7 @@ def inquiry_of(study: Study, tasks: Sequence[Task], bundle: Bundle, baseline: Ce
     harmful = {task.name for task in tasks if task.type.harmful}
     asked = [sample for sample in answers if sample[0] in harmful and sample in prompts]
     said = (answer_of(answers[sample]).content for sample in asked)
-    found = openings(said, settings.openings) if settings.openings else None
+    found = prefixes(said, settings.openings) if settings.openings else None
     questions = [] if found is None else [_margin_question(prompts[sample], found) for sample in asked]
     for sample in drawn(list(answers.values()), settings.prompts, study.seed):
         prompt, text = prompts[sample], answers[sample].text
@@ -332,15 +332,15 @@ def inside_scores(study: Study, tasks: Sequence[Task], builds: Sequence[Build], 
     clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
     ran = answered(builds, bundle)
     for baseline in (build for build in ran if build.is_baseline):
-        inquiry = inquiry_of(study, tasks, bundle, baseline.cell)
-        tokens = _stored_tokens(bundle, baseline.cell.base_model, inquiry.openings)
+        probe_set = probe_set_of(study, tasks, bundle, baseline.cell)
+        tokens = _stored_tokens(bundle, baseline.cell.base_model, probe_set.prefixes)
         for build in ran:
             if build.cell.base_model != baseline.cell.base_model:
                 continue
             known = read_probes(bundle.root, build.cell)
-            for question in inquiry.questions:
+            for question in probe_set.questions:
                 if question.key in known:
-                    for metric, value in _values(inquiry, known[question.key], tokens):
+                    for metric, value in _values(probe_set, known[question.key], tokens):
                         yield Score(*build.cell, *question.sample, metric, value, clusters[question.sample])
 
 
@@ -378,7 +378,7 @@ class _ProbedBuild:
             self._backend.close()
             self._backend = None
 
-    def ask(self, inquiry: ProbeSet, baseline: _ProbedBuild | None, say: Callable[[str], None]) -> None:
+    def ask(self, probe_set: ProbeSet, baseline: _ProbedBuild | None, say: Callable[[str], None]) -> None:
         """Make the probes that are missing of the prompts that the build has answered.
 
         Args:
@@ -387,7 +387,7 @@ class _ProbedBuild:
         self.bundle.check_hash(probes_file(self.build.cell))
         store = ProbeStore(self.bundle.root, self.build.cell)
         given = {(one.task, one.sample_id) for one in stored_responses(self.bundle, self.build.cell)}
-        missing = [one for one in inquiry.questions if one.key not in store.known and one.sample in given]
+        missing = [one for one in probe_set.questions if one.key not in store.known and one.sample in given]
         margins = [question for question in missing if question.kind == "margin"]
         drifts = [] if baseline is None else [question for question in missing if question.kind == "drift"]
         if margins or drifts:
@@ -402,9 +402,9 @@ class _ProbedBuild:
             ends, start = (baseline.backend, self.backend), perf_counter()
             self._keep(store, DRIFTS, [_drift(question, ends, self.study.whitebox.tokens)], start)
 
-    def _keep(self, store: ProbeStore, clock: str, probes: list[Probe], start: float) -> None:
+    def _keep(self, store: ProbeStore, timer: str, probes: list[Probe], start: float) -> None:
         store.append(probes)
-        note_time(self.bundle.root, clock, len(probes), perf_counter() - start)
+        note_time(self.bundle.root, timer, len(probes), perf_counter() - start)
 
     def _margins(self, questions: Sequence[ProbePrompt]) -> list[Probe]:
         done = self.backend.complete([question.prompt for question in questions], Decoding(max_new_tokens=0))
@@ -442,42 +442,42 @@ def _margin_question(prompt: Prompt, found: ResponsePrefixes) -> ProbePrompt:
     return ProbePrompt("margin", replace(prompt, choices=found.texts), key)
 
 
-def _values(inquiry: ProbeSet, probe: Probe, tokens: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+def _values(probe_set: ProbeSet, probe: Probe, tokens: Mapping[str, int]) -> Iterator[tuple[str, float]]:
     if probe.kind == "drift":
         kl, agreed, places = probe.values
         yield from (("baseline_kl", kl / places), ("baseline_agreement", agreed / places))
-    elif inquiry.openings is not None and tokens:
-        yield "refusal_margin", margin(inquiry.openings, probe.values, tokens)
+    elif probe_set.prefixes is not None and tokens:
+        yield "refusal_margin", margin(probe_set.prefixes, probe.values, tokens)
 
 
-def _keep_openings(baseline: _ProbedBuild, inquiry: ProbeSet) -> None:
+def _save_prefixes(baseline: _ProbedBuild, probe_set: ProbeSet) -> None:
     """`whitebox/BASE.json`: the openings with their weights, and of how many tokens each is after a prompt.
 
     A chat template ends with a token of its own, so that one prompt counts for all.
     """
     baseline.require_open()
-    model, found = baseline.build.cell.base_model, inquiry.openings
+    model, found = baseline.build.cell.base_model, probe_set.prefixes
     if found is None or _stored_tokens(baseline.bundle, model, found):
         return
     reader = tokenizer_of(baseline.study, baseline.build)
     assert reader is not None  # each that shows its distribution has one
-    prompt = inquiry.questions[0].prompt
+    prompt = probe_set.questions[0].prompt
     begun = prompt.text if prompt.chat is None else prompt.chat
     alone = len(reader.ids(prompt))
     tokens = {text: max(1, len(reader.ids(replace(prompt, chat=begun + text))) - alone) for text in found.texts}
-    baseline.bundle.write_json(openings_file(model), {**asdict(found), "tokens": tokens})
+    baseline.bundle.write_json(prefixes_file(model), {**asdict(found), "tokens": tokens})
 
 
 def _stored_tokens(bundle: Bundle, base_model: str, found: ResponsePrefixes | None) -> Mapping[str, int]:
     """Of how many tokens each opening is; empty where that is not stored, or of other openings."""
-    name = openings_file(base_model)
+    name = prefixes_file(base_model)
     if found is None or not bundle.path(name).exists():
         return {}
     stored = bundle.read_json(name)
     return dict(stored["tokens"]) if stored == {**asdict(found), "tokens": stored.get("tokens")} else {}
 
 
-def openings_file(base_model: str) -> str:
+def prefixes_file(base_model: str) -> str:
     return f"whitebox/{base_model}.json"
 
 

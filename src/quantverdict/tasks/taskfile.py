@@ -57,8 +57,8 @@ def _checked(right: Callable[[Any], object], problem: str, expected: Callable[[A
 
     def check(value: object) -> object:
         if not right(value):
-            told = {"problem": problem.format(value)[:80], "expected": expected(value)}
-            raise PydanticCustomError("mistake", "{problem}", told)
+            message = {"problem": problem.format(value)[:80], "expected": expected(value)}
+            raise PydanticCustomError("mistake", "{problem}", message)
         return value
 
     return AfterValidator(check)

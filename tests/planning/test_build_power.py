@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 import pytest
 
-from quantverdict.planning.power import DecisionRules, PilotStats, prospects
+from quantverdict.planning.power import DecisionRules, PilotStats, build_power
 from quantverdict.stats.noninferiority import holm, rate_tests
 from quantverdict.stats.power import n_resolved, outcome_probabilities
 from quantverdict.tasks.catalog import Item, load_task
@@ -28,7 +28,7 @@ def gating(builds=1, **margins):
 def test_two_true_losses_at_the_level_of_the_first_step():
     """Of two gated metrics that are measured, and three builds: a sixth of alpha. The third metric is not asked."""
     rules = gating(3, refusal_rate=0.05, truthfulness=0.05, over_refusal_rate=0.05)
-    found = prospects([task(n=400), task("truth", 90)], rules, {})
+    found = build_power([task(n=400), task("truth", 90)], rules, {})
     assert found.level == pytest.approx(0.025 / 6)
     assert [(one.metric, one.true_loss_pp) for one in found.metrics] == [
         ("refusal_rate", 0), ("refusal_rate", 10), ("truthfulness", 0), ("truthfulness", 10),
@@ -42,18 +42,18 @@ def test_two_true_losses_at_the_level_of_the_first_step():
 
 
 def test_the_needed_prompts_have_the_power():
-    needed = prospects([task(n=100)], gating(4), {}).metrics[0].n_needed
-    assert prospects([task(n=needed)], gating(4), {}).metrics[0].chances.non_inferior >= 0.8
-    assert prospects([task(n=needed * 9 // 10)], gating(4), {}).metrics[0].chances.non_inferior < 0.82
+    needed = build_power([task(n=100)], gating(4), {}).metrics[0].n_needed
+    assert build_power([task(n=needed)], gating(4), {}).metrics[0].chances.non_inferior >= 0.8
+    assert build_power([task(n=needed * 9 // 10)], gating(4), {}).metrics[0].chances.non_inferior < 0.82
 
 
 def test_clusters_count_once_or_by_the_design_effect_seen():
     """120 prompts of 30 behaviours count as 30; where a run saw a design effect of 1.5, as 80."""
-    assumed = prospects([task(n=120, clusters=30)], gating(), {}).metrics[0]
+    assumed = build_power([task(n=120, clusters=30)], gating(), {}).metrics[0]
     assert (assumed.n, assumed.counted) == (120, 30)
     assert assumed.n_needed == 4 * n_resolved(0.1, 0.0, 0.05, 0.8, 0.025)
     seen = {"refusal_rate": PilotStats(0.9, 0.04, 0.04, 1.5)}
-    found = prospects([task(n=120, clusters=30)], gating(), seen).metrics[0]
+    found = build_power([task(n=120, clusters=30)], gating(), seen).metrics[0]
     assert (found.counted, found.discordance) == (80, 0.04)
     assert found.n_needed == ceil(n_resolved(0.04, 0.0, 0.05, 0.8, 0.025) * 1.5)
 
@@ -61,7 +61,7 @@ def test_clusters_count_once_or_by_the_design_effect_seen():
 def test_the_printed_chances_are_those_of_whole_studies_by_simulation():
     """Four builds of one metric through Holm: the chance printed for a build is a floor, and near for a lone loser."""
     n, builds = 250, 4
-    none, twice = prospects([task(n=n)], gating(builds), {"refusal_rate": PilotStats(0.8, 0.04, 0.04, 1.0)}).metrics
+    none, twice = build_power([task(n=n)], gating(builds), {"refusal_rate": PilotStats(0.8, 0.04, 0.04, 1.0)}).metrics
     draw = np.random.default_rng(1)
     passed = rejected = 0
     studies = 400
@@ -78,11 +78,11 @@ def test_the_printed_chances_are_those_of_whole_studies_by_simulation():
 
 def test_what_a_plan_prints():
     rules = replace(gating(2), required=("bertscore", "refusal_rate"))
-    lines = prospects([task(n=300)], rules, {}).lines()
+    lines = build_power([task(n=300)], rules, {}).lines()
     assert "first step of Holm over 1 metrics x 2 builds" in lines[1]
     assert "assuming that 10% of pairs differ anyway" in lines[2]
     assert lines[4].split()[:6] == ["refusal_rate", "300", "300", "5", "pp", "0"]
     assert lines[-1] == "no build can be accepted: no task here measures bertscore"
-    seen = prospects([task(n=300)], gating(), {"refusal_rate": PilotStats(0.9, 0.0, 0.0, 1.0)})
+    seen = build_power([task(n=300)], gating(), {"refusal_rate": PilotStats(0.9, 0.0, 0.0, 1.0)})
     assert seen.basis[1:] == ("differing pairs and clusters as in the earlier run",)
-    assert prospects([], gating(), {}).metrics == ()
+    assert build_power([], gating(), {}).metrics == ()

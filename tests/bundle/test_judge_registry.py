@@ -13,9 +13,9 @@ def judge(**changes):
     return JudgeConfig.model_validate({**JUDGE.model_dump(), **changes})
 
 
-def asked(roll, config, identity):
+def asked(judge_registry, config, identity):
     """As once the judge has labelled: its model is known."""
-    return roll.enlisted(config, {"sha256": identity["sha256"]}).with_entry(config, identity=identity)
+    return judge_registry.registered(config, {"sha256": identity["sha256"]}).with_entry(config, identity=identity)
 
 
 @pytest.mark.parametrize(
@@ -29,35 +29,38 @@ def asked(roll, config, identity):
     ],
 )  # fmt: skip
 def test_what_says_how_an_answer_is_labelled_makes_another_judge(change, alike):
-    roll = asked(JudgeRegistry(), JUDGE, HERE)
-    assert is_alike(roll.judges["one"], judge(**change), {}) is alike
+    judge_registry = asked(JudgeRegistry(), JUDGE, HERE)
+    assert is_alike(judge_registry.judges["one"], judge(**change), {}) is alike
 
 
 def test_a_file_that_moved_is_the_same_judge_and_another_in_its_place_is_not():
     """Even where the study was bound before the file was looked into."""
-    roll = asked(JudgeRegistry(), JUDGE, HERE)
+    judge_registry = asked(JudgeRegistry(), JUDGE, HERE)
     moved = judge(source={"path": "elsewhere/a.gguf"})
-    bound = roll.enlisted(moved).with_entry(moved)
+    bound = judge_registry.registered(moved).with_entry(moved)
     assert labels_file(bound.judges["one"]) == "one~2"
     back = asked(bound, moved, HERE)
     assert (labels_file(back.judges["one"]), back.former) == ("one", [])
-    other = asked(roll, JUDGE, THERE)
+    other = asked(judge_registry, JUDGE, THERE)
     assert (labels_file(other.judges["one"]), [labels_file(one) for one in other.former]) == ("one~2", ["one"])
 
 
 def test_every_model_keeps_its_file_whatever_the_order():
-    roll, models = JudgeRegistry(), [(judge(model=name), {"sha256": name}) for name in "xyz"]
+    judge_registry, models = JudgeRegistry(), [(judge(model=name), {"sha256": name}) for name in "xyz"]
     for config, identity in (*models, *reversed(models), *models):
-        roll = asked(roll, config, identity)
-        assert labels_file(roll.judges["one"]) == dict(zip("xyz", ("one", "one~2", "one~3"), strict=True))[config.model]
-    assert len(roll.former) == 2
+        judge_registry = asked(judge_registry, config, identity)
+        assert (
+            labels_file(judge_registry.judges["one"])
+            == dict(zip("xyz", ("one", "one~2", "one~3"), strict=True))[config.model]
+        )
+    assert len(judge_registry.former) == 2
 
 
 def test_names_that_a_file_system_may_not_tell_apart_have_files_of_their_own():
-    roll = asked(JudgeRegistry(), judge(name="ONE"), HERE).retired("ONE")
-    assert labels_file(asked(roll, JUDGE, HERE).judges["one"]) == "one~2"
+    judge_registry = asked(JudgeRegistry(), judge(name="ONE"), HERE).retired("ONE")
+    assert labels_file(asked(judge_registry, JUDGE, HERE).judges["one"]) == "one~2"
 
 
 def test_a_judge_that_never_said_anything_leaves_no_trace():
-    roll = JudgeRegistry().enlisted(JUDGE).with_entry(JUDGE).retired("one")
-    assert roll.parts == {"judges": {}, "former_judges": []}
+    judge_registry = JudgeRegistry().registered(JUDGE).with_entry(JUDGE).retired("one")
+    assert judge_registry.parts == {"judges": {}, "former_judges": []}
