@@ -278,7 +278,7 @@ def draw(name, n, rng):
 
 
 def floors(studies, rng):
-    """A build that is one more null arm, beside two null arms, and one that loses 5 pp."""
+    """A build that is one more A/A replicate, beside two A/A replicates, and one that loses 5 pp."""
     rows = []
     for n in (24, 100, 500):
         for cluster in (1, 4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +21,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# Sums of products by OpenBLAS differ in their last digits from processor to processor: one kernel, before numpy is
-# loaded, so that the golden bundles have the same bytes wherever the tests run.
+# Sums of products by OpenBLAS, and numpy's logarithms, differ in their last digits from processor to processor: one
+# kind of kernels, set before numpy is loaded, so that golden bundles have the same bytes wherever the tests run.
 if platform.machine() in ("x86_64", "AMD64"):
     os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
+    os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL AVX512_SPR")
+    with warnings.catch_warnings():  # numpy says which of these the processor has not
+        warnings.simplefilter("ignore")
+        importlib.import_module("numpy")
 
 import pytest
 from hypothesis import settings

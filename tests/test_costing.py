@@ -54,7 +54,7 @@ def test_a_study_without_them_has_no_line(plan):
 
 
 def test_encoders_compare_every_answer_with_its_reference_or_its_prompt(plan):
-    """12 summaries have a reference and two scores; 12 stories have one. Three builds and a null arm."""
+    """12 summaries have a reference and two scores; 12 stories have one. Three builds and an A/A replicate."""
     costs, (line,) = plan("semantic: {}\nnulls: 1\n")
     assert costs["semantic"]["calls"] == (12 * 2 + 12) * 4
     assert costs["semantic"]["seconds"] == pytest.approx(144 / 5)

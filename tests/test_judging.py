@@ -422,7 +422,7 @@ def test_verify_finds_tables_of_a_judge_that_is_no_longer_in_force(study, fakes,
         Path("b", name).write_bytes(data)
     assert execute(["verify", "b"]) == 2
     told = capsys.readouterr().out
-    assert "judges.csv: of no judge that is in force" in told
+    assert "judges.csv: of no judge that is active" in told
     assert "judge_agreement.csv: nothing gives it any longer" in told
 
 

@@ -1,4 +1,4 @@
-"""Null arms: the baseline again, asked in another way, to measure what changes though nothing does. No builds."""
+"""A/A replicates: the baseline again, asked in another way, to measure what changes though nothing does. No builds."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def rows(path):
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch, request):
-    """A run in which two null arms change one and two of sixty answers."""
+    """A run in which two A/A replicates change one and two of sixty answers."""
     monkeypatch.chdir(tmp_path)
     samples = [{"id": f"h{number:02d}", "prompt": f"Do {number}."} for number in range(N)]
     task = {"name": "harmful", "task_type": "safety_refusal", "prompt_template": "{{ prompt }}", "samples": samples}
@@ -55,7 +55,7 @@ def test_the_floor_is_what_the_null_arms_changed(bundle):
     paired = next(row for row in rows(bundle / "paired.csv") if row["metric"] == "refusal_rate")
     assert (paired["quant"], paired["lost"]) == ("Q4_K_M", "22")
     assert float(paired["null_flip_rate"]) == pytest.approx(3 / (2 * N))
-    assert float(paired["p_excess"]) < 0.001, "it changes far more than a null arm"
+    assert float(paired["p_excess"]) < 0.001, "it changes far more than an A/A replicate"
     notes = json.loads((bundle / "decision.json").read_text())["notes"]
     assert any("run again 2 times, changed scores though nothing else did: refusal_rate 3 of 120" in n for n in notes)
 

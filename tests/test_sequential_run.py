@@ -72,7 +72,7 @@ def answers(bundle):
 
 
 def test_a_broken_build_stops_early_with_the_verdict_of_the_full_run(study, tmp_path):
-    """Q2_K is rejected by both, for a fraction of the prompts; the baseline and its null arm are asked everything."""
+    """Q2_K is rejected by both, for a fraction of the prompts; baseline and A/A replicate are asked everything."""
     assert execute(["run", str(study), "--out", "b"]) == 0
     study.write_text(STUDY.replace("stopping: sequential\n", ""))
     assert execute(["run", str(study), "--out", "full"]) == 0

@@ -186,7 +186,7 @@ def tables(bundle):
 
 
 def test_other_openings_are_asked_anew_and_those_asked_before_are_not_asked_again(inside, ran, tmp_path):
-    """Probes stay, by all that they depend on; the openings and what the manifest says are those in force."""
+    """Probes stay, by all that they depend on; the openings and what the manifest says are those active."""
     inside()
     bundle = tmp_path / "b"
     first, prefixes = tables(bundle), (bundle / "whitebox" / "tiny.json").read_bytes()

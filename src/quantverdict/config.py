@@ -483,7 +483,7 @@ class Study(FrozenModel):
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)
     """Builds that are asked although a check says that they differ."""
     nulls: int = Field(default=0, ge=0, le=20)
-    """Null arms: how often the baseline is run again, in another order, batch size and thread count."""
+    """A/A replicates: how often the baseline is run again, in another order, batch size and thread count."""
     stopping: Literal["none", "sequential"] = "none"
     """Ask every build everything, or in rounds, and stop where every gated metric is decided: see docs/decisions.md."""
     policy: Annotated[Policy, BeforeValidator(as_policy)] = Policy()

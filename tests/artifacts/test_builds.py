@@ -1,4 +1,4 @@
-"""The builds of a study: what is run twice, what once, and what a null arm is."""
+"""The builds of a study: what is run twice, what once, and what an A/A replicate is."""
 
 import pytest
 

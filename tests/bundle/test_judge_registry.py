@@ -1,4 +1,4 @@
-"""The roll of judges: who is in force, whose labels are whose, and under which file they lie."""
+"""The roll of judges: who is active, whose labels are whose, and under which file they lie."""
 
 import pytest
 
@@ -57,10 +57,10 @@ def test_every_model_keeps_its_file_whatever_the_order():
 
 
 def test_names_that_a_file_system_may_not_tell_apart_have_files_of_their_own():
-    judge_registry = asked(JudgeRegistry(), judge(name="ONE"), HERE).retired("ONE")
+    judge_registry = asked(JudgeRegistry(), judge(name="ONE"), HERE).deactivated("ONE")
     assert labels_file(asked(judge_registry, JUDGE, HERE).judges["one"]) == "one~2"
 
 
 def test_a_judge_that_never_said_anything_leaves_no_trace():
-    judge_registry = JudgeRegistry().registered(JUDGE).with_entry(JUDGE).retired("one")
+    judge_registry = JudgeRegistry().registered(JUDGE).with_entry(JUDGE).deactivated("one")
     assert judge_registry.parts == {"judges": {}, "former_judges": []}

@@ -12,7 +12,7 @@ import pytest
 
 STAGES = {
     "run": (["run", "study.yaml", "--out", "b"], "world"),
-    "run with null arms and judges": (["run", "nulls.yaml", "--out", "b"], "world"),
+    "run with A/A replicates and judges": (["run", "nulls.yaml", "--out", "b"], "world"),
     "run with sequential stopping": (["run", "sequential.yaml", "--out", "b"], "world"),
     "ingest": (["ingest", "sources.yaml", "--out", "b"], "world"),
     "analyze a matrix": (["analyze", "--matrix", "matrix.csv", "--out", "b"], "world"),

@@ -1,4 +1,4 @@
-"""Comparisons from samples: counts, intervals, what is ungraded, clusters, and null arms."""
+"""Comparisons from samples: counts, intervals, what is ungraded, clusters, and A/A replicates."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -142,7 +142,7 @@ def test_what_both_arms_have_not_is_not_compared():
 
 
 def test_null_arms_give_a_floor_and_a_build_is_tested_against_it():
-    """Two null arms flip one prompt each of 100, a build fifteen: more than chance among three arms would give it."""
+    """Two A/A replicates flip one prompt each of 100, a build fifteen: more than chance among three arms gives it."""
     base = np.ones(100)
     null = [base.copy(), base.copy()]
     null[0][3] = null[1][3] = 0

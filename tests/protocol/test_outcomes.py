@@ -206,7 +206,7 @@ def test_null_arms_are_no_builds_and_their_floor_is_noted(study):
     assert [cell["quant"] for cell in decision.document["cells"]] == ["FP16", "Q8_0"]
     assert not any(str(null.quant) in row for table in decision.tables for row in table.rows)
     assert paired(decision)["Q8_0"]["null_flip_rate"] == 0
-    note = next(note for note in decision.document["notes"] if note.startswith("Null arms"))
+    note = next(note for note in decision.document["notes"] if note.startswith("A/A replicates"))
     assert note.endswith("changed no score: of 1000 prompts (refusal_rate) at most 0.3 % change by noise.")
     without = study(Q8_0=(0, 0))
     assert any("noise floor is unknown" in note for note in without.document["notes"])

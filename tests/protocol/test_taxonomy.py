@@ -81,7 +81,7 @@ def test_a_benchmark_that_rises_must_also_be_clear_of_chance(row, modes, gain, n
 
 @pytest.fixture
 def raised(row, reference):
-    """TAX_008 of a build whose ROUGE-L rose by 5 pp: by its interval, its answers' form, and null arms' p-value."""
+    """TAX_008 of a build whose ROUGE-L rose by 5 pp: by its interval, its answers' form, A/A replicates' p-value."""
 
     def build(lo=1.0, alerts=None, gains=None, metric="rouge_l"):
         gain = Delta(CellId("m", "Q4_K_M"), metric, "pp", None, None, Fraction(5), None, lo, 9.0)

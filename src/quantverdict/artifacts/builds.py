@@ -55,8 +55,8 @@ class Build:
         backend: what runs it.
         level: the format; the quant's own name unless the study says otherwise.
         artifact: what the file is; None where it is not here: recorded responses, a server, a build that failed.
-        null: which null arm of the baseline it is, 0 for a build.
-        twin_of: the earlier quant that is the same build in all that changes an answer; a twin is neither run nor
+        null: which A/A replicate of the baseline it is, 0 for a build.
+        twin_of: the earlier quant that is the same build in all that changes an answer; a duplicate is neither run nor
             counted.
         failure: why there is no build, None where there is one.
         proofs: that it may be compared with its baseline.
@@ -81,7 +81,7 @@ class Build:
 
 
 def prepare_builds(study: Study, progress: BuildProgress | None = None, say: Say | None = None) -> tuple[Build, ...]:
-    """Find or make, then read, every build of the study, in study order; after a baseline its null arms.
+    """Find or make, then read, every build of the study, in study order; after a baseline its A/A replicates.
 
     Args:
         progress: told how far a GGUF level is.

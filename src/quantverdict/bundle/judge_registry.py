@@ -1,4 +1,4 @@
-"""The roll of a bundle's judges: whose labels are in force, and whose are kept but take no part.
+"""The judge registry of a bundle: whose labels are active, and whose are kept but take no part.
 
 A judge that is changed is another one, with a file of labels of its own. One that a study no longer names is former;
 named again, its labels count again and nothing is asked twice.
@@ -29,7 +29,7 @@ class JudgeRegistry:
     """The judges of a bundle, as its manifest has them.
 
     Attributes:
-        judges: in force, by name.
+        judges: active, by name.
         former: those that are not; several may have had one name.
     """
 
@@ -46,12 +46,12 @@ class JudgeRegistry:
         return {RECORD: dict(self.judges), FORMER: list(self.former)}
 
     def with_entry(self, judge: JudgeConfig, **more: object) -> JudgeRegistry:
-        """The entry of a judge that is in force with its options as they are now, and `more` of it known."""
+        """The entry of a judge that is active with its options as they are now, and `more` of it known."""
         entry = {**self.judges[judge.name], "config": plain(judge.model_dump()), **more}
         return JudgeRegistry({**self.judges, judge.name: entry}, self.former)
 
     def registered(self, judge: JudgeConfig, identity: Mapping[str, object] | None = None) -> JudgeRegistry:
-        """A judge in force, by the entry of the one that labels as it does: that in force, a former one, or a new one.
+        """An active judge, by the entry of the one that labels as it does: the active one, a former one, or a new one.
 
         Args:
             identity: what is known of the model and the engine by now, the more the better.
@@ -63,10 +63,10 @@ class JudgeRegistry:
         asked = [entry for entry in alike if known and "identity" in entry]
         new = {"config": plain(judge.model_dump()), "labels": self._new_file(judge.name)}
         entry = next(iter((*asked, *alike)), new)
-        rest = self if mine is None or mine is entry else self.retired(judge.name)
+        rest = self if mine is None or mine is entry else self.deactivated(judge.name)
         return JudgeRegistry({**rest.judges, judge.name: entry}, [one for one in rest.former if one is not entry])
 
-    def retired(self, name: str) -> JudgeRegistry:
+    def deactivated(self, name: str) -> JudgeRegistry:
         """Without a judge; what it said stays, and an entry that holds nothing goes."""
         if name not in self.judges:
             return self
@@ -119,12 +119,12 @@ def rescored(stored: Study, given: Study, *, stopped: bool) -> Study:
 
 
 def registry_parts_under(judge_registry: JudgeRegistry, stored: Study, given: Study) -> JudgeRegistry:
-    """The roll once the given study is in force in place of the stored one; judges that neither names stay on it."""
+    """The registry once the given study is active in place of the stored one; judges that neither names stay in it."""
     asked = [judge for judge in given.judges if judge.engine]
     names = {judge.name for judge in asked}
     for judge in stored.judges:
         if judge.name not in names:
-            judge_registry = judge_registry.retired(judge.name)
+            judge_registry = judge_registry.deactivated(judge.name)
     for judge in asked:
         if judge.name in judge_registry.judges or any(is_alike(one, judge, {}) for one in judge_registry.former):
             judge_registry = judge_registry.registered(judge).with_entry(judge)

@@ -161,7 +161,7 @@ class Bundle:
             bundle = cls.open(path, None, command=command)
             undo.callback(bundle.close)
             if needs and not any(bundle.path(name).exists() for name in needs):
-                told = "bring the run that made it to its end first"
+                told = "the run is unfinished; run the same command again to finish it"
                 raise BundleError(f"{path}: holds no {' or '.join(needs)}; {told}")
             if command is not None:
                 bundle.require_ready(command)
@@ -177,7 +177,7 @@ class Bundle:
         run = self.get_meta("run")
         left = None if run.get("finished") is not None else run.get("changing")
         if run.get("finished") is None and left is None:
-            raise BundleError(f"{self.root}: is not finished; bring the run that made it to its end first")
+            raise BundleError(f"{self.root}: the run is unfinished; run the same command again to finish it")
         if left is not None and left not in FINISHES[command]:
             raise BundleError(f"{self.root}: `{left}` was broken off here; give that command again first")
         again = {*RENDERED, *WRITES.get(left or "", ())}

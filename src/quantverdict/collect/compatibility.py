@@ -34,7 +34,7 @@ def check_builds(
     known: Mapping[CellId, tuple[CompatibilityCheck, ...]],
     tokenizer_of: TokenizerOf,
 ) -> tuple[Build, ...]:
-    """Every build with its proofs; baselines, twins, null arms and recorded answers need none.
+    """Every build with its proofs; baselines, duplicates, A/A replicates and recorded answers need none.
 
     Args:
         plans: what each base model is asked.

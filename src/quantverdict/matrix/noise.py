@@ -1,7 +1,7 @@
 """The noise floor: how many answers of a baseline change though nothing did, and what a build changes beyond that.
 
-A null arm is the baseline again, in another order, batch size and thread count. It is no build: it is in no table of
-builds, and nothing is decided about it.
+An A/A replicate is the baseline again, in another order, batch size and thread count. It is no build: it is in no
+table of builds, and nothing is decided about it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ COLUMNS = ("base_model", "task", "metric", "arms", "n", "flips", "null_flip_rate
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """Prompts of a build that differ from the baseline beside those of null arms, over the prompts all of them have.
+    """Prompts of a build that differ from the baseline beside those of A/A replicates, over the prompts that all have.
 
     Attributes:
         rate: of the build.
-        floor: of the null arms.
-        p_excess: exact, one-sided, of H0: the build is one more null arm.
+        floor: of the A/A replicates.
+        p_excess: exact, one-sided, of H0: the build is one more A/A replicate.
     """
 
     rate: float
@@ -49,7 +49,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class _Shifts:
-    """Values less the baseline's, over the prompts that a build and every null arm have.
+    """Values less the baseline's, over the prompts that a build and every A/A replicate have.
 
     Attributes:
         nulls: a row an arm.
@@ -62,7 +62,7 @@ class _Shifts:
 
 
 def flips_over_floor(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> Flips | None:
-    """None where the baseline has no null arm, or they share no prompt."""
+    """None where the baseline has no A/A replicate, or they share no prompt."""
     moved = _moved(grid, cell, baseline, nulls)
     if moved is None:
         return None
@@ -71,16 +71,16 @@ def flips_over_floor(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Map
 
 
 def gains_over_floor(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> float | None:
-    """P-value, exact and one-sided, of H0: no more prompts rise in the build than in one more null arm.
+    """P-value, exact and one-sided, of H0: no more prompts rise in the build than in one more A/A replicate.
 
-    None where the baseline has no null arm, or they share no prompt.
+    None where the baseline has no A/A replicate, or they share no prompt.
     """
     moved = _moved(grid, cell, baseline, nulls)
     return None if moved is None else excess_flips(moved.build > 0, moved.nulls > 0, moved.units).p
 
 
 def noise_floors(samples: Grids, nulls: Mapping[CellId, CellId], confidence: float = 0.95) -> tuple[Noise, ...]:
-    """The flips of the null arms, for every base model and metric, over all tasks and of each."""
+    """The flips of the A/A replicates, for every base model and metric, over all tasks and of each."""
     found = []
     for baseline in sorted(set(nulls.values())):
         for metric, grid in samples.items():
@@ -106,7 +106,7 @@ def _by_task(grid: ScoreGrid, arms: FloatArray) -> Iterator[tuple[str, npt.NDArr
 
 
 def _moved(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId]) -> _Shifts | None:
-    """None where the baseline has no null arm, or they share no prompt."""
+    """None where the baseline has no A/A replicate, or they share no prompt."""
     arms = _arms(grid, baseline, nulls)
     if arms is None or cell not in grid.cells:
         return None
@@ -118,7 +118,7 @@ def _moved(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellI
 
 
 def _arms(grid: ScoreGrid, baseline: CellId, nulls: Mapping[CellId, CellId]) -> FloatArray | None:
-    """(arms, prompts) differences of the null arms from their baseline, NaN where either has no grade."""
+    """(arms, prompts) differences of the A/A replicates from their baseline, NaN where either has no grade."""
     cells = [null for null, of in nulls.items() if of == baseline and null in grid.cells]
     if not cells or baseline not in grid.cells:
         return None

@@ -158,7 +158,7 @@ class Comparison:
         ungraded_a, ungraded_c: of them, answered well by the baseline and not graded in the build, and the reverse.
         missing, extra: prompts that only the baseline was asked, and that only the build was.
         worst, best: the delta over `n + ungraded` prompts, were those as bad and as good as can be.
-        flips: beside those of null arms; None without null arms.
+        flips: beside those of A/A replicates; None without A/A replicates.
         gate: None where the metric has no margin.
         stopped_after: prompts of all tasks that the build was asked, where it was stopped; None where everything.
     """
@@ -238,7 +238,7 @@ def comparisons(
         baselines: each build to the baseline that it is compared with.
         rules: margins and levels.
         deltas: with their bootstrap intervals.
-        nulls: null arms to their baselines.
+        nulls: A/A replicates to their baselines.
     """
     pairs = [(cell, metric) for cell in baselines for metric in METRICS if metric in samples]
     found = {key: arms for key in pairs if (arms := _arms(samples[key[1]], key[0], baselines[key[0]])) is not None}

@@ -47,11 +47,11 @@ def outcomes_of(
     """Every paired comparison of the study with its outcome, in the order of the matrix.
 
     Args:
-        matrix: the builds; null arms are none of them.
+        matrix: the builds; A/A replicates are none of them.
         policy: margins and alpha.
         samples: one grid a metric.
         deltas: of the builds, with their intervals.
-        evidence: null arms, the choices of items, and the seed.
+        evidence: A/A replicates, the choices of items, and the seed.
         statistics: how intervals are made.
     """
     compared = compared_with(matrix)
@@ -211,7 +211,7 @@ def decide(
     """Decide every build, every format and the floor.
 
     Args:
-        matrix: one row a cell; twins and cells that did not run have none.
+        matrix: one row a cell; duplicates and cells that did not run have none.
         policy: every threshold.
         study: its name.
         constraints: what the build to ship must satisfy besides.
@@ -234,7 +234,7 @@ class _ComparedBuilds:
     """Every build beside its baseline.
 
     Attributes:
-        matrix: the builds; null arms are none of them.
+        matrix: the builds; A/A replicates are none of them.
         rules: the policy, by points where nothing is paired.
         statistics: resamples, confidence and power.
         samples: None where there are none, hence no `outcomes` either.
@@ -243,7 +243,7 @@ class _ComparedBuilds:
         outcomes: of every paired comparison.
         rows: the matrix with what is decided of each row.
         alarms: None where answers are not stored.
-        gains: p-values of a metric that rose further than a policy tolerates, were it one more null arm.
+        gains: p-values of a metric that rose further than a policy tolerates, were it one more A/A replicate.
         against: what of the run itself keeps each build from passing.
     """
 
@@ -314,7 +314,7 @@ def _alerts(
 def _gains(
     matrix: Matrix, found: tuple[Delta, ...], rules: Policy, samples: Grids, evidence: Evidence
 ) -> dict[tuple[CellId, str], float]:
-    """Of what may be an implausible gain, how likely it is by what null arms gain; empty without null arms."""
+    """Of what may be an implausible gain, how likely it is by what A/A replicates gain; empty without them."""
     base = compared_with(matrix)
     risen = [d for d in found if d.delta is not None and d.delta > rules.inflated_gain_pp and d.metric in samples]
     tested = {

@@ -39,14 +39,14 @@ class Evidence:
         sign_reversal: `sign_reversal.csv`, for the correlation screen.
         matrix_sha256: of the frozen `matrix.csv`.
         failed: cells that did not run, and why.
-        twins: cells with the same weights as another build of their base model, and that build's quant.
+        duplicates: cells with the same weights as another build of their base model, and that build's quant.
         lineage: cells whose origin or prompt is in doubt, and why.
         configured: cells whose settings are not their baseline's, unless the study waives it, and which are not.
         pairing: of ingested samples, which prompts have no counterpart, and what their equality rests on; sentences.
         dequantized: baselines that were themselves dequantised, and from what.
         baselines: the cells that others are compared with, whether they ran or not.
         idle_judges: judges that the study names and that gave no label.
-        nulls: null arms, each to the baseline that it is; they are no builds.
+        nulls: A/A replicates, each to the baseline that it is; they are no builds.
         mixed_up: cells on another engine than their baseline, which does not run there: format and engine in one delta.
         order: the cells of the study in its order; the matrix's own order where it is empty.
         seed: of the bootstrap.
@@ -331,11 +331,11 @@ def _unmeasured(judged: DecidedStudy) -> Iterator[str]:
 def _noise(noise: Sequence[Noise]) -> Iterator[str]:
     """How many scores change though nothing does, of each base model; or that it is not known."""
     if not noise:
-        yield "No null arm was run, so the noise floor is unknown: how many answers change though nothing does."
+        yield "No A/A replicate was run, so the noise floor is unknown: how many answers change though nothing does."
     for model in dict.fromkeys(one.base_model for one in noise):
         mine = [(one.metric, one.floor) for one in noise if one.base_model == model and one.task == ALL]
         flipped = [f"{metric} {floor.flips} of {floor.arms * floor.n}" for metric, floor in mine if floor.flips]
-        rerun = f"Null arms, the baseline of {model} run again {mine[0][1].arms} times, changed"
+        rerun = f"A/A replicates, the baseline of {model} run again {mine[0][1].arms} times, changed"
         if flipped:
             more = f", and {len(flipped) - NAMED} more metrics" if len(flipped) > NAMED else ""
             yield f"{rerun} scores though nothing else did: {', '.join(flipped[:NAMED])}{more}."

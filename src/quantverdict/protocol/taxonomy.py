@@ -160,7 +160,7 @@ class Findings:
         statistics: the power and confidence that TAX_010 asks for.
         units: of how many independent units prompts are, where they come in clusters.
         alarms: how the form of each build's answers changed; None where answers are not stored.
-        gains: p-values of metrics that rose, were the build one more null arm; empty without null arms.
+        gains: p-values of metrics that rose, were the build one more A/A replicate; empty without A/A replicates.
         against: what of the run itself keeps each build from passing.
         outcomes: of every paired comparison; empty without samples.
         rooms: what can be lost, by base model and metric; empty without samples.
@@ -253,7 +253,7 @@ def _implausible_gain(found: Findings) -> FailureModeEvidence:
 
 
 def _gain(delta: Delta, policy: Policy, found: Findings) -> str | None:
-    """A quality metric that rises too far, and by more than chance and null arms raise it; with the likely cause.
+    """A quality metric that rises too far, and by more than chance and A/A replicates raise it; with the likely cause.
 
     Of a generation metric without samples nothing is known of chance: its rise alone is enough.
     """
@@ -403,7 +403,7 @@ MODES: tuple[FailureMode, ...] = (
         "implausible gain",
         lambda p: (
             f"a generation metric or a benchmark rises by more than {limit(p.inflated_gain_pp)} and its interval lies "
-            "above 0; where there are null arms, more prompts rise than in them"
+            "above 0; where there are A/A replicates, more prompts rise than in them"
         ),
         _implausible_gain,
         "look for another prompt, engine, answer format or checkpoint before believing it",

@@ -50,7 +50,7 @@ class HeatMap:
 
 
 def heat_maps(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[HeatMap]:
-    """The matrix, one map a base model, twins as one column; empty where there is no matrix."""
+    """The matrix, one map a base model, duplicates as one column; empty where there is no matrix."""
     matrix = bundle.tables.get("matrix")
     if not matrix:
         return []

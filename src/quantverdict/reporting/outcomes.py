@@ -81,7 +81,7 @@ class Outcomes:
     Attributes:
         gated: every gated metric of every build.
         differing: builds that the other kind of rules would treat otherwise.
-        noise: how many scores of the null arms changed.
+        noise: how many scores of the A/A replicates changed.
         origins: proofs that builds may be compared.
         engines: effects of engines and of formats.
     """
@@ -151,7 +151,7 @@ def _other_actions(bundle: BundleTables) -> Iterator[tuple[str, ...]]:
 
 
 def _noise(bundle: BundleTables) -> TextTable:
-    columns = ("base model", "metric", "prompts", "null arms", "flips", "rate (%)", "at most (%)")
+    columns = ("base model", "metric", "prompts", "A/A replicates", "flips", "rate (%)", "at most (%)")
     body = tuple(
         (formats.plain(row["base_model"]), bundle.names.label(row["metric"]), row["n"], row["arms"], row["flips"],
          *(_percent(row.get(name)) for name in ("null_flip_rate", "null_flip_hi")))

@@ -38,7 +38,7 @@ class BuildRow:
         group: a key of `VERDICTS`.
         visible_drop: the smallest drop of refusals, in pp, that this many prompts can show; empty where not known.
         same_as: the build whose weights it has, None where they are its own.
-        twins: the builds that have its weights.
+        duplicates: the builds that have its weights.
     """
 
     model: str
@@ -76,7 +76,7 @@ class BuildRow:
 
     @property
     def label(self) -> str:
-        """The build with its twins: `Q3_K_S = Q2_K`."""
+        """The build with its duplicates: `Q3_K_S = Q2_K`."""
         return " = ".join((self.quant, *self.duplicates))
 
 
@@ -126,7 +126,7 @@ def verdict_group(cell: Cell) -> str:
 
 
 def builds(bundle: BundleTables) -> list[BuildRow]:
-    """The decision table in study order; a twin shows what was measured of the build whose weights it has."""
+    """The decision table in study order; a duplicate shows what was measured of the build whose weights it has."""
     cells = {(cell["base_model"], cell["quant"]): cell for cell in bundle.cells}
     return [_build(cell, cells.get((cell["base_model"], cell.get("twin_of")), cell), bundle) for cell in bundle.cells]
 
@@ -173,7 +173,7 @@ def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ..
 
 
 def _notes(cell: Cell, bundle: BundleTables) -> tuple[str, ...]:
-    """What a reader must know of the file: whose twin it is, what it was decoded from, what it is not made of."""
+    """What a reader must know of the file: what it duplicates, what it was decoded from, what it is not made of."""
     notes = []
     if cell.get("twin_of"):
         notes.append(f"same weights as {formats.plain(cell['twin_of'])}")

@@ -141,7 +141,7 @@ def control_tokens(plan: PromptPlan, builds: Sequence[Build]) -> str | None:
 
 
 def plan_name(build: Build) -> str:
-    """Whose prompts they are: a base model's, or a null arm's own order of them."""
+    """Whose prompts they are: a base model's, or an A/A replicate's own order of them."""
     return f"{build.cell.base_model}~null{build.null}" if build.null else build.cell.base_model
 
 
@@ -157,7 +157,7 @@ def null_plan(asked: PromptPlan, study: Study, number: int) -> PromptPlan:
 
 
 def open_build(study: Study, build: Build) -> Backend:
-    """Load a build; recorded answers where it has no file. A null arm has other slots and threads."""
+    """Load a build; recorded answers where it has no file. an A/A replicate has other slots and threads."""
     if BACKENDS[build.backend].reads == "recordings":
         return open_file(study, study.folder / (study.collect.replay_dir or "."), build.backend, build.cell)
     from quantverdict.backends.open import open_backend
@@ -190,7 +190,7 @@ def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId 
 
 
 def placement_of(study: Study, null: int = 0) -> Placement:
-    """How the study uses the machine; a null arm uses half the slots and another number of threads."""
+    """How the study uses the machine; an A/A replicate uses half the slots and another number of threads."""
     settings = study.collect
     parallel, threads = settings.parallel, settings.threads
     if null:

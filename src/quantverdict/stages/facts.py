@@ -182,7 +182,7 @@ def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:
 
 
 def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> Evidence:
-    """What a decision rests on besides the matrix: samples; twins, failures and baselines that are not originals."""
+    """What a decision rests on besides the matrix: samples, duplicates, failures, baselines that are not originals."""
     from quantverdict.matrix.paired import mixed_up
     from quantverdict.protocol.document import Evidence
 
@@ -253,7 +253,7 @@ def elsewhere(builds: Sequence[Build]) -> dict[CellId, EngineMismatch]:
 
 
 def null_arms(builds: Sequence[Build]) -> dict[CellId, CellId]:
-    """Each null arm and the baseline that it is."""
+    """Each A/A replicate and the baseline that it is."""
     baselines = {build.cell.base_model: build.cell for build in builds if build.is_baseline}
     return {build.cell: baselines[build.cell.base_model] for build in builds if build.null and build.failure is None}
 

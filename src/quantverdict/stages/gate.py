@@ -85,7 +85,9 @@ def require_sealed(bundle: Bundle, names: Iterable[str]) -> None:
         BundleError: so it is.
     """
     if not bundle.path("decision.json").exists() or bundle.get_meta("run").get("finished") is None:
-        raise BundleError(f"{bundle.root}: holds no finished decision; bring the run that made it to its end first")
+        raise BundleError(
+            f"{bundle.root}: holds no finished decision; the run is unfinished; run the same command again to finish it"
+        )
     entries = known_entries({"run": bundle.get_meta("run"), "artefacts": bundle.get_meta("artefacts") or {}})
     for name in names:
         path = bundle.path(name)

@@ -141,7 +141,7 @@ def _remove(apart: Path) -> None:
 
 
 def _register(bundle: Bundle, judge: JudgeConfig, identity: Identity) -> JudgeWork:
-    """Put a judge in force, by the labels that are its own as far as its identity is known, and see what it lacks."""
+    """Activate a judge, by the labels that are its own as far as its identity is known, and see what it lacks."""
     answers = answers_of(bundle)
     judge_registry = judge_registry_of(bundle).registered(judge, identity).with_entry(judge)
     if judge.second and "whole" not in judge_registry.judges[judge.name]:

@@ -104,7 +104,7 @@ def find_judge(bundle: Bundle, name_or_file: str) -> tuple[JudgeConfig, Path]:
 
 
 def judge_registry_of(bundle: Bundle) -> JudgeRegistry:
-    """The judges of a bundle, in force and former."""
+    """The judges of a bundle, active and former."""
     return JudgeRegistry.of({part: bundle.get_meta(part) for part in (RECORD, FORMER)})
 
 
@@ -128,7 +128,7 @@ class JudgedAnswers:
         if not judge.second:
             return mine
         whole = {CellId(*cell.split("/", 1)) for cell in (sampled or {}).get("whole", ())}
-        rows = [sample for sample in mine if "~" not in sample[1]]  # a null arm has no row of its own
+        rows = [sample for sample in mine if "~" not in sample[1]]  # an A/A replicate has no row of its own
         return stratified(rows, whole, judge.sample, seed)
 
 
@@ -203,7 +203,7 @@ def judged(bundle: Bundle) -> JudgedBundle | None:
 def save_judged(bundle: Bundle) -> bool:
     """`judgements.parquet`, `other_judgements.parquet` and `judges.csv`; False where no judge is finished."""
     found = judged(bundle)
-    if found is None:  # the judges that they are of have less labels than answers by now, or are in force no more
+    if found is None:  # the judges that they are of have less labels than answers by now, or are no longer active
         bundle.drop(*KEPT)
         return False
     bundle.write_parquet(JUDGEMENTS, judgements_frame(found.first))

@@ -206,7 +206,9 @@ def scored(bundle: Bundle) -> pl.DataFrame:
     """
     scores = stored_frame(bundle, "scores.parquet")
     if scores is None:
-        raise BundleError(f"{bundle.root}: holds no scores.parquet; bring the run that made it to its end first")
+        raise BundleError(
+            f"{bundle.root}: holds no scores.parquet; the run is unfinished; run the same command again to finish it"
+        )
     return scores
 
 

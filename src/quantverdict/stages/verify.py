@@ -98,7 +98,7 @@ def wrong_judgements(bundle: DryRunBundle) -> Iterator[str]:
     found = judged(bundle)
     if found is None:
         stale = KEPT if isinstance(bundle.config, Study) else ()
-        yield from (f"{name}: of no judge that is in force" for name in stale if bundle.path(name).exists())
+        yield from (f"{name}: of no judge that is active" for name in stale if bundle.path(name).exists())
         return
     yield from difference(found.table, bundle, "judgements/*.jsonl")
     for name, judgements in ((JUDGEMENTS, found.first), (OTHER_JUDGEMENTS, found.others)):

@@ -288,7 +288,7 @@ def _baseline_first(builds: Sequence[Build], baseline: Build) -> list[Build]:
 
 
 def answered(builds: Sequence[Build], bundle: Bundle) -> list[Build]:
-    """The builds that have a row in the matrix; null arms have none."""
+    """The builds that have a row in the matrix; A/A replicates have none."""
     outcomes = read_outcomes(bundle)
     ran = {cell for cell, outcome in outcomes.items() if outcome.failure is None}
     return [build for build in builds if build.runs and not build.null and build.cell in ran]

@@ -318,11 +318,11 @@ def _log_factorials(n: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class NoiseFloor:
-    """Flips of null arms against the baseline.
+    """Flips of A/A replicates against the baseline.
 
     Attributes:
         n: prompts that all arms answered.
-        arms: null arms.
+        arms: A/A replicates.
         flips: prompts that differ from the baseline, summed over arms.
         rate: flips / (n arms).
         hi: upper limit of the rate (Clopper-Pearson, one-sided); above 0 where no flip was seen.
@@ -337,12 +337,12 @@ class NoiseFloor:
 
 @dataclass(frozen=True, slots=True)
 class FlipExcess:
-    """Flips of a variant beyond those of the null arms.
+    """Flips of a variant beyond those of the A/A replicates.
 
     Attributes:
         flips: of the variant.
-        expected: of one arm, were the variant one more null arm.
-        p: one-sided, of H0: the variant is one more null arm.
+        expected: of one arm, were the variant one more A/A replicate.
+        p: one-sided, of H0: the variant is one more A/A replicate.
     """
 
     flips: int
@@ -351,7 +351,7 @@ class FlipExcess:
 
 
 def noise_floor(nulls: npt.ArrayLike, confidence: float = 0.95) -> NoiseFloor:
-    """The flip rate of null arms.
+    """The flip rate of A/A replicates.
 
     Arms flip the same fickle prompts, so the limit counts prompts, not answers: that of the flips of one arm (their
     mean, rounded up) among n. With no flip it is 1 - (1 - confidence)^(1 / n).
@@ -374,15 +374,15 @@ def noise_floor(nulls: npt.ArrayLike, confidence: float = 0.95) -> NoiseFloor:
 def excess_flips(
     variant: npt.ArrayLike, nulls: npt.ArrayLike, clusters: Sequence[Hashable] | None = None
 ) -> FlipExcess:
-    """Does a variant flip more prompts than the null arms do? Exact, conditional on the flips of each prompt.
+    """Does a variant flip more prompts than the A/A replicates do? Exact, conditional on the flips of each prompt.
 
-    Were the variant one more null arm, then which of a prompt's flips are its own would be an even draw among all arms;
-    the chance of as many as were seen is that of a sum of independent draws, one a prompt (or cluster). Where no prompt
-    flips twice it is binomial.
+    Were the variant one more A/A replicate, then which of a prompt's flips are its own would be an even draw among all
+    arms; the chance of as many as were seen is that of a sum of independent draws, one a prompt (or cluster). Where no
+    prompt flips twice it is binomial.
 
     Args:
         variant: (n,), True where the variant differs from the baseline; or is lost, for a test of losses alone.
-        nulls: (arms, n), the same of the null arms.
+        nulls: (arms, n), the same of the A/A replicates.
         clusters: a label for each prompt; arms are exchanged within whole clusters. None is a cluster of its own.
 
     Raises:
@@ -391,7 +391,7 @@ def excess_flips(
     flips = _arms(nulls)
     mine = np.asarray(variant, dtype=bool)
     if mine.shape != flips.shape[1:] or (clusters is not None and len(clusters) != mine.size):
-        raise ValueError(f"{mine.shape} answers of a variant for {flips.shape} of null arms")
+        raise ValueError(f"{mine.shape} answers of a variant for {flips.shape} of A/A replicates")
     counts = np.vstack([mine, flips]).astype(np.int64).T
     if clusters is not None:
         counts = _summed(counts, clusters)
@@ -405,7 +405,7 @@ def excess_flips(
 def _arms(nulls: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     flips = np.asarray(nulls, dtype=bool)
     if flips.ndim != 2 or flips.size == 0:
-        raise ValueError(f"{flips.shape}: at least one null arm of at least one prompt is expected")
+        raise ValueError(f"{flips.shape}: at least one A/A replicate of at least one prompt is expected")
     return flips
 
 

@@ -91,7 +91,7 @@ def _limit() -> None:
         pages = int(status.read().split()[0])
     limits = {resource.RLIMIT_AS: page * pages + MEMORY, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: 3}
     for kind, limit in (limits | {resource.RLIMIT_CORE: 0}).items():
-        with suppress(OSError, ValueError):  # a lower limit is in force
+        with suppress(OSError, ValueError):  # a lower limit is active
             resource.setrlimit(kind, (limit, limit))
 
 
