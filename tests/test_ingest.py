@@ -302,7 +302,7 @@ def test_a_cosine_may_be_negative_and_a_margin_anything(folder):
     [
         ({"values": {"Q8_0": {"dominant_prefix_share": 64}}}, "dominant_prefix_share: 64; expected a share of 1"),
         ({"values": {"Q8_0": {"file_bytes": -1}}}, "file_bytes: -1; expected a number of bytes"),
-        ({"quants": MODELS[0]["quants"] | {"Q8_0": -8.5}}, "bpw: -8.5 is not right"),
+        ({"quants": MODELS[0]["quants"] | {"Q8_0": -8.5}}, "bpw: -8.5 is not valid"),
     ],
 )
 def test_what_no_matrix_may_hold_is_refused_before_anything_is_written(folder, tmp_path, change, told):

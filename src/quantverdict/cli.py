@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from quantverdict.errors import ExitCode, QuantverdictError
+from quantverdict.errors import ExitCode, QuantverdictError, os_reason
 from quantverdict.reporting.formats import OutputStream, escaped_json, harmless, is_utf8, json_text, one_line
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 Existing = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout.")
 
+LEVELS = (
+    "F32, FP16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, Q3_K_L, Q3_K_M, Q3_K_S, "
+    "Q2_K, AWQ, GPTQ"
+)
+"""`config`'s, which is not loaded for a help text; a test holds both to each other."""
 gate_reports = (
     click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
     click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
@@ -79,7 +84,7 @@ SECTIONS = {
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify"),
     "Look at models": ("inspect", "lineage", "quantize"),
-    "Set up": ("tasks", "doctor"),
+    "Set up": ("tasks", "metrics", "doctor"),
 }
 """The commands of `--help`, by what they are for."""
 EXAMPLES = {
@@ -98,6 +103,8 @@ EXAMPLES = {
     "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
     "quantize": ("quantize my-model-F16.gguf --to Q8_0,Q4_K_M --out builds",),
     "doctor": ("doctor",),
+    "metrics": ("metrics list",),
+    "metrics list": ("metrics list --json",),
     "tasks": ("tasks list",),
     "tasks list": ("tasks list --json",),
     "tasks show": ("tasks show starter_harmful",),
@@ -339,7 +346,7 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("model", type=Existing)
-@click.option("--to", "levels", required=True, help="Levels to make, separated by commas: Q8_0,Q4_K_M,AWQ,GPTQ.")
+@click.option("--to", "levels", required=True, help=f"Levels to make, separated by commas, of {LEVELS}.")
 @click.option("--out", type=Existing, required=True, help="The folder to write to.")
 @click.option("--group-size", type=int, help="AWQ, GPTQ: weights that share a scale. Default: the most that fit.")
 @click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file.")
@@ -398,6 +405,32 @@ def doctor(as_json: bool) -> None:
 
     checks = diagnose()
     show([check._asdict() for check in checks], lambda: diagnosis_lines(checks), as_json)
+
+
+@commands.group()
+def metrics() -> None:
+    """List the metrics that a matrix may have."""
+
+
+@metrics.command("list")
+@json_option
+def metrics_list(as_json: bool) -> None:
+    """List the metrics, those of plugins too: unit, what is better, the default margin, what it is."""
+    from quantverdict.registry import METRICS, load_plugins
+
+    load_plugins()
+    rows = [
+        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
+         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
+        for one in METRICS.values()
+    ]  # fmt: skip
+    better = {True: "higher", False: "lower", None: "-"}
+    lines = [
+        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
+        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
+        for one in METRICS.values()
+    ]
+    show(rows, lambda: lines, as_json)
 
 
 @commands.group()
@@ -525,7 +558,7 @@ def attempt(arguments: list[str]) -> int:
             # Before it is opened a file is looked for, and a system refuses that too: a name too long, links in a ring.
             name = Path(error.filename)
             shown = name.with_name(f"{name.name[:40]}...") if len(name.name) > 80 else name
-            return say(f"error: {shown}: cannot be used ({error.strerror or error})", ExitCode.CANNOT_RUN)
+            return say(f"error: {shown}: cannot be used ({os_reason(error)})", ExitCode.CANNOT_RUN)
         return say(
             f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)",
             ExitCode.CANNOT_RUN,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
-from quantverdict.errors import PluginError, StudyError, did_you_mean
+from quantverdict.errors import PluginError, StudyError, did_you_mean, one_of
 from quantverdict.policy import FrozenModel, Name, Policy, as_policy
 from quantverdict.records import Metric, RubricSpec
 from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, adopt, backends, checked
@@ -529,11 +529,9 @@ class Study(FrozenModel):
                 files.add(file)
                 cells.add(cell)
                 if not self._has_a_file(model, variant):
-                    levels = ", ".join(GGUF_LEVELS + CHECKPOINT_LEVELS)
-                    near = did_you_mean(variant.format, GGUF_LEVELS + CHECKPOINT_LEVELS)
-                    raise InvalidFieldError(
-                        f"{cell}: a source, or a model source and one of the levels {levels}{near}", *here
-                    )
+                    level = one_of(variant.format, GGUF_LEVELS + CHECKPOINT_LEVELS, "quantverdict quantize --help")
+                    problem = f"{cell}: no source says where it is, and {variant.format} cannot be made"
+                    raise InvalidValueError(problem, f"a source, or {level}", *here)
         self._known_cells(cells)
         judges = [judge.name.casefold() for judge in self.judges]
         if len(set(judges)) != len(judges):

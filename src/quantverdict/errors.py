@@ -15,6 +15,7 @@ QuantverdictError            exit 2
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
@@ -30,6 +31,25 @@ class ExitCode(IntEnum):
     NOT_RESOLVABLE = 5
 
 
+_OS_REASONS = {
+    errno.ENOENT: "no such file or folder",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EISDIR: "it is a folder",
+    errno.ENOTDIR: "a part of its path is a file",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.ELOOP: "its links go in a circle",
+    errno.ENOSPC: "the disk is full",
+    errno.EROFS: "the disk is read-only",
+    errno.EMFILE: "too many files are open",
+}
+
+
+def os_reason(error: OSError) -> str:
+    """Why the operating system refused, in words of ours where the reason is a common one."""
+    return _OS_REASONS.get(error.errno or 0, error.strerror or str(error))
+
+
 class QuantverdictError(Exception):
     """Root of everything this package raises on purpose; its text is one line."""
 
@@ -41,6 +61,28 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = {other.casefold(): other for other in known}
     near = difflib.get_close_matches(name[:100].casefold(), names, n=1, cutoff=0.6)
     return f" (did you mean {names[near[0]]}?)" if near else ""
+
+
+MOST_NAMES = 6
+"""Of more, a message names the nearest, and the command that lists them all."""
+
+
+def one_of(name: str, known: Iterable[str], listed_by: str | None = None) -> str:
+    """What is expected in place of a name that is not known, and the nearest known one.
+
+    Args:
+        name: as it was given.
+        known: the names that may stand there.
+        listed_by: the command that lists them.
+    """
+    names = tuple(known)
+    near = did_you_mean(name, names)
+    if len(names) <= MOST_NAMES:
+        return f"one of {', '.join(names)}{near}"
+    if listed_by is not None:
+        return f"one of the {len(names)} names that `{listed_by}` lists{near}"
+    first = difflib.get_close_matches(name[:100], names, n=MOST_NAMES, cutoff=0)
+    return f"one of {', '.join(first)} and {len(names) - len(first)} more{near}"
 
 
 class InputError(QuantverdictError):

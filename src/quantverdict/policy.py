@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from quantverdict.errors import StudyError, did_you_mean
+from quantverdict.errors import StudyError
 from quantverdict.registry import METRICS, built_in_margins, checked, gated, one_of, ruled
 from quantverdict.yaml_file import InvalidValueError, load_yaml
 
@@ -190,8 +190,7 @@ class Policy(FrozenModel):
     def _demands_what_it_gates(self) -> Self:
         for metric in self.demanded:
             if self.rules == "paired" and metric not in self.gates:
-                near = did_you_mean(metric, self.gates)
-                raise InvalidValueError(f"required {metric}", f"a metric with a margin ({', '.join(self.gates)}){near}")
+                raise InvalidValueError(f"required {metric} has no margin", one_of(metric, self.gates))
         return self
 
     @property
@@ -234,7 +233,6 @@ def load_policy(name_or_file: str) -> Policy:
         return POLICIES[name_or_file]
     path = Path(name_or_file)
     if not path.exists():
-        near = did_you_mean(name_or_file, POLICIES)
-        expected = f"{', '.join(POLICIES)}, or a YAML file{near}"
+        expected = f"{one_of(name_or_file, POLICIES)}, or a YAML file"
         raise StudyError(f"no policy {name_or_file}", field="policy", expected=expected)
     return load_yaml(path, Policy)

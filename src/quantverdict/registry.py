@@ -16,7 +16,8 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from quantverdict.errors import PluginError, did_you_mean
+from quantverdict import errors
+from quantverdict.errors import PluginError
 from quantverdict.records import (
     UNCLEAR,
     BackendSpec,
@@ -99,9 +100,10 @@ class Listing(dict[str, T], Generic[T]):
 
 
 def one_of(name: str, known: Iterable[str]) -> str:
-    """What is expected in place of a name that is not known: those that are, and the nearest."""
+    """As `errors.one_of`, with the command that lists names of that kind."""
     names = tuple(known)
-    return f"one of {', '.join(names)}{did_you_mean(name, names)}"
+    listed = (command for command, listings in LISTED_BY.items() for listing in listings if set(names) <= set(listing))
+    return errors.one_of(name, names, next(listed, None))
 
 
 def known_among(name: str, known: Callable[[], Iterable[str]]) -> str:
@@ -476,6 +478,11 @@ IMPORTERS: Listing[Importer] = Listing("format", (
 """What samples are read from."""
 
 GATE_RULES: Listing[GateRule] = Listing("gate rule")
+LISTED_BY: dict[str, tuple[Mapping[str, object], ...]] = {
+    "quantverdict metrics list": (METRICS,),
+    "quantverdict tasks list": (TASKS, TASK_TYPES),
+}
+"""The command that lists the names of a kind."""
 """What a gate may ask besides the decision; none is built in."""
 
 LISTINGS: Mapping[str, Listing[Any]] = {

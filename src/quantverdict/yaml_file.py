@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from quantverdict.errors import StudyError, did_you_mean
+from quantverdict.errors import StudyError, one_of, os_reason
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -147,7 +147,7 @@ def unread(error: OSError | ValueError) -> str:
     """Why a file cannot be read, in words."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is no {error.encoding}"
-    return str(getattr(error, "strerror", None) or error)
+    return os_reason(error) if isinstance(error, OSError) else str(error)
 
 
 def read_yaml(text: str, *, aliases: bool = True) -> tuple[yaml.Node | None, object]:
@@ -277,7 +277,7 @@ def _explain(error: ValidationError, path: Path, root: yaml.Node | None, model: 
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, location[:-1])
         problem = "unknown key"
-        expected = f"one of {', '.join(known)}{did_you_mean(str(location[-1]), known)}" if known else None
+        expected = one_of(str(location[-1]), known) if known else None
     elif first["type"] == "missing":
         problem, expected = "missing", "this key"
     else:
@@ -296,8 +296,8 @@ def explained(found: Mapping[str, Any]) -> tuple[str, str]:
     expected = wanted(found)
     # What was given is the whole model where a part of it is wrong; the line shows the part.
     if isinstance(cause, InvalidFieldError) or isinstance(found["input"], dict):
-        return "is not right", expected
-    return f"{_shown(found['input'])} is not right", expected
+        return "is not valid", expected
+    return f"{_shown(found['input'])} is not valid", expected
 
 
 def wanted(found: Mapping[str, Any]) -> str:
@@ -308,8 +308,7 @@ def wanted(found: Mapping[str, Any]) -> str:
         return word.format(limits[key])
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", str(limits["expected"]))
-        near = did_you_mean(found["input"], known) if isinstance(found["input"], str) else ""
-        return f"one of {', '.join(known)}{near}"
+        return one_of(found["input"] if isinstance(found["input"], str) else "", known)
     if kind == "string_pattern_mismatch":
         return _PATTERNS.get(limits["pattern"], f"text like {limits['pattern']}")
     if kind == "float_type" and isinstance(found["input"], str) and _EXPONENT.fullmatch(found["input"]):

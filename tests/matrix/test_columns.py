@@ -220,8 +220,8 @@ def test_a_mistake_is_named_with_file_line_and_column(columns, fields, message):
         (f"{HEADER}\na,F,1,Q8_0,8,1\na,F,1,FP16,16,1\n", "m.csv:3: is_baseline: 2 baselines of a (lines 2, 3)"),
         (f"{HEADER}\na,F,1,Q8_0,8,1\na,F,1,Q8_0,8,0\n", "m.csv:3: quant: a/Q8_0 is given twice, first on line 2"),
         (f"{HEADER}\n,F,1,Q8_0,8,1\n", "m.csv:2: base_model: blank; expected a name"),
-        (f"{HEADER}\na,F,1,Q8_0,8,yes\n", "m.csv:2: is_baseline: 'yes' is not right; expected 1 or 0"),
-        (f"{HEADER}\na,F,1,Q8_0,0,1\n", "m.csv:2: bpw: 0 is not right; expected a number above 0"),
+        (f"{HEADER}\na,F,1,Q8_0,8,yes\n", "m.csv:2: is_baseline: 'yes' is not valid; expected 1 or 0"),
+        (f"{HEADER}\na,F,1,Q8_0,0,1\n", "m.csv:2: bpw: 0 is not valid; expected a number above 0"),
         (f'{HEADER}\na,F,"1,Q8_0,8,1\n', "m.csv:2: not valid CSV"),
     ],
 )

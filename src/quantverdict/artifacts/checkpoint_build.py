@@ -28,7 +28,7 @@ from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, re
 from quantverdict.artifacts.kquant_mix import is_quantizable
 from quantverdict.artifacts.quantize import build_ladder
 from quantverdict.config import CHECKPOINT_LEVELS, QuantizeConfig
-from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
+from quantverdict.errors import ArtifactError, EngineError, QuantverdictError, os_reason
 
 # How many weights share a scale: the length of a checkpoint's rows decides what is possible.
 
@@ -204,7 +204,7 @@ def folder_whole(folder: Path) -> Iterator[Path]:
             if not folder.exists():
                 part.rename(folder)
     except OSError as error:
-        raise ArtifactError(f"cannot be written ({error.strerror or error})", file=folder) from error
+        raise ArtifactError(f"cannot be written ({os_reason(error)})", file=folder) from error
 
 
 def _installed(package: str) -> str | None:
@@ -411,7 +411,7 @@ def folder_sha256(folder: Path) -> str:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 whole.update(f"{file.name} {digest}\n".encode())
     except OSError as error:
-        raise ArtifactError(f"cannot be read ({error.strerror or error})", file=folder) from error
+        raise ArtifactError(f"cannot be read ({os_reason(error)})", file=folder) from error
     return whole.hexdigest()
 
 

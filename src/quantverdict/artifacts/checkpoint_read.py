@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, require_model_folder
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, os_reason
 
 # Read a safetensors header, trusting nothing in it.
 #
@@ -78,7 +78,7 @@ def open_safetensors(path: Path) -> Safetensors:
     except ValueError as error:
         raise ArtifactError("is empty", file=path, expected="a safetensors file") from error
     except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
+        problem = f"cannot be read ({os_reason(error)})"
         raise ArtifactError(problem, file=path, expected="a safetensors file") from error
     header, begin = _header(path, data)
     entries = (_entry(path, name, item, begin) for name, item in header.items() if name != "__metadata__")

@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
+from quantverdict.errors import ArtifactError, EngineError, QuantverdictError, os_reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +154,7 @@ def open_gguf(path: Path) -> Gguf:
     except ValueError as error:
         raise ArtifactError("is empty", file=path, expected="a GGUF file") from error
     except OSError as error:
-        raise ArtifactError(f"cannot be read ({error.strerror or error})", file=path, expected="a GGUF file") from error
+        raise ArtifactError(f"cannot be read ({os_reason(error)})", file=path, expected="a GGUF file") from error
     return _Parser(path, data).parse()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from quantverdict.artifacts.gguf_read import Gguf
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, os_reason
 
 EXPECTED = "a model that generates text"
 _LORA, _HEAD = "a LoRA adapter", "a draft head, which drafts tokens for another model"
@@ -98,7 +98,7 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError as error:
         shown = path.with_name(f"{path.name[:40]}...") if len(path.name) > 80 else path
-        raise ArtifactError(f"cannot be read ({error.strerror or error})", file=shown, expected="a model") from error
+        raise ArtifactError(f"cannot be read ({os_reason(error)})", file=shown, expected="a model") from error
 
 
 def require_model_gguf(model: Gguf) -> None:

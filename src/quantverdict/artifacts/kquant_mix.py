@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, one_of
 
 
 class Level(NamedTuple):
@@ -122,7 +122,8 @@ def mix(source: Gguf, level: str) -> dict[str, str]:
         ArtifactError: no such level, or a shape that llama.cpp cannot store at it.
     """
     if level not in LEVELS:
-        raise ArtifactError(f"no level {level}", file=source.path, expected=f"one of {', '.join(LEVELS)}")
+        expected = one_of(level, LEVELS, "quantverdict quantize --help")
+        raise ArtifactError(f"no level {level}", file=source.path, expected=expected)
     shape = model_shape(source)
     ordered = in_writing_order(source.tensors)
     state = _State(

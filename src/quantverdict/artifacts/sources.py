@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import BinaryIO
 
 from quantverdict.config import Source
-from quantverdict.errors import ArtifactError, QuantverdictError
+from quantverdict.errors import ArtifactError, QuantverdictError, os_reason
 
 # Write a file whole or not at all.
 
@@ -49,7 +49,7 @@ def written_whole(path: Path, size: int) -> Iterator[BinaryIO]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ArtifactError(f"cannot be written ({error.strerror or error})", file=path) from error
+        raise ArtifactError(f"cannot be written ({os_reason(error)})", file=path) from error
 
 
 # A file that several packages hold the parts of, put together once.
@@ -116,7 +116,7 @@ def resolve(source: Source, study_folder: Path) -> Path:
     except OSError as error:
         # A name that no file can have, or a folder that may not be looked into.
         shown = f"{source!s:.80}"
-        raise ArtifactError(f"cannot be looked for ({error.strerror or error})", file=shown) from error
+        raise ArtifactError(f"cannot be looked for ({os_reason(error)})", file=shown) from error
 
 
 def _resolved(source: Source, study_folder: Path) -> Path:

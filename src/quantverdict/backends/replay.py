@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from quantverdict.backends.base import Decoding, Progress
-from quantverdict.errors import EngineError
+from quantverdict.errors import EngineError, os_reason
 from quantverdict.records import CellId, Completion, Prompt
 from quantverdict.yaml_file import decoded, encoding_of
 
@@ -58,7 +58,7 @@ class ReplayBackend:
         try:
             data = self.path.read_bytes()
         except OSError as error:
-            raise EngineError(f"{self.path}: cannot be read ({error.strerror})") from error
+            raise EngineError(f"{self.path}: cannot be read ({os_reason(error)})") from error
         self._answers = self._read(data)
         counted = all(answer.output_tokens is not None for answer in self._answers.values())
         self._identity: dict[str, str | int | bool] = {

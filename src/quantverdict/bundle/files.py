@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from quantverdict.errors import BundleError
+from quantverdict.errors import BundleError, os_reason
 from quantverdict.records import Table, Value
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def saving(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             told = "the disk is full; what was collected is safe: make room and run the same command again"
         else:
-            told = f"cannot be written ({error.strerror or error})"
+            told = f"cannot be written ({os_reason(error)})"
         raise BundleError(f"{path}: {told}") from error
 
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from quantverdict.backends.base import given_cpus
 from quantverdict.bundle.files import LOCK, PARTIAL, SOFT_LOCK, Json, json_text, sha256_of
-from quantverdict.errors import BundleError
+from quantverdict.errors import BundleError, os_reason
 from quantverdict.records import BackendSpec, Importer, Metric, RubricSpec, ScorerSpec, TaskType
 from quantverdict.registry import LISTINGS, RUBRICS, TASK_TYPES, adopt, metrics_of, plugin_versions
 
@@ -217,7 +217,7 @@ def walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         with os.scandir(root) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise BundleError(f"{root}: cannot be read ({error.strerror or error})") from error
+        raise BundleError(f"{root}: cannot be read ({os_reason(error)})") from error
     for entry in entries:
         if entry.is_dir(follow_symlinks=False) and Path(entry.name).suffix not in FILES and entry.name != LOCK:
             yield from ((f"{entry.name}/{name}", below) for name, below in walk(root / entry.name))
@@ -271,7 +271,7 @@ def _hash(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise BundleError(f"{path}: cannot be read ({os_reason(error)})") from error
 
 
 # What a study means, whatever its file looks like: defaults filled in, order and comments gone.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -465,11 +466,12 @@ def verify(path: Path) -> list[str]:
     Raises:
         BundleError: not a bundle, or of another version.
     """
-    if odd := odd_entries(path) if path.is_dir() else {}:
+    # A folder that was never a bundle is said to be none, whatever is in it.
+    if odd := odd_entries(path) if os.path.lexists(path / "manifest.json") else {}:
         return [f"{name}: {kind}; a bundle holds files" for name, kind in odd.items()]
     manifest = read_manifest(path)
     if manifest["run"].get("finished") is None:
-        return [f"{path}: the run is not finished; run the same command again"]
+        return [f"{path}: the run is unfinished; run the same command again to finish it"]
     return sorted(f"{name}: {told}" for name, told in differences(path, known_entries(manifest)))
 
 

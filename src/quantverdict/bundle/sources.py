@@ -47,7 +47,7 @@ def _words(value: object) -> object:
         return value
     found = {_word(key): worth for key, worth in value.items()}
     if len(found) < len(value):
-        raise ValueError("each value once is expected")
+        raise ValueError("each value once")
     return found
 
 
@@ -295,7 +295,7 @@ def worth(values: Mapping[str, float | None], said: str) -> tuple[float | None, 
             return values[word], None
     near = difflib.get_close_matches(plain, values, 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return None, f"{said[:40]!r} where one of {', '.join(values)} is expected{hint}"
+    return None, f"{said[:40]!r} is not one of {', '.join(values)}{hint}"
 
 
 def read_sources(path: Path) -> Sources:

@@ -26,7 +26,7 @@ from quantverdict.bundle.files import (
     whole_lines,
 )
 from quantverdict.bundle.prompts import PromptPlan
-from quantverdict.errors import DataError
+from quantverdict.errors import DataError, os_reason
 from quantverdict.records import CellId, Completion, Prompt, Response
 
 FIELDS = tuple(field.name for field in fields(Response))
@@ -204,7 +204,7 @@ def read_responses(path: Path) -> Iterator[Response]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", file=path) from error
+        raise DataError(f"cannot be read ({os_reason(error)})", file=path) from error
     lines = whole_lines(data)
     for number, line in enumerate(lines, start=1):
         yield parse_response(line, path, number)
@@ -234,7 +234,7 @@ def parse_response(line: bytes, path: Path, number: int) -> Response:
         raise DataError("is not a response", file=path, line=number, expected=f"the keys {', '.join(FIELDS)}")
     wrong = next((name for name in FIELDS if not _fits(name, data[name])), None)
     if wrong is not None:
-        raise DataError(f"{str(data[wrong])[:60]!r} is not right", file=path, line=number, field=wrong)
+        raise DataError(f"{str(data[wrong])[:60]!r} is not valid", file=path, line=number, field=wrong)
     logprobs = data["choice_logprobs"]
     return Response(**{**data, "choice_logprobs": None if logprobs is None else tuple(map(float, logprobs))})
 

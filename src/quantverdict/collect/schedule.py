@@ -182,7 +182,7 @@ def as_outcomes(rows: object, path: Path) -> list[CellOutcome]:
         BundleError: not as it was written, naming the row and the key.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BundleError(f"{path}: not as it was written: a list with an object for each cell is expected")
+        raise BundleError(f"{path}: not as it was written; expected a list with an object for each cell")
     found = []
     for number, row in enumerate(rows, start=1):
         fields: dict[str, Any] = {name: value for name, value in row.items() if name not in ("base_model", "quant")}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 
-from quantverdict.errors import DataError, TaskError
+from quantverdict.errors import DataError, TaskError, one_of
 from quantverdict.grading.answer import Answer, answer_of
 from quantverdict.grading.base import Scorer
 from quantverdict.records import Response, Score
@@ -85,7 +85,7 @@ def grade_responses(tasks: Mapping[str, Task], responses: Iterable[Response]) ->
             raise DataError(
                 f"{_cell(response)}: unknown task {response.task!r}",
                 field="task",
-                expected=f"one of {', '.join(tasks)}",
+                expected=one_of(response.task, tasks),
             )
         item = items[response.task].get(response.sample_id)
         if item is None:

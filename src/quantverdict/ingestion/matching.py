@@ -192,12 +192,12 @@ class Matcher:
             if name in self.worth
         )
         no_number = (
-            _refusal(column, name, ~pl.col(name).is_finite(), pl.lit("a number is expected"))
+            _refusal(column, name, ~pl.col(name).is_finite(), pl.lit("is not a number"))
             for name, column in columns.items()
         )
         not_allowed = (
             _refusal(columns[name], name, read & allowed.refuses(pl.col(name)),
-                     pl.concat_str(pl.lit(f"{allowed} is expected for "), metric))
+                     pl.concat_str(pl.lit(f"expected {allowed} for "), metric))
             for name, read, metric, allowed in self._allowed()
         )  # fmt: skip
         return pl.coalesce(*no_word, *no_number, *not_allowed)

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from quantverdict.bundle.files import Json
 from quantverdict.bundle.sources import INSPECT
-from quantverdict.errors import DataError
+from quantverdict.errors import DataError, one_of
 from quantverdict.registry import IMPORTERS, load
 from quantverdict.yaml_file import encoding_of
 
@@ -412,7 +412,7 @@ def _as_text(value: object, column: str) -> str | None:
         return None if value is None else value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"{column}: a {type(value).__name__} where text is expected")
+    raise ValueError(f"{column}: is a {type(value).__name__}, not text")
 
 
 def _as_word(value: object, column: str) -> str | None:
@@ -426,7 +426,7 @@ def _as_number(value: object, column: str) -> float | None:
         return float(value)
     shown = value if isinstance(value, float) else f"a {type(value).__name__}"
     message = f" ({value[:20]!r}); `values` of a measure says what a word is worth" if isinstance(value, str) else ""
-    raise ValueError(f"{column}: {shown} where a number is expected{message}")
+    raise ValueError(f"{column}: {shown} is not a number{message}")
 
 
 def csv_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
@@ -451,7 +451,7 @@ def _csv_rows(reader: Reader, path: Path, wanted: RowFields) -> Iterator[Block]:
     for column in wanted.columns.values():
         if header.count(column) != 1:
             problem = "given twice" if column in header else "no such column"
-            raise DataError(problem, file=path, line=1, field=column, expected=f"one of {', '.join(header)}")
+            raise DataError(problem, file=path, line=1, field=column, expected=one_of(column, header))
     places = [(name, column, header.index(column)) for name, column in wanted.columns.items()]
     line = reader.line_num + 1
     while records := list(islice(_numbered(reader, line), CSV_ROWS)):
@@ -522,7 +522,7 @@ def _parquet_column(schema: pl.Schema, path: Path, name: str, column: str, wante
     for key in rest:
         kind = dict(kind).get(key) if isinstance(kind, pl.Struct) else None
     if kind is None:
-        raise DataError("no such column", file=path, field=column, expected=f"one of {', '.join(schema)}")
+        raise DataError("no such column", file=path, field=column, expected=one_of(column, schema))
     texts = (pl.String, pl.Categorical, pl.Enum, pl.Null)
     number = kind.is_numeric() or kind == pl.Null
     right = (number or kind == pl.Boolean) if name in wanted.numbers else (kind in texts or kind.is_integer())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.errors import DataError
+from quantverdict.errors import DataError, one_of
 from quantverdict.matrix.columns import METRICS, Metric, decimal, matrix_order
 from quantverdict.matrix.grid import SCORE_COLUMNS, Column, Grids, grids, intervals, scores_frame
 from quantverdict.records import UNCLEAR, CellId, Estimate, Matrix, Row, RubricSpec
@@ -79,7 +79,7 @@ def build_matrix(
         found = {**estimates.get(info.cell, {}), **(templates or {}).get(info.cell, {}), **info.measured}
         unknown = sorted(set(found) - set(METRICS))
         if unknown:
-            raise DataError(f"{info.cell}: unknown metric {unknown[0]}", expected=f"one of {', '.join(METRICS)}")
+            raise DataError(f"{info.cell}: unknown metric {unknown[0]}", expected=one_of(unknown[0], METRICS))
         rows.append(
             Row(
                 base_model=info.base_model,

@@ -62,7 +62,7 @@ class CsvRecord:
     def flag(self, column: str) -> bool:
         cell = self.cell(column)
         if cell is None or cell.text.lower() not in {"0", "1", "true", "false"}:
-            raise self.error(column, "blank" if cell is None else f"{cell.text[:40]!r} is not right", "1 or 0")
+            raise self.error(column, "blank" if cell is None else f"{cell.text[:40]!r} is not valid", "1 or 0")
         return cell.text.lower() in {"1", "true"}
 
     def error(self, column: str, problem: str, expected: str) -> DataError:
@@ -82,7 +82,7 @@ def number(cell: Cell) -> Fraction:
 def positive(cell: Cell) -> Fraction:
     value = number(cell)
     if value <= 0:
-        raise cell.error(f"{cell.text} is not right", "a number above 0, or blank")
+        raise cell.error(f"{cell.text} is not valid", "a number above 0, or blank")
     return value
 
 

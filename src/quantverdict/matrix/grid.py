@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.config import StatisticsConfig
-from quantverdict.errors import DataError
+from quantverdict.errors import DataError, one_of
 from quantverdict.matrix.columns import METRICS
 from quantverdict.records import CellId, Score
 from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_means, bootstrap_ratios, resampled_ratios
@@ -221,7 +221,7 @@ def _prompts(scores: pl.DataFrame) -> pl.DataFrame:
 def _refuse_unknown(metrics: Iterable[str]) -> None:
     unknown = sorted(set(metrics) - set(METRICS))
     if unknown:
-        raise DataError(f"unknown metric {unknown[0]}", field="metric", expected=f"one of {', '.join(METRICS)}")
+        raise DataError(f"unknown metric {unknown[0]}", field="metric", expected=one_of(unknown[0], METRICS))
 
 
 # Bootstrap intervals of many columns of a grid at once.

@@ -29,7 +29,7 @@ from quantverdict.config import (
     Study,
     Variant,
 )
-from quantverdict.errors import ArtifactError, TaskError, did_you_mean
+from quantverdict.errors import ArtifactError, TaskError, did_you_mean, one_of
 from quantverdict.grading.semantic import read_semantically
 from quantverdict.records import BackendSpec
 from quantverdict.registry import BACKENDS, BUILT_IN, METRICS, TASK_TYPES, backends, judged_by, metrics_of, ruled
@@ -260,8 +260,7 @@ def _check_covered(study: Study, judge: JudgeConfig, at: Place) -> None:
     for key, given, known in (("covers", judge.covers, models), ("quants", judge.quants, quants)):
         for number, name in enumerate(given):
             if name not in known:
-                expected = f"some of {', '.join(known)}{did_you_mean(name, known)}"
-                raise Finding(f"judge {judge.name}: the study has no {name}", expected, (*at, key, number))
+                raise Finding(f"judge {judge.name}: the study has no {name}", one_of(name, known), (*at, key, number))
 
 
 def _check_judge(judge: JudgeConfig, folder: Path, at: Place) -> None:

@@ -63,18 +63,18 @@ def stored_builds(bundle: Bundle) -> tuple[Build, ...]:
 
 def _builds(rows: Json, path: Path) -> tuple[Build, ...]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BundleError(f"{path}: not as it was written: a list with an object for each build is expected")
+        raise BundleError(f"{path}: not as it was written; expected a list with an object for each build")
     found: list[Build] = []
     for number, row in enumerate(rows, start=1):
         try:
             found += from_json([row])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise BundleError(f"{path}: build {number}: not as it was written: {told}") from error
+            raise BundleError(f"{path}: build {number}: not as it was written; {told}") from error
         check_fields(Build, asdict(replace(found[-1], artifact=None)), f"{path}: build {number}")
         file = found[-1].artifact
         if file is not None and not (isinstance(file.sha256, str) and isinstance(file.path, str)):
-            raise BundleError(f"{path}: build {number}: not as it was written: path, sha256: texts are expected")
+            raise BundleError(f"{path}: build {number}: not as it was written; path, sha256: texts are expected")
     return tuple(found)
 
 

@@ -141,7 +141,7 @@ def answers_of(bundle: Bundle) -> JudgedAnswers:
     import polars as pl
 
     if not bundle.path("responses").is_dir():
-        raise BundleError(f"{bundle.root}: holds no answers to judge; a bundle of a study is expected")
+        raise BundleError(f"{bundle.root}: holds no answers to judge; expected the bundle of a study")
     scores = read_frame(bundle.path("scores.parquet"), SCORES).filter(pl.col("metric").is_in(list(judged_by())))
     rubrics = dict(scores.select("task", "metric").unique().iter_rows())
     names = {rubric.of: rubric.name for rubric in judge_rubrics()}

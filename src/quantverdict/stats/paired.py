@@ -405,7 +405,7 @@ def excess_flips(
 def _arms(nulls: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     flips = np.asarray(nulls, dtype=bool)
     if flips.ndim != 2 or flips.size == 0:
-        raise ValueError(f"{flips.shape}: at least one A/A replicate of at least one prompt is expected")
+        raise ValueError(f"{flips.shape}: expected at least one A/A replicate of at least one prompt")
     return flips
 
 

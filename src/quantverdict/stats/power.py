@@ -262,7 +262,7 @@ def _beyond(shift: float, bound: float, dof: int) -> float:
 
 def _check(power: float, alpha: float) -> None:
     if not 0 < alpha < power < 1:
-        raise ValueError(f"power {power} and alpha {alpha}: 0 < alpha < power < 1 is expected")
+        raise ValueError(f"power {power} and alpha {alpha}: expected 0 < alpha < power < 1")
 
 
 def _smallest(enough: Callable[[float], bool], most: float) -> float | None:

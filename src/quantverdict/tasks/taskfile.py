@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from quantverdict.errors import TaskError, did_you_mean
+from quantverdict.errors import TaskError
 from quantverdict.registry import ACCURACIES, TASK_TYPES, load, metrics_of, one_of
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import FILTERS, Item, Task
@@ -53,7 +53,7 @@ class TaskSource:
 
 
 def _checked(right: Callable[[Any], object], problem: str, expected: Callable[[Any], str]) -> AfterValidator:
-    """Refuse a value that is not right, in words of our own."""
+    """Refuse a value that is not valid, in words of our own."""
 
     def check(value: object) -> object:
         if not right(value):
@@ -169,7 +169,7 @@ def _is_chosen(head: _Head) -> bool:
 def _refuse_head(file: TaskSource, found: ErrorDetails) -> NoReturn:
     kind, at, keys = found["type"], found["loc"], _Head.model_fields
     if kind in _UNKNOWN:
-        file.refuse(at, "unknown key", f"one of {', '.join(keys)}{did_you_mean(str(at[0]), keys)}")
+        file.refuse(at, "unknown key", one_of(str(at[0]), keys))
     if kind == "mistake":
         file.refuse(at, found["ctx"]["problem"], found["ctx"]["expected"])
     file.refuse(at, *_LISTED.get(str(at[0]), ("missing" if kind == "missing" else "is not text", "text")))
