@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from quantverdict.artifacts.kquant_mix import LEVELS
-from quantverdict.config import GGUF_LEVELS, Variant, load_study
+from quantverdict import cli
+from quantverdict.artifacts.gguf import LEVELS
+from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Variant, load_study
 from quantverdict.errors import StudyError
 from quantverdict.policy import POLICIES, Policy, load_policy
 
@@ -49,7 +50,7 @@ def test_a_good_study_is_frozen(write):
         ("baseline: FP16", "baseline: Q4_0", 3, "models.0", "a baseline among the variants"),
         ("{path: tiny.gguf}", "{path: a, hub: b}", 5, "models.0.source", "exactly one of path, hub, ollama, package"),
         ("[FP16, Q8_0]", "[FP16, FP16]", 3, "models.0", "each quant once"),
-        ("[FP16, Q8_0]", "[FP16, EXL2]", 7, "models.0.variants.1: is not valid", "tiny/EXL2: a source"),
+        ("[FP16, Q8_0]", "[FP16, EXL2]", 7, "models.0.variants.1: tiny/EXL2: no source", "a source, or one of"),
         ("[FP16, Q8_0]", "[FP16, fp16]", 7, "models.0.variants.1: is not valid", "tiny/fp16: a file name of its own"),
         (
             "[starter_qa]",
@@ -62,10 +63,10 @@ def test_a_good_study_is_frozen(write):
         ("[starter_qa]", "[{task: a, limit: '5'}]", 8, "tasks.0.limit", "valid integer"),
         ("[starter_qa]", "[starter_qa]\npolicy: tr124", 9, "policy", "one of quantverdict, tr125"),
         ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift: 1}", 9, "policy.severe_drift", "unknown key"),
-        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: x}", 9, "policy.severe_drift_pp", "not right"),
+        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: x}", 9, "policy.severe_drift_pp", "not valid"),
         ("[starter_qa]", "[starter_qa]\nseed: 1\nseed: 2", 10, "seed", "given twice"),
         ("[starter_qa]", "[starter_qa", 9, "", "not valid YAML"),
-        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: 1/0}", 9, "policy.severe_drift_pp", "not right"),
+        ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: 1/0}", 9, "policy.severe_drift_pp", "not valid"),
         (
             "[starter_qa]",
             "[starter_qa]\npolicy: {severe_drift_pp: '1e999999999'}",
@@ -189,8 +190,8 @@ def test_the_levels_a_study_may_name_are_those_that_can_be_made():
             "policy.margins.refusal_rate",
             "a tolerated loss in pp, above 0 and under 100",
         ),
-        ("required: [coherence]", "policy", "a metric with a margin (bertscore, refusal_rate,"),
-        ("margins: {refusal_rate: null}", "policy", "a metric with a margin (bertscore, judge_refusal_rate,"),
+        ("required: [coherence]", "policy", "one of 10 names that `quantverdict metrics list` lists"),
+        ("margins: {refusal_rate: null}", "policy", "required refusal_rate is not gated; expected one of 9 names"),
     ],
 )
 def test_a_threshold_of_the_wrong_sign_is_refused_in_a_line(write, line, key, expected):
@@ -341,3 +342,7 @@ def test_what_is_no_size_is_refused_with_examples(write, given):
 def test_llama_cpps_name_of_a_level_is_that_level():
     assert Variant(quant="F16").format == "FP16"
     assert Variant(quant="mine", level="F16").format == "FP16"
+
+
+def test_the_help_of_quantize_lists_the_levels_that_can_be_made():
+    assert cli.LEVELS.split(", ") == [*GGUF_LEVELS, *CHECKPOINT_LEVELS]

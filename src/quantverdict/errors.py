@@ -64,7 +64,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 MOST_NAMES = 6
-"""Of more, a message names the nearest, and the command that lists them all."""
+"""Of more, a message names these, the nearest, and the command that lists them all."""
 
 
 def one_of(name: str, known: Iterable[str], listed_by: str | None = None) -> str:
@@ -80,9 +80,8 @@ def one_of(name: str, known: Iterable[str], listed_by: str | None = None) -> str
     if len(names) <= MOST_NAMES:
         return f"one of {', '.join(names)}{near}"
     if listed_by is not None:
-        return f"one of the {len(names)} names that `{listed_by}` lists{near}"
-    first = difflib.get_close_matches(name[:100], names, n=MOST_NAMES, cutoff=0)
-    return f"one of {', '.join(first)} and {len(names) - len(first)} more{near}"
+        return f"one of {len(names)} names that `{listed_by}` lists{near}"
+    return f"one of {', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more{near}"
 
 
 class InputError(QuantverdictError):

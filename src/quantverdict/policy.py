@@ -190,7 +190,7 @@ class Policy(FrozenModel):
     def _demands_what_it_gates(self) -> Self:
         for metric in self.demanded:
             if self.rules == "paired" and metric not in self.gates:
-                raise InvalidValueError(f"required {metric} has no margin", one_of(metric, self.gates))
+                raise InvalidValueError(f"required {metric} is not gated", one_of(metric, self.gates))
         return self
 
     @property

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from quantverdict.artifacts.gguf import LEVELS
 from quantverdict.artifacts.gguf_read import Gguf, open_gguf
-from quantverdict.artifacts.kquant_mix import LEVELS
 from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, SOURCE_KEY, make_level
 
 OURS = {SOURCE_KEY, DEQUANTIZED_KEY}

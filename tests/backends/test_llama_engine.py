@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantverdict.artifacts.kquant_mix import LEVELS
+from quantverdict.artifacts.gguf import LEVELS
 from quantverdict.artifacts.quantize import make_level
 from quantverdict.backends.llamacpp import ENVIRONMENT, SEVERAL_SLOTS
 from quantverdict.backends.worker import FEW

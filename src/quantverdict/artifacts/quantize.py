@@ -20,9 +20,17 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_sha256, open_model
+from quantverdict.artifacts.gguf import (
+    DEQUANTIZED_KEY,
+    LEVELS,
+    dequantized_from,
+    file_sha256,
+    in_writing_order,
+    is_quantizable,
+    mix,
+    open_model,
+)
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, GgmlType, Gguf, Tensor, kernels, kernels_version
-from quantverdict.artifacts.kquant_mix import LEVELS, in_writing_order, is_quantizable, mix
 from quantverdict.artifacts.sources import written_whole
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact

@@ -156,7 +156,7 @@ def rendered(template: str | None, special: Mapping[str, str]) -> tuple[str, ...
     if template is None:
         return ()
     from quantverdict.errors import TaskError
-    from quantverdict.tasks.sandbox import render_template
+    from quantverdict.tasks.chat import render_template
 
     made = []
     names = {"bos_token": special.get("bos", ""), "eos_token": special.get("eos", ""), "tools": None, "documents": None}

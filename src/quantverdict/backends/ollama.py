@@ -15,8 +15,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
-from quantverdict.backends.http import HttpClient
-from quantverdict.backends.remote import Message, Reply, Shape, Tokens, ask_all, is_loaded, read_reply, without_start
+from quantverdict.backends.http import (
+    HttpClient,
+    Message,
+    Reply,
+    Shape,
+    Tokens,
+    ask_all,
+    is_loaded,
+    read_reply,
+    without_start,
+)
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 

@@ -16,8 +16,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service, hash_ids
-from quantverdict.backends.http import HttpClient, RejectedReplyError
-from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, is_loaded, read_reply, without_start
+from quantverdict.backends.http import (
+    HttpClient,
+    Message,
+    RejectedReplyError,
+    Reply,
+    Tokens,
+    ask_all,
+    is_loaded,
+    read_reply,
+    without_start,
+)
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
 

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from quantverdict.backends.base import Backend, Decoding, Placement, Service
-from quantverdict.backends.http import HttpClient, RejectedReplyError
-from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, is_loaded, read_reply
+from quantverdict.backends.http import (
+    HttpClient,
+    Message,
+    RejectedReplyError,
+    Reply,
+    Tokens,
+    ask_all,
+    is_loaded,
+    read_reply,
+)
 from quantverdict.backends.server import identify
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt

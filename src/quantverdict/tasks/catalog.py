@@ -172,7 +172,7 @@ def render_prompt(task: Task, item: Item) -> str:
     Raises:
         TaskError: the template does not render.
     """
-    from quantverdict.tasks.sandbox import render_template
+    from quantverdict.tasks.chat import render_template
 
     where = f"{task.source}: prompt_template: {item.id}"
     return render_template(task.prompt_template, {"id": item.id, **item.fields}, where=where, strict=True)

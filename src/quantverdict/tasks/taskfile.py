@@ -16,7 +16,7 @@ from quantverdict.errors import TaskError
 from quantverdict.registry import ACCURACIES, TASK_TYPES, load, metrics_of, one_of
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import FILTERS, Item, Task
-from quantverdict.tasks.sandbox import template_fields
+from quantverdict.tasks.chat import template_fields
 from quantverdict.yaml_file import UnreadableError, decoded, line_of, read_yaml, unread
 
 # A task file's YAML with the lines it came from; the file is not trusted.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.backends.remote import Message
+from quantverdict.backends.http import Message
 
 
 @pytest.mark.parametrize(

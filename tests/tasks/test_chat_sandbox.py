@@ -13,8 +13,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quantverdict.errors import TaskError
-from quantverdict.tasks import sandbox
-from quantverdict.tasks.sandbox import render_template, template_fields
+from quantverdict.tasks import chat as templates
+from quantverdict.tasks.chat import render_template, template_fields
 from quantverdict.tasks.template_worker import MADE
 
 CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -418,7 +418,7 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused(name, monkeypatch):
     """What would run on is ended by its bounds, or with its worker: the refusal is the proof."""
-    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.3)
+    monkeypatch.setattr(templates, "CPU_SECONDS", 0.3)
     with pytest.raises(TaskError, match=r"^task\.yaml: template refused: "):
         render_template(ATTACKS[name], {"messages": []}, where="task.yaml")
 
@@ -452,17 +452,17 @@ def test_a_bound_is_where_it_is_said_to_be(within, beyond, problem):
 
 def test_one_worker_serves_templates_until_one_of_them_ends_it(monkeypatch):
     """A refusal inside the sandbox keeps the worker; what runs on takes it along, and the next template has another."""
-    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.1)
+    monkeypatch.setattr(templates, "CPU_SECONDS", 0.1)
     assert render_template("{{ x }}", {"x": "a"}, where="f") == "a"
-    (first,) = sandbox._workers
+    (first,) = templates._workers
     with pytest.raises(TaskError):
         render_template("{{ ''.__class__ }}", {}, where="f")
-    assert sandbox._workers == [first]
+    assert templates._workers == [first]
     with pytest.raises(TaskError, match="makes too much text or too many steps"):
         render_template(ATTACKS["nested loops"], {}, where="f")
     assert not first.runs
     assert render_template("{{ x }}", {"x": "b"}, where="f") == "b"
-    assert sandbox._workers != [first]
+    assert templates._workers != [first]
 
 
 def test_one_rendering_leaves_nothing_for_the_next():
@@ -474,7 +474,7 @@ def test_one_rendering_leaves_nothing_for_the_next():
 def test_the_worker_can_open_no_file():
     """Were a template to leave the sandbox, it would find nothing to open, in reading or by a program it starts."""
     render_template("a", {}, where="f")
-    (worker,) = sandbox._workers
+    (worker,) = templates._workers
     limits = Path(f"/proc/{worker.pid}/limits").read_text()
     assert re.search(r"^Max open files +3 +3 ", limits, re.MULTILINE)
     assert re.search(r"^Max file size +0 +0 ", limits, re.MULTILINE)
@@ -483,8 +483,8 @@ def test_the_worker_can_open_no_file():
 def test_the_worker_ends_with_the_program(tmp_path):
     """Also where the program is killed and closes nothing itself."""
     code = (
-        "import os; from quantverdict.tasks import sandbox; sandbox.render_template('a', {}, where='f');"
-        "print(sandbox._workers[0].pid, flush=True); os.abort()"
+        "import os; from quantverdict.tasks import chat as templates; templates.render_template('a', {}, where='f');"
+        "print(templates._workers[0].pid, flush=True); os.abort()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode != 0
@@ -496,7 +496,7 @@ def test_the_worker_ends_with_the_program(tmp_path):
 def test_no_template_is_rendered_in_this_process():
     """The program itself imports no Jinja."""
     code = (
-        "import sys; from quantverdict.tasks.sandbox import render_template;"
+        "import sys; from quantverdict.tasks.chat import render_template;"
         "print(render_template('{{ x }}', {'x': 1}, where='f'), 'jinja2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
