@@ -47,14 +47,14 @@ def test_a_build_that_loops_is_said_to_and_one_that_does_not_is_passed_over(tmp_
     (tmp_path / "s.yaml").write_text(STUDY)
     assert execute(["run", "s.yaml", "--out", "b"]) == 0
     said = capsys.readouterr().out
-    assert "Artifact alarm, tiny/Q2_K: answers in a loop 0 to 21 of 102" in " ".join(said.split())
+    assert "Format alert, tiny/Q2_K: answers in a loop 0 to 21 of 102" in " ".join(said.split())
     assert "alarm, tiny/Q8_0" not in said
     alerts = {(row["quant"], row["alarm"]): row for row in rows(tmp_path / "b" / "alarms.csv")}
     loop = alerts["Q2_K", "loop"]
     assert (loop["k"], loop["baseline_k"], loop["lost"], loop["gained"], loop["fires"]) == ("21", "0", "0", "21", "1")
     assert {row["fires"] for key, row in alerts.items() if key[0] == "Q8_0"} == {"0"}
     report = (tmp_path / "b" / "report.md").read_text()
-    assert "## Artifact alarms" in report
+    assert "## Format alerts" in report
     assert "answers in a loop" in report
     assert 'id="alarms"' in (tmp_path / "b" / "report.html").read_text()
     assert execute(["verify", "b"]) == 0

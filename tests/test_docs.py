@@ -303,7 +303,7 @@ def test_files_of_the_repository_that_are_named_exist(page):
 
 QUOTED = {
     "verdict.md": (
-        "No A/A replicate was run", "was not measured", "Artifact alarm", "format and engine together",
+        "No A/A replicate was run", "was not measured", "Format alert", "format and engine together",
         "same weights as",
         "fell back to", "dequantised from", "prompts are missing", "too few prompts to tell",
         "worse by more than the margin",

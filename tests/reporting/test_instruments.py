@@ -112,7 +112,7 @@ def test_the_study_has_the_instruments_and_only_the_alarms_that_fire(small):
         if fires:
             (small / "alarms.csv").write_text(f"{ALARMS}{fires}\n")
         for text in texts(small, "study"):
-            assert ("Artifact alarms" in text) == (fires == "1")
+            assert ("Format alerts" in text) == (fires == "1")
 
 
 def test_a_value_that_has_no_change_stands_alone_in_the_heat_map(small):

@@ -1,4 +1,4 @@
-"""Artifact alarms: is the form of a build's answers that of its baseline's, prompt by prompt?
+"""Format alerts: is the form of a build's answers that of its baseline's, prompt by prompt?
 
 A share has McNemar's exact test and Tango's interval; the length Wilcoxon's signed-rank test and the bootstrap of the
 mean difference. Where prompts come in clusters, what is tested is the net change of each cluster: a sign for a share,
@@ -39,7 +39,7 @@ SHARES = {
 UNENDED = ("reasoning_cut", "runs_on")
 """Those that are said though they do not rise: a thought that is cut in every build leaves nothing to compare."""
 LENGTH = "output_tokens"
-"""The alarm that fires either way."""
+"""The alert that fires either way."""
 COLUMNS = (
     "base_model", "quant", "alarm", "n", "k", "baseline_k", "lost", "gained", "value", "baseline_value", "shift",
     "unit", "ci_lo", "ci_hi", "p_value", "p_holm", "n_clusters", "fires",

@@ -291,7 +291,7 @@ def _alerts(judged: DecidedStudy) -> Iterator[str]:
     found = judged.findings.alerts or ()
     firing = [one for one in found if one.fires]
     for cell in dict.fromkeys(one.cell for one in firing):
-        yield f"Artifact alarm, {cell}: {'; '.join(describe(one) for one in firing if one.cell == cell)}."
+        yield f"Format alert, {cell}: {'; '.join(describe(one) for one in firing if one.cell == cell)}."
     for one in found:
         if one.name in UNENDED and not one.fires and (one.value or one.baseline):
             yield f"{one.cell} has {describe(one)} (the baseline's first): what is no answer is not graded."

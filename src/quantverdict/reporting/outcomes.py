@@ -182,17 +182,17 @@ def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
     ]
 
 
-# Artifact alarms as the report shows them: those that fire, and how many were tested.
+# Format alerts as the report shows them: those that fire, and how many were tested.
 
 _WORDS = {**SHARES, LENGTH: "tokens of an answer"}
 
 
 def firing(rows: Sequence[CsvRow]) -> TextTable:
-    """The alarms of `alarms.csv` that fire."""
-    columns = ("build", "alarm", "prompts", "baseline", "build's", "shift", "p (Holm)")
+    """The alerts of `alarms.csv` that fire."""
+    columns = ("build", "alert", "prompts", "baseline", "build's", "shift", "p (Holm)")
     body = tuple(_alert(row) for row in rows if row.get("fires") == "1")
     shows = "The same prompts answered in another form than by the baseline; gains of such a build may be no gains."
-    return TextTable("alarms", "Artifact alarms", shows, columns, body, (False, False, *[True] * 5))
+    return TextTable("alarms", "Format alerts", shows, columns, body, (False, False, *[True] * 5))
 
 
 def _alert(row: CsvRow) -> tuple[str, ...]:

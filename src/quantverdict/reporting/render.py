@@ -24,7 +24,7 @@ SECTIONS = (
 )  # fmt: skip
 """The sections of the default report: a template of this name in `templates/html` and in `templates/md` each.
 
-That of alarms is left out where there was nothing to test."""
+That of alerts is left out where there was nothing to test."""
 
 CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
 
