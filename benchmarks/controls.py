@@ -98,7 +98,7 @@ def planned(folder, variants, count):
     study = folder / "controls.yaml"
     for margin in MARGINS:
         study.write_text(STUDY.format(variants=", ".join(variants), metric=METRIC, margin=margin, none=_GATED))
-        found = qv.plan(study, measure=False).build_power.metrics
+        found = qv.plan(study, measure=False).prospects.metrics
         if found[0].chances.non_inferior >= 0.8:
             return study, found
     raise SystemExit(f"{count} prompts resolve no margin up to {MARGINS[-1]} pp")

@@ -229,8 +229,8 @@ def test_every_public_name_is_what_it_is_called_even_when_every_module_is_import
 
 
 def test_every_command_is_a_function():
-    """`tasks` and `doctor` look at what is installed, not at a study."""
-    assert set(commands.commands) - {"tasks", "doctor"} <= set(qv.__all__)
+    """`tasks`, `metrics` and `doctor` look at what is installed, not at a study."""
+    assert set(commands.commands) - {"tasks", "metrics", "doctor"} <= set(qv.__all__)
 
 
 def test_every_function_is_typed_and_says_what_it_takes():

@@ -237,8 +237,8 @@ def test_another_hash_refuses_the_load_and_writes_nothing(folder, capsys):
 
 BROKEN = {
     "bad JSON": (b'{"model": "a", "quant"', "not valid JSON"),
-    "wrong type": ({"right": [1]}, "a list where a number"),
-    "NaN": (b'{"model":"a","quant":"FP16","task":"mmlu","id":"new","right":NaN}', "nan where a number"),
+    "wrong type": ({"right": [1]}, "a list; expected a number"),
+    "NaN": (b'{"model":"a","quant":"FP16","task":"mmlu","id":"new","right":NaN}', "nan; expected a number"),
     "unknown quant": ({"quant": "Q9"}, "unknown quant Q9"),
     "duplicate": ({"id": "m0"}, "given twice"),
 }
@@ -264,20 +264,20 @@ def test_a_broken_line_is_refused_by_its_number_or_set_aside(folder, name, tmp_p
 @pytest.mark.parametrize(
     ("source", "row", "column", "value", "expected"),
     [
-        ("quality", 0, "right", 0.5, "0 or 1 is expected for mmlu_accuracy"),
-        ("quality", 0, "right", 2, "0 or 1 is expected for mmlu_accuracy"),
-        ("quality", 1, "bert", 64, "a number from 0 to 1 is expected for bertscore"),
-        ("quality", 1, "rouge", -1, "a number from 0 to 1 is expected for rouge_l"),
-        ("safety", 0, "truth", 1.5, "a number from 0 to 1 is expected for truthfulness"),
-        ("safety", 1, "refused", -1, "0 or 1 is expected for refusal_rate"),
-        ("safety", 1, "tokens", 9.5, "a whole number from 0 to 9007199254740992 is expected for output_tokens"),
+        ("quality", 0, "right", 0.5, "expected 0 or 1 for mmlu_accuracy"),
+        ("quality", 0, "right", 2, "expected 0 or 1 for mmlu_accuracy"),
+        ("quality", 1, "bert", 64, "expected a number from 0 to 1 for bertscore"),
+        ("quality", 1, "rouge", -1, "expected a number from 0 to 1 for rouge_l"),
+        ("safety", 0, "truth", 1.5, "expected a number from 0 to 1 for truthfulness"),
+        ("safety", 1, "refused", -1, "expected 0 or 1 for refusal_rate"),
+        ("safety", 1, "tokens", 9.5, "expected a whole number from 0 to 9007199254740992 for output_tokens"),
     ],
 )
 def test_a_score_that_its_metric_cannot_have_is_refused_by_its_line_or_set_aside(
     folder, tmp_path, source, row, column, value, expected
 ):
     folder.rows[source][row][column] = value
-    line = rf"{source}\.jsonl:{row + 1}: {column}: {value} where {expected}"
+    line = rf"{source}\.jsonl:{row + 1}: {column}: {value}; {expected}"
     with pytest.raises(DataError, match=line):
         folder.ingest()
     assert not (tmp_path / "bundle").exists()

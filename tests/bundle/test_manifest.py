@@ -252,7 +252,7 @@ def test_verify_names_missing_and_extra_files(tmp_path, kit):
 
 def test_verify_says_that_a_run_is_not_finished(tmp_path, kit):
     Bundle.open(tmp_path, kit.make_study()).close()
-    assert "not finished" in verify(tmp_path)[0]
+    assert "unfinished" in verify(tmp_path)[0]
 
 
 def test_a_study_bundle_does_not_become_an_ingested_one(tmp_path, kit):

@@ -27,7 +27,7 @@ spec = importlib.util.spec_from_file_location("kit", sys.argv[2])
 kit = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kit)
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.collect.schedule import Job, run_cells
+from quantverdict.collect.schedule import CellJob, run_cells
 from quantverdict.records import CellId
 
 class Slow(kit.EchoBackend):
@@ -36,7 +36,7 @@ class Slow(kit.EchoBackend):
         return super().complete(prompts, decoding, progress)
 
 with Bundle.open(Path(sys.argv[1]), kit.make_study()) as bundle:
-    jobs = [Job(CellId("tiny", quant), kit.make_plan(), Slow) for quant in ("FP16", "Q8_0")]
+    jobs = [CellJob(CellId("tiny", quant), kit.make_plan(), Slow) for quant in ("FP16", "Q8_0")]
     try:
         run_cells(bundle, jobs, kit.RecordingView())
     except KeyboardInterrupt:

@@ -172,18 +172,18 @@ BROKEN = [
     (b"[1]", "not a JSON object"),
     (b"null", "not a JSON object"),
     (b'{"a": "\xff"}', "not UTF-8"),
-    (json.dumps(row(9, score="1")).encode(), "score: a str where a number is expected"),
-    (json.dumps(row(9, score=[1])).encode(), "score: a list where a number is expected"),
-    (json.dumps(row(9, score=float("nan"))).encode(), "score: nan where a number is expected"),
-    (json.dumps(row(9, score=float("inf"))).encode(), "score: inf where a number is expected"),
-    (json.dumps(row(9)).replace("1.0", "1e999").encode(), "score: inf where a number is expected"),
+    (json.dumps(row(9, score="1")).encode(), "score: a str; expected a number"),
+    (json.dumps(row(9, score=[1])).encode(), "score: a list; expected a number"),
+    (json.dumps(row(9, score=float("nan"))).encode(), "score: nan; expected a number"),
+    (json.dumps(row(9, score=float("inf"))).encode(), "score: inf; expected a number"),
+    (json.dumps(row(9)).replace("1.0", "1e999").encode(), "score: inf; expected a number"),
     (json.dumps(row(9, quant="Q9_X")).encode(), "unknown quant Q9_X"),
     (json.dumps(row(9, quant=None)).encode(), "quant: missing"),
     (json.dumps(row(9, model="")).encode(), "model: missing"),
     (json.dumps(row(9, task=None)).encode(), "task: missing"),
     (json.dumps(row(id=None)).encode(), "id: missing"),
-    (json.dumps(row(id=True)).encode(), "id: a bool where text is expected"),
-    (json.dumps(row(id=["x"])).encode(), "id: a list where text is expected"),
+    (json.dumps(row(id=True)).encode(), "id: a bool; expected text"),
+    (json.dumps(row(id=["x"])).encode(), "id: a list; expected text"),
     (json.dumps(row(1)).encode(), "sample m/FP16/t/s1 is given twice in this file"),
     (b'{"model": "m"}{"model": "m"}', "not valid JSON"),
     (json.dumps(row(9)).replace("}", ', "score": 0}').encode(), "score: given twice"),
@@ -269,7 +269,7 @@ def test_a_value_that_its_metric_cannot_have_is_refused_or_set_aside(files, metr
         (len(kept) + 2 + n, value) for n, value in enumerate(refused)
     ]
     if refused:
-        line = rf"a\.jsonl:{len(kept) + 2}: score: -?[0-9.e-]+ where {expected} is expected for {metric}$"
+        line = rf"a\.jsonl:{len(kept) + 2}: score: -?[0-9.e-]+; expected {expected} for {metric}$"
         with pytest.raises(DataError, match=line):
             files.load(metrics=METRICS)
 
@@ -291,8 +291,8 @@ def test_a_value_is_held_to_the_metric_that_is_read_from_its_task_and_cell(files
     ]
     done = balanced(files.add("a", content, measures=measures).load(quarantine=True, metrics=METRICS))
     assert [(broken.line, broken.reason) for _, broken in done.quarantine] == [
-        (5, "wait: -1 where a number of at least 0 is expected for ttft_ms"),
-        (6, "score: 0.5 where 0 or 1 is expected for refusal_rate"),
+        (5, "wait: -1; expected a number of at least 0 for ttft_ms"),
+        (6, "score: 0.5; expected 0 or 1 for refusal_rate"),
     ]
     assert (done.audits[0].loaded, sum(done.audits[0].unmatched.values())) == (2, 2)
 
@@ -315,7 +315,7 @@ def test_tokens_of_an_answer_are_whole(files):
 def test_parquet_values_are_held_to_their_metric(files, tmp_path):
     pl.DataFrame([row(0), row(1, score=2.0)]).write_parquet(tmp_path / "made.parquet")
     files.add("a", (tmp_path / "made.parquet").read_bytes(), name="a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet:2: score: 2 where 0 or 1 is expected for refusal_rate"):
+    with pytest.raises(DataError, match=r"a\.parquet:2: score: 2; expected 0 or 1 for refusal_rate"):
         files.load(metrics=METRICS)
 
 
@@ -425,7 +425,7 @@ def test_parquet_rows_are_checked_as_lines_are(files, tmp_path):
     frame = pl.DataFrame([row(0), row(1, score=float("nan")), row(2, quant="Q9"), row(0)])
     frame.write_parquet(tmp_path / "made.parquet")
     files.add("a", (tmp_path / "made.parquet").read_bytes(), name="a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet:2: score: NaN where a number is expected"):
+    with pytest.raises(DataError, match=r"a\.parquet:2: score: NaN; expected a number"):
         files.load()
     done = balanced(files.load(quarantine=True))
     assert [broken.line for _, broken in done.quarantine] == [2, 3, 4]
@@ -602,9 +602,9 @@ def test_a_source_that_is_no_file_is_refused_and_not_waited_for(files):
     for name, told in {
         "pipe.jsonl": "pipe.jsonl: is a pipe or a device; expected a file",
         "/dev/zero": "/dev/zero: is a pipe or a device; expected a file",
-        ".": r"cannot be read \(Is a directory\)",
+        ".": r"cannot be read \(it is a folder\)",
         "a\0b": r"cannot be read \(embedded null",
-        "x" * 300: r"cannot be read \(File name too long\)",
+        "x" * 300: r"cannot be read \(its name is too long\)",
     }.items():
         files.sources[0] |= {"path": name, "format": "jsonl"}
         with pytest.raises(DataError, match=told):

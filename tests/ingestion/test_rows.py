@@ -98,11 +98,11 @@ def test_csv_is_read_as_spreadsheets_write_it(load, encoding, delimiter):
 
 def test_a_broken_record_of_csv_has_the_line_it_begins_on(load):
     data = b'id,score,text\na,1,"two\nlines"\nb,C,x\nc,1\n\nd,nan,x\ne,0,x\n'
-    with pytest.raises(DataError, match=r"a\.csv:4: score: a str where a number is expected \('C'\); `values`"):
+    with pytest.raises(DataError, match=r"a\.csv:4: score: a str; expected a number \('C'\); `values`"):
         load(data, "a.csv")
     found = load(data, "a.csv", quarantine=True)
-    told = [(broken.line, broken.reason.split(" where")[0]) for _, broken in found.quarantine]
-    assert told == [(4, "score: a str"), (5, "2 fields"), (7, "score: nan")]
+    told = [(broken.line, broken.reason.split(";")[0]) for _, broken in found.quarantine]
+    assert told == [(4, "score: a str"), (5, "2 fields where 3 are expected"), (7, "score: nan")]
     assert scores(found) == [1.0, 0.0]
 
 
@@ -159,7 +159,7 @@ def test_an_unknown_value_is_named_with_its_row_and_the_known_ones(load, name):
     data = {"a.jsonl": lines(given).encode(), "a.csv": table(given).encode(), "a.parquet": parquet(given)}[name]
     measure = {"metric": "choice_accuracy", "column": "score", "values": {"correct": 1, "wrong": 0}}
     line = 3 if name == "a.csv" else 2
-    told = rf"{name}:{line}: score: 'corect' where one of correct, wrong is expected; did you mean correct\?"
+    told = rf"{name}:{line}: score: 'corect'; expected one of correct, wrong; did you mean correct\?"
     with pytest.raises(DataError, match=told):
         load(data, name, measures=[measure])
 
@@ -186,7 +186,7 @@ def test_a_value_of_another_task_may_be_anything(load):
 
 def test_what_a_value_is_worth_must_be_a_score_of_the_metric(load):
     measure = {"metric": "choice_accuracy", "column": "score", "values": {"C": 1, "P": 0.5}}
-    with pytest.raises(DataError, match=r"a\.jsonl:2: score: 0\.5 where 0 or 1 is expected for choice_accuracy"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: score: 0\.5; expected 0 or 1 for choice_accuracy"):
         load(lines(["C", "P"]).encode(), measures=[measure], metrics=allowed_values())
 
 

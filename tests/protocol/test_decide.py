@@ -109,7 +109,7 @@ def test_no_floor_and_no_build_are_explained(row, reference):
 
 @pytest.mark.parametrize("metric", ["rogue_l", "output_tokens", "over_refusal_rate"])
 def test_a_policy_metric_that_the_rules_cannot_read_is_refused(metric):
-    with pytest.raises(ValidationError, match=r"quality_metric\n.*one of mmlu_accuracy"):
+    with pytest.raises(ValidationError, match=r"quality_metric\n.*one of \d+ names"):
         Policy(quality_metric=metric)
 
 

@@ -223,9 +223,9 @@ def test_p_values_of_ungated_metrics_are_a_family_of_their_own(study):
 @pytest.mark.parametrize("metric", ["output_tokens", "dominant_prefix_share", "refusal", "advbench_refusal_rate"])
 def test_a_margin_of_what_cannot_be_gated_is_refused(metric):
     """A name that is none, a metric that is no share or has no direction, and one that no prompt is graded by."""
-    with pytest.raises(ValidationError, match="one of mmlu_accuracy"):
+    with pytest.raises(ValidationError, match=r"one of \d+ names"):
         Policy(margins={"refusal_rate": 5, metric: 5})
-    with pytest.raises(ValidationError, match="one of mmlu_accuracy"):
+    with pytest.raises(ValidationError, match=r"one of \d+ names"):
         Policy(required=("refusal_rate", metric))
 
 

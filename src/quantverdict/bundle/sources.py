@@ -295,7 +295,7 @@ def worth(values: Mapping[str, float | None], said: str) -> tuple[float | None, 
             return values[word], None
     near = difflib.get_close_matches(plain, values, 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return None, f"{said[:40]!r} is not one of {', '.join(values)}{hint}"
+    return None, f"{said[:40]!r}; expected one of {', '.join(values)}{hint}"
 
 
 def read_sources(path: Path) -> Sources:

@@ -192,7 +192,7 @@ class Matcher:
             if name in self.worth
         )
         no_number = (
-            _refusal(column, name, ~pl.col(name).is_finite(), pl.lit("is not a number"))
+            _refusal(column, name, ~pl.col(name).is_finite(), pl.lit("expected a number"))
             for name, column in columns.items()
         )
         not_allowed = (
@@ -329,7 +329,7 @@ def _refusal(column: str, name: str, which: pl.Expr, expected: pl.Expr) -> pl.Ex
     import polars as pl
 
     shown = pl.col(name).cast(pl.String).str.strip_suffix(".0")
-    return pl.when(which).then(pl.concat_str(pl.lit(f"{column}: "), shown, pl.lit(" where "), expected))
+    return pl.when(which).then(pl.concat_str(pl.lit(f"{column}: "), shown, pl.lit("; "), expected))
 
 
 def _is_one_of(column: pl.Expr, names: Iterable[str]) -> pl.Expr:

@@ -412,7 +412,7 @@ def _as_text(value: object, column: str) -> str | None:
         return None if value is None else value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"{column}: is a {type(value).__name__}, not text")
+    raise ValueError(f"{column}: a {type(value).__name__}; expected text")
 
 
 def _as_word(value: object, column: str) -> str | None:
@@ -426,7 +426,7 @@ def _as_number(value: object, column: str) -> float | None:
         return float(value)
     shown = value if isinstance(value, float) else f"a {type(value).__name__}"
     message = f" ({value[:20]!r}); `values` of a measure says what a word is worth" if isinstance(value, str) else ""
-    raise ValueError(f"{column}: {shown} is not a number{message}")
+    raise ValueError(f"{column}: {shown}; expected a number{message}")
 
 
 def csv_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
