@@ -13,7 +13,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from fractions import Fraction
 from functools import cached_property
@@ -43,6 +43,7 @@ WHERE = {
     "filters": "quantverdict.tasks.catalog:FILTERS",
     "rubrics": "quantverdict.registry:judge_rubrics",
     "load rubric": "quantverdict.judges.rubrics:load_rubric",
+    "name check": "quantverdict.registry:NameCheck",
     "commands": "quantverdict.cli:commands",
     "examples": "quantverdict.cli:EXAMPLES",
     "exit codes": "quantverdict.cli:EXIT_CODES",
@@ -87,7 +88,7 @@ def of_type(hint: Any, elsewhere: frozenset[type]) -> str:
     """A type as somebody who writes YAML would name it; `elsewhere` are the models that the study's page describes."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return of_type(args[0], elsewhere)
+        return names_of(args[1:]) or of_type(args[0], elsewhere)
     if origin in (typing.Union, types.UnionType):
         return ", ".join(of_type(arg, elsewhere) for arg in args if arg is not type(None))
     if origin is typing.Literal:
@@ -100,6 +101,18 @@ def of_type(hint: Any, elsewhere: frozenset[type]) -> str:
         return f"[{hint.__name__}]({'study.md' if hint in elsewhere else ''}#{hint.__name__.lower()})"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", Fraction: "number"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def names_of(metadata: Iterable[Any]) -> str:
+    """The names that a value is checked against, or the page that has them; empty where it is not so checked."""
+    for one in metadata:
+        if isinstance(check := getattr(one, "func", None), code("name check")):
+            known = tuple(check.known())
+            others = [name for name in known if name not in code("metrics")]
+            if len(others) == len(known):
+                return f"one of {ticked(known)}"
+            return " or ".join(["a [metric](metrics.md)", *([ticked(others)] if others else [])])
+    return ""
 
 
 def bounds(field: Any) -> str:
@@ -164,7 +177,8 @@ def keys(root: type, elsewhere: frozenset[type] = frozenset()) -> str:
         notes, rows = key_notes(model), []
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
             if not field.exclude:
-                kind = ", ".join(part for part in (of_type(field.annotation, elsewhere), bounds(field)) if part)
+                named = names_of(field.metadata) or of_type(field.annotation, elsewhere)
+                kind = ", ".join(part for part in (named, bounds(field)) if part)
                 rows.append((f"`{name}`", kind, default(field), readable(" ".join(notes.get(name, "").split()))))
         doc = readable(inspect.cleandoc(model.__doc__ or ""))
         at = ticked(places(model, root))

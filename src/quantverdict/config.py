@@ -16,7 +16,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Valid
 from quantverdict.errors import PluginError, StudyError, did_you_mean, one_of
 from quantverdict.policy import FrozenModel, Name, Policy, as_policy
 from quantverdict.records import Metric, RubricSpec
-from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, adopt, backends, checked
+from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, NameCheck, adopt, backends
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
 GGUF_LEVELS = (
@@ -29,7 +29,7 @@ CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
 ALSO_CALLED = {"F16": "FP16"}
 """Levels by the names that llama.cpp gives them."""
 _LABEL = r"^[A-Z][A-Z_]*$"
-BackendName = Annotated[str, AfterValidator(checked(lambda: backends(lambda can: can.answers)))]
+BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.answers)))]
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -247,7 +247,7 @@ class StatisticsConfig(FrozenModel):
     """The chance at which `plan` and the numbers of prompts that are needed aim."""
 
 
-JudgeBackendName = Annotated[str, AfterValidator(checked(lambda: backends(lambda can: can.labels)))]
+JudgeBackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.labels)))]
 
 
 class Price(FrozenModel):
@@ -264,7 +264,7 @@ class RubricConfig(FrozenModel):
 
     name: Name
     """Of the rubric."""
-    of: Annotated[str, AfterValidator(checked(lambda: METRICS))]
+    of: Annotated[str, AfterValidator(NameCheck(lambda: METRICS))]
     """The metric whose answers are labelled; their labels come to the metric `judge_NAME`."""
     labels: Mapping[Annotated[str, Field(pattern=_LABEL)], Literal[0, 1]] = Field(min_length=2)
     """Each label and what it counts; a judge may say UNCLEAR besides, which counts nowhere."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from quantverdict.errors import StudyError
-from quantverdict.registry import METRICS, built_in_margins, checked, gated, one_of, ruled
+from quantverdict.registry import METRICS, NameCheck, built_in_margins, gated, one_of, ruled
 from quantverdict.yaml_file import InvalidValueError, load_yaml
 
 _NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?)")
@@ -83,9 +83,9 @@ Exact = Annotated[Fraction, BeforeValidator(_exact)]
 Fall = Annotated[Exact, AfterValidator(_fall)]
 Size = Annotated[Exact, AfterValidator(_size)]
 Margin = Annotated[Exact, AfterValidator(_margin)]
-GatedMetric = Annotated[str, AfterValidator(checked(gated))]
+GatedMetric = Annotated[str, AfterValidator(NameCheck(gated))]
 """A metric that may have a margin."""
-RuledMetric = Annotated[str, AfterValidator(checked(ruled))]
+RuledMetric = Annotated[str, AfterValidator(NameCheck(ruled))]
 """A metric that the rules on deltas can read."""
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 

@@ -120,9 +120,14 @@ def known_among(name: str, known: Callable[[], Iterable[str]]) -> str:
     return name
 
 
-def checked(known: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+@dataclass(frozen=True, slots=True)
+class NameCheck:
     """A validator of names: it gives a known one back, and says what is expected in place of any other."""
-    return lambda name: known_among(name, known)
+
+    known: Callable[[], Iterable[str]]
+
+    def __call__(self, name: str) -> str:
+        return known_among(name, self.known)
 
 
 def load(target: str) -> Any:  # noqa: ANN401 - whatever stands there

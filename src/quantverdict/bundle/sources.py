@@ -16,10 +16,10 @@ from quantverdict.config import Constraints, Limit, Seed, StatisticsConfig
 from quantverdict.errors import StudyError, did_you_mean
 from quantverdict.policy import Exact, FrozenModel, Name, Policy, as_policy
 from quantverdict.records import UNCLEAR, CellId, Row
-from quantverdict.registry import IMPORTERS, METRICS, checked, judge_labels, known_among, one_of
+from quantverdict.registry import IMPORTERS, METRICS, NameCheck, judge_labels, known_among, one_of
 from quantverdict.yaml_file import load_yaml
 
-SampleMetric = Annotated[str, AfterValidator(checked(lambda: METRICS))]
+SampleMetric = Annotated[str, AfterValidator(NameCheck(lambda: METRICS))]
 Column = Annotated[str, Field(min_length=1)]
 """A column; `a.b` is the key `b` inside the object `a`."""
 
@@ -152,7 +152,7 @@ class ScoreSource(FrozenModel):
     """Relative to the sources file."""
     sha256: Sha256
     """Of the file as it is; another one refuses the whole load."""
-    format: Annotated[str, AfterValidator(checked(lambda: IMPORTERS))] | None = None
+    format: Annotated[str, AfterValidator(NameCheck(lambda: IMPORTERS))] | None = None
     """By the end of the file's name if not given."""
     columns: SourceColumns
     """Where it has what."""

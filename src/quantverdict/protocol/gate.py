@@ -20,7 +20,7 @@ from quantverdict.matrix.signals import Signals, all_signals
 from quantverdict.policy import Exact, FrozenModel, GatedMetric, Margin, Policy, as_policy, with_defaults
 from quantverdict.protocol.actions import PASSES
 from quantverdict.records import CellId, Estimate, Matrix, Row
-from quantverdict.registry import GATE_RULES, checked, load, one_of, shares
+from quantverdict.registry import GATE_RULES, NameCheck, load, one_of, shares
 from quantverdict.yaml_file import explained
 
 # The policy of a gate: which builds it asks about, its own margins, floors for the baseline, and waivers.
@@ -45,8 +45,8 @@ def _day(value: object) -> object:
         raise ValueError("a day such as 2030-12-31") from None
 
 
-Share = Annotated[str, AfterValidator(checked(shares))]
-Rule = Annotated[str, AfterValidator(checked(lambda: GATE_RULES))]
+Share = Annotated[str, AfterValidator(NameCheck(shares))]
+Rule = Annotated[str, AfterValidator(NameCheck(lambda: GATE_RULES))]
 Percent = Annotated[Exact, AfterValidator(_percent)]
 
 
@@ -55,7 +55,7 @@ class GateWaiver(FrozenModel):
 
     cell: CellName
     """BASE_MODEL/QUANT."""
-    metric: Annotated[str, AfterValidator(checked(lambda: (*shares(), DECISION, *GATE_RULES)))]
+    metric: Annotated[str, AfterValidator(NameCheck(lambda: (*shares(), DECISION, *GATE_RULES)))]
     """A gated metric, one of the gate's `checks`, or `decision`."""
     reason: str = Field(min_length=1)
     """Shown wherever the verdict is."""
