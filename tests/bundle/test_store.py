@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -192,9 +193,7 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path, plan, batches, monkeypatch)
     store = CellStore(tmp_path, CELL, plan)
     store.append(batches[0], timing(0, batches[0]))
     before = store.path.read_bytes()
-    from quantverdict.bundle import store as module
-
-    real = module.os.write
+    real = os.write
 
     def full(handle, data):
         if len(data) > 200:
@@ -203,7 +202,7 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path, plan, batches, monkeypatch)
         return real(handle, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "write", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(BundleError, match="the disk is full"):
             store.append(batches[1], timing(1, batches[1]))
     assert store.path.read_bytes() == before

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
 from quantverdict.backends.base import opens_reasoning
-from quantverdict.bundle.files import (
-    Json,
-    checked_line,
-    json_line,
-    make_file,
-    open_own,
-    proved_line,
-    saving,
-    whole_lines,
-)
+from quantverdict.bundle.files import Json, json_line, whole_lines
+from quantverdict.bundle.jsonl_store import JsonlStore, value_of
 from quantverdict.bundle.prompts import Plan
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -79,9 +70,10 @@ class CellStore:
         """
         self.cell, self.plan = cell, plan
         self.path = responses_path(bundle, cell)
-        self._timings_path = bundle / "timings" / self.path.name
-        for path in (self.path, self._timings_path):
-            make_file(path)
+        self._responses = JsonlStore(self.path, checked=False)
+        self._timings = JsonlStore(bundle / "timings" / self.path.name, checked=False, synced=False)
+        for file in (self._responses, self._timings):
+            file.make()
         self.unproved = False
         self.done = self._recover_responses(proved)
         self.timings = self._recover_timings()
@@ -95,15 +87,15 @@ class CellStore:
         # Timings first: a batch that is stored then always has its timing, and one too many is cut off on reload.
         lines = b"".join(map(response_line, responses))
         timing = replace(timing, sha256=hashlib.sha256(lines).hexdigest())
-        append_bytes(self._timings_path, json_line(asdict(timing)), sync=False)
-        append_bytes(self.path, lines, sync=True)
+        self._timings.append([asdict(timing)])
+        self._responses.append_lines(lines)
         self.done += 1
         self.timings = (*self.timings, timing)
 
     def begin_anew(self) -> None:
         """Take back every batch that is stored."""
-        for path in (self.path, self._timings_path):
-            cut(path, 0, path.stat().st_size)
+        for file in (self._responses, self._timings):
+            file.cut(0, file.path.stat().st_size)
         self.done, self.timings = 0, ()
 
     def answers(self, first: int, last: int) -> tuple[Response, ...]:
@@ -112,7 +104,7 @@ class CellStore:
         return tuple(islice(read_responses(self.path), start, end))
 
     def _recover_responses(self, proved: int) -> int:
-        data = self.path.read_bytes() if self.path.stat().st_size else b""
+        data = self._responses.read()
         expected = [self.plan.prompts[index] for batch in self.plan.batches for index in batch]
         ends, position = [0], 0
         for number, line in enumerate(whole_lines(data), start=1):
@@ -130,12 +122,12 @@ class CellStore:
             if ends[last] > proved:
                 self._prove(data[ends[lines] : ends[last]], sums.get(done), lines + 1)
             lines, done = last, done + 1
-        cut(self.path, ends[lines], len(data))
+        self._responses.cut(ends[lines], len(data))
         return done
 
     def _stored_sums(self) -> dict[int, str | None]:
         """The checksum of each batch, where it is known."""
-        timings = filter(None, map(parse_timing, whole_lines(self._timings_path.read_bytes())))
+        timings = filter(None, map(parse_timing, self._timings.lines()))
         return {timing.batch: timing.sha256 for timing in timings}
 
     def _prove(self, batch: bytes, sha256: str | None, number: int) -> None:
@@ -158,7 +150,7 @@ class CellStore:
 
     def _recover_timings(self) -> tuple[BatchTiming, ...]:
         """Timings are a measurement, not a result: what does not fit the responses is dropped, not refused."""
-        data = self._timings_path.read_bytes()
+        data = self._timings.read()
         kept: list[BatchTiming] = []
         size = 0
         for line in whole_lines(data):
@@ -167,7 +159,7 @@ class CellStore:
                 break
             kept.append(timing)
             size += len(line) + 1
-        cut(self._timings_path, size, len(data))
+        self._timings.cut(size, len(data))
         return tuple(kept)
 
 
@@ -270,45 +262,6 @@ def parse_timing(line: bytes) -> BatchTiming | None:
     return timing if whole and isinstance(timing.wall_s, int | float) else None
 
 
-def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
-    """Add `data` to the end of a file: all of it, or the file stays as it was.
-
-    Raises:
-        BundleError: as `open_own`; or the disk is full.
-    """
-    handle = open_own(path, os.O_WRONLY | os.O_APPEND)
-    with saving(path):
-        try:
-            size = os.fstat(handle).st_size
-            try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(handle, rest) :]
-                if sync:
-                    os.fsync(handle)
-            except OSError:
-                os.ftruncate(handle, size)
-                raise
-        finally:
-            os.close(handle)
-
-
-def cut(path: Path, size: int, was: int) -> None:
-    """Cut a file back to `size` bytes.
-
-    Raises:
-        BundleError: as `open_own`.
-    """
-    if size < was:
-        handle = open_own(path, os.O_RDWR)
-        with saving(path):
-            try:
-                os.ftruncate(handle, size)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
 # What scoring stored answers took: a line a pass in `timings/NAME.jsonl`, for the plan of the next run.
 
 SEMANTIC, MARGINS, DRIFTS = "semantic", "whitebox~margins", "whitebox~drifts"
@@ -337,16 +290,17 @@ def note_time(bundle: Path, name: str, done: int, seconds: float) -> None:
     Raises:
         BundleError: it cannot be written.
     """
-    path = bundle / "timings" / f"{name}.jsonl"
-    make_file(path)
-    append_bytes(path, json_line({"done": done, "wall_s": round(seconds, 3)}), sync=False)
+    _clock(bundle, name).append([{"done": done, "wall_s": round(seconds, 3)}])
 
 
 def time_taken(bundle: Path, name: str) -> Took:
     """All lines together; one that is none is left out."""
-    path = bundle / "timings" / f"{name}.jsonl"
-    found = [_read(line) for line in (whole_lines(path.read_bytes()) if path.exists() else [])]
+    found = [_read(line) for line in _clock(bundle, name).lines()]
     return Took(sum(done for done, _ in found), sum(seconds for _, seconds in found))
+
+
+def _clock(bundle: Path, name: str) -> JsonlStore:
+    return JsonlStore(bundle / "timings" / f"{name}.jsonl", checked=False, synced=False)
 
 
 def _read(line: bytes) -> tuple[int, float]:
@@ -407,10 +361,8 @@ def read_labels(bundle: Path, file: str) -> dict[str, Said]:
         DataError: a line that is none, by file and line.
     """
     path = bundle / labels_path(file)
-    if not path.exists():
-        return {}
     found: dict[str, Said] = {}
-    for number, line in enumerate(whole_lines(path.read_bytes()), start=1):
+    for number, line in enumerate(JsonlStore(path).lines(), start=1):
         said = _parse(line, path, number)
         found[said.key] = said
     return found
@@ -422,17 +374,16 @@ def append_labels(bundle: Path, file: str, said: Sequence[Said], seconds: float)
     Raises:
         BundleError: the disk is full, or the file not writable.
     """
-    path = bundle / labels_path(file)
-    make_file(path)
-    data = path.read_bytes()
-    cut(path, data.rfind(b"\n") + 1, len(data))
+    store = JsonlStore(bundle / labels_path(file))
+    store.make()
+    store.recover()
     note_time(bundle, judge_clock(file), len(said), seconds)
-    append_bytes(path, b"".join(checked_line(asdict(one)) for one in said), sync=True)
+    store.append(map(asdict, said))
 
 
 def _parse(line: bytes, path: Path, number: int) -> Said:
     try:
-        data = json.loads(proved_line(line))
+        data = value_of(line)
         said = Said(**{**data, "logprobs": None if data["logprobs"] is None else tuple(map(float, data["logprobs"]))})
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         keys = ", ".join(_FIELDS)
@@ -452,32 +403,28 @@ def key_of(*parts: Json) -> str:
 
 
 class Kept:
-    """An append-only JSONL file, a value a line. A line that a killed run left unfinished is cut off.
+    """A number for each key, a line each.
 
     Raises:
         BundleError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        os.close(open_own(path, os.O_RDWR | os.O_CREAT))
-        with saving(path):
-            data = path.read_bytes()
-        lines = whole_lines(data)
-        cut(path, sum(len(line) + 1 for line in lines), len(data))
+        self._store = JsonlStore(path)
+        self._store.make()
+        lines = self._store.recover()
         self.values: dict[str, float] = dict(entry for line in lines if (entry := _entry(line)) is not None)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Store values: all of them, or on failure none."""
-        append_bytes(self._path, b"".join(checked_line({"key": key, "value": own}) for key, own in values.items()),
-                     sync=True)  # fmt: skip
+        self._store.append({"key": key, "value": own} for key, own in values.items())
         self.values.update(values)
 
 
 def _entry(line: bytes) -> tuple[str, float] | None:
     """A line's key and value, None where it is no such line: that value is computed again."""
     try:
-        data = json.loads(proved_line(line))
+        data = value_of(line)
         return str(data["key"]), float(data["value"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
