@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Annotated, Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +16,21 @@ from quantverdict.records import Completion, Prompt
 
 Tokens = Annotated[int, Field(ge=0, lt=1 << 31)]
 """A count of tokens as a server says it: one that no model can have is no count."""
+
+
+class Closing(Protocol):
+    """What holds connections."""
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closed_unless_ready(client: Closing) -> Iterator[None]:
+    """Close a client where what makes it ready fails, however it does."""
+    with ExitStack() as undo:
+        undo.callback(client.close)
+        yield
+        undo.pop_all()
 
 
 class Reply(BaseModel):

@@ -17,7 +17,16 @@ from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service, hash_ids
 from quantverdict.backends.http import HttpClient, RefusedError
-from quantverdict.backends.remote import Message, Reply, Tokens, ask_all, is_loaded, read_reply, without_start
+from quantverdict.backends.remote import (
+    Message,
+    Reply,
+    Tokens,
+    ask_all,
+    closed_unless_ready,
+    is_loaded,
+    read_reply,
+    without_start,
+)
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
 
@@ -398,17 +407,12 @@ class ServerBackend:
     def __init__(self, service: Service, placement: Placement) -> None:
         self._client = HttpClient(service, "/v1")
         self._placement = placement
-        ready = False
-        try:
+        with closed_unless_ready(self._client):
             self._engine = identify(self._client, service.model)
             self._refuse_small(self._engine)
             self.tokenizer: ServerTokenizer | None = find_tokenizer(self._client, self._engine)
             self._choices = find_choices(self._client, self._engine, self.tokenizer) if self.tokenizer else None
             self._puts_start = self.tokenizer is None and self._reads("a") > 1
-            ready = True
-        finally:
-            if not ready:
-                self._client.close()
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
