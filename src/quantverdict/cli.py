@@ -74,6 +74,32 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+asking_options = (
+    click.option("--more", type=click.IntRange(1, 1_000_000), metavar="N",
+                 help="Ask N prompts a build more than the bundle holds, rounded up to the next look."),
+    click.option("--until-decided", is_flag=True,
+                 help="Add looks until every build is decided, or the tasks hold no more prompts."),
+    click.option("--budget", metavar="TIME", help="With --until-decided: 30m, 2h. No look is begun that will not fit."),
+    click.option("--store", type=Existing, metavar="DIR",
+                 help="The folder of kept answers. Default: QUANTVERDICT_STORE, else one in the user's cache."),
+    click.option("--no-cache", is_flag=True, help="Ask for every answer, and keep none beyond the bundle."),
+)  # fmt: skip
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of how much is asked, as one argument `options`: those of `api.run`."""
+
+    @wraps(command)
+    def call(**given: Any) -> None:  # noqa: ANN401 - whatever click parsed
+        names = ("more", "until_decided", "budget", "store")
+        options = {name: given.pop(name) for name in names} | {"cache": not given.pop("no_cache")}
+        command(**given, options=options)
+
+    for option in reversed(asking_options):
+        call = option(call)
+    return call
+
+
 SECTIONS = {
     "From a study to a decision": ("plan", "run", "ingest", "analyze"),
     "Add to a bundle": ("judge", "label", "report"),
@@ -85,7 +111,12 @@ SECTIONS = {
 EXAMPLES = {
     "quantverdict": ("plan study.yaml", "run study.yaml --out bundle", "gate bundle --build my-model/Q4_K_M"),
     "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
-    "run": ("run study.yaml --out bundle", "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml"),
+    "run": (
+        "run study.yaml --out bundle",
+        "run study.yaml --out bundle --more 200",
+        "run study.yaml --out bundle --until-decided --budget 30m",
+        "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml",
+    ),
     "ingest": ("ingest sources.yaml --out bundle",),
     "analyze": ("analyze bundle --policy stricter.yaml", "analyze --matrix matrix.csv --policy tr125 --out bundle"),
     "judge": ("judge bundle --judge judge.yaml",),
@@ -157,16 +188,22 @@ def commands() -> None:
 @click.argument("study", type=Existing)
 @click.option("--out", type=Existing, help="The bundle to write or to resume. Default: bundles/STUDY.")
 @click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
+@asking
 @gated
 @json_option
-def run(study: Path, out: Path | None, *, task_dir: str | None, gating: Gating, as_json: bool) -> None:
-    """Ask every build of a study, grade, decide, report. Run it again to resume."""
+def run(
+    study: Path, out: Path | None, *, task_dir: str | None, options: dict[str, Any], gating: Gating, as_json: bool
+) -> None:
+    """Ask every build of a study, grade, decide, report. Run it again to resume.
+
+    What the study decides by, its builds, tasks and limits may change in between: only what is missing is asked.
+    """
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
 
     loaded = api.load_study(study, task_dir=task_dir)
     gating.read(loaded)
-    show_decision(api.run(loaded, out, progress=progress_view()).path, as_json, gating)
+    show_decision(api.run(loaded, out, progress=progress_view(), **options).path, as_json, gating)
 
 
 @commands.command()

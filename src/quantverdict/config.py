@@ -490,6 +490,8 @@ class Study(Frozen):
     """The rules of the decision: a name, or a mapping with `base`."""
     constraints: Constraints = Constraints()
     """What the build to ship must satisfy besides."""
+    reuse_servers: bool = Field(default=False, exclude_if=lambda reuse: not reuse)
+    """Reuse kept answers of servers too: only you know that the same build still answers by the same name."""
     file: str = Field(default="", exclude=True)
     """The file it was read from; relative paths start at its folder."""
     stated_margins: tuple[str, ...] = Field(default=(), exclude=True)

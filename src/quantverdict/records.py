@@ -418,6 +418,8 @@ class Capabilities:
         whitebox: it is a `WhiteBox`.
         checkpoints: it runs folders of safetensors, AWQ and GPTQ among them.
         wheels: it is run by the package that the study names as `wheel`.
+        alone: with two sequences at once or more, an answer follows from its prompt and the build alone, whatever is
+            asked beside it.
     """
 
     answers: bool = True
@@ -426,6 +428,7 @@ class Capabilities:
     whitebox: bool = False
     checkpoints: bool = False
     wheels: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

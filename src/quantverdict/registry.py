@@ -444,7 +444,7 @@ RUBRICS: Listing[RubricSpec] = Listing("rubric", (
 _ENGINE, _LABEL = "quantverdict.backends", "quantverdict.judges.label_model"
 _READS = Capabilities(labels=True, logprobs=True, whitebox=True)
 BACKENDS: Listing[BackendSpec] = Listing("backend", (
-    BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file", replace(_READS, wheels=True),
+    BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file", replace(_READS, wheels=True, alone=True),
         "GGUF files by llama.cpp",
         tokenizer=f"{_ENGINE}.llamacpp:LlamaTokenizer"),
     BackendSpec("replay", f"{_ENGINE}.replay:ReplayBackend", "recordings", meaning="recorded answers"),

@@ -52,7 +52,7 @@ class JsonlStore:
             BundleError: it cannot be read.
         """
         with saving(self.path):
-            return self.path.read_bytes() if self.path.exists() and self.path.stat().st_size else b""
+            return self.path.read_bytes() if self.path.is_file() and self.path.stat().st_size else b""
 
     def lines(self) -> list[bytes]:
         """The whole lines, as they are stored."""
@@ -113,6 +113,17 @@ class JsonlStore:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
+
+
+def proved_value(line: bytes) -> Json:
+    """As `value_of`, of a line that must have a checksum.
+
+    Raises:
+        ValueError, RecursionError: as `value_of`; or it has none.
+    """
+    if proved_line(line) is line:
+        raise ValueError("has no checksum")
+    return value_of(line)
 
 
 def value_of(line: bytes) -> Json:

@@ -32,6 +32,7 @@ class BatchTiming:
 
     Attributes:
         batch: its index in the plan.
+        prompts, prompt_tokens, output_tokens: that were asked in this time; an answer that was kept is none of them.
         wall_s, cpu_s: seconds; `cpu_s` None where the backend does not tell.
         ttft_ms: time to first token of each prompt that has one.
         sha256: of the batch's lines in `responses`, so that one that was damaged before the cell was finished is found;
@@ -51,8 +52,10 @@ class BatchTiming:
 class CellStore:
     """The responses of one cell, open for appending.
 
+    Batches are stored in the order of the plan, but for those of a task that a study left out for a while.
+
     Attributes:
-        done: whole batches that are stored: always the first ones of the plan.
+        stored: numbers of the whole batches that are stored, in their order.
         timings: of the stored batches, where known.
         unproved: whether batches are stored that have no checksum: an older version stored them, or it was lost.
     """
@@ -75,7 +78,7 @@ class CellStore:
         for file in (self._responses, self._timings):
             file.make()
         self.unproved = False
-        self.done = self._recover_responses(proved)
+        self.stored = self._recover_responses(proved)
         self.timings = self._recover_timings()
 
     def append(self, responses: Sequence[Response], timing: BatchTiming) -> None:
@@ -89,41 +92,66 @@ class CellStore:
         timing = replace(timing, sha256=hashlib.sha256(lines).hexdigest())
         self._timings.append([asdict(timing)])
         self._responses.append_lines(lines)
-        self.done += 1
+        self.stored.append(timing.batch)
         self.timings = (*self.timings, timing)
 
     def begin_anew(self) -> None:
         """Take back every batch that is stored."""
         for file in (self._responses, self._timings):
             file.cut(0, file.path.stat().st_size)
-        self.done, self.timings = 0, ()
+        self.stored, self.timings = [], ()
+
+    @property
+    def done(self) -> int:
+        """How many whole batches are stored."""
+        return len(self.stored)
+
+    @property
+    def asked(self) -> int:
+        """How many prompts the stored batches have."""
+        return self._prompts_of(self.stored)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the batches that are to be asked, in their order."""
+        have = self.plan.left_out.union(self.stored)
+        return [number for number in range(len(self.plan.batches)) if number not in have]
+
+    @property
+    def wanted(self) -> int:
+        """How many prompts the cell has when nothing is missing."""
+        return self.asked + self._prompts_of(self.missing)
 
     def answers(self, first: int, last: int) -> tuple[Response, ...]:
-        """The stored answers to batches `first` up to but without `last`."""
-        start, end = self.plan.prompts_in(first), self.plan.prompts_in(last)
+        """The answers to the stored batches from the one at `first` up to but without that at `last`."""
+        start, end = (self._prompts_of(self.stored[:at]) for at in (first, last))
         return tuple(islice(read_responses(self.path), start, end))
 
-    def _recover_responses(self, proved: int) -> int:
+    def _prompts_of(self, numbers: Sequence[int]) -> int:
+        return sum(len(self.plan.batches[number]) for number in numbers)
+
+    def _recover_responses(self, proved: int) -> list[int]:
         data = self._responses.read()
-        expected = [self.plan.prompts[index] for batch in self.plan.batches for index in batch]
-        ends, position = [0], 0
-        for number, line in enumerate(whole_lines(data), start=1):
-            if number > len(expected):
-                raise DataError("more lines than the study has prompts", file=self.path, line=number)
-            self._check(parse_response(line, self.path, number), expected[number - 1], number)
-            position += len(line) + 1
-            ends.append(position)
-        sums = self._stored_sums()
-        done = lines = 0
-        for batch in self.plan.batches:
-            last = lines + len(batch)
-            if last >= len(ends):
+        lines = whole_lines(data)
+        sums, order = self._stored_sums(), _Order(self.plan)
+        at = begin = 0
+        while at < len(lines):
+            number = order.of(parse_response(lines[at], self.path, at + 1))
+            if number is None:
+                raise DataError("more lines than the study has prompts", file=self.path, line=at + 1)
+            batch = self.plan.batches[number]
+            held = lines[at : at + len(batch)]
+            for line, index, position in zip(held, batch, range(at + 1, at + 1 + len(held)), strict=False):
+                self._check(parse_response(line, self.path, position), self.plan.prompts[index], position)
+            if len(held) < len(batch):
                 break
-            if ends[last] > proved:
-                self._prove(data[ends[lines] : ends[last]], sums.get(done), lines + 1)
-            lines, done = last, done + 1
-        self._responses.cut(ends[lines], len(data))
-        return done
+            end = begin + sum(map(len, held)) + len(held)
+            if end > proved:
+                self._prove(data[begin:end], sums.get(number), at + 1)
+            order.stored.append(number)
+            at, begin = at + len(batch), end
+        self._responses.cut(begin, len(data))
+        return order.stored
 
     def _stored_sums(self) -> dict[int, str | None]:
         """The checksum of each batch, where it is known."""
@@ -151,16 +179,35 @@ class CellStore:
     def _recover_timings(self) -> tuple[BatchTiming, ...]:
         """Timings are a measurement, not a result: what does not fit the responses is dropped, not refused."""
         data = self._timings.read()
+        places = {number: place for place, number in enumerate(self.stored)}
         kept: list[BatchTiming] = []
         size = 0
         for line in whole_lines(data):
             timing = parse_timing(line)
-            if timing is None or timing.batch >= self.done or (kept and timing.batch <= kept[-1].batch):
+            if timing is None or timing.batch not in places:
+                break
+            if kept and places[timing.batch] <= places[kept[-1].batch]:
                 break
             kept.append(timing)
             size += len(line) + 1
         self._timings.cut(size, len(data))
         return tuple(kept)
+
+
+class _Order:
+    """Finds out in which order batches are stored; in a plan of rounds it is that of the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.stored = plan, list[int]()
+        firsts = (plan.prompts[batch[0]] for batch in plan.batches)
+        self._numbers = {(prompt.task, prompt.sample_id): number for number, prompt in enumerate(firsts)}
+
+    def of(self, first: Response) -> int | None:
+        """The number of the batch that begins with an answer, or that should begin there; None after the last."""
+        found = self._numbers.get((first.task, first.sample_id))
+        if found is not None and found not in self.stored and self.plan.rounds is None:
+            return found
+        return next((number for number in range(len(self.plan.batches)) if number not in self.stored), None)
 
 
 def responses_path(bundle: Path, cell: CellId) -> Path:

@@ -297,7 +297,8 @@ def inquiry_of(study: Study, tasks: Sequence[Task], bundle: Bundle, baseline: Ce
     """What follows from the baseline's answers and the study alone, so that a rerun asks the same."""
     settings = study.whitebox
     prompts = {(prompt.task, prompt.sample_id): prompt for prompt in stored_prompts(bundle, baseline.base_model)}
-    answers = {(one.task, one.sample_id): one for one in stored_responses(bundle, baseline)}
+    names = {task.name for task in tasks}
+    answers = {(one.task, one.sample_id): one for one in stored_responses(bundle, baseline) if one.task in names}
     harmful = {task.name for task in tasks if task.type.harmful}
     asked = [sample for sample in answers if sample[0] in harmful and sample in prompts]
     said = (answer_of(answers[sample]).content for sample in asked)

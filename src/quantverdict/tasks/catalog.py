@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -211,15 +211,21 @@ def correct_choice(task: Task, item: Item) -> int | None:
     return choices.index(item.reference) if item.reference in choices else None
 
 
-def select_items(task: Task, limit: int | None, stratify: str | None, seed: int) -> Task:
+def select_items(task: Task, limit: int | None, stratify: str | None, seed: int, kept: Collection[str] = ()) -> Task:
     """The task with at most `limit` items, in their order; the same for the same arguments on every machine.
 
     Items are drawn in an order hashed from seed, task and id, in turn from each value of the field `stratify`. Whole
     clusters are drawn, so fewer than `limit` may come; balancing over the cluster field itself draws from within them.
 
+    Args:
+        kept: ids that were drawn before, all of which stay: a larger sample contains the smaller.
+
     Raises:
-        TaskError: an item has no such field, or no whole cluster fits.
+        TaskError: an item has no such field, no whole cluster fits, or an item that was drawn before is gone.
     """
+    if gone := sorted(set(kept) - {item.id for item in task.items}):
+        problem = f"item {gone[0]} was asked before, and is not there any longer"
+        raise TaskError(problem, file=task.source, field="samples", expected="every item that was asked")
     if limit is None or limit >= len(task.items):
         return task
     strata: dict[str, list[list[Item]]] = {}
@@ -233,8 +239,10 @@ def select_items(task: Task, limit: int | None, stratify: str | None, seed: int)
         ),
         key=lambda entry: entry[:2],
     )
-    chosen: set[str] = set()
+    chosen = set(kept)
     for _, _, group in turns:
+        if not chosen.isdisjoint(item.id for item in group):
+            continue
         if len(chosen) + len(group) <= limit:
             chosen.update(item.id for item in group)
     if not chosen:
