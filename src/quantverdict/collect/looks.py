@@ -141,7 +141,8 @@ class Sampling:
         others = {name: size for name, size in looks.sample.items() if name not in self._whole}
         if more is None and all(sample[name] == looks.sample.get(name) for name in sample):
             return looks, self._tasks(looks.sample)
-        wanted = sum((*sample.values(), *others.values())) + (more or 0)
+        held = sum((*self._available.values(), *others.values()))
+        wanted = min(held, sum((*sample.values(), *others.values())) + (more or 0))
         if more is not None and sample == self._available:
             raise StudyError(NO_MORE, field="--more", expected="tasks that have more items")
         found = looks.at_least(max(wanted, looks.sizes[looks.number - 1] + 1))

@@ -113,6 +113,8 @@ def run_once(
     tasks = sampling.settle(more)
     if before and (new := sum(len(task.items) for task in tasks) - before) > 0:
         view.say(f"look {look_of(bundle)}: {new} prompts a build more, {before + new} in all")
+        if bundle.path("labels.csv").exists():
+            view.say("people's labels are of answers of an earlier look, and so are the rates that they correct")
     builds = make_builds(study, tasks, bundle, view)
     ask(study, tasks, builds, bundle, view, tools.answers)
     measure_inside(study, tasks, builds, bundle, view.say)
