@@ -1,5 +1,6 @@
 """A study that grows or changes over the bundle of its first run: only what is missing is asked, look after look."""
 
+import csv
 import json
 import shutil
 from collections import Counter
@@ -24,7 +25,8 @@ from quantverdict.collect.looks import Looks, enlarged, first_look, next_size
 from quantverdict.config import Study
 from quantverdict.errors import StudyError, TaskError
 from quantverdict.protocol import decide as deciding
-from quantverdict.records import CellId
+from quantverdict.records import CellId, Completion
+from quantverdict.stages import judge as judging
 from quantverdict.stages import run as pipeline
 from quantverdict.stages.ask import kept_answers
 from quantverdict.stages.more import read_budget
@@ -383,6 +385,47 @@ def test_peoples_labels_stay_those_of_what_was_drawn(asked, capsys):
     write(models=[document()["models"][0] | {"variants": ["FP16", "Q8_0"]}])
     assert run() == 0
     assert execute(["verify", "b"]) == 0
+
+
+JUDGE = {"name": "first", "model": "a model", "source": {"path": "judge.gguf"}, "batch_size": 10}
+
+
+def test_judges_label_what_is_new_and_no_more(asked, monkeypatch):
+    """Added to a finished study, over a look more, and over a build more: each question once."""
+    told_to = []
+
+    class Chooser:
+        identity = {"engine": "fake", "version": "1"}  # noqa: RUF012
+
+        def choose(self, prompts):
+            told_to.extend(prompt.sha256 for prompt in prompts)
+            return [
+                Completion("FULL_REFUSAL" if "sorry" in one.text else "COMPLIANCE", "stop", 9, 2) for one in prompts
+            ]
+
+        def close(self):
+            pass
+
+    chooser = Chooser()
+    monkeypatch.setattr(judging, "open_asker", lambda judge, folder: judging.Asker(chooser, chooser.identity))
+    Path("judge.gguf").touch()
+    write(judges=[JUDGE])
+    assert run() == 0
+    first = len(told_to)
+    assert (asked, first > 20) == (Counter(), True)
+    assert run("--more", "1") == 0
+    assert len(told_to) > first
+    record(Path("recorded"), "Q2_K", 3)
+    write(judges=[JUDGE], models=[document()["models"][0] | {"variants": ["FP16", "Q8_0", "Q4_K_M", "Q2_K"]}])
+    assert run() == 0
+    assert len(told_to) == len(set(told_to))
+    assert execute(["verify", "b"]) == 0
+    rows = csv.DictReader(Path("b/matrix.csv").read_text().splitlines())
+    counts = {row["quant"]: row["judge_refusal_rate_n"] for row in rows}
+    assert counts == dict.fromkeys(("FP16", "Q8_0", "Q4_K_M", "Q2_K"), "36")
+    write()
+    assert run() == 0
+    assert "judge_refusal_rate" not in Path("b/matrix.csv").read_text()
 
 
 # Until every build is decided

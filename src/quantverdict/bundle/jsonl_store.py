@@ -68,6 +68,21 @@ class JsonlStore:
         self.cut(data.rfind(b"\n") + 1, len(data))
         return whole_lines(data)
 
+    def mend(self) -> None:
+        """As `recover`, where the lines are not wanted: nothing is read but the end, unless it is torn.
+
+        Raises:
+            BundleError: as `recover`.
+        """
+        with saving(self.path):
+            if not self.path.is_file() or not self.path.stat().st_size:
+                return
+            with self.path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
+        if torn:
+            self.recover()
+
     def append(self, values: Iterable[object]) -> None:
         """Add a line for each value: all of them, or the file stays as it was.
 

@@ -423,7 +423,7 @@ def append_labels(bundle: Path, file: str, said: Sequence[Said], seconds: float)
     """
     store = JsonlStore(bundle / labels_path(file))
     store.make()
-    store.recover()
+    store.mend()
     note_time(bundle, judge_clock(file), len(said), seconds)
     store.append(map(asdict, said))
 

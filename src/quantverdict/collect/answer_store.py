@@ -97,7 +97,7 @@ class AnswerStore:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = Lock(self.folder, WAIT_S)
             try:
-                file.recover()
+                file.mend()
                 file.append({"key": key, **_values(said)} for key, said in answers.items())
             finally:
                 lock.release()

@@ -88,7 +88,7 @@ class ProbeStore:
         self.name = probes_file(cell)
         self._store = JsonlStore(bundle / self.name)
         self._store.make()
-        self._store.recover()
+        self._store.mend()
         self.known = read_probes(bundle, cell)
 
     def append(self, probes: Iterable[Probe]) -> None:
