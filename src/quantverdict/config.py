@@ -202,7 +202,15 @@ class DecodingConfig(Frozen):
     max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
     """Of an answer, at most; a task may set its own."""
     temperature: float = Field(default=0.0, ge=0, le=10)
-    """0 is greedy; the embedded engine takes nothing else."""
+    """0 is greedy; the embedded engines take nothing else, servers and Ollama do."""
+    seeds: int = Field(default=1, ge=1, le=100)
+    """Answers to each prompt, drawn by as many seeds; a prompt and its answers are one cluster. Needs a temperature."""
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if self.seeds > 1 and self.temperature == 0:
+            raise WrongError("seeds without a temperature would be equal answers", "temperature above 0", "seeds")
+        return self
 
 
 class CollectConfig(Frozen):

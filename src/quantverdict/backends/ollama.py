@@ -205,7 +205,7 @@ class OllamaBackend:
     def _ask(self, prompt: Prompt, decoding: Decoding, more: Mapping[str, Any] | None = None) -> _Answer:
         options = {
             "temperature": decoding.temperature,
-            "seed": decoding.seed,
+            "seed": decoding.seed + prompt.draw,
             "num_predict": max(1, decoding.max_new_tokens),  # 0 is no limit to some releases
             "num_ctx": self._placement.context,
             "repeat_penalty": 1.0,

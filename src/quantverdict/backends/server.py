@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -441,7 +441,8 @@ class ServerBackend:
         """
 
         def ask(prompt: Prompt) -> Completion:
-            return self._in_chat(prompt, decoding) if prompt.chat is None else self._rendered(prompt, decoding)
+            own = replace(decoding, seed=decoding.seed + prompt.draw)
+            return self._in_chat(prompt, own) if prompt.chat is None else self._rendered(prompt, own)
 
         return ask_all(self._client, ask, prompts, self._placement.parallel, progress)
 

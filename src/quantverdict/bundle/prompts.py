@@ -23,6 +23,7 @@ from quantverdict.tasks.catalog import (
     load_task,
     render_prompt,
     select_items,
+    with_seeds,
 )
 from quantverdict.tasks.chat import ChatTemplate
 from quantverdict.yaml_file import misplaced
@@ -87,7 +88,9 @@ def drawn(study: Study, task: Task, use: TaskUse, kept: Collection[str] = (), mo
     Raises:
         TaskError: as `tasks.catalog.select_items`.
     """
-    limit = use.limit if most is None else most
+    limit = most
+    if most is None and use.limit is not None:
+        limit = use.limit * study.decoding.seeds
     chosen = limit is not None or use.stratify is not None
     return select_items(task, limit, use.stratify, study.seed, kept) if chosen or kept else task
 
@@ -108,7 +111,7 @@ def whole_tasks(study: Study) -> tuple[Task, ...]:
         task = load_task(place or "")
         if task.name in [other.name for other in tasks]:
             raise StudyError(f"{task.name} twice", file=study.file, field=f"tasks.{number}", expected="each task once")
-        tasks.append(task)
+        tasks.append(with_seeds(task, study.decoding.seeds))
     return tuple(tasks)
 
 
@@ -160,7 +163,8 @@ def _frozen(tasks: Sequence[Task], chat: ChatTemplate | None, name: str = "") ->
             rendered = None if chat is None else chat.render(text, _sample(task, item, name))
             asked = text if rendered is None else rendered
             sha256 = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choice_continuations(task, item)))
+            choices = choice_continuations(task, item)
+            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choices, item.draw))
     return tuple(prompts)
 
 
@@ -215,7 +219,9 @@ def prompts_file(base_model: str) -> str:
 
 def prompt_lines(prompts: Sequence[Prompt]) -> str:
     """The frozen prompts as JSONL."""
-    return b"".join(json_line(asdict(prompt)) for prompt in prompts).decode()
+    rows = (asdict(prompt) for prompt in prompts)
+    # Where a prompt is asked once there is no draw to tell of.
+    return b"".join(json_line({k: v for k, v in row.items() if k != "draw" or v}) for row in rows).decode()
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:

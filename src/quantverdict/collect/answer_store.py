@@ -131,7 +131,10 @@ class BuildAnswers:
         self._known |= new
 
     def _keys(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
-        asked = [(prompt.sha256, prompt.chat is not None, list(prompt.choices)) for prompt in prompts]
+        asked = [
+            (prompt.sha256, prompt.chat is not None, list(prompt.choices), *([prompt.draw] if prompt.draw else ()))
+            for prompt in prompts
+        ]
         beside = key_of(asked) if self._batched else None
         return [key_of(self._name, *one, asdict(decoding), beside) for one in asked]
 

@@ -67,10 +67,17 @@ _LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question: its id in the task and the fields that the template and the grader read."""
+    """One question: its id in the task and the fields that the template and the grader read.
+
+    Attributes:
+        repeats: the id of the question where it is asked by several seeds, of its first asking too; else None.
+        draw: which of these askings it is, from 0.
+    """
 
     id: str
     fields: Mapping[str, object]
+    repeats: str | None = None
+    draw: int = 0
 
     @property
     def reference(self) -> str | None:
@@ -103,9 +110,9 @@ class Task:
     source: str
 
     def cluster(self, item: Item) -> str | None:
-        """The cluster an item belongs to, None where it stands alone."""
+        """The cluster an item belongs to, None where it stands alone; askings by several seeds are one."""
         found = item.fields.get(self.cluster_field) if self.cluster_field else None
-        return None if found is None else str(found)
+        return item.repeats if found is None else str(found)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -251,10 +258,22 @@ def select_items(task: Task, limit: int | None, stratify: str | None, seed: int,
     return replace(task, items=tuple(item for item in task.items if item.id in chosen))
 
 
+def with_seeds(task: Task, seeds: int) -> Task:
+    """The task with every item asked so many times: `ID`, `ID#2`, `ID#3`, each by a seed of its own."""
+    if seeds == 1:
+        return task
+    items = (
+        Item(item.id if draw == 0 else f"{item.id}#{draw + 1}", item.fields, item.id, draw)
+        for item in task.items
+        for draw in range(seeds)
+    )
+    return replace(task, items=tuple(items))
+
+
 def _groups(task: Task, stratify: str | None) -> list[list[Item]]:
     together: dict[tuple[str, str], list[Item]] = {}
     for item in task.items:
-        cluster = task.cluster(item) if stratify != task.cluster_field else None
+        cluster = task.cluster(item) if stratify != task.cluster_field else item.repeats
         together.setdefault(("item", item.id) if cluster is None else ("cluster", cluster), []).append(item)
     return list(together.values())
 
