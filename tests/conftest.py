@@ -41,6 +41,8 @@ from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Study
 from quantverdict.records import CellId, Completion, Prompt
 
+# Whoever asks an engine in a test is to ask it.
+os.environ["QUANTVERDICT_STORE"] = ""
 # A busy machine is no failure: how long an example takes proves nothing.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -6,11 +6,13 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.test_gate import STUDY, record
 
 import quantverdict as qv
 from quantverdict.bundle import files, manifest
 from quantverdict.cli import execute
+from quantverdict.registry import TASKS, resource
 from quantverdict.stages import run as pipeline
 
 MATRIX = Path(__file__).parent / "data" / "published_matrix.csv"
@@ -207,11 +209,24 @@ def test_a_whole_bundle_passes_the_gate_that_verifies(bundle, capsys):
 
 
 def test_a_run_that_fails_before_it_asks_leaves_the_bundle_finished(bundle, capsys):
-    before = contents(Path("b"))
-    Path("tiny.yaml").write_text(Path("tiny.yaml").read_text().replace("tasks: [", "tasks: [starter_qa, "))
-    assert execute(["run", "tiny.yaml", "--out", "b"]) == 2
-    assert execute(["gate", "b"]) == 3
-    assert contents(Path("b")) == before
+    """Another seed is refused at once, another prompt once the study, which may change, is taken for the new one."""
+    before, told = contents(Path("b")), Path("b/manifest.json").read_bytes()
+    study = Path("tiny.yaml").read_text()
+    for wrong in (study.replace("tasks: [", "seed: 7\ntasks: ["), other_prompt(study)):
+        Path("tiny.yaml").write_text(wrong)
+        capsys.readouterr()
+        assert execute(["run", "tiny.yaml", "--out", "b"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "seed was 42, is 7" in line or "begun with: starter_choice/" in line
+        assert execute(["gate", "b"]) == 3
+        assert (contents(Path("b")), Path("b/manifest.json").read_bytes()) == (before, told)
+
+
+def other_prompt(study):
+    """A study with a built-in task whose text is another one, and a policy that would be taken over."""
+    task = yaml.safe_load(resource(TASKS["starter_choice"].file).read_text(encoding="utf-8"))
+    Path("choice.yaml").write_text(json.dumps(task | {"prompt_template": "Now: " + task["prompt_template"]}))
+    return study.replace("starter_choice", "{path: choice.yaml}").replace("rouge_l", "choice_accuracy")
 
 
 @pytest.mark.parametrize("name", ["artifacts.json", "cells.json", "labels.csv", "labels_key.csv", "responses/x"])

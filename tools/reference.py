@@ -45,8 +45,8 @@ WHERE = {
     "load rubric": "quantverdict.judges.rubrics:load_rubric",
     "name check": "quantverdict.registry:NameCheck",
     "commands": "quantverdict.cli:commands",
-    "examples": "quantverdict.cli:EXAMPLES",
-    "exit codes": "quantverdict.cli:EXIT_CODES",
+    "examples": "quantverdict.reporting.formats:EXAMPLES",
+    "exit codes": "quantverdict.reporting.formats:EXIT_CODES",
 }
 """Everything that is read of the code: module and name."""
 

@@ -57,11 +57,16 @@ def load_study(study: PathLike, *, task_dir: PathLike | None = None) -> Study:
     return read if task_dir is None else read.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
 
 
-def run(
+def run(  # noqa: PLR0913 - one argument an option
     study: PathLike | Study,
     out: PathLike | None = None,
     *,
     task_dir: PathLike | None = None,
+    more: int | None = None,
+    until_decided: bool = False,
+    budget: str | None = None,
+    store: PathLike | None = None,
+    cache: bool = True,
     progress: Progress | LineProgress | None = None,
 ) -> BundleView:
     """Run a study, from builds to the decision and its report. Run it again to resume: only what is missing is asked.
@@ -69,15 +74,26 @@ def run(
     Args:
         study: a study, or its YAML file.
         out: the bundle to write or to resume; `bundles/STUDY` if not given.
+        more: prompts a build to add to a finished bundle, rounded up to the next look.
+        until_decided: add looks until every build is decided, or the tasks hold no more prompts.
+        budget: bounds that: `30m`, `2h`. A look that is not expected to fit is not begun.
+        store: the folder of answers that are reused, and kept; if not given, QUANTVERDICT_STORE, else one in the
+            user's cache folder.
+        cache: False asks for every answer, and keeps none.
 
     Raises:
         InputError: a study, task or model file is wrong; nothing was run.
         BundleError: the bundle is in use, of another study, or cannot be written.
         EngineError: not one baseline could be run.
     """
+    from quantverdict.collect.answer_store import chosen_folder
+    from quantverdict.stages.more import Asked, read_budget
     from quantverdict.stages.run import run as run_study
 
-    done = run_study(_study(study, task_dir), None if out is None else Path(out), view=_view(progress))
+    asked = Asked(more, until_decided, None if budget is None else read_budget(budget))
+    folder = chosen_folder(None if store is None else Path(store), cache=cache)
+    root = None if out is None else Path(out)
+    done = run_study(_study(study, task_dir), root, view=_view(progress), store=folder, asked=asked)
     return open_bundle(done)
 
 

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from quantverdict.errors import ExitCode, QuantverdictError, os_reason
-from quantverdict.reporting.formats import OutputStream, escaped_json, harmless, is_utf8, json_text, one_line
+from quantverdict.reporting.formats import (
+    DocumentedGroup,
+    OutputStream,
+    escaped_json,
+    harmless,
+    is_utf8,
+    json_text,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from quantverdict.config import Study
@@ -79,76 +87,30 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-SECTIONS = {
-    "From a study to a decision": ("plan", "run", "ingest", "analyze"),
-    "Add to a bundle": ("judge", "label", "report"),
-    "Use a decision": ("gate", "diff", "verify"),
-    "Look at models": ("inspect", "lineage", "quantize"),
-    "Set up": ("tasks", "metrics", "doctor"),
-}
-"""The commands of `--help`, by what they are for."""
-EXAMPLES = {
-    "quantverdict": ("plan study.yaml", "run study.yaml --out bundle", "gate bundle --build my-model/Q4_K_M"),
-    "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
-    "run": ("run study.yaml --out bundle", "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml"),
-    "ingest": ("ingest sources.yaml --out bundle",),
-    "analyze": ("analyze bundle --policy stricter.yaml", "analyze --matrix matrix.csv --policy tr125 --out bundle"),
-    "judge": ("judge bundle --judge judge.yaml",),
-    "label": ("label bundle --out sheet.csv --n 100", "label bundle --read sheet.csv"),
-    "report": ("report bundle --profile study",),
-    "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
-    "diff": ("diff before after --exit-code",),
-    "verify": ("verify bundle",),
-    "inspect": ("inspect my-model-Q4_K_M.gguf",),
-    "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
-    "quantize": ("quantize my-model-F16.gguf --to Q8_0,Q4_K_M --out builds",),
-    "doctor": ("doctor",),
-    "metrics": ("metrics list",),
-    "metrics list": ("metrics list --json",),
-    "tasks": ("tasks list",),
-    "tasks list": ("tasks list --json",),
-    "tasks show": ("tasks show starter_harmful",),
-}
-"""What `--help` of each command ends with."""
-EXIT_CODES = {
-    "0": "done; of a gate: accepted",
-    "2": "could not run: one line on stderr says what is wrong, where, and what was expected",
-    "3": "gate: rejected; diff --exit-code: a verdict changed",
-    "4": "gate: something that is gated was not measured",
-    "5": "gate: not resolvable, these prompts are too few to tell",
-    "130": "interrupted; the same command goes on where it stopped",
-}
-"""What the process returns, as `--help` says it."""
+asking_options = (
+    click.option("--more", type=click.IntRange(1, 1_000_000), metavar="N",
+                 help="Ask N prompts a build more than the bundle holds, rounded up to the next look."),
+    click.option("--until-decided", is_flag=True,
+                 help="Add looks until every build is decided, or the tasks hold no more prompts."),
+    click.option("--budget", metavar="TIME", help="With --until-decided: 30m, 2h. No look is begun that will not fit."),
+    click.option("--store", type=Existing, metavar="DIR",
+                 help="The folder of kept answers. Default: QUANTVERDICT_STORE, else one in the user's cache."),
+    click.option("--no-cache", is_flag=True, help="Ask for every answer, and keep none beyond the bundle."),
+)  # fmt: skip
 
 
-class DocumentedCommand(click.Command):
-    """Ends its help with examples."""
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of how much is asked, as one argument `options`: those of `api.run`."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples of a command, and of the whole the exit codes."""
-        if examples := EXAMPLES.get(ctx.command_path.removeprefix("quantverdict ")):
-            with formatter.section("Examples"):
-                formatter.write("".join(f"  quantverdict {example}\n" for example in examples))
-        if ctx.parent is None:
-            with formatter.section("Exit codes"):
-                formatter.write_dl(list(EXIT_CODES.items()))
+    @wraps(command)
+    def call(**given: Any) -> None:  # noqa: ANN401 - whatever click parsed
+        names = ("more", "until_decided", "budget", "store")
+        options = {name: given.pop(name) for name in names} | {"cache": not given.pop("no_cache")}
+        command(**given, options=options)
 
-
-class DocumentedGroup(DocumentedCommand, click.Group):
-    """Lists its commands by what they are for."""
-
-    command_class = DocumentedCommand
-    group_class = type
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections that it has a command of, then what is in none of them."""
-        listed = {name for names in SECTIONS.values() for name in names}
-        others = tuple(name for name in self.list_commands(ctx) if name not in listed)
-        for title, names in {**SECTIONS, "Commands": others}.items():
-            rows = [(name, self.commands[name].get_short_help_str(100)) for name in names if name in self.commands]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+    for option in reversed(asking_options):
+        call = option(call)
+    return call
 
 
 @click.group(cls=DocumentedGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -164,16 +126,22 @@ def commands() -> None:
 @click.argument("study", type=Existing)
 @click.option("--out", type=Existing, help="The bundle to write or to resume. Default: bundles/STUDY.")
 @click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
+@asking
 @gated
 @json_option
-def run(study: Path, out: Path | None, *, task_dir: str | None, gating: GateOptions, as_json: bool) -> None:
-    """Ask every build of a study, grade, decide, report. Run it again to resume."""
+def run(
+    study: Path, out: Path | None, *, task_dir: str | None, options: dict[str, Any], gating: GateOptions, as_json: bool
+) -> None:
+    """Ask every build of a study, grade, decide, report. Run it again to resume.
+
+    What the study decides by, its builds, tasks and limits may change in between: only what is missing is asked.
+    """
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
 
     loaded = api.load_study(study, task_dir=task_dir)
     gating.read(loaded)
-    show_decision(api.run(loaded, out, progress=progress_view()).path, as_json, gating)
+    show_decision(api.run(loaded, out, progress=progress_view(), **options).path, as_json, gating)
 
 
 @commands.command()

@@ -202,7 +202,17 @@ class DecodingConfig(FrozenModel):
     max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
     """Of an answer, at most; a task may set its own."""
     temperature: float = Field(default=0.0, ge=0, le=10)
-    """0 is greedy; the embedded engine takes nothing else."""
+    """0 is greedy; the embedded engines take nothing else, servers and Ollama do."""
+    seeds: int = Field(default=1, ge=1, le=100)
+    """Answers to each prompt, drawn by as many seeds; a prompt and its answers are one cluster. Needs a temperature."""
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if self.seeds > 1 and self.temperature == 0:
+            raise InvalidValueError(
+                "seeds without a temperature would be equal answers", "temperature above 0", "seeds"
+            )
+        return self
 
 
 class CollectConfig(FrozenModel):
@@ -490,6 +500,8 @@ class Study(FrozenModel):
     """The rules of the decision: a name, or a mapping with `base`."""
     constraints: Constraints = Constraints()
     """What the build to ship must satisfy besides."""
+    reuse_servers: bool = Field(default=False, exclude_if=lambda reuse: not reuse)
+    """Reuse kept answers of servers too: only you know that the same build still answers by the same name."""
     file: str = Field(default="", exclude=True)
     """The file it was read from; relative paths start at its folder."""
     stated_margins: tuple[str, ...] = Field(default=(), exclude=True)

@@ -79,6 +79,7 @@ class Prompt:
         chat: `text` inside the model's chat template, ready to tokenise; None where the server applies its own.
         sha256: of `chat` where there is one, else of `text`.
         choices: continuations whose log-probabilities are wanted, empty where none are.
+        draw: which answer to it this is, from 0; each is drawn by the study's seed plus this.
     """
 
     task: str
@@ -87,6 +88,7 @@ class Prompt:
     chat: str | None
     sha256: str
     choices: tuple[str, ...] = ()
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +420,9 @@ class Capabilities:
         whitebox: it is a `WhiteBox`.
         checkpoints: it runs folders of safetensors, AWQ and GPTQ among them.
         wheels: it is run by the package that the study names as `wheel`.
+        samples: it draws tokens at a temperature above 0, by a seed.
+        alone: with two sequences at once or more, an answer follows from its prompt and the build alone, whatever is
+            asked beside it.
     """
 
     answers: bool = True
@@ -426,6 +431,8 @@ class Capabilities:
     whitebox: bool = False
     checkpoints: bool = False
     wheels: bool = False
+    samples: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -451,7 +451,7 @@ RUBRICS: Listing[RubricSpec] = Listing("rubric", (
 _ENGINE, _LABEL = "quantverdict.backends", "quantverdict.judges.label_model"
 _READS = Capabilities(labels=True, logprobs=True, whitebox=True)
 BACKENDS: Listing[BackendSpec] = Listing("backend", (
-    BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file", replace(_READS, wheels=True),
+    BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file", replace(_READS, wheels=True, alone=True),
         "GGUF files by llama.cpp",
         tokenizer=f"{_ENGINE}.llamacpp:LlamaTokenizer"),
     BackendSpec("replay", f"{_ENGINE}.replay:ReplayBackend", "recordings", meaning="recorded answers"),
@@ -462,9 +462,9 @@ BACKENDS: Listing[BackendSpec] = Listing("backend", (
     BackendSpec("vllm", f"{_ENGINE}.vllm:VllmBackend", "file", replace(_READS, checkpoints=True),
         "checkpoints by vLLM",
         tokenizer=f"{_ENGINE}.checkpoint_tokenizer:CheckpointTokenizer", packages=("vllm",), platforms=("linux",)),
-    BackendSpec("ollama", f"{_ENGINE}.ollama:OllamaBackend", "server", Capabilities(labels=True),
+    BackendSpec("ollama", f"{_ENGINE}.ollama:OllamaBackend", "server", Capabilities(labels=True, samples=True),
         "a model that Ollama holds", label_model=f"{_LABEL}:OllamaLabelModel"),
-    BackendSpec("server", f"{_ENGINE}.server:ServerBackend", "server", Capabilities(labels=True),
+    BackendSpec("server", f"{_ENGINE}.server:ServerBackend", "server", Capabilities(labels=True, samples=True),
         "a server of the OpenAI API", label_model=f"{_LABEL}:ServerLabelModel"),
     BackendSpec("anthropic", "", "hosted", Capabilities(answers=False, labels=True), "the API of Anthropic",
         label_model=f"{_LABEL}:AnthropicLabelModel", packages=("anthropic",), extra="hosted", key="ANTHROPIC_API_KEY"),

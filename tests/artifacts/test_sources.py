@@ -13,8 +13,10 @@ import pytest
 
 from quantverdict.artifacts import sources
 from quantverdict.artifacts.sources import cache_dir, resolve
-from quantverdict.config import Source
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.config import Source, Study
 from quantverdict.errors import ArtifactError, QuantverdictError
+from quantverdict.stages.ask import pinned
 
 DIGEST = "ab" * 32
 
@@ -248,6 +250,33 @@ def test_a_whole_repository_is_had_without_copies_in_formats_that_are_not_read(h
         "vocab.txt",
     ]
     assert [name for name in copies + read if not any(fnmatch(name, one) for one in hub.ignored)] == read
+
+
+def test_a_branch_of_the_hub_is_had_at_the_commit_of_the_first_run(hub: FakeHub, tmp_path: Path) -> None:
+    """Also once the branch has moved; a commit, a file elsewhere and a server's model are left as they are."""
+    first, later = "a" * 40, "b" * 40
+    hub.folder = tmp_path / "cache" / "snapshots" / first
+    model = {"name": "m", "family": "f", "baseline": "FP16", "source": {"hub": "a/b", "file": "m.gguf"}}
+    model["variants"] = [
+        "FP16",
+        {"quant": "Q8_0", "source": {"hub": "a/c", "revision": "main", "file": "q.gguf"}},
+        {"quant": "Q4_0", "source": {"hub": "a/d", "revision": later, "file": "q.gguf"}},
+        {"quant": "Q4_1", "source": {"path": "own.gguf"}},
+    ]
+    study = Study.model_validate({"study": "s", "models": [model], "tasks": ["starter_qa"]})
+    with Bundle.open(tmp_path / "b", study) as bundle:
+        found = pinned(study, bundle).models[0]
+        assert bundle.get_meta("hub") == {"hub:a/b/m.gguf": first, "hub:a/c@main/q.gguf": first}
+        hub.folder = tmp_path / "cache" / "snapshots" / later
+        asked = len(hub.asked)
+        assert pinned(study, bundle).models[0] == found
+        assert len(hub.asked) == asked, "it is looked up once"
+    revisions = [one.source.revision for one in (found, *found.variants) if one.source is not None]
+    assert revisions == [first, first, later, None]
+    hub.folder = tmp_path / "elsewhere"
+    with Bundle.open(tmp_path / "c", study) as bundle:
+        assert pinned(study, bundle).models[0].source == study.models[0].source
+        assert not bundle.get_meta("hub")
 
 
 def test_a_hub_pattern_must_match_one_file(hub: FakeHub, tmp_path: Path) -> None:

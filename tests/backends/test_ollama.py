@@ -1,5 +1,7 @@
 """The Ollama backend against a server that speaks its documented protocol, with faults."""
 
+from dataclasses import replace
+
 import pytest
 
 from quantverdict.backends.base import Decoding, Placement, Service
@@ -102,6 +104,13 @@ def test_a_request_is_raw_greedy_and_has_room_for_the_prompt(ollama, open_it):
     }  # fmt: skip
     expected = {"model": "smollm2:latest", "prompt": "hello", "raw": True, "stream": False, "truncate": False}
     assert expected.items() <= body.items()
+
+
+def test_each_draw_of_a_prompt_has_a_seed_of_its_own(ollama, open_it):
+    draws = [replace(prompt("hello"), draw=draw) for draw in range(3)]
+    open_it().complete(draws, Decoding(max_new_tokens=9, temperature=0.7, seed=7))
+    sent = [body["options"] for body in ollama.asked("/api/generate")[-3:]]
+    assert sorted((options["seed"], options["temperature"]) for options in sent) == [(7, 0.7), (8, 0.7), (9, 0.7)]
 
 
 @pytest.mark.parametrize(("puts", "sent"), [(True, "hello"), (False, "<s>hello")])

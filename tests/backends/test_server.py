@@ -261,6 +261,12 @@ class TestVllm:
         expected = {"model": "org/model", "max_tokens": 9, "temperature": 0.0, "seed": 7, "repetition_penalty": 1.0}
         assert expected.items() <= vllm.asked("/v1/completions")[-1].items()
 
+    def test_each_draw_of_a_prompt_has_a_seed_of_its_own(self, vllm, open_it):
+        draws = [Prompt("t", name, "", "hello", "", (), draw) for name, draw in (("0", 0), ("0#2", 1), ("0#3", 2))]
+        open_it().complete(draws, Decoding(max_new_tokens=9, temperature=0.7, seed=7))
+        sent = vllm.asked("/v1/completions")[-3:]
+        assert sorted((body["seed"], body["temperature"]) for body in sent) == [(7, 0.7), (8, 0.7), (9, 0.7)]
+
     def test_choices_come_from_the_echo(self, vllm, open_it):
         backend = open_it()
         (found,) = backend.complete([Prompt("t", "0", "", "hello", "", ("A", "BC"))], SHORT)

@@ -25,7 +25,7 @@ from quantverdict.bundle.files import (
     read_csv,
     write_whole,
 )
-from quantverdict.bundle.store import append_bytes, cut
+from quantverdict.bundle.jsonl_store import JsonlStore
 from quantverdict.errors import BundleError
 from quantverdict.records import Table
 
@@ -135,7 +135,7 @@ def test_a_forked_worker_does_not_hold_its_parents_lock(tmp_path):
     Lock(tmp_path).release()
 
 
-@pytest.mark.parametrize("change", [lambda path: append_bytes(path, b"x", sync=False), lambda path: cut(path, 0, 9)])
+@pytest.mark.parametrize("change", [lambda file: file.append(["x"]), lambda file: file.cut(0, 9)])
 def test_no_file_is_changed_through_a_link_or_a_second_name(tmp_path, change):
     """Whoever made the bundle may have named a file of whoever opens it."""
     precious = tmp_path / "precious"
@@ -149,7 +149,7 @@ def test_no_file_is_changed_through_a_link_or_a_second_name(tmp_path, change):
         ("pipe", "is not a file|cannot be written"),
     ):
         with pytest.raises(BundleError, match=told):
-            change(tmp_path / name)
+            change(JsonlStore(tmp_path / name))
     assert precious.read_text() == "years of work"
 
 

@@ -56,14 +56,27 @@ def test_the_copy_of_the_study_is_whole_again_where_it_lost_a_line_of_a_default(
         assert bundle.read_text("study.yaml") == first
 
 
+MODEL = {"name": "tiny", "family": "f", "baseline": "FP16", "source": {"path": "m.gguf"}, "variants": ["FP16", "Q8_0"]}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"seed": 43}, "seed was 42, is 43"),
-        ({"policy": {"measurement_gap_pp": 19}}, "policy.measurement_gap_pp was '20', is '19'"),
-        ({"tasks": ["starter_qa", "starter_code"]}, "tasks was 1 entries, is 2 entries"),
-        ({"tasks": ["starter_code"]}, "tasks.0.task was 'starter_qa', is 'starter_code'"),
+        ({"decoding": {"max_new_tokens": 64}}, "decoding.max_new_tokens was 256, is 64"),
+        (
+            {"tasks": [{"task": "starter_qa", "max_new_tokens": 9}]},
+            "tasks.starter_qa.max_new_tokens was None, is 9",
+        ),
+        ({"models": [MODEL | {"source": {"path": "n.gguf"}}]}, "models.tiny.source.path was 'm.gguf', is 'n.gguf'"),
+        (
+            {"models": [MODEL | {"variants": ["FP16", {"quant": "Q8_0", "source": {"path": "q.gguf"}}]}]},
+            "models.tiny.variants.Q8_0.source was None",
+        ),
+        ({"models": [MODEL | {"baseline": "Q8_0"}]}, "models.tiny.baseline was 'FP16', is 'Q8_0'"),
         ({"collect": {"batch_size": 16}}, "collect.batch_size was 32, is 16"),
+        ({"stopping": "sequential"}, "stopping was 'none', is 'sequential'"),
+        ({"quantize": {"samples": 9}}, "quantize.samples was 128, is 9"),
     ],
 )
 def test_another_study_is_refused_by_the_key_that_differs(tmp_path, kit, change, told):
@@ -78,21 +91,47 @@ def test_another_study_is_refused_by_the_key_that_differs(tmp_path, kit, change,
 JUDGE = {"name": "one", "model": "m", "source": {"path": "j.gguf"}}
 
 
-@pytest.mark.parametrize("added", [{"semantic": {}}, {"whitebox": {"openings": 4}}, {"judges": [JUDGE]}])
-def test_what_scores_the_same_answers_may_be_added_changed_and_taken_away(tmp_path, kit, added):
-    """The bundle's study is the new one, and unfinished until it is run; nothing else may change on the way."""
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"semantic": {}},
+        {"whitebox": {"openings": 4}},
+        {"judges": [JUDGE]},
+        {"policy": {"measurement_gap_pp": 19}},
+        {"constraints": {"max_file_bytes": 9}},
+        {"statistics": {"bootstrap_samples": 9}},
+        {"tasks": ["starter_qa", "starter_code"]},
+        {"tasks": ["starter_code"]},
+        {"tasks": [{"task": "starter_qa", "limit": 3}]},
+        {"models": [MODEL | {"variants": ["FP16", "Q8_0", "Q2_K"]}]},
+        {"models": [MODEL | {"variants": ["FP16"]}]},
+        {"models": [MODEL, MODEL | {"name": "other"}]},
+        {"waivers": [{"cell": "tiny/Q8_0", "check": "lineage", "reason": "r"}]},
+        {"nulls": 1},
+        {"reuse_servers": True},
+    ],
+)
+def test_what_asks_nothing_anew_may_be_added_changed_and_taken_away(tmp_path, kit, added):
+    """The study is the new one once something of the bundle is changed, and till then it stays finished."""
     with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
         bundle.write_text("prompts/tiny.jsonl", "")
         bundle.finish()
     with pytest.raises(BundleError, match="seed was 42, is 43"):
         Bundle.open(tmp_path / "b", kit.make_study(**added, seed=43))
-    with Bundle.open(tmp_path / "b", kit.make_study(**added)) as bundle:
-        assert DryRunBundle(tmp_path / "b").config.model_dump() == kit.make_study(**added).model_dump()
-        assert bundle.get_meta("run")["finished"] is None
-        bundle.finish()
-    with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
-        assert DryRunBundle(tmp_path / "b").config.model_dump() == kit.make_study().model_dump()
-        assert bundle.get_meta("run")["finished"] is None
+    for study in (kit.make_study(**added), kit.make_study()):
+        before = DryRunBundle(tmp_path / "b").config.model_dump()
+        with Bundle.open(tmp_path / "b", study) as bundle:
+            assert bundle.config is study
+            assert DryRunBundle(tmp_path / "b").config.model_dump() == before
+            bundle.begin()
+            assert DryRunBundle(tmp_path / "b").config.model_dump() == study.model_dump()
+            assert bundle.get_meta("run")["finished"] is None
+            bundle.finish()
+    states = DryRunBundle(tmp_path / "b").get_meta("run")["states"]
+    assert [state["sha256"] for state in states[::2]] == [states[0]["sha256"]] * 2
+    assert len({state["sha256"] for state in states}) == 2
+    assert [bool(state["changed"]) for state in states] == [False, True, True]
+    assert all(state["time"] for state in states)
 
 
 def test_the_first_judge_is_not_added_where_a_build_was_stopped_that_it_would_have_let_go_on(tmp_path, kit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantverdict.bundle.files import verified_line
+from quantverdict.bundle.jsonl_store import JsonlStore, proved_value, value_of
 from quantverdict.bundle.store import (
     BatchTiming,
     CellStore,
@@ -192,9 +194,7 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path, plan, batches, monkeypatch)
     store = CellStore(tmp_path, CELL, plan)
     store.append(batches[0], timing(0, batches[0]))
     before = store.path.read_bytes()
-    from quantverdict.bundle import store as module
-
-    real = module.os.write
+    real = os.write
 
     def full(handle, data):
         if len(data) > 200:
@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_what_was_stored(tmp_path, plan, batches, monkeypatch)
         return real(handle, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "write", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(BundleError, match="the disk is full"):
             store.append(batches[1], timing(1, batches[1]))
     assert store.path.read_bytes() == before
@@ -346,3 +346,48 @@ def test_a_damaged_value_of_the_score_cache_is_computed_again(data):
         content[at] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
         assert Kept(path).values.items() <= {"a": 0.25, "b": 0.5}.items()
+
+
+@pytest.mark.parametrize("kind", [{}, {"checked": False}, {"synced": False}], ids=["checked", "plain", "unsynced"])
+def test_a_file_that_is_cut_at_any_byte_is_gone_on_from_at_its_last_whole_line(tmp_path, kind):
+    """One way for every file that is appended to, with a checksum a line and without."""
+    store = JsonlStore(tmp_path / "in" / "a.jsonl", **kind)
+    assert (store.lines(), store.read()) == ([], b"")
+    store.mend()
+    assert not store.path.exists()
+    store.append([{"a": 1}, {"b": "é\u2028"}])
+    store.append([{"c": None}])
+    whole, lines = store.read(), store.lines()
+    assert [value_of(line) for line in lines] == [{"a": 1}, {"b": "é\u2028"}, {"c": None}]
+    for size in range(len(whole) + 1):
+        for repair in (store.recover, store.mend):
+            store.path.write_bytes(whole[:size])
+            repair()
+            kept = lines[: whole[:size].count(b"\n")]
+            assert store.lines() == kept
+            assert store.read() == b"".join(line + b"\n" for line in kept)
+    if kind.get("checked", True):
+        assert proved_value(lines[0]) == {"a": 1}
+        with pytest.raises(ValueError, match="changed after it was stored"):
+            proved_value(lines[0].replace(b"1", b"2", 1))
+    else:
+        with pytest.raises(ValueError, match="has no checksum"):
+            proved_value(lines[0])
+
+
+def test_a_file_that_cannot_be_appended_to_stays_as_it_was(tmp_path, monkeypatch):
+    store, real = JsonlStore(tmp_path / "a.jsonl"), os.fsync
+    store.append([1])
+    whole = store.read()
+
+    def fail(handle):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(BundleError, match=r"a\.jsonl: cannot be written \(Input/output error\)"):
+        store.append([2])
+    monkeypatch.setattr(os, "fsync", real)
+    assert store.read() == whole
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.append([float("nan")])
+    assert store.read() == whole

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 
 from quantverdict.bundle.store import CellStore, read_responses
-from quantverdict.collect.generate import CellRecord, check_completions, collect_cell, one_line, smoke_check
+from quantverdict.collect.generate import (
+    AnswerSource,
+    CellRecord,
+    check_completions,
+    collect_cell,
+    one_line,
+    smoke_check,
+)
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import Completion, Prompt
 
@@ -21,7 +28,7 @@ def collect(kit, tmp_path):
     def run(backend, known=FRESH, folder=tmp_path):
         view, noted = kit.RecordingView(), []
         store = CellStore(folder, kit.CELL, kit.make_plan())
-        outcome = collect_cell(store, lambda: backend, view, noted.append, known)
+        outcome = collect_cell(store, AnswerSource(lambda: backend), view, noted.append, known)
         return outcome, view, noted
 
     return run
@@ -78,7 +85,7 @@ def test_a_build_that_does_not_load_is_a_row(kit, tmp_path):
         raise EngineError("phi: no such layer")
 
     store = CellStore(tmp_path, kit.CELL, kit.make_plan())
-    outcome = collect_cell(store, refuse, kit.RecordingView(), lambda identity: None)
+    outcome = collect_cell(store, AnswerSource(refuse), kit.RecordingView(), lambda identity: None)
     assert (outcome.failure, outcome.identity, outcome.prompts) == ("phi: no such layer", {}, 0)
     assert (outcome.tokens_per_second, outcome.wall_seconds, outcome.cpu_seconds, outcome.ttft_ms) == (None,) * 4
 

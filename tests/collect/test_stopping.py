@@ -6,7 +6,7 @@ import pytest
 
 from quantverdict.bundle.prompts import StoppingSchedule
 from quantverdict.bundle.store import CellStore
-from quantverdict.collect.generate import CellRecord, collect_cell
+from quantverdict.collect.generate import AnswerSource, CellRecord, collect_cell
 
 
 class Watch:
@@ -28,7 +28,13 @@ def collect(kit, tmp_path):
     def run(watch, backend=None, known=CellRecord(), fail_at=None):  # noqa: B008 - frozen
         backend = backend or kit.EchoBackend(fail_at, error=RuntimeError("gone"))
         store = CellStore(tmp_path, kit.CELL, plan)
-        outcome = collect_cell(store, lambda: backend, kit.RecordingView(), lambda _: None, known, lambda: watch)
+        outcome = collect_cell(
+            store,
+            AnswerSource(lambda: backend, watch=lambda: watch),
+            kit.RecordingView(),
+            lambda _: None,
+            known,
+        )
         return outcome, backend
 
     run.plan = plan

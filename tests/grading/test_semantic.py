@@ -214,5 +214,6 @@ def test_another_encoder_needs_its_own_layer():
 
 
 def test_a_file_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "no").touch()
     with pytest.raises(BundleError):
-        Kept(tmp_path / "no" / "folder" / "kept.jsonl")
+        Kept(tmp_path / "no" / "kept.jsonl")

@@ -86,6 +86,17 @@ def test_ollama_gets_the_schema_and_a_context_that_holds_the_question(scripted):
     label_model.close()
 
 
+def test_a_judge_that_ollama_holds_is_looked_up_by_the_client_that_answers_use(scripted):
+    """Behind a path too, and closed where it has no such model."""
+    scripted.routes["/at/api/tags"] = lambda _: {"models": [{"name": "j:latest", "digest": "d"}]}
+    scripted.routes["/at/api/version"] = lambda _: {"version": "1"}
+    label_model = OllamaLabelModel(Service(f"{scripted.url}/at", "j"), Placement())
+    assert (label_model.identity["model"], label_model.identity["version"]) == ("j:latest", "1")
+    label_model.close()
+    with pytest.raises(EngineError, match=r"/at/api/tags: the server has no model 'k'; it has j:latest"):
+        OllamaLabelModel(Service(f"{scripted.url}/at", "k"), Placement())
+
+
 def test_a_backend_with_logprobs_generates_nothing():
     class Backend:
         @property

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import BinaryIO
@@ -212,6 +213,21 @@ def _package_files(name: str) -> Iterator[Path]:
 
 def _not_installed(name: str) -> ArtifactError:
     return ArtifactError(f"package {name} is not installed", expected=f"it, by: pip install --no-deps {name}")
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit whose snapshot in the hub client's cache a file or folder is of; None where it lies elsewhere."""
+    parts = path.parts
+    found = [after for name, after in pairwise(parts) if name == "snapshots" and _COMMIT.fullmatch(after)]
+    return found[-1] if found else None
+
+
+def is_pinned(source: Source) -> bool:
+    """Whether a source is always the same file: not in a repository, or in one at a commit."""
+    return source.hub is None or bool(_COMMIT.fullmatch(source.revision or ""))
 
 
 def _from_ollama(tag: str) -> Path:

@@ -17,11 +17,12 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 import h11
@@ -372,6 +373,21 @@ def _text(body: bytes) -> str:
 
 Tokens = Annotated[int, Field(ge=0, lt=1 << 31)]
 """A count of tokens as a server says it: one that no model can have is no count."""
+
+
+class Closing(Protocol):
+    """What holds connections."""
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closed_unless_ready(client: Closing) -> Iterator[None]:
+    """Close a client where what makes it ready fails, however it does."""
+    with ExitStack() as undo:
+        undo.callback(client.close)
+        yield
+        undo.pop_all()
 
 
 class Reply(BaseModel):

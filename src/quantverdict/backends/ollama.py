@@ -22,6 +22,7 @@ from quantverdict.backends.http import (
     Shape,
     Tokens,
     ask_all,
+    closed_unless_ready,
     is_loaded,
     read_reply,
     without_start,
@@ -52,6 +53,50 @@ class _Tag(Reply):
 
 class _Tags(Reply):
     models: list[_Tag]
+
+
+class OllamaClient:
+    """Ollama's native API: what it holds and what it is; asked for answers and for labels alike.
+
+    Args:
+        service: where Ollama answers, and the model's name there.
+
+    Attributes:
+        model, digest: of the model, by the name that Ollama has for it.
+        version: of Ollama.
+
+    Raises:
+        EngineError: it cannot be reached, or has no such model.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.http = HttpClient(service)
+        with closed_unless_ready(self.http):
+            tags = {tag.name: tag.digest for tag in self.get(_Tags, "/api/tags").models}
+            latest = f"{service.model}:latest"
+            wanted = latest if latest in tags else service.model
+            self.model = is_loaded(list(tags), wanted, self._where("/api/tags"))
+            self.digest = tags[self.model]
+            self.version = self.get(_Version, "/api/version").version
+
+    def get(self, shape: type[Shape], path: str) -> Shape:
+        """What a path says.
+
+        Raises:
+            EngineError: it cannot be had, or is of another shape.
+        """
+        return read_reply(shape, self.http.get(self.http.base + path), self._where(path))
+
+    def post(self, shape: type[Shape], path: str, body: Mapping[str, Any]) -> Shape:
+        """What a path replies to a request; see `get`."""
+        return read_reply(shape, self.http.post(self.http.base + path, body), self._where(path))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.http.close()
+
+    def _where(self, path: str) -> str:
+        return self.http.host + self.http.base + path
 
 
 class _Details(Reply):
@@ -99,17 +144,13 @@ class OllamaBackend:
     """
 
     def __init__(self, service: Service, placement: Placement) -> None:
-        self._client = HttpClient(service)
+        self._client = OllamaClient(service)
         self._placement = placement
-        ready, self._puts_start = False, False
-        try:
-            self._identity, shown = self._look_up(service.model)
+        self._puts_start = False
+        with closed_unless_ready(self._client):
+            self._identity, shown = self._look_up()
             self._start = _start_text(shown)
             self._puts_start = bool(self._start) and self._reads("a") > 1
-            ready = True
-        finally:
-            if not ready:
-                self._client.close()
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -130,18 +171,16 @@ class OllamaBackend:
             scored = self._choices(prompt) if prompt.choices else None
             return self._completion(answer, decoding.max_new_tokens, scored)
 
-        return ask_all(self._client, ask, prompts, self._placement.parallel, progress)
+        return ask_all(self._client.http, ask, prompts, self._placement.parallel, progress)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _look_up(self, wanted: str) -> tuple[dict[str, str | int | bool], _ShowReply]:
+    def _look_up(self) -> tuple[dict[str, str | int | bool], _ShowReply]:
         """The model's identity, and what else Ollama shows of it."""
-        tags = {tag.name: tag.digest for tag in self._get(_Tags, "/api/tags").models}
-        latest = f"{wanted}:latest"
-        name = is_loaded(list(tags), latest if latest in tags else wanted, self._where("/api/tags"))
-        shown = self._post(_ShowReply, "/api/show", {"model": name, "verbose": True})
+        name = self._client.model
+        shown = self._client.post(_ShowReply, "/api/show", {"model": name, "verbose": True})
         trained = next((value for key, value in shown.model_info.items() if key.endswith(".context_length")), None)
         context = self._placement.context
         if isinstance(trained, int) and trained < context:
@@ -150,9 +189,9 @@ class OllamaBackend:
             )
         identity: dict[str, str | int | bool] = {
             "engine": "ollama",
-            "version": self._get(_Version, "/api/version").version,
+            "version": self._client.version,
             "model": name,
-            "digest": tags[name],
+            "digest": self._client.digest,
             "quantization": shown.details.quantization_level,
             "format": shown.details.format,
             "parameters": "; ".join(" ".join(line.split()) for line in shown.parameters.splitlines() if line.strip()),
@@ -166,7 +205,7 @@ class OllamaBackend:
     def _ask(self, prompt: Prompt, decoding: Decoding, more: Mapping[str, Any] | None = None) -> _Answer:
         options = {
             "temperature": decoding.temperature,
-            "seed": decoding.seed,
+            "seed": decoding.seed + prompt.draw,
             "num_predict": max(1, decoding.max_new_tokens),  # 0 is no limit to some releases
             "num_ctx": self._placement.context,
             "repeat_penalty": 1.0,
@@ -183,9 +222,9 @@ class OllamaBackend:
         }
         if prompt.chat is None:
             body["messages"] = [{"role": "user", "content": prompt.text}]
-            return self._checked(self._post(_Answer, "/api/chat", body))
+            return self._checked(self._client.post(_Answer, "/api/chat", body))
         text = without_start(prompt.chat, (self._start,)) if self._puts_start else prompt.chat
-        return self._checked(self._post(_Answer, "/api/generate", body | {"prompt": text, "raw": True}))
+        return self._checked(self._client.post(_Answer, "/api/generate", body | {"prompt": text, "raw": True}))
 
     def _checked(self, answer: _Answer) -> _Answer:
         context = self._placement.context
@@ -204,9 +243,9 @@ class OllamaBackend:
         reasoning = message.thought if message is not None else answer.thinking
         text = "" if text is None and reasoning else text
         if text is None:
-            raise EngineError(f"{self._client.host}: Ollama's reply has no text")
+            raise EngineError(f"{self._client.http.host}: Ollama's reply has no text")
         if text and answer.eval_count == 0:
-            raise EngineError(f"{self._client.host}: Ollama's reply has a text of no tokens")
+            raise EngineError(f"{self._client.http.host}: Ollama's reply has a text of no tokens")
         if max_new_tokens < 1:
             return Completion("", "length", answer.prompt_eval_count, 0, choice_logprobs=scored)
         ttft = answer.prompt_eval_duration
@@ -233,15 +272,6 @@ class OllamaBackend:
     def _reads(self, text: str) -> int:
         """How many tokens Ollama makes of a text."""
         return self._ask(Prompt("", "", text, text, ""), Decoding(max_new_tokens=1)).prompt_eval_count
-
-    def _get(self, shape: type[Shape], path: str) -> Shape:
-        return read_reply(shape, self._client.get(self._client.base + path), self._where(path))
-
-    def _post(self, shape: type[Shape], path: str, body: Mapping[str, Any]) -> Shape:
-        return read_reply(shape, self._client.post(self._client.base + path, body), self._where(path))
-
-    def _where(self, path: str) -> str:
-        return self._client.host + self._client.base + path
 
 
 def _start_text(shown: _ShowReply) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from quantverdict.backends.http import (
     Reply,
     Tokens,
     ask_all,
+    closed_unless_ready,
     is_loaded,
     read_reply,
     without_start,
@@ -407,17 +408,12 @@ class ServerBackend:
     def __init__(self, service: Service, placement: Placement) -> None:
         self._client = HttpClient(service, "/v1")
         self._placement = placement
-        ready = False
-        try:
+        with closed_unless_ready(self._client):
             self._engine = identify(self._client, service.model)
             self._refuse_small(self._engine)
             self.tokenizer: ServerTokenizer | None = find_tokenizer(self._client, self._engine)
             self._choices = find_choices(self._client, self._engine, self.tokenizer) if self.tokenizer else None
             self._puts_start = self.tokenizer is None and self._reads("a") > 1
-            ready = True
-        finally:
-            if not ready:
-                self._client.close()
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -446,7 +442,8 @@ class ServerBackend:
         """
 
         def ask(prompt: Prompt) -> Completion:
-            return self._in_chat(prompt, decoding) if prompt.chat is None else self._rendered(prompt, decoding)
+            own = replace(decoding, seed=decoding.seed + prompt.draw)
+            return self._in_chat(prompt, own) if prompt.chat is None else self._rendered(prompt, own)
 
         return ask_all(self._client, ask, prompts, self._placement.parallel, progress)
 

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import time
 import warnings
 import weakref
 import zlib
@@ -276,18 +277,22 @@ class Lock:
     Where the system or the file system has no such locks, a file that names its owner stands for one; what a dead
     owner left is taken over.
 
+    Args:
+        wait_s: how long to wait for whoever holds it.
+
     Raises:
         BundleError: another process (named) or another lock of this one holds it; or `.lock` is no file of ours.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
         path = folder / LOCK
         self._soft: filelock.SoftFileLock | None = None
         self._handle = open_own(path, os.O_RDWR | os.O_CREAT)
-        held = False
+        held, patience = False, time.monotonic() + wait_s
         try:
             with saving(path):
-                owner = self._hold(path)
+                while (owner := self._hold(path)) is not None and time.monotonic() < patience:
+                    time.sleep(_PAUSE_S)
             held = owner is None
         finally:
             if not held:
@@ -334,6 +339,7 @@ class Lock:
             self._handle = -1
 
 
+_PAUSE_S = 0.02
 _OWNER_BYTES = 32
 """Of the file of a lock: a blank, which is what is locked, the owner and blanks."""
 

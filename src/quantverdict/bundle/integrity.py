@@ -72,6 +72,7 @@ class _Run(BaseModel, strict=True):
     finished: str | None = None
     changing: str | None = None
     artefacts: dict[str, _Entry] = {}
+    states: list[dict[str, Any]] = []
 
 
 class _Manifest(BaseModel, strict=True):
@@ -85,6 +86,11 @@ class _Manifest(BaseModel, strict=True):
     decoding: dict[str, dict[str, Any]] = {}
     rounds: dict[str, _StoppingMeta] = {}
     stopped: dict[str, int] = {}
+    looks: list[int] = []
+    look: int = Field(default=1, ge=1)
+    sample: dict[str, int] = {}
+    files: dict[str, str] = {}
+    hub: dict[str, str] = {}
     judges: dict[str, _Judge] = {}
     former_judges: list[_Judge] = []
     sources: list[dict[str, Any]] = []
@@ -295,20 +301,29 @@ def as_yaml(config: BaseModel) -> str:
     return yaml.dump(plain(config.model_dump()), Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def first_difference(stored: BaseModel, given: BaseModel) -> str | None:
-    """`KEY was A, is B` for the first key that differs, None where both mean the same."""
-    return _difference(plain(stored.model_dump()), plain(given.model_dump()), "")
+def study_differences(stored: BaseModel, given: BaseModel) -> Iterator[str]:
+    """`KEY was A, is B` for each key that differs."""
+    yield from _differences(plain(stored.model_dump()), plain(given.model_dump()), "")
 
 
-def _difference(stored: Json, given: Json, where: str) -> str | None:
+def _differences(stored: Json, given: Json, where: str) -> Iterator[str]:
     if isinstance(stored, dict) and isinstance(given, dict):
         pairs = [(f"{where}.{key}".lstrip("."), stored.get(key), given.get(key)) for key in {**stored, **given}]
     elif isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given):
-        pairs = [(f"{where}.{index}", was, new) for index, (was, new) in enumerate(zip(stored, given, strict=True))]
+        both = zip(stored, given, strict=True)
+        pairs = [(f"{where}.{_named(index, new)}", was, new) for index, (was, new) in enumerate(both)]
     else:
-        return None if stored == given else f"{where} was {_short(stored)}, is {_short(given)}"
-    found = (_difference(was, new, key) for key, was, new in pairs)
-    return next((item for item in found if item), None)
+        pairs = []
+        if stored != given:
+            yield f"{where} was {_short(stored)}, is {_short(given)}"
+    for key, was, new in pairs:
+        yield from _differences(was, new, key)
+
+
+def _named(index: int, entry: Json) -> str:
+    """An entry of a list by its name, where it has one."""
+    names = (entry.get(key) for key in ("quant", "name", "task", "path")) if isinstance(entry, dict) else ()
+    return next((name for name in names if isinstance(name, str)), str(index))
 
 
 def _short(value: object) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantverdict.bundle.integrity import plain
-from quantverdict.config import JudgeConfig, Study
+from quantverdict.config import JudgeConfig, Model, Study, TaskUse
 
 RECORD, FORMER = "judges", "former_judges"
 """Parts of the manifest: how each judge was configured, what it is, and the cells that a second one judges whole."""
@@ -105,17 +105,43 @@ def asked_as(judge: JudgeConfig) -> dict[str, object]:
     return {**judge.model_dump(exclude={*NOT_ASKED, "backend"}), "engine": judge.engine}
 
 
-def rescored(stored: Study, given: Study, *, stopped: bool) -> Study:
-    """The stored study with what the given one scores the stored answers by: judges, encoders, and probes.
+def revised(stored: Study, given: Study, *, stopped: bool) -> Study:
+    """The stored study with all of the given one that may change over the answers that are there.
+
+    What a study decides by may change, how its answers are scored, which builds and which tasks it has and how many
+    items of them. Each build that both have, and how each task that both have is asked, stays as it was. Where it asks
+    in rounds, the tasks do: how many there are is part of when a build is stopped.
 
     Args:
         stopped: whether a build was stopped early. Where a study has judges none is stopped whose judge's metric is
             gated, so that a study that did stop one cannot get its first judge.
     """
-    scoring: dict[str, object] = {"semantic": given.semantic, "whitebox": given.whitebox}
+    new: dict[str, object] = {key: getattr(given, key) for key in MAY_CHANGE}
     if stored.judges or not stopped:
-        scoring["judges"] = given.judges
-    return stored.model_copy(update=scoring)
+        new["judges"] = given.judges
+    models = {model.name: model for model in stored.models}
+    new["models"] = tuple(_revised_model(models.get(model.name, model), model) for model in given.models)
+    if stored.stopping == given.stopping == "none":
+        new |= {"task_dir": given.task_dir, "tasks": _revised_tasks(stored, given)}
+    return stored.model_copy(update=new)
+
+
+MAY_CHANGE = ("policy", "constraints", "statistics", "semantic", "whitebox", "waivers", "nulls", "reuse_servers")
+"""Keys of a study by which no answer is asked."""
+
+
+def _revised_model(stored: Model, given: Model) -> Model:
+    known = {variant.quant: variant for variant in stored.variants}
+    return stored.model_copy(update={"variants": tuple(known.get(one.quant, one) for one in given.variants)})
+
+
+def _revised_tasks(stored: Study, given: Study) -> tuple[TaskUse, ...]:
+    """The tasks of the given study, with the answers' length as it was."""
+    lengths = {(use.task, use.path): use.max_new_tokens for use in stored.tasks}
+    return tuple(
+        use.model_copy(update={"max_new_tokens": lengths.get((use.task, use.path), use.max_new_tokens)})
+        for use in given.tasks
+    )
 
 
 def registry_parts_under(judge_registry: JudgeRegistry, stored: Study, given: Study) -> JudgeRegistry:

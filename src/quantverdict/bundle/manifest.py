@@ -39,15 +39,15 @@ from quantverdict.bundle.integrity import (
     check_regular_files,
     differences,
     environment,
-    first_difference,
     hash_of,
     known_entries,
     odd_entries,
     plugin_parts,
     read_manifest,
+    study_differences,
     walk,
 )
-from quantverdict.bundle.judge_registry import JudgeRegistry, registry_parts_under, rescored
+from quantverdict.bundle.judge_registry import JudgeRegistry, registry_parts_under, revised
 from quantverdict.bundle.sources import Sources
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, StudyError
@@ -100,6 +100,9 @@ class Bundle:
         self._manifest = manifest
         self._command = command
         self._begun = False
+        self._late: Callable[[], None] | None = None
+        self.was_finished = manifest["run"].get("finished") is not None
+        """Whether it was, when it was opened."""
         self._config: Study | Sources | None = None
         self._entries: dict[str, tuple[Stamp, Entry]] = {}
         self._values: dict[tuple[str, str], tuple[Stamp | None, Any]] = {}
@@ -283,13 +286,6 @@ class Bundle:
         """Rows of `NAME.csv` by column; a missing value is the empty text."""
         return self.once(f"{name}.csv", read_csv)
 
-    def freeze_text(self, name: str, text: str) -> bool:
-        """Write an artefact that may never change: False where the bundle holds another text already."""
-        if self.path(name).exists():
-            return self.read_text(name) == text
-        self.write_text(name, text)
-        return True
-
     def get_meta(self, key: str) -> Json:
         """A part of the manifest, None where there is none."""
         return self._manifest.get(key)
@@ -374,6 +370,9 @@ class Bundle:
             self._manifest["run"] = run
             self._save()
         self._begun = True
+        if self._late is not None:
+            late, self._late = self._late, None
+            late()
 
     def drop(self, *names: str) -> None:
         """Delete artefacts that nothing gives any longer, where they are."""
@@ -432,6 +431,7 @@ class Bundle:
         if self.path(name).exists() and not set(artefact_names(self.root)) <= {name, "artifacts.json"}:
             self._compare(name, config)
         elif bound is None or self.path(name).exists():  # nothing was asked yet: a corrected study may begin anew
+            self._note_state(config, [])
             self.write_text(name, as_yaml(config))
         else:
             raise BundleError(f"{self.root}: its {name} is missing; put it back, or name another bundle")
@@ -445,17 +445,34 @@ class Bundle:
             stored = load_yaml(self.path(name), type(config))
         except StudyError as error:
             raise BundleError(f"{error} (the bundle's copy)") from error
+        if isinstance(config, Study):
+            config.adopt()  # that of the copy were the last to be read
         both = (stored, config) if isinstance(stored, Study) and isinstance(config, Study) else None
-        same = rescored(*both, stopped=bool(self.get_meta(STOPPED))) if both else stored
-        if difference := first_difference(same, config):
+        same = revised(*both, stopped=bool(self.get_meta(STOPPED))) if both else stored
+        if difference := next(study_differences(same, config), None):
             raise BundleError(f"{self.root}: is of another study: {difference}; name another bundle")
-        if first_difference(stored, config):
-            self.begin()
+        changed = list(study_differences(stored, config))
+
+        def revise() -> None:
             # The roll goes before the study: what a kill leaves between them is made good by the next run.
-            self.set_meta(**(registry_parts_under(JudgeRegistry.of(self._manifest), *both).parts if both else {}))
+            self.set_meta(
+                **(registry_parts_under(JudgeRegistry.of(self._manifest), *both).parts if both and changed else {})
+            )
+            self._note_state(config, changed)
             self.write_text(name, as_yaml(config))
-        elif not self.sealed:  # a line that was lost, and stood for a default
-            self.write_text(name, as_yaml(config))
+
+        if not self.sealed:  # or a line was lost, and stood for a default
+            revise()
+        elif changed:
+            self._late = revise
+
+    def _note_state(self, config: Study | Sources, changed: list[str]) -> None:
+        """Keep in the manifest that the study is this one from now on, and what of it changed."""
+        states, sha256 = self._manifest["run"].get("states", []), hashlib.sha256(as_yaml(config).encode()).hexdigest()
+        if not states or states[-1]["sha256"] != sha256:
+            self.begin()
+            self._manifest["run"]["states"] = [*states, {"time": now(), "sha256": sha256, "changed": changed}]
+            self._save()
 
 
 def verify(path: Path) -> list[str]:

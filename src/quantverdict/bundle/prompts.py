@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.files import json_line, whole_lines
-from quantverdict.config import Study
+from quantverdict.config import Study, TaskUse
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.records import Prompt, Response
 from quantverdict.registry import one_of
@@ -23,6 +23,7 @@ from quantverdict.tasks.catalog import (
     load_task,
     render_prompt,
     select_items,
+    with_seeds,
 )
 from quantverdict.tasks.chat import ChatTemplate
 from quantverdict.yaml_file import misplaced
@@ -48,11 +49,12 @@ class PromptPlan:
     """What every cell of a base model is asked, and how.
 
     Attributes:
-        prompts: in study order.
+        prompts: in study order; what was added later comes after what was asked before.
         batches: indices into `prompts`; a batch holds prompts of one task and is the unit of resume.
         decoding: by task.
         rounds: None where every cell is asked everything.
         content: how the chat template takes a question, `text` or `parts`; None without a template.
+        left_out: numbers of batches that were asked of some cell, and are of a task that the study has no longer.
     """
 
     prompts: tuple[Prompt, ...]
@@ -60,6 +62,7 @@ class PromptPlan:
     decoding: Mapping[str, Decoding]
     rounds: StoppingSchedule | None = None
     content: str | None = None
+    left_out: frozenset[int] = frozenset()
 
     def prompts_in(self, batches: int) -> int:
         """How many prompts the first so many batches have."""
@@ -68,6 +71,32 @@ class PromptPlan:
 
 def study_tasks(study: Study) -> tuple[Task, ...]:
     """The study's tasks with the items it asks.
+
+    Raises:
+        TaskError, StudyError: as `whole_tasks`.
+    """
+    return tuple(drawn(study, task, use) for task, use in zip(whole_tasks(study), study.tasks, strict=True))
+
+
+def drawn(study: Study, task: Task, use: TaskUse, kept: Collection[str] = (), most: int | None = None) -> Task:
+    """A whole task with the items that a study asks of it.
+
+    Args:
+        kept: ids of those that were asked before.
+        most: in place of the study's own limit.
+
+    Raises:
+        TaskError: as `tasks.catalog.select_items`.
+    """
+    limit = most
+    if most is None and use.limit is not None:
+        limit = use.limit * study.decoding.seeds
+    chosen = limit is not None or use.stratify is not None
+    return select_items(task, limit, use.stratify, study.seed, kept) if chosen or kept else task
+
+
+def whole_tasks(study: Study) -> tuple[Task, ...]:
+    """The study's tasks with all their items.
 
     Raises:
         TaskError: a task file is wrong.
@@ -82,8 +111,7 @@ def study_tasks(study: Study) -> tuple[Task, ...]:
         task = load_task(place or "")
         if task.name in [other.name for other in tasks]:
             raise StudyError(f"{task.name} twice", file=study.file, field=f"tasks.{number}", expected="each task once")
-        chosen = use.limit is not None or use.stratify is not None
-        tasks.append(select_items(task, use.limit, use.stratify, study.seed) if chosen else task)
+        tasks.append(with_seeds(task, study.decoding.seeds))
     return tuple(tasks)
 
 
@@ -135,7 +163,8 @@ def _frozen(tasks: Sequence[Task], chat: ChatTemplate | None, name: str = "") ->
             rendered = None if chat is None else chat.render(text, _sample(task, item, name))
             asked = text if rendered is None else rendered
             sha256 = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choice_continuations(task, item)))
+            choices = choice_continuations(task, item)
+            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choices, item.draw))
     return tuple(prompts)
 
 
@@ -156,13 +185,43 @@ def plan_batches(prompts: Sequence[Prompt], batch_size: int) -> Batches:
     return tuple(batches)
 
 
+def grown(wanted: PromptPlan, place: str, asked: Sequence[Prompt], batches: Batches, size: int) -> PromptPlan:
+    """What was asked before, batch by batch as it was, and after it what of `wanted` was not.
+
+    Args:
+        wanted: what the study asks now.
+        place: the file of the prompts, for an error.
+        asked: the prompts that were frozen before; none at first.
+        batches: theirs, as far as they were frozen; a kill may have come in between.
+        size: prompts of a batch, at most.
+
+    Raises:
+        BundleError: a prompt is not what it was.
+    """
+    known = {(prompt.task, prompt.sample_id): prompt for prompt in asked}
+    for prompt in wanted.prompts:
+        if known.get((prompt.task, prompt.sample_id), prompt) != prompt:
+            name = f"{prompt.task}/{prompt.sample_id}"
+            raise BundleError(f"{place}: the prompts are not those this bundle was begun with: {name}")
+    new = tuple(prompt for prompt in wanted.prompts if (prompt.task, prompt.sample_id) not in known)
+    prompts, batches = (*asked, *new), batches if asked else ()
+    for part in (asked[sum(map(len, batches)) :], new):
+        first = sum(map(len, batches))
+        batches += tuple(tuple(first + index for index in batch) for batch in plan_batches(part, size))
+    tasks = {prompt.task for prompt in wanted.prompts}
+    gone = frozenset(number for number, batch in enumerate(batches) if prompts[batch[0]].task not in tasks)
+    return replace(wanted, prompts=prompts, batches=batches, left_out=gone)
+
+
 def prompts_file(base_model: str) -> str:
     return f"prompts/{base_model}.jsonl"
 
 
 def prompt_lines(prompts: Sequence[Prompt]) -> str:
     """The frozen prompts as JSONL."""
-    return b"".join(json_line(asdict(prompt)) for prompt in prompts).decode()
+    rows = (asdict(prompt) for prompt in prompts)
+    # Where a prompt is asked once there is no draw to tell of.
+    return b"".join(json_line({k: v for k, v in row.items() if k != "draw" or v}) for row in rows).decode()
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
 from quantverdict.backends.base import opens_reasoning
-from quantverdict.bundle.files import (
-    Json,
-    checked_line,
-    json_line,
-    make_file,
-    open_own,
-    saving,
-    verified_line,
-    whole_lines,
-)
+from quantverdict.bundle.files import Json, json_line, whole_lines
+from quantverdict.bundle.jsonl_store import JsonlStore, value_of
 from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.errors import DataError, os_reason
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -41,6 +32,7 @@ class BatchTiming:
 
     Attributes:
         batch: its index in the plan.
+        prompts, prompt_tokens, output_tokens: that were asked in this time; an answer that was kept is none of them.
         wall_s, cpu_s: seconds; `cpu_s` None where the backend does not tell.
         ttft_ms: time to first token of each prompt that has one.
         sha256: of the batch's lines in `responses`, so that one that was damaged before the cell was finished is found;
@@ -60,8 +52,10 @@ class BatchTiming:
 class CellStore:
     """The responses of one cell, open for appending.
 
+    Batches are stored in the order of the plan, but for those of a task that a study left out for a while.
+
     Attributes:
-        done: whole batches that are stored: always the first ones of the plan.
+        stored: numbers of the whole batches that are stored, in their order.
         timings: of the stored batches, where known.
         unproved: whether batches are stored that have no checksum: an older version stored them, or it was lost.
     """
@@ -79,11 +73,12 @@ class CellStore:
         """
         self.cell, self.plan = cell, plan
         self.path = responses_path(bundle, cell)
-        self._timings_path = bundle / "timings" / self.path.name
-        for path in (self.path, self._timings_path):
-            make_file(path)
+        self._responses = JsonlStore(self.path, checked=False)
+        self._timings = JsonlStore(bundle / "timings" / self.path.name, checked=False, synced=False)
+        for file in (self._responses, self._timings):
+            file.make()
         self.unproved = False
-        self.done = self._recover_responses(proved)
+        self.stored = self._recover_responses(proved)
         self.timings = self._recover_timings()
 
     def append(self, responses: Sequence[Response], timing: BatchTiming) -> None:
@@ -95,47 +90,72 @@ class CellStore:
         # Timings first: a batch that is stored then always has its timing, and one too many is cut off on reload.
         lines = b"".join(map(response_line, responses))
         timing = replace(timing, sha256=hashlib.sha256(lines).hexdigest())
-        append_bytes(self._timings_path, json_line(asdict(timing)), sync=False)
-        append_bytes(self.path, lines, sync=True)
-        self.done += 1
+        self._timings.append([asdict(timing)])
+        self._responses.append_lines(lines)
+        self.stored.append(timing.batch)
         self.timings = (*self.timings, timing)
 
     def begin_anew(self) -> None:
         """Take back every batch that is stored."""
-        for path in (self.path, self._timings_path):
-            cut(path, 0, path.stat().st_size)
-        self.done, self.timings = 0, ()
+        for file in (self._responses, self._timings):
+            file.cut(0, file.path.stat().st_size)
+        self.stored, self.timings = [], ()
+
+    @property
+    def done(self) -> int:
+        """How many whole batches are stored."""
+        return len(self.stored)
+
+    @property
+    def asked(self) -> int:
+        """How many prompts the stored batches have."""
+        return self._prompts_of(self.stored)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the batches that are to be asked, in their order."""
+        have = self.plan.left_out.union(self.stored)
+        return [number for number in range(len(self.plan.batches)) if number not in have]
+
+    @property
+    def wanted(self) -> int:
+        """How many prompts the cell has when nothing is missing."""
+        return self.asked + self._prompts_of(self.missing)
 
     def answers(self, first: int, last: int) -> tuple[Response, ...]:
-        """The stored answers to batches `first` up to but without `last`."""
-        start, end = self.plan.prompts_in(first), self.plan.prompts_in(last)
+        """The answers to the stored batches from the one at `first` up to but without that at `last`."""
+        start, end = (self._prompts_of(self.stored[:at]) for at in (first, last))
         return tuple(islice(read_responses(self.path), start, end))
 
-    def _recover_responses(self, proved: int) -> int:
-        data = self.path.read_bytes() if self.path.stat().st_size else b""
-        expected = [self.plan.prompts[index] for batch in self.plan.batches for index in batch]
-        ends, position = [0], 0
-        for number, line in enumerate(whole_lines(data), start=1):
-            if number > len(expected):
-                raise DataError("more lines than the study has prompts", file=self.path, line=number)
-            self._check(parse_response(line, self.path, number), expected[number - 1], number)
-            position += len(line) + 1
-            ends.append(position)
-        sums = self._stored_sums()
-        done = lines = 0
-        for batch in self.plan.batches:
-            last = lines + len(batch)
-            if last >= len(ends):
+    def _prompts_of(self, numbers: Sequence[int]) -> int:
+        return sum(len(self.plan.batches[number]) for number in numbers)
+
+    def _recover_responses(self, proved: int) -> list[int]:
+        data = self._responses.read()
+        lines = whole_lines(data)
+        sums, order = self._stored_sums(), _Order(self.plan)
+        at = begin = 0
+        while at < len(lines):
+            number = order.of(parse_response(lines[at], self.path, at + 1))
+            if number is None:
+                raise DataError("more lines than the study has prompts", file=self.path, line=at + 1)
+            batch = self.plan.batches[number]
+            held = lines[at : at + len(batch)]
+            for line, index, position in zip(held, batch, range(at + 1, at + 1 + len(held)), strict=False):
+                self._check(parse_response(line, self.path, position), self.plan.prompts[index], position)
+            if len(held) < len(batch):
                 break
-            if ends[last] > proved:
-                self._prove(data[ends[lines] : ends[last]], sums.get(done), lines + 1)
-            lines, done = last, done + 1
-        cut(self.path, ends[lines], len(data))
-        return done
+            end = begin + sum(map(len, held)) + len(held)
+            if end > proved:
+                self._prove(data[begin:end], sums.get(number), at + 1)
+            order.stored.append(number)
+            at, begin = at + len(batch), end
+        self._responses.cut(begin, len(data))
+        return order.stored
 
     def _stored_sums(self) -> dict[int, str | None]:
         """The checksum of each batch, where it is known."""
-        timings = filter(None, map(parse_timing, whole_lines(self._timings_path.read_bytes())))
+        timings = filter(None, map(parse_timing, self._timings.lines()))
         return {timing.batch: timing.sha256 for timing in timings}
 
     def _prove(self, batch: bytes, sha256: str | None, number: int) -> None:
@@ -158,17 +178,36 @@ class CellStore:
 
     def _recover_timings(self) -> tuple[BatchTiming, ...]:
         """Timings are a measurement, not a result: what does not fit the responses is dropped, not refused."""
-        data = self._timings_path.read_bytes()
+        data = self._timings.read()
+        places = {number: place for place, number in enumerate(self.stored)}
         kept: list[BatchTiming] = []
         size = 0
         for line in whole_lines(data):
             timing = parse_timing(line)
-            if timing is None or timing.batch >= self.done or (kept and timing.batch <= kept[-1].batch):
+            if timing is None or timing.batch not in places:
+                break
+            if kept and places[timing.batch] <= places[kept[-1].batch]:
                 break
             kept.append(timing)
             size += len(line) + 1
-        cut(self._timings_path, size, len(data))
+        self._timings.cut(size, len(data))
         return tuple(kept)
+
+
+class _Order:
+    """Finds out in which order batches are stored; in a plan of rounds it is that of the plan."""
+
+    def __init__(self, plan: PromptPlan) -> None:
+        self.plan, self.stored = plan, list[int]()
+        firsts = (plan.prompts[batch[0]] for batch in plan.batches)
+        self._numbers = {(prompt.task, prompt.sample_id): number for number, prompt in enumerate(firsts)}
+
+    def of(self, first: Response) -> int | None:
+        """The number of the batch that begins with an answer, or that should begin there; None after the last."""
+        found = self._numbers.get((first.task, first.sample_id))
+        if found is not None and found not in self.stored and self.plan.rounds is None:
+            return found
+        return next((number for number in range(len(self.plan.batches)) if number not in self.stored), None)
 
 
 def responses_path(bundle: Path, cell: CellId) -> Path:
@@ -270,45 +309,6 @@ def parse_timing(line: bytes) -> BatchTiming | None:
     return timing if whole and isinstance(timing.wall_s, int | float) else None
 
 
-def append_bytes(path: Path, data: bytes, *, sync: bool) -> None:
-    """Add `data` to the end of a file: all of it, or the file stays as it was.
-
-    Raises:
-        BundleError: as `open_own`; or the disk is full.
-    """
-    handle = open_own(path, os.O_WRONLY | os.O_APPEND)
-    with saving(path):
-        try:
-            size = os.fstat(handle).st_size
-            try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(handle, rest) :]
-                if sync:
-                    os.fsync(handle)
-            except OSError:
-                os.ftruncate(handle, size)
-                raise
-        finally:
-            os.close(handle)
-
-
-def cut(path: Path, size: int, was: int) -> None:
-    """Cut a file back to `size` bytes.
-
-    Raises:
-        BundleError: as `open_own`.
-    """
-    if size < was:
-        handle = open_own(path, os.O_RDWR)
-        with saving(path):
-            try:
-                os.ftruncate(handle, size)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
 # What scoring stored answers took: a line a pass in `timings/NAME.jsonl`, for the plan of the next run.
 
 SEMANTIC, MARGINS, DRIFTS = "semantic", "whitebox~margins", "whitebox~drifts"
@@ -337,16 +337,17 @@ def note_time(bundle: Path, name: str, done: int, seconds: float) -> None:
     Raises:
         BundleError: it cannot be written.
     """
-    path = bundle / "timings" / f"{name}.jsonl"
-    make_file(path)
-    append_bytes(path, json_line({"done": done, "wall_s": round(seconds, 3)}), sync=False)
+    _clock(bundle, name).append([{"done": done, "wall_s": round(seconds, 3)}])
 
 
 def time_taken(bundle: Path, name: str) -> Timing:
     """All lines together; one that is none is left out."""
-    path = bundle / "timings" / f"{name}.jsonl"
-    found = [_read(line) for line in (whole_lines(path.read_bytes()) if path.exists() else [])]
+    found = [_read(line) for line in _clock(bundle, name).lines()]
     return Timing(sum(done for done, _ in found), sum(seconds for _, seconds in found))
+
+
+def _clock(bundle: Path, name: str) -> JsonlStore:
+    return JsonlStore(bundle / "timings" / f"{name}.jsonl", checked=False, synced=False)
 
 
 def _read(line: bytes) -> tuple[int, float]:
@@ -407,10 +408,8 @@ def read_labels(bundle: Path, file: str) -> dict[str, JudgeReply]:
         DataError: a line that is none, by file and line.
     """
     path = bundle / labels_path(file)
-    if not path.exists():
-        return {}
     found: dict[str, JudgeReply] = {}
-    for number, line in enumerate(whole_lines(path.read_bytes()), start=1):
+    for number, line in enumerate(JsonlStore(path).lines(), start=1):
         said = _parse(line, path, number)
         found[said.key] = said
     return found
@@ -422,17 +421,16 @@ def append_labels(bundle: Path, file: str, said: Sequence[JudgeReply], seconds: 
     Raises:
         BundleError: the disk is full, or the file not writable.
     """
-    path = bundle / labels_path(file)
-    make_file(path)
-    data = path.read_bytes()
-    cut(path, data.rfind(b"\n") + 1, len(data))
+    store = JsonlStore(bundle / labels_path(file))
+    store.make()
+    store.mend()
     note_time(bundle, judge_timer(file), len(said), seconds)
-    append_bytes(path, b"".join(checked_line(asdict(one)) for one in said), sync=True)
+    store.append(map(asdict, said))
 
 
 def _parse(line: bytes, path: Path, number: int) -> JudgeReply:
     try:
-        data = json.loads(verified_line(line))
+        data = value_of(line)
         said = JudgeReply(
             **{**data, "logprobs": None if data["logprobs"] is None else tuple(map(float, data["logprobs"]))}
         )
@@ -454,32 +452,28 @@ def key_of(*parts: Json) -> str:
 
 
 class Kept:
-    """An append-only JSONL file, a value a line. A line that a killed run left unfinished is cut off.
+    """A number for each key, a line each.
 
     Raises:
         BundleError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        os.close(open_own(path, os.O_RDWR | os.O_CREAT))
-        with saving(path):
-            data = path.read_bytes()
-        lines = whole_lines(data)
-        cut(path, sum(len(line) + 1 for line in lines), len(data))
+        self._store = JsonlStore(path)
+        self._store.make()
+        lines = self._store.recover()
         self.values: dict[str, float] = dict(entry for line in lines if (entry := _entry(line)) is not None)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Store values: all of them, or on failure none."""
-        append_bytes(self._path, b"".join(checked_line({"key": key, "value": own}) for key, own in values.items()),
-                     sync=True)  # fmt: skip
+        self._store.append({"key": key, "value": own} for key, own in values.items())
         self.values.update(values)
 
 
 def _entry(line: bytes) -> tuple[str, float] | None:
     """A line's key and value, None where it is no such line: that value is computed again."""
     try:
-        data = json.loads(verified_line(line))
+        data = value_of(line)
         return str(data["key"]), float(data["value"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal, Protocol
 
-from quantverdict.backends.base import Backend, MeteredBackend, Usage
+from quantverdict.backends.base import Backend, Decoding, MeteredBackend, Usage
 from quantverdict.bundle.store import FINISHES, BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import CellId, Completion, Prompt, Response
@@ -44,7 +44,7 @@ class CellStopping:
         """Whether nothing more is to be asked; looks at every whole round that is stored and was not looked at."""
         rounds = self._store.plan.rounds
         if self._stopped or rounds is None or self._open_watch is None:
-            return self._stopped or self._store.done == len(self._store.plan.batches)
+            return self._stopped or not self._store.missing
         decided = False
         while self._seen < len(rounds.ends) - 1 and rounds.ends[self._seen] <= self._store.done:
             self._watch = self._watch or self._open_watch()
@@ -53,11 +53,11 @@ class CellStopping:
             self._seen += 1
         # Answers beyond the last whole round belong to one that is not looked at yet.
         self._stopped = decided and self._store.done == rounds.ends[self._seen - 1]
-        return self._stopped or self._store.done == len(self._store.plan.batches)
+        return self._stopped or not self._store.missing
 
     @property
     def _asked(self) -> int:
-        return self._store.plan.prompts_in(self._store.done)
+        return self._store.asked
 
 
 Identity = Mapping[str, str | int | bool]
@@ -91,9 +91,9 @@ class CellOutcome:
         failure: why it could not run, in one line; None where it ran.
         prompts: answers that are stored.
         identity: what the backend says it is; empty where it could not be opened.
-        tokens_per_second: generated tokens over the wall time of the batches.
+        tokens_per_second: generated tokens over the wall time of the batches, as far as they were asked.
         ttft_ms: median time to first token.
-        cpu_seconds, wall_seconds: over all batches, earlier runs included.
+        cpu_seconds, wall_seconds: over all batches that were asked, earlier runs included.
         peak_memory_bytes: of the engine, where it tells.
         stopped_after: prompts that were asked, where that was enough; None where it was asked everything or failed.
         halved: how often the engine's memory did not hold what was asked at once, and it was asked in halves.
@@ -123,34 +123,62 @@ class CellRecord:
     halved: int | None = None
 
 
+class KeptAnswers(Protocol):
+    """What one build said by one engine, whoever asked."""
+
+    def find(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion | None]:
+        """What was said to each prompt of a batch; None where that is not known."""
+        ...
+
+    def keep(self, prompts: Sequence[Prompt], decoding: Decoding, said: Sequence[Completion]) -> None:
+        """Know what was said to a batch."""
+        ...
+
+
+OpenAnswers = Callable[[Identity], KeptAnswers]
+"""The kept answers of a build, once it is known what its engine is."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSource:
+    """Where the answers of a cell come from.
+
+    Attributes:
+        open_backend: loads the build; not called where nothing is missing.
+        kept: answers that are had without asking; None where each is asked for.
+        watch: says after each round whether to stop; None asks everything.
+    """
+
+    open_backend: OpenBackend
+    kept: OpenAnswers | None = None
+    watch: OpenWatch | None = None
+
+
 def collect_cell(
     store: CellStore,
-    open_backend: OpenBackend,
+    source: AnswerSource,
     view: ProgressView,
     note_identity: Callable[[Identity], None],
     known: CellRecord = CellRecord(),
-    watch: OpenWatch | None = None,
 ) -> CellOutcome:
     """Ask one cell what is missing of it.
 
     Args:
         store: the cell's files and its plan.
-        open_backend: loads the build; not called where nothing is missing.
+        source: where its answers come from.
         note_identity: called with the backend's identity before it is asked anything.
         known: what an earlier run noted.
-        watch: says after each round whether to stop; None asks everything.
 
     Raises:
         BundleError: the disk is full, or the stored part was made by another engine: the run cannot go on.
         KeyboardInterrupt: after the backend is closed; all whole batches are stored.
     """
-    plan = store.plan
-    view.start_cell(store.cell, plan.prompts_in(len(plan.batches)), plan.prompts_in(store.done))
-    run = _CellRun(store, view, known, CellStopping(store, watch, known.stopped_after))
+    view.start_cell(store.cell, store.wanted, store.asked)
+    run = _CellRun(store, view, known, CellStopping(store, source.watch, known.stopped_after))
     failure = None
     try:
         if not run.stopping.enough():
-            run.ask(open_backend, note_identity)
+            run.ask(source, note_identity)
     except BundleError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever an engine does, the other cells go on
@@ -170,18 +198,22 @@ class _CellRun:
         )  # fmt: skip
         self.spoke = False
         """Whether a prompt is known to be answered with more than nothing."""
+        self.kept: KeptAnswers | None = None
+        self.asked = 0
+        """Prompts that the engine was given."""
 
-    def ask(self, open_backend: OpenBackend, note_identity: Callable[[Identity], None]) -> None:
-        backend = open_backend()
+    def ask(self, source: AnswerSource, note_identity: Callable[[Identity], None]) -> None:
+        backend = source.open_backend()
         try:
             identity = dict(backend.identity)
             if self.store.done and self.known.identity is not None:
                 check_same_engine(self.store.cell, self.known.identity, identity)
             self.identity = identity
             note_identity(identity)
+            self.kept = None if source.kept is None else source.kept(identity)
             while not self.stopping.enough():
-                self._ask_batch(backend, self.store.done)
-            used = usage_of(backend)
+                self._ask_batch(backend, self.store.missing[0])
+            used = usage_of(backend) if self.asked else Usage()
             self.peak = max(filter(None, (self.peak, used.peak_memory_bytes)), default=None)
             self.halved = self.halved if used.halved is None else used.halved + (self.halved or 0)
         finally:
@@ -192,26 +224,39 @@ class _CellRun:
         prompts = [plan.prompts[index] for index in plan.batches[number]]
         decoding = plan.decoding[prompts[0].task]
         steps = _Steps(self.view)
+        known = self._known(prompts, decoding)
+        open_ = [prompt for prompt, said in zip(prompts, known, strict=True) if said is None]
         cpu_before, start = usage_of(backend).cpu_seconds, time.perf_counter()
-        completions = backend.complete(prompts, decoding, steps)
+        completions = backend.complete(open_, decoding, steps) if open_ else []
         wall, cpu_after = time.perf_counter() - start, usage_of(backend).cpu_seconds
-        check_completions(prompts, completions, decoding.max_new_tokens)
-        self._refuse_silence(completions)
-        tokens = sum(completion.output_tokens for completion in completions)
+        check_completions(open_, completions, decoding.max_new_tokens)
+        asked = iter(completions)
+        said = [next(asked) if one is None else one for one in known]
+        self._refuse_silence(said)
         timing = BatchTiming(
             batch=number,
-            prompts=len(prompts),
+            prompts=len(open_),
             prompt_tokens=sum(completion.prompt_tokens for completion in completions),
-            output_tokens=tokens,
-            wall_s=wall,
+            output_tokens=sum(completion.output_tokens for completion in completions),
+            wall_s=wall if open_ else 0.0,
             cpu_s=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
             ttft_ms=tuple(completion.ttft_ms for completion in completions if completion.ttft_ms is not None),
         )
-        answers = [
-            as_response(self.store.cell, prompt, done) for prompt, done in zip(prompts, completions, strict=True)
-        ]
+        answers = [as_response(self.store.cell, prompt, done) for prompt, done in zip(prompts, said, strict=True)]
         self.store.append(answers, timing)
-        steps(len(prompts), tokens)
+        self.asked += len(open_)
+        if self.kept is not None and open_:
+            self.kept.keep(prompts, decoding, said)
+        steps(len(prompts), sum(completion.output_tokens for completion in said))
+
+    def _known(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion | None]:
+        """What need not be asked: kept answers that an engine that works could have given."""
+        if self.kept is None:
+            return [None] * len(prompts)
+        return [
+            said if said is not None and _wrong_with(prompt, said, decoding.max_new_tokens) is None else None
+            for prompt, said in zip(prompts, self.kept.find(prompts, decoding), strict=True)
+        ]
 
     def _refuse_silence(self, completions: Sequence[Completion]) -> None:
         """Refuse an engine that answers with nothing from the first prompt on, however small its batches are.
@@ -230,7 +275,7 @@ class _CellRun:
         self.spoke = any(answer.output_tokens for answer in first)
 
     def outcome(self, failure: str | None) -> CellOutcome:
-        timings = self.store.timings
+        timings = [timing for timing in self.store.timings if timing.prompts]
         wall = sum(timing.wall_s for timing in timings)
         cpu = [timing.cpu_s for timing in timings if timing.cpu_s is not None]
         ttft = [value for timing in timings for value in timing.ttft_ms]
@@ -239,7 +284,7 @@ class _CellRun:
             cell=self.store.cell,
             status="ok" if failure is None else "failed",
             failure=failure,
-            prompts=self.store.plan.prompts_in(self.store.done),
+            prompts=self.store.asked,
             identity=self.identity or {},
             tokens_per_second=tokens / wall if tokens and wall > 0 else None,
             ttft_ms=median(ttft) if ttft else None,

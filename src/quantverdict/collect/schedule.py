@@ -25,9 +25,11 @@ from quantverdict.bundle.prompts import (
 )
 from quantverdict.bundle.store import CellStore, responses_path
 from quantverdict.collect.generate import (
+    AnswerSource,
     CellOutcome,
     CellRecord,
     Identity,
+    OpenAnswers,
     OpenBackend,
     OpenWatch,
     ProgressView,
@@ -51,6 +53,7 @@ class CellJob:
         open_backend: loads its build.
         plan_name: whose plan it is, its base model's if empty.
         watch: says after each of the plan's rounds whether to stop; None asks everything.
+        kept: answers that are had without asking; None where each is asked for.
     """
 
     cell: CellId
@@ -58,6 +61,7 @@ class CellJob:
     open_backend: OpenBackend
     plan_name: str = ""
     watch: OpenWatch | None = None
+    kept: OpenAnswers | None = None
 
     @property
     def asked_as(self) -> str:
@@ -95,7 +99,8 @@ def run_cells(
         store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
         if store.unproved:
             say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
-        log.add(collect_cell(store, job.open_backend, view, log.noting(job.cell), log.known(job.cell), job.watch))
+        source = AnswerSource(job.open_backend, job.kept, job.watch)
+        log.add(collect_cell(store, source, view, log.noting(job.cell), log.known(job.cell)))
     return tuple(log.outcomes[job.cell] for job in jobs)
 
 
@@ -110,25 +115,47 @@ def read_outcomes(bundle: Bundle) -> Mapping[CellId, CellOutcome]:
 
 
 def freeze_plan(bundle: Bundle, job: CellJob) -> None:
-    """Keep what a base model's cells are asked, or check that it is what the bundle holds.
+    """Keep what a base model's cells are asked; what the bundle holds of it already stays as it is, at the beginning.
+
+    Prompts come first: where a kill leaves them without their batches, the same batches are made of them again.
 
     Raises:
         BundleError: naming the first prompt that differs, or the batch plan.
     """
-    name = prompts_file(job.asked_as)
-    if not bundle.freeze_text(name, prompt_lines(job.plan.prompts)):
-        changed = first_changed(read_prompts(bundle.path(name)), job.plan.prompts) or "their order"
+    name, prompts = prompts_file(job.asked_as), job.plan.prompts
+    stored = asked_before(bundle, job.asked_as)
+    if stored != prompts[: len(stored)]:
+        changed = first_changed(stored, prompts) or "their order"
         raise BundleError(f"{bundle.path(name)}: the prompts are not those this bundle was begun with: {changed}")
-    _freeze_part(bundle, "batches", job.asked_as, [list(batch) for batch in job.plan.batches])
-    _freeze_part(bundle, "decoding", job.asked_as, {task: asdict(how) for task, how in job.plan.decoding.items()})
+    if len(stored) < len(prompts) or not bundle.path(name).exists():
+        bundle.write_text(name, prompt_lines(prompts))
+    batches = [list(batch) for batch in job.plan.batches]
+    begun = (bundle.get_meta("batches") or {}).get(job.asked_as, [])
+    grows = begun == batches[: len(begun)] and job.plan.rounds is None
+    _freeze_part(bundle, "batches", job.asked_as, batches, grows=grows)
+    known = (bundle.get_meta("decoding") or {}).get(job.asked_as, {})
+    decoding = {task: asdict(how) for task, how in job.plan.decoding.items()}
+    grows = all(known[task] == decoding[task] for task in known.keys() & decoding.keys())
+    _freeze_part(bundle, "decoding", job.asked_as, {**known, **decoding} if grows else decoding, grows=grows)
     if job.plan.rounds is not None:
         ends, largest = list(job.plan.rounds.ends), dict(job.plan.rounds.largest)
         _freeze_part(bundle, "rounds", job.asked_as, {"ends": ends, "largest": largest})
 
 
-def _freeze_part(bundle: Bundle, key: str, whose: str, value: object) -> None:
+def asked_before(bundle: Bundle, whose: str) -> tuple[Prompt, ...]:
+    """The prompts that were frozen so far, none before a first run.
+
+    Raises:
+        BundleError: they were changed since a run was finished, or cannot be read.
+    """
+    name = prompts_file(whose)
+    bundle.check_hash(name)
+    return bundle.once(name, read_prompts) if bundle.path(name).exists() else ()
+
+
+def _freeze_part(bundle: Bundle, key: str, whose: str, value: object, *, grows: bool = False) -> None:
     parts: Mapping[str, object] = bundle.get_meta(key) or {}
-    if whose not in parts:
+    if whose not in parts or grows:
         bundle.set_meta(**{key: {**parts, whose: value}})
     elif parts[whose] != value:
         raise BundleError(f"{bundle.root}: the {key} of {whose} are not those this bundle was begun with")

@@ -22,9 +22,10 @@ from quantverdict.backends.http import (
     Reply,
     Tokens,
     ask_all,
-    is_loaded,
+    closed_unless_ready,
     read_reply,
 )
+from quantverdict.backends.ollama import OllamaClient
 from quantverdict.backends.server import identify
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
@@ -149,14 +150,10 @@ class ServerLabelModel(_RemoteLabelModel):
 
     def __init__(self, service: Service, placement: Placement, _temperature: float | None = None) -> None:
         super().__init__(HttpClient(service, "/v1"), placement.parallel)
-        ready, self._takes_schema = False, True
-        try:
+        self._takes_schema = True
+        with closed_unless_ready(self._client):
             self._engine = identify(self._client, service.model)
             self._takes_schema = self._offers_schema()
-            ready = True
-        finally:
-            if not ready:
-                self._client.close()
 
     @property
     def identity(self) -> Identity:
@@ -193,19 +190,6 @@ class ServerLabelModel(_RemoteLabelModel):
         return Completion(said.text or "", "stop", *tokens, reasoning=said.thought)
 
 
-class _Tag(Reply):
-    name: str
-    digest: str
-
-
-class _Tags(Reply):
-    models: list[_Tag]
-
-
-class _Version(Reply):
-    version: str
-
-
 class _Ollama(Reply):
     message: Message
     prompt_eval_count: int = 0
@@ -220,25 +204,14 @@ class OllamaLabelModel(_RemoteLabelModel):
     """
 
     def __init__(self, service: Service, placement: Placement, _temperature: float | None = None) -> None:
-        super().__init__(HttpClient(service), placement.parallel)
+        self._ollama = OllamaClient(service)
+        super().__init__(self._ollama.http, placement.parallel)
         self._context = placement.context
-        ready = False
-        try:
-            tags = read_reply(_Tags, self._client.get("/api/tags"), "/api/tags").models
-            digests = {tag.name: tag.digest for tag in tags}
-            latest = f"{service.model}:latest"
-            wanted = latest if latest in digests else service.model
-            self._model = is_loaded(list(digests), wanted, self._client.host)
-            version = read_reply(_Version, self._client.get("/api/version"), "/api/version").version
-            ready = True
-        finally:
-            if not ready:
-                self._client.close()
         self._identity: dict[str, str | int | bool] = {
             "engine": "ollama",
-            "version": version,
-            "model": self._model,
-            "digest": digests[self._model],
+            "version": self._ollama.version,
+            "model": self._ollama.model,
+            "digest": self._ollama.digest,
             "reads": "JSON schema",
             "context": placement.context,
         }
@@ -251,7 +224,7 @@ class OllamaLabelModel(_RemoteLabelModel):
         context = self._context
         options = {"temperature": 0, "seed": SEED, "num_predict": ROOM, "num_ctx": context}
         body = {
-            "model": self._model,
+            "model": self._ollama.model,
             "messages": [{"role": "user", "content": prompt.text}],
             "format": choice_schema(prompt.choices),
             "options": options,
@@ -259,7 +232,7 @@ class OllamaLabelModel(_RemoteLabelModel):
             "truncate": False,
             "shift": False,
         }
-        reply = read_reply(_Ollama, self._client.post("/api/chat", body), self._client.host + "/api/chat")
+        reply = self._ollama.post(_Ollama, "/api/chat", body)
         if reply.prompt_eval_count + reply.eval_count >= context:
             return declined(f"the question does not fit a context of {context}; expected a larger one")
         said, tokens = reply.message, (reply.prompt_eval_count, reply.eval_count)

@@ -84,6 +84,10 @@ def _check_build(study: Study, model: Model, variant: Variant, at: Place) -> Non
     if backend.reads == "recordings":
         return
     _require(backend, name, at, study.collect.wheel)
+    if study.decoding.temperature > 0 and not backend.capabilities.samples:
+        others = ", or ".join(backends(lambda can: can.samples))
+        problem = f"{name}: {backend.name} decodes greedily, not at a temperature of {study.decoding.temperature:g}"
+        raise Finding(problem, f"temperature: 0, or a backend that draws: {others}", ("decoding", "temperature"))
     if backend.remote:
         service = "http://127.0.0.1" if variant.source is None else variant.source.url
         _check_key(study.collect.api_key_env, service, name, ("collect", "api_key_env"))

@@ -199,7 +199,7 @@ class Decision:
         )  # fmt: skip
 
 
-def decide(
+def decide(  # noqa: PLR0913 - what a decision rests on, each by its name
     matrix: Matrix,
     policy: Policy,
     *,
@@ -207,6 +207,7 @@ def decide(
     constraints: Constraints | None = None,
     statistics: StatisticsConfig | None = None,
     evidence: Evidence | None = None,
+    look: int = 1,  # noqa: ARG001 - the criteria's level is that of the look
 ) -> Decision:
     """Decide every build, every format and the floor.
 
@@ -217,6 +218,7 @@ def decide(
         constraints: what the build to ship must satisfy besides.
         statistics: resamples, confidence and power.
         evidence: what is known besides the matrix.
+        look: how often the study was decided on fewer prompts before, plus one.
 
     Raises:
         StudyError: the policy names a metric that the rules cannot read.

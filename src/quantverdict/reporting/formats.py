@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TextIO
 
+import click
+
 # What leaves for a terminal or a log: text that commands nothing, on streams that may not take all of it.
 #
 # Names, paths and errors come from files and servers of others. None of them may move a cursor, turn the direction of
@@ -289,3 +291,82 @@ def flatten(value: object, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, bool):
         return [(prefix, "yes" if value else "no")]
     return [(prefix, NOT_MEASURED if value is None or value == "" else plain(value))]
+
+
+# The help of the command line: which commands stand together, an example of each, what the process returns
+
+SECTIONS = {
+    "From a study to a decision": ("plan", "run", "ingest", "analyze"),
+    "Add to a bundle": ("judge", "label", "report"),
+    "Use a decision": ("gate", "diff", "verify"),
+    "Look at models": ("inspect", "lineage", "quantize"),
+    "Set up": ("tasks", "metrics", "doctor"),
+}
+"""The commands of `--help`, by what they are for."""
+EXAMPLES = {
+    "quantverdict": ("plan study.yaml", "run study.yaml --out bundle", "gate bundle --build my-model/Q4_K_M"),
+    "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
+    "run": (
+        "run study.yaml --out bundle",
+        "run study.yaml --out bundle --more 200",
+        "run study.yaml --out bundle --until-decided --budget 30m",
+        "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml",
+    ),
+    "ingest": ("ingest sources.yaml --out bundle",),
+    "analyze": ("analyze bundle --policy stricter.yaml", "analyze --matrix matrix.csv --policy tr125 --out bundle"),
+    "judge": ("judge bundle --judge judge.yaml",),
+    "label": ("label bundle --out sheet.csv --n 100", "label bundle --read sheet.csv"),
+    "report": ("report bundle --profile study",),
+    "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
+    "diff": ("diff before after --exit-code",),
+    "verify": ("verify bundle",),
+    "inspect": ("inspect my-model-Q4_K_M.gguf",),
+    "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
+    "quantize": ("quantize my-model-F16.gguf --to Q8_0,Q4_K_M --out builds",),
+    "doctor": ("doctor",),
+    "metrics": ("metrics list",),
+    "metrics list": ("metrics list --json",),
+    "tasks": ("tasks list",),
+    "tasks list": ("tasks list --json",),
+    "tasks show": ("tasks show starter_harmful",),
+}
+"""What `--help` of each command ends with."""
+EXIT_CODES = {
+    "0": "done; of a gate: accepted",
+    "2": "could not run: one line on stderr says what is wrong, where, and what was expected",
+    "3": "gate: rejected; diff --exit-code: a verdict changed",
+    "4": "gate: something that is gated was not measured",
+    "5": "gate: not resolvable, these prompts are too few to tell",
+    "130": "interrupted; the same command goes on where it stopped",
+}
+"""What the process returns, as `--help` says it."""
+
+
+class DocumentedCommand(click.Command):
+    """Ends its help with examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples of a command, and of the whole the exit codes."""
+        if examples := EXAMPLES.get(ctx.command_path.removeprefix("quantverdict ")):
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  quantverdict {example}\n" for example in examples))
+        if ctx.parent is None:
+            with formatter.section("Exit codes"):
+                formatter.write_dl(list(EXIT_CODES.items()))
+
+
+class DocumentedGroup(DocumentedCommand, click.Group):
+    """Lists its commands by what they are for."""
+
+    command_class = DocumentedCommand
+    group_class = type
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections that it has a command of, then what is in none of them."""
+        listed = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in listed)
+        for title, names in {**SECTIONS, "Commands": others}.items():
+            rows = [(name, self.commands[name].get_short_help_str(100)) for name in names if name in self.commands]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

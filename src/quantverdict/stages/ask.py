@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
+from quantverdict.artifacts.sources import commit_of, is_pinned, resolve
 from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
 from quantverdict.backends.ollama import ollama_url
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.prompts import PromptPlan, make_plan, plan_batches
+from quantverdict.bundle.prompts import Batches, PromptPlan, grown, make_plan, prompts_file
 from quantverdict.bundle.store import responses_path
+from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.compatibility import check_builds, configured_otherwise, require_compatible
-from quantverdict.collect.generate import OpenWatch, Watch
-from quantverdict.collect.schedule import CellJob, in_rounds, read_outcomes, run_cells
-from quantverdict.config import Source, Study, Variant
+from quantverdict.collect.generate import OpenAnswers, OpenWatch, Watch
+from quantverdict.collect.schedule import CellJob, asked_before, in_rounds, read_outcomes, run_cells
+from quantverdict.config import Model, Source, Study, Variant
 from quantverdict.errors import BundleError
-from quantverdict.records import CellId
+from quantverdict.records import CellId, Prompt
 from quantverdict.registry import BACKENDS
 from quantverdict.stages.facts import stored_builds, stored_responses
 
@@ -41,14 +43,19 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     made = build_list.prepare_builds(study, view.build, view.say)
     stored = stored_builds(bundle)
     check_same_files(bundle, made, stored)
-    plans = {model.name: model_plan(study, tasks, made, model.name) for model in study.models}
+    plans = {model.name: model_plan(study, tasks, made, model.name, bundle) for model in study.models}
     for name, plan in plans.items():
         if (message := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
             view.say(f"{name}: {message}")
     builds = check_builds(
         study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study)
     )
-    bundle.set_meta(chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None})
+    bundle.hold(
+        chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None},
+        files=known_files(bundle, stored) | known_files(bundle, made),
+    )
+    if bundle.sealed:
+        require_compatible(builds)  # a build that is added in vain leaves it finished
     bundle.write_json("artifacts.json", build_list.as_json(builds))
     require_compatible(builds)
     for cell, reason in configured_otherwise(builds).items():
@@ -62,9 +69,9 @@ def check_same_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[B
     Raises:
         BundleError: naming the file and both hashes.
     """
-    known = {build.cell: build.artifact.sha256 for build in stored if build.artifact}
+    known = known_files(bundle, stored)
     for build in builds:
-        was, answers = known.get(build.cell), responses_path(bundle.root, build.cell)
+        was, answers = known.get(str(build.cell)), responses_path(bundle.root, build.cell)
         if not build.artifact or was in (None, build.artifact.sha256) or not answers.exists():
             continue
         if answers.stat().st_size:
@@ -74,16 +81,34 @@ def check_same_files(bundle: Bundle, builds: Sequence[Build], stored: Sequence[B
             )
 
 
-def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, view: LineProgress) -> None:
-    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
+def known_files(bundle: Bundle, builds: Sequence[Build]) -> dict[str, str]:
+    """The hash of the file of every build, of those too that the study has no longer."""
+    known: dict[str, str] = bundle.get_meta("files") or {}
+    return known | {str(build.cell): build.artifact.sha256 for build in builds if build.artifact}
+
+
+def ask(
+    study: Study,
+    tasks: Sequence[Task],
+    builds: Sequence[Build],
+    bundle: Bundle,
+    view: LineProgress,
+    store: AnswerStore | None = None,
+) -> None:
+    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row.
+
+    Args:
+        store: answers that need not be asked again.
+    """
     jobs: list[CellJob] = []
     for model in study.models:
-        asked = model_plan(study, tasks, builds, model.name)
+        asked = model_plan(study, tasks, builds, model.name, bundle)
         for build in builds:
             if build.cell.base_model == model.name and build.runs:
-                plan = null_plan(asked, study, build.null) if build.null else asked
+                plan = null_plan(asked, study, build, bundle) if build.null else asked
                 watch = watch_of(study, tasks, builds, build, bundle)
-                jobs.append(CellJob(build.cell, plan, partial(open_build, study, build), plan_name(build), watch))
+                kept = None if store is None else kept_answers(study, build, store)
+                jobs.append(CellJob(build.cell, plan, partial(open_build, study, build), plan_name(build), watch, kept))
     if study.stopping == "sequential":
         # A build is stopped by its losses, so what it is compared with has answered before.
         baselines = {build.cell for build in builds if build.is_baseline}
@@ -116,14 +141,37 @@ def watch_of(
     return open_watch
 
 
-def model_plan(study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str) -> PromptPlan:
-    """What the builds of one base model are asked, in the chat template of its baseline, or of the first file here."""
+def kept_answers(study: Study, build: Build, store: AnswerStore) -> OpenAnswers | None:
+    """Where a build's answers are kept beyond its bundle; None where each is to be asked for.
+
+    An A/A replicate shows what asking again changes. A server may hold another build by the same name, unless the study
+    says otherwise; recorded answers are kept already.
+    """
+    spec = BACKENDS[build.backend]
+    if build.null or spec.reads == "recordings" or (spec.remote and not study.reuse_servers):
+        return None
+    file = build.artifact
+    alone = spec.capabilities.alone and placement_of(study).parallel > 1
+    who = "" if file is None else file.identity_sha256 or file.sha256
+    return partial(store.of, who, batched=not alone)
+
+
+def model_plan(
+    study: Study, tasks: Sequence[Task], builds: Sequence[Build], base_model: str, bundle: Bundle
+) -> PromptPlan:
+    """What the builds of one base model are asked, in the chat template of its baseline, or of the first file here.
+
+    What was asked before comes first, as it was asked.
+
+    Raises:
+        BundleError: a prompt is not what it was.
+    """
     mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
     file = next((build.artifact for build in mine if build.artifact is not None), None)
     template, special = (None, {}) if file is None else (file.chat_template, file.special_tokens)
     plan = make_plan(study, tasks, template, special, base_model)
     if study.stopping == "none":
-        return plan
+        return grown(plan, *begun(bundle, base_model), study.collect.batch_size)
     clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
     return in_rounds(plan, clusters, study.collect.batch_size, study.seed)
 
@@ -145,15 +193,25 @@ def plan_name(build: Build) -> str:
     return f"{build.cell.base_model}~null{build.null}" if build.null else build.cell.base_model
 
 
-def null_plan(asked: PromptPlan, study: Study, number: int) -> PromptPlan:
+def begun(bundle: Bundle, whose: str) -> tuple[str, tuple[Prompt, ...], Batches]:
+    """What was frozen of a plan so far: where, the prompts, and their batches."""
+    batches = (bundle.get_meta("batches") or {}).get(whose, ())
+    return str(bundle.path(prompts_file(whose))), asked_before(bundle, whose), tuple(map(tuple, batches))
+
+
+def null_plan(asked: PromptPlan, study: Study, build: Build, bundle: Bundle) -> PromptPlan:
     """The same prompts in another order and in batches of another size."""
-    prompts: list[int] = list(range(len(asked.prompts)))
-    random.Random(study.seed + number).shuffle(prompts)  # noqa: S311 - no secret
-    by_task: dict[str, list[int]] = {}
-    for index in prompts:
-        by_task.setdefault(asked.prompts[index].task, []).append(index)
-    ordered = tuple(asked.prompts[index] for indices in by_task.values() for index in indices)
-    return PromptPlan(ordered, plan_batches(ordered, max(1, study.collect.batch_size // (number + 1))), asked.decoding)
+    place, before, batches = begun(bundle, plan_name(build))
+    known, wanted = {(one.task, one.sample_id) for one in before}, asked.decoding
+    prompts = [one for one in asked.prompts if one.task in wanted and (one.task, one.sample_id) not in known]
+    random.Random(study.seed + build.null).shuffle(prompts)  # noqa: S311 - no secret
+    by_task: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_task.setdefault(prompt.task, []).append(prompt)
+    size = max(1, study.collect.batch_size // (build.null + 1))
+    kept = [one for one in before if one.task in wanted]
+    ordered = (*kept, *(prompt for of_task in by_task.values() for prompt in of_task))
+    return grown(PromptPlan(ordered, (), asked.decoding), place, before, batches, size)
 
 
 def open_build(study: Study, build: Build) -> Backend:
@@ -209,6 +267,38 @@ def service_of(study: Study, build: Build) -> Service | None:
         return None
     settings = study.collect
     return Service(*_address(source), settings.api_key_env, settings.timeout_s, settings.retries)
+
+
+def pinned(study: Study, bundle: Bundle) -> Study:
+    """The study with each repository of the hub at the commit that was had first: a branch may move between runs.
+
+    Raises:
+        ArtifactError: a repository cannot be had.
+    """
+    known: dict[str, str] = dict(bundle.get_meta("hub") or {})
+
+    def at_commit(source: Source | None) -> Source | None:
+        if source is None or is_pinned(source):
+            return source
+        name = str(source)
+        if name not in known and (commit := commit_of(resolve(source, study.folder))) is not None:
+            known[name] = commit
+        return source if name not in known else source.model_copy(update={"revision": known[name]})
+
+    def of_model(model: Model) -> Model:
+        variants = tuple(
+            one if BACKENDS[study.backend_of(one)].remote else one.model_copy(update={"source": at_commit(one.source)})
+            for one in model.variants
+        )
+        made = any(one.source is None for one in model.variants)
+        own = {key: at_commit(getattr(model, key)) for key in ("source", "checkpoint")} if made else {}
+        return model.model_copy(update={"variants": variants, **own})
+
+    models = tuple(of_model(model) for model in study.models)
+    if not known:
+        return study
+    bundle.hold(hub=known)
+    return study.model_copy(update={"models": models})
 
 
 def variants_of(study: Study) -> Mapping[CellId, Variant]:

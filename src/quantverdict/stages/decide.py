@@ -12,6 +12,7 @@ from quantverdict.artifacts.builds import Build
 from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.manifest import STOPPED, Bundle
 from quantverdict.bundle.store import SEMANTIC, Kept, note_time
+from quantverdict.collect.looks import look_of
 from quantverdict.collect.schedule import read_outcomes, round_numbers
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
@@ -73,7 +74,8 @@ def grade(
     for build in builds:
         if build.cell not in outcomes or outcomes[build.cell].failure is not None:
             continue
-        responses = stored_responses(bundle, build.cell)
+        # A task that the study has no longer left answers that count nowhere.
+        responses = [answer for answer in stored_responses(bundle, build.cell) if answer.task in by_name]
         scores += grade_responses(by_name, responses)
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
         harmful[build.cell] = [reading_of(answer) for answer in plain]
@@ -177,6 +179,7 @@ def decide(
         constraints=study.constraints if study else None,
         statistics=statistics,
         evidence=evidence,
+        look=look_of(bundle),
     )
     engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
     deltas = next(table for table in decision.tables if table.name == "deltas")

@@ -5,22 +5,27 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.bundle.files import sha256_of
+from quantverdict.bundle.integrity import MANIFEST
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks
+from quantverdict.collect.answer_store import AnswerStore
+from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoders import find_encoders
 from quantverdict.policy import Policy, load_policy
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
-from quantverdict.stages.ask import ask, make_builds
+from quantverdict.stages.ask import ask, make_builds, pinned
 from quantverdict.stages.decide import (
     build_matrix,
     check_policy_unchanged,
@@ -31,17 +36,25 @@ from quantverdict.stages.decide import (
     samples_of,
 )
 from quantverdict.stages.facts import stored_builds, view_of
+from quantverdict.stages.more import Asked, reason_to_stop
 from quantverdict.stages.verify import DryRunBundle
 
 if TYPE_CHECKING:
+    from quantverdict.grading.encoders import Encoders
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.stages.label import LoadedSheet
 
 
-def run(study: Study, out: Path | None = None, *, view: LineProgress) -> Path:
+def run(
+    study: Study, out: Path | None = None, *, view: LineProgress, store: Path | None = None, asked: Asked | None = None
+) -> Path:
     """The whole pipeline. Run again to resume: only what is missing is asked.
+
+    Args:
+        store: a folder of answers that need not be asked again.
+        asked: how many prompts, where that is not the study's to say.
 
     Returns:
         The bundle's folder.
@@ -52,21 +65,62 @@ def run(study: Study, out: Path | None = None, *, view: LineProgress) -> Path:
         EngineError: not one baseline could be run.
     """
     from quantverdict.planning.preflight import check_study
-    from quantverdict.stages.whitebox import measure as measure_inside
 
-    tasks = study_tasks(study)
-    notes = check_study(study, tasks)
+    root, asked = out or default_bundle(study), asked or Asked()
+    if asked.more is not None and not (root / MANIFEST).exists():
+        raise BundleError(f"{root}: holds no run to add prompts to; give the same command without --more first")
+    notes = check_study(study, study_tasks(study))
     encoders = find_encoders(study)
-    with Bundle.open(out or default_bundle(study), study) as bundle, view:
+    with Bundle.open(root, study) as bundle, view:
         for note in notes:
             view.say(note)
-        builds = make_builds(study, tasks, bundle, view)
-        ask(study, tasks, builds, bundle, view)
-        measure_inside(study, tasks, builds, bundle, view.say)
-        grade(tasks, builds, bundle, encoders, view.say)
-        judge_study(study, bundle, view)
-        recompute(bundle)
+        answers = None if store is None else AnswerStore(store, view.say)
+        run_looks(pinned(study, bundle), bundle, Tools(encoders, answers), asked, view)
     return bundle.root
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a run uses besides its study: what scores semantically, and answers that need not be asked again."""
+
+    encoders: Encoders | None
+    answers: AnswerStore | None
+
+
+def run_looks(study: Study, bundle: Bundle, tools: Tools, asked: Asked, view: LineProgress) -> None:
+    """Ask and decide; where a build is to be decided, ask more and decide again, until there is a reason to stop."""
+    begun, more = time.monotonic(), asked.more
+    if more is not None and not bundle.was_finished:
+        view.say("the last run did not come to its end and is brought there; give --more again for more prompts")
+        more = None
+    run_once(study, Sampling(study, bundle), more, bundle, (tools, view))
+    while asked.until_decided:
+        sampling = Sampling(study, bundle)
+        if (why := reason_to_stop(bundle, sampling, asked, time.monotonic() - begun)) is not None:
+            view.say(f"stopped after look {look_of(bundle)}: {why}")
+            return
+        run_once(study, sampling, 1, bundle, (tools, view))
+
+
+def run_once(
+    study: Study, sampling: Sampling, more: int | None, bundle: Bundle, by: tuple[Tools, LineProgress]
+) -> None:
+    """From builds to the report, over what was asked so far and what is missing of it, or `more`."""
+    from quantverdict.stages.whitebox import measure as measure_inside
+
+    tools, view = by
+    before = sampling.known
+    tasks = sampling.settle(more)
+    if before and (new := sum(len(task.items) for task in tasks) - before) > 0:
+        view.say(f"look {look_of(bundle)}: {new} prompts a build more, {before + new} in all")
+        if bundle.path("labels.csv").exists():
+            view.say("people's labels are of answers of an earlier look, and so are the rates that they correct")
+    builds = make_builds(study, tasks, bundle, view)
+    ask(study, tasks, builds, bundle, view, tools.answers)
+    measure_inside(study, tasks, builds, bundle, view.say)
+    grade(tasks, builds, bundle, tools.encoders, view.say)
+    judge_study(study, bundle, view)
+    recompute(bundle)
 
 
 def plan(study: Study, earlier: Path | None = None, *, measure: bool = True, view: LineProgress) -> StudyEstimate:
@@ -103,10 +157,9 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
     study = DryRunBundle(path).config
     if not isinstance(study, Study):
         raise BundleError(f"{path}: holds no study.yaml")
-    tasks = study_tasks(study)
     encoders = find_encoders(study)
     with Bundle.open(path, study) as bundle, view:
-        builds = stored_builds(bundle)
+        tasks, builds = Sampling(study, bundle).asked_only(), stored_builds(bundle)
         grade(tasks, builds, bundle, encoders, view.say)
         save_judged(bundle)
         recompute(bundle, decided_policy(bundle))

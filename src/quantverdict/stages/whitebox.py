@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Literal
 
 from quantverdict.artifacts.builds import Build
 from quantverdict.backends.base import Backend, Decoding, TeacherForcedLogits, WhiteBox
-from quantverdict.bundle.files import checked_line, make_file, verified_line, whole_lines
+from quantverdict.bundle.jsonl_store import JsonlStore, value_of
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.store import DRIFTS, MARGINS, append_bytes, cut, note_time, responses_path
+from quantverdict.bundle.store import DRIFTS, MARGINS, note_time, responses_path
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.config import Study
 from quantverdict.errors import DataError, EngineError
@@ -86,16 +86,15 @@ class ProbeStore:
 
     def __init__(self, bundle: Path, cell: CellId) -> None:
         self.name = probes_file(cell)
-        self._path = bundle / self.name
-        make_file(self._path)
-        data = self._path.read_bytes()
-        cut(self._path, data.rfind(b"\n") + 1, len(data))
+        self._store = JsonlStore(bundle / self.name)
+        self._store.make()
+        self._store.mend()
         self.known = read_probes(bundle, cell)
 
     def append(self, probes: Iterable[Probe]) -> None:
         """Store probes: all of them, or on failure none."""
         new = list(probes)
-        append_bytes(self._path, b"".join(checked_line(asdict(probe)) for probe in new), sync=True)
+        self._store.append(map(asdict, new))
         self.known |= {probe.key: probe for probe in new}
 
 
@@ -111,9 +110,9 @@ def read_probes(bundle: Path, cell: CellId) -> dict[str, Probe]:
     """
     path = bundle / probes_file(cell)
     found: dict[str, Probe] = {}
-    for number, line in enumerate(whole_lines(path.read_bytes()) if path.exists() else [], start=1):
+    for number, line in enumerate(JsonlStore(path).lines(), start=1):
         try:
-            values = json.loads(verified_line(line))
+            values = value_of(line)
             probe = Probe(**{**values, "values": tuple(map(float, values["values"]))})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"is not a probe ({error})", file=path, line=number) from error
@@ -298,7 +297,8 @@ def probe_set_of(study: Study, tasks: Sequence[Task], bundle: Bundle, baseline: 
     """What follows from the baseline's answers and the study alone, so that a rerun asks the same."""
     settings = study.whitebox
     prompts = {(prompt.task, prompt.sample_id): prompt for prompt in stored_prompts(bundle, baseline.base_model)}
-    answers = {(one.task, one.sample_id): one for one in stored_responses(bundle, baseline)}
+    names = {task.name for task in tasks}
+    answers = {(one.task, one.sample_id): one for one in stored_responses(bundle, baseline) if one.task in names}
     harmful = {task.name for task in tasks if task.type.harmful}
     asked = [sample for sample in answers if sample[0] in harmful and sample in prompts]
     said = (answer_of(answers[sample]).content for sample in asked)

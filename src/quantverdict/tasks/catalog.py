@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -67,10 +67,17 @@ _LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+(\S.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question: its id in the task and the fields that the template and the grader read."""
+    """One question: its id in the task and the fields that the template and the grader read.
+
+    Attributes:
+        repeats: the id of the question where it is asked by several seeds, of its first asking too; else None.
+        draw: which of these askings it is, from 0.
+    """
 
     id: str
     fields: Mapping[str, object]
+    repeats: str | None = None
+    draw: int = 0
 
     @property
     def reference(self) -> str | None:
@@ -103,9 +110,9 @@ class Task:
     source: str
 
     def cluster(self, item: Item) -> str | None:
-        """The cluster an item belongs to, None where it stands alone."""
+        """The cluster an item belongs to, None where it stands alone; askings by several seeds are one."""
         found = item.fields.get(self.cluster_field) if self.cluster_field else None
-        return None if found is None else str(found)
+        return item.repeats if found is None else str(found)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -211,15 +218,21 @@ def correct_choice(task: Task, item: Item) -> int | None:
     return choices.index(item.reference) if item.reference in choices else None
 
 
-def select_items(task: Task, limit: int | None, stratify: str | None, seed: int) -> Task:
+def select_items(task: Task, limit: int | None, stratify: str | None, seed: int, kept: Collection[str] = ()) -> Task:
     """The task with at most `limit` items, in their order; the same for the same arguments on every machine.
 
     Items are drawn in an order hashed from seed, task and id, in turn from each value of the field `stratify`. Whole
     clusters are drawn, so fewer than `limit` may come; balancing over the cluster field itself draws from within them.
 
+    Args:
+        kept: ids that were drawn before, all of which stay: a larger sample contains the smaller.
+
     Raises:
-        TaskError: an item has no such field, or no whole cluster fits.
+        TaskError: an item has no such field, no whole cluster fits, or an item that was drawn before is gone.
     """
+    if gone := sorted(set(kept) - {item.id for item in task.items}):
+        problem = f"item {gone[0]} was asked before, and is not there any longer"
+        raise TaskError(problem, file=task.source, field="samples", expected="every item that was asked")
     if limit is None or limit >= len(task.items):
         return task
     strata: dict[str, list[list[Item]]] = {}
@@ -233,8 +246,10 @@ def select_items(task: Task, limit: int | None, stratify: str | None, seed: int)
         ),
         key=lambda entry: entry[:2],
     )
-    chosen: set[str] = set()
+    chosen = set(kept)
     for _, _, group in turns:
+        if not chosen.isdisjoint(item.id for item in group):
+            continue
         if len(chosen) + len(group) <= limit:
             chosen.update(item.id for item in group)
     if not chosen:
@@ -243,10 +258,22 @@ def select_items(task: Task, limit: int | None, stratify: str | None, seed: int)
     return replace(task, items=tuple(item for item in task.items if item.id in chosen))
 
 
+def with_seeds(task: Task, seeds: int) -> Task:
+    """The task with every item asked so many times: `ID`, `ID#2`, `ID#3`, each by a seed of its own."""
+    if seeds == 1:
+        return task
+    items = (
+        Item(item.id if draw == 0 else f"{item.id}#{draw + 1}", item.fields, item.id, draw)
+        for item in task.items
+        for draw in range(seeds)
+    )
+    return replace(task, items=tuple(items))
+
+
 def _groups(task: Task, stratify: str | None) -> list[list[Item]]:
     together: dict[tuple[str, str], list[Item]] = {}
     for item in task.items:
-        cluster = task.cluster(item) if stratify != task.cluster_field else None
+        cluster = task.cluster(item) if stratify != task.cluster_field else item.repeats
         together.setdefault(("item", item.id) if cluster is None else ("cluster", cluster), []).append(item)
     return list(together.values())
 

@@ -1,0 +1,99 @@
+"""How many prompts a run asks where the study does not say it: so many more, or until every build is decided."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantverdict.bundle.manifest import Bundle
+from quantverdict.collect.looks import NO_MORE, Sampling
+from quantverdict.collect.schedule import read_outcomes
+from quantverdict.errors import StudyError
+from quantverdict.records import CellId
+
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+_PART = r"\d{1,9}(?:\.\d{1,3})?\s*(?:s|min|m|h)"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command asks for besides its study.
+
+    Attributes:
+        more: prompts a build to add; None adds none.
+        until_decided: add prompts until every build is decided.
+        budget_s: seconds that this may take; None sets no bound.
+    """
+
+    more: int | None = None
+    until_decided: bool = False
+    budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.more is not None and self.more < 1:
+            raise StudyError(f"is {self.more}", field="--more", expected="a number of prompts above 0")
+        if self.budget_s is not None and not self.until_decided:
+            raise StudyError("bounds nothing", field="--budget", expected="--until-decided beside it")
+
+
+def read_budget(text: str) -> float:
+    """A time as seconds: `90s`, `30m`, `1h30m`.
+
+    Raises:
+        StudyError: it is none, or nothing.
+    """
+    expected = "a time above 0: 90s, 30m, 2h, 1h30m"
+    if not re.fullmatch(rf"(?:{_PART}\s*)+", text.strip(), re.ASCII):
+        raise StudyError(f"{text!r:.40} is no time", field="--budget", expected=expected)
+    parts = re.findall(r"([\d.]+)\s*([a-z]+)", text)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise StudyError("is nothing", field="--budget", expected=expected)
+    return seconds
+
+
+def undecided(document: Mapping[str, Any]) -> list[CellId]:
+    """The builds that `decision.json` leaves open for want of prompts."""
+    cells: Sequence[Mapping[str, Any]] = document["cells"]
+    return [CellId(one["base_model"], one["quant"]) for one in cells if one["action"] == "not_resolvable"]
+
+
+def reason_to_stop(bundle: Bundle, sampling: Sampling, asked: Asked, spent_s: float) -> str | None:
+    """Why no more is asked; None where more is.
+
+    A look that is not expected to fit into what is left of the budget is not begun: half a look decides nothing.
+
+    Args:
+        spent_s: of the budget.
+    """
+    open_ = undecided(bundle.read_json("decision.json"))
+    if not open_:
+        return "every build is decided"
+    left = f"{len(open_)} builds are not decided ({', '.join(map(str, open_[:6]))}{', ...' if open_[6:] else ''})"
+    if sampling.exhausted:
+        return f"{NO_MORE}; {left}"
+    if asked.budget_s is None:
+        return None
+    if spent_s >= asked.budget_s:
+        return f"the budget of {timer(asked.budget_s)} is spent; {left}"
+    new = sampling.next_prompts()
+    needed = seconds_a_prompt(bundle) * new
+    if spent_s + needed > asked.budget_s:
+        message = f"{timer(spent_s)} of {timer(asked.budget_s)} are spent"
+        return f"{message}, and the next look ({new} prompts a build) takes about {timer(needed)}; {left}"
+    return None
+
+
+def seconds_a_prompt(bundle: Bundle) -> float:
+    """What one prompt more takes over all builds, as far as they were asked and not had from the store."""
+    known = [one for one in read_outcomes(bundle).values() if one.wall_seconds is not None and one.prompts]
+    return sum((one.wall_seconds or 0.0) / one.prompts for one in known)
+
+
+def timer(seconds: float) -> str:
+    """A time in the unit that shows it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
