@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
+    from quantverdict.stages.init import Draft
     from quantverdict.stages.label import Sheet
     from quantverdict.stages.view import BundleView
 
@@ -55,6 +56,38 @@ def load_study(study: PathLike, *, task_dir: PathLike | None = None) -> Study:
 
     read = load(Path(study))
     return read if task_dir is None else read.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
+
+
+def init(
+    models: PathLike | Sequence[PathLike],
+    out: PathLike = "study.yaml",
+    *,
+    force: bool = False,
+    schema: bool = False,
+    measure: bool = True,
+    progress: Progress | LineProgress | None = None,
+) -> Draft:
+    """Write a commented study of models: their builds, the baseline and why it is one, and what it will take.
+
+    Args:
+        models: GGUF files, folders of them, checkpoints, `owner/name` of the hub, `ollama:TAG`; one or several.
+        out: the study to write.
+        force: write over a file that is there.
+        schema: write `study.schema.json` beside it too, for editors.
+        measure: time a short batch of the baseline, where it is on this machine.
+
+    Returns:
+        The builds by base model, what was left out and why, prompts and time; `.lines()` as the command prints it.
+
+    Raises:
+        ArtifactError: a model cannot be read, or there is nothing to compare it with.
+        BundleError: `out` is there already.
+    """
+    from quantverdict.stages.init import write_study
+
+    places = [models] if isinstance(models, str | os.PathLike) else list(models)
+    options = {"force": force, "schema": schema, "measure": measure}
+    return write_study([os.fspath(one) for one in places], Path(out), **options, view=_view(progress))
 
 
 def run(

@@ -75,7 +75,7 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
 
 
 SECTIONS = {
-    "From a study to a decision": ("plan", "run", "ingest", "analyze"),
+    "From a study to a decision": ("init", "plan", "run", "ingest", "analyze"),
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify"),
     "Look at models": ("inspect", "lineage", "quantize"),
@@ -83,7 +83,13 @@ SECTIONS = {
 }
 """The commands of `--help`, by what they are for."""
 EXAMPLES = {
-    "quantverdict": ("plan study.yaml", "run study.yaml --out bundle", "gate bundle --build my-model/Q4_K_M"),
+    "quantverdict": (
+        "init models/",
+        "plan study.yaml",
+        "run study.yaml --out bundle",
+        "gate bundle --build my-model/Q4_K_M",
+    ),
+    "init": ("init models/", "init my-model-F16.gguf my-model-Q4_K_M.gguf --schema", "init owner/name --out hub.yaml"),
     "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
     "run": ("run study.yaml --out bundle", "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml"),
     "ingest": ("ingest sources.yaml --out bundle",),
@@ -151,6 +157,22 @@ def commands() -> None:
 
     Results go to stdout, progress and messages to stderr.
     """
+
+
+@commands.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--out", type=Existing, default=Path("study.yaml"), help="The study to write.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--schema", is_flag=True, help="Write study.schema.json beside it too: an editor then knows every key.")
+@click.option("--measure/--no-measure", default=True, help="Time a short batch of the baseline.")
+@json_option
+def init(models: tuple[str, ...], out: Path, *, force: bool, schema: bool, measure: bool, as_json: bool) -> None:
+    """Write a commented study of MODELS: files, folders, owner/name of the hub, ollama:TAG."""
+    from quantverdict import api
+    from quantverdict.reporting.terminal import progress_view
+
+    draft = api.init(models, out, force=force, schema=schema, measure=measure, progress=progress_view())
+    show(draft.as_json(), draft.lines, as_json)
 
 
 @commands.command()
