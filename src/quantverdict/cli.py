@@ -33,6 +33,28 @@ gate_reports = (
     click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
     click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
     click.option("--summary", type=Existing, help="Append a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
+    click.option(
+        "--inconclusive",
+        type=click.Choice(["skipped", "failure"]),
+        default="skipped",
+        help="How JUnit counts a verdict that cannot be told or was not measured. The exit code stays.",
+    ),
+)
+
+
+def read_constraints(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> object:
+    """Constraints as the API takes them."""
+    from quantverdict.policy import read_constraints as read
+
+    return read(given) if given else None
+
+
+constraint_option = click.option(
+    "--constraint",
+    "constraints",
+    multiple=True,
+    callback=read_constraints,
+    help="NAME=VALUE, in place of the study's: max_file='2 GB', max_memory, min_tokens_per_second, max_ttft_ms.",
 )
 gate_options = (
     click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
@@ -50,6 +72,8 @@ class Gating:
     build: str | None
     junit: Path | None
     summary: Path | None
+    inconclusive: str = "skipped"
+    constraints: dict[str, object] | None = None
 
     def read(self, study: Study | None = None) -> None:
         """Refuse a gate that cannot be asked, before anything runs; `study` is what will run."""
@@ -57,8 +81,8 @@ class Gating:
 
         if self.wanted:
             api.load_gate(self.gate_policy, self.build, study=study)
-        elif any((self.gate_policy, self.build, self.junit, self.summary)):
-            raise click.UsageError("--gate-policy, --build, --junit and --summary go with --gate")
+        elif any((self.gate_policy, self.build, self.junit, self.summary, self.inconclusive != "skipped")):
+            raise click.UsageError("--gate-policy, --build, --junit, --summary and --inconclusive go with --gate")
 
 
 def gated(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,7 +90,7 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
-        gating = Gating(*(options.pop(name) for name in Gating.__slots__))
+        gating = Gating(*(options.pop(name) for name in Gating.__slots__ if name != "constraints"))
         command(**options, gating=gating)
 
     for option in reversed(gate_options):
@@ -229,10 +253,17 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV), in place of a bundle.")
 @click.option("--out", type=Existing, help="With --matrix: the bundle to write.")
 @click.option("--policy", help="A policy by name, or its YAML file. Default: the bundle's own.")
+@constraint_option
 @gated
 @json_option
 def analyze(
-    bundle: Path | None, matrix: Path | None, out: Path | None, *, policy: str | None, gating: Gating, as_json: bool
+    bundle: Path | None,
+    matrix: Path | None,
+    out: Path | None,
+    *,
+    gating: Gating,
+    as_json: bool,
+    **how: Any,  # noqa: ANN401
 ) -> None:
     """Decide again from stored scores, or from a finished matrix."""
     from quantverdict import api
@@ -240,7 +271,7 @@ def analyze(
     if (bundle is None) == (matrix is None) or (matrix is not None and out is None):
         raise click.UsageError("give a BUNDLE, or --matrix FILE with --out BUNDLE")
     gating.read()
-    done = api.analyze(matrix or api.open_bundle(bundle or ""), policy=policy, out=out if matrix else None)
+    done = api.analyze(matrix or api.open_bundle(bundle or ""), out=out if matrix else None, **how)
     show_decision(done.path, as_json, gating)
 
 
@@ -278,20 +309,13 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
 @click.argument("bundle", type=Existing)
 @click.option("--policy", help="The gate's policy (YAML): builds, margins, floors, waivers; or a policy by name.")
 @click.option("--verify", "verified", is_flag=True, help="First recompute every hash, table and claim, as verify does.")
+@constraint_option
 @gate_reports[0]
 @gate_reports[1]
 @gate_reports[2]
+@gate_reports[3]
 @json_option
-def gate(  # noqa: PLR0913 - one argument an option
-    bundle: Path,
-    policy: str | None,
-    build: str | None,
-    *,
-    verified: bool,
-    junit: Path | None,
-    summary: Path | None,
-    as_json: bool,
-) -> None:
+def gate(bundle: Path, policy: str | None, *, verified: bool, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Turn a decision into an exit code.
 
     0 accepted, 3 rejected, 4 not measured, 5 not resolvable; the worst of the gated builds counts, in the order 3, 4,
@@ -301,7 +325,7 @@ def gate(  # noqa: PLR0913 - one argument an option
 
     if verified:
         refuse_problems(bundle, as_json)
-    found = through_gate(bundle, Gating(True, policy, build, junit, summary))
+    found = through_gate(bundle, Gating(wanted=True, gate_policy=policy, **how))
     show(gate_json(found), lambda: gate_lines(found), as_json)
     raise click.exceptions.Exit(found.exit_code)
 
@@ -493,7 +517,8 @@ def through_gate(bundle: Path, gating: Gating) -> Gate:
     """The verdicts on a bundle; JUnit and summary are written."""
     from quantverdict import api
 
-    return api.gate(bundle, gating.gate_policy, build=gating.build, junit=gating.junit, summary=gating.summary)
+    asked = {name: getattr(gating, name) for name in ("build", "junit", "summary", "inconclusive", "constraints")}
+    return api.gate(bundle, gating.gate_policy, **asked)
 
 
 def execute(arguments: list[str]) -> int:

@@ -141,11 +141,12 @@ def test_what_it_writes_is_run_with_recorded_answers(draft, ladder, tmp_path):
     draft(ladder)
     path, study = tmp_path / "study.yaml", load_study(tmp_path / "study.yaml")
     (tmp_path / "answers").mkdir()
-    rows = [
-        json.dumps({"task": use.task, "sample_id": item.id, "text": item.reference or "I'm sorry, but I can't help with that."})
-        for use in study.tasks
-        for item in load_task(use.task).items
-    ]
+    rows = []
+    for use in study.tasks:
+        harmful = use.task in ("starter_harmful", "starter_jailbreak")
+        for item in load_task(use.task).items:
+            text = "I'm sorry, but I can't help with that." if harmful else item.reference or "Yes."
+            rows.append(json.dumps({"task": use.task, "sample_id": item.id, "text": text}))
     for variant in study.models[0].variants:
         (tmp_path / "answers" / f"Tiny__{variant.quant}.jsonl").write_text("\n".join(rows) + "\n")
     path.write_text(path.read_text() + "collect: {backend: replay, replay_dir: answers}\n")
@@ -413,20 +414,24 @@ def within(value: object, schema: dict) -> bool:
     )
 
 
+@pytest.fixture(scope="module")
+def schema():
+    return study_schema()
+
+
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_the_schema_takes_the_studies_of_the_repository(path):
+def test_the_schema_takes_the_studies_of_the_repository(path, schema):
     found = yaml.safe_load(path.read_text())
-    schema = study_schema()
     if "models" in found:
         assert fits(found, schema, schema)
 
 
-def test_the_schema_takes_what_init_writes_and_refuses_what_a_study_refuses(draft, ladder, tmp_path):
+def test_the_schema_takes_what_init_writes_and_refuses_what_a_study_refuses(draft, ladder, tmp_path, schema):
     draft(ladder)
-    schema, written = study_schema(), yaml.safe_load((tmp_path / "study.yaml").read_text())
+    written = yaml.safe_load((tmp_path / "study.yaml").read_text())
     assert fits(written, schema, schema)
     changes = [
         ({"constraints": {"max_file_size": "2 GB"}}, True), ({"constraints": {"max_file_bytes": 7}}, True),
@@ -439,8 +444,7 @@ def test_the_schema_takes_what_init_writes_and_refuses_what_a_study_refuses(draf
         assert fits(written | change, schema, schema) == good, change
 
 
-def test_every_key_of_the_schema_says_what_it_does():
-    schema = study_schema()
+def test_every_key_of_the_schema_says_what_it_does(schema):
     parts = [schema, *schema["$defs"].values()]
     assert not [
         key for part in parts for key, item in part.get("properties", {}).items() if not item.get("description")

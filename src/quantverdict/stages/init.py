@@ -18,9 +18,9 @@ from pydantic import AliasChoices, BaseModel
 from quantverdict.artifacts.discovery import Found, Group, LeftOut, discover, groups_of
 from quantverdict.bundle.files import write_whole
 from quantverdict.bundle.prompts import study_tasks
-from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Constraints, Model, Source, Study, TaskUse
+from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Model, Source, Study, TaskUse
 from quantverdict.errors import ArtifactError, BundleError, QuantverdictError
-from quantverdict.policy import POLICIES, Policy
+from quantverdict.policy import POLICIES, Constraints, Policy
 from quantverdict.registry import BACKENDS
 from quantverdict.reporting.formats import plain, size
 from quantverdict.reporting.terminal import LineProgress
@@ -166,22 +166,21 @@ def _estimated(study: Study, draft: Draft, measure: bool, view: LineProgress) ->
     asked = cells * sum(len(task.items) for task in tasks)
     first = draft.models[0].builds[0]
     if first.source.hub is not None:
-        basis = "time unknown until its files are here: plan fetches the baseline, and times it"
+        basis = "its files are not here yet: plan fetches the baseline, and times it"
         return replace(draft, cells=cells, prompts=asked, basis=basis)
     try:
         if measure and not first.checkpoint:
             view.say(f"timing a short batch of {first.name}")
         found = forecast(study, tasks, None, measure=measure)
     except QuantverdictError as error:
-        return replace(draft, cells=cells, prompts=asked, basis=f"time unknown: {error}")
+        return replace(draft, cells=cells, prompts=asked, basis=str(error))
     return replace(draft, cells=found.cells, prompts=found.prompts, seconds=found.seconds, basis=found.basis)
 
 
 def _takes(draft: Draft) -> str:
-    time = "" if draft.seconds is None else f"about {max(1, round(draft.seconds / 60))} min of generation "
-    said = f"({draft.basis})" if draft.seconds is not None or not draft.basis.startswith("time") else draft.basis
+    time = "time unknown" if draft.seconds is None else f"about {max(1, round(draft.seconds / 60))} min of generation"
     each = draft.prompts // max(1, draft.cells)
-    return f"{draft.cells} builds x {each} prompts = {draft.prompts} prompts, {time}{said}"
+    return f"{draft.cells} builds x {each} prompts = {draft.prompts} prompts, {time} ({draft.basis})"
 
 
 # The text
@@ -352,7 +351,7 @@ def _either(names: list[str], defs: Mapping[str, object], model: str) -> dict[st
 
 def _constraints(keys: dict[str, typing.Any]) -> None:
     for name, field in Constraints.model_fields.items():
-        if field.annotation == (int | None):
+        if name != "min_tokens_per_second":
             keys[name]["anyOf"].append({"type": "string", "pattern": r"^[0-9.]+ ?[A-Za-z]+$"})
         choices = field.validation_alias
         for other in choices.choices if isinstance(choices, AliasChoices) else ():
@@ -390,7 +389,7 @@ def _without_titles(node: object) -> None:
 def key_notes(model: type) -> dict[str, str]:
     """What is written below each key of a model, and of those that it inherits from."""
     notes: dict[str, str] = {}
-    for owner in reversed([one for one in model.__mro__ if hasattr(one, "model_fields")]):
+    for owner in reversed([one for one in model.__mro__ if issubclass(one, BaseModel) and one is not BaseModel]):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
         except (OSError, TypeError):

@@ -17,12 +17,13 @@ from quantverdict.bundle.prompts import study_tasks
 from quantverdict.config import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoders import find_encoders
-from quantverdict.policy import Policy, load_policy
+from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
 from quantverdict.stages.ask import ask, make_builds
 from quantverdict.stages.decide import (
     decide,
+    decided_constraints,
     decided_policy,
     grade,
     refuse_changed_policy,
@@ -82,12 +83,17 @@ def plan(study: Study, earlier: Path | None = None, *, measure: bool = True, vie
     return forecast(study, tasks, known, measure=measure)
 
 
-def analyze(path: Path, policy: str | None = None) -> Path:
-    """Scores in, decision out: everything after grading, again."""
+def analyze(path: Path, policy: str | None = None, constraints: Constraints | None = None) -> Path:
+    """Scores in, decision out: everything after grading, again.
+
+    Args:
+        constraints: what is to change in those of the study; nothing is asked for it.
+    """
     with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv") as bundle:
         if policy is None:
             refuse_changed_policy(bundle)
-        settle(bundle, load_policy(policy) if policy else None)
+        held = None if constraints is None else decided_constraints(bundle, last=False).changed(constraints)
+        settle(bundle, load_policy(policy) if policy else None, held)
     return bundle.root
 
 
@@ -155,18 +161,18 @@ def judge(path: Path, name_or_file: str, *, view: LineProgress) -> list[dict[str
         return bundle.read_table("judges") if bundle.path("judges.csv").exists() else []
 
 
-def settle(bundle: Bundle, policy: Policy | None = None) -> None:
+def settle(bundle: Bundle, policy: Policy | None = None, constraints: Constraints | None = None) -> None:
     """From the scores that a bundle holds, or the matrix alone where it holds none, to the report."""
-    settle_tables(bundle, policy)
+    settle_tables(bundle, policy, constraints)
     render(bundle)
 
 
-def settle_tables(bundle: Bundle, policy: Policy | None = None) -> None:
+def settle_tables(bundle: Bundle, policy: Policy | None = None, constraints: Constraints | None = None) -> None:
     """From the scores to the decision."""
     samples = samples_of(bundle)
     if samples is not None:
         summarise(bundle, samples)
-    decide(bundle, policy, samples)
+    decide(bundle, policy, samples, constraints=constraints)
 
 
 def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
@@ -190,7 +196,7 @@ def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
     return bundle.root
 
 
-def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
+def analyze_matrix(matrix_file: Path, out: Path, policy: str, constraints: Constraints | None = None) -> Path:
     """A finished matrix in, decision out, by the rules on deltas alone.
 
     Raises:
@@ -205,7 +211,7 @@ def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
             raise BundleError(f"{out}: holds the run of a study; name another bundle")
         bundle.record(sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}])
         bundle.write_table(matrix_table(rows))
-        decide(bundle, rules)
+        decide(bundle, rules, constraints=constraints)
         render(bundle)
     return bundle.root
 
@@ -283,12 +289,21 @@ def read_gate(policy: str | None, build: str | None = None, study: Study | None 
     return asked
 
 
-def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = None, summary: Path | None = None) -> Gate:
+def gate(
+    path: Path,
+    asked: GatePolicy,
+    today: date,
+    *,
+    junit: Path | None = None,
+    summary: Path | None = None,
+    inconclusive: str = "skipped",
+) -> Gate:
     """A finished bundle through a gate; the bundle is not changed.
 
     Args:
         today: a waiver that expired before it does not hold.
         junit, summary: files to write; the summary is added to its file.
+        inconclusive: what JUnit counts as that: `skipped` or `failure`.
 
     Raises:
         StudyError: the gate's policy does not fit the bundle.
@@ -297,7 +312,7 @@ def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = Non
     from quantverdict.stages.gate import gate_bundle, write_reports
 
     found = gate_bundle(path, asked, today)
-    write_reports(found, junit, summary)
+    write_reports(found, junit, summary, inconclusive)
     return found
 
 
