@@ -115,12 +115,14 @@ def run(
     return open_bundle(done)
 
 
-def plan(
+def plan(  # noqa: PLR0913 - one argument an option
     study: PathLike | Study,
     bundle: PathLike | None = None,
     *,
     task_dir: PathLike | None = None,
     measure: bool = True,
+    context: int | None = None,
+    cache_type: str = "F16",
     progress: Progress | LineProgress | None = None,
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show, before it runs.
@@ -128,6 +130,8 @@ def plan(
     Args:
         bundle: an earlier run to take tokens, speed and differing pairs from.
         measure: time a short batch where there is no earlier run.
+        context: tokens of one sequence for which each build's memory is estimated; `collect.context` if not given.
+        cache_type: of the keys and values that it keeps then: `F16`, `Q8_0`, ...
 
     Returns:
         Counts, times in seconds, money, and what each metric could show; `.lines()` as the command prints it.
@@ -135,7 +139,8 @@ def plan(
     from quantverdict.stages.run import plan as plan_study
 
     earlier = None if bundle is None else Path(bundle)
-    return plan_study(_study(study, task_dir), earlier, measure=measure, view=_view(progress))
+    memory = (context, cache_type)
+    return plan_study(_study(study, task_dir), earlier, measure=measure, memory=memory, view=_view(progress))
 
 
 def analyze(

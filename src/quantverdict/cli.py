@@ -220,13 +220,15 @@ def run(study: Path, out: Path | None, *, task_dir: str | None, gating: Gating, 
 @click.option("--bundle", type=Existing, help="An earlier run to take tokens, speed and differing pairs from.")
 @click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
 @click.option("--measure/--no-measure", default=True, help="Time a short batch where there is no earlier run.")
+@click.option("--context", type=click.IntRange(1, 10_000_000), help="Estimate memory for so many tokens of context.")
+@click.option("--cache-type", default="F16", help="And for a KV cache of this type: F16, Q8_0, ...")
 @json_option
-def plan(study: Path, bundle: Path | None, task_dir: str | None, measure: bool, as_json: bool) -> None:
+def plan(study: Path, bundle: Path | None, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Say what a study would ask, take and be able to show."""
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
 
-    planned = api.plan(study, bundle, task_dir=task_dir, measure=measure, progress=progress_view())
+    planned = api.plan(study, bundle, progress=progress_view(), **how)
     show(planned.as_json(), planned.lines, as_json)
 
 

@@ -6,6 +6,7 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,17 +71,28 @@ def run(study: Study, out: Path | None = None, *, view: LineProgress) -> Path:
     return bundle.root
 
 
-def plan(study: Study, earlier: Path | None = None, *, measure: bool = True, view: LineProgress) -> StudyEstimate:
-    """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
+def plan(
+    study: Study,
+    earlier: Path | None = None,
+    *,
+    measure: bool = True,
+    memory: tuple[int | None, str] = (None, "F16"),
+    view: LineProgress,
+) -> StudyEstimate:
+    """What a study would ask, take and be able to show; nothing is built or asked but a short measurement.
+
+    Args:
+        memory: the tokens of context for which each build's is estimated (the study's, if None), and the cache's type.
+    """
     from quantverdict.planning.preflight import check_study
-    from quantverdict.stages.plan import forecast
+    from quantverdict.stages.plan import forecast, needs_of
 
     tasks = study_tasks(study)
     for note in check_study(study, tasks):
         view.say(note)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
-    return forecast(study, tasks, known, measure=measure)
+    return replace(forecast(study, tasks, known, measure=measure), memory=needs_of(study, *memory))
 
 
 def analyze(path: Path, policy: str | None = None, constraints: Constraints | None = None) -> Path:
