@@ -48,6 +48,7 @@ WHERE = {
     "examples": "quantverdict.cli:EXAMPLES",
     "exit codes": "quantverdict.cli:EXIT_CODES",
     "schema": "quantverdict.stages.init:study_schema",
+    "written key": "quantverdict.stages.init:written_key",
     "key notes": "quantverdict.stages.init:key_notes",
 }
 """Everything that is read of the code: module and name."""
@@ -158,7 +159,14 @@ def keys(root: type, elsewhere: frozenset[type] = frozenset()) -> str:
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
             if not field.exclude:
                 kind = ", ".join(part for part in (of_type(field.annotation, elsewhere), bounds(field)) if part)
-                rows.append((f"`{name}`", kind, default(field), readable(" ".join(notes.get(name, "").split()))))
+                rows.append(
+                    (
+                        f"`{code('written key')(name, field)}`",
+                        kind,
+                        default(field),
+                        readable(" ".join(notes.get(name, "").split())),
+                    )
+                )
         doc = readable(inspect.cleandoc(model.__doc__ or ""))
         at = ticked(places(model, root))
         doc += f"\n\nUnder {at}." if at else ""

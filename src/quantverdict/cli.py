@@ -117,7 +117,10 @@ EXAMPLES = {
     "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
     "run": ("run study.yaml --out bundle", "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml"),
     "ingest": ("ingest sources.yaml --out bundle",),
-    "analyze": ("analyze bundle --policy stricter.yaml", "analyze --matrix matrix.csv --policy tr125 --out bundle"),
+    "analyze": (
+        "analyze bundle --policy stricter.yaml --constraint max_file='4 GB'",
+        "analyze --matrix matrix.csv --policy tr125 --out bundle",
+    ),
     "judge": ("judge bundle --judge judge.yaml",),
     "label": ("label bundle --out sheet.csv --n 100", "label bundle --read sheet.csv"),
     "report": ("report bundle --profile study",),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel
+from pydantic.fields import FieldInfo
 
 from quantverdict.artifacts.discovery import Found, Group, LeftOut, discover, groups_of
 from quantverdict.bundle.files import write_whole
@@ -314,9 +315,10 @@ def study_schema() -> dict[str, typing.Any]:
     models: list[type[BaseModel]] = [Study, *_models_below(Study)]
     for model in models:
         place = found if model is Study else defs.get(model.__name__)
-        notes = key_notes(model)
-        for key, item in (place or {}).get("properties", {}).items():
-            item["description"] = " ".join(notes.get(key, "").split())
+        notes, keys = key_notes(model), (place or {}).get("properties", {})
+        for name, field in model.model_fields.items():
+            if (item := keys.get(written_key(name, field))) is not None:
+                item["description"] = " ".join(notes.get(name, "").split())
     _loosened(found, defs)
     _without_titles(found)
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A study of quantverdict", **found}
@@ -351,11 +353,17 @@ def _either(names: list[str], defs: Mapping[str, object], model: str) -> dict[st
 
 def _constraints(keys: dict[str, typing.Any]) -> None:
     for name, field in Constraints.model_fields.items():
+        key, choices = written_key(name, field), field.validation_alias
         if name != "min_tokens_per_second":
-            keys[name]["anyOf"].append({"type": "string", "pattern": r"^[0-9.]+ ?[A-Za-z]+$"})
-        choices = field.validation_alias
+            keys[key]["anyOf"].append({"type": "string", "pattern": r"^[0-9.]+ ?[A-Za-z]+$"})
         for other in choices.choices if isinstance(choices, AliasChoices) else ():
-            keys.setdefault(str(other), keys[name])
+            keys.setdefault(str(other), keys[key])
+
+
+def written_key(name: str, field: FieldInfo) -> str:
+    """A key as one writes it, where it may be called several names: the first of them."""
+    alias = field.validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
 
 
 def _models_below(root: type[BaseModel]) -> list[type[BaseModel]]:
