@@ -129,7 +129,7 @@ def test_a_waiver_lets_a_rejected_build_through_until_it_expires(bundle, tmp_pat
         ("builds: [tiny/Q9]", "no build tiny/Q9; expected one of tiny/FP16"),
         ("margins: {speed: 1}", "gate.yaml:1: margins.speed"),
         ("margins: {refusal_rate: null}", "margins: required refusal_rate"),
-        ("floor: {}", "unknown key; expected one of builds, policy, margins, floors, checks, waivers"),
+        ("floor: {}", "unknown key; expected one of builds, policy, margins, floors, constraints, checks, waivers"),
     ],
 )
 def test_a_gate_that_cannot_be_meant_is_one_line_and_exit_2(bundle, tmp_path, capsys, text, words):
