@@ -260,6 +260,10 @@ def test_the_reference_is_what_the_code_says(page):
     assert reference.written(text) == text, "give `make reference`"
 
 
+def test_the_schema_of_a_study_is_what_the_code_says():
+    assert text_of(reference.SCHEMA) == reference.schema(), "give `make reference`"
+
+
 def test_every_part_of_the_reference_is_on_a_page():
     shown = {part for page in PAGES for _, part, _ in reference.PART.findall(text_of(page))}
     assert shown == set(reference.PARTS)

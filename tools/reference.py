@@ -6,11 +6,10 @@ written here by the function of that name in `PARTS`. tests/test_docs.py fails w
 
 from __future__ import annotations
 
-import ast
 import inspect
+import json
 import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 DOCS = Path(__file__).parents[1] / "docs"
+SCHEMA = DOCS / "reference" / "study.schema.json"
+"""What the keys of a study may be, for editors; `quantverdict init --schema` writes the same."""
 PART = re.compile(r"(<!-- reference: ([a-z_]+) -->\n).*?(<!-- end of reference -->)", re.DOTALL)
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?(?P<indent>[ ]*)```(?P<kind>\w+)(?: title=\"(?P<file>[^\"]+)\")?\n"
@@ -47,6 +48,9 @@ WHERE = {
     "commands": "quantverdict.cli:commands",
     "examples": "quantverdict.reporting.formats:EXAMPLES",
     "exit codes": "quantverdict.reporting.formats:EXIT_CODES",
+    "schema": "quantverdict.stages.init:study_schema",
+    "written key": "quantverdict.stages.init:written_key",
+    "key notes": "quantverdict.stages.init:key_notes",
 }
 """Everything that is read of the code: module and name."""
 
@@ -71,17 +75,7 @@ def ticked(names: typing.Iterable[str]) -> str:
 
 def key_notes(model: type) -> Mapping[str, str]:
     """What is written below each key of a model, and of those that it inherits from."""
-    notes: dict[str, str] = {}
-    for owner in reversed([one for one in model.__mro__ if hasattr(one, "model_fields")]):
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-        except (OSError, TypeError):
-            continue
-        for node, after in zip(body, [*body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                notes[node.target.id] = inspect.cleandoc(str(after.value.value)) if said else ""  # type: ignore[union-attr]
-    return notes
+    return code("key notes")(model)
 
 
 def of_type(hint: Any, elsewhere: frozenset[type]) -> str:
@@ -179,7 +173,14 @@ def keys(root: type, elsewhere: frozenset[type] = frozenset()) -> str:
             if not field.exclude:
                 named = names_of(field.metadata) or of_type(field.annotation, elsewhere)
                 kind = ", ".join(part for part in (named, bounds(field)) if part)
-                rows.append((f"`{name}`", kind, default(field), readable(" ".join(notes.get(name, "").split()))))
+                rows.append(
+                    (
+                        f"`{code('written key')(name, field)}`",
+                        kind,
+                        default(field),
+                        readable(" ".join(notes.get(name, "").split())),
+                    )
+                )
         doc = readable(inspect.cleandoc(model.__doc__ or ""))
         at = ticked(places(model, root))
         doc += f"\n\nUnder {at}." if at else ""
@@ -422,11 +423,16 @@ def written(page: str) -> str:
     return PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", page)
 
 
+def schema() -> str:
+    return json.dumps(code("schema")(), indent=1, ensure_ascii=False) + "\n"
+
+
 def main(arguments: list[str]) -> int:
     stale = []
-    for path in sorted(DOCS.rglob("*.md")):
-        page = path.read_text(encoding="utf-8")
-        if (new := written(page)) != page:
+    parts = {path: written(path.read_text(encoding="utf-8")) for path in sorted(DOCS.rglob("*.md"))}
+    parts[SCHEMA] = schema()
+    for path, new in parts.items():
+        if not path.exists() or new != path.read_text(encoding="utf-8"):
             stale.append(path.relative_to(DOCS.parent).as_posix())
             if "--check" not in arguments:
                 path.write_text(new, encoding="utf-8")

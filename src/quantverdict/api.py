@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from quantverdict.errors import BundleError, DataError
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from quantverdict.artifacts.lineage import Lineage
     from quantverdict.config import Study
     from quantverdict.planning.estimate import StudyEstimate
+    from quantverdict.policy import Constraints
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
+    from quantverdict.stages.init import Draft
     from quantverdict.stages.label import LoadedSheet
     from quantverdict.stages.view import BundleView
 
@@ -55,6 +57,38 @@ def load_study(study: PathLike, *, task_dir: PathLike | None = None) -> Study:
 
     read = load(Path(study))
     return read if task_dir is None else read.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
+
+
+def init(
+    models: PathLike | Sequence[PathLike],
+    out: PathLike = "study.yaml",
+    *,
+    force: bool = False,
+    schema: bool = False,
+    measure: bool = True,
+    progress: Progress | LineProgress | None = None,
+) -> Draft:
+    """Write a commented study of models: their builds, the baseline and why it is one, and what it will take.
+
+    Args:
+        models: GGUF files, folders of them, checkpoints, `owner/name` of the hub, `ollama:TAG`; one or several.
+        out: the study to write.
+        force: write over a file that is there.
+        schema: write `study.schema.json` beside it too, for editors.
+        measure: time a short batch of the baseline, where it is on this machine.
+
+    Returns:
+        The builds by base model, what was left out and why, prompts and time; `.lines()` as the command prints it.
+
+    Raises:
+        ArtifactError: a model cannot be read, or there is nothing to compare it with.
+        BundleError: `out` is there already.
+    """
+    from quantverdict.stages.init import write_study
+
+    places = [models] if isinstance(models, str | os.PathLike) else list(models)
+    options = {"force": force, "schema": schema, "measure": measure}
+    return write_study([os.fspath(one) for one in places], Path(out), **options, view=_view(progress))
 
 
 def run(  # noqa: PLR0913 - one argument an option
@@ -97,12 +131,14 @@ def run(  # noqa: PLR0913 - one argument an option
     return open_bundle(done)
 
 
-def plan(
+def plan(  # noqa: PLR0913 - one argument an option
     study: PathLike | Study,
     bundle: PathLike | None = None,
     *,
     task_dir: PathLike | None = None,
     measure: bool = True,
+    context: int | None = None,
+    cache_type: str = "F16",
     progress: Progress | LineProgress | None = None,
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show, before it runs.
@@ -110,6 +146,8 @@ def plan(
     Args:
         bundle: an earlier run to take tokens, speed and differing pairs from.
         measure: time a short batch where there is no earlier run.
+        context: tokens of one sequence for which each build's memory is estimated; `collect.context` if not given.
+        cache_type: of the keys and values that it keeps then: `F16`, `Q8_0`, ...
 
     Returns:
         Counts, times in seconds, money, and what each metric could show; `.lines()` as the command prints it.
@@ -117,46 +155,57 @@ def plan(
     from quantverdict.stages.run import plan as plan_study
 
     earlier = None if bundle is None else Path(bundle)
-    return plan_study(_study(study, task_dir), earlier, measure=measure, view=_view(progress))
+    memory = (context, cache_type)
+    return plan_study(_study(study, task_dir), earlier, measure=measure, memory=memory, view=_view(progress))
 
 
 def analyze(
-    source: PathLike | BundleView | Frame, *, policy: str | None = None, out: PathLike | None = None
+    source: PathLike | BundleView | Frame,
+    *,
+    policy: str | None = None,
+    constraints: Mapping[str, object] | None = None,
+    out: PathLike | None = None,
 ) -> BundleView:
     """Decide from stored scores, or from a finished matrix.
 
     Args:
         source: a bundle; or a matrix, as a CSV file or as a data frame with the columns of `matrix.csv`.
         policy: by name, or its YAML file; a bundle's own, and `quantverdict` for a matrix, if not given.
+        constraints: what to change in those of the study: `{"max_file": "2 GB"}`; None takes one out.
         out: with a matrix: the bundle to write; a temporary one, which goes with the value returned, if not given.
 
     Raises:
         BundleError: a bundle was changed since it was finished, or `out` holds something else.
         DataError: the matrix, by file, line and column.
+        StudyError: a constraint that there is not, or no size or speed.
     """
+    from quantverdict.policy import constraints_of
     from quantverdict.stages.run import analyze as analyze_bundle
 
+    held = None if constraints is None else constraints_of(constraints)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.is_dir():
-            return _analyze_matrix(path, policy, out)
+            return _analyze_matrix(path, policy, held, out)
         if out is not None:
             raise BundleError(f"{path}: a bundle is decided anew in place; out is for a matrix")
-        return open_bundle(analyze_bundle(path, policy))
+        return open_bundle(analyze_bundle(path, policy, held))
     with tempfile.TemporaryDirectory(prefix="quantverdict-") as folder:
         matrix = Path(folder) / "matrix.csv"
         _write_matrix(source, matrix)
-        return _analyze_matrix(matrix, policy, out)
+        return _analyze_matrix(matrix, policy, held, out)
 
 
-def _analyze_matrix(matrix: Path, policy: str | None, out: PathLike | None) -> BundleView:
+def _analyze_matrix(
+    matrix: Path, policy: str | None, constraints: Constraints | None, out: PathLike | None
+) -> BundleView:
     from quantverdict.stages.run import analyze_matrix
 
     if out is not None:
-        return open_bundle(analyze_matrix(matrix, Path(out), policy or "quantverdict"))
+        return open_bundle(analyze_matrix(matrix, Path(out), policy or "quantverdict", constraints))
     with ExitStack() as undo:
         folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="quantverdict-"))
-        found = open_bundle(analyze_matrix(matrix, Path(folder) / "matrix", policy or "quantverdict"))
+        found = open_bundle(analyze_matrix(matrix, Path(folder) / "matrix", policy or "quantverdict", constraints))
         weakref.finalize(found, undo.pop_all().close)
     return found
 
@@ -257,22 +306,26 @@ def load_gate(
     return read_gate(policy, build, None if study is None else _study(study))
 
 
-def gate(
+def gate(  # noqa: PLR0913 - one argument an option
     bundle: PathLike,
     policy: str | GatePolicy | None = None,
     *,
     build: str | None = None,
+    constraints: Mapping[str, object] | None = None,
     today: date | None = None,
     junit: PathLike | None = None,
     summary: PathLike | None = None,
+    inconclusive: Literal["skipped", "failure"] = "skipped",
 ) -> Gate:
     """Whether the builds of a finished bundle may ship; the bundle is not changed.
 
     Args:
         policy: of the gate: margins, floors, waivers; a YAML file, or a policy by name.
         build: gate this build alone, `MODEL/QUANT`.
+        constraints: what to change in those of the gate's policy and of the study: `{"max_file": "2 GB"}`.
         today: a waiver that expired before it does not hold; today in UTC if not given.
         junit, summary: files to write; the Markdown summary is added to its file.
+        inconclusive: what JUnit counts a verdict as that cannot be told, or was not measured. The exit code stays.
 
     Returns:
         The verdicts; `exit_code` 0 accepted, 3 rejected, 4 not measured, 5 not resolvable.
@@ -281,11 +334,15 @@ def gate(
         StudyError: the gate's policy does not fit the bundle.
         BundleError: the bundle is not finished, or was changed since.
     """
+    from quantverdict.policy import constraints_of
     from quantverdict.stages.run import gate as gate_bundle
 
     asked = load_gate(policy, build) if policy is None or isinstance(policy, str) else policy
-    reports = {name: None if path is None else Path(path) for name, path in (("junit", junit), ("summary", summary))}
-    return gate_bundle(Path(bundle), asked, today or datetime.now(UTC).date(), **reports)
+    if constraints is not None:
+        asked = asked.model_copy(update={"constraints": asked.constraints.changed(constraints_of(constraints))})
+    files = [None if path is None else Path(path) for path in (junit, summary)]
+    day = today or datetime.now(UTC).date()
+    return gate_bundle(Path(bundle), asked, day, junit=files[0], summary=files[1], inconclusive=inconclusive)
 
 
 def diff(one: PathLike, two: PathLike) -> BundleDiff:

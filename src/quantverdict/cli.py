@@ -46,6 +46,28 @@ gate_reports = (
     click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
     click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
     click.option("--summary", type=Existing, help="Append a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
+    click.option(
+        "--inconclusive",
+        type=click.Choice(["skipped", "failure"]),
+        default="skipped",
+        help="How JUnit counts a verdict that cannot be told or was not measured. The exit code stays.",
+    ),
+)
+
+
+def read_constraints(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> object:
+    """Constraints as the API takes them."""
+    from quantverdict.policy import read_constraints as read
+
+    return read(given) if given else None
+
+
+constraint_option = click.option(
+    "--constraint",
+    "constraints",
+    multiple=True,
+    callback=read_constraints,
+    help="NAME=VALUE, in place of the study's: max_file='2 GB', max_memory, min_tokens_per_second, max_ttft_ms.",
 )
 gate_options = (
     click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
@@ -63,6 +85,8 @@ class GateOptions:
     build: str | None
     junit: Path | None
     summary: Path | None
+    inconclusive: str = "skipped"
+    constraints: dict[str, object] | None = None
 
     def read(self, study: Study | None = None) -> None:
         """Refuse a gate that cannot be asked, before anything runs; `study` is what will run."""
@@ -70,8 +94,8 @@ class GateOptions:
 
         if self.wanted:
             api.load_gate(self.gate_policy, self.build, study=study)
-        elif any((self.gate_policy, self.build, self.junit, self.summary)):
-            raise click.UsageError("--gate-policy, --build, --junit and --summary go with --gate")
+        elif any((self.gate_policy, self.build, self.junit, self.summary, self.inconclusive != "skipped")):
+            raise click.UsageError("--gate-policy, --build, --junit, --summary and --inconclusive go with --gate")
 
 
 def gated(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,7 +103,7 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
-        gating = GateOptions(*(options.pop(name) for name in GateOptions.__slots__))
+        gating = GateOptions(*(options.pop(name) for name in GateOptions.__slots__ if name != "constraints"))
         command(**options, gating=gating)
 
     for option in reversed(gate_options):
@@ -123,6 +147,22 @@ def commands() -> None:
 
 
 @commands.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--out", type=Existing, default=Path("study.yaml"), help="The study to write.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--schema", is_flag=True, help="Write study.schema.json beside it too: an editor then knows every key.")
+@click.option("--measure/--no-measure", default=True, help="Time a short batch of the baseline.")
+@json_option
+def init(models: tuple[str, ...], out: Path, *, force: bool, schema: bool, measure: bool, as_json: bool) -> None:
+    """Write a commented study of MODELS: files, folders, owner/name of the hub, ollama:TAG."""
+    from quantverdict import api
+    from quantverdict.reporting.terminal import progress_view
+
+    draft = api.init(models, out, force=force, schema=schema, measure=measure, progress=progress_view())
+    show(draft.as_json(), draft.lines, as_json)
+
+
+@commands.command()
 @click.argument("study", type=Existing)
 @click.option("--out", type=Existing, help="The bundle to write or to resume. Default: bundles/STUDY.")
 @click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
@@ -149,13 +189,15 @@ def run(
 @click.option("--bundle", type=Existing, help="An earlier run to take tokens, speed and differing pairs from.")
 @click.option("--task-dir", help="The folder of the study's task files, in place of its own task_dir.")
 @click.option("--measure/--no-measure", default=True, help="Time a short batch where there is no earlier run.")
+@click.option("--context", type=click.IntRange(1, 10_000_000), help="Estimate memory for so many tokens of context.")
+@click.option("--cache-type", default="F16", help="And for a KV cache of this type: F16, Q8_0, ...")
 @json_option
-def plan(study: Path, bundle: Path | None, task_dir: str | None, measure: bool, as_json: bool) -> None:
+def plan(study: Path, bundle: Path | None, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Say what a study would ask, take and be able to show."""
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
 
-    planned = api.plan(study, bundle, task_dir=task_dir, measure=measure, progress=progress_view())
+    planned = api.plan(study, bundle, progress=progress_view(), **how)
     show(planned.as_json(), planned.lines, as_json)
 
 
@@ -182,6 +224,7 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV), in place of a bundle.")
 @click.option("--out", type=Existing, help="With --matrix: the bundle to write.")
 @click.option("--policy", help="A policy by name, or its YAML file. Default: the bundle's own.")
+@constraint_option
 @gated
 @json_option
 def analyze(
@@ -189,9 +232,9 @@ def analyze(
     matrix: Path | None,
     out: Path | None,
     *,
-    policy: str | None,
     gating: GateOptions,
     as_json: bool,
+    **how: Any,  # noqa: ANN401
 ) -> None:
     """Decide again from stored scores, or from a finished matrix."""
     from quantverdict import api
@@ -199,7 +242,7 @@ def analyze(
     if (bundle is None) == (matrix is None) or (matrix is not None and out is None):
         raise click.UsageError("give a BUNDLE, or --matrix FILE with --out BUNDLE")
     gating.read()
-    done = api.analyze(matrix or api.open_bundle(bundle or ""), policy=policy, out=out if matrix else None)
+    done = api.analyze(matrix or api.open_bundle(bundle or ""), out=out if matrix else None, **how)
     show_decision(done.path, as_json, gating)
 
 
@@ -237,20 +280,13 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
 @click.argument("bundle", type=Existing)
 @click.option("--policy", help="The gate's policy (YAML): builds, margins, floors, waivers; or a policy by name.")
 @click.option("--verify", "verified", is_flag=True, help="First recompute every hash, table and claim, as verify does.")
+@constraint_option
 @gate_reports[0]
 @gate_reports[1]
 @gate_reports[2]
+@gate_reports[3]
 @json_option
-def gate(  # noqa: PLR0913 - one argument an option
-    bundle: Path,
-    policy: str | None,
-    build: str | None,
-    *,
-    verified: bool,
-    junit: Path | None,
-    summary: Path | None,
-    as_json: bool,
-) -> None:
+def gate(bundle: Path, policy: str | None, *, verified: bool, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Turn a decision into an exit code.
 
     0 accepted, 3 rejected, 4 not measured, 5 not resolvable; the worst of the gated builds counts, in the order 3, 4,
@@ -260,7 +296,7 @@ def gate(  # noqa: PLR0913 - one argument an option
 
     if verified:
         require_verified(bundle, as_json)
-    found = through_gate(bundle, GateOptions(True, policy, build, junit, summary))
+    found = through_gate(bundle, GateOptions(wanted=True, gate_policy=policy, **how))
     show(gate_json(found), lambda: gate_lines(found), as_json)
     raise click.exceptions.Exit(found.exit_code)
 
@@ -478,7 +514,8 @@ def through_gate(bundle: Path, gating: GateOptions) -> Gate:
     """The verdicts on a bundle; JUnit and summary are written."""
     from quantverdict import api
 
-    return api.gate(bundle, gating.gate_policy, build=gating.build, junit=gating.junit, summary=gating.summary)
+    asked = {name: getattr(gating, name) for name in ("build", "junit", "summary", "inconclusive", "constraints")}
+    return api.gate(bundle, gating.gate_policy, **asked)
 
 
 def execute(arguments: list[str]) -> int:

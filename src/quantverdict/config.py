@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from quantverdict.errors import PluginError, StudyError, did_you_mean, one_of
-from quantverdict.policy import FrozenModel, Name, Policy, as_policy
+from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import Metric, RubricSpec
 from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, NameCheck, adopt, backends
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
@@ -34,8 +33,6 @@ BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda ca
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of every random generator that a study meets: llama.cpp's has 32 bits."""
-Limit = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-"""A number above 0 that can be measured."""
 MOST_TOKENS = 10_000_000
 """Of anything: ten times the longest context that a model has."""
 
@@ -203,7 +200,7 @@ class DecodingConfig(FrozenModel):
     """Of an answer, at most; a task may set its own."""
     temperature: float = Field(default=0.0, ge=0, le=10)
     """0 is greedy; the embedded engines take nothing else, servers and Ollama do."""
-    seeds: int = Field(default=1, ge=1, le=100)
+    seeds: int = Field(default=1, ge=1, le=100, exclude_if=lambda seeds: seeds == 1)
     """Answers to each prompt, drawn by as many seeds; a prompt and its answers are one cluster. Needs a temperature."""
 
     @model_validator(mode="after")
@@ -431,32 +428,6 @@ class Waiver(FrozenModel):
     """What said that they differ."""
     reason: str = Field(min_length=1)
     """Shown wherever the build is."""
-
-
-_UNITS = {f"{prefix}{unit}": base**power for unit, base in (("B", 1000), ("iB", 1024)) for power, prefix in
-          enumerate("KMGT", start=1)} | {"B": 1}  # fmt: skip
-
-
-def _size(value: object) -> object:
-    """`2 GB`, `120 MiB` in bytes; a number is one already."""
-    if not isinstance(value, str):
-        return value
-    units = {unit.upper(): factor for unit, factor in _UNITS.items()}
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3})", value.strip(), re.ASCII)
-    if found is None or found[2].upper() not in units:
-        raise InvalidValueError("is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
-    return int(Fraction(found[1]) * units[found[2].upper()])
-
-
-class Constraints(FrozenModel):
-    """What the build to ship must satisfy besides a decision that does not reject it."""
-
-    max_file_bytes: Annotated[int | None, BeforeValidator(_size)] = Field(
-        default=None, gt=0, lt=2**63, validation_alias=AliasChoices("max_file_bytes", "max_file_size")
-    )
-    """Of its file, as `2 GB` or `120 MiB` too; `max_file_size` is the same key."""
-    min_tokens_per_second: Limit | None = None
-    """As measured in the run."""
 
 
 class Study(FrozenModel):

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from quantverdict.errors import StudyError
+from quantverdict.records import Row
 from quantverdict.registry import METRICS, NameCheck, built_in_margins, gated, one_of, ruled
-from quantverdict.yaml_file import InvalidValueError, load_yaml
+from quantverdict.yaml_file import InvalidValueError, explained, load_yaml
 
 _NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?)")
 """A decimal or a fraction; a longer exponent would ask for more memory than there is."""
@@ -236,3 +246,189 @@ def load_policy(name_or_file: str) -> Policy:
         expected = f"{one_of(name_or_file, POLICIES)}, or a YAML file"
         raise StudyError(f"no policy {name_or_file}", field="policy", expected=expected)
     return load_yaml(path, Policy)
+
+
+# Constraints: what the build to ship must satisfy besides a decision.
+
+Limit = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+"""A number above 0 that can be measured."""
+_SIZES = {f"{prefix}{unit}": base**power for unit, base in (("B", 1000), ("IB", 1024)) for power, prefix in
+          enumerate("KMGT", start=1)} | {"B": 1}  # fmt: skip
+_TIMES = {"MS": 1, "S": 1000}
+
+
+def _with_unit(units: Mapping[str, int], problem: str, expected: str) -> Callable[[object], object]:
+    """Reads a number with its unit as that of the smallest; a number alone is one already."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3})", value.strip(), re.ASCII)
+        if found is None or found[2].upper() not in units:
+            raise InvalidValueError(problem, expected)
+        return Fraction(found[1]) * units[found[2].upper()]
+
+    return read
+
+
+_size_of = _with_unit(_SIZES, "is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
+_time_of = _with_unit(_TIMES, "is no time", "milliseconds, or a number and a unit: 500, 500 ms, 1.5 s")
+
+
+def _whole(value: object) -> object:
+    found = _size_of(value)
+    return int(found) if isinstance(found, Fraction) else found
+
+
+def _decimal(value: object) -> object:
+    found = _time_of(value)
+    return float(found) if isinstance(found, Fraction) else found
+
+
+Bytes = Annotated[Annotated[int, Field(gt=0, lt=2**63)] | None, BeforeValidator(_whole)]
+
+
+def _unset(value: object) -> bool:
+    return value is None
+
+
+class Held(NamedTuple):
+    """How a build stands to a constraint: whether it meets it, None where that was not measured; and the reason."""
+
+    key: str
+    met: bool | None
+    reason: str
+
+
+class Constraints(FrozenModel):
+    """What the build to ship must satisfy besides a decision that does not reject it.
+
+    They can be changed after a run: `analyze` and `gate` decide anew from what was measured.
+    """
+
+    max_file_bytes: Bytes = Field(
+        default=None, validation_alias=AliasChoices("max_file", "max_file_bytes", "max_file_size")
+    )
+    """Of its file: bytes, or `2 GB`, `120 MiB`. Also `max_file_bytes` and `max_file_size`."""
+    max_memory_bytes: Bytes = Field(
+        default=None, validation_alias=AliasChoices("max_memory", "max_memory_bytes"), exclude_if=_unset
+    )
+    """The most memory that it held in the run, as `6 GB` too; `plan` says what each build will need. Also
+    `max_memory_bytes`."""
+    min_tokens_per_second: Limit | None = None
+    """As measured in the run."""
+    max_ttft_ms: Annotated[Limit | None, BeforeValidator(_decimal)] = Field(default=None, exclude_if=_unset)
+    """Time to the first token as measured in the run: milliseconds, or `500 ms`, `1.5 s`."""
+
+    def held(self, row: Row | None) -> tuple[Held, ...]:
+        """How a build stands to each constraint that is given; one that was not measured is not met.
+
+        Args:
+            row: of the matrix; None where the build has none.
+        """
+        given = ((limit, self.limit_of(limit)) for limit in LIMITS)
+        return tuple(_held(limit, most, row) for limit, most in given if most is not None)
+
+    def limit_of(self, limit: Limited) -> Fraction | None:
+        """What a constraint asks, exactly; None where it is not given."""
+        asked = {
+            "max_file": self.max_file_bytes, "max_memory": self.max_memory_bytes,
+            "min_tokens_per_second": self.min_tokens_per_second, "max_ttft_ms": self.max_ttft_ms,
+        }[limit.key]  # fmt: skip
+        return None if asked is None else Fraction(str(asked))
+
+    def changed(self, by: Constraints | None) -> Constraints:
+        """These with those that another one states; what that states as null is taken out."""
+        return self if by is None else self.model_copy(update={key: getattr(by, key) for key in by.model_fields_set})
+
+
+class Limited(NamedTuple):
+    """A constraint: its key, the metric that it limits, which way, and how it is said."""
+
+    key: str
+    metric: str
+    at_most: bool
+    missing: str
+    said: str
+    asked: str
+
+
+LIMITS = (
+    Limited("max_file", "file_bytes", True, "file size was not measured", "{:.0f} bytes", "{:.0f}"),
+    Limited(
+        "max_memory", "peak_memory_bytes", True, "peak memory was not measured", "{:.0f} bytes of memory", "{:.0f}"
+    ),
+    Limited(
+        "min_tokens_per_second",
+        "tokens_per_second",
+        False,
+        "tokens per second were not measured",
+        "{:.1f} tokens/s",
+        "{:g}",
+    ),
+    Limited(
+        "max_ttft_ms",
+        "ttft_ms",
+        True,
+        "time to the first token was not measured",
+        "{:.1f} ms to the first token",
+        "{:g}",
+    ),
+)
+
+
+def _held(limit: Limited, asked: Fraction, row: Row | None) -> Held:
+    value = None if row is None else row.value(limit.metric)
+    if value is None:
+        return Held(limit.key, None, limit.missing)
+    met = value <= asked if limit.at_most else value >= asked
+    said, bound = limit.said.format(float(value)), limit.asked.format(float(asked))
+    if met:
+        return Held(limit.key, True, f"{said}, {'at most' if limit.at_most else 'at least'} {bound} as is asked")
+    return Held(limit.key, False, f"{said}, {'over' if limit.at_most else 'under'} {bound}")
+
+
+def read_constraints(given: Sequence[str]) -> dict[str, object]:
+    """Constraints as a command line gives them: `max_file=2 GB`; `max_file=null` takes one out.
+
+    Raises:
+        StudyError: one is not of that form.
+    """
+    values: dict[str, object] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            expected = f"NAME=VALUE, such as {LIMITS[0].key}=2 GB"
+            raise StudyError(f"{text!r:.60} is no constraint", field="--constraint", expected=expected)
+        values[key.strip()] = _plain(value.strip())
+    return values
+
+
+def constraints_of(values: Mapping[str, object]) -> Constraints:
+    """Constraints by name.
+
+    Raises:
+        StudyError: naming the first that is wrong.
+    """
+    try:
+        return Constraints.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            expected = one_of(key, [limit.key for limit in LIMITS])
+            raise StudyError(f"no constraint {key!r:.60}", field="constraints", expected=expected) from error
+        problem, expected = explained(first)
+        raise StudyError(problem, field=f"constraints.{key}", expected=expected) from error
+
+
+def _plain(text: str) -> object:
+    """A value as YAML would read it: a whole number, a decimal, nothing, or text."""
+    if text in ("null", "none", "~", ""):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution, distributions
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from quantverdict.config import Source
 from quantverdict.errors import ArtifactError, QuantverdictError, os_reason
@@ -275,12 +275,7 @@ def _ollama_layer(manifest: Path, store: Path) -> Path:
 
 def _from_hub(source: Source) -> Path:
     """One file of a hub repository, or without a file name the whole repository, in the hub client's own cache."""
-    try:
-        hub = importlib.import_module("huggingface_hub")
-        failures = _hub_failures(hub)
-    except ImportError as error:
-        raise QuantverdictError(f"{source} needs the hub's client; pip install 'quantverdict[hub]'") from error
-    try:
+    with _hub_client(source) as hub:
         if source.file is None:
             patterns = list(_OTHER_FORMATS)
             return Path(hub.snapshot_download(source.hub, revision=source.revision, ignore_patterns=patterns))
@@ -289,6 +284,46 @@ def _from_hub(source: Source) -> Path:
             files = hub.list_repo_files(source.hub, revision=source.revision)
             name = str(_only([Path(item) for item in files if PurePosixPath(item).match(name)], str(source)).as_posix())
         return Path(hub.hf_hub_download(source.hub, name, revision=source.revision))
+
+
+class HubListing(NamedTuple):
+    """What the hub says of a repository: the commit, each file with its size, weights and architecture if known."""
+
+    revision: str
+    files: Mapping[str, int | None]
+    n_params: int | None
+    family: str
+
+
+def hub_listing(source: Source) -> HubListing:
+    """The files of a hub repository; none of them is fetched.
+
+    Raises:
+        ArtifactError: there is no such repository, or no network.
+        QuantverdictError: the hub's client is not installed.
+    """
+    with _hub_client(source) as hub:
+        info = hub.HfApi().model_info(source.hub, revision=source.revision, files_metadata=True)
+    said = info.gguf if isinstance(info.gguf, dict) else {}
+    total = said.get("total") or (info.safetensors.total if info.safetensors else None)
+    return HubListing(
+        revision=str(info.sha),
+        files={one.rfilename: one.size for one in info.siblings or ()},
+        n_params=total if isinstance(total, int) and total > 0 else None,
+        family=str(said.get("architecture") or (info.config or {}).get("model_type") or ""),
+    )
+
+
+@contextmanager
+def _hub_client(source: Source) -> Iterator[ModuleType]:
+    """The hub's client; what it raises for a wrong name or no network is one line."""
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        failures = _hub_failures(hub)
+    except ImportError as error:
+        raise QuantverdictError(f"{source} needs the hub's client; pip install 'quantverdict[hub]'") from error
+    try:
+        yield hub
     except failures as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         expected = "a repository, revision and file that exist, and a network"

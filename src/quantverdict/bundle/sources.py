@@ -12,9 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from quantverdict.config import Constraints, Limit, Seed, StatisticsConfig
+from quantverdict.config import Seed, StatisticsConfig
 from quantverdict.errors import StudyError, did_you_mean
-from quantverdict.policy import Exact, FrozenModel, Name, Policy, as_policy
+from quantverdict.policy import Constraints, Exact, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import UNCLEAR, CellId, Row
 from quantverdict.registry import IMPORTERS, METRICS, NameCheck, judge_labels, known_among, one_of
 from quantverdict.yaml_file import load_yaml

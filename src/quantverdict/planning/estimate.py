@@ -13,6 +13,7 @@ from quantverdict.backends.base import Backend, Decoding
 from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Model, Study
+from quantverdict.planning.memory import Needs
 from quantverdict.planning.power import ASSUMED_DISCORDANCE, ASSUMED_RATE, BuildPower, PilotStats
 from quantverdict.records import Completion, Response
 from quantverdict.registry import BACKENDS
@@ -131,6 +132,7 @@ class StudyEstimate:
         seconds: of generation over all cells, None where no speed is known.
         disk_bytes: of the builds that are still to be made, and of the bundle.
         scoring: what judges, encoders and probes take besides.
+        memory: what each build will hold, as far as its header says.
     """
 
     cells: int
@@ -144,9 +146,15 @@ class StudyEstimate:
     detectable: DetectableDifferences
     prospects: BuildPower
     scoring: tuple[Cost, ...] = ()
+    memory: Needs | None = None
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        """In plain values."""
+        message = asdict(self)
+        for name, one in () if self.memory is None else self.memory.builds.items():
+            if one is not None:
+                message["memory"]["builds"][name]["total"] = one.total
+        return message
 
     def lines(self) -> list[str]:
         """The estimate as a person reads it."""
@@ -162,7 +170,17 @@ class StudyEstimate:
             f"{'task':26}{'prompts':>8}{'tokens an answer':>18}{'limit':>7}",
         ]
         tasks = [f"{t.task:26}{t.prompts:>8}{t.output_tokens:>18.0f}{t.max_new_tokens:>7}" for t in self.tasks]
-        return [*head, *tasks, "", *self.detectable.lines(), "", *self.prospects.lines()]
+        needs = [] if self.memory is None else self.memory.lines()
+        return [
+            *head,
+            *tasks,
+            *([""] if needs else []),
+            *needs,
+            "",
+            *self.detectable.lines(),
+            "",
+            *self.prospects.lines(),
+        ]
 
 
 def _row(found: DetectableDifference) -> str:

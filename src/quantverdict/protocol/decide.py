@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantverdict.config import Constraints, StatisticsConfig
+from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table, paired_draws
 from quantverdict.matrix.format_alerts import FormatAlert, alerts, alerts_table
@@ -15,7 +15,7 @@ from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_tabl
 from quantverdict.matrix.paired import ComparisonRules, comparisons, with_intervals
 from quantverdict.matrix.shared import unpaired, with_shared
 from quantverdict.matrix.signals import POLICY_METRICS, Signals, TierOf, all_signals, tiers, tiers_table
-from quantverdict.policy import Policy
+from quantverdict.policy import Constraints, Policy
 from quantverdict.protocol.actions import (
     CONFIGURED,
     RowAction,

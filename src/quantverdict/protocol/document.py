@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantverdict.config import Constraints
 from quantverdict.errors import BundleError
 from quantverdict.matrix.columns import beyond_bounds
 from quantverdict.matrix.deltas import Delta
@@ -17,7 +16,7 @@ from quantverdict.matrix.grid import Grids
 from quantverdict.matrix.headroom import Choices
 from quantverdict.matrix.noise import ALL, Noise
 from quantverdict.matrix.signals import TierOf
-from quantverdict.policy import Policy
+from quantverdict.policy import Constraints, Policy
 from quantverdict.protocol.formats import ConservativeFloor, DecidedRow, FormatRole, against_floor, is_gguf
 from quantverdict.protocol.outcomes import ComparisonOutcome as OutcomeOf
 from quantverdict.protocol.selection import ModelChoice

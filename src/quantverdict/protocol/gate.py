@@ -17,7 +17,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from quantverdict.errors import ExitCode, PluginError, StudyError
 from quantverdict.matrix.columns import METRICS, baselines
 from quantverdict.matrix.signals import Signals, all_signals
-from quantverdict.policy import Exact, FrozenModel, GatedMetric, Margin, Policy, as_policy, with_defaults
+from quantverdict.policy import (
+    LIMITS,
+    Constraints,
+    Exact,
+    FrozenModel,
+    GatedMetric,
+    Margin,
+    Policy,
+    as_policy,
+    with_defaults,
+)
 from quantverdict.protocol.actions import PASSES
 from quantverdict.records import CellId, Estimate, Matrix, Row
 from quantverdict.registry import GATE_RULES, NameCheck, load, one_of, shares
@@ -27,6 +37,7 @@ from quantverdict.yaml_file import explained
 
 DECISION = "decision"
 """Stands for a metric where a build as a whole is decided on: it did not run, or thresholds on deltas decided."""
+_LIMITED = tuple(limit.key for limit in LIMITS)
 CellName = Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
 """BASE_MODEL/QUANT."""
 
@@ -55,8 +66,8 @@ class GateWaiver(FrozenModel):
 
     cell: CellName
     """BASE_MODEL/QUANT."""
-    metric: Annotated[str, AfterValidator(NameCheck(lambda: (*shares(), DECISION, *GATE_RULES)))]
-    """A gated metric, one of the gate's `checks`, or `decision`."""
+    metric: Annotated[str, AfterValidator(NameCheck(lambda: (*shares(), DECISION, *GATE_RULES, *_LIMITED)))]
+    """A gated metric, one of the gate's `checks`, a constraint such as `max_file`, or `decision`."""
     reason: str = Field(min_length=1)
     """Shown wherever the verdict is."""
     expires: Annotated[date, BeforeValidator(_day)]
@@ -77,6 +88,8 @@ class GatePolicy(FrozenModel):
     """Tolerated losses in pp, in place of those of the policy; null takes one out."""
     floors: Mapping[Share, Percent] = {}
     """What a baseline must reach, in percent, or may not exceed where less is better: two arms can be equally bad."""
+    constraints: Constraints = Constraints()
+    """Sizes and speeds of every gated build, in place of those of the study; null takes one out."""
     checks: Mapping[Rule, Mapping[str, object]] = {}
     """What a plugin's gate rules ask of every build, by the rule's name, with its options."""
     waivers: tuple[GateWaiver, ...] = Field(default=(), strict=False)
@@ -225,8 +238,10 @@ def gate(document: Mapping[str, Any], matrix: Matrix, asked: GatePolicy, today: 
     bundle = _Bundle(cells, signals, policy, document["rules"], margins)
     builds, rows = _chosen(asked, cells), {row.cell: row for row in matrix}
     verdicts = [*_floors(asked, baselines(matrix), bundle, dict.fromkeys(cell.base_model for cell in builds))]
+    limits = Constraints.model_validate(document.get("constraints") or {}).changed(asked.constraints)
     for cell in builds:
-        verdicts += [*_of_build(cell, bundle), *_by_rules(cell, rows.get(cell), asked, bundle)]
+        verdicts += [*_of_build(cell, bundle), *_by_constraints(cell, rows, limits, bundle)]
+        verdicts += _by_rules(cell, rows.get(cell), asked, bundle)
     judged, notes = _waive(verdicts, asked.waivers, cells, today)
     return Gate(document["study"], policy.name, bundle.rules, builds, judged, notes)
 
@@ -370,6 +385,19 @@ def _by_points(cell: CellId, bundle: _Bundle) -> MetricVerdict:
         return MetricVerdict(cell, DECISION, "passed", f"{_action(entry)}{seen}")
     known = [signals.quality, *(delta for _, delta in signals.drifts)]
     return MetricVerdict(cell, DECISION, "not_measured" if None in known else "not_resolvable", _action(entry))
+
+
+def _by_constraints(
+    cell: CellId, rows: Mapping[CellId, Row], limits: Constraints, bundle: _Bundle
+) -> Iterator[MetricVerdict]:
+    """Sizes and speeds as they were measured; a duplicate build has those of the build whose weights it shares."""
+    duplicate = bundle.cells[cell].get("twin_of")
+    row = rows.get(cell if duplicate is None else CellId(cell.base_model, duplicate))
+    for one in limits.held(row):
+        status: Status = "not_measured" if one.met is None else "passed" if one.met else "failed"
+        yield MetricVerdict(
+            cell, one.key, status, one.reason if duplicate is None else f"same weights as {duplicate}: {one.reason}"
+        )
 
 
 def _by_rules(cell: CellId, row: Row | None, asked: GatePolicy, bundle: _Bundle) -> Iterator[MetricVerdict]:

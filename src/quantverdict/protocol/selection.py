@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.config import Constraints
 from quantverdict.matrix.signals import TierOf
-from quantverdict.policy import Policy
+from quantverdict.policy import Constraints, Policy
 from quantverdict.protocol.actions import FLOOR_CANDIDATE
 from quantverdict.protocol.formats import DecidedRow
 from quantverdict.records import Row
@@ -112,30 +111,17 @@ def _unacceptable(_row: DecidedRow, tier: TierOf, _constraints: Constraints) -> 
     return f"quality tier unacceptable: {tier.reason}" if tier.loss_tier == "unacceptable" else None
 
 
-def _too_large(row: DecidedRow, _tier: TierOf, constraints: Constraints) -> str | None:
-    most, size = constraints.max_file_bytes, row.signals.row.value("file_bytes")
-    if most is None:
-        return None
-    if size is None:
-        return "file size was not measured"
-    return f"{int(size)} bytes, over {most}" if size > most else None
-
-
-def _too_slow(row: DecidedRow, _tier: TierOf, constraints: Constraints) -> str | None:
-    least, speed = constraints.min_tokens_per_second, row.signals.row.value("tokens_per_second")
-    if least is None:
-        return None
-    if speed is None:
-        return "tokens per second were not measured"
-    return f"{float(speed):.1f} tokens/s, under {least:g}" if speed < Fraction(str(least)) else None
+def _unmet(row: DecidedRow, _tier: TierOf, constraints: Constraints) -> str | None:
+    """Every constraint that the build does not meet, or that was not measured."""
+    return "; ".join(one.reason for one in constraints.held(row.signals.row) if not one.met) or None
 
 
 def _unproven(row: DecidedRow, _tier: TierOf, _constraints: Constraints) -> str | None:
     return None if row.action.is_pass or row.signals.is_baseline else row.action.action
 
 
-EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _not_shown, _collapsed, _unacceptable, _too_large, _too_slow)
-PAIRED_EXCLUSIONS: tuple[Rule, ...] = (_rejected, _unproven, _too_large, _too_slow)
+EXCLUSIONS: tuple[Rule, ...] = (_rejected, _not_measured, _not_shown, _collapsed, _unacceptable, _unmet)
+PAIRED_EXCLUSIONS: tuple[Rule, ...] = (_rejected, _unproven, _unmet)
 """By paired tests a build is fit only once it is shown to be: what is not resolved is no pass."""
 
 

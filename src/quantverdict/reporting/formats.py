@@ -296,7 +296,7 @@ def flatten(value: object, prefix: str = "") -> list[tuple[str, str]]:
 # The help of the command line: which commands stand together, an example of each, what the process returns
 
 SECTIONS = {
-    "From a study to a decision": ("plan", "run", "ingest", "analyze"),
+    "From a study to a decision": ("init", "plan", "run", "ingest", "analyze"),
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify"),
     "Look at models": ("inspect", "lineage", "quantize"),
@@ -304,7 +304,13 @@ SECTIONS = {
 }
 """The commands of `--help`, by what they are for."""
 EXAMPLES = {
-    "quantverdict": ("plan study.yaml", "run study.yaml --out bundle", "gate bundle --build my-model/Q4_K_M"),
+    "quantverdict": (
+        "init models/",
+        "plan study.yaml",
+        "run study.yaml --out bundle",
+        "gate bundle --build my-model/Q4_K_M",
+    ),
+    "init": ("init models/", "init my-model-F16.gguf my-model-Q4_K_M.gguf --schema", "init owner/name --out hub.yaml"),
     "plan": ("plan study.yaml", "plan larger.yaml --bundle bundle"),
     "run": (
         "run study.yaml --out bundle",
@@ -313,7 +319,10 @@ EXAMPLES = {
         "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml",
     ),
     "ingest": ("ingest sources.yaml --out bundle",),
-    "analyze": ("analyze bundle --policy stricter.yaml", "analyze --matrix matrix.csv --policy tr125 --out bundle"),
+    "analyze": (
+        "analyze bundle --policy stricter.yaml --constraint max_file='4 GB'",
+        "analyze --matrix matrix.csv --policy tr125 --out bundle",
+    ),
     "judge": ("judge bundle --judge judge.yaml",),
     "label": ("label bundle --out sheet.csv --n 100", "label bundle --read sheet.csv"),
     "report": ("report bundle --profile study",),

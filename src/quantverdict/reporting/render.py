@@ -26,7 +26,12 @@ SECTIONS = (
 
 That of alerts is left out where there was nothing to test."""
 
-CONSTRAINTS = {"max_file_bytes": "file size at most", "min_tokens_per_second": "tokens/s at least"}
+CONSTRAINTS = {
+    "max_file_bytes": "file size at most",
+    "max_memory_bytes": "peak memory at most",
+    "min_tokens_per_second": "tokens/s at least",
+    "max_ttft_ms": "ms to the first token at most",
+}
 
 
 def report_texts(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, bytes]:

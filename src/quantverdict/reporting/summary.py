@@ -218,38 +218,58 @@ _NO_XML = re.compile("[\ufffe\uffff]")
 """Of what `formats.plain` leaves, the characters that XML 1.0 cannot hold."""
 
 
-def junit_xml(gate: Gate) -> str:
-    """The document, without times: nothing in it is run. What a rate is by stands in the text, and names stay."""
-    names = DisplayNames(gate.judges)
-    root = ET.Element("testsuites", _counts(gate.study, gate.verdicts))
+FAILURES: Mapping[str, Mapping[str, str]] = {
+    "skipped": {"failed": "rejected"},
+    "failure": {"failed": "rejected", "not_resolvable": "inconclusive", "not_measured": "not measured"},
+}
+"""What JUnit counts as a failure, by what is asked of inconclusive verdicts: status to the type that the failure has.
+
+Who wants a verdict that cannot be told to fail wants one that was not even measured to fail too.
+"""
+
+
+def junit_xml(gate: Gate, inconclusive: str = "skipped") -> str:
+    """The document, without times: nothing in it is run. What a rate is by stands in the text, and names stay.
+
+    Args:
+        inconclusive: one of `FAILURES`.
+    """
+    names, failures = DisplayNames(gate.judges), FAILURES[inconclusive]
+    nothing = {"tests": "1", "failures" if "not_measured" in failures else "skipped": "1"}
+    root = ET.Element("testsuites", _counts(gate.study, gate.verdicts, failures) | ({} if gate.verdicts else nothing))
     for cell in gate.cells:
-        suite = ET.SubElement(root, "testsuite", _counts(str(cell), gate.of(cell)))
+        suite = ET.SubElement(root, "testsuite", _counts(str(cell), gate.of(cell), failures))
         for one in gate.of(cell):
-            _case(suite, one, names)
+            _case(suite, one, names, failures)
     if not gate.verdicts:
-        suite = ET.SubElement(root, "testsuite", _counts("gate", ()) | {"tests": "1", "skipped": "1"})
+        suite = ET.SubElement(root, "testsuite", _counts("gate", (), failures) | nothing)
         case = ET.SubElement(suite, "testcase", {"classname": "gate", "name": "builds"})
-        ET.SubElement(case, "skipped", {"message": "not measured: no build was gated"})
+        message = {"message": "not measured: no build was gated"}
+        if "not_measured" in failures:
+            ET.SubElement(case, "failure", {"type": failures["not_measured"], **message})
+        else:
+            ET.SubElement(case, "skipped", message)
     ET.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _counts(name: str, verdicts: tuple[MetricVerdict, ...]) -> dict[str, str]:
-    failed = sum(one.status == "failed" for one in verdicts)
-    skipped = sum(one.status not in ("failed", "passed") for one in verdicts)
+def _counts(name: str, verdicts: tuple[MetricVerdict, ...], failures: Mapping[str, str]) -> dict[str, str]:
+    failed = sum(one.status in failures for one in verdicts)
+    skipped = sum(one.status not in failures and one.status != "passed" for one in verdicts)
     counts = {"tests": len(verdicts), "failures": failed, "errors": 0, "skipped": skipped}
     return {"name": _text(name), **{key: str(value) for key, value in counts.items()}}
 
 
-def _case(suite: ET.Element, one: MetricVerdict, names: DisplayNames) -> None:
+def _case(suite: ET.Element, one: MetricVerdict, names: DisplayNames, failures: Mapping[str, str]) -> None:
     case = ET.SubElement(suite, "testcase", {"classname": _text(one.cell), "name": _text(one.metric)})
     by = names.instrument(one.metric)
     by = f"{by}: " if by else ""
     match one.status:
         case "passed":
             ET.SubElement(case, "system-out").text = _text(f"{by}{one.reason}")
-        case "failed":
-            failure = ET.SubElement(case, "failure", {"type": "rejected", "message": _text(f"{by}{one.reason}")})
+        case status if status in failures:
+            lines = {"type": failures[status], "message": _text(f"{by}{one.reason}")}
+            failure = ET.SubElement(case, "failure", lines)
             failure.text = _text(f"{one.cell}: {names.measured(one.metric)}: {one.reason}")
         case _:
             said = one.reason if one.status == "waived" else f"{formats.words(one.status)}: {one.reason}"

@@ -16,7 +16,7 @@ from quantverdict.collect.looks import look_of
 from quantverdict.collect.schedule import read_outcomes, round_numbers
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
-from quantverdict.policy import Policy
+from quantverdict.policy import Constraints, Policy
 from quantverdict.records import CellId, Matrix, Response, Score
 from quantverdict.stages.facts import (
     JUDGEMENTS,
@@ -148,7 +148,11 @@ def build_matrix(bundle: Bundle, samples: Grids) -> None:
 
 
 def decide(
-    bundle: Bundle, policy: Policy | None = None, samples: Grids | None = None, matrix: Matrix | None = None
+    bundle: Bundle,
+    policy: Policy | None = None,
+    samples: Grids | None = None,
+    matrix: Matrix | None = None,
+    constraints: Constraints | None = None,
 ) -> None:
     """matrix -> the tables of statistics and protocol, and `decision.json`.
 
@@ -156,6 +160,7 @@ def decide(
         policy: None is the study's, or that of the last decision.
         samples: where there are any.
         matrix: what `matrix.csv` holds, where it was read already.
+        constraints: None are the study's, or with a policy those of the last decision.
     """
     from quantverdict.matrix.paired import engines_table
     from quantverdict.matrix.shared import with_shared
@@ -176,7 +181,7 @@ def decide(
         matrix,
         rules,
         study=study.study if study else bundle.root.name,
-        constraints=study.constraints if study else None,
+        constraints=constraints or decided_constraints(bundle, last=policy is not None),
         statistics=statistics,
         evidence=evidence,
         look=look_of(bundle),
@@ -207,6 +212,24 @@ def decided_policy(bundle: Bundle) -> Policy:
         return Policy.model_validate(bundle.read_json(path.name)["policy"])
     except (ValidationError, TypeError, LookupError) as error:
         raise BundleError(f"{path}: holds no policy; analyze the bundle again, with --policy") from error
+
+
+def decided_constraints(bundle: Bundle, *, last: bool = True) -> Constraints:
+    """The constraints that a bundle was decided by; those of its study where it was not decided yet.
+
+    Args:
+        last: whether those of the last decision come before the study's, as where somebody changed them since.
+
+    Raises:
+        BundleError: `decision.json` holds none.
+    """
+    study, path = bundle.config, bundle.path("decision.json")
+    if not path.exists() or (study is not None and not last):
+        return study.constraints if study else Constraints()
+    try:
+        return Constraints.model_validate(bundle.read_json(path.name)["constraints"])
+    except (ValidationError, TypeError, LookupError) as error:
+        raise BundleError(f"{path}: holds no constraints; analyze the bundle again") from error
 
 
 def check_policy_unchanged(bundle: Bundle) -> None:

@@ -99,8 +99,11 @@ def require_sealed(bundle: Bundle, names: Iterable[str]) -> None:
     check_schema(bundle.read_json("decision.json"), bundle.path("decision.json"))
 
 
-def write_reports(found: Gate, junit: Path | None, summary: Path | None) -> None:
+def write_reports(found: Gate, junit: Path | None, summary: Path | None, inconclusive: str = "skipped") -> None:
     """JUnit XML, written anew; and the summary, added to its file as GitHub wants it.
+
+    Args:
+        inconclusive: what JUnit counts a verdict as that cannot be told or was not measured: `skipped` or `failure`.
 
     Raises:
         BundleError: a file cannot be written.
@@ -108,7 +111,7 @@ def write_reports(found: Gate, junit: Path | None, summary: Path | None) -> None
     from quantverdict.reporting.summary import junit_xml, summary_markdown
 
     if junit is not None:
-        write_whole(junit, junit_xml(found).encode())
+        write_whole(junit, junit_xml(found, inconclusive).encode())
     if summary is not None:
         with saving(summary):
             summary.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.artifacts.inspect import inspect_artifact
-from quantverdict.artifacts.sources import resolve
+from quantverdict.artifacts.sources import find, resolve
 from quantverdict.bundle.judge_registry import is_alike, labels_file
 from quantverdict.bundle.manifest import RENDERED, Bundle
 from quantverdict.bundle.prompts import PromptPlan, make_plan
@@ -23,13 +24,15 @@ from quantverdict.bundle.store import (
     time_taken,
 )
 from quantverdict.collect.schedule import read_outcomes
-from quantverdict.config import JudgeConfig, Model, Study
+from quantverdict.config import GGUF_LEVELS, JudgeConfig, Model, Study, Variant
+from quantverdict.errors import ArtifactError, StudyError
 from quantverdict.grading.semantic import read_semantically
 from quantverdict.judges.rubrics import Question, load_rubric, question_text
-from quantverdict.planning.estimate import Cost, Speed
+from quantverdict.planning.estimate import Cost, Speed, ladder_bytes
+from quantverdict.planning.memory import CACHE_TYPES, Memory, Needs, made_memory, memory_of
 from quantverdict.policy import Policy
 from quantverdict.records import Prompt
-from quantverdict.registry import BACKENDS, judge_rubrics
+from quantverdict.registry import BACKENDS, judge_rubrics, one_of
 from quantverdict.stages.ask import open_file
 from quantverdict.stages.decide import samples_of
 from quantverdict.stages.facts import stored_builds, stored_responses
@@ -199,6 +202,43 @@ def _whitebox(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def needs_of(study: Study, context: int | None = None, cache_type: str = "F16") -> Needs:
+    """What each build will hold, by the headers of the files that are here; a level that is made, by its nominal bits.
+
+    Args:
+        context: tokens of one sequence; `collect.context` if not given.
+
+    Raises:
+        StudyError: there is no such type of a cache.
+    """
+    if cache_type not in CACHE_TYPES:
+        raise StudyError(f"no type {cache_type!r:.40} of a KV cache", expected=one_of(cache_type, CACHE_TYPES))
+    asked = context or study.collect.context
+    found = {
+        f"{model.name}/{variant.quant}": _need(study, model, variant, asked, cache_type)
+        for model in study.models
+        for variant in model.variants
+        if not (spec := BACKENDS[study.backend_of(variant)]).remote and spec.reads != "recordings"
+    }
+    return Needs(asked, cache_type, found, study.constraints.max_memory_bytes)
+
+
+def _need(study: Study, model: Model, variant: Variant, context: int, cache_type: str) -> Memory | None:
+    """None where the file is not here, or is a checkpoint that is still to be made."""
+    types = (cache_type, cache_type)
+    try:
+        if variant.source is not None:
+            path = find(variant.source, study.folder)
+            return None if path is None else memory_of(path, context, types)
+        start = find(model.source, study.folder) if model.source else None
+        if start is None or start.is_dir() or variant.format not in GGUF_LEVELS:
+            return None
+        weights = ladder_bytes([variant.format], sum(tensor.n_elements for tensor in open_gguf(start).tensors))
+        return made_memory(start, weights, context, types)
+    except ArtifactError:
+        return None
 
 
 def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measure: bool) -> StudyEstimate:

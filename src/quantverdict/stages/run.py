@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoders import find_encoders
-from quantverdict.policy import Policy, load_policy
+from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
 from quantverdict.stages.ask import ask, make_builds, pinned
@@ -30,6 +30,7 @@ from quantverdict.stages.decide import (
     build_matrix,
     check_policy_unchanged,
     decide,
+    decided_constraints,
     decided_policy,
     grade,
     render,
@@ -123,25 +124,41 @@ def run_once(
     recompute(bundle)
 
 
-def plan(study: Study, earlier: Path | None = None, *, measure: bool = True, view: LineProgress) -> StudyEstimate:
-    """What a study would ask, take and be able to show; nothing is built or asked but a short measurement."""
+def plan(
+    study: Study,
+    earlier: Path | None = None,
+    *,
+    measure: bool = True,
+    memory: tuple[int | None, str] = (None, "F16"),
+    view: LineProgress,
+) -> StudyEstimate:
+    """What a study would ask, take and be able to show; nothing is built or asked but a short measurement.
+
+    Args:
+        memory: the tokens of context for which each build's is estimated (the study's, if None), and the cache's type.
+    """
     from quantverdict.planning.preflight import check_study
-    from quantverdict.stages.plan import forecast
+    from quantverdict.stages.plan import forecast, needs_of
 
     tasks = study_tasks(study)
     for note in check_study(study, tasks):
         view.say(note)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
-    return forecast(study, tasks, known, measure=measure)
+    return replace(forecast(study, tasks, known, measure=measure), memory=needs_of(study, *memory))
 
 
-def analyze(path: Path, policy: str | None = None) -> Path:
-    """Scores in, decision out: everything after grading, again."""
+def analyze(path: Path, policy: str | None = None, constraints: Constraints | None = None) -> Path:
+    """Scores in, decision out: everything after grading, again.
+
+    Args:
+        constraints: what is to change in those of the study; nothing is asked for it.
+    """
     with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv") as bundle:
         if policy is None:
             check_policy_unchanged(bundle)
-        recompute(bundle, load_policy(policy) if policy else None)
+        held = None if constraints is None else decided_constraints(bundle, last=False).changed(constraints)
+        recompute(bundle, load_policy(policy) if policy else None, held)
     return bundle.root
 
 
@@ -208,18 +225,18 @@ def judge(path: Path, name_or_file: str, *, view: LineProgress) -> list[dict[str
         return bundle.read_table("judges") if bundle.path("judges.csv").exists() else []
 
 
-def recompute(bundle: Bundle, policy: Policy | None = None) -> None:
+def recompute(bundle: Bundle, policy: Policy | None = None, constraints: Constraints | None = None) -> None:
     """From the scores that a bundle holds, or the matrix alone where it holds none, to the report."""
-    recompute_tables(bundle, policy)
+    recompute_tables(bundle, policy, constraints)
     render(bundle)
 
 
-def recompute_tables(bundle: Bundle, policy: Policy | None = None) -> None:
+def recompute_tables(bundle: Bundle, policy: Policy | None = None, constraints: Constraints | None = None) -> None:
     """From the scores to the decision."""
     samples = samples_of(bundle)
     if samples is not None:
         build_matrix(bundle, samples)
-    decide(bundle, policy, samples)
+    decide(bundle, policy, samples, constraints=constraints)
 
 
 def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
@@ -243,7 +260,7 @@ def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
     return bundle.root
 
 
-def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
+def analyze_matrix(matrix_file: Path, out: Path, policy: str, constraints: Constraints | None = None) -> Path:
     """A finished matrix in, decision out, by the rules on deltas alone.
 
     Raises:
@@ -258,7 +275,7 @@ def analyze_matrix(matrix_file: Path, out: Path, policy: str) -> Path:
             raise BundleError(f"{out}: holds the run of a study; name another bundle")
         bundle.set_meta(sources=[{"label": "matrix", "file": matrix_file.name, "sha256": sha256_of(matrix_file)}])
         bundle.write_table(matrix_table(rows))
-        decide(bundle, rules)
+        decide(bundle, rules, constraints=constraints)
         render(bundle)
     return bundle.root
 
@@ -336,12 +353,21 @@ def read_gate(policy: str | None, build: str | None = None, study: Study | None 
     return asked
 
 
-def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = None, summary: Path | None = None) -> Gate:
+def gate(
+    path: Path,
+    asked: GatePolicy,
+    today: date,
+    *,
+    junit: Path | None = None,
+    summary: Path | None = None,
+    inconclusive: str = "skipped",
+) -> Gate:
     """A finished bundle through a gate; the bundle is not changed.
 
     Args:
         today: a waiver that expired before it does not hold.
         junit, summary: files to write; the summary is added to its file.
+        inconclusive: what JUnit counts as that: `skipped` or `failure`.
 
     Raises:
         StudyError: the gate's policy does not fit the bundle.
@@ -350,7 +376,7 @@ def gate(path: Path, asked: GatePolicy, today: date, *, junit: Path | None = Non
     from quantverdict.stages.gate import gate_bundle, write_reports
 
     found = gate_bundle(path, asked, today)
-    write_reports(found, junit, summary)
+    write_reports(found, junit, summary, inconclusive)
     return found
 
 
