@@ -203,7 +203,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class _Arms:
+class Arms:
     """A build and its baseline over the prompts of a grid, NaN where there is no grade; `asked` of both."""
 
     grid: Grid
@@ -239,7 +239,7 @@ def comparisons(
         nulls: null arms to their baselines.
     """
     pairs = [(cell, metric) for cell in baselines for metric in METRICS if metric in samples]
-    found = {key: arms for key in pairs if (arms := _arms(samples[key[1]], key[0], baselines[key[0]])) is not None}
+    found = {key: arms for key in pairs if (arms := arms_of(samples[key[1]], key[0], baselines[key[0]])) is not None}
     shares = {key: arms for key, arms in found.items() if METRICS[key[1]].is_share}
     means = {key: arms for key, arms in shares.items() if not METRICS[key[1]].proportion}
     drawn = _mean_intervals(means, deltas, rules)
@@ -260,18 +260,18 @@ def with_intervals(found: Iterable[Delta], compared: Iterable[Comparison]) -> tu
     )
 
 
-def _arms(grid: Grid, cell: CellId, baseline: CellId) -> _Arms | None:
+def arms_of(grid: Grid, cell: CellId, baseline: CellId) -> Arms | None:
     if cell not in grid.cells or baseline not in grid.cells:
         return None
     mine, theirs = grid.compared(cell, baseline)
     if np.isnan(mine - theirs).all():
         return None
     asked = np.isin(grid.prompts, np.intersect1d(grid.asked(cell), grid.asked(baseline), assume_unique=True))
-    return _Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
+    return Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
 
 
 def _mean_intervals(
-    means: Mapping[tuple[CellId, str], _Arms], deltas: Mapping[tuple[CellId, str], Delta], rules: Rules
+    means: Mapping[tuple[CellId, str], Arms], deltas: Mapping[tuple[CellId, str], Delta], rules: Rules
 ) -> dict[tuple[CellId, str], Interval]:
     """Bootstrap intervals in pp: those of the deltas, and of what has none there."""
     found: dict[tuple[CellId, str], Interval] = {}
@@ -287,7 +287,7 @@ def _mean_intervals(
 
 
 def _compare(
-    metric: Metric, arms: _Arms, rules: Rules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
+    metric: Metric, arms: Arms, rules: Rules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
 ) -> Comparison:
     change, units = (arms.mine - arms.theirs)[arms.known], arms.grid.units[arms.known]
     n, lost, gained = len(change), int((change < 0).sum()), int((change > 0).sum())
@@ -358,7 +358,7 @@ def _flips(change: FloatArray) -> tuple[int, int]:
     return int((change < 0).sum()), int((change > 0).sum())
 
 
-def _watched(metric: Metric, arms: _Arms, rules: Rules) -> Watched | None:
+def _watched(metric: Metric, arms: Arms, rules: Rules) -> Watched | None:
     """The losses of a gated metric as they came, where the build was asked in rounds."""
     margin, looks = rules.margins.get(metric.name), arms.grid.looks.get(arms.cell)
     if margin is None or looks is None:
@@ -374,7 +374,7 @@ def _at_any_time(gate: Gate, watched: Watched, *, stopped: bool) -> Gate:
     return replace(gate, p_noninferior=below, p_inferior=above)
 
 
-def _gate(metric: Metric, arms: _Arms, bounds: Bounds, rules: Rules) -> tuple[Gate, float | None]:
+def _gate(metric: Metric, arms: Arms, bounds: Bounds, rules: Rules) -> tuple[Gate, float | None]:
     """Both tests of a loss, which is a fall where more is better, and a rise where less is.
 
     Args:
@@ -396,7 +396,7 @@ def _gate(metric: Metric, arms: _Arms, bounds: Bounds, rules: Rules) -> tuple[Ga
     return replace(gate, p_inferior=other.p_inferior, hidden=hidden), 100 * limit
 
 
-def _tests(metric: Metric, losses: FloatArray, arms: _Arms, rules: Rules) -> tuple[Gate, float]:
+def _tests(metric: Metric, losses: FloatArray, arms: Arms, rules: Rules) -> tuple[Gate, float]:
     """Both tests of (prompts,) losses, NaN where there is none, against the margin; and their upper limit."""
     here = ~np.isnan(losses)
     values, units = losses[here], arms.grid.units[here]
@@ -411,13 +411,13 @@ def _tests(metric: Metric, losses: FloatArray, arms: _Arms, rules: Rules) -> tup
         limit = tango_interval(lost / effect, gained / effect, n / effect, 1 - 2 * rules.alpha).hi
     else:
         room = credit(metric.name, arms.theirs[here])
-        largest = _collapse(room[~np.isnan(room)], float(margin / 100))
+        largest = collapse(room[~np.isnan(room)], float(margin / 100))
         found = mean_loss(values, margin / 100, rules.alpha, labels, largest)
         below, above, effect, limit = found.p_noninferior, found.p_inferior, found.design_effect, found.hi
     return Gate(margin, below, above, float(values.mean()), float(values.var()), effect), limit
 
 
-def _collapse(room: FloatArray, margin: float) -> float:
+def collapse(room: FloatArray, margin: float) -> float:
     """What one prompt loses where as few collapse as a loss of `margin` takes: the mean of those with most to lose.
 
     Not the mean of all: prompts that collapse need not be like the rest, and the chance to have met none of them would
@@ -432,7 +432,7 @@ def _collapse(room: FloatArray, margin: float) -> float:
     return max(float(most[:few].mean()), 2 * margin)
 
 
-def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, float, float]:
+def _extremes(metric: Metric, arms: Arms, total: float, n: int) -> tuple[int, float, float]:
     """Prompts that an arm was asked and has no grade for, and the delta in pp at the worst and best they can be."""
     least = most = 0.0
     count = 0
@@ -443,7 +443,7 @@ def _extremes(metric: Metric, arms: _Arms, total: float, n: int) -> tuple[int, f
     return count, worst, best
 
 
-def _unknown(arms: _Arms) -> Iterator[tuple[float, float]]:
+def _unknown(arms: Arms) -> Iterator[tuple[float, float]]:
     """The least and the most that each ungraded pair can differ by, for values from 0 to 1."""
     grid = arms.grid
     if not (grid.ungraded.keys() & {arms.cell, arms.baseline}):

@@ -109,6 +109,32 @@ def judge(
     return tuple(_with_room(one, room_of[one.comparison.cell, one.comparison.metric]) for one in judged)
 
 
+def as_members(
+    judged: Iterable[Judged], levels: Mapping[tuple[CellId, str], tuple[float, float]]
+) -> tuple[Judged, ...]:
+    """The same comparisons where criteria decide: each member by its own margin, and no family of metrics.
+
+    Args:
+        judged: in their order.
+        levels: one-sided levels at which a member is tested by its own margin, to accept and to reject; what is not
+            there was not tested.
+    """
+    return tuple(_as_member(one, levels.get((one.comparison.cell, one.comparison.metric))) for one in judged)
+
+
+def _as_member(judged: Judged, levels: tuple[float, float] | None) -> Judged:
+    """Which prompts would do is said of criteria alone."""
+    gate = judged.comparison.gate
+    if gate is None or judged.outcome is None or levels is None:
+        return judged
+    outcome: Outcome = "not_resolvable"
+    if gate.p_inferior <= levels[1]:
+        outcome = "inferior"
+    elif gate.p_noninferior <= levels[0]:
+        outcome = "non_inferior"
+    return replace(judged, outcome=outcome, p_outcome=None, n_needed=None)
+
+
 def _with_room(judged: Judged, room: Headroom | None) -> Judged:
     if room is None or judged.comparison.gate is None:
         return judged

@@ -331,6 +331,18 @@ def rate_tests(
     return _shown(below, float(margin)), _shown(above, -float(margin))
 
 
+def rate_limits(counts: tuple[int, int, int], units: int, effect: float, alpha: float, *, upper: bool) -> float:
+    """The loss from which on `rate_tests` rules out more (`upper`), or less, at one-sided level `alpha`."""
+    lost, gained, n = counts
+    if units == 1 and n > 1:
+        return 1.0 if upper else -1.0
+    below, above = _divided(counts, effect)
+    estimate = (lost - gained) / n
+    if upper:
+        return _limit(lambda loss: p_below(*below, loss), (1.0, True), max(estimate, -1.0), 1.0, alpha)
+    return _limit(lambda loss: p_below(*above, -loss), (-1.0, True), min(estimate, 1.0), -1.0, alpha)
+
+
 def _shown(counts: tuple[int, int, int], loss: float) -> float:
     """`p_below`, but 1 where what is seen speaks for H0: it rejects at no level, and costs as much to know exactly."""
     lost, gained, n = counts

@@ -153,10 +153,10 @@ def _crossing(
 
 # The exact unconditional score test of a paired loss of a 0/1 metric, at any number of pairs.
 #
-# Tables are ordered by Tango's score statistic; the p-value is the largest chance of a table at least as extreme (Hsueh,
-# Liu & Chen 2001, Biometrics 57:478) over the discordances that the null allows and that the pairs which differ leave
-# open: a confidence set of 1 - `OUTSIDE`, whose error is added (Berger & Boos 1994, JASA 89:1012). So a discordance that
-# nobody saw, at which rare tables are likeliest, costs no power, and the level is held at every discordance.
+# Tables are ordered by Tango's score statistic; the p-value is the largest chance of a table at least as extreme
+# (Hsueh, Liu & Chen 2001, Biometrics 57:478) over the discordances that the null allows and that the pairs which differ
+# leave open: a confidence set of 1 - `OUTSIDE`, whose error is added (Berger & Boos 1994, JASA 89:1012). So a
+# discordance that nobody saw, at which rare tables are likeliest, costs no power, and the level is held at each.
 
 IntArray = npt.NDArray[np.int64]
 
