@@ -23,9 +23,18 @@ from quantverdict.matrix.shared import BoolArray, credit
 from quantverdict.policy import Policy
 from quantverdict.records import CellId
 from quantverdict.stats.intervals import FloatArray
-from quantverdict.stats.noninferiority import Room, cluster_sums, design_effect, mean_loss, rate_limits, rate_tests
+from quantverdict.stats.noninferiority import (
+    Part,
+    Room,
+    cluster_sums,
+    design_effect,
+    mean_loss,
+    rate_limits,
+    rate_tests,
+    weighted_limit,
+    weighted_p,
+)
 from quantverdict.stats.paired import tango_interval
-from quantverdict.stats.pools import Part, weighted_limit, weighted_p
 from quantverdict.stats.sequential import ConfidenceSequence
 
 Units = Codes

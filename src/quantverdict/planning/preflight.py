@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import metadata, util
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,7 +31,7 @@ from quantverdict.config import (
 )
 from quantverdict.errors import ArtifactError, TaskError, did_you_mean
 from quantverdict.grading.semantic import read_semantically
-from quantverdict.policy import Policy
+from quantverdict.policy import FIRST_MEASURED, Policy
 from quantverdict.records import BackendSpec
 from quantverdict.registry import BACKENDS, BUILT_IN, METRICS, TASK_TYPES, backends, judged_by, metrics_of, ruled
 from quantverdict.tasks.catalog import Task, builtin_tasks, load_task
@@ -348,8 +348,11 @@ def _check_policy(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
     return tuple(f"note: no margin of {metric} is held: nothing in this study measures it" for metric in stated)
 
 
-def _check_criteria(policy: Policy, known: Container[str]) -> None:
+def _check_criteria(policy: Policy, known: Collection[str]) -> None:
     """Refuse a criterion whose own metrics nothing measures, and a demanded one of which nothing is measured."""
+    if policy.quality_metric not in (FIRST_MEASURED, *known):
+        problem = f"nothing in this study measures {policy.quality_metric}, which the policy calls quality"
+        raise Finding(problem, _giving(policy.quality_metric, ()), ("policy", "quality_metric"))
     for name, criterion in (policy.criteria or {}).items():
         members = policy.members(name)
         if criterion.metrics is not None:
