@@ -178,16 +178,19 @@ def _families(cells: Mapping[CellId, object], policy: Policy) -> list[list[CellI
     return [[cell for cell in cells if cell.base_model == model] for model in models]
 
 
-def _weights(rows: Sequence[Standing]) -> dict[int, Fraction]:
-    """The weight of each tested row's rejection, by its place; they add up to 1."""
-    kinds: dict[Fraction | str, list[int]] = {}
-    for at, row in enumerate(rows):
-        if row.loss is not None:
-            kind = "member" if row.role == "member" else REFUSAL if row.criterion == REFUSAL else "other"
-            kinds.setdefault(kind, []).append(at)
+def rejection_weights(rows: Mapping[int, tuple[str, str]]) -> dict[int, Fraction]:
+    """The weight of the rejection of each row, given as criterion and role by any key; they add up to 1."""
+    kinds: dict[str, list[int]] = {}
+    for key, (criterion, role) in rows.items():
+        kinds.setdefault("member" if role == "member" else REFUSAL if criterion == REFUSAL else "other", []).append(key)
     shares = {REFUSAL: REFUSAL_WEIGHT, "other": CRITERIA_WEIGHT, "member": MEMBERS_WEIGHT}
-    total = sum((shares[str(kind)] for kind in kinds), Fraction(0))
-    return {at: shares[str(kind)] / total / len(places) for kind, places in kinds.items() for at in places}
+    total = sum((shares[kind] for kind in kinds), Fraction(0))
+    return {key: shares[kind] / total / len(keys) for kind, keys in kinds.items() for key in keys}
+
+
+def _weights(rows: Sequence[Standing]) -> dict[int, Fraction]:
+    """Of the rows that are tested, by their place."""
+    return rejection_weights({at: (row.criterion, row.role) for at, row in enumerate(rows) if row.loss is not None})
 
 
 def _can_pass(rows: Sequence[Standing], policy: Policy) -> bool:

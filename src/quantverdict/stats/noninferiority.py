@@ -449,9 +449,9 @@ def _check(margin: Fraction | float, alpha: float) -> None:
 
 # A weighted mean of the losses of several metrics: its limits and tests from those of each metric.
 #
-# By the method of variance estimates recovery (Donner & Zou 2012, Stat Methods Med Res 21:347): the upper limit of a sum
-# of w t is the estimate plus the root of the sum of w^2 (u - t)^2, u the upper limits of each. So small metrics keep
-# limits of their own kind, which a t test of the weighted mean would not.
+# By the method of variance estimates recovery (Donner & Zou 2012, Stat Methods Med Res 21:347): the upper limit of a
+# sum of w t is the estimate plus the root of the sum of w^2 (u - t)^2, u the upper limits of each. So small metrics
+# keep limits of their own kind, which a t test of the weighted mean would not.
 
 _LEAST_LEVEL, _MOST_LEVEL = 1e-7, 0.4999
 _STEPS = 40
