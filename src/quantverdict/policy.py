@@ -351,6 +351,14 @@ class Policy(Frozen):
         )
         return tuple(dict.fromkeys(found))
 
+    def members_among(self, name: str, measured: Container[str]) -> tuple[str, ...]:
+        """The metrics of a criterion that are measured; the strict parser's accuracy only where the tolerant one's is
+        not."""
+        found = [metric for metric in self.members(name) if metric in measured]
+        if (self.criteria or {})[name].metrics is not None:
+            return tuple(found)
+        return tuple(metric for metric in found if f"{metric}_rescored" not in found)
+
     @property
     def gates(self) -> Mapping[str, Fraction]:
         """The own margin of every gated metric in pp: of the members of criteria; else that of quality first."""

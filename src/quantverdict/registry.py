@@ -318,7 +318,7 @@ def _accuracy(name: str, task: str) -> tuple[Metric, ...]:
     return (
         Metric(name, f"{task}: exact match after the task's filters", "quality", proportion=True, interval="wilson",
                tier="benchmark", margin=_FIVE, section="benchmarks", chance=chance,
-               pool="quality" if name in _FOUR_CHOICES else None),
+               pool="quality" if name in _FOUR_CHOICES else None, criterion="quality"),
         Metric(f"{name}_rescored", f"{task}: the same answers read by a tolerant parser", "quality", proportion=True,
                interval="wilson", chance=chance, criterion="quality"),
         Metric(f"{name}_format_failure", f"{task}: answers that only the tolerant parser could read", "quality",

@@ -34,7 +34,6 @@ from quantverdict.stats.noninferiority import (
     weighted_limit,
     weighted_p,
 )
-from quantverdict.stats.paired import tango_interval
 from quantverdict.stats.sequential import ConfidenceSequence
 
 Units = Codes
@@ -197,24 +196,23 @@ class Loss:
         return [self._part(part, self.weights[part.metric], margin, upper=upper) for part in self.parts]
 
     def _part(self, part: Lost, weight: float, margin: float, *, upper: bool) -> Part:
-        """Score limits of right or wrong answers, by counts over their design effect; of means those of t."""
+        """Limits of the exact score test of right or wrong answers; of means those of t."""
         values, units = part.accept if upper else part.reject, part.units
-        if not part.whole:
-            alone = Loss((part,), None, self.alpha)
+        alone = Loss((part,), None, self.alpha)
+        if part.whole:
+            counts = int((values > 0).sum()), int((values < 0).sum()), len(values)
+            many, effect = len(np.unique(units)), self._effect(values, units)
 
             def limit(level: float) -> float:
-                found = mean_loss(values, margin, level, _labels(units), alone._rooms(margin))
+                return rate_limits(counts, many, effect, level, upper=upper)
+        else:
+            rooms = alone._rooms(margin)
+
+            def limit(level: float) -> float:
+                found = mean_loss(values, margin, level, _labels(units), rooms)
                 return found.hi if upper else found.lo
 
-            return Part(weight, float(values.mean()), limit, limit)
-        effect = self._effect(values, units)
-        lost, gained, n = (count / effect for count in ((values > 0).sum(), (values < 0).sum(), len(values)))
-
-        def score_limit(level: float) -> float:
-            found = tango_interval(lost, gained, n, 1 - 2 * level)
-            return found.hi if upper else found.lo
-
-        return Part(weight, float(values.mean()), score_limit, score_limit)
+        return Part(weight, float(values.mean()), limit)
 
     # Builds that were asked in rounds
 
@@ -336,7 +334,10 @@ class _Build:
     def of(self, name: str) -> Iterator[Standing]:
         """A criterion, and its members where it has more than one."""
         criterion, own = (self.policy.criteria or {})[name], self.policy.gates
-        rooms = {metric: room for metric in self.policy.members(name) if (room := self._room(metric)) is not None}
+        measured = {metric for model, metric in self.rooms if model == self.cell.base_model}
+        rooms = {
+            metric: self.rooms[self.cell.base_model, metric] for metric in self.policy.members_among(name, measured)
+        }
         lost = {metric: lost_by(self.samples, self.cell, self.baseline, metric) for metric in rooms}
         tested = [part for metric, part in lost.items() if part is not None and rooms[metric].tested]
         alpha, looks = self.policy.alpha / 2, self._looks([part.metric for part in tested])
@@ -364,9 +365,6 @@ class _Build:
         yield _tested(whole)
         if not single:
             yield from map(_tested, members)
-
-    def _room(self, metric: str) -> Headroom | None:
-        return self.rooms.get((self.cell.base_model, metric))
 
     def _looks(self, metrics: Sequence[str]) -> Looks | None:
         """How the build was asked the prompts of all these."""

@@ -115,8 +115,9 @@ def against_builds(
         torn = unpaired(samples, cell, baseline, rests_on)
         told = None if torn is None else str(torn)
         gaps = [*([] if told is None else [told]), *_gaps(signals[cell], outcomes.get(cell, {}), rooms)]
-        same = [rooms[key].reason for key in ((cell.base_model, metric) for metric in policy.gates)
-                if key in rooms and rooms[key].constant]  # fmt: skip
+        told_by = dict.fromkeys([*policy.gates, policy.judge_refusal_metric])
+        keys = [(cell.base_model, metric) for metric in told_by]
+        same = [rooms[key].reason for key in keys if key in rooms and rooms[key].constant]
         found[cell] = Against(told, apart(samples, cell, baseline, policy), tuple(gaps), "; ".join(same) or None)
     return found
 

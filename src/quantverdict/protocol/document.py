@@ -197,11 +197,21 @@ def _measured_cell(row: Decided, judged: Judged) -> dict[str, object]:
     told = dict[str, object](zip(_CELL_KEYS, values, strict=True))
     if row.criteria is None:
         return told
-    return {**told, **_criteria(row.criteria)}
+    hiding = {one.comparison.metric: one.reason for one in row.outcomes if one.reason is not None}
+    return {**told, **_criteria(row.criteria, hiding)}
 
 
-def _criteria(found: BuildVerdict) -> dict[str, object]:
-    """What the criteria say of a build; `criteria.csv` has the same rows."""
+def _criteria(found: BuildVerdict, hiding: Mapping[str, str]) -> dict[str, object]:
+    """What the criteria say of a build; `criteria.csv` has the same rows.
+
+    Args:
+        hiding: why a metric's answers may hide a loss.
+    """
+    rows = criteria_rows(found)
+    for shown, row in zip(rows, found.rows, strict=True):
+        parts = () if row.standing.loss is None else row.standing.loss.parts
+        more = [hiding[part.metric] for part in parts if part.metric in hiding]
+        shown["reason"] = shown["reason"] or "; ".join(more)
     return {
         "criteria_verdict": found.verdict,
         "p_accept": found.p_accept,
@@ -211,7 +221,7 @@ def _criteria(found: BuildVerdict) -> dict[str, object]:
         "n_pairs": found.pairs,
         "n_to_accept": found.pairs_after(found.looks_to_accept),
         "n_to_reject": found.pairs_after(found.looks_to_reject),
-        "criteria": criteria_rows(found),
+        "criteria": rows,
     }
 
 
@@ -294,7 +304,9 @@ def _limits(judged: Judged) -> Iterator[str]:
     policy, rules = judged.policy, judged.findings.rows[0].signals.policy.rules if judged.findings.rows else "points"
     resting = (*policy.demanded, policy.quality_metric, policy.refusal_metric)
     for (model, metric), room in judged.findings.rooms.items():
-        if (room.tested and metric not in resting) or (rules != "points" and metric not in policy.gates):
+        if (room.tested and metric not in resting) or (
+            rules != "points" and metric not in policy.gates and not room.constant
+        ):
             continue
         if room.verdict != "informative":
             yield f"{model}: {room.reason}."

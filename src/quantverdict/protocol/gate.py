@@ -393,7 +393,7 @@ def _criteria(cell: CellId, told: Cell, bundle: _Bundle) -> list[Verdict]:
             status = "not_measured" if demanded else "uninformative"
         by_guard = row["role"] == "member" and row["outcome"] != "inferior"
         margin = row["guard_margin_pp" if by_guard else "margin_pp"]
-        reason = row["reason"] or words
+        reason, why = words, row["reason"] if row["outcome"] != "non_inferior" else ""
         if row["delta_pp"] is not None:
             reason = f"{words}: {row['delta_pp']:+.2f} pp [{row['ci_lo_pp']:+.2f}, {row['ci_hi_pp']:+.2f}]"
             reason += f" of {row['n_pairs']} pairs, {'guard ' if by_guard else ''}margin {margin:g} pp"
@@ -403,6 +403,7 @@ def _criteria(cell: CellId, told: Cell, bundle: _Bundle) -> list[Verdict]:
                 for key, what in (("n_to_accept", "would do if nothing more is lost"),
                                   ("n_to_reject", "would reject if it goes on as seen")) if row[key]
             )  # fmt: skip
+        reason += f"; {why}" if why else ""
         name = row["criterion"] if row["role"] == "criterion" else row["metric"]
         numbers = {key: row.get(key) for key in NUMBERS} | {"margin_pp": margin, "n_needed": row["n_to_accept"]}
         found.append(Verdict(cell, name, status, reason, numbers))

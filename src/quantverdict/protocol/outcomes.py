@@ -123,10 +123,12 @@ def as_members(
 
 
 def _as_member(judged: Judged, levels: tuple[float, float] | None) -> Judged:
-    """Which prompts would do is said of criteria alone."""
+    """Which prompts would do is said of criteria alone; a metric that is no member here has no outcome."""
     gate = judged.comparison.gate
-    if gate is None or judged.outcome is None or levels is None:
+    if gate is None or judged.outcome in (None, "uninformative", "not_measured"):
         return judged
+    if levels is None:
+        return replace(judged, outcome=None, p_outcome=None, n_needed=None)
     outcome: Outcome = "not_resolvable"
     if gate.p_inferior <= levels[1]:
         outcome = "inferior"

@@ -114,8 +114,7 @@ class Watcher:
         """Whether the build is accepted, or rejected, whatever other builds are: at the first step of both families."""
         policy, rows = self._watching.policy, list[Standing]()
         for name, criterion in (policy.criteria or {}).items():
-            members = [metric for metric in policy.members(name) if metric in self._watched]
-            parts = [self._lost(metric) for metric in members]
+            parts = [self._lost(metric) for metric in policy.members_among(name, self._watched)]
             if criterion.demanded and not parts:
                 return False
             pools = [("criterion", criterion.margin_pp, parts)] if parts else []

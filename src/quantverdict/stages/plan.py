@@ -270,7 +270,7 @@ def tested_rows(study: Study, tasks: Sequence[Task]) -> list[Tested]:
     policy, asked = study.policy, {metric for task in tasks for metric in task.metrics}
     rows: list[tuple[str, str, tuple[str, ...], float, float]] = []
     for name, criterion in (policy.criteria or {}).items():
-        members = tuple(metric for metric in policy.members(name) if metric in asked)
+        members = policy.members_among(name, asked)
         margin = float(criterion.margin_pp / 100)
         if members:
             rows.append((name, "criterion", members, margin, margin))

@@ -454,7 +454,7 @@ def _check(margin: Fraction | float, alpha: float) -> None:
 # keep limits of their own kind, which a t test of the weighted mean would not.
 
 _LEAST_LEVEL, _MOST_LEVEL = 1e-7, 0.4999
-_STEPS = 40
+_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,19 +464,18 @@ class Part:
     Attributes:
         weight: all of them add up to 1.
         estimate: the loss seen.
-        upper, lower: its one-sided limit at a level.
+        limit: its one-sided limit at a level, on the side that is asked for.
     """
 
     weight: float
     estimate: float
-    upper: Callable[[float], float]
-    lower: Callable[[float], float]
+    limit: Callable[[float], float]
 
 
 def weighted_limit(parts: Sequence[Part], alpha: float, *, upper: bool) -> float:
     """The one-sided limit of the weighted mean at level `alpha`."""
     estimate = sum(part.weight * part.estimate for part in parts)
-    ends = [(part.upper if upper else part.lower)(alpha) for part in parts]
+    ends = [part.limit(alpha) for part in parts]
     reach = math.sqrt(sum((part.weight * (end - part.estimate)) ** 2 for part, end in zip(parts, ends, strict=True)))
     return estimate + reach if upper else estimate - reach
 
