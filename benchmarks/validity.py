@@ -259,7 +259,7 @@ def means(studies, rng):
     rows = []
     for name in ("every answer changes a little", "half of the answers are the same", "1 of 16 collapses, others same"):
         for n in (12, 50, 100, 220):
-            found = [mean_loss(draw(name, n, rng), MARGIN, ALPHA) for _ in range(studies // 4)]
+            found = [mean_loss(draw(name, n, rng), MARGIN, ALPHA) for _ in range(2 * studies)]
             rows.append(
                 {
                     "differences": name,

@@ -185,6 +185,13 @@ def default_criteria() -> dict[str, Criterion]:
     }
 
 
+def _ordered(criteria: Mapping[str, Criterion] | None) -> dict[str, Criterion] | None:
+    """Refusals first and quality last, however a file sorts its keys."""
+    if criteria is None:
+        return None
+    return dict(sorted(criteria.items(), key=lambda one: (one[0] != REFUSAL, one[0] == "quality", one[0])))
+
+
 def _with_what_follows(given: dict[str, object]) -> dict[str, object]:
     """A policy's keys with those that its rules make the usual ones."""
     if given.get("rules", "criteria") != "criteria":
@@ -204,7 +211,7 @@ class Policy(Frozen):
     rules: Literal["criteria", "paired", "points"] = "criteria"
     """Actions by criteria; by a paired test of every gated metric; or by thresholds on deltas, as always without
     samples. `margins`, `required` or `quality_margin_pp` without `criteria` mean `paired`."""
-    criteria: Annotated[Mapping[Name, Criterion] | None, Field(min_length=1)] = Field(
+    criteria: Annotated[Mapping[Name, Criterion] | None, Field(min_length=1), AfterValidator(_ordered)] = Field(
         default=None, exclude_if=lambda criteria: criteria is None
     )
     """What a build must not lose, by name; refusal, safety and quality if not given."""
