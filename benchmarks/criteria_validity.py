@@ -240,8 +240,8 @@ def coverage(studies, rng):
             counts = member.draw(studies, rng)
             above = rejects(counts, n, loss, level, 1)
             below = rejects(counts, n, loss, level / 2, -1)
-            rows.append({"n": n, "true loss pp": 100 * loss, "flips %": 100 * flips, "held %": percent(~(above | below)),
-                         "due %": 100 * (1 - 1.5 * level)})  # fmt: skip
+            held = {"held %": percent(~(above | below)), "due %": 100 * (1 - 1.5 * level)}
+            rows.append({"n": n, "true loss pp": 100 * loss, "flips %": 100 * flips, **held})
     return rows
 
 
@@ -292,7 +292,7 @@ def pooled(studies, rng):
     rows = []
     for name, kinds, weights in cases:
         for n in (24, 100, 300):
-            # A weighted mean inverts exact limits for every p-value: a quarter of the studies, with numbers of their own.
+            # A weighted mean inverts exact limits for every p-value: a quarter of the studies, of draws of their own.
             many, draws = (studies, rng) if weights is None else (studies // 4, np.random.default_rng([7, n]))
             found = [pool(kinds, n, MARGIN, draws, weights) for _ in range(many)]
             margin = Fraction(5)

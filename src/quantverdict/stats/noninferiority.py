@@ -229,7 +229,7 @@ def unmet(rooms: Sequence[Room], loss: float) -> float:
     if loss >= sum(room.weight * room.largest for room in rooms):
         return 0.0
     if len(rooms) == 1:
-        return (1 - loss / rooms[0].largest) ** rooms[0].units
+        return math.pow(1 - loss / rooms[0].largest, rooms[0].units)
     low, high = 0.0, max(room.weight * room.largest / room.units for room in rooms)
     # The price at which all rates are 0 is the highest of these; as it falls they grow, and the loss with them.
     for _ in range(60):
@@ -241,7 +241,7 @@ def unmet(rooms: Sequence[Room], loss: float) -> float:
 def unmet_loss(rooms: Sequence[Room], alpha: float) -> float:
     """The largest loss that has a chance of `alpha` to be met by nothing (`unmet`)."""
     if len(rooms) == 1:
-        return rooms[0].largest * (1 - alpha ** (1 / rooms[0].units))
+        return rooms[0].largest * (1 - math.pow(alpha, 1 / rooms[0].units))
     low, high = 0.0, max(room.weight * room.largest / room.units for room in rooms)
     for _ in range(60):
         price = (low + high) / 2
