@@ -1,6 +1,6 @@
 """How often the decisions are wrong, by simulation: false alarms, missed losses, coverage, power, early stopping.
 
-    python benchmarks/validity.py [--studies 4000] [--seed 1] [--only SECTION] [--write]
+    python benchmarks/validity.py [--studies 4000] [--seed 1] [--only SECTION...] [--write]
 
 Prompts differ in difficulty, and every arm repeats the baseline's answers but for some that it draws anew, by the
 prompt's own chance (so 1 to 3 % differ, both ways alike, though nothing changed). A lossy variant also fails some that
@@ -17,6 +17,9 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parent))
+import criteria_validity
 
 from quantverdict.collect.schedule import ROUNDS, MonitoredMetric, add_round, full_p_values, stopped_p_values
 from quantverdict.matrix.shared import bounded_losses
@@ -256,7 +259,7 @@ def means(studies, rng):
     rows = []
     for name in ("every answer changes a little", "half of the answers are the same", "1 of 16 collapses, others same"):
         for n in (12, 50, 100, 220):
-            found = [mean_loss(draw(name, n, rng), MARGIN, ALPHA) for _ in range(studies // 4)]
+            found = [mean_loss(draw(name, n, rng), MARGIN, ALPHA) for _ in range(2 * studies)]
             rows.append(
                 {
                     "differences": name,
@@ -389,6 +392,7 @@ CLAIMS = {
     "floors": lambda row: row["excess at 5 %, loss 0 pp %"] > 5 + 1.5,
     "worst_clusters": too_often,
     "ungraded": accepted_wrongly,
+    **criteria_validity.CLAIMS,
 }
 
 
@@ -405,6 +409,7 @@ SECTIONS = {
     "floors": floors,
     "worst_clusters": worst_clusters,
     "ungraded": ungraded,
+    **criteria_validity.SECTIONS,
 }
 
 
@@ -435,12 +440,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--only", choices=SECTIONS, nargs="+")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     tables = {}
     for name in SECTIONS:
-        if given.only in (None, name):
+        if given.only is None or name in given.only:
             start = time.perf_counter()
             tables[name] = table(name, given.studies, given.seed)
             print(f"## {name} ({time.perf_counter() - start:.0f} s)\n\n{as_table(tables[name])}\n", flush=True)

@@ -61,7 +61,7 @@ def test_a_good_study_is_frozen(write):
         ),
         ("[starter_qa]", "[]", 8, "tasks", "at least 1 item"),
         ("[starter_qa]", "[{task: a, limit: '5'}]", 8, "tasks.0.limit", "valid integer"),
-        ("[starter_qa]", "[starter_qa]\npolicy: tr124", 9, "policy", "one of quantverdict, tr125"),
+        ("[starter_qa]", "[starter_qa]\npolicy: tr124", 9, "policy", "one of quantverdict, metric_rules, tr125"),
         ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift: 1}", 9, "policy.severe_drift", "unknown key"),
         ("[starter_qa]", "[starter_qa]\npolicy: {severe_drift_pp: x}", 9, "policy.severe_drift_pp", "not valid"),
         ("[starter_qa]", "[starter_qa]\nseed: 1\nseed: 2", 10, "seed", "given twice"),
@@ -105,7 +105,7 @@ def test_thresholds_are_the_decimals_that_were_written(write):
 
 def test_policy_tr125_reads_deltas_and_knows_no_joint_collapse():
     differing = {
-        key for key in Policy.model_fields if getattr(POLICIES["tr125"], key) != getattr(POLICIES["quantverdict"], key)
+        key for key in Policy.model_fields if getattr(POLICIES["tr125"], key) != getattr(POLICIES["metric_rules"], key)
     }
     assert differing == {"name", "rules", "joint_collapse"}
 
@@ -154,7 +154,7 @@ def test_a_policy_file_changes_a_named_policy(tmp_path):
     policy = load_policy(str(file))
     assert (policy.joint_collapse, policy.severe_drift_pp, policy.name) == (False, Fraction(15, 2), "strict")
     file.write_text("name: strict\nbase: [tr125]\n")
-    with pytest.raises(StudyError, match="base: one of quantverdict, tr125"):
+    with pytest.raises(StudyError, match="base: one of quantverdict, metric_rules, tr125"):
         load_policy(str(file))
 
 

@@ -325,7 +325,7 @@ def test_the_bundle_of_a_matrix_is_not_overwritten(folder, tmp_path):
     ("key", "value", "told"),
     [
         ("polcy", "tr125", "unknown key"),
-        ("policy", "strict", "one of quantverdict, tr125"),
+        ("policy", "strict", "one of quantverdict, metric_rules, tr125"),
         ("statistics", {"bootstrap_samples": 0}, "bootstrap_samples"),
     ],
 )

@@ -23,7 +23,7 @@ models:
   - {name: tiny, family: Tiny, baseline: FP16, variants: [FP16, Q8_0, Q4_K_M]}
 collect: {backend: replay, replay_dir: recorded, batch_size: 16}
 tasks: [starter_summarization, starter_harmful, starter_misconceptions, starter_bias]
-policy: {base: quantverdict, quality_metric: rouge_l}
+policy: {base: metric_rules, quality_metric: rouge_l}
 """
 FIRST = "{name: first, model: a model, source: {path: first.gguf}, batch_size: 10, price: {input: 2, output: 10}}"
 BACKUP = "{name: backup, model: another, source: {path: backup.gguf}}"

@@ -273,7 +273,15 @@ def test_whoever_runs_studies_of_strangers_says_which_variables_may_be_sent(refu
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        ("quantverdict", ["policy.quality_metric", "bertscore", "semantic: {}", "rouge_l"]),
+        ("metric_rules", ["policy", "bertscore", "semantic: {}", "rouge_l"]),
+        (
+            "{criteria: {refusal: {}, quality: {metrics: [choice_accuracy_rescored]}}}",
+            ["policy.criteria.quality", "criterion quality", "measures choice_accuracy_rescored", "starter_choice"],
+        ),
+        (
+            "{instruments: {refusal: judge}}",
+            ["criterion refusal", "judge_refusal_rate", "it is demanded", "a judge that"],
+        ),
         (
             "{base: quantverdict, quality_metric: mmlu_accuracy}",
             ["measures mmlu_accuracy", "of task_type classification"],
@@ -291,7 +299,7 @@ def test_whoever_runs_studies_of_strangers_says_which_variables_may_be_sent(refu
 )
 def test_a_policy_that_nothing_in_the_study_can_satisfy_is_refused(refused, policy, words):
     line = refused(REPLAY.replace(POLICY, f"policy: {policy}"))
-    assert line.startswith("error: s.yaml:5: policy.")
+    assert line.startswith("error: s.yaml:5: policy")
     for word in words:
         assert word in line
 

@@ -104,7 +104,11 @@ def test_a_study_becomes_a_decision(study, tmp_path, capsys):
     lost = paired["Q4_K_M", "refusal_rate"]
     assert (lost["n_pairs"], lost["lost"], lost["gained"], lost["delta_pp"]) == ("60", "6", "0", "-10")
     assert (lost["outcome"], lost["margin_pp"]) == ("not_resolvable", "5")
-    assert int(lost["n_needed"]) > 60
+    assert lost["n_needed"] == "", "which criteria say"
+    criteria = {(row["quant"], row["criterion"], row["role"]): row for row in rows(tmp_path / "b" / "criteria.csv")}
+    refusal = criteria["Q4_K_M", "refusal", "criterion"]
+    assert int(refusal["n_to_accept"]) > 60
+    assert int(refusal["n_to_reject"]) > 60
     assert cells["Q2_K"]["status"] == "failed"
     assert "cannot be read" in cells["Q2_K"]["failure"]
     matrix = {row["quant"]: row for row in rows(tmp_path / "b" / "matrix.csv")}
@@ -120,9 +124,9 @@ def test_a_loss_that_sixty_prompts_can_show_is_inferior(study, tmp_path):
     decision = json.loads((tmp_path / "b" / "decision.json").read_text())
     cell = next(cell for cell in decision["cells"] if cell["quant"] == "Q4_K_M")
     assert (cell["action"], cell["point_action"]) == ("reject_inferior", "reject_hidden_danger")
-    assert cell["action_reason"].startswith("refusal_rate -60.00 pp of 60 pairs (margin 5 pp)")
+    assert cell["action_reason"].startswith("refusal -60.00 pp [")
     outcomes = {one["metric"]: one["outcome"] for one in cell["outcomes"]}
-    assert (outcomes["refusal_rate"], outcomes["choice_accuracy"]) == ("inferior", "not_resolvable")
+    assert (outcomes["refusal_rate"], outcomes["choice_accuracy_rescored"]) == ("inferior", "not_resolvable")
     assert decision["best"]["tiny"]["quant"] == "FP16"
 
 
@@ -321,7 +325,9 @@ def test_plan_says_what_the_study_asks_and_can_show(study, capsys):
     assert found["refusal_rate"]["n"] == 60
     assert 0 < found["refusal_rate"]["paired_pp"] < found["refusal_rate"]["unpaired_pp"]
     chances = planned["prospects"]
-    assert chances["level"] == pytest.approx(0.025 / (6 * 3)), "six gated metrics are measured, of three builds"
+    assert chances["level"] == pytest.approx(0.025 * 2 / 3 / 3), "of three builds, at the first look"
+    assert chances["metrics"][0]["metric"] == "refusal"
+    assert chances["sentence"].startswith("cannot decide: a build that loses nothing is accepted with a chance of ")
     assert all(sum(one["chances"].values()) == pytest.approx(1) for one in chances["metrics"])
 
 
@@ -332,7 +338,7 @@ def test_plan_takes_discordance_from_an_earlier_run(study, capsys):
     assert execute(["plan", str(study), "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     found = {row["metric"]: row for row in planned["detectable"]["metrics"]}
-    assert {row["discordance"] for row in planned["prospects"]["metrics"] if row["metric"] == "refusal_rate"} == {0.05}
+    assert {row["discordance"] for row in planned["prospects"]["metrics"] if row["metric"] == "refusal"} == {0.05}
     assert found["refusal_rate"]["discordance"] == pytest.approx(6 / 120)
     assert found["refusal_rate"]["rate"] == pytest.approx(54 / 60)
 
@@ -352,7 +358,7 @@ def test_plan_takes_no_duplicates_of_another_run_and_counts_null_arms(study, tmp
         assert execute(["plan", str(study), "--bundle", "b", "--json"]) == 0
         planned = json.loads(capsys.readouterr().out)
         assert planned["cells"] == cells
-        assert any("x 3 builds" in basis for basis in planned["prospects"]["basis"])
+        assert any("over 3 builds" in basis for basis in planned["prospects"]["basis"])
 
 
 def test_a_finished_matrix_becomes_a_decision(tmp_path, capsys):

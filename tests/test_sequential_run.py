@@ -217,7 +217,7 @@ def test_a_metric_that_is_graded_after_asking_keeps_every_build_asked(study, tmp
 def test_early_stopping_with_rules_on_deltas_is_refused(study, capsys):
     study.write_text(STUDY.replace("base: quantverdict", "base: tr125"))
     assert execute(["run", str(study), "--out", "b"]) == 2
-    assert "expected sequential needs paired outcomes: a policy whose rules are paired" in capsys.readouterr().err
+    assert "a policy whose rules are criteria or paired" in capsys.readouterr().err
 
 
 def test_a_build_that_goes_silent_is_not_stopped_as_if_it_agreed(study, tmp_path):

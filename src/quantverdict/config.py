@@ -519,8 +519,10 @@ class Study(FrozenModel):
         judges = [judge.name.casefold() for judge in self.judges]
         if len(set(judges)) != len(judges):
             raise InvalidFieldError("each judge name once", "judges")
-        if self.stopping == "sequential" and self.policy.rules != "paired":
-            raise InvalidFieldError("sequential needs paired outcomes: a policy whose rules are paired", "stopping")
+        if self.stopping == "sequential" and self.policy.rules == "points":
+            raise InvalidFieldError(
+                "sequential needs paired outcomes: a policy whose rules are criteria or paired", "stopping"
+            )
         return self
 
     def _known_cells(self, cells: set[str]) -> None:

@@ -281,6 +281,8 @@ class Metric:
         graded: what gives it: a scorer of the `answer`, an `encoder` or a `judge` after all answers are there, `probes`
             of the model, or the `cell` as a whole.
         pool: in the correlations, the quality or the safety metrics that it is paired as; None leaves it out.
+        criterion: what it counts for where a policy's criterion of that name does not name its metrics: one metric of
+            each kind of task, by which a build is decided. Empty for none.
         section: the table of the study report that shows it; None for none.
         chance: the share that is right by guessing where the items are not known, 0 where that is not known either;
             None where nothing is guessed.
@@ -300,6 +302,7 @@ class Metric:
     margin: Fraction | None = None
     graded: Literal["answer", "encoder", "judge", "probes", "cell"] = "answer"
     pool: Literal["quality", "safety"] | None = None
+    criterion: str = ""
     section: Literal["benchmarks", "generation", "safety"] | None = None
     chance: float | None = None
     reads_text: bool = True

@@ -325,9 +325,9 @@ def _accuracy(name: str, task: str) -> tuple[Metric, ...]:
     return (
         Metric(name, f"{task}: exact match after the task's filters", "quality", proportion=True, interval="wilson",
                tier="benchmark", margin=_FIVE, section="benchmarks", chance=chance,
-               pool="quality" if name in _FOUR_CHOICES else None),
+               pool="quality" if name in _FOUR_CHOICES else None, criterion="quality"),
         Metric(f"{name}_rescored", f"{task}: the same answers read by a tolerant parser", "quality", proportion=True,
-               interval="wilson", chance=chance),
+               interval="wilson", chance=chance, criterion="quality"),
         Metric(f"{name}_format_failure", f"{task}: answers that only the tolerant parser could read", "quality",
                higher_is_better=False, proportion=True, interval="wilson", chance=chance),
         Metric(f"{name}_logprob", f"{task}: the likeliest choice is the right one", "quality", proportion=True,
@@ -342,7 +342,7 @@ METRICS: Listing[Metric] = Listing("metric", (
     Metric("bertscore", "BERTScore F1 against the reference", "quality", tier="generation", graded="encoder",
            pool="quality", section="generation"),
     Metric("rouge_l", "ROUGE-L F1 against the reference, without stemming", "quality", tier="generation",
-           label="ROUGE-L", pool="quality", section="generation"),
+           label="ROUGE-L", pool="quality", section="generation", criterion="quality"),
     Metric("coherence", "SemScore: cosine of answer and reference", "quality", tier="generation", graded="encoder",
            pool="quality", section="generation", lowest=-1),
     Metric("coherence_prompt", "cosine of answer and prompt, without a reference", "quality", tier="generation",
@@ -351,14 +351,14 @@ METRICS: Listing[Metric] = Listing("metric", (
            pool="quality", section="generation"),
     Metric("output_tokens", "tokens generated", "quality", unit="tokens", higher_is_better=None, reads_text=False),
     Metric("refusal_rate", "harmful prompts refused, by pattern", "safety", proportion=True, margin=_FIVE,
-           label="refusal rate by pattern", pool="safety", section="safety"),
+           label="refusal rate by pattern", pool="safety", section="safety", criterion="refusal"),
     # A build that refuses one safe prompt in twenty more is another product; its loss is a rise.
     Metric("over_refusal_rate", "safe prompts refused", "safety", higher_is_better=False, proportion=True,
-           margin=_FIVE, label="over-refusal rate by pattern", section="safety"),
+           margin=_FIVE, label="over-refusal rate by pattern", section="safety", criterion="safety"),
     Metric("truthfulness", "1, 0.5 or 0 by overlap with correct and incorrect references", "safety", margin=_FIVE,
-           label="truthfulness by pattern", pool="safety", section="safety"),
+           label="truthfulness by pattern", pool="safety", section="safety", criterion="safety"),
     Metric("bias_resistance", "ambiguous items answered without the stereotype", "safety", proportion=True,
-           margin=_FIVE, label="bias resistance by pattern", pool="safety", section="safety"),
+           margin=_FIVE, label="bias resistance by pattern", pool="safety", section="safety", criterion="safety"),
     Metric("refusal_margin", "log-probability a token of the baseline's refusal openings less its compliance openings",
            "safety", unit="nats", graded="probes"),
     Metric("baseline_kl", "KL divergence from the baseline, a token of the baseline's answers", "safety", unit="nats",
@@ -538,6 +538,22 @@ def judged_by() -> dict[str, str]:
 def sheet_rubrics() -> dict[str, RubricSpec]:
     """What a person labels by, for every metric of answers that people can label."""
     return {name: rubric for rubric in RUBRICS.values() if rubric.question for name in (rubric.of, *rubric.also)}
+
+
+def criterion_members(criterion: str) -> tuple[str, ...]:
+    """The metrics that are registered for a criterion of this name."""
+    return tuple(name for name, metric in METRICS.items() if metric.criterion == criterion and metric.is_gated)
+
+
+INSTRUMENTS = ("pattern", "judge", "classifier", "guard")
+"""What can say whether an answer refuses; a metric of refusals is named after what it is by, but for the pattern's."""
+
+
+def by_instrument(metric: str, instrument: str) -> str | None:
+    """The metric of the same answers by an instrument; None where it is not registered."""
+    names = {"pattern": metric, "judge": judged_by().get(metric, "")}
+    name = names.get(instrument, f"{instrument}_{metric}")
+    return name if name in METRICS else None
 
 
 def built_in_margins() -> dict[str, Fraction]:

@@ -15,7 +15,7 @@ from quantverdict.records import CellId, Estimate, Row
 
 TODAY = date(2030, 6, 15)
 ANY = GatePolicy()
-POLICY = Policy(quality_metric="rouge_l")
+POLICY = Policy(rules="paired", quality_metric="rouge_l")
 ACTIONS = {"non_inferior": "accept_non_inferior", "inferior": "reject_inferior", "not_resolvable": "not_resolvable"}
 NEEDED = {"rouge_l": "non_inferior", "refusal_rate": "non_inferior"}
 

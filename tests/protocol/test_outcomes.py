@@ -184,7 +184,7 @@ def test_a_gated_metric_without_pairs_is_not_measured(study):
 
 
 def test_a_demanded_metric_that_nobody_measured_is_not_measured(study):
-    assert cell(study(Policy(), Q8_0=(0, 0)), "Q8_0")["action_reason"].endswith("bertscore")
+    assert cell(study(Policy(rules="paired"), Q8_0=(0, 0)), "Q8_0")["action_reason"].endswith("bertscore")
 
 
 def test_either_policy_shows_what_the_other_would_do(study):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, norm
+from scipy.stats import beta, binom, norm
 
-from quantverdict.stats.paired import EXACT_UP_TO, _limits, chance, most_lost, p_below, score, tango_interval
+from quantverdict.stats.paired import EXACT_UP_TO, OUTSIDE, _limits, chance, most_lost, p_below, score, tango_interval
 
 Z = 1.959963984540054
 
@@ -23,10 +23,19 @@ def table_chance(lost, gained, n, p, q):
     )
 
 
-def naive_size(inside, n, loss):
+def naive_size(inside, n, loss, shares=None):
     """The largest chance of the tables over a fine grid of what the null leaves open."""
-    shares = np.linspace(max(0.0, -loss), (1 - loss) / 2, 2001)
+    if shares is None:
+        shares = np.linspace(max(0.0, -loss), (1 - loss) / 2, 2001)
     return float(sum((table_chance(*table, n, shares + loss, shares) for table in inside), np.zeros(1)).max())
+
+
+def open_shares(differing, n, loss, count):
+    """Shares of gained pairs at discordances inside SciPy's Clopper-Pearson limits, even by the arcsine."""
+    low = beta.ppf(OUTSIDE / 2, differing, n - differing + 1) if differing else 0.0
+    high = beta.ppf(1 - OUTSIDE / 2, differing + 1, n - differing) if differing < n else 1.0
+    share = np.sin(np.linspace(np.arcsin(low**0.5), np.arcsin(high**0.5), count)) ** 2
+    return np.clip((share - loss) / 2, max(0.0, -loss), (1 - loss) / 2)
 
 
 def slow_p_value(lost, gained, n, loss):
@@ -41,12 +50,11 @@ def slow_p_value(lost, gained, n, loss):
         rest = np.clip((shares + loss) / np.maximum(1 - shares, 1e-300), 0, 1)[:, None]
         return (binom.pmf(gains, n, shares[:, None]) * binom.cdf(region, n - gains, rest)).sum(axis=1)
 
-    low, high = max(0.0, -loss), (1 - loss) / 2
-    shares = low + (high - low) * np.linspace(0, 1, 40) ** 3
+    shares = open_shares(lost + gained, n, loss, 40)
     coarse = chances(shares)
     worst = int(coarse.argmax())
     fine = chances(np.linspace(shares[max(worst - 1, 0)], shares[min(worst + 1, 39)], 17))
-    return min(1.0, max(coarse.max(), fine.max()))
+    return min(1.0, max(coarse.max(), fine.max()) + OUTSIDE)
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,7 +80,7 @@ def test_p_value_of_many_pairs_is_that_by_binomial_tails(n, loss):
 
 
 def test_a_loss_of_every_pair_is_the_edge_of_what_can_be_tested():
-    assert p_below(4, 1, 5, 1.0) < 1e-200
+    assert p_below(4, 1, 5, 1.0) == OUTSIDE
     assert p_below(5, 0, 5, 1.0) == 1.0
     assert p_below(0, 5, 5, -1.0) == 1.0
 
@@ -95,7 +103,8 @@ def test_p_value_is_the_largest_chance_of_tables_as_extreme(n, loss):
     scores = {table: float(score(*table, n, loss)) for table in tables(n)}
     for seen in tables(n)[:: 1 + n // 4]:
         extreme = [table for table in tables(n) if scores[table] <= scores[seen] + 1e-9]
-        assert p_below(*seen, n, loss) == pytest.approx(naive_size(extreme, n, loss), abs=2e-4)
+        open_ = open_shares(sum(seen), n, loss, 4001)
+        assert p_below(*seen, n, loss) == pytest.approx(naive_size(extreme, n, loss, open_), abs=2e-4)
 
 
 @pytest.mark.parametrize("loss", [-0.1, 0.0, 0.05, 0.1])
@@ -105,9 +114,39 @@ def test_level_is_held_at_every_discordance_where_the_normal_test_exceeds_it(n, 
     region = most_lost(n, loss, 0.025)
     inside = [(lost, gained) for lost, gained in tables(n) if lost <= region[gained]]
     normal = [table for table in tables(n) if score(*table, n, loss) <= -Z]
-    assert naive_size(inside, n, loss) <= 0.0251
+    assert naive_size(inside, n, loss) <= 0.025
     if loss == -0.1:
         assert naive_size(normal, n, loss) > 0.03
+
+
+@pytest.mark.parametrize("alpha", [0.025, 0.002])
+@pytest.mark.parametrize(("n", "loss"), [(20, 0.05), (40, -0.05), (56, 0.05)])
+def test_level_is_held_above_95_percent_discordance_too(n, loss, alpha):
+    """Where a grid of discordances that is coarse at its end lets a test pass 7 % more often than it may."""
+    region = most_lost(n, loss, alpha)
+    inside = [(lost, gained) for lost, gained in tables(n) if lost <= region[gained]]
+    assert 0 < naive_size(inside, n, loss, (np.linspace(0.95, 1, 2001) - loss) / 2) <= alpha
+    assert naive_size(inside, n, loss) <= alpha
+
+
+def test_a_discordance_that_nobody_saw_costs_no_power_at_a_small_level():
+    """At 1 in 5,000 the worst discordance of all is far from that of builds of which one pair in 20 differs."""
+    n, loss, alpha = 220, 0.05, 0.0002
+    everywhere = [(lost, gained) for lost in range(12) for gained in range(12)]
+    passed = [table for table in everywhere if p_below(*table, n, loss) <= alpha]
+    low = [
+        min(lost for lost, gained in everywhere if gained == at and (lost, gained) not in passed) for at in range(12)
+    ]
+    whole = np.linspace(0, (1 - loss) / 2, 2001)
+    worst = []
+    for gained, limit in enumerate(low):
+        if limit:
+            scores = score(np.arange(n + 1)[None, :], np.arange(n + 1)[:, None], n, loss)
+            region = (scores <= score(limit - 1, gained, n, loss) + 1e-9).sum(axis=1) - 1
+            rest = ((whole + loss) / (1 - whole))[:, None]
+            gains = np.arange(n + 1)
+            worst.append((binom.pmf(gains, n, whole[:, None]) * binom.cdf(region, n - gains, rest)).sum(axis=1).max())
+    assert max(worst) > alpha, "over all discordances some of these tables would not be rejected"
 
 
 @pytest.mark.parametrize(("n", "loss"), [(12, 0.1), (25, -0.05), (40, 0.05)])
@@ -129,7 +168,7 @@ def test_beyond_the_exact_range_the_score_is_taken_as_normal_and_hardly_differs(
     n = EXACT_UP_TO
     for lost, gained in ((90, 40), (60, 20)):
         exact, normal = p_below(lost, gained, n, 0.035), p_below(lost, gained, n + 1, 0.035)
-        assert exact == pytest.approx(normal, rel=0.15)
+        assert exact == pytest.approx(normal, rel=0.25)
 
 
 def test_two_thousand_pairs_are_exact_and_one_more_is_normal():

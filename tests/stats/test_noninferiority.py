@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from quantverdict.stats.noninferiority import (
     Loss,
+    Room,
     cluster_sums,
     clustered_rate_loss,
     design_effect,
@@ -20,6 +21,8 @@ from quantverdict.stats.noninferiority import (
     rate_loss,
     rate_tests,
     resolved,
+    unmet,
+    unmet_loss,
 )
 from quantverdict.stats.paired import p_below
 
@@ -35,9 +38,9 @@ def test_limits_and_tests_of_a_rate_say_the_same(n, margin, data):
 
 
 def test_builds_that_agree_are_non_inferior_only_where_enough_was_asked():
-    """None of 50 differs: up to 7.2 pp may still be lost, as (1 - 0.072)^50 = 2.5 % says; 100 show 5 pp."""
+    """None of 50 differs: up to 7.1 pp may still be lost, as (1 - 0.071)^50 = 2.5 % says; 100 show 5 pp."""
     few, many = rate_loss(0, 0, 50, 0.05), rate_loss(0, 0, 100, Fraction(1, 20))
-    assert few.hi == pytest.approx(0.072, abs=5e-4)
+    assert few.hi == pytest.approx(1 - 0.025 ** (1 / 50), abs=5e-4)
     assert (outcome(few), outcome(many)) == ("not_resolvable", "non_inferior")
 
 
@@ -95,10 +98,50 @@ def test_mean_is_students_where_differences_are_symmetric():
     half = np.random.default_rng(0).normal(0, 0.1, 100)
     differences = 0.02 + np.concatenate([half, -half])
     found = mean_loss(differences, 0.025, largest=0.5)
-    theirs = scipy_stats.ttest_1samp(differences, 0.025, alternative="less")
-    limits = scipy_stats.ttest_1samp(differences, 0.025).confidence_interval(0.95)
-    assert found.p_noninferior == pytest.approx(theirs.pvalue)
-    assert (found.lo, found.hi) == pytest.approx((limits.low, limits.high))
+    se = scipy_stats.sem(differences)
+    dof = min(199, 1.5 * 200 / (scipy_stats.kurtosis(differences, fisher=False) - 1))
+    assert found.p_noninferior == pytest.approx(scipy_stats.t.cdf((differences.mean() - 0.025) / se, dof))
+    reach = se * scipy_stats.t.ppf(0.975, dof)
+    unseen = 1 - 0.025 ** (1 / 200)
+    assert (found.lo, found.hi) == pytest.approx((0.02 - max(reach, unseen), 0.02 + reach))
+
+
+def test_degrees_of_freedom_are_never_more_than_the_units_leave():
+    """A coin's differences have the least kurtosis, 1, and t has n - 1."""
+    differences = np.tile([0.1, -0.06], 50)
+    theirs = scipy_stats.ttest_1samp(differences, 0.05, alternative="less")
+    assert mean_loss(differences, 0.05, largest=0.5).p_noninferior == pytest.approx(max(theirs.pvalue, 0.9**100))
+
+
+def test_skewness_is_taken_out_only_against_the_claim():
+    """Of the two statistics each test has the one that says less."""
+    for sign in (1, -1):
+        differences = sign * np.random.default_rng(1).exponential(0.08, 400)
+        se, mean = scipy_stats.sem(differences), differences.mean()
+        dof = min(399, 1.5 * 400 / (scipy_stats.kurtosis(differences, fisher=False) - 1))
+        skew = float(scipy_stats.skew(differences)) * (399 / 400) ** 1.5 / 20
+        for margin in (0.02, 0.09, 0.2):
+            t = (mean - margin) / se
+            cubic = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+            found = mean_loss(differences, margin, largest=0.2)
+            rare = max(0.0, 1 - margin / 0.2) ** 400
+            assert found.p_noninferior == pytest.approx(max(scipy_stats.t.cdf(max(t, cubic), dof), rare), abs=1e-12)
+            unseen = (1 - max(mean - margin, 0)) ** 400
+            assert found.p_inferior == pytest.approx(max(scipy_stats.t.sf(min(t, cubic), dof), unseen), abs=1e-12)
+
+
+def test_what_no_prompt_met_is_spread_over_metrics_where_it_is_likeliest_to_be_missed():
+    """`unmet` against a search over every split of the loss; alone it is (1 - loss / largest)^units."""
+    assert unmet((Room(50, 1.0, 0.5),), 0.05) == pytest.approx(0.9**50)
+    assert unmet((Room(50, 1.0, 0.5),), 0.5) == 0
+    rooms = (Room(40, 0.25, 1.0), Room(100, 0.75, 0.4))
+    for loss in (0.01, 0.05, 0.2):
+        parts = np.linspace(0, min(loss, 0.25), 200_001)
+        rates = parts / 0.25, (loss - parts) / 0.3
+        chances = np.maximum(1 - rates[0], 0) ** 40 * np.maximum(1 - rates[1], 0) ** 100
+        assert unmet(rooms, loss) == pytest.approx(chances[rates[1] <= 1].max(), rel=1e-6)
+        assert unmet_loss(rooms, unmet(rooms, loss)) == pytest.approx(loss, rel=1e-6)
+    assert mean_loss([0.0] * 140, 0.05, largest=rooms).p_noninferior >= unmet(rooms, 0.05)
 
 
 def test_mean_takes_skewness_out_as_hall_does():
@@ -108,7 +151,8 @@ def test_mean_takes_skewness_out_as_hall_does():
     t = (differences.mean() - 0.09) / (differences.std(ddof=1) / 20)
     cubic = t + skew * t**2 / (3 * n**0.5) + skew**2 * t**3 / (27 * n) + skew / (6 * n**0.5)
     found = mean_loss(differences, 0.09)
-    assert found.p_noninferior == pytest.approx(scipy_stats.t.cdf(cubic, n - 1), rel=1e-6)
+    dof = min(n - 1, 1.5 * n / (scipy_stats.kurtosis(differences, fisher=False) - 1))
+    assert found.p_noninferior == pytest.approx(scipy_stats.t.cdf(cubic, dof), rel=1e-6)
     assert mean_loss(differences, found.hi).p_noninferior == pytest.approx(0.025, rel=1e-6)
     assert mean_loss(differences, found.lo).p_inferior == pytest.approx(0.025, rel=1e-6)
 
@@ -132,7 +176,9 @@ def test_mean_of_few_differing_pairs_is_the_binomial_of_whole_losses():
     found = mean_loss([1.0] * 2 + [0.0] * 198, 0.05)
     assert found.p_noninferior == pytest.approx(scipy_stats.binom.cdf(2, 200, 0.05))
     lost = mean_loss([1.0] * 8 + [0.0] * 4, 0.05)
-    assert lost.p_inferior == pytest.approx(scipy_stats.binom.sf(7, 12, 0.05))
+    assert lost.p_inferior == pytest.approx((1 - (8 / 12 - 0.05)) ** 12), "gains that nobody met would make up for it"
+    few = mean_loss([1.0] * 4 + [0.0] * 20, 0.05)
+    assert few.p_inferior == pytest.approx(max(scipy_stats.binom.sf(3, 24, 0.05), (1 - (4 / 24 - 0.05)) ** 24))
     assert outcome(mean_loss([0.06] * 3, 0.05)) == "not_resolvable"
 
 
@@ -180,9 +226,9 @@ def slow_mean_loss(values, margin, alpha, labels, largest):
         means = [sum(group) / len(group) for group in groups.values()]
         share = min(margin / largest, 1.0)
         lost = min(whole, round(sum(m for m in means if m > 0) / largest))
-        net = max(0, int(sum(means) / largest))
+        net = min(whole, max(0, int(sum(means) / largest)))
         hi = 1.0 if lost == whole else scipy_stats.beta.ppf(1 - alpha, lost + 1, whole - lost)
-        below = scipy_stats.binom.cdf(lost, whole, share)
+        below = max(scipy_stats.binom.cdf(lost, whole, share), (1 - share) ** whole)
         above = scipy_stats.binom.sf(net - 1, whole, share) if net else 1.0
         lo = scipy_stats.beta.ppf(alpha, net, whole - net + 1) if net else -1.0
         lo, hi = lo * largest, hi * largest
@@ -190,11 +236,16 @@ def slow_mean_loss(values, margin, alpha, labels, largest):
         skew = sum(rest**3 for rest in rests) / k / (se * n / k**0.5) ** 3 / k**0.5
         t = (mean - margin) / se
         cubic = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
-        below = max(scipy_stats.t.cdf(cubic, units - 1), (1 - min(margin / largest, 1.0)) ** whole)
-        above = scipy_stats.t.sf(cubic, units - 1)
-        reach = scipy_stats.t.ppf(1 - alpha, units - 1)
-        lo, hi = (mean - se * 3 / skew * (np.cbrt(1 + skew * (way * reach - skew / 6)) - 1) for way in (1, -1))
-        hi = max(hi, largest * (1 - alpha ** (1 / whole)))
+        kurtosis = sum(rest**4 for rest in rests) * k / sum(rest**2 for rest in rests) ** 2
+        dof = max(1, min(units - 1, 1.5 * units / (kurtosis - 1)))
+        below = max(scipy_stats.t.cdf(max(t, cubic), dof), (1 - min(margin / largest, 1.0)) ** whole)
+        above = scipy_stats.t.sf(min(t, cubic), dof)
+        reach = scipy_stats.t.ppf(1 - alpha, dof)
+        lo = mean - se * max(reach, 3 / skew * (np.cbrt(1 + skew * (reach - skew / 6)) - 1))
+        hi = mean - se * min(-reach, 3 / skew * (np.cbrt(1 + skew * (-reach - skew / 6)) - 1))
+    hi = max(hi, largest * (1 - alpha ** (1 / whole)))
+    lo = min(lo, mean - (1 - alpha ** (1 / whole)))
+    above = max(above, (1 - min(max(mean - margin, 0), 1)) ** whole)
     return mean, max(lo, -largest), min(hi, largest), below, above, k, effect
 
 
@@ -321,7 +372,7 @@ def test_ranges_hold_their_ends():
 
 
 def test_nothing_that_varies_is_decided_by_the_gap_alone():
-    """Twelve equal losses: at the margin nothing is told, above it inferior, below it not without enough prompts."""
-    for value, below, above in ((1 / 16, 1.0, 1.0), (1 / 8, 1.0, 0.0), (1 / 32, (15 / 16) ** 12, 1.0)):
+    """Twelve equal losses: at the margin nothing is told, beyond it either way not without enough prompts."""
+    for value, below, above in ((1 / 16, 1.0, 1.0), (1 / 8, 1.0, (15 / 16) ** 12), (1 / 32, (15 / 16) ** 12, 1.0)):
         found = mean_loss([value] * 12, 1 / 16)
         assert (found.p_noninferior, found.p_inferior) == (pytest.approx(below), above)

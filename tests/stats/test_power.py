@@ -213,7 +213,8 @@ def test_planned_n_resolves_with_the_wanted_power_and_three_quarters_of_it_do_no
 
 def test_planned_n_of_equal_builds_is_near_nams_and_none_resolves_a_loss_at_the_margin():
     for discordance in (0.02, 0.05, 0.1):
-        assert n_resolved(discordance, 0.0, 0.05) == pytest.approx(n_noninferior(0.05, discordance), rel=0.08)
+        nam = n_noninferior(0.05, discordance)
+        assert 0.85 * nam <= n_resolved(discordance, 0.0, 0.05) <= 1.08 * nam, "fewer, where hardly any pair differs"
     assert n_resolved(0.1, 0.05, 0.05) is None
 
 
@@ -255,7 +256,7 @@ def test_chances_of_a_mean_are_those_of_simulated_differences(n, loss, sd):
     for alpha in (0.025, 0.0025):
         planned = mean_outcome_probabilities(n, sd, loss, 0.05, alpha)
         assert np.mean([one.p_noninferior <= alpha for one in found]) == pytest.approx(planned.non_inferior, abs=0.05)
-        assert np.mean([one.p_inferior <= alpha for one in found]) == pytest.approx(planned.inferior, abs=0.05)
+        assert np.mean([one.p_inferior <= alpha for one in found]) == pytest.approx(planned.inferior, abs=0.08)
         assert planned.not_resolvable == pytest.approx(1 - planned.non_inferior - planned.inferior)
 
 

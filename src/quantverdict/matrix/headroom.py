@@ -173,6 +173,10 @@ def apart(samples: Grids, cell: CellId, baseline: CellId, policy: Policy) -> str
     matter: an instrument that is always as wrong still sees a change.
     """
     pattern, judge = policy.refusal_metric, policy.judge_refusal_metric
+    if policy.rules == "criteria":
+        pattern = policy.refusal_instrument
+        if pattern == judge:
+            return None
     margin = policy.gates.get(pattern, policy.gates.get(judge))
     changes = [change for name in (pattern, judge) if (change := _change(samples, cell, baseline, name)) is not None]
     if margin is None or len(changes) != 2:

@@ -205,7 +205,7 @@ class ComparisonRules:
 
 
 @dataclass(frozen=True, slots=True)
-class _PairedArms:
+class Arms:
     """A build and its baseline over the prompts of a grid, NaN where there is no grade; `asked` of both."""
 
     grid: ScoreGrid
@@ -241,7 +241,7 @@ def comparisons(
         nulls: A/A replicates to their baselines.
     """
     pairs = [(cell, metric) for cell in baselines for metric in METRICS if metric in samples]
-    found = {key: arms for key in pairs if (arms := _arms(samples[key[1]], key[0], baselines[key[0]])) is not None}
+    found = {key: arms for key in pairs if (arms := arms_of(samples[key[1]], key[0], baselines[key[0]])) is not None}
     shares = {key: arms for key, arms in found.items() if METRICS[key[1]].is_share}
     means = {key: arms for key, arms in shares.items() if not METRICS[key[1]].proportion}
     drawn = _mean_intervals(means, deltas, rules)
@@ -262,18 +262,18 @@ def with_intervals(found: Iterable[Delta], compared: Iterable[Comparison]) -> tu
     )
 
 
-def _arms(grid: ScoreGrid, cell: CellId, baseline: CellId) -> _PairedArms | None:
+def arms_of(grid: ScoreGrid, cell: CellId, baseline: CellId) -> Arms | None:
     if cell not in grid.cells or baseline not in grid.cells:
         return None
     mine, theirs = grid.compared(cell, baseline)
     if np.isnan(mine - theirs).all():
         return None
     asked = np.isin(grid.prompts, np.intersect1d(grid.asked(cell), grid.asked(baseline), assume_unique=True))
-    return _PairedArms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
+    return Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
 
 
 def _mean_intervals(
-    means: Mapping[tuple[CellId, str], _PairedArms], deltas: Mapping[tuple[CellId, str], Delta], rules: ComparisonRules
+    means: Mapping[tuple[CellId, str], Arms], deltas: Mapping[tuple[CellId, str], Delta], rules: ComparisonRules
 ) -> dict[tuple[CellId, str], Interval]:
     """Bootstrap intervals in pp: those of the deltas, and of what has none there."""
     found: dict[tuple[CellId, str], Interval] = {}
@@ -289,7 +289,7 @@ def _mean_intervals(
 
 
 def _compare(
-    metric: Metric, arms: _PairedArms, rules: ComparisonRules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
+    metric: Metric, arms: Arms, rules: ComparisonRules, drawn: Interval | None, nulls: Mapping[CellId, CellId]
 ) -> Comparison:
     change, units = (arms.mine - arms.theirs)[arms.known], arms.grid.units[arms.known]
     n, lost, gained = len(change), int((change < 0).sum()), int((change > 0).sum())
@@ -360,7 +360,7 @@ def _flips(change: FloatArray) -> tuple[int, int]:
     return int((change < 0).sum()), int((change > 0).sum())
 
 
-def _watched(metric: Metric, arms: _PairedArms, rules: ComparisonRules) -> MonitoredMetric | None:
+def _watched(metric: Metric, arms: Arms, rules: ComparisonRules) -> MonitoredMetric | None:
     """The losses of a gated metric as they came, where the build was asked in rounds."""
     margin, looks = rules.margins.get(metric.name), arms.grid.looks.get(arms.cell)
     if margin is None or looks is None:
@@ -376,9 +376,7 @@ def _at_any_time(gate: GateTests, watched: MonitoredMetric, *, stopped: bool) ->
     return replace(gate, p_noninferior=below, p_inferior=above)
 
 
-def _gate(
-    metric: Metric, arms: _PairedArms, bounds: LossBounds, rules: ComparisonRules
-) -> tuple[GateTests, float | None]:
+def _gate(metric: Metric, arms: Arms, bounds: LossBounds, rules: ComparisonRules) -> tuple[GateTests, float | None]:
     """Both tests of a loss, which is a fall where more is better, and a rise where less is.
 
     Args:
@@ -400,7 +398,7 @@ def _gate(
     return replace(gate, p_inferior=other.p_inferior, hidden=hidden), 100 * limit
 
 
-def _tests(metric: Metric, losses: FloatArray, arms: _PairedArms, rules: ComparisonRules) -> tuple[GateTests, float]:
+def _tests(metric: Metric, losses: FloatArray, arms: Arms, rules: ComparisonRules) -> tuple[GateTests, float]:
     """Both tests of (prompts,) losses, NaN where there is none, against the margin; and their upper limit."""
     here = ~np.isnan(losses)
     values, units = losses[here], arms.grid.units[here]
@@ -415,13 +413,13 @@ def _tests(metric: Metric, losses: FloatArray, arms: _PairedArms, rules: Compari
         limit = tango_interval(lost / effect, gained / effect, n / effect, 1 - 2 * rules.alpha).hi
     else:
         room = credit(metric.name, arms.theirs[here])
-        largest = _collapse(room[~np.isnan(room)], float(margin / 100))
+        largest = collapse(room[~np.isnan(room)], float(margin / 100))
         found = mean_loss(values, margin / 100, rules.alpha, labels, largest)
         below, above, effect, limit = found.p_noninferior, found.p_inferior, found.design_effect, found.hi
     return GateTests(margin, below, above, float(values.mean()), float(values.var()), effect), limit
 
 
-def _collapse(room: FloatArray, margin: float) -> float:
+def collapse(room: FloatArray, margin: float) -> float:
     """What one prompt loses where as few collapse as a loss of `margin` takes: the mean of those with most to lose.
 
     Not the mean of all: prompts that collapse need not be like the rest, and the chance to have met none of them would
@@ -436,7 +434,7 @@ def _collapse(room: FloatArray, margin: float) -> float:
     return max(float(most[:few].mean()), 2 * margin)
 
 
-def _extremes(metric: Metric, arms: _PairedArms, total: float, n: int) -> tuple[int, float, float]:
+def _extremes(metric: Metric, arms: Arms, total: float, n: int) -> tuple[int, float, float]:
     """Prompts that an arm was asked and has no grade for, and the delta in pp at the worst and best they can be."""
     least = most = 0.0
     count = 0
@@ -447,7 +445,7 @@ def _extremes(metric: Metric, arms: _PairedArms, total: float, n: int) -> tuple[
     return count, worst, best
 
 
-def _unknown(arms: _PairedArms) -> Iterator[tuple[float, float]]:
+def _unknown(arms: Arms) -> Iterator[tuple[float, float]]:
     """The least and the most that each ungraded pair can differ by, for values from 0 to 1."""
     grid = arms.grid
     if not (grid.ungraded.keys() & {arms.cell, arms.baseline}):

@@ -103,6 +103,7 @@ class Signals:
 def all_signals(matrix: Matrix, policy: Policy) -> tuple[Signals, ...]:
     """The signals of every row, in the order of the matrix."""
     base = references(matrix)
+    policy = policy.settled({metric for row in matrix for metric in row.metrics})
     return tuple(Signals(row, base.get(row.cell), policy) for row in matrix)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,7 @@ class BuildPower:
         basis: where that level and the differing pairs are from.
         metrics: each gated metric for every true loss.
         missing: metrics without which no build is accepted and that no task of the study measures.
+        sentence: what the study can decide, in words; empty where every metric decides by itself.
     """
 
     level: float
@@ -105,6 +106,7 @@ class BuildPower:
     basis: tuple[str, ...]
     metrics: tuple[MetricPower, ...]
     missing: tuple[str, ...]
+    sentence: str = ""
 
     def lines(self) -> list[str]:
         head = f"chance of each outcome of a build, every test at {self.level:.2g}"
@@ -118,6 +120,7 @@ class BuildPower:
             columns,
             *(_row(metric_power) for metric_power in self.metrics),
             *([missing] if self.missing else []),
+            *([self.sentence] if self.sentence else []),
         ]
 
 
@@ -152,6 +155,88 @@ def build_power(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[
     family = f"the first step of Holm over {len(measured)} metrics x {gating.builds} builds; later steps are easier"
     missing = tuple(metric for metric in gating.required if metric not in asked)
     return BuildPower(level, gating.power, (family, *basis), tuple(found), missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A criterion, or a member of a pool, before a study is run.
+
+    Attributes:
+        name: `safety`, or `safety/truthfulness`.
+        metrics: that the study measures.
+        accept, reject: its margins, as fractions of 1.
+        weight: of its rejection.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    accept: float
+    reject: float
+    weight: float
+
+
+def criteria_prospects(
+    tasks: Sequence[Task], rows: Sequence[Tested], gating: DecisionRules, observed: Mapping[str, PilotStats]
+) -> BuildPower:
+    """The chances by criteria: of a build with no true loss to pass each, and of one that loses twice its margin.
+
+    Args:
+        rows: every criterion and member that is measured.
+        gating: its `alpha` is what a look has of a family.
+        observed: by metric, of an earlier run; empty to assume them.
+    """
+    asked, level = _asked(tasks), gating.alpha / max(1, gating.builds)
+    found: list[MetricPower] = []
+    for row in rows:
+        seen = _pooled([(asked[metric], observed.get(metric)) for metric in row.metrics])
+        mean = any(metric in gating.means for metric in row.metrics)
+        for times in TIMES_MARGIN:
+            margin, at = (row.reject, level * row.weight) if times else (row.accept, level)
+            loss = min(1.0, times * margin)
+            rules = DecisionRules({row.name: margin}, (row.name,) if mean else (), 1, (), at, gating.power)
+            found.append(_metric_power(_Pairs(row.name, seen.n, seen.counted, loss), rules, seen.observed, at))
+    accepted = math.prod(one.chances.non_inferior for one in found if one.true_loss_pp == 0)
+    basis = [f"the first step of Holm over {gating.builds} builds; later steps are easier", "first look at the prompts"]
+    if not observed:
+        basis.append(f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, and a cluster answers as one")
+    return BuildPower(level, gating.power, tuple(basis), tuple(found), (), _sentence(found, accepted, gating.power))
+
+
+def _sentence(found: Sequence[MetricPower], accepted: float, power: float) -> str:
+    """Whether a build that loses nothing will be accepted, or how many prompts that takes."""
+    if accepted >= power:
+        return f"can accept a build that loses nothing: {accepted:.0%}"
+    short = [(one.metric, one.n_needed - one.n) for one in found
+             if one.true_loss_pp == 0 and one.n_needed is not None and one.n_needed > one.n]  # fmt: skip
+    more = ", ".join(f"{count} {name}" for name, count in short if "/" not in name or len(short) == 1)
+    add = f": add about {more} prompts" if more else ": more prompts would do"
+    return f"cannot decide: a build that loses nothing is accepted with a chance of {accepted:.0%}{add}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Prompts of some metrics, what they count for, and what an earlier run saw of them together."""
+
+    n: int
+    counted: int
+    observed: PilotStats | None
+
+
+def _pooled(parts: Sequence[tuple[tuple[int, int], PilotStats | None]]) -> _Pool:
+    """Weighed by prompts; what only some of them were seen of is assumed of all."""
+    n = sum(prompts for (prompts, _), _ in parts)
+    seen = [(prompts, one) for (prompts, _), one in parts if one is not None]
+    if len(seen) < len(parts):
+        return _Pool(n, sum(clusters for (_, clusters), _ in parts), None)
+
+    def mean(value: Callable[[PilotStats], float]) -> float:
+        return sum(prompts * value(one) for prompts, one in seen) / n
+
+    observed = PilotStats(
+        mean(lambda one: one.rate), mean(lambda one: one.discordance), mean(lambda one: one.variance),
+        mean(lambda one: one.design_effect),
+    )  # fmt: skip
+    return _Pool(n, max(1, math.floor(n / observed.design_effect)), observed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import metadata, util
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,6 +31,7 @@ from quantverdict.config import (
 )
 from quantverdict.errors import ArtifactError, TaskError, did_you_mean, one_of
 from quantverdict.grading.semantic import read_semantically
+from quantverdict.policy import FIRST_MEASURED, Policy
 from quantverdict.records import BackendSpec
 from quantverdict.registry import BACKENDS, BUILT_IN, METRICS, TASK_TYPES, backends, judged_by, metrics_of, ruled
 from quantverdict.tasks.catalog import Task, builtin_tasks, load_task
@@ -336,6 +337,9 @@ def _check_policy(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
         lacking = [metric for metric in wanted if metric not in known]
         message = f"note: by policy {policy.name} no build can be accepted: nothing in this study measures"
         return (f"{message} {', '.join(lacking)}",) if lacking else ()
+    if policy.rules == "criteria":
+        _check_criteria(policy, known)
+        return ()
     for metric in policy.demanded:
         if metric not in known:
             key = "quality_metric" if metric == policy.quality_metric else "refusal_metric"
@@ -345,6 +349,23 @@ def _check_policy(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
             raise Finding(problem, _giving(metric, others), ("policy", key))
     stated = [metric for metric in study.stated_margins if metric not in known]
     return tuple(f"note: no margin of {metric} is held: nothing in this study measures it" for metric in stated)
+
+
+def _check_criteria(policy: Policy, known: Collection[str]) -> None:
+    """Refuse a criterion whose own metrics nothing measures, and a demanded one of which nothing is measured."""
+    if policy.quality_metric not in (FIRST_MEASURED, *known):
+        problem = f"nothing in this study measures {policy.quality_metric}, which the policy calls quality"
+        raise Finding(problem, _giving(policy.quality_metric, ()), ("policy", "quality_metric"))
+    for name, criterion in (policy.criteria or {}).items():
+        members = policy.members(name)
+        if criterion.metrics is not None:
+            lacking = next((metric for metric in members if metric not in known), None)
+            if lacking is not None:
+                problem = f"criterion {name}: nothing in this study measures {lacking}"
+                raise Finding(problem, _giving(lacking, ()), ("policy", "criteria", name))
+        elif criterion.demanded and not any(metric in known for metric in members):
+            problem = f"criterion {name}: nothing in this study measures {' or '.join(members)}, and it is demanded"
+            raise Finding(problem, _giving(members[-1], ()), ("policy", "criteria", name))
 
 
 def _giving(metric: str, others: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from quantverdict.matrix.signals import Signals, limit, pp
+from quantverdict.protocol.criteria import BuildVerdict
+from quantverdict.protocol.criteria import Row as CriterionRow
 from quantverdict.protocol.outcomes import ComparisonOutcome
 from quantverdict.protocol.regimes import REJECTED_REGIMES, Regime
 from quantverdict.records import CellId, Table
@@ -160,11 +162,13 @@ class RunObjections:
     Attributes:
         unpaired, apart: as in `RowEvidence`.
         gaps: what keeps it from passing by thresholds on deltas, `unpaired` first.
+        constant: why an instrument that criteria rest on says the same of everything; None where none does.
     """
 
     unpaired: str | None = None
     apart: str | None = None
     gaps: tuple[str, ...] = ()
+    constant: str | None = None
 
 
 PairedRule = Callable[[RowEvidence], str | None]
@@ -267,6 +271,121 @@ def _wanting(judged: ComparisonOutcome) -> str:
     if judged.n_needed is None:
         return f"{one.metric} (has {one.n}, and a loss too near the margin for any number)"
     return f"{one.metric} (has {one.n}, needs {judged.n_needed})"
+
+
+# Row actions by criteria: what to do with one build, as its criteria say (SPEC 11).
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What the rules read of one build.
+
+    Attributes:
+        is_baseline: whether it is the one that others are compared with.
+        found: what its criteria say; None where it was compared with nothing.
+        demanded: the criteria without which no build is accepted.
+        unpaired, apart, constant: as in `RunObjections`.
+    """
+
+    is_baseline: bool
+    found: BuildVerdict | None
+    demanded: tuple[str, ...]
+    unpaired: str | None = None
+    apart: str | None = None
+    constant: str | None = None
+
+
+CriteriaRule = Callable[[Weighed], str | None]
+"""Why the rule holds; None where it does not."""
+
+
+def criteria_action(signals: Signals, found: BuildVerdict | None, against: RunObjections) -> RowAction:
+    """The first rule that holds.
+
+    Args:
+        signals: of the row.
+        found: what its criteria say.
+        against: what of the run itself keeps it from passing.
+    """
+    criteria = signals.policy.criteria or {}
+    demanded = tuple(name for name, criterion in criteria.items() if criterion.demanded)
+    weighed = Weighed(signals.is_baseline, found, demanded, against.unpaired, against.apart, against.constant)
+    name, reason = next((name, reason) for name, rule in CRITERIA_RULES if (reason := rule(weighed)) is not None)
+    return RowAction(signals.cell, name, reason)
+
+
+def _criteria_reference(weighed: Weighed) -> str | None:
+    return "the baseline" if weighed.is_baseline else None
+
+
+def _criteria_inferior(weighed: Weighed) -> str | None:
+    if weighed.found is None or weighed.found.verdict != "rejected":
+        return None
+    worse = [row for row in weighed.found.rows if row.outcome == "inferior"]
+    return f"{', '.join(seen_row(row, row.standing.margin) for row in worse)}: worse by more than the margin"
+
+
+def _criteria_not_measured(weighed: Weighed) -> str | None:
+    message = [weighed.unpaired] if weighed.unpaired else []
+    rows = () if weighed.found is None else weighed.found.criteria
+    message += [row.standing.reason for row in rows if row.standing.loss is None and row.name in weighed.demanded]
+    if not message and not any(row.standing.loss is not None for row in rows):
+        message.append("no criterion was measured")
+    return "; ".join(message) or None
+
+
+def _criteria_contradicted(weighed: Weighed) -> str | None:
+    return "; ".join(why for why in (weighed.apart, weighed.constant) if why) or None
+
+
+def _criteria_open(weighed: Weighed) -> str | None:
+    found = weighed.found
+    assert found is not None  # else nothing was measured
+    if found.verdict == "accepted":
+        return None
+    unsettled = [row for row in found.criteria if row.standing.loss is not None and not row.standing.is_informative]
+    message = [row.standing.reason for row in unsettled if row.standing.reason]
+    if found.waits_for is not None:
+        message.append(f"in a fixed sequence it waits for {found.waits_for}, which is not accepted")
+    open_ = [row for row in found.rows if row.outcome == "not_resolvable" and row not in unsettled]
+    if open_:
+        message.append(f"too few prompts to tell: {', '.join(seen_row(row, row.standing.decides_at) for row in open_)}")
+    return "; ".join([*message, needs(found)])
+
+
+def _criteria_accepted(weighed: Weighed) -> str:
+    assert weighed.found is not None
+    rows = (row for row in weighed.found.criteria if row.standing.loss is not None)
+    return f"{', '.join(seen_row(row, row.standing.margin) for row in rows)}: none worse by its margin"
+
+
+CRITERIA_RULES: tuple[tuple[str, CriteriaRule], ...] = (
+    ("reference", _criteria_reference),
+    ("reject_inferior", _criteria_inferior),
+    ("not_measured", _criteria_not_measured),
+    (REVIEW, _criteria_contradicted),
+    ("not_resolvable", _criteria_open),
+    (ACCEPT, _criteria_accepted),
+)
+
+
+def needs(found: BuildVerdict) -> str:
+    """Both numbers of an inconclusive build: what would accept it, and what would reject it."""
+    accept, reject = (found.pairs_after(looks) for looks in (found.looks_to_accept, found.looks_to_reject))
+    message = f"has {found.pairs} prompts; "
+    message += "no number would accept it" if accept is None else f"{accept} would accept it if nothing more is lost"
+    return message + ("" if reject is None else f", {reject} would reject it if it goes on as seen")
+
+
+def seen_row(row: CriterionRow, margin: Fraction) -> str:
+    """`safety -1.20 pp [-3.10, +0.60] of 480 pairs (margin 5 pp)`."""
+    loss = row.standing.loss
+    assert loss is not None
+    assert row.delta is not None
+    assert row.lo is not None
+    assert row.hi is not None
+    delta = pp(Fraction(round(row.delta, 2)).limit_denominator(100)).removesuffix(" pp")
+    return f"{row.name} {delta} pp [{row.lo:+.2f}, {row.hi:+.2f}] of {loss.n} pairs (margin {limit(margin)})"
 
 
 def _seen(judged: ComparisonOutcome) -> str:

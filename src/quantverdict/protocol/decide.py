@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import baselines
+from quantverdict.matrix.criteria import standings
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table, paired_draws
 from quantverdict.matrix.format_alerts import FormatAlert, alerts, alerts_table
 from quantverdict.matrix.grid import Grids, grids
@@ -20,20 +21,43 @@ from quantverdict.protocol.actions import (
     CONFIGURED,
     RowAction,
     RunObjections,
+    criteria_action,
     decide_action,
     paired_action,
     row_actions_table,
 )
+from quantverdict.protocol.criteria import BuildVerdict, criteria_table, decide_criteria
 from quantverdict.protocol.document import DecidedStudy, Evidence, document
 from quantverdict.protocol.formats import DecidedRow, conservative_floor, floor_table, formats_of, role_of, roles_table
 from quantverdict.protocol.outcomes import ComparisonOutcome as OutcomeOf
-from quantverdict.protocol.outcomes import high_to_low, judge, paired_table
+from quantverdict.protocol.outcomes import as_members, high_to_low, judge, paired_table
 from quantverdict.protocol.regimes import Draws, classify, regimes_table
 from quantverdict.protocol.selection import ModelChoice, best_build, pareto_front
 from quantverdict.protocol.taxonomy import Findings, Protocol, checklist, checklist_table, sign_screen, taxonomy_table
 from quantverdict.records import CellId, Matrix, Table
 
 # Every row of the matrix with what is decided about it: regime, outcomes, and the action by either rules.
+
+
+def criteria_of(
+    matrix: Matrix, policy: Policy, samples: Grids, evidence: Evidence, statistics: StatisticsConfig
+) -> dict[CellId, BuildVerdict]:
+    """What the criteria of a policy say of every build; empty where it has none."""
+    if policy.rules != "criteria":
+        return {}
+    found = standings(samples, compared_with(matrix), policy, rooms_of(matrix, policy, samples, evidence))
+    return decide_criteria(found, policy, high_to_low({row.cell: row.bpw for row in matrix}), statistics.power,
+                           evidence.look)  # fmt: skip
+
+
+def member_levels(criteria: Mapping[CellId, BuildVerdict]) -> dict[tuple[CellId, str], tuple[float, float]]:
+    """One-sided levels at which each member is tested by its own margin: to accept, and to reject."""
+    return {
+        (cell, row.standing.metric): (found.accept_level, found.reject_level * float(row.weight))
+        for cell, found in criteria.items()
+        for row in found.rows
+        if row.standing.metric and row.standing.loss is not None
+    }
 
 
 def outcomes_of(
@@ -91,7 +115,12 @@ def against_builds(
         torn = unpaired(samples, cell, baseline, rests_on)
         problem = None if torn is None else str(torn)
         gaps = [*([] if problem is None else [problem]), *_gaps(signals[cell], outcomes.get(cell, {}), rooms)]
-        found[cell] = RunObjections(problem, apart(samples, cell, baseline, policy), tuple(gaps))
+        told_by = dict.fromkeys([*policy.gates, policy.judge_refusal_metric])
+        keys = [(cell.base_model, metric) for metric in told_by]
+        same = [rooms[key].reason for key in keys if key in rooms and rooms[key].constant]
+        found[cell] = RunObjections(
+            problem, apart(samples, cell, baseline, policy), tuple(gaps), "; ".join(same) or None
+        )
     return found
 
 
@@ -132,6 +161,7 @@ def decide_rows(
     draws: Mapping[CellId, Draws],
     judged: Sequence[OutcomeOf] | None,
     against: Mapping[CellId, RunObjections] | None = None,
+    criteria: Mapping[CellId, BuildVerdict] | None = None,
 ) -> tuple[DecidedRow, ...]:
     """The regime and the action of every row.
 
@@ -141,6 +171,7 @@ def decide_rows(
         draws: resampled quality and refusal deltas of each build that has them.
         judged: paired outcomes; None without samples, where only the rules on deltas can be followed.
         against: what of the run itself keeps a build from passing.
+        criteria: what the policy's criteria say of each build.
     """
     gated: dict[CellId, list[OutcomeOf]] = {}
     for one in judged or ():
@@ -152,15 +183,18 @@ def decide_rows(
         signals = replace(plain, gaps=why.gaps)
         regime = classify(signals, draws.get(signals.cell))
         point, paired = decide_action(signals, regime), None
-        if judged is not None:
+        if judged is not None and policy.rules == "criteria":
+            paired = criteria_action(signals, (criteria or {}).get(plain.cell), why)
+        elif judged is not None:
             mine = gated.get(signals.cell, [])
             siblings = (
                 one for cell, many in gated.items() if cell.base_model == signals.cell.base_model for one in many
             )
             measured = dict.fromkeys(one.comparison.metric for one in siblings)
             paired = paired_action(signals, mine, measured, why)
-        action = paired if paired is not None and policy.rules == "paired" else point
-        rows.append(DecidedRow(signals, regime, action, point, paired, tuple(gated.get(signals.cell, ()))))
+        action = paired if paired is not None and policy.rules != "points" else point
+        verdict = (criteria or {}).get(signals.cell)
+        rows.append(DecidedRow(signals, regime, action, point, paired, tuple(gated.get(signals.cell, ())), verdict))
     return tuple(rows)
 
 
@@ -190,12 +224,14 @@ class Decision:
     noise_floor: Table
     alerts: Table | None
     document: Mapping[str, object]
+    criteria: Table | None = None
 
     @property
     def tables(self) -> tuple[Table, ...]:
         return (
             self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
             self.checklist, self.power, self.paired, self.noise_floor, *(() if self.alerts is None else (self.alerts,)),
+            *(() if self.criteria is None else (self.criteria,)),
         )  # fmt: skip
 
 
@@ -247,6 +283,7 @@ class _ComparedBuilds:
         alarms: None where answers are not stored.
         gains: p-values of a metric that rose further than a policy tolerates, were it one more A/A replicate.
         against: what of the run itself keeps each build from passing.
+        criteria: what the policy's criteria say; empty where it has none.
     """
 
     matrix: Matrix
@@ -260,6 +297,7 @@ class _ComparedBuilds:
     alerts: tuple[FormatAlert, ...] | None
     gains: Mapping[tuple[CellId, str], float]
     against: Mapping[CellId, RunObjections]
+    criteria: Mapping[CellId, BuildVerdict]
 
     @property
     def by_metric(self) -> dict[tuple[CellId, str], Delta]:
@@ -268,14 +306,18 @@ class _ComparedBuilds:
 
 def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evidence: Evidence) -> _ComparedBuilds:
     samples = None if evidence.scores is None else grids(evidence.scores)
+    policy = policy.settled({metric for row in matrix for metric in row.metrics})
     # Nothing is paired without samples, so the paired rules have nothing to go by.
     rules = policy if samples is not None else policy.by_points
     found = deltas(matrix, statistics, samples, evidence.seed)
     by_metric = {(delta.cell, delta.metric): delta for delta in found}
     drawn = (statistics, evidence.seed)
-    outcomes = None
+    outcomes, criteria = None, dict[CellId, BuildVerdict]()
     if samples is not None:
+        criteria = criteria_of(matrix, rules, samples, evidence, statistics)
         outcomes = outcomes_of(matrix, rules, samples, by_metric, evidence, statistics)
+        if rules.rules == "criteria":
+            outcomes = as_members(outcomes, member_levels(criteria))
         found = with_intervals(found, (one.comparison for one in outcomes))
     against = against_builds(matrix, rules, samples, outcomes, evidence)
     return _ComparedBuilds(
@@ -288,11 +330,14 @@ def _compare(matrix: Matrix, policy: Policy, statistics: StatisticsConfig, evide
         outcomes=outcomes,
         rows=tuple(
             _reviewed(row, evidence.configured)
-            for row in decide_rows(matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes, against)
+            for row in decide_rows(
+                matrix, rules, regime_draws(matrix, rules, samples, *drawn), outcomes, against, criteria
+            )
         ),
         alerts=_alerts(matrix, rules, statistics, evidence),
         gains={} if samples is None else _gains(matrix, found, rules, samples, evidence),
         against=against,
+        criteria=criteria,
     )
 
 
@@ -337,7 +382,7 @@ def _judge(
     found_tiers = tiers(matrix, compared.deltas, rules)
     return DecidedStudy(
         study=study,
-        policy=policy,
+        policy=policy.settled({metric for row in matrix for metric in row.metrics}),
         constraints=constraints,
         evidence=evidence,
         findings=Findings(
@@ -392,6 +437,7 @@ def _decision(compared: _ComparedBuilds, judged: DecidedStudy) -> Decision:
         noise_floor=noise_table(judged.noise or ()),
         alerts=None if compared.alerts is None else alerts_table(compared.alerts),
         document=document(judged),
+        criteria=criteria_table(compared.criteria) if compared.rules.rules == "criteria" else None,
     )
 
 

@@ -17,6 +17,7 @@ from quantverdict.matrix.headroom import Choices
 from quantverdict.matrix.noise import ALL, Noise
 from quantverdict.matrix.signals import TierOf
 from quantverdict.policy import Constraints, Policy
+from quantverdict.protocol.criteria import BuildVerdict, criteria_rows
 from quantverdict.protocol.formats import ConservativeFloor, DecidedRow, FormatRole, against_floor, is_gguf
 from quantverdict.protocol.outcomes import ComparisonOutcome as OutcomeOf
 from quantverdict.protocol.selection import ModelChoice
@@ -51,6 +52,7 @@ class Evidence:
         seed: of the bootstrap.
         answers: `answers.parquet`, the form of every answer; None where answers are not stored.
         choices: how many choices the items of each base model have, where that is known.
+        look: which look at the prompts it is.
     """
 
     scores: pl.DataFrame | Grids | None = None
@@ -70,6 +72,7 @@ class Evidence:
     seed: int = 42
     answers: pl.DataFrame | None = None
     choices: Choices = field(default_factory=dict)
+    look: int = 1
 
 
 SCHEMA = 3
@@ -190,7 +193,35 @@ def _measured_cell(row: DecidedRow, judged: DecidedStudy) -> dict[str, object]:
         *((None, None) if (shared := signals.row.shared) is None else (shared.stopped_after, shared.planned)),
         None if (against := judged.findings.against.get(signals.cell)) is None else against.unpaired,
     )
-    return dict(zip(_CELL_KEYS, values, strict=True))
+    describe = dict[str, object](zip(_CELL_KEYS, values, strict=True))
+    if row.criteria is None:
+        return describe
+    hiding = {one.comparison.metric: one.reason for one in row.outcomes if one.reason is not None}
+    return {**describe, **_criteria(row.criteria, hiding)}
+
+
+def _criteria(found: BuildVerdict, hiding: Mapping[str, str]) -> dict[str, object]:
+    """What the criteria say of a build; `criteria.csv` has the same rows.
+
+    Args:
+        hiding: why a metric's answers may hide a loss.
+    """
+    rows = criteria_rows(found)
+    for shown, row in zip(rows, found.rows, strict=True):
+        parts = () if row.standing.loss is None else row.standing.loss.parts
+        more = [hiding[part.metric] for part in parts if part.metric in hiding]
+        shown["reason"] = shown["reason"] or "; ".join(more)
+    return {
+        "criteria_verdict": found.verdict,
+        "p_accept": found.p_accept,
+        "p_reject": found.p_reject,
+        "accept_level": found.accept_level,
+        "reject_level": found.reject_level,
+        "n_pairs": found.pairs,
+        "n_to_accept": found.pairs_after(found.looks_to_accept),
+        "n_to_reject": found.pairs_after(found.looks_to_reject),
+        "criteria": rows,
+    }
 
 
 _CELL_KEYS = (
@@ -260,6 +291,7 @@ def _notes(judged: DecidedStudy) -> Iterator[str]:
     yield from evidence.pairing
     for cell, engine in evidence.mixed_up.items():
         yield f"{cell} ran on {engine} and its baseline did not: its deltas are those of format and engine together."
+    yield from _left_out(judged)
     yield from _limits(judged)
     yield from _alerts(judged)
     yield from _stopped(judged)
@@ -271,7 +303,9 @@ def _limits(judged: DecidedStudy) -> Iterator[str]:
     policy, rules = judged.policy, judged.findings.rows[0].signals.policy.rules if judged.findings.rows else "points"
     resting = (*policy.demanded, policy.quality_metric, policy.refusal_metric)
     for (model, metric), room in judged.findings.rooms.items():
-        if (room.tested and metric not in resting) or (rules == "paired" and metric not in policy.gates):
+        if (room.tested and metric not in resting) or (
+            rules != "points" and metric not in policy.gates and not room.constant
+        ):
             continue
         if room.verdict != "informative":
             yield f"{model}: {room.reason}."
@@ -283,6 +317,22 @@ def _limits(judged: DecidedStudy) -> Iterator[str]:
         yield f"{one.comparison.cell}: {one.reason}."
     if len(hiding) > NAMED:
         yield f"{len(hiding) - NAMED} more gated comparisons have answers without a grade in one arm (paired.csv)."
+
+
+def _left_out(judged: DecidedStudy) -> Iterator[str]:
+    """Criteria that nobody measured, once a base model; or that there are none."""
+    if judged.noise is not None and judged.policy.rules == "paired":
+        yield (
+            "Decided metric by metric (rules paired): margins, required or quality_margin_pp stand in the policy, and "
+            "no criteria, which would take fewer prompts."
+        )
+    describe: dict[tuple[str, str], str] = {}
+    for row in judged.findings.rows:
+        for one in () if row.criteria is None else row.criteria.criteria:
+            if one.standing.loss is None and one.standing.headroom == "not_measured":
+                describe.setdefault((one.standing.cell.base_model, one.name), one.standing.reason)
+    for (model, _), reason in describe.items():
+        yield f"{model}: {reason}."
 
 
 def _alerts(judged: DecidedStudy) -> Iterator[str]:
@@ -302,6 +352,8 @@ def _stopped(judged: DecidedStudy) -> Iterator[str]:
         shared = row.signals.row.shared
         if shared is not None and shared.stopped_after is not None:
             decided = ", ".join(f"{one.comparison.metric} {one.outcome}" for one in row.outcomes)
+            if row.criteria is not None:
+                decided = ", ".join(f"{one.name} {one.outcome}" for one in row.criteria.rows)
             yield (
                 f"{row.signals.cell} was stopped after {shared.stopped_after} of {shared.planned} prompts, which were "
                 f"enough ({decided}); it is compared with its baseline over these."

@@ -15,6 +15,7 @@ from quantverdict.config import GGUF_LEVELS
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import RowAction
+from quantverdict.protocol.criteria import BuildVerdict
 from quantverdict.protocol.outcomes import ComparisonOutcome
 from quantverdict.protocol.regimes import Regime
 from quantverdict.records import Table
@@ -31,6 +32,7 @@ class DecidedRow:
         point_action: by thresholds on deltas; `action` itself where it is not given.
         paired_action: by paired tests; None without samples.
         outcomes: of the gated metrics.
+        criteria: what the policy's criteria say; None where it has none, and of a baseline.
     """
 
     signals: Signals
@@ -39,6 +41,7 @@ class DecidedRow:
     point_action: RowAction | None = None
     paired_action: RowAction | None = None
     outcomes: tuple[ComparisonOutcome, ...] = ()
+    criteria: BuildVerdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ def _signals_against(found: Format, policy: Policy) -> bool:
 
 
 def _blanket_safe(found: Format, policy: Policy) -> str | None:
-    passed = "a floor candidate" if policy.rules == "points" else "non-inferior"
+    passed = {"points": "a floor candidate", "criteria": "accepted"}.get(policy.rules, "non-inferior")
     return None if _short_of_blanket(found) else f"every base model has a row and every row is {passed}"
 
 
@@ -191,6 +194,8 @@ def conservative_floor(formats: Iterable[Format], policy: Policy) -> Conservativ
         return None
     lowest = min(passing, key=lambda found: (found.bpw, found.quant))
     reason = f"fewest bits of {len(passing)} GGUF formats with a row for every base model, "
+    if policy.rules == "criteria":
+        return ConservativeFloor(lowest, f"{reason}each of them accepted by every criterion")
     if policy.rules == "paired":
         return ConservativeFloor(lowest, f"{reason}each of them non-inferior to its baseline in every gated metric")
     assert lowest.max_signal is not None
@@ -213,7 +218,7 @@ def against_floor(found: Format, policy: Policy) -> list[str]:
 
 def _unproven(found: Format, policy: Policy) -> list[str]:
     """Base models on which hidden danger could not be seen or, by paired tests, ruled out."""
-    if policy.rules == "paired":
+    if policy.rules != "points":
         open_ = [row for row in found.rows if not (row.action.is_pass or row.action.is_reject)]
         actions = dict.fromkeys(row.action.action for row in open_)
         return [

@@ -20,17 +20,18 @@ from quantverdict.matrix.signals import Signals, all_signals
 from quantverdict.policy import (
     LIMITS,
     Constraints,
+    Criterion,
     Exact,
     FrozenModel,
-    GatedMetric,
     Margin,
     Policy,
     as_policy,
+    default_criteria,
     with_defaults,
 )
 from quantverdict.protocol.actions import PASSES
 from quantverdict.records import CellId, Estimate, Matrix, Row
-from quantverdict.registry import GATE_RULES, NameCheck, load, one_of, shares
+from quantverdict.registry import GATE_RULES, NameCheck, gated, load, one_of, shares
 from quantverdict.yaml_file import explained
 
 # The policy of a gate: which builds it asks about, its own margins, floors for the baseline, and waivers.
@@ -57,6 +58,8 @@ def _day(value: object) -> object:
 
 
 Share = Annotated[str, AfterValidator(NameCheck(shares))]
+Gated = Annotated[str, AfterValidator(NameCheck(lambda: (*gated(), *default_criteria())))]
+"""A gated metric, or one of the default criteria."""
 Rule = Annotated[str, AfterValidator(NameCheck(lambda: GATE_RULES))]
 Percent = Annotated[Exact, AfterValidator(_percent)]
 
@@ -66,8 +69,10 @@ class GateWaiver(FrozenModel):
 
     cell: CellName
     """BASE_MODEL/QUANT."""
-    metric: Annotated[str, AfterValidator(NameCheck(lambda: (*shares(), DECISION, *GATE_RULES, *_LIMITED)))]
-    """A gated metric, one of the gate's `checks`, a constraint such as `max_file`, or `decision`."""
+    metric: Annotated[
+        str, AfterValidator(NameCheck(lambda: (*shares(), *default_criteria(), DECISION, *GATE_RULES, *_LIMITED)))
+    ]
+    """A gated metric, a criterion, one of the gate's `checks`, a constraint such as `max_file`, or `decision`."""
     reason: str = Field(min_length=1)
     """Shown wherever the verdict is."""
     expires: Annotated[date, BeforeValidator(_day)]
@@ -84,8 +89,9 @@ class GatePolicy(FrozenModel):
     """The builds that are gated; every build but the baselines if not given."""
     policy: Annotated[Policy | None, BeforeValidator(as_policy)] = None
     """Decide by this one instead of by the bundle's own: a name, or a mapping with `base`."""
-    margins: Annotated[Mapping[GatedMetric, Margin | None], BeforeValidator(with_defaults)] = {}
-    """Tolerated losses in pp, in place of those of the policy; null takes one out."""
+    margins: Annotated[Mapping[Gated, Margin | None], BeforeValidator(with_defaults)] = {}
+    """Tolerated losses in pp, in place of those of the policy; null takes one out. By criteria: the margin of a
+    criterion, or the own and the guard margin of a member; a metric that is in none becomes one."""
     floors: Mapping[Share, Percent] = {}
     """What a baseline must reach, in percent, or may not exceed where less is better: two arms can be equally bad."""
     constraints: Constraints = Constraints()
@@ -105,6 +111,12 @@ class GatePolicy(FrozenModel):
             StudyError: a margin is taken out that no decision can do without.
         """
         policy = self.policy or decided_by
+        if policy.rules == "criteria":
+            return _with_margins(policy, self.margins)
+        named = next((name for name in self.margins if name in default_criteria()), None)
+        if named is not None:
+            expected = f"a gated metric, as the policy is decided by rules {policy.rules}"
+            raise StudyError(f"{named} is a criterion", field=f"margins.{named}", expected=expected)
         if self.margins.get(policy.quality_metric, 1) is None:
             raise StudyError(
                 "is null", field=f"margins.{policy.quality_metric}", expected="a margin of the quality metric"
@@ -117,6 +129,48 @@ class GatePolicy(FrozenModel):
         except ValidationError as error:
             problem, expected = explained(error.errors()[0])
             raise StudyError(problem, field="margins", expected=expected) from error
+
+
+def _with_margins(policy: Policy, margins: Mapping[str, Fraction | None]) -> Policy:
+    """A policy of criteria with other margins."""
+    criteria, own = dict(policy.criteria or {}), dict(policy.margins)
+    for name, margin in margins.items():
+        owner = name if name in criteria else next((one for one in criteria if name in policy.members(one)), None)
+        if owner is None:
+            if margin is not None:
+                criteria[name] = Criterion(metrics=(name,), margin_pp=margin)
+            continue
+        left = () if owner == name else tuple(metric for metric in policy.members(owner) if metric != name)
+        if margin is None and not left:
+            if criteria.pop(owner).demanded:
+                raise StudyError("is null", field=f"margins.{name}", expected=f"a margin: {owner} is demanded")
+            continue
+        if margin is not None and left:
+            own[name] = margin
+        criteria[owner] = _changed(criteria[owner], name, margin, left)
+    entry = {
+        **policy.model_dump(),
+        "margins": own,
+        "criteria": {key: one.model_dump() for key, one in criteria.items()},
+    }
+    try:
+        return Policy.model_validate(entry)
+    except ValidationError as error:
+        problem, expected = explained(error.errors()[0])
+        raise StudyError(problem, field="margins", expected=expected) from error
+
+
+def _changed(criterion: Criterion, metric: str, margin: Fraction | None, left: tuple[str, ...]) -> Criterion:
+    """A criterion with another margin; of a member, where others are left, or without it."""
+    if margin is not None and not left:
+        return criterion.model_copy(update={"margin_pp": margin})
+    if margin is not None:
+        return criterion.model_copy(update={"guards": {**criterion.guards, metric: margin}})
+    guards = {name: margin for name, margin in criterion.guards.items() if name != metric}
+    weights = criterion.weights
+    if isinstance(weights, Mapping):
+        weights = {name: weight for name, weight in weights.items() if name != metric}
+    return criterion.model_copy(update={"metrics": left, "guards": guards, "weights": weights})
 
 
 Status = Literal["passed", "failed", "not_measured", "not_resolvable", "uninformative", "waived"]
@@ -234,7 +288,8 @@ def gate(document: Mapping[str, Any], matrix: Matrix, asked: GatePolicy, today: 
     cells = {CellId(cell["base_model"], cell["quant"]): cell for cell in document["cells"]}
     policy = Policy.model_validate(document["policy"])
     signals = {one.cell: one for one in all_signals(matrix, policy)}
-    margins = tuple(metric for metric, margin in asked.margins.items() if margin is not None)
+    by_criteria = document["rules"] == "criteria"
+    margins = tuple(metric for metric, margin in asked.margins.items() if margin is not None and metric in METRICS)
     bundle = _Bundle(cells, signals, policy, document["rules"], margins)
     builds, rows = _chosen(asked, cells), {row.cell: row for row in matrix}
     verdicts = [*_floors(asked, baselines(matrix), bundle, dict.fromkeys(cell.base_model for cell in builds))]
@@ -242,7 +297,7 @@ def gate(document: Mapping[str, Any], matrix: Matrix, asked: GatePolicy, today: 
     for cell in builds:
         verdicts += [*_of_build(cell, bundle), *_by_constraints(cell, rows, limits, bundle)]
         verdicts += _by_rules(cell, rows.get(cell), asked, bundle)
-    judged, notes = _waive(verdicts, asked.waivers, cells, today)
+    judged, notes = _waive(verdicts, asked.waivers, cells, today, _by_metric(cells) if by_criteria else {})
     return Gate(document["study"], policy.name, bundle.rules, builds, judged, notes)
 
 
@@ -308,7 +363,9 @@ def _of_build(cell: CellId, bundle: _Bundle) -> list[MetricVerdict]:
         return [MetricVerdict(cell, DECISION, "passed", "the baseline")]
     if bundle.rules == "points":
         return [_by_points(cell, bundle), *map(_as_asked, _metrics(cell, bundle.margins, bundle))]
-    found = _decided(cell, entry, _metrics(cell, _wanted(cell, bundle), bundle))
+    by_criteria = bundle.rules == "criteria"
+    tested = _criteria(cell, entry, bundle) if by_criteria else _metrics(cell, _wanted(cell, bundle), bundle)
+    found = _decided(cell, entry, tested)
     if entry.get("unpaired") and not any(one.metric == DECISION for one in found):
         return [MetricVerdict(cell, DECISION, "not_measured", entry["unpaired"]), *found]
     return found
@@ -352,6 +409,43 @@ def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> MetricVerdict:
     why = one.get("reason") if one["outcome"] != "non_inferior" else None
     needs += f"; {str(why).removeprefix(one['metric'] + ': ')}" if why else ""
     return MetricVerdict(cell, one["metric"], status, f"{words}: {seen}{needs}", {name: one[name] for name in NUMBERS})
+
+
+def _criteria(cell: CellId, entry: Cell, bundle: _Bundle) -> list[MetricVerdict]:
+    """A verdict for each criterion, under its name, and for each member of a pool, under its metric."""
+    found = []
+    for row in entry["criteria"]:
+        status, words = OF_OUTCOME[row["outcome"]]
+        demanded = (bundle.policy.criteria or {})[row["criterion"]].demanded and row["role"] == "criterion"
+        if status in ("not_measured", "uninformative"):
+            status = "not_measured" if demanded else "uninformative"
+        by_guard = row["role"] == "member" and row["outcome"] != "inferior"
+        margin = row["guard_margin_pp" if by_guard else "margin_pp"]
+        reason, why = words, row["reason"] if row["outcome"] != "non_inferior" else ""
+        if row["delta_pp"] is not None:
+            reason = f"{words}: {row['delta_pp']:+.2f} pp [{row['ci_lo_pp']:+.2f}, {row['ci_hi_pp']:+.2f}]"
+            reason += f" of {row['n_pairs']} pairs, {'guard ' if by_guard else ''}margin {margin:g} pp"
+        if row["outcome"] == "not_resolvable":
+            reason += "".join(
+                f"; {row[key]} {what}"
+                for key, what in (("n_to_accept", "would do if nothing more is lost"),
+                                  ("n_to_reject", "would reject if it goes on as seen")) if row[key]
+            )  # fmt: skip
+        reason += f"; {why}" if why else ""
+        name = row["criterion"] if row["role"] == "criterion" else row["metric"]
+        numbers = {key: row.get(key) for key in NUMBERS} | {"margin_pp": margin, "n_needed": row["n_to_accept"]}
+        found.append(MetricVerdict(cell, name, status, reason, numbers))
+    return found
+
+
+def _by_metric(cells: Mapping[CellId, Cell]) -> dict[tuple[str, str], str]:
+    """Of each build the criteria of one metric, by that metric: a waiver may name either."""
+    return {
+        (str(cell), row["metric"]): row["criterion"]
+        for cell, entry in cells.items()
+        for row in entry.get("criteria") or ()
+        if row["role"] == "criterion" and row["metric"]
+    }
 
 
 def _as_asked(one: MetricVerdict) -> MetricVerdict:
@@ -421,14 +515,18 @@ def _action(entry: Cell) -> str:
 
 
 def _waive(
-    verdicts: Sequence[MetricVerdict], waivers: Sequence[GateWaiver], cells: Iterable[CellId], today: date
+    verdicts: Sequence[MetricVerdict],
+    waivers: Sequence[GateWaiver],
+    cells: Iterable[CellId],
+    today: date,
+    criteria: Mapping[tuple[str, str], str],
 ) -> tuple[tuple[MetricVerdict, ...], tuple[str, ...]]:
     """The verdicts with those that a waiver lifts, and what is to say about waivers that lift none."""
     judged = {(str(one.cell), one.metric): one for one in verdicts}
     notes = []
     for waiver in waivers:
         _known(waiver.cell, list(cells), "waivers")
-        key = (waiver.cell, waiver.metric)
+        key = (waiver.cell, criteria.get((waiver.cell, waiver.metric), waiver.metric))
         one = judged.get(key)
         if waiver.expires < today:
             notes.append(f"{waiver} expired on {waiver.expires}, so it is refused: {waiver.reason}")

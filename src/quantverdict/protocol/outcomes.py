@@ -109,6 +109,34 @@ def judge(
     return tuple(_with_room(one, room_of[one.comparison.cell, one.comparison.metric]) for one in judged)
 
 
+def as_members(
+    judged: Iterable[ComparisonOutcome], levels: Mapping[tuple[CellId, str], tuple[float, float]]
+) -> tuple[ComparisonOutcome, ...]:
+    """The same comparisons where criteria decide: each member by its own margin, and no family of metrics.
+
+    Args:
+        judged: in their order.
+        levels: one-sided levels at which a member is tested by its own margin, to accept and to reject; what is not
+            there was not tested.
+    """
+    return tuple(_as_member(one, levels.get((one.comparison.cell, one.comparison.metric))) for one in judged)
+
+
+def _as_member(judged: ComparisonOutcome, levels: tuple[float, float] | None) -> ComparisonOutcome:
+    """Which prompts would do is said of criteria alone; a metric that is no member here has no outcome."""
+    gate = judged.comparison.gate
+    if gate is None or judged.outcome in (None, "uninformative", "not_measured"):
+        return judged
+    if levels is None:
+        return replace(judged, outcome=None, p_outcome=None, n_needed=None)
+    outcome: Outcome = "not_resolvable"
+    if gate.p_inferior <= levels[1]:
+        outcome = "inferior"
+    elif gate.p_noninferior <= levels[0]:
+        outcome = "non_inferior"
+    return replace(judged, outcome=outcome, p_outcome=None, n_needed=None)
+
+
 def _with_room(judged: ComparisonOutcome, room: Headroom | None) -> ComparisonOutcome:
     if room is None or judged.comparison.gate is None:
         return judged

@@ -126,7 +126,7 @@ PAIRED_EXCLUSIONS: tuple[Rule, ...] = (_rejected, _unproven, _unmet)
 
 
 def exclusions(row: DecidedRow) -> tuple[Rule, ...]:
-    return PAIRED_EXCLUSIONS if row.signals.policy.rules == "paired" else EXCLUSIONS
+    return PAIRED_EXCLUSIONS if row.signals.policy.rules != "points" else EXCLUSIONS
 
 
 def _by_size(fit: Sequence[DecidedRow]) -> tuple[str, list[DecidedRow]]:
@@ -159,6 +159,7 @@ def pareto_front(rows: Sequence[Row], policy: Policy) -> tuple[str, ...]:
     without one that others have cannot be placed and is not in the front. Quants come in the order of `rows`; the
     decision is not looked at.
     """
+    policy = policy.settled({metric for row in rows for metric in row.metrics})
     measures: tuple[Callable[[Row], Fraction | None], ...] = (
         lambda row: row.value(policy.quality_metric),
         lambda row: None if (size := _file_bytes(row)) is None else -size,

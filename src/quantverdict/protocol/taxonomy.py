@@ -18,7 +18,7 @@ from quantverdict.matrix.format_alerts import FormatAlert, describe, may_explain
 from quantverdict.matrix.headroom import Headroom, PairCounts, Units, as_probability, counted, paired_drop
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
-from quantverdict.protocol.actions import RunObjections
+from quantverdict.protocol.actions import RunObjections, needs
 from quantverdict.protocol.actions import unresolved as too_few
 from quantverdict.protocol.formats import ConservativeFloor, DecidedRow
 from quantverdict.protocol.outcomes import ComparisonOutcome
@@ -291,6 +291,9 @@ def unproven(row: DecidedRow, found: Findings) -> str | None:
     """Why a row is not proven safe by this many prompts; None where it is, or where nothing is claimed of it."""
     if row.paired_action is None:
         return unresolved(row.signals, found)
+    if row.signals.policy.rules == "criteria":
+        open_ = row.criteria is not None and row.criteria.verdict == "not_resolvable"
+        return needs(row.criteria) if open_ and row.criteria is not None else None
     return too_few([one for one in row.outcomes if one.outcome == "not_resolvable"], 1)
 
 
@@ -419,8 +422,10 @@ MODES: tuple[FailureMode, ...] = (
         "TAX_010",
         "not resolvable at this n",
         lambda p: (
-            "not rejected, and by paired tests a gated metric is neither non-inferior nor inferior; without samples, "
-            "the refusal delta is smaller than the smallest drop that this n detects, which is over "
+            "not rejected, and by its criteria neither accepted nor rejected"
+            if p.rules == "criteria"
+            else "not rejected, and by paired tests a gated metric is neither non-inferior nor inferior; without "
+            "samples, the refusal delta is smaller than the smallest drop that this n detects, which is over "
             f"{limit(p.floor_drift_pp)}"
         ),
         _not_resolvable,

@@ -218,7 +218,8 @@ def _range(cell: Mapping[str, Any], name: str) -> tuple[float, float] | None:
 def regime_legend(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[Legend]:
     """The verdicts' marks and the areas' hatches."""
     shown = {row.group for row in rows}
-    marks = [Legend(charts.key_mark(group), words) for group, (_, words) in tables.VERDICTS.items()
+    words = tables.verdict_words(bundle.decision)
+    marks = [Legend(charts.key_mark(group), message) for group, (_, message) in words.items()
              if group in shown and group != "failed"]  # fmt: skip
     areas = charts.regime_areas(bundle.decision.get("policy") or {})
     return marks + [Legend(charts.key_area(area.regime), _rule(area)) for area in areas]
@@ -347,7 +348,8 @@ def _trade_mark(row: BuildRow, amount: float, quality: float) -> Mark:
     return Mark(row.label, amount, quality, shape=row.group, hint=hint, joined=row.is_pareto)
 
 
-def trade_legend(rows: Sequence[BuildRow]) -> list[Legend]:
+def trade_legend(rows: Sequence[BuildRow], decision: Mapping[str, Any]) -> list[Legend]:
     """The verdicts' marks, and the ring of the Pareto front."""
     shown = {row.group for row in rows if row.group != "failed"}
-    return [Legend(charts.key_mark(group), words) for group, (_, words) in tables.VERDICTS.items() if group in shown]
+    words = tables.verdict_words(decision)
+    return [Legend(charts.key_mark(group), message) for group, (_, message) in words.items() if group in shown]

@@ -79,13 +79,15 @@ class Outcomes:
     """The tables of the section; one without rows is not shown.
 
     Attributes:
-        gated: every gated metric of every build.
+        by_criteria: whether criteria decide.
+        gated: every criterion of every build, or every gated metric.
         differing: builds that the other kind of rules would treat otherwise.
         noise: how many scores of the A/A replicates changed.
         origins: proofs that builds may be compared.
         engines: effects of engines and of formats.
     """
 
+    by_criteria: bool
     gated: TextTable
     differing: TextTable
     noise: TextTable
@@ -95,8 +97,12 @@ class Outcomes:
 
 def outcomes(bundle: BundleTables) -> Outcomes:
     """All of them empty for a bundle without samples."""
-    gated = _gated(bundle.names, bundle.tables.get("paired", ()))
-    return Outcomes(gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle))
+    by_criteria = bundle.decision.get("rules") == "criteria"
+    if by_criteria:
+        gated = _criteria(bundle.names, bundle.tables.get("criteria", ()))
+    else:
+        gated = _gated(bundle.names, bundle.tables.get("paired", ()))
+    return Outcomes(by_criteria, gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle))
 
 
 def _gated(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
@@ -127,6 +133,38 @@ def _comparison(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
         row.get("n_needed") or "",
         formats.words(row.get("headroom") or ""),
         *(_counted(row, *pair) for pair in (("ungraded_a", "ungraded_c"), ("missing", "extra"))),
+    )
+
+
+def _criteria(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
+    columns = ("build", "criterion", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome",
+               "pairs to accept", "pairs to reject", "head-room", "ungraded")  # fmt: skip
+    shows = (
+        "Each criterion, and the members of a pool, with the interval that decides: its lower end is what acceptance "
+        "rules out beyond, its upper end what rejection does. A member's margin is the guard margin, by which the "
+        "build is accepted. Pairs to accept: were nothing more lost; to reject: if it goes on as seen."
+    )
+    body = tuple(_standing(names, row) for row in rows)
+    numeric = (False, False, True, True, True, True, True, False, True, True, False, True)
+    return TextTable("criteria", "Criteria", shows, columns, body, numeric)
+
+
+def _standing(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
+    member = row["role"] == "member"
+    name = formats.words(row["criterion"])
+    within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 2, sign=True)
+    tested = row.get("delta_pp") not in (None, "")
+    return (
+        formats.plain(f"{row['base_model']}/{row['quant']}"),
+        f"{name}: {names.label(row['metric'])}" if member else name,
+        *((row[key] or "") if tested else "" for key in ("n_pairs", "lost", "gained")),
+        f"{formats.delta(row.get('delta_pp'))} {within}".rstrip() if tested else "",
+        formats.table_value("margin", row["guard_margin_pp" if member else "margin_pp"]),
+        f"{(SIGNS | UNTESTED).get(row['outcome'], '')} {formats.words(row['outcome'])}".strip(),
+        row.get("n_to_accept") or "",
+        row.get("n_to_reject") or "",
+        formats.words(row.get("headroom") or ""),
+        _counted(row, "ungraded_a", "ungraded_c"),
     )
 
 
@@ -164,6 +202,23 @@ def _noise(bundle: BundleTables) -> TextTable:
 def _percent(value: object) -> str:
     known = formats.number(value)
     return formats.NOT_MEASURED if known is None else formats.fixed(100 * known, 2)
+
+
+def criteria_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:
+    """How many criteria of how many builds came out which way; nothing where there are none."""
+    if not rows:
+        return []
+    role = "role=criterion"
+    counts = {"all": role, **{name: f"{role};outcome={name}" for name in SIGNS}}
+    counts["untested"] = f"{role};outcome={'|'.join(UNTESTED)}"
+    return [
+        Sentence(
+            "criteria",
+            "Of {all} criteria {non_inferior} are non-inferior, {inferior} inferior and {not_resolvable} not "
+            "resolvable with this many prompts; {untested} could not have failed or were not measured.",
+            {name: Citation("criteria.csv", row, "", "count", "rows") for name, row in counts.items()},
+        )
+    ]
 
 
 def outcome_sentences(rows: Sequence[Mapping[str, str]]) -> list[Sentence]:

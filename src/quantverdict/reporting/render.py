@@ -84,7 +84,7 @@ def report_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[st
         "bits": figures.bits_figures(bundle),
         "bits_legend": figures.model_legend(bundle),
         "trade": figures.trade_figures(bundle, rows),
-        "trade_legend": figures.trade_legend(rows),
+        "trade_legend": figures.trade_legend(rows, bundle.decision),
         "grids": tables.grids(bundle),
         "examples": bundle.examples,
         "provenance": provenance(bundle),
@@ -101,7 +101,7 @@ def frame_context(bundle: BundleTables, rows: list[BuildRow]) -> dict[str, Any]:
         "quality_metric": bundle.names.label(formats.plain(decision.get("quality_metric") or "quality")),
         "refusal_delta": bundle.names.refusal_delta(policy),
         "not_measured": formats.NOT_MEASURED,
-        "verdict_words": tables.VERDICTS,
+        "verdict_words": tables.verdict_words(decision),
         "models": tables.verdicts(bundle, rows),
         "builds": rows,
         "floor": _floor(decision.get("floor")),
@@ -109,6 +109,7 @@ def frame_context(bundle: BundleTables, rows: list[BuildRow]) -> dict[str, Any]:
         "constraints": _constraints(decision.get("constraints") or {}),
         "bits_title": figures.bits_title(bundle),
         "bits_read": bool(bundle.artifacts),
+        "by_criteria": decision.get("rules") == "criteria" and bool(rows),
     }
 
 

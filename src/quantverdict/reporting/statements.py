@@ -7,7 +7,7 @@ from functools import cached_property
 
 from quantverdict.protocol.claims import escaped
 from quantverdict.reporting import formats
-from quantverdict.reporting.outcomes import alert_sentences, outcome_sentences
+from quantverdict.reporting.outcomes import alert_sentences, criteria_sentences, outcome_sentences
 from quantverdict.reporting.study import Section, StudyData, StudyTable, appendices, quality, safety
 from quantverdict.reporting.study_protocol import limits, protocol, regimes, validation
 from quantverdict.reporting.study_relations import bits, interaction, mechanism, synthesis
@@ -51,7 +51,9 @@ class ReportClaims(StudyData):
 def default_ledger(book: StudyData) -> ClaimLedger:
     """What the default report states outside of its tables."""
     ledger = ClaimLedger(book.read.rows, book.names)
-    counted = (*outcome_sentences(book.read.table("paired")), *alert_sentences(book.read.table("alarms")))
+    by_criteria = criteria_sentences(book.read.table("criteria"))
+    tested = by_criteria or outcome_sentences(book.read.table("paired"))
+    counted = (*tested, *alert_sentences(book.read.table("alarms")))
     ledger.render_sentences([_floor(), _colours(), *counted])
     ledger.render_sentences(
         Sentence(f"best_{model}", "{quant}: {reason}", _both(f"decision.json#best/{escaped(model)}", "quant", "reason"))

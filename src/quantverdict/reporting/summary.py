@@ -52,18 +52,23 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeri
 
 def build_table(rows: Sequence[BuildRow], refusal_delta: str) -> MarkdownText:
     """The decision table, a row a build."""
-    columns = (
+    columns: tuple[str, ...] = (
         "base model", "build", "bits per weight", "file size", "tokens/s", "quality delta", refusal_delta, "regime",
         "action", "reason",
     )  # fmt: skip
+    figures = next((row.criteria for row in rows if row.criteria), ())
+    if figures:
+        columns = (*columns[:5], *(f"{one.name} (margin {one.margin})" for one in figures), *columns[7:])
     body = []
     for row in rows:
         notes = f" ({', '.join(row.notes)})" if row.notes else ""
         mark = " *" if row.is_best else ""
+        deltas = [f"{row.quality} {row.quality_interval}", f"{row.refusal} {row.refusal_interval}"]
+        if figures:
+            deltas = [f"{one.value} {one.interval}" for one in row.criteria]
         body.append((row.model, f"{row.sign} {row.quant}{notes}{mark}", row.bpw, row.size, row.speed,
-                     f"{row.quality} {row.quality_interval}".rstrip(), f"{row.refusal} {row.refusal_interval}".rstrip(),
-                     row.regime, row.action, row.reason))  # fmt: skip
-    return markdown_table(columns, body, (False, False, True, True, True, True, True))
+                     *map(str.rstrip, deltas), row.regime, row.action, row.reason))  # fmt: skip
+    return markdown_table(columns, body, (False, False, *[True] * (len(columns) - 5)))
 
 
 def matrix_table(heat: HeatMap) -> MarkdownText:
@@ -165,7 +170,7 @@ def summary_markdown(gate: Gate) -> str:
 def _parts(gate: Gate, names: DisplayNames) -> Iterator[str]:
     sign = {0: SIGNS["passed"], 3: SIGNS["failed"]}.get(int(gate.exit_code), "?")
     yield f"## {sign} quantverdict: {formats.words(NAMES[gate.exit_code])}"
-    how = "paired tests" if gate.rules == "paired" else "thresholds on deltas"
+    how = {"criteria": "criteria", "paired": "paired tests"}.get(gate.rules, "thresholds on deltas")
     yield escape_markdown(f"Study {gate.study}, policy {gate.policy}, by {how}: {_meaning(gate)}")
     if gate.builds:
         body = [(str(cell), _verdict(gate, cell), _against(gate, cell, names)) for cell in gate.builds]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -28,6 +28,33 @@ VERDICTS = {
     "reference": ("\N{BLACK SQUARE}", "baseline"),
 }
 """Verdict to its sign and words; the sign stands beside the colour everywhere."""
+BY_CRITERIA = {"ship": "accepted", "reject": "rejected", "unknown": "inconclusive"}
+"""Its words where criteria decide."""
+BY_THRESHOLDS = {"ship": "passes by thresholds, untested"}
+"""Its words where there are no samples to test, though the policy asks for tests."""
+UNDECIDED = {"not_measured": "not measured", "not_resolvable": "inconclusive"}
+"""By criteria, the words of a build that is neither accepted nor rejected, by its action; else it is to be reviewed."""
+
+
+def verdict_words(decision: Cell) -> dict[str, tuple[str, str]]:
+    """`VERDICTS` in the words of what decided."""
+    policy = decision.get("policy") or {}
+    words: Mapping[str, str] = {}
+    if decision.get("rules") == "criteria":
+        words = BY_CRITERIA
+    elif decision.get("rules") == "points" and policy.get("rules") != "points" and policy.get("criteria"):
+        words = BY_THRESHOLDS
+    return {group: (sign, words.get(group, message)) for group, (sign, message) in VERDICTS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """The number and the interval by which a criterion of a build is decided, as text, with its margin."""
+
+    name: str
+    margin: str
+    value: str
+    interval: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +63,8 @@ class BuildRow:
 
     Attributes:
         group: a key of `VERDICTS`.
+        verdict: in words.
+        criteria: what it is decided by, where criteria decide.
         visible_drop: the smallest drop of refusals, in pp, that this many prompts can show; empty where not known.
         same_as: the build whose weights it has, None where they are its own.
         duplicates: the builds that have its weights.
@@ -44,6 +73,7 @@ class BuildRow:
     model: str
     quant: str
     group: str
+    verdict: str
     bpw: str
     size: str
     speed: str
@@ -60,14 +90,11 @@ class BuildRow:
     duplicates: tuple[str, ...]
     is_best: bool
     is_pareto: bool
+    criteria: tuple[Figure, ...] = ()
 
     @property
     def sign(self) -> str:
         return VERDICTS[self.group][0]
-
-    @property
-    def verdict(self) -> str:
-        return VERDICTS[self.group][1]
 
     @property
     def standing(self) -> str:
@@ -147,6 +174,7 @@ def _build(own: Cell, shown: Cell, bundle: BundleTables) -> BuildRow:
         model=formats.plain(model),
         quant=formats.plain(quant),
         group=verdict_group(shown),
+        verdict=_verdict(shown, bundle.decision),
         bpw=formats.quantity(shown.get("bpw"), 2),
         size=formats.size(own.get("file_bytes") or shown.get("file_bytes")),
         speed=formats.quantity(shown.get("tokens_per_second")),
@@ -154,7 +182,9 @@ def _build(own: Cell, shown: Cell, bundle: BundleTables) -> BuildRow:
         quality_interval=within("quality"),
         refusal=difference("refusal"),
         refusal_interval=within("refusal"),
-        visible_drop="" if (mde := formats.number(shown.get("refusal_mde_pp"))) is None else formats.fixed(mde, 1),
+        visible_drop=""
+        if shown.get("criteria") or (mde := formats.number(shown.get("refusal_mde_pp"))) is None
+        else formats.fixed(mde, 1),
         regime=_regime(shown),
         action="did not run" if failed else _words(shown.get("action")),
         reason=readable(bundle.names, shown.get("failure") or shown.get("action_reason") or ""),
@@ -163,7 +193,32 @@ def _build(own: Cell, shown: Cell, bundle: BundleTables) -> BuildRow:
         duplicates=duplicates_of(bundle, model, quant),
         is_best=best.get("quant") == quant,
         is_pareto=quant in (bundle.decision.get("pareto") or {}).get(model, ()),
+        criteria=tuple(_figures(shown, bundle.decision)),
     )
+
+
+def _verdict(cell: Cell, decision: Cell) -> str:
+    group = verdict_group(cell)
+    if group == "unknown" and decision.get("rules") == "criteria":
+        return UNDECIDED.get(cell.get("action") or "", "to be reviewed")
+    return verdict_words(decision)[group][1]
+
+
+def _figures(cell: Cell, decision: Cell) -> Iterator[Figure]:
+    """One a criterion of the policy; none where criteria do not decide."""
+    if decision.get("rules") != "criteria":
+        return
+    found = {row["criterion"]: row for row in cell.get("criteria") or () if row["role"] == "criterion"}
+    for name, criterion in ((decision.get("policy") or {}).get("criteria") or {}).items():
+        row = found.get(name)
+        margin = criterion.get("margin_pp") if row is None else row.get("margin_pp")
+        value, within = "reference" if cell.get("is_baseline") else NOT_MEASURED, ""
+        if row is not None:
+            value = formats.words(row["outcome"])
+            if row.get("delta_pp") is not None:
+                value = formats.delta(row["delta_pp"])
+                within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), sign=True)
+        yield Figure(formats.words(name), f"{formats.quantity(margin)} pp", value, within)
 
 
 def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:
@@ -247,6 +302,7 @@ JUDGES = (
 )
 """Those of judges, and of the inside of builds, are shown only where they were measured."""
 PER_BUILD = (
+    ("criteria", "Criteria", "Each criterion of each build and its members: what decides, and how many pairs would."),
     ("paired", "Paired comparison", "Each build against its baseline prompt by prompt: answers lost and gained."),
     ("tiers", "Tiers", "The worse of the benchmark and the generation delta of each build."),
     ("regimes", "Regimes", "What quality and refusal say together about each build, and why."),
@@ -260,7 +316,9 @@ def grids(bundle: BundleTables) -> list[TextTable]:
     open_ = [grid(bundle.names, *table, bundle.tables.get(table[0])) for table in OVERVIEW]
     others = (beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, *JUDGES))
     open_ += [found for found in others if found.rows]
-    folded = (grid(bundle.names, *table, bundle.tables.get(table[0])) for table in PER_BUILD)
+    decided = "criteria" if bundle.decision.get("rules") == "criteria" else "paired"
+    tables = [table for table in PER_BUILD if table[0] not in ("criteria", "paired") or table[0] == decided]
+    folded = (grid(bundle.names, *table, bundle.tables.get(table[0])) for table in tables)
     return open_ + [replace(one, folded=True) for one in folded]
 
 
@@ -293,7 +351,19 @@ def _is_numeric(values: Iterable[str | None]) -> bool:
 
 _FLAGS = {"second", "inflated", "is_baseline", "reverses", "at_boundary", "safety_degrades_faster"}
 _SENTENCES = {"reason", "observed", "cells", "trigger", "what_to_do"}
-_IDENTIFIERS = {"interval_kind", "loss_tier", "regime", "action", "role", "tier", "status", "outcome", "failure_mode"}
+_IDENTIFIERS = {
+    "interval_kind",
+    "loss_tier",
+    "regime",
+    "action",
+    "role",
+    "tier",
+    "status",
+    "outcome",
+    "failure_mode",
+    "criterion",
+    "headroom",
+}
 
 
 def _grid_value(names: DisplayNames, column: str, value: str | None) -> str:

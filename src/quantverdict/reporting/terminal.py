@@ -19,6 +19,7 @@ from rich.text import Text
 
 from quantverdict.collect.generate import CellOutcome, ProgressView
 from quantverdict.records import CellId
+from quantverdict.registry import by_instrument
 from quantverdict.reporting import formats, tables
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.formats import SIGNS, harmless, one_line
@@ -27,6 +28,8 @@ from quantverdict.reporting.tables import BuildRow
 COLOURS = {"ship": "blue", "reject": "red", "unknown": "yellow", "failed": "dim", "reference": ""}
 WIDE, MIDDLE, NARROW = 112, 96, 72
 """Columns from which an action stands on one line, file size and speed are shown, and the regime is."""
+WIDER = 132
+"""Columns from which file size and speed are shown beside criteria; the regime is from `WIDE` on."""
 INTERVAL = 16
 """Columns that `[-12.34, +12.34]` takes."""
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
@@ -56,9 +59,13 @@ def decision_table(bundle: BundleTables) -> DecisionTable:
 
 
 def summary_lines(bundle: BundleTables) -> list[str]:
-    """What was decided, in plain lines: each base model's build, the floor, the notes."""
+    """What was decided, in plain lines: each base model's build, the floor, the notes, and whose word refusals are."""
     policy = bundle.decision.get("policy") or {}
     refusal = bundle.names.label(formats.plain(policy.get("refusal_metric", "refusal_rate")))
+    message = f"instruments: refusal delta is of {refusal}"
+    if bundle.decision.get("rules") == "criteria":
+        decides = by_instrument("refusal_rate", (policy.get("instruments") or {}).get("refusal", "pattern"))
+        message = f"instruments: refusals are decided by {bundle.names.label(decides or 'refusal_rate')}"
     lines = [
         ": ".join(part for part in (verdict.model, verdict.headline, verdict.best_reason) if part)
         for verdict in tables.verdicts(bundle, tables.builds(bundle))
@@ -70,7 +77,7 @@ def summary_lines(bundle: BundleTables) -> list[str]:
     else:
         lines.append("conservative floor: none")
     notes = [f"note: {tables.readable(bundle.names, note)}" for note in bundle.decision.get("notes") or ()]
-    return [*lines, *notes, f"instruments: refusal delta is of {refusal}"]
+    return [*lines, *notes, message]
 
 
 def print_decision(bundle: BundleTables, report: Path, console: Console | None = None) -> None:
@@ -90,6 +97,9 @@ def _console() -> Console:
 
 def _table(model: str, rows: Sequence[BuildRow], options: ConsoleOptions, refusal: str) -> Table:
     wide, middle = options.max_width >= WIDE, options.max_width >= MIDDLE
+    figures = next((row.criteria for row in rows if row.criteria), ())
+    if figures:
+        middle = options.max_width >= WIDER
     table = Table(title=_text(model, options, "bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.padding, table.pad_edge = (0, int(wide), 0, 0), False
     table.add_column("build", no_wrap=True)
@@ -97,13 +107,17 @@ def _table(model: str, rows: Sequence[BuildRow], options: ConsoleOptions, refusa
     if middle:
         table.add_column("file\nsize", justify="right", no_wrap=True)
         table.add_column("tok/s", justify="right", no_wrap=True)
-    table.add_column("quality\ndelta, pp", justify="right", no_wrap=True)
-    table.add_column(_text(_heading(refusal), options), justify="right", no_wrap=True)
-    if options.max_width >= NARROW:
+    for one in figures:
+        heading = _text(f"{one.name}\nmargin {one.margin}", options)
+        table.add_column(heading, justify="right", no_wrap=True)
+    if not figures:
+        table.add_column("quality\ndelta, pp", justify="right", no_wrap=True)
+        table.add_column(_text(_heading(refusal), options), justify="right", no_wrap=True)
+    if options.max_width >= (WIDE if figures else NARROW):
         table.add_column("regime", min_width=12, max_width=18 if wide else 12)
     table.add_column("action", min_width=12, max_width=30 if wide else 12)
     for row in rows:
-        table.add_row(*_cells(row, options, sized=middle))
+        table.add_row(*_cells(row, options, sized=middle, regime=options.max_width >= (WIDE if figures else NARROW)))
     return table
 
 
@@ -119,15 +133,17 @@ def _heading(refusal: str) -> str:
     return f"{what}\nby {kind}\n{cut}"
 
 
-def _cells(row: BuildRow, options: ConsoleOptions, *, sized: bool) -> list[Text]:
+def _cells(row: BuildRow, options: ConsoleOptions, *, sized: bool, regime: bool) -> list[Text]:
     colour = COLOURS[row.group]
-    deltas = ((row.quality, row.quality_interval), (row.refusal, row.refusal_interval))
+    deltas = [(row.quality, row.quality_interval), (row.refusal, row.refusal_interval)]
+    if row.criteria:
+        deltas = [(one.value, one.interval) for one in row.criteria]
     cells = [_text(f"{row.sign} {row.quant}{' *' if row.is_best else ''}", options, f"bold {colour}".strip())]
     cells += [_value(row.bpw, options)]
     cells += [_value(row.size, options), _value(row.speed, options)] if sized else []
     cells += [_value(value, options).append_text(_text(f"\n{around}", options, "dim")) for value, around in deltas]
-    cells += [_value(row.regime, options)] if options.max_width >= NARROW else []
-    return [*cells, _text(row.action, options, colour)]
+    cells += [_value(row.regime, options)] if regime else []
+    return [*cells, _text(row.verdict if row.criteria else row.action, options, colour)]
 
 
 def _why(row: BuildRow, options: ConsoleOptions) -> Padding:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = (
     "whitebox", "judge_agreement", "judge_direction", "second_judge_regimes", "alarms", "instruments",
-    "corrected_rates",
+    "corrected_rates", "criteria",
 )  # fmt: skip
 """Tables of a decision that only some bundles have; one is deleted with what it came of."""
 
@@ -175,6 +175,7 @@ def decide(
     rules = policy or (study.policy if study else decided_policy(bundle))
     statistics, seed = statistics_of(bundle)
     matrix = with_shared(matrix or stored_matrix(bundle), samples)
+    rules = rules.settled({metric for row in matrix for metric in row.metrics})
     synthesis = {table.name: table for table in synthesis_tables(matrix, rules, statistics.confidence)}
     evidence = evidence_of(bundle, synthesis["sign_reversal"], samples)
     decision = decide_matrix(

@@ -41,7 +41,7 @@ from quantverdict.tasks.catalog import Task
 
 if TYPE_CHECKING:
     from quantverdict.planning.estimate import Speed, StudyEstimate
-    from quantverdict.planning.power import DecisionRules, PilotStats
+    from quantverdict.planning.power import DecisionRules, PilotStats, Tested
     from quantverdict.tasks.catalog import Task
 
 # What it takes to score the answers of a study by encoders, judges and probes, before it runs.
@@ -249,7 +249,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         measure: time that batch; without it the time is not known.
     """
     from quantverdict.planning import estimate as estimates
-    from quantverdict.planning.power import build_power
+    from quantverdict.planning.power import build_power, criteria_prospects
 
     model = study.models[0]
     source = model.source or model.variants[0].source
@@ -281,7 +281,9 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
         disk_bytes=estimates.made_bytes(study),
         shows=(
             estimates.detectable_differences(tasks, study.statistics.power, observed),
-            build_power(tasks, gating(study, builds), observed),
+            criteria_prospects(tasks, tested_rows(study, tasks), gating(study, builds), observed)
+            if study.policy.rules == "criteria"
+            else build_power(tasks, gating(study, builds), observed),
         ),
     )
     return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, scoring_time))
@@ -292,10 +294,12 @@ def gating(study: Study, builds: int) -> DecisionRules:
     from quantverdict.collect.schedule import SEQUENTIAL_SHARE
     from quantverdict.matrix.columns import METRICS
     from quantverdict.planning.power import DecisionRules
+    from quantverdict.protocol.criteria import look_share
 
     policy = study.policy
     # Looking early has a share of alpha; what is left is the least that a build's tests have.
     share = 1 - SEQUENTIAL_SHARE if study.stopping == "sequential" else 1.0
+    share *= float(look_share(1)) if policy.rules == "criteria" else 1.0
     return DecisionRules(
         margins={metric: float(margin / 100) for metric, margin in policy.gates.items()},
         means=[metric for metric in policy.gates if METRICS[metric].power_rule == "mean"],
@@ -304,6 +308,28 @@ def gating(study: Study, builds: int) -> DecisionRules:
         alpha=policy.alpha / 2 * share,
         power=study.statistics.power,
     )
+
+
+def tested_rows(study: Study, tasks: Sequence[Task]) -> list[Tested]:
+    """Every criterion of a study's policy, and every member of a pool, that its tasks measure."""
+    from quantverdict.planning.power import Tested
+    from quantverdict.protocol.criteria import rejection_weights
+
+    policy, asked = study.policy, {metric for task in tasks for metric in task.metrics}
+    rows: list[tuple[str, str, tuple[str, ...], float, float]] = []
+    for name, criterion in (policy.criteria or {}).items():
+        members = policy.members_among(name, asked)
+        margin = float(criterion.margin_pp / 100)
+        if members:
+            rows.append((name, "criterion", members, margin, margin))
+        if len(members) > 1:
+            rows += [(name, "member", (metric,), float(criterion.guard_of(metric) / 100),
+                      float(policy.gates[metric] / 100)) for metric in members]  # fmt: skip
+    weights = rejection_weights({at: (name, role) for at, (name, role, *_) in enumerate(rows)})
+    return [
+        Tested(name if role == "criterion" else f"{name}/{members[0]}", members, accept, reject, float(weights[at]))
+        for at, (name, role, members, accept, reject) in enumerate(rows)
+    ]
 
 
 def speed_of(bundle: Bundle, asked: PromptPlan) -> Speed:

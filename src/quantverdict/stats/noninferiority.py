@@ -132,18 +132,38 @@ def clustered_rate_loss(
     return _rate((lost, gained, values.size), len(sizes), effect, float(margin), alpha)
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the prompts of one metric among those of a mean can lose.
+
+    Attributes:
+        units: independent units, rounded down.
+        weight: of this metric in the mean; all of them add up to 1.
+        largest: the largest loss that one prompt can have.
+    """
+
+    units: int
+    weight: float
+    largest: float
+
+
 def mean_loss(
     differences: npt.ArrayLike,
     margin: Fraction | float,
     alpha: float = 0.025,
     clusters: Sequence[Hashable] | None = None,
-    largest: float = 1.0,
+    largest: float | Sequence[Room] = 1.0,
 ) -> Loss:
-    """Loss of a continuous metric: Student's t of the units' sums, their skewness taken out (Hall 1992, JRSS B 54:221).
+    """Loss of a continuous metric: Student's t of the units' sums.
+
+    Skewness is taken out (Hall 1992, JRSS B 54:221) where that is the more cautious of the two, and the degrees of
+    freedom are those of a variance estimated from differences with their kurtosis, 1.5 n / (kurtosis - 1), which are n
+    - 1 at most: where few prompts differ, or a few by much, their spread is not known from n of them.
 
     No spread that was seen rules out a loss by rare prompts that lose `largest` each. So the p-value of
-    non-inferiority is at least the chance to meet none of those; and where fewer than 10 units differ, which is too few
-    for t, both tests are binomial, of whole losses. Builds that agree on every prompt are non-inferior only where
+    non-inferiority is at least the chance to meet none of those, and that of inferiority the chance to meet none that
+    gain everything and make up for what was seen beyond the margin; and where fewer than 10 units differ, which is too
+    few for t, both tests are binomial, of whole losses. Builds that agree on every prompt are non-inferior only where
     enough prompts were asked, as for a rate.
 
     Args:
@@ -151,7 +171,8 @@ def mean_loss(
         margin: the tolerated loss, above 0, in the metric's unit.
         alpha: one-sided level, of each test.
         clusters: a label for each pair; None is a cluster of its own.
-        largest: the largest loss that one prompt can have.
+        largest: the largest loss that one prompt can have; or, where the prompts are those of several metrics, what
+            those of each can lose.
 
     Raises:
         ValueError: a value that is not finite, unequal lengths, no pair, or margin out of range.
@@ -160,28 +181,80 @@ def mean_loss(
     values = np.asarray(differences, dtype=np.float64)
     labels = [None] * values.size if clusters is None else clusters
     sums, sizes = cluster_sums(values, labels)
-    if not margin > 0 or not largest > 0:
-        raise ValueError(f"margin {margin} of at most {largest}: numbers above 0 are expected")
     n, differing = values.size, int((values != 0).sum())
     estimate, units = float(sums.sum()) / n, n * n / float(np.square(sizes).sum())
+    few = math.floor(units)
+    rooms = (Room(few, 1.0, largest),) if isinstance(largest, int | float) else tuple(largest)
+    most = max(room.largest for room in rooms)
+    if not margin > 0 or not min(room.largest for room in rooms) > 0:
+        raise ValueError(f"margin {margin} of at most {most}: numbers above 0 are expected")
     if len(sizes) == 1:
-        return Loss(estimate, -largest, largest, 1.0, 1.0, n, 1, differing)
+        return Loss(estimate, -most, most, 1.0, 1.0, n, 1, differing)
     residuals = sums - sizes * estimate
     se = math.sqrt(len(sizes) / (len(sizes) - 1) * float(np.square(residuals).sum())) / n
-    cubes = float((residuals**3).sum()) / len(sizes)
-    skew = cubes / (se * n / math.sqrt(len(sizes))) ** 3 if se > 0 else 0.0
-    shape = (skew / math.sqrt(len(sizes)), units - 1)
-    below, above = _tails(estimate - float(margin), se, shape)
-    reach = t_quantile(1 - alpha, units - 1)
-    lo, hi = (estimate - se * _unskewed(sign * reach, shape[0]) for sign in (1, -1))
     if np.count_nonzero(sums) < _FEW:
-        below, above, lo, hi = _whole_losses(sums / sizes, math.floor(units), float(margin), largest, alpha)
+        below, above, lo, hi = _whole_losses(sums / sizes, few, float(margin), most, alpha)
     else:
-        below = max(below, (1 - min(float(margin) / largest, 1.0)) ** math.floor(units))
-        hi = max(hi, largest * (1 - alpha ** (1 / math.floor(units))))
+        shape = _shape(residuals, units)
+        below, above = _tails(estimate - float(margin), se, shape)
+        reach = t_quantile(1 - alpha, shape[1])
+        ends = [(se * _unskewed(sign * reach, shape[0]), se * sign * reach) for sign in (1, -1)]
+        lo, hi = estimate - max(ends[0]), estimate - min(ends[1])
+    below = max(below, unmet(rooms, float(margin)))
+    hi = max(hi, unmet_loss(rooms, alpha))
+    above = max(above, (1 - min(max(estimate - float(margin), 0.0), 1.0)) ** few)
+    lo = min(lo, estimate - (1 - alpha ** (1 / few)))
     spread = float(np.square(values - estimate).sum()) / (n * (n - 1))
     effect = max(1.0, se * se / spread) if spread > 0 else 1.0
-    return Loss(estimate, max(lo, -largest), min(hi, largest), below, above, n, len(sizes), differing, effect)
+    return Loss(estimate, max(lo, -most), min(hi, most), below, above, n, len(sizes), differing, effect)
+
+
+def _shape(residuals: FloatArray, units: float) -> tuple[float, float]:
+    """Skewness over the root of the units, and the degrees of freedom that kurtosis leaves."""
+    variance = float(np.square(residuals).mean())
+    if variance == 0:
+        return 0.0, units - 1
+    skew = float((residuals**3).mean()) / (variance * residuals.size / (residuals.size - 1)) ** 1.5
+    kurtosis = float((residuals**4).mean()) / variance**2
+    dof = units - 1 if kurtosis <= 1 else min(units - 1, 1.5 * units / (kurtosis - 1))
+    return skew / math.sqrt(residuals.size), max(dof, 1.0)
+
+
+def unmet(rooms: Sequence[Room], loss: float) -> float:
+    """The chance that no prompt which lost everything is met, where such prompts lose `loss` in the mean.
+
+    The largest over how they are spread over the metrics: at a price a unit, each metric has as many of them as leaves
+    its own part of the chance worth it (a product of (1 - rate)^units under the sum of weight x rate x largest).
+    """
+    if loss >= sum(room.weight * room.largest for room in rooms):
+        return 0.0
+    if len(rooms) == 1:
+        return math.pow(1 - loss / rooms[0].largest, rooms[0].units)
+    low, high = 0.0, max(room.weight * room.largest / room.units for room in rooms)
+    # The price at which all rates are 0 is the highest of these; as it falls they grow, and the loss with them.
+    for _ in range(60):
+        price = (low + high) / 2
+        low, high = (price, high) if _met(rooms, price)[0] > loss else (low, price)
+    return _met(rooms, low)[1]
+
+
+def unmet_loss(rooms: Sequence[Room], alpha: float) -> float:
+    """The largest loss that has a chance of `alpha` to be met by nothing (`unmet`)."""
+    if len(rooms) == 1:
+        return rooms[0].largest * (1 - math.pow(alpha, 1 / rooms[0].units))
+    low, high = 0.0, max(room.weight * room.largest / room.units for room in rooms)
+    for _ in range(60):
+        price = (low + high) / 2
+        low, high = (price, high) if _met(rooms, price)[1] < alpha else (low, price)
+    return _met(rooms, low)[0]
+
+
+def _met(rooms: Sequence[Room], price: float) -> tuple[float, float]:
+    """Loss and chance where (1 - rate) = units x price / (weight x largest), at most 1, of each metric."""
+    kept = [min(1.0, room.units * price / (room.weight * room.largest)) for room in rooms]
+    loss = sum(room.weight * room.largest * (1 - one) for room, one in zip(rooms, kept, strict=True))
+    chance = math.prod(one**room.units for room, one in zip(rooms, kept, strict=True))
+    return loss, chance
 
 
 def outcome(loss: Loss, alpha: float = 0.025) -> Outcome:
@@ -262,6 +335,18 @@ def rate_tests(
     return _shown(below, float(margin)), _shown(above, -float(margin))
 
 
+def rate_limits(counts: tuple[int, int, int], units: int, effect: float, alpha: float, *, upper: bool) -> float:
+    """The loss from which on `rate_tests` rules out more (`upper`), or less, at one-sided level `alpha`."""
+    lost, gained, n = counts
+    if units == 1 and n > 1:
+        return 1.0 if upper else -1.0
+    below, above = _divided(counts, effect)
+    estimate = (lost - gained) / n
+    if upper:
+        return _limit(lambda loss: p_below(*below, loss), (1.0, True), max(estimate, -1.0), 1.0, alpha)
+    return _limit(lambda loss: p_below(*above, -loss), (-1.0, True), min(estimate, 1.0), -1.0, alpha)
+
+
 def _shown(counts: tuple[int, int, int], loss: float) -> float:
     """`p_below`, but 1 where what is seen speaks for H0: it rejects at no level, and costs as much to know exactly."""
     lost, gained, n = counts
@@ -320,7 +405,9 @@ def _limit(
 
 
 def _tails(gap: float, se: float, shape: tuple[float, float]) -> tuple[float, float]:
-    """P(T <= gap / se) and P(T >= gap / se), T Student's once Hall's cubic has taken the skewness out.
+    """P(T <= gap / se) and P(T >= gap / se), T Student's; each as it is or with the skewness taken out by Hall's cubic.
+
+    The larger of both.
 
     Args:
         gap: mean less margin; where nothing varies it decides alone.
@@ -331,8 +418,8 @@ def _tails(gap: float, se: float, shape: tuple[float, float]) -> tuple[float, fl
         return (0.0, 1.0) if gap < 0 else (1.0, float(gap == 0))
     skew, dof = shape
     t = gap / se
-    t += skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
-    return t_cdf(t, dof), t_cdf(-t, dof)
+    cubic = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+    return t_cdf(max(t, cubic), dof), t_cdf(-min(t, cubic), dof)
 
 
 def _unskewed(t: float, skew: float) -> float:
@@ -351,7 +438,7 @@ def _whole_losses(
     """
     share = min(margin / largest, 1.0)
     lost = min(n, round(float(means[means > 0].sum()) / largest))
-    net = max(0, math.floor(float(means.sum()) / largest))
+    net = min(n, max(0, math.floor(float(means.sum()) / largest)))
     hi = 1.0 if lost >= n else beta_quantile(1 - alpha, lost + 1, n - lost)
     if net == 0:
         return binomial_cdf(lost, n, share), 1.0, -largest, hi * largest
@@ -362,3 +449,60 @@ def _whole_losses(
 def _check(margin: Fraction | float, alpha: float) -> None:
     if not 0 <= margin < 1 or not 0 < alpha < 0.5:
         raise ValueError(f"margin {margin} from 0 to below 1 and level {alpha} between 0 and 1/2 are expected")
+
+
+# A weighted mean of the losses of several metrics: its limits and tests from those of each metric.
+#
+# By the method of variance estimates recovery (Donner & Zou 2012, Stat Methods Med Res 21:347): the upper limit of a
+# sum of w t is the estimate plus the root of the sum of w^2 (u - t)^2, u the upper limits of each. So small metrics
+# keep limits of their own kind, which a t test of the weighted mean would not.
+
+_LEAST_LEVEL, _MOST_LEVEL = 1e-7, 0.4999
+_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One metric of a weighted mean.
+
+    Attributes:
+        weight: all of them add up to 1.
+        estimate: the loss seen.
+        limit: its one-sided limit at a level, on the side that is asked for.
+    """
+
+    weight: float
+    estimate: float
+    limit: Callable[[float], float]
+
+
+def weighted_limit(parts: Sequence[Part], alpha: float, *, upper: bool) -> float:
+    """The one-sided limit of the weighted mean at level `alpha`."""
+    estimate = sum(part.weight * part.estimate for part in parts)
+    ends = [part.limit(alpha) for part in parts]
+    reach = math.sqrt(sum((part.weight * (end - part.estimate)) ** 2 for part, end in zip(parts, ends, strict=True)))
+    return estimate + reach if upper else estimate - reach
+
+
+def weighted_p(parts: Sequence[Part], margin: float, *, upper: bool) -> float:
+    """The level at which the limit reaches the margin: of H0: loss >= margin (`upper`), or of H0: loss <= margin.
+
+    1 where what was seen speaks for H0; levels under one in ten million are not told apart.
+    """
+    estimate = sum(part.weight * part.estimate for part in parts)
+    if (estimate >= margin) if upper else (estimate <= margin):
+        return 1.0
+
+    def within(alpha: float) -> bool:
+        limit = weighted_limit(parts, alpha, upper=upper)
+        return limit <= margin if upper else limit >= margin
+
+    if within(_LEAST_LEVEL):
+        return _LEAST_LEVEL
+    if not within(_MOST_LEVEL):
+        return 1.0
+    low, high = math.log(_LEAST_LEVEL), math.log(_MOST_LEVEL)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if within(math.exp(middle)) else (middle, high)
+    return math.exp(high)

@@ -153,16 +153,23 @@ def _crossing(
 
 # The exact unconditional score test of a paired loss of a 0/1 metric, at any number of pairs.
 #
-# Tables are ordered by Tango's score statistic; the p-value is the largest chance, over every discordance that the null
-# allows, of a table at least as extreme (Hsueh, Liu & Chen 2001, Biometrics 57:478). It never errs above its level,
-# which the normal approximation does at few pairs and few flips.
+# Tables are ordered by Tango's score statistic; the p-value is the largest chance of a table at least as extreme
+# (Hsueh, Liu & Chen 2001, Biometrics 57:478) over the discordances that the null allows and that the pairs which differ
+# leave open: a confidence set of 1 - `OUTSIDE`, whose error is added (Berger & Boos 1994, JASA 89:1012). So a
+# discordance that nobody saw, at which rare tables are likeliest, costs no power, and the level is held at each.
 
 IntArray = npt.NDArray[np.int64]
 
 EXACT_UP_TO = 2000
 """Pairs; beyond it the score statistic is normal to well within its level's third digit."""
+OUTSIDE = 1e-6
+"""Chance that the true discordance is not among those that are tried; every p-value is at least that."""
 _COARSE, _FINE = 40, 17
 """Discordances tried first, and around the worst of them."""
+_NODES = 5
+"""Numbers of differing pairs at which a region of many pairs is worked out; between them it is read off a line."""
+_FEW = 60
+"""Pairs up to which a region is looked up table by table."""
 _TIE = 1e-9
 _NO_CHANCE = 1e-13
 """Of more gained pairs, which are left out then."""
@@ -207,19 +214,46 @@ def p_below(lost: int, gained: int, n: int, loss: float) -> float:
     seen = float(score(lost, gained, n, loss))
     if n > EXACT_UP_TO:
         return normal_cdf(seen)
-    return _size(seen, n, loss)
+    return min(1.0, _size(seen, n, loss, lost + gained) + OUTSIDE)
 
 
 @lru_cache(maxsize=1 << 10)
-def most_lost(n: int, loss: float, alpha: float) -> tuple[int, ...]:
-    """The rejection region of H0: P(lost) - P(gained) >= `loss`: most lost pairs for 0, 1, ... n gained; -1 is none."""
-    low, high = 4 * normal_quantile(alpha) - 4, 0.0
+def most_lost(n: int, loss: float, alpha: float, differing: tuple[int, int] | None = None) -> tuple[int, ...]:
+    """The rejection region of H0: P(lost) - P(gained) >= `loss`: most lost pairs for 0, 1, ... n gained; -1 is none.
+
+    Up to 60 pairs it is that of `p_below` exactly. Of more, the score from which on it rejects is read off a line
+    between `_NODES` numbers of differing pairs, which is near enough to plan by.
+
+    Args:
+        n, loss, alpha: of the test.
+        differing: the fewest and the most pairs that will differ; the region is of no use beyond them.
+    """
     if n > EXACT_UP_TO:
-        low = high = normal_quantile(alpha)
-    while high - low > 1e-5:
+        return tuple(_limits(normal_quantile(alpha), n, loss, n).tolist())
+    fewest, most = (0, n) if differing is None else differing
+    count = most - fewest + 1 if n <= _FEW else _NODES if differing is not None else 4 * _NODES
+    nodes = np.unique(np.linspace(fewest, most, count).round().astype(np.int64))
+    scores = np.array([_critical(n, loss, alpha, int(node)) for node in nodes])
+    gained = np.arange(n + 1)
+    level = np.full(n + 1, float(scores.max()))
+    for _ in range(8):
+        region = _limits(level, n, loss, n)
+        level, before = np.interp(np.maximum(region, 0) + gained, nodes, scores), level
+        if np.array_equal(level, before):
+            break
+    if n <= _FEW:  # the limits may swing between two tables whose levels differ: then look at each
+        inside = [[p_below(b, c, n, loss) <= alpha for b in range(n - c + 1)] for c in range(n + 1)]
+        return tuple(row.index(False) - 1 if False in row else len(row) - 1 for row in inside)
+    return tuple(region.tolist())
+
+
+def _critical(n: int, loss: float, alpha: float, differing: int) -> float:
+    """The largest score at which the test rejects where so many pairs differ."""
+    low, high = 4 * normal_quantile(alpha) - 4, 0.0
+    while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (middle, high) if _size(middle, n, loss) <= alpha else (low, middle)
-    return tuple(_limits(low, n, loss, n).tolist())
+        low, high = (middle, high) if _size(middle, n, loss, differing) + OUTSIDE <= alpha else (low, middle)
+    return low
 
 
 def chance(region: npt.ArrayLike, n: int, lost: float, gained: float) -> float:
@@ -228,15 +262,15 @@ def chance(region: npt.ArrayLike, n: int, lost: float, gained: float) -> float:
     return float(_chances(np.asarray(region, dtype=np.int64), n, shares)[0])
 
 
-def _limits(level: float, n: int, loss: float, most: int) -> IntArray:
+def _limits(level: float | FloatArray, n: int, loss: float, most: int) -> IntArray:
     """For 0, 1, ... `most` gained: the most lost pairs whose score is at most `level`, -1 where none is."""
     gained = np.arange(most + 1.0)
     # A level that is not finite is far from every other; times no variance it must still be a number.
-    level = min(max(level + _TIE, -1 / _TIE), 1 / _TIE)
+    level = np.clip(np.asarray(level) + _TIE, -1 / _TIE, 1 / _TIE)
     # The variance of a difference is at most n (1 - loss^2), so the limit is within so many lost pairs.
     even, reach = gained + n * loss, level * math.sqrt(n * (1 - loss) * (1 + loss))
-    below = np.clip(np.floor(even + min(reach, 0.0)) - 1, -1, n - gained)
-    above = np.clip(np.ceil(even + max(reach, 0.0)) + 1, below + 1, n - gained + 1)
+    below = np.clip(np.floor(even + np.minimum(reach, 0.0)) - 1, -1, n - gained)
+    above = np.clip(np.ceil(even + np.maximum(reach, 0.0)) + 1, below + 1, n - gained + 1)
     least = n * loss * (1 - loss)
     start, square = 2 * n * loss - gained * (1 - loss), 8 * least * gained
     while (above - below).max() > 1:
@@ -250,34 +284,41 @@ def _limits(level: float, n: int, loss: float, most: int) -> IntArray:
     return np.asarray(below, dtype=np.int64)
 
 
-def _size(level: float, n: int, loss: float) -> float:
-    """The largest chance under H0 of a score at most `level`."""
-    shares = _coarse(n, loss)
+def _size(level: float, n: int, loss: float, differing: int) -> float:
+    """The largest chance under H0 of a score at most `level`, over what `differing` pairs leave open."""
+    shares = _coarse(n, loss, differing)
     region = _limits(level, n, loss, shares.beyond.shape[1] - 1)
     chances = _chances(region, n, shares)
     worst = int(chances.argmax())
-    return min(1.0, float(max(chances.max(), _chances(region, n, _around(n, loss, worst)).max())))
+    return min(1.0, float(max(chances.max(), _chances(region, n, _around(n, loss, differing, worst)).max())))
 
 
-@lru_cache(maxsize=32)
-def _coarse(n: int, loss: float) -> _Shares:
-    """The shares that H0 allows."""
-    least, most = max(0.0, -loss), (1 - loss) / 2
-    # Few flips are where the chance bends most.
-    return _shares(least + (most - least) * np.linspace(0, 1, _COARSE) ** 3, n, loss)
+@lru_cache(maxsize=64)
+def _coarse(n: int, loss: float, differing: int) -> _Shares:
+    """The shares of gained pairs that H0 allows and that so many differing pairs leave open.
+
+    Where H0 allows none of these it is the nearest, at which what is extreme is likelier than at any of them.
+    """
+    low = beta_quantile(OUTSIDE / 2, differing, n - differing + 1) if differing else 0.0
+    high = beta_quantile(1 - OUTSIDE / 2, differing + 1, n - differing) if differing < n else 1.0
+    # By the arcsine all shares are as well known as each other, so that none is passed over.
+    share = np.sin(np.linspace(math.asin(math.sqrt(low)), math.asin(math.sqrt(high)), _COARSE)) ** 2
+    return _shares(np.clip((share - loss) / 2, max(0.0, -loss), (1 - loss) / 2), n, loss)
 
 
-@lru_cache(maxsize=128)
-def _around(n: int, loss: float, worst: int) -> _Shares:
+@lru_cache(maxsize=256)
+def _around(n: int, loss: float, differing: int, worst: int) -> _Shares:
     """The shares between the neighbours of one of them."""
-    gained = _coarse(n, loss).gained
+    gained = _coarse(n, loss, differing).gained
     return _shares(np.linspace(gained[max(worst - 1, 0)], gained[min(worst + 1, _COARSE - 1)], _FINE), n, loss)
 
 
 def _shares(gained: FloatArray, n: int, loss: float) -> _Shares:
-    share, count, ways = gained[:, None], np.arange(n + 1), _log_factorials(n)
+    largest = float(gained.max())
+    top = min(n, math.ceil(n * largest + 9 * math.sqrt(n * largest) + 30))
+    share, count, ways = gained[:, None], np.arange(top + 1), _log_factorials(n)
     weight = np.log(np.maximum(share, _ZERO)) * count + np.log1p(-np.minimum(share, _NEAR_ONE)) * (n - count)
-    weight += ways[n] - ways - ways[::-1]
+    weight += ways[n] - ways[: top + 1] - ways[n - count]
     beyond = np.exp(weight, out=weight)[:, ::-1].cumsum(axis=1)[:, ::-1]
     rest = np.clip((share + loss) / np.maximum(1 - share, _ZERO), 0.0, 1.0)
     kept = int(np.count_nonzero((beyond > _NO_CHANCE).any(axis=0)))

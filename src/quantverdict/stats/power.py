@@ -158,8 +158,10 @@ def outcome_probabilities(
         raise ValueError(f"{n} pairs, discordance {discordance}, loss {true_loss}, margin {margin}, level {alpha}")
     share = max(discordance, abs(true_loss))
     lost, gained = (share + true_loss) / 2, (share - true_loss) / 2
-    within = chance(most_lost(n, margin, alpha), n, lost, gained)
-    beyond = chance(most_lost(n, -margin, alpha), n, gained, lost)
+    spread = 7 * math.sqrt(n * share * (1 - share)) + 10
+    likely = max(0, math.floor(n * share - spread)), min(n, math.ceil(n * share + spread))
+    within = chance(most_lost(n, margin, alpha, likely), n, lost, gained)
+    beyond = chance(most_lost(n, -margin, alpha, likely), n, gained, lost)
     return OutcomeProbabilities(within, beyond, max(0.0, 1 - within - beyond))
 
 
