@@ -106,7 +106,7 @@ def planned(folder, variants, count):
 
 def decided(study, folder):
     """Rows of `paired.csv`."""
-    qv.run(study, folder / "bundle")
+    qv.run(study, folder / "bundle", cache=False)
     with (folder / "bundle" / "paired.csv").open() as file:
         return [row for row in csv.DictReader(file) if row["outcome"]]
 

@@ -86,7 +86,7 @@ def main() -> None:
         if chosen.bundle is not None:
             shutil.copytree(chosen.bundle, out)
             with_whitebox(out / "study.yaml", out / "study.yaml", settings)
-        qv.run(study, out)
+        qv.run(study, out, cache=False)
         with (out / "whitebox.csv").open() as file:
             rows = list(csv.DictReader(file))
         rows.sort(key=lambda row: float(row["baseline_kl"]))

@@ -16,10 +16,12 @@ import pytest
 
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.files import Lock
+from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.store import CellStore
 from quantverdict.collect import answer_store
 from quantverdict.collect.answer_store import AnswerStore, chosen_folder
 from quantverdict.collect.generate import AnswerSource, CellRecord, collect_cell
+from quantverdict.collect.schedule import CellJob, run_cells
 from quantverdict.errors import BundleError, EngineError
 
 IDENTITY = {"engine": "echo", "version": 1}
@@ -78,6 +80,19 @@ def test_only_what_is_not_known_is_asked_where_an_answer_stands_alone(kit, tmp_p
     tokens = sum(backend.answer(prompt).output_tokens for prompt in kit.make_plan().prompts
                  if prompt.sample_id in asked(backend))  # fmt: skip
     assert outcome.tokens_per_second == pytest.approx(tokens / outcome.wall_seconds)
+
+
+def test_a_run_says_how_many_answers_it_did_not_ask_for(kit, tmp_path, store):
+    """Once, and not again where nothing is missing."""
+    lines = []
+    collect(kit, tmp_path / "one", source_of(kit.EchoBackend(), store), kit.make_plan(sizes=(("alpha", 4),)))
+    job = CellJob(
+        kit.CELL, kit.make_plan(), kit.EchoBackend, kept=lambda identity: store.of(BUILD, identity, batched=False)
+    )
+    for _ in range(2):
+        with Bundle.open(tmp_path / "b", kit.make_study()) as bundle:
+            run_cells(bundle, [job], kit.RecordingView(), say=lines.append)
+    assert lines == ["tiny/Q8_0: 4 answers were kept from another run, and take no part in speed and memory"]
 
 
 def test_another_batch_is_another_question_where_answers_depend_on_it(kit, tmp_path, store):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quantverdict.bundle.manifest import Bundle, verify
-from quantverdict.bundle.prompts import PromptPlan, grown, plan_batches, read_prompts
+from quantverdict.bundle.prompts import PromptPlan, StoppingSchedule, grown, plan_batches, read_prompts
 from quantverdict.bundle.store import CellStore
 from quantverdict.collect.schedule import CellJob, read_outcomes, run_cells
 from quantverdict.errors import BundleError, DataError, EngineError
@@ -161,6 +161,23 @@ def test_what_is_added_is_asked_after_what_was_asked_batch_by_batch(tmp_path, ki
     assert all(content.startswith(before[name]) for name, content in answers(tmp_path).items())
 
 
+def test_a_plan_of_rounds_never_grows_and_a_refusal_writes_nothing(tmp_path, kit):
+    """Its number of prompts is part of when a build is stopped."""
+    plan = dataclasses.replace(kit.make_plan(), rounds=StoppingSchedule((5,), {"alpha": 1, "beta": 1}))
+    wanted = kit.make_plan(sizes=(("alpha", 7), ("beta", 9)))
+    larger = dataclasses.replace(grown(wanted, "x", plan.prompts, plan.batches, 3), rounds=plan.rounds)
+    with Bundle.open(tmp_path, kit.make_study()) as bundle:
+        run_cells(bundle, jobs_of(kit, kit.EchoBackend(), kit.EchoBackend(), plan=plan), kit.RecordingView())
+        before = bundle.path("prompts/tiny.jsonl").read_bytes()
+        with pytest.raises(BundleError, match="begun with: beta/beta_005"):
+            run_cells(bundle, jobs_of(kit, None, None, plan=larger), kit.RecordingView())
+        other = dataclasses.replace(plan, rounds=StoppingSchedule((2, 5), {"alpha": 1, "beta": 1}))
+        with pytest.raises(BundleError, match="the rounds of tiny are not those"):
+            run_cells(bundle, jobs_of(kit, None, None, plan=other), kit.RecordingView())
+        assert bundle.path("prompts/tiny.jsonl").read_bytes() == before
+        assert bundle.get_meta("rounds") == {"tiny": {"ends": [5], "largest": {"alpha": 1, "beta": 1}}}
+
+
 def test_prompts_that_a_kill_left_without_their_batches_get_the_same_ones(kit):
     plan = kit.make_plan()
     wanted = kit.make_plan(sizes=(("alpha", 7), ("beta", 9)))
@@ -168,6 +185,8 @@ def test_prompts_that_a_kill_left_without_their_batches_get_the_same_ones(kit):
     assert grown(wanted, "x", larger.prompts, plan.batches, 3) == larger
     assert grown(wanted, "x", larger.prompts, larger.batches, 3) == larger
     assert grown(plan, "x", plan.prompts, (), 3) == plan
+    with pytest.raises(BundleError, match="x: holds fewer prompts than were asked"):
+        grown(wanted, "x", plan.prompts[:-1], plan.batches, 3)
 
 
 def test_a_task_that_a_study_leaves_out_for_a_while_is_asked_of_whoever_lacks_it(tmp_path, kit):

@@ -69,13 +69,17 @@ class PromptPlan:
         return sum(len(batch) for batch in self.batches[:batches])
 
 
-def study_tasks(study: Study) -> tuple[Task, ...]:
+def study_tasks(study: Study, whole: Sequence[Task] | None = None) -> tuple[Task, ...]:
     """The study's tasks with the items it asks.
+
+    Args:
+        whole: its tasks with all their items, where they are read already.
 
     Raises:
         TaskError, StudyError: as `whole_tasks`.
     """
-    return tuple(drawn(study, task, use) for task, use in zip(whole_tasks(study), study.tasks, strict=True))
+    whole = whole_tasks(study) if whole is None else whole
+    return tuple(drawn(study, task, use) for task, use in zip(whole, study.tasks, strict=True))
 
 
 def drawn(study: Study, task: Task, use: TaskUse, kept: Collection[str] = (), most: int | None = None) -> Task:
@@ -203,6 +207,8 @@ def grown(wanted: PromptPlan, place: str, asked: Sequence[Prompt], batches: Batc
         if known.get((prompt.task, prompt.sample_id), prompt) != prompt:
             name = f"{prompt.task}/{prompt.sample_id}"
             raise BundleError(f"{place}: the prompts are not those this bundle was begun with: {name}")
+    if asked and sum(map(len, batches)) > len(asked):
+        raise BundleError(f"{place}: holds fewer prompts than were asked; put it back")
     new = tuple(prompt for prompt in wanted.prompts if (prompt.task, prompt.sample_id) not in known)
     prompts, batches = (*asked, *new), batches if asked else ()
     for part in (asked[sum(map(len, batches)) :], new):

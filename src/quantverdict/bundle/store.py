@@ -112,6 +112,11 @@ class CellStore:
         return self._prompts_of(self.stored)
 
     @property
+    def reused(self) -> int:
+        """How many of them were not asked, but kept from another run."""
+        return self.asked - sum(timing.prompts for timing in self.timings) if len(self.timings) == self.done else 0
+
+    @property
     def missing(self) -> list[int]:
         """Numbers of the batches that are to be asked, in their order."""
         have = self.plan.left_out.union(self.stored)

@@ -8,13 +8,13 @@ proportion, as far as the task has items.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import count
 
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.prompts import drawn, whole_tasks
+from quantverdict.bundle.prompts import drawn
 from quantverdict.collect.schedule import asked_before
 from quantverdict.config import Study
 from quantverdict.errors import StudyError
@@ -90,29 +90,29 @@ def enlarged(sample: Mapping[str, int], available: Mapping[str, int], size: int)
 class Sampling:
     """The tasks of a study with the items that its bundle asks, which may be more than the study's own limits say.
 
-    Raises:
-        TaskError: a task file is wrong, or lacks an item that was asked.
+    Args:
+        whole: the study's tasks with all their items.
     """
 
-    def __init__(self, study: Study, bundle: Bundle) -> None:
+    def __init__(self, study: Study, whole: Sequence[Task], bundle: Bundle) -> None:
         self._study, self._bundle = study, bundle
-        self._whole = {task.name: (task, use) for task, use in zip(whole_tasks(study), study.tasks, strict=True)}
+        self._whole = {task.name: (task, use) for task, use in zip(whole, study.tasks, strict=True)}
         self._asked = _asked(study, bundle)
         self._available = {name: len(task.items) for name, (task, _) in self._whole.items()}
 
     def settle(self, more: int | None = None) -> tuple[Task, ...]:
         """The tasks as they are asked now; the manifest holds which look it is.
 
+        A study that asks in rounds has no looks: how many prompts there are is part of when it stops.
+
         Args:
             more: prompts a build that are to be added, rounded up to the next look; None adds what the study demands.
 
         Raises:
-            StudyError: `more`, and there are none; or the study asks in rounds, whose number is settled.
+            StudyError: `more`, and there are none.
+            TaskError: a task lacks an item that was asked.
         """
         if self._study.stopping == "sequential":
-            if more is not None:
-                message = "stopping: sequential asks in rounds that were settled before the first"
-                raise StudyError(message, field="--more", expected="a study with stopping: none")
             return tuple(drawn(self._study, task, use) for task, use in self._whole.values())
         looks, tasks = self._looks(more)
         self._bundle.hold(**looks.parts)

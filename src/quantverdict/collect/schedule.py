@@ -99,8 +99,10 @@ def run_cells(
         store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
         if store.unproved:
             say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
-        source = AnswerSource(job.open_backend, job.kept, job.watch)
+        source, reused = AnswerSource(job.open_backend, job.kept, job.watch), store.reused
         log.add(collect_cell(store, source, view, log.noting(job.cell), log.known(job.cell)))
+        if (new := store.reused - reused) > 0:
+            say(f"{job.cell}: {new} answers were kept from another run, and take no part in speed and memory")
     return tuple(log.outcomes[job.cell] for job in jobs)
 
 
@@ -122,24 +124,27 @@ def freeze_plan(bundle: Bundle, job: CellJob) -> None:
     Raises:
         BundleError: naming the first prompt that differs, or the batch plan.
     """
-    name, prompts = prompts_file(job.asked_as), job.plan.prompts
-    stored = asked_before(bundle, job.asked_as)
-    if stored != prompts[: len(stored)]:
+    name, prompts, whose = prompts_file(job.asked_as), job.plan.prompts, job.asked_as
+    stored = asked_before(bundle, whose)
+    if stored != prompts[: len(stored)] or (stored and job.plan.rounds is not None and stored != prompts):
         changed = first_changed(stored, prompts) or "their order"
         raise BundleError(f"{bundle.path(name)}: the prompts are not those this bundle was begun with: {changed}")
+    batches = [list(batch) for batch in job.plan.batches]
+    begun = (bundle.get_meta("batches") or {}).get(whose, batches)
+    known = (bundle.get_meta("decoding") or {}).get(whose, {})
+    decoding = {task: asdict(how) for task, how in job.plan.decoding.items()}
+    _refuse_other(bundle, "batches", whose, same=begun == batches[: len(begun)])
+    alike = all(known[task] == decoding[task] for task in known.keys() & decoding.keys())
+    _refuse_other(bundle, "decoding", whose, same=alike)
+    parts: dict[str, object] = {"batches": batches, "decoding": {**known, **decoding}}
+    if job.plan.rounds is not None:
+        parts["rounds"] = {"ends": list(job.plan.rounds.ends), "largest": dict(job.plan.rounds.largest)}
+        rounds = (bundle.get_meta("rounds") or {}).get(whose, parts["rounds"])
+        _refuse_other(bundle, "rounds", whose, same=rounds == parts["rounds"])
     if len(stored) < len(prompts) or not bundle.path(name).exists():
         bundle.write_text(name, prompt_lines(prompts))
-    batches = [list(batch) for batch in job.plan.batches]
-    begun = (bundle.get_meta("batches") or {}).get(job.asked_as, [])
-    grows = begun == batches[: len(begun)] and job.plan.rounds is None
-    _freeze_part(bundle, "batches", job.asked_as, batches, grows=grows)
-    known = (bundle.get_meta("decoding") or {}).get(job.asked_as, {})
-    decoding = {task: asdict(how) for task, how in job.plan.decoding.items()}
-    grows = all(known[task] == decoding[task] for task in known.keys() & decoding.keys())
-    _freeze_part(bundle, "decoding", job.asked_as, {**known, **decoding} if grows else decoding, grows=grows)
-    if job.plan.rounds is not None:
-        ends, largest = list(job.plan.rounds.ends), dict(job.plan.rounds.largest)
-        _freeze_part(bundle, "rounds", job.asked_as, {"ends": ends, "largest": largest})
+    for key, value in parts.items():
+        bundle.set_meta(**{key: {**(bundle.get_meta(key) or {}), whose: value}})
 
 
 def asked_before(bundle: Bundle, whose: str) -> tuple[Prompt, ...]:
@@ -153,11 +158,8 @@ def asked_before(bundle: Bundle, whose: str) -> tuple[Prompt, ...]:
     return bundle.once(name, read_prompts) if bundle.path(name).exists() else ()
 
 
-def _freeze_part(bundle: Bundle, key: str, whose: str, value: object, *, grows: bool = False) -> None:
-    parts: Mapping[str, object] = bundle.get_meta(key) or {}
-    if whose not in parts or grows:
-        bundle.set_meta(**{key: {**parts, whose: value}})
-    elif parts[whose] != value:
+def _refuse_other(bundle: Bundle, key: str, whose: str, *, same: bool) -> None:
+    if not same:
         raise BundleError(f"{bundle.root}: the {key} of {whose} are not those this bundle was begun with")
 
 

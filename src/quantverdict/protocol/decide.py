@@ -235,7 +235,7 @@ class Decision:
         )  # fmt: skip
 
 
-def decide(  # noqa: PLR0913 - what a decision rests on, each by its name
+def decide(
     matrix: Matrix,
     policy: Policy,
     *,
@@ -243,7 +243,6 @@ def decide(  # noqa: PLR0913 - what a decision rests on, each by its name
     constraints: Constraints | None = None,
     statistics: StatisticsConfig | None = None,
     evidence: Evidence | None = None,
-    look: int = 1,  # noqa: ARG001 - the criteria's level is that of the look
 ) -> Decision:
     """Decide every build, every format and the floor.
 
@@ -254,7 +253,6 @@ def decide(  # noqa: PLR0913 - what a decision rests on, each by its name
         constraints: what the build to ship must satisfy besides.
         statistics: resamples, confidence and power.
         evidence: what is known besides the matrix.
-        look: how often the study was decided on fewer prompts before, plus one.
 
     Raises:
         StudyError: the policy names a metric that the rules cannot read.

@@ -12,7 +12,6 @@ from quantverdict.artifacts.builds import Build
 from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.manifest import STOPPED, Bundle
 from quantverdict.bundle.store import SEMANTIC, Kept, note_time
-from quantverdict.collect.looks import look_of
 from quantverdict.collect.schedule import read_outcomes, round_numbers
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
@@ -185,7 +184,6 @@ def decide(
         constraints=constraints or decided_constraints(bundle, last=policy is not None),
         statistics=statistics,
         evidence=evidence,
-        look=look_of(bundle),
     )
     engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
     deltas = next(table for table in decision.tables if table.name == "deltas")

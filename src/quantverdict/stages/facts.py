@@ -20,6 +20,7 @@ from quantverdict.bundle.sources import Sources
 from quantverdict.bundle.store import read_responses, responses_path
 from quantverdict.collect.compatibility import configured_otherwise, doubts
 from quantverdict.collect.generate import CellOutcome
+from quantverdict.collect.looks import look_of
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.config import StatisticsConfig, Study
 from quantverdict.errors import BundleError, EngineError
@@ -190,6 +191,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
     pairings = pairings_of(bundle.get_meta("pairings"))
     return Evidence(
         scores=samples,
+        look=look_of(bundle),
         sign_reversal=sign_reversal,
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),

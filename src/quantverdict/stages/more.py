@@ -10,6 +10,7 @@ from typing import Any
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.collect.looks import NO_MORE, Sampling
 from quantverdict.collect.schedule import read_outcomes
+from quantverdict.config import Study
 from quantverdict.errors import StudyError
 from quantverdict.records import CellId
 
@@ -36,6 +37,18 @@ class Asked:
             raise StudyError(f"is {self.more}", field="--more", expected="a number of prompts above 0")
         if self.budget_s is not None and not self.until_decided:
             raise StudyError("bounds nothing", field="--budget", expected="--until-decided beside it")
+
+
+def refuse_rounds(study: Study, asked: Asked) -> None:
+    """Refuse to add prompts to a study that asks in rounds.
+
+    Raises:
+        StudyError: so it does.
+    """
+    if study.stopping == "sequential" and (asked.more is not None or asked.until_decided):
+        field = "--until-decided" if asked.until_decided else "--more"
+        message = "stopping: sequential asks in rounds that were settled before the first"
+        raise StudyError(message, file=study.file, field=field, expected="a study with stopping: none")
 
 
 def read_budget(text: str) -> float:

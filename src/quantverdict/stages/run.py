@@ -16,7 +16,7 @@ from quantverdict.artifacts.sources import cache_dir
 from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.integrity import MANIFEST
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.prompts import study_tasks
+from quantverdict.bundle.prompts import study_tasks, whole_tasks
 from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Study, quantize_config
@@ -37,7 +37,7 @@ from quantverdict.stages.decide import (
     samples_of,
 )
 from quantverdict.stages.facts import stored_builds, view_of
-from quantverdict.stages.more import Asked, reason_to_stop
+from quantverdict.stages.more import Asked, reason_to_stop, refuse_rounds
 from quantverdict.stages.verify import DryRunBundle
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.stages.label import LoadedSheet
+    from quantverdict.tasks.catalog import Task
 
 
 def run(
@@ -70,46 +71,51 @@ def run(
     root, asked = out or default_bundle(study), asked or Asked()
     if asked.more is not None and not (root / MANIFEST).exists():
         raise BundleError(f"{root}: holds no run to add prompts to; give the same command without --more first")
-    notes = check_study(study, study_tasks(study))
+    refuse_rounds(study, asked)
+    whole = whole_tasks(study)
+    notes = check_study(study, study_tasks(study, whole))
     encoders = find_encoders(study)
     with Bundle.open(root, study) as bundle, view:
         for note in notes:
             view.say(note)
         answers = None if store is None else AnswerStore(store, view.say)
-        run_looks(pinned(study, bundle), bundle, Tools(encoders, answers), asked, view)
+        run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, answers, view), asked)
     return bundle.root
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a run uses besides its study: what scores semantically, and answers that need not be asked again."""
+    """What a run uses besides its study: encoders that score, answers that need not be asked again, who is told."""
 
     encoders: Encoders | None
     answers: AnswerStore | None
+    view: LineProgress
 
 
-def run_looks(study: Study, bundle: Bundle, tools: Tools, asked: Asked, view: LineProgress) -> None:
-    """Ask and decide; where a build is to be decided, ask more and decide again, until there is a reason to stop."""
+def run_looks(study: Study, whole: Sequence[Task], bundle: Bundle, tools: Tools, asked: Asked) -> None:
+    """Ask and decide; where a build is to be decided, ask more and decide again, until there is a reason to stop.
+
+    Args:
+        whole: the study's tasks with all their items.
+    """
     begun, more = time.monotonic(), asked.more
     if more is not None and not bundle.was_finished:
-        view.say("the last run did not come to its end and is brought there; give --more again for more prompts")
+        tools.view.say("the last run did not come to its end and is brought there; give --more again for more prompts")
         more = None
-    run_once(study, Sampling(study, bundle), more, bundle, (tools, view))
+    run_once(study, Sampling(study, whole, bundle), more, bundle, tools)
     while asked.until_decided:
-        sampling = Sampling(study, bundle)
+        sampling = Sampling(study, whole, bundle)
         if (why := reason_to_stop(bundle, sampling, asked, time.monotonic() - begun)) is not None:
-            view.say(f"stopped after look {look_of(bundle)}: {why}")
+            tools.view.say(f"stopped after look {look_of(bundle)}: {why}")
             return
-        run_once(study, sampling, 1, bundle, (tools, view))
+        run_once(study, sampling, 1, bundle, tools)
 
 
-def run_once(
-    study: Study, sampling: Sampling, more: int | None, bundle: Bundle, by: tuple[Tools, LineProgress]
-) -> None:
+def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle, tools: Tools) -> None:
     """From builds to the report, over what was asked so far and what is missing of it, or `more`."""
     from quantverdict.stages.whitebox import measure as measure_inside
 
-    tools, view = by
+    view = tools.view
     before = sampling.known
     tasks = sampling.settle(more)
     if before and (new := sum(len(task.items) for task in tasks) - before) > 0:
@@ -176,7 +182,7 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
         raise BundleError(f"{path}: holds no study.yaml")
     encoders = find_encoders(study)
     with Bundle.open(path, study) as bundle, view:
-        tasks, builds = Sampling(study, bundle).asked_only(), stored_builds(bundle)
+        tasks, builds = Sampling(study, whole_tasks(study), bundle).asked_only(), stored_builds(bundle)
         grade(tasks, builds, bundle, encoders, view.say)
         save_judged(bundle)
         recompute(bundle, decided_policy(bundle))
