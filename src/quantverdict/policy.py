@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -33,36 +32,7 @@ from quantverdict.registry import (
     one_of,
     ruled,
 )
-from quantverdict.yaml_file import InvalidValueError, explained, load_yaml
-
-_NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?)")
-"""A decimal or a fraction; a longer exponent would ask for more memory than there is."""
-
-_MOST = Fraction(10) ** 18
-"""Size of a number that is worth stating, as is its inverse: floats, in which results are shown, hold both."""
-
-
-def exact(text: str) -> Fraction | None:
-    """The number that a decimal or a fraction is; None for any other text."""
-    try:
-        return Fraction(text) if _NUMBER.fullmatch(text) else None
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _exact(value: object) -> object:
-    """A YAML number as the decimal it was written as, so that -10 pp means exactly -10."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
-        raise ValueError("a number")  # noqa: TRY004 - pydantic turns ValueErrors into its own
-    try:
-        number = exact(str(value))
-    except ValueError:  # more digits than Python turns into text
-        number = None
-    if number is None:
-        raise ValueError("a number")
-    if number and not 1 / _MOST <= abs(number) <= _MOST:
-        raise ValueError("0, or a number from 1e-18 to 1e18 in size")
-    return number
+from quantverdict.yaml_file import Exact, InvalidValueError, explained, load_yaml, milliseconds, whole_bytes
 
 
 def _fall(value: Fraction) -> Fraction:
@@ -102,7 +72,6 @@ def _margin(value: Fraction) -> Fraction:
     return value
 
 
-Exact = Annotated[Fraction, BeforeValidator(_exact)]
 Fall = Annotated[Exact, AfterValidator(_fall)]
 Size = Annotated[Exact, AfterValidator(_size)]
 Margin = Annotated[Exact, AfterValidator(_margin)]
@@ -447,40 +416,7 @@ def load_policy(name_or_file: str) -> Policy:
 
 Limit = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 """A number above 0 that can be measured."""
-_SIZES = {f"{prefix}{unit}": base**power for unit, base in (("B", 1000), ("IB", 1024)) for power, prefix in
-          enumerate("KMGT", start=1)} | {"B": 1}  # fmt: skip
-_TIMES = {"MS": 1, "S": 1000}
-
-
-def _with_unit(units: Mapping[str, int], problem: str, expected: str) -> Callable[[object], object]:
-    """Reads a number with its unit as that of the smallest; a number alone is one already."""
-
-    def read(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3})", value.strip(), re.ASCII)
-        if found is None or found[2].upper() not in units:
-            raise InvalidValueError(problem, expected)
-        return Fraction(found[1]) * units[found[2].upper()]
-
-    return read
-
-
-_size_of = _with_unit(_SIZES, "is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
-_time_of = _with_unit(_TIMES, "is no time", "milliseconds, or a number and a unit: 500, 500 ms, 1.5 s")
-
-
-def _whole(value: object) -> object:
-    found = _size_of(value)
-    return int(found) if isinstance(found, Fraction) else found
-
-
-def _decimal(value: object) -> object:
-    found = _time_of(value)
-    return float(found) if isinstance(found, Fraction) else found
-
-
-Bytes = Annotated[Annotated[int, Field(gt=0, lt=2**63)] | None, BeforeValidator(_whole)]
+Bytes = Annotated[Annotated[int, Field(gt=0, lt=2**63)] | None, BeforeValidator(whole_bytes)]
 
 
 def _unset(value: object) -> bool:
@@ -512,7 +448,7 @@ class Constraints(FrozenModel):
     `max_memory_bytes`."""
     min_tokens_per_second: Limit | None = None
     """As measured in the run."""
-    max_ttft_ms: Annotated[Limit | None, BeforeValidator(_decimal)] = Field(default=None, exclude_if=_unset)
+    max_ttft_ms: Annotated[Limit | None, BeforeValidator(milliseconds)] = Field(default=None, exclude_if=_unset)
     """Time to the first token as measured in the run: milliseconds, or `500 ms`, `1.5 s`."""
 
     def held(self, row: Row | None) -> tuple[Held, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from quantverdict.errors import StudyError, one_of, os_reason
 
@@ -383,3 +384,71 @@ def wrong_key(root: yaml.Node) -> yaml.Node | None:
         met.update(map(id, fresh))
         waiting += reversed(fresh)
     return None
+
+
+# Numbers as they were written, and with their units
+
+_NUMBER = re.compile(r"[+-]?([0-9]+/[0-9]+|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?)")
+"""A decimal or a fraction; a longer exponent would ask for more memory than there is."""
+
+_MOST = Fraction(10) ** 18
+"""Size of a number that is worth stating, as is its inverse: floats, in which results are shown, hold both."""
+
+
+def exact(text: str) -> Fraction | None:
+    """The number that a decimal or a fraction is; None for any other text."""
+    try:
+        return Fraction(text) if _NUMBER.fullmatch(text) else None
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _exact(value: object) -> object:
+    """A YAML number as the decimal it was written as, so that -10 pp means exactly -10."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
+        raise ValueError("a number")  # noqa: TRY004 - pydantic turns ValueErrors into its own
+    try:
+        number = exact(str(value))
+    except ValueError:  # more digits than Python turns into text
+        number = None
+    if number is None:
+        raise ValueError("a number")
+    if number and not 1 / _MOST <= abs(number) <= _MOST:
+        raise ValueError("0, or a number from 1e-18 to 1e18 in size")
+    return number
+
+
+Exact = Annotated[Fraction, BeforeValidator(_exact)]
+_SIZES = {f"{prefix}{unit}": base**power for unit, base in (("B", 1000), ("IB", 1024)) for power, prefix in
+          enumerate("KMGT", start=1)} | {"B": 1}  # fmt: skip
+_TIMES = {"MS": 1, "S": 1000}
+
+
+def _with_unit(units: Mapping[str, int], problem: str, expected: str) -> Callable[[object], object]:
+    """Reads a number with its unit as that of the smallest; a number alone is one already."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3})", value.strip(), re.ASCII)
+        if found is None or found[2].upper() not in units:
+            raise InvalidValueError(problem, expected)
+        return Fraction(found[1]) * units[found[2].upper()]
+
+    return read
+
+
+_size_of = _with_unit(_SIZES, "is no size", "bytes, or a number and a unit: 2000000000, 2 GB, 120 MiB")
+_time_of = _with_unit(_TIMES, "is no time", "milliseconds, or a number and a unit: 500, 500 ms, 1.5 s")
+
+
+def whole_bytes(value: object) -> object:
+    """A size as bytes; what is no text is left to the key's own type."""
+    found = _size_of(value)
+    return int(found) if isinstance(found, Fraction) else found
+
+
+def milliseconds(value: object) -> object:
+    """A time as milliseconds; what is no text is left to the key's own type."""
+    found = _time_of(value)
+    return float(found) if isinstance(found, Fraction) else found

@@ -14,10 +14,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_
 
 from quantverdict.config import Seed, StatisticsConfig
 from quantverdict.errors import StudyError, did_you_mean
-from quantverdict.policy import Constraints, Exact, FrozenModel, Limit, Name, Policy, as_policy
+from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import UNCLEAR, CellId, Row
 from quantverdict.registry import IMPORTERS, METRICS, NameCheck, judge_labels, known_among, one_of
-from quantverdict.yaml_file import load_yaml
+from quantverdict.yaml_file import Exact, load_yaml
 
 SampleMetric = Annotated[str, AfterValidator(NameCheck(lambda: METRICS))]
 Column = Annotated[str, Field(min_length=1)]

@@ -12,8 +12,8 @@ from fractions import Fraction
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
-from quantverdict.policy import exact
 from quantverdict.records import Table
+from quantverdict.yaml_file import exact
 
 Rows = Sequence[Mapping[str, str]]
 Reader = Callable[[str], Rows | None]

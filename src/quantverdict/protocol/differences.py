@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from quantverdict.policy import exact
 from quantverdict.records import CellId
+from quantverdict.yaml_file import exact
 
 ACTION = "action"
 Cells = Mapping[CellId, Mapping[str, Any]]

@@ -21,7 +21,6 @@ from quantverdict.policy import (
     LIMITS,
     Constraints,
     Criterion,
-    Exact,
     FrozenModel,
     Margin,
     Policy,
@@ -32,7 +31,7 @@ from quantverdict.policy import (
 from quantverdict.protocol.actions import PASSES
 from quantverdict.records import CellId, Estimate, Matrix, Row
 from quantverdict.registry import GATE_RULES, NameCheck, gated, load, one_of, shares
-from quantverdict.yaml_file import explained
+from quantverdict.yaml_file import Exact, explained
 
 # The policy of a gate: which builds it asks about, its own margins, floors for the baseline, and waivers.
 
