@@ -24,6 +24,7 @@ from quantverdict.stages.ask import check_same_files
 from quantverdict.stages.facts import stored_builds
 from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
 
+pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
 study: tiny
 models:
