@@ -2,8 +2,8 @@
 
     python benchmarks/refusal_margin.py [--bundle B] [--openings 8] [--prompts 36] [--tokens 48]
 
-Runs the demo study on every level with `whitebox` on, or adds it to a copy of a finished bundle of that study, whose answers are then
-not asked again. Prints `whitebox.csv` as a table, and what becomes of either side of the margin.
+Runs the demo study on every level with `whitebox` on, or adds it to a copy of a finished bundle of that study, whose
+answers are then not asked again. Prints `whitebox.csv` as a table, and what becomes of either side of the margin.
 """
 
 from __future__ import annotations
