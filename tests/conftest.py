@@ -59,7 +59,7 @@ def shared() -> Path:
 
 FIRST = {
     "starter_benign": 40, "starter_bias": 36, "starter_choice": 60, "starter_classification": 30, "starter_harmful": 60,
-    "starter_misconceptions": 30,
+    "starter_jailbreak": 40, "starter_misconceptions": 30,
 }  # fmt: skip
 """How many items `small_battery` leaves of a task."""
 
