@@ -9,7 +9,7 @@ DEMO_BUNDLE := bundles/demo
 .PHONY: help demo test docs reference pythons campaign mutants clean
 
 help:
-	@echo "make demo    build and judge seven quantized builds of a real model ($(DEMO_BUNDLE)/report.html)"
+	@echo "make demo    build and judge three builds of a real model ($(DEMO_BUNDLE)/report.html)"
 	@echo "make test    everything CI runs: lint, types, tests"
 	@echo "make pythons   commands, golden bundles, locks and workers under each newer Python that is here"
 	@echo "make docs    the documentation as a site at http://127.0.0.1:8000"

@@ -2,8 +2,8 @@
 
     python benchmarks/refusal_margin.py [--bundle B] [--openings 8] [--prompts 36] [--tokens 48]
 
-Runs the demo study with `whitebox` on, or adds it to a copy of a finished bundle of that study, whose answers are then
-not asked again. Prints `whitebox.csv` as a table, and what becomes of either side of the margin.
+Runs the demo study on every level with `whitebox` on, or adds it to a copy of a finished bundle of that study, whose
+answers are then not asked again. Prints `whitebox.csv` as a table, and what becomes of either side of the margin.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ from quantverdict.records import CellId
 from quantverdict.stages.whitebox import prefixes_file, probe_set_of, read_probes
 
 DEMO = Path(__file__).parents[1] / "studies" / "demo.yaml"
+LADDER = ["FP16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K"]
+
+
+def ladder(target: Path) -> Path:
+    """The demo study with every level of its model."""
+    study = yaml.safe_load(DEMO.read_text()) | {"task_dir": str(DEMO.parent)}
+    study["models"][0]["variants"] = LADDER
+    target.write_text(yaml.safe_dump(study, sort_keys=False))
+    return target
 
 
 def with_whitebox(source: Path, target: Path, settings: dict[str, int]) -> Path:
@@ -82,7 +91,8 @@ def main() -> None:
     chosen = options.parse_args()
     settings = {key: getattr(chosen, key) for key in ("openings", "prompts", "tokens")}
     with tempfile.TemporaryDirectory() as folder:
-        study, out = with_whitebox(DEMO, Path(folder) / "demo.yaml", settings), Path(folder) / "bundle"
+        study, out = Path(folder) / "demo.yaml", Path(folder) / "bundle"
+        with_whitebox(ladder(study), study, settings)
         if chosen.bundle is not None:
             shutil.copytree(chosen.bundle, out)
             with_whitebox(out / "study.yaml", out / "study.yaml", settings)

@@ -39,7 +39,9 @@ from quantverdict.backends.base import Decoding, Usage
 from quantverdict.bundle.prompts import PromptPlan, plan_batches
 from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Study
-from quantverdict.records import CellId, Completion, Prompt
+from quantverdict.records import CellId, Completion, Prompt, TaskSpec
+from quantverdict.registry import STARTER, TASKS
+from quantverdict.yaml_file import read_yaml
 
 # Whoever asks an engine in a test is to ask it.
 os.environ["QUANTVERDICT_STORE"] = ""
@@ -55,6 +57,26 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the repository")
     return folder
+
+
+FIRST = {
+    "starter_benign": 40, "starter_bias": 36, "starter_choice": 60, "starter_classification": 30, "starter_harmful": 60,
+    "starter_jailbreak": 40, "starter_misconceptions": 30,
+}  # fmt: skip
+"""How many items `small_battery` leaves of a task."""
+
+
+@pytest.fixture(scope="module")
+def small_battery(tmp_path_factory):
+    """The first items of the large tasks: numbers that a test works out from them do not follow the battery's size."""
+    folder = tmp_path_factory.mktemp("battery")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in FIRST.items():
+            _, data = read_yaml((STARTER / f"{name}.yaml").read_text(encoding="utf-8"))
+            path = folder / f"{name}.yaml"
+            path.write_text(json.dumps(data | {"samples": data["samples"][:count]}), encoding="utf-8")
+            patch.setitem(TASKS, name, TaskSpec(name, str(path)))
+        yield
 
 
 EVIL = """

@@ -14,6 +14,7 @@ from quantverdict.stages import judge as judging
 from quantverdict.stages.judge import LoadedJudge
 from quantverdict.tasks.catalog import load_task, render_prompt
 
+pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
 study: tiny
 models:

@@ -14,6 +14,7 @@ from quantverdict.planning import preflight
 from quantverdict.stages import run as pipeline
 from quantverdict.tasks.catalog import load_task
 
+pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
 study: tiny
 models:

@@ -21,6 +21,7 @@ tasks: [starter_choice, starter_harmful]
 policy: {base: quantverdict, quality_metric: choice_accuracy, margins: {choice_accuracy: 15, refusal_rate: 15}}
 """
 REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."
+pytestmark = pytest.mark.usefixtures("small_battery")
 
 
 def record(folder, quant, refusals):

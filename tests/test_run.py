@@ -24,6 +24,7 @@ from quantverdict.stages.ask import check_same_files
 from quantverdict.stages.facts import stored_builds
 from quantverdict.tasks.catalog import choice_continuations, correct_choice, load_task
 
+pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
 study: tiny
 models:
@@ -386,7 +387,7 @@ def test_a_matrix_is_analysed_again_by_the_policy_it_was_decided_by(tmp_path, ca
 def test_every_built_in_task_is_listed_and_shown(capsys):
     assert execute(["tasks", "list", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert len(names) == 11
+    assert len(names) == 13
     for name in names:
         assert execute(["tasks", "show", name]) == 0
 

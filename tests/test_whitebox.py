@@ -22,6 +22,7 @@ from quantverdict.stages.facts import stored_builds
 from quantverdict.stages.run import recompute
 from quantverdict.tasks.catalog import load_task
 
+pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
 study: inside
 models:

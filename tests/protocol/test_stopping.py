@@ -56,8 +56,9 @@ def test_what_an_encoder_grades_is_waited_for():
 
 
 REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."
-TASK = replace(load_task(HARMFUL), cluster_field="category")
-"""60 prompts, in clusters by category."""
+ITEMS = [item for item in load_task(HARMFUL).items if int(item.id.rsplit("_", 1)[1]) <= 5]
+TASK = replace(load_task(HARMFUL), items=tuple(ITEMS[:60]), cluster_field="category")
+"""60 prompts, in clusters of five by category."""
 
 
 def answers(text, items):

@@ -1,7 +1,7 @@
 """What is asked: tasks built in or from a user's file, their items, prompts and choices.
 
 A task file is YAML: `name`, `task_type`, a Jinja `prompt_template`, `filters` in order, `samples` with an `id` and
-their fields. Own keys besides the usual ones: `accuracy_metric`, `cluster_field`.
+their fields. Own keys besides the usual ones: `accuracy_metric`, `cluster_field`, `samples_of`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from quantverdict.errors import TaskError
-from quantverdict.registry import ACCURACIES, TASK_TYPES, load, metrics_of, one_of
+from quantverdict.registry import ACCURACIES, TASK_TYPES, TASKS, load, metrics_of, one_of, resource
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import FILTERS, Item, Task
 from quantverdict.tasks.chat import template_fields
@@ -98,7 +98,8 @@ class _Head(BaseModel):
     output_type: Annotated[object, _Generated] = "generate"
     num_fewshot: Annotated[object, _NoExamples] = 0
     filters: Annotated[list[Annotated[Any, _Filter]], BeforeValidator(lambda given: given or [])] = []
-    samples: Annotated[list[Any], Field(min_length=1)]
+    samples: Annotated[list[Any], Field(min_length=1)] = []
+    samples_of: _Text = ""
     accuracy_metric: _Text = ""
     cluster_field: _Text = ""
 
@@ -125,7 +126,8 @@ def read_task(path: Path) -> Task:
     """
     file = TaskSource(path)
     head = _head(file)
-    items = tuple(_item(file, index) for index in range(len(head.samples)))
+    source = _source(file, head.samples_of) if head.samples_of else None
+    items = source.items if source else tuple(_item(file, index) for index in range(len(head.samples)))
     fallback = catalog.BEHAVIOR if any(catalog.BEHAVIOR in item.fields for item in items) else None
     accuracy = head.accuracy_metric or catalog.ACCURACY_OF.get(head.name, "choice_accuracy")
     task = Task(
@@ -135,14 +137,26 @@ def read_task(path: Path) -> Task:
         prompt_template=head.prompt_template,
         filters=tuple(entry["type"] for entry in head.filters),
         items=items,
-        sha256=file.sha256,
+        sha256=file.sha256 if source is None else hashlib.sha256((file.sha256 + source.sha256).encode()).hexdigest(),
         accuracy_metric=accuracy if _is_chosen(head) else None,
-        cluster_field=head.cluster_field or catalog.CLUSTER_OF.get(head.name, fallback),
+        cluster_field=head.cluster_field
+        or catalog.CLUSTER_OF.get(head.name, fallback if source is None else source.cluster_field),
         source=str(path),
     )
     _check_items(file, task)
     _check_template(file, task)
     return task
+
+
+def _source(file: TaskSource, name: str) -> Task:
+    """The built-in task whose items a file asks in a template of its own."""
+    if name not in TASKS:
+        file.refuse(("samples_of",), f"no built-in task {name}", one_of(name, catalog.builtin_tasks()))
+    path = resource(TASKS[name].file)
+    data = TaskSource(path).data
+    if isinstance(data, dict) and "samples_of" in data:
+        file.refuse(("samples_of",), f"{name} has no samples of its own", f"{data['samples_of']}, whose they are")
+    return read_task(path)
 
 
 def _head(file: TaskSource) -> _Head:
@@ -153,6 +167,10 @@ def _head(file: TaskSource) -> _Head:
     except ValidationError as error:
         # Unknown keys first: a misspelt one is the reason why another is missing.
         _refuse_head(file, min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN))
+    if bool(head.samples_of) == ("samples" in file.data):
+        at = ("samples_of",) if head.samples_of else ("samples",)
+        problem = "stands beside samples" if head.samples_of else "missing or empty"
+        file.refuse(at, problem, "a list of items, or samples_of: a built-in task")
     if head.accuracy_metric and not _is_chosen(head):
         file.refuse(("accuracy_metric",), "the task is not a classification", "no such key")
     if head.accuracy_metric not in ("", *ACCURACIES):
