@@ -139,7 +139,8 @@ def test_what_a_study_decides_by_may_change_and_nothing_is_asked(asked, capsys, 
     assert all(" was " in line for line in states[1]["changed"])
     assert (told()["look"], told()["looks"]) == (1, [40, 60, 90, 135])
     assert execute(["verify", "b"]) == 0
-    rules = "points" if changes.get("policy") == "tr125" else "paired"
+    policy = changes.get("policy", {})
+    rules = "points" if policy == "tr125" else "paired" if "margins" in policy else "criteria"
     assert json.loads(Path("b/decision.json").read_text())["rules"] == rules
 
 
@@ -351,7 +352,7 @@ def test_a_run_that_did_not_end_is_brought_there_before_more_is_asked(asked, cap
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "settle", stop)
+        patch.setattr(pipeline, "recompute", stop)
         with pytest.raises(Killed):
             run(out="new")
     capsys.readouterr()
