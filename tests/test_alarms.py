@@ -4,10 +4,12 @@ import csv
 import json
 
 import polars as pl
+import pytest
 
 from quantverdict.cli import execute
 from quantverdict.tasks.catalog import choice_continuations, load_task
 
+pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
 study: loops
 models:

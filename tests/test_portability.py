@@ -16,7 +16,6 @@ from quantverdict.artifacts.quantize import TensorEntry, header_bytes, text_fiel
 from quantverdict.bundle.files import LOCK, SOFT_LOCK, Lock
 from quantverdict.tasks.catalog import load_task
 
-pytestmark = pytest.mark.usefixtures("small_battery")
 HIDE = """
 import os, sys
 import psutil  # has a part for every system; that for Linux reads limits by `resource`

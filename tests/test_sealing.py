@@ -15,6 +15,8 @@ from quantverdict.cli import execute
 from quantverdict.registry import TASKS, resource
 from quantverdict.stages import run as pipeline
 
+pytestmark = pytest.mark.usefixtures("small_battery")
+
 MATRIX = Path(__file__).parent / "data" / "published_matrix.csv"
 POLICY = """\
 base: quantverdict

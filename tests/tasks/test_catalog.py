@@ -242,7 +242,7 @@ def test_deep_and_binary_files_are_refused_in_one_line(tmp_path):
             load_task(path)
         assert str(path) in str(refusal.value)
     with pytest.raises(
-        TaskError, match=r"no such task; expected the path of a task file, or one of \d+ names that `quantv"
+        TaskError, match=r"no such task; expected the path of a task file, or one of (?:the )?\d+ names that `quantv"
     ):
         load_task("starter_nothing")
 

@@ -345,7 +345,7 @@ EXIT_CODES = {
     "2": "could not run: one line on stderr says what is wrong, where, and what was expected",
     "3": "gate: rejected; diff --exit-code: a verdict changed",
     "4": "gate: something that is gated was not measured",
-    "5": "gate: not resolvable, these prompts are too few to tell",
+    "5": "gate: inconclusive, these prompts are too few to tell",
     "130": "interrupted; the same command goes on where it stopped",
 }
 """What the process returns, as `--help` says it."""

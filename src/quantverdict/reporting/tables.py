@@ -209,7 +209,10 @@ def _figures(cell: Cell, decision: Cell) -> Iterator[Figure]:
     if decision.get("rules") != "criteria":
         return
     found = {row["criterion"]: row for row in cell.get("criteria") or () if row["role"] == "criterion"}
-    for name, criterion in ((decision.get("policy") or {}).get("criteria") or {}).items():
+    criteria = (decision.get("policy") or {}).get("criteria") or {}
+    # The file's keys are sorted; criteria come as they decide, refusals first and quality last.
+    for name in sorted(criteria, key=lambda one: (one != "refusal", one == "quality", one)):
+        criterion = criteria[name]
         row = found.get(name)
         margin = criterion.get("margin_pp") if row is None else row.get("margin_pp")
         value, within = "reference" if cell.get("is_baseline") else NOT_MEASURED, ""
@@ -218,7 +221,7 @@ def _figures(cell: Cell, decision: Cell) -> Iterator[Figure]:
             if row.get("delta_pp") is not None:
                 value = formats.delta(row["delta_pp"])
                 within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), sign=True)
-        yield Figure(formats.words(name), f"{formats.quantity(margin)} pp", value, within)
+        yield Figure(formats.words(name), f"{formats.number(margin) or 0:g} pp", value, within)
 
 
 def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:
