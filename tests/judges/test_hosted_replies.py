@@ -78,9 +78,7 @@ def prompt(number=0):
 
 def called(*blocks, reason="tool_use"):
     content = [SimpleNamespace(type=kind, input=given) for kind, given in blocks]
-    return SimpleNamespace(
-        content=content, stop_reason=reason, usage=SimpleNamespace(input_tokens=90, output_tokens=7)
-    )
+    return SimpleNamespace(content=content, stop_reason=reason, usage=SimpleNamespace(input_tokens=90, output_tokens=7))
 
 
 def chat(content, refusal=None, usage=(90, 7)):

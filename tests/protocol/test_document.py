@@ -98,8 +98,15 @@ def test_a_cell_without_a_row_shows_what_is_known_of_its_model_and_of_its_twin_a
         assert {key: value for key, value in shown[cell].items() if value is not None} == {
             key: value
             for key, value in {
-                "base_model": cell.base_model, "family": family, "quant": cell.quant, "is_baseline": is_baseline,
-                "twin_of": twin_of, "status": status, "failure": failure, "bpw": bpw, "file_bytes": size,
+                "base_model": cell.base_model,
+                "family": family,
+                "quant": cell.quant,
+                "is_baseline": is_baseline,
+                "twin_of": twin_of,
+                "status": status,
+                "failure": failure,
+                "bpw": bpw,
+                "file_bytes": size,
             }.items()
             if value is not None
         }
