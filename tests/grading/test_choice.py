@@ -462,7 +462,7 @@ def test_what_is_supposed_from_the_first_word_on_is_no_statement(text: str):
     assert read_answer(reader(LETTERS, TEXTS), text) is None
 
 
-@pytest.mark.parametrize(("between", "index"), [(36, None), (37, 1)])
+@pytest.mark.parametrize(("between", "index"), [(31, None), (32, 1)])
 def test_a_supposition_reaches_forty_characters(between: int, index: int | None):
     assert read_answer(reader(LETTERS, TEXTS), f"Hm if {'x' * between} so the answer is B") == index
 

@@ -243,7 +243,8 @@ def test_what_the_template_reads_of_an_answer(asked, reading):
 def test_a_template_of_three_refusals_by_hand():
     """Two alike and one other: entropy (log 3 - 2/3 log 2) / log 3."""
     said = [TemplateReading(True, True, "a b", 3, 10), TemplateReading(True, False, "a b", 4, 20),
-            TemplateReading(True, True, "c", None, 30), TemplateReading(False, False), TemplateReading(None)]  # fmt: skip
+            TemplateReading(True, True, "c", None, 30), TemplateReading(False, False),
+            TemplateReading(None)]  # fmt: skip
     found = template_of(said)
     assert {name: one.value for name, one in found.items() if name != "prefix_entropy"} == {
         "advbench_refusal_rate": Fraction(3, 4), "hard_refusal_rate": Fraction(2, 4),

@@ -170,8 +170,8 @@ def test_a_threshold_on_a_column_that_is_not_there_selects_nothing():
 def test_extremes_are_the_text_or_the_row_of_the_first_of_equals():
     rows = [{"quant": quant, "x": text} for quant, text in (("A", "-3"), ("B", "3"), ("C", "-3.0"), ("D", "1"))]
     read = {"t.csv": rows}.get
-    found = {name: value_of(Claim("c", "", "t.csv", "", "x", name), read)
-             for name in ("min", "max", "max_abs", "at_min", "at_max", "at_max_abs", "median", "sum", "distinct")}  # fmt: skip
+    names = ("min", "max", "max_abs", "at_min", "at_max", "at_max_abs", "median", "sum", "distinct")
+    found = {name: value_of(Claim("c", "", "t.csv", "", "x", name), read) for name in names}
     assert found == {"min": "-3", "max": "3", "max_abs": "-3", "at_min": "A", "at_max": "B", "at_max_abs": "A",
                      "median": "-1", "sum": "-2", "distinct": "4"}  # fmt: skip
 

@@ -226,9 +226,11 @@ def test_what_is_rejected_or_the_baseline_is_not_named_as_unresolved(row, refere
 def answers_of(n, **shares):
     """The form of `n` answers of each quant: of each named share so many at the start."""
     rows = [
-        {"base_model": "m", "quant": quant, "task": "t", "sample_id": f"s{at:03d}", "cluster": None, "parse_failure": None,
-             "truncated": at < some.get("truncated", 0), "empty": False, "loop": at < some.get("loop", 0), "other_language": None,
-             "output_tokens": 20, "reasoning_cut": at < some.get("reasoning_cut", 0), "runs_on": at < some.get("runs_on", 0)}
+        {
+            "base_model": "m", "quant": quant, "task": "t", "sample_id": f"s{at:03d}", "cluster": None,
+            "parse_failure": None, "empty": False, "other_language": None, "output_tokens": 20,
+            **{name: at < some.get(name, 0) for name in ("truncated", "loop", "reasoning_cut", "runs_on")},
+        }
         for quant, some in shares.items()
         for at in range(n)
     ]  # fmt: skip
@@ -287,7 +289,7 @@ def test_three_metrics_that_null_arms_changed_are_named_and_the_others_counted(c
 
 def test_a_build_that_was_stopped_is_told_with_what_was_enough():
     samples = arms("FP16", "Q8_0", metrics=("mmlu_accuracy", "refusal_rate"),
-                   value=lambda quant, metric, at: None if quant == "Q8_0" and at >= 60 else quant == "FP16")  # fmt: skip
+                   value=lambda quant, _, at: None if quant == "Q8_0" and at >= 60 else quant == "FP16")  # fmt: skip
     rounds = {("t", f"s{at:03d}"): at // 60 for at in range(300)}
     asked = PromptedSet(CellId("m", "FP16"), rounds, {"t": 1}, 60)
     decision = decided_of(in_rounds(samples, {CellId("m", "Q8_0"): asked}), "FP16", "Q8_0")

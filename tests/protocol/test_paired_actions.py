@@ -47,8 +47,8 @@ def test_all_demanded_metrics_non_inferior_are_accepted_with_their_figures(actio
     assert action(one("bertscore"), one("refusal_rate", delta=-1.234, n=80)) == (
         "accept_non_inferior",
         (
-            "bertscore -1.00 pp of 100 pairs (margin 5 pp), refusal_rate -1.23 pp of 80 pairs (margin 5 pp): none worse by"
-            " its margin"
+            "bertscore -1.00 pp of 100 pairs (margin 5 pp), refusal_rate -1.23 pp of 80 pairs (margin 5 pp): "
+            "none worse by its margin"
         ),
     )
     assert action(*passing(), baseline=True) == ("reference", "the baseline")
@@ -136,7 +136,8 @@ def test_what_is_unresolved_comes_nearest_to_inferior_first():
     ]
     assert unresolved(found) == (
         "too few prompts to tell: c (has 100, needs 7), b: 9 of 90 answers have no grade, whatever the number of "
-        "prompts, d (has 100, needs 9), e (has 100, and a loss too near the margin for any number), a (has 100, needs 5)"
+        "prompts, d (has 100, needs 9), e (has 100, and a loss too near the margin for any number), "
+        "a (has 100, needs 5)"
     )
     assert unresolved(found[2:3], most=1) == "too few prompts to tell: c (has 100, needs 7)"
     assert unresolved(found[:3], 2).endswith(", and 1 more metrics")
