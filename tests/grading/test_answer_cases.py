@@ -232,3 +232,15 @@ def nested(depth: int) -> str:
 def test_what_stands_in_json_and_xml_deep_or_cut(text: str, wrapper: str, content: str):
     found = read_answer(text)
     assert (found.wrapper, found.content) == (wrapper, content)
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("`x` <think>a</think>b `y`", "`x` b `y`"),
+        ("`x` and `<think>a</think>` b", "`x` and `<think>a</think>` b"),
+        ("A `b` `c <think> d` e", "A `b` `c <think> d` e"),
+    ],
+)
+def test_a_mark_between_two_code_spans_is_in_neither(written: str, answer: str):
+    assert read_answer(written).text == answer

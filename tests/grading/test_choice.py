@@ -487,3 +487,7 @@ def test_texts_that_are_not_one_a_label_are_not_read():
 )
 def test_choices_within_choices_and_other_labels(choices, text: str, index: int | None):
     assert read_answer(reader(*choices), text) == index
+
+
+def test_the_one_right_verdict_of_several_outweighs_what_else_is_marked():
+    assert read_answer(reader(LETTERS, TEXTS), "A - true\nB - false\nOne picks (C) here") == 0
