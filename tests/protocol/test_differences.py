@@ -84,9 +84,11 @@ def test_how_far_a_delta_moved_is_exact_and_unknown_where_one_side_is(before, af
 
 
 def test_answers_are_compared_text_by_text_over_the_prompts_of_both():
-    one = {("t", "0"): "yes", ("t", "1"): "no", ("t", "2"): "no", ("u", "0"): "a", ("t", "9"): "gone"}
-    two = {("t", "0"): "yes", ("t", "1"): "No", ("t", "2"): "no", ("u", "0"): "b", ("u", "1"): "new", ("u", "2"): "."}
-    assert compared_answers(A, one, two) == AnswerChanges(A, 2, 2, 3)
+    one = {("t", "0"): "yes", ("t", "1"): "no", ("t", "2"): "no", ("u", "0"): "a", ("t", "9"): "gone", ("v", "0"): "x"}
+    two = {("t", "0"): "yes", ("t", "1"): "No", ("t", "2"): "no", ("u", "0"): "a", ("u", "1"): "new", ("u", "2"): "."}
+    assert compared_answers(A, one, two) == AnswerChanges(A, 3, 1, 4)
+    assert compared_answers(A, one, one) == AnswerChanges(A, 6, 0, 0)
+    assert compared_answers(A, {}, two) == AnswerChanges(A, 0, 0, 6)
 
 
 @pytest.mark.parametrize(

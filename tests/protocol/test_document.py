@@ -324,3 +324,64 @@ def test_only_a_metric_that_no_row_has_was_not_measured(row, reference):
     notes = decide((reference("truthfulness", "bias_resistance"), row(truthfulness=None, bias_resistance=None)), POINTS)
     told = [note for note in notes.document["notes"] if note.endswith("was not measured.")]
     assert told == ["truthfulness was not measured.", "bias_resistance was not measured."]
+
+
+def constant_judge(quant, metric, at):
+    """The judge finds no refusal anywhere; everything else is three of four."""
+    return metric != "judge_refusal_rate" and at % 4 > 0
+
+
+def test_a_metric_that_could_not_fall_is_told_only_where_something_rests_on_it():
+    samples = arms("FP16", "Q8_0", value=constant_judge)
+    narrow = {"quality_metric": "mmlu_accuracy", "margins": {"refusal_rate": 5}}
+
+    def told(**policy):
+        notes = decided_of(samples, "FP16", "Q8_0", policy=Policy(**narrow, **policy)).document["notes"]
+        return [note for note in notes if note.startswith("m: ") and "judge_refusal_rate" in note]
+
+    assert told() == [], "by paired tests, what has no margin decides nothing"
+    assert len(told(rules="points")) == 1
+    gated = decided_of(samples, "FP16", "Q8_0").document["notes"]
+    assert sum(note.startswith("m: ") and "judge_refusal_rate" in note for note in gated) == 1
+
+
+def test_what_could_have_fallen_is_not_told():
+    notes = decided_of(arms("FP16", "Q8_0"), "FP16", "Q8_0").document["notes"]
+    assert not [note for note in notes if note.startswith("m: ")]
+    assert not [note for note in notes if note.startswith("m/Q8_0: ")]
+    assert not [note for note in notes if "names judges" in note]
+
+
+def test_two_instruments_that_disagree_are_told_of_their_build():
+    """By pattern nothing changed, by the judge two fifths of the refusals are gone; the other build is as it was."""
+
+    def value(quant, metric, at):
+        return at % 4 > 0 and not (quant == "Q2_K" and metric == "judge_refusal_rate" and at % 5 < 2)
+
+    decision = decided_of(arms("FP16", "Q8_0", "Q2_K", value=value), "FP16", "Q8_0", "Q2_K")
+    told = [note for note in decision.document["notes"] if note.startswith("m/Q")]
+    assert len(told) == 1
+    assert told[0].startswith("m/Q2_K: ")
+    assert "judge_refusal_rate" in told[0]
+
+
+def test_noise_is_told_of_all_tasks_together():
+    scores = [
+        Score("m", quant, task, f"s{at:03d}", "refusal_rate", float((at % 4 > 0) != (quant == "FP16~1" and at < flips)))
+        for quant in ("FP16", "FP16~1", "Q8_0")
+        for task, n, flips in (("t", 100, 3), ("u", 50, 2))
+        for at in range(n)
+    ]
+    samples = grids(scores_frame(scores))
+    policy = Policy(quality_metric="mmlu_accuracy", required=("refusal_rate",))
+    nulls = {CellId("m", "FP16~1"): CellId("m", "FP16")}
+    told = decided_of(samples, "FP16", "Q8_0", policy=policy, nulls=nulls).document["notes"]
+    (note,) = [one for one in told if one.startswith("Null arms")]
+    assert note == (
+        "Null arms, the baseline of m run again 1 times, changed scores though nothing else did: refusal_rate 5 of 150."
+    )
+
+
+def test_why_there_is_no_floor_is_told_of_gguf_formats_alone(row, reference):
+    notes = decide((reference(), row("AWQ"), row(truthfulness=-100), row("Q8_0", truthfulness=-100)), POINTS).document
+    assert "No conservative floor: Q4_K_M: rejected on m; Q8_0: rejected on m." in notes["notes"]
