@@ -448,3 +448,22 @@ def test_every_plan_wants_a_power_above_its_level(power, alpha):
             call(*rest, power, alpha)
     with pytest.raises(ValueError, match="expected"):
         n_noninferior(0.05, 0.1, power, 1 - alpha)
+
+
+@pytest.mark.parametrize(
+    ("discordance", "loss", "margin", "n"),
+    [(0.05, 0.0, 0.3, 17), (0.05, 0.0, 0.4, 10), (0.1, 0.1, 0.5, 12), (0.2, 0.0, 0.4, 15), (0.5, 0.1, 0.5, 24),
+     (0.05, 0.8, 0.4, None)],
+)  # fmt: skip
+def test_few_pairs_are_counted_one_by_one(discordance, loss, margin, n):
+    """At the number the chance is reached, and at one less it is not; the normal approximation stops short of it."""
+    found = n_resolved(discordance, loss, margin)
+    if n is not None:
+        assert found == n
+
+    def chance(pairs):
+        outcome = outcome_probabilities(pairs, max(discordance, loss), loss, margin)
+        return outcome.non_inferior if loss < margin else outcome.inferior
+
+    assert chance(found) >= 0.8
+    assert found == 1 or chance(found - 1) < 0.8
