@@ -279,3 +279,11 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch):
     settings = SemanticConfig(coherence=CoherenceConfig(source=Source(path="x")), device="cuda")
     with pytest.raises(EngineError, match=r"semantic\.device is cuda, and torch finds no GPU; expected auto or cpu"):
         encoders.place(settings)
+
+
+def test_a_score_depends_on_files_libraries_and_where_there_is_one_the_layer():
+    whole = EncoderFiles("x", Path("x"), 2, {"a": "1"}, {"torch": "2"})
+    assert whole.identity == {"files": {"a": "1"}, "libraries": {"torch": "2"}, "layer": 2}
+    assert EncoderFiles("x", Path("y"), None, {"a": "1"}, {"torch": "2"}).identity == {
+        "files": {"a": "1"}, "libraries": {"torch": "2"},
+    }  # fmt: skip

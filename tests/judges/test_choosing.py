@@ -99,6 +99,7 @@ def test_a_backend_with_logprobs_generates_nothing():
         def close(self):
             pass
 
+    assert LogprobLabelModel(Backend()).identity == {"engine": "fake", "reads": "log-probabilities of the labels"}
     (found,) = LogprobLabelModel(Backend()).choose([prompt()])
     assert found.choice_logprobs == (-2.0, -1.0)
 
