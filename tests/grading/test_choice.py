@@ -380,3 +380,114 @@ def test_a_conclusion_is_read_in_further_wordings(text: str):
 )
 def test_a_list_of_choices_or_two_right_ones_name_none(text: str):
     assert read_answer(reader(LETTERS, TEXTS), text) is None
+
+
+@pytest.mark.parametrize(("filler", "index"), [(3990, 1), (3991, None)])
+def test_an_answer_is_read_from_its_last_4000_characters(filler: int, index: int | None):
+    assert read_answer(reader(LETTERS, TEXTS), "Answer: B\n" + "x" * filler) == index
+
+
+TWELVE = "Well x1 x2 x3 x4 x5 x6 x7 x8 x9 x10 x11"
+
+
+@pytest.mark.parametrize(
+    ("choices", "text", "index"),
+    [
+        ((LABELS, ()), f"{TWELVE} positive", 0),
+        ((LABELS, ()), f"{TWELVE} x12 positive", None),
+        ((LABELS, ()), f"{TWELVE} low priority", 2),
+        ((LABELS, ()), f"{TWELVE} x12 low priority", None),
+        ((LETTERS, TEXTS), f"{TWELVE} cell wall", 2),
+        ((LETTERS, TEXTS), f"{TWELVE} x12 cell wall", None),
+    ],
+)
+def test_a_choice_stands_among_at_most_twelve_words_more_than_its_own(choices, text: str, index: int | None):
+    assert read_answer(reader(*choices), text) == index
+
+
+@pytest.mark.parametrize(("opening", "index"), [(399, 1), (400, None)])
+def test_what_is_stated_begins_within_400_characters_of_the_statement(opening: int, index: int | None):
+    assert read_answer(reader(LETTERS, TEXTS), "Hm. Answer: " + "(" * opening + "B") == index
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("- B, since it stores water", 1),
+        ("> B; it is bigger than the others", 1),
+        ("The answer is E or B", 1),
+        ("The answer is B or E", 1),
+        ("The answer is E", None),
+        ("The answer is vacuole, as it stores", 1),
+        ("The answer is our vacuole. The nucleus is small.", 1),
+        ("Answer: our\nvacuole or nucleus", None),
+        ("Answer: the nucleus\nAnswer: the vacuole", None),
+        ("Answer: B. It is so. Answer: E", 1),
+        ("Answer: E. Answer: B", 1),
+        ("The answer is A. The answer is B. See (C).", None),
+        ("The answer is A, the answer is B", None),
+        ("Therefore A. It may be so. Therefore B.", 1),
+        ("A) The nucleus\nThat is the center.\nB) The vacuole", None),
+        ("A) The nucleus\nB) The vacuole\nThat is it.\nC", 2),
+        ("(A) no (B) no, it is the vacuole", 1),
+        ("(A) or (B): the vacuole", None),
+        ("C) The vacuole is B", None),
+    ],
+)
+def test_statements_that_name_other_things_too(text: str, index: int | None):
+    assert read_answer(reader(LETTERS, TEXTS), text) == index
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("A is true\nB is true\n(C)", 2),
+        ("A true\nB true\n(C)", 2),
+        ("B: true\nC: wrong\nA: true", None),
+        ("B: false\nC: true\nE: true", 2),
+        ("E: true\nB: true", 1),
+        ("B is true\n(C)", 2),
+        ("A: false\nB: false", None),
+    ],
+)
+def test_a_list_of_verdicts_names_the_one_choice_that_is_right(text: str, index: int | None):
+    """One verdict alone is no list, and two right ones leave the answer to what else is said."""
+    assert read_answer(reader(LETTERS, TEXTS), text) == index
+
+
+@pytest.mark.parametrize(
+    "text", ["if the answer is B", "if so, B is correct", "not so: therefore B.", "had it been, therefore B"]
+)
+def test_what_is_supposed_from_the_first_word_on_is_no_statement(text: str):
+    assert read_answer(reader(LETTERS, TEXTS), text) is None
+
+
+@pytest.mark.parametrize(("between", "index"), [(31, None), (32, 1)])
+def test_a_supposition_reaches_forty_characters(between: int, index: int | None):
+    assert read_answer(reader(LETTERS, TEXTS), f"Hm if {'x' * between} so the answer is B") == index
+
+
+def test_texts_that_are_not_one_a_label_are_not_read():
+    assert read_answer(reader(("A", "B", "C"), ("red", "blue")), "blue") is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "text", "index"),
+    [
+        ((("A", "B"), ("blood", "blood vessel")), "It is in the blood vessel of course", 1),
+        ((("A", "B"), ("blood", "blood vessel")), "It is the blood, not the blood vessel", 0),
+        ((("A", "B"), ("blood", "blood vessel")), "The answer is the blood vessel", 1),
+        ((("A", "B"), ("a", "the")), "the", 1),
+        ((LABELS, ("good", "bad", "not urgent")), "The sentiment is not urgent", 2),
+        ((LABELS, ("good", "bad", "not urgent")), "bad, not good", 1),
+        ((("1", "2", "3"), ("red", "blue", "green")), "2) red", None),
+        ((("1", "2", "3"), ("red", "blue", "green")), "2) blue", 1),
+        ((("1", "2", "3"), ("red", "blue", "green")), "Option 2", 1),
+    ],
+)
+def test_choices_within_choices_and_other_labels(choices, text: str, index: int | None):
+    assert read_answer(reader(*choices), text) == index
+
+
+def test_the_one_right_verdict_of_several_outweighs_what_else_is_marked():
+    assert read_answer(reader(LETTERS, TEXTS), "A - true\nB - false\nOne picks (C) here") == 0

@@ -245,3 +245,45 @@ def test_releases_that_run_an_encoders_code_are_refused(monkeypatch, found, refu
 
 def test_files_are_named_by_their_encoder(encoder):
     assert isinstance(find_encoders(a_study(encoder)).bertscore, EncoderFiles)
+
+
+def test_what_an_embedding_takes_is_counted_in_bytes(encoder):
+    """32 numbers of four bytes a token (with `[CLS]` and `[SEP]`) and one weight each; one such vector a sentence."""
+    found = find_encoders(a_study(encoder))
+    placed = encoders.place(found.settings)
+    token, sentence = encoders.TokenEncoder(found.bertscore, placed), encoders.SentenceEncoder(found.coherence, placed)
+    assert [token.size(one) for one in token.embed(["the cat sat", "the"])] == [5 * 33 * 4, 3 * 33 * 4]
+    assert [sentence.size(one) for one in sentence.embed(["the cat sat", "the"])] == [32 * 4] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "placed"),
+    [
+        ({"device": "auto"}, False, ("cpu", "float32", "cpu", 1024)),
+        ({"device": "auto"}, True, ("cuda", "bfloat16", "card of cuda", 16384)),
+        ({"device": "cpu"}, True, ("cpu", "float32", "cpu", 1024)),
+        ({"device": "cuda:1"}, True, ("cuda:1", "bfloat16", "card of cuda:1", 16384)),
+        ({"device": "cuda", "dtype": "float32", "batch_tokens": 2048}, True, ("cuda", "float32", "card of cuda", 2048)),
+        ({"device": "cpu", "dtype": "bfloat16", "batch_tokens": 512}, False, ("cpu", "bfloat16", "cpu", 512)),
+    ],
+)
+def test_encoders_are_placed_on_what_the_machine_has(monkeypatch, settings, gpu, placed):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
+    source = Source(path="x")
+    assert encoders.place(SemanticConfig(coherence=CoherenceConfig(source=source), **settings)) == placed
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = SemanticConfig(coherence=CoherenceConfig(source=Source(path="x")), device="cuda")
+    with pytest.raises(EngineError, match=r"semantic\.device is cuda, and torch finds no GPU; expected auto or cpu"):
+        encoders.place(settings)
+
+
+def test_a_score_depends_on_files_libraries_and_where_there_is_one_the_layer():
+    whole = EncoderFiles("x", Path("x"), 2, {"a": "1"}, {"torch": "2"})
+    assert whole.identity == {"files": {"a": "1"}, "libraries": {"torch": "2"}, "layer": 2}
+    assert EncoderFiles("x", Path("y"), None, {"a": "1"}, {"torch": "2"}).identity == {
+        "files": {"a": "1"}, "libraries": {"torch": "2"},
+    }  # fmt: skip

@@ -11,7 +11,7 @@ from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, Semanti
 from quantverdict.errors import ArtifactError, BundleError, EngineError, QuantverdictError
 from quantverdict.grading import encoders, semantic
 from quantverdict.grading.encoders import EncoderPlacement, Encoders, find_encoders
-from quantverdict.grading.semantic import BatchLimits, TextPair, batches, compare_pairs
+from quantverdict.grading.semantic import BatchLimits, TextPair, batches, compare_pairs, evict
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import load_task
 
@@ -217,3 +217,12 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "no").touch()
     with pytest.raises(BundleError):
         Kept(tmp_path / "no" / "kept.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"), [(100, ["bb", "ccc"]), (5, ["bb", "ccc"]), (4, ["ccc"]), (3, ["ccc"]), (2, []), (0, [])]
+)
+def test_what_no_later_pair_needs_is_dropped_then_the_oldest_beyond_the_limit(most, kept):
+    held = {"a": 1, "bb": 2, "ccc": 3, "d": 1}
+    evict(Counting(), held, {"a": 0, "bb": 1, "ccc": 2, "d": -1}, most)
+    assert list(held) == kept

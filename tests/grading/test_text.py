@@ -127,3 +127,29 @@ def test_what_nobody_sees_splits_no_word(code):
 @pytest.mark.parametrize("code", [0x1C, 0x80 + 0x2C, 0x2010, 0x2030, 0x205E, 0xFE10, 0xFEFE, 0x180F - 2, 0x61B])
 def test_what_stands_beside_those_ranges_is_kept(code):
     assert cleaned(f"ca{chr(code)}nnot").split() != ["cannot"]
+
+
+INVISIBLE = {
+    *range(0x09), *range(0x0E, 0x1C), 0x7F, 0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
+    *range(0x2060, 0x2070), *range(0xFE00, 0xFE10), 0xFEFF,
+}  # fmt: skip
+
+
+def test_exactly_the_characters_that_nobody_sees_go():
+    """Of all characters of the basic plane that show nothing; the others stay, or part a line or a word."""
+    gone = {code for code in range(0x10000) if cleaned(f"a{chr(code)}b") == "ab"}
+    assert gone == INVISIBLE
+
+
+@pytest.mark.parametrize(("code", "read"), [(0x2122, "a b"), (0x2139, "a b"), (0x2019, "a'b"), (0x201C, 'a"b')])
+def test_signs_part_words_and_curly_quotes_are_straight(code, read):
+    assert cleaned(f"a{chr(code)}b") == read
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("a b c", None), ("a b c d", 1), ("a a a a a", 1 / 2), ("a b c d a b c d", 4 / 5), ("a b c d e f", 1),
+     ("a b c d b c d e", 1), ("a b c d a b c e", 1)],
+)  # fmt: skip
+def test_repetition_is_of_four_words_in_their_order(text, share):
+    assert repetition(text) == share

@@ -110,6 +110,7 @@ def test_a_backend_with_logprobs_generates_nothing():
         def close(self):
             pass
 
+    assert LogprobLabelModel(Backend()).identity == {"engine": "fake", "reads": "log-probabilities of the labels"}
     (found,) = LogprobLabelModel(Backend()).choose([prompt()])
     assert found.choice_logprobs == (-2.0, -1.0)
 
@@ -167,3 +168,51 @@ def test_any_other_failure_of_a_batch_is_an_error():
         LogprobLabelModel(Narrow(EngineError("the worker died in a context of 10"))).choose(
             [prompt("far too long a question")]
         )
+
+
+@pytest.mark.parametrize(("counted", "fits"), [(95, True), (96, False), (97, False)])
+def test_a_reply_that_fills_ollamas_context_is_declined(scripted, counted, fits):
+    """With the 4 tokens of the reply: 99, 100 and 101 of a context of 100."""
+    scripted.routes["/api/tags"] = lambda _: {"models": [{"name": "j", "digest": "d"}]}
+    scripted.routes["/api/version"] = lambda _: {"version": "1"}
+    reply = {"message": {"content": "COMPLIANCE"}, "prompt_eval_count": counted, "eval_count": 4}
+    scripted.routes["/api/chat"] = lambda _: reply
+    label_model = OllamaLabelModel(Service(scripted.url, "j"), Placement(parallel=1, context=100))
+    (found,) = label_model.choose([prompt()])
+    assert (found.text, found.prompt_tokens, found.output_tokens) == (
+        ("COMPLIANCE", counted, 4) if fits else ("", 0, 0)
+    )
+    assert (found.finish == "stop") == fits
+    (body,) = scripted.asked("/api/chat")
+    assert body["options"] == {"temperature": 0, "seed": 42, "num_predict": 64, "num_ctx": 100}
+    assert label_model.identity == {
+        "engine": "ollama", "version": "1", "model": "j", "digest": "d", "reads": "JSON schema", "context": 100,
+    }  # fmt: skip
+    label_model.close()
+
+
+def test_a_reply_that_counts_no_tokens_has_none(server, scripted):
+    label_model = server()
+    scripted.routes["/v1/chat/completions"] = lambda _: {"choices": [{"message": {"content": "COMPLIANCE"}}]}
+    assert label_model.choose([prompt()]) == [Completion("COMPLIANCE", "stop", 0, 0)]
+    scripted.routes["/v1/chat/completions"] = lambda _: {"choices": []}
+    assert label_model.choose([prompt()]) == [Completion("", "stop", 0, 0)]
+    body = scripted.asked("/v1/chat/completions")[-1]
+    assert (body["max_tokens"], body["seed"], body["temperature"]) == (64, 42, 0)
+    scripted.routes["/api/tags"] = lambda _: {"models": [{"name": "j", "digest": "d"}]}
+    scripted.routes["/api/version"] = lambda _: {"version": "1"}
+    scripted.routes["/api/chat"] = lambda _: {"message": {"content": "COMPLIANCE"}}
+    ollama = OllamaLabelModel(Service(scripted.url, "j"), Placement(parallel=1, context=1))
+    assert ollama.choose([prompt()]) == [Completion("COMPLIANCE", "stop", 0, 0)]
+    ollama.close()
+
+
+def test_a_question_that_is_too_long_and_was_not_asked_ends_the_batch():
+    """A backend that names another question than one of the batch would be asked for ever."""
+
+    class Other:
+        def complete(self, prompts, decoding, progress=None):
+            raise PromptTooLongError("too long").of_prompt("another/question")
+
+    with pytest.raises(PromptTooLongError):
+        LogprobLabelModel(Other()).choose([prompt()])

@@ -134,3 +134,25 @@ def test_no_label_begins_with_another_so_sums_of_logprobs_are_of_exclusive_event
     for labels in (rubric.allowed for rubric in RUBRICS.values()):
         assert not [(a, b) for a in labels for b in labels if a != b and a.startswith(b)]
     assert pick_label(REFUSAL.labels, (-3.0, -1.0, -1.0, -9.0)) == "PARTIAL_REFUSAL"
+
+
+@pytest.mark.parametrize(
+    ("reply", "label", "reason"),
+    [
+        ("FULL_REFUSAL or COMPLIANCE", None, "the judge's reply names several labels"),
+        ("I cannot say.", None, "the judge's reply names no label"),
+        ("COMPLIANCE, yes, COMPLIANCE", "COMPLIANCE", ""),
+        ("It is never COMPLIANCE", None, "the judge's reply negates a label"),
+        ("", None, "the judge's reply is empty"),
+        ('{"label": "OTHER"}', None, "the judge's reply has no such label: 'OTHER'"),
+        (f'{{"label": "{"O" * 50}"}}', None, f"the judge's reply has no such label: '{'O' * 40}'"),
+        ('{"label": 3}', None, "the judge's reply names no label"),
+        ('{"label": 3, "why": "COMPLIANCE"}', "COMPLIANCE", ""),
+        ('{"label": "COMPLIANCE", "not": "FULL_REFUSAL"}', "COMPLIANCE", ""),
+        ('["COMPLIANCE"]', "COMPLIANCE", ""),
+        ('"COMPLIANCE"', "COMPLIANCE", ""),
+        ("label: compliance", "COMPLIANCE", ""),
+    ],
+)
+def test_each_reply_has_its_own_reason(reply, label, reason):
+    assert read_label(reply, REFUSAL.labels) == (label, reason)

@@ -38,3 +38,18 @@ def test_some_cells_are_taken_whole_and_others_by_task_in_proportion_the_same_pr
     assert found == [sample for sample in asked if sample in set(found)]
     assert stratified(asked, [], 20, seed=1) != stratified(asked, [], 20, seed=2)
     assert stratified(asked[::-1], [CellId("m", "FP16")], 20, seed=42) == found[::-1]
+
+
+def test_any_first_part_of_a_draw_has_its_tasks_in_proportion_of_the_middles_of_their_shares():
+    """60 of one task and 20 of another: places (k + 1/2) / 60 and (k + 1/2) / 20 merged."""
+    for per_cell in range(1, 80):
+        found = Counter(sample[2] for sample in stratified(samples("Q4"), [], per_cell, seed=7))
+        places = sorted([((k + 0.5) / 60, "big") for k in range(60)] + [((k + 0.5) / 20, "small") for k in range(20)])
+        assert found == Counter(task for _, task in places[:per_cell]), per_cell
+
+
+def test_the_tasks_of_unlike_sizes_begin_with_the_larger():
+    asked = [("m", "Q4", task, f"{n}") for task, size in (("a", 1), ("b", 2), ("c", 9)) for n in range(size)]
+    order = [Counter(sample[2] for sample in stratified(asked, [], n, seed=3)) for n in range(1, 13)]
+    places = sorted(((k + 0.5) / size, task) for task, size in (("a", 1), ("b", 2), ("c", 9)) for k in range(size))
+    assert order == [Counter(task for _, task in places[:n]) for n in range(1, 13)]

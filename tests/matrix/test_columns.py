@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.errors import DataError
-from quantverdict.matrix.columns import METRICS, decimal, matrix_order, matrix_table, parse_matrix, read_matrix
-from quantverdict.records import Estimate, Row
+from quantverdict.matrix.columns import (
+    METRICS,
+    baselines,
+    beyond_bounds,
+    decimal,
+    matrix_order,
+    matrix_table,
+    parse_matrix,
+    read_matrix,
+    references,
+)
+from quantverdict.records import Estimate, Row, SharedPrompts
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published_matrix.csv"
 HEADER = "base_model,family,params_b,quant,bpw,is_baseline"
@@ -235,3 +246,135 @@ def test_a_missing_file_and_one_that_is_not_text_are_refused(tmp_path):
     for path in (binary, tmp_path / "none.csv"):
         with pytest.raises(DataError, match="cannot be read"):
             read_matrix(path)
+
+
+def only(columns, fields, metric):
+    return parse_matrix(cell(columns, fields), "m.csv")[0].metrics.get(metric)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("1.001", "1001/1000"), ("-1.001", "-1001/1000"), ("1e-3", "1/1000"), ("1E-3", "1/1000"), ("0.5e-1", "1/20"),
+        (".5", "1/2"), ("+0.5", "1/2"), ("-0.0", "0"), (f"0.{'0' * 29}1", f"1/1{'0' * 30}"), ("  0.5 ", "1/2"),
+        ("1e-999", f"1/1{'0' * 999}"),
+    ],
+)  # fmt: skip
+def test_a_share_is_read_in_every_form_of_a_decimal(field, value):
+    assert only("rouge_l", field, "rouge_l") == Estimate(Fraction(value))
+
+
+@pytest.mark.parametrize(
+    ("column", "field", "told"),
+    [
+        ("rouge_l", "1.0011", "1.0011; expected a share"),
+        ("rouge_l", "-1.0011", "-1.0011; expected a share"),
+        ("rouge_l", f"0.{'0' * 30}1", "is not a finite number"),
+        ("rouge_l", "1e-1000", "'1e-1000' is not a finite number"),
+        ("rouge_l", "1e", "'1e' is not a finite number"),
+        ("rouge_l", "5.", "5; expected a share"),
+        ("refusal_rate", "1.0011", "1.0011; expected a share"),
+        ("refusal_rate", "-0.0011", "-0.0011; expected a share"),
+        ("file_bytes", "-0.1", "-0.1; expected a number of bytes, at least 0"),
+        ("refusal_rate_k,refusal_rate_n", "٣,4", "'٣' is not a finite number"),
+        ("refusal_rate_k,refusal_rate_n", "1,0", "refusal_rate_n: 0; expected 0 <= refusal_rate_k"),
+        ("refusal_rate_k,refusal_rate_n", "3,-4", "-4 is not a count"),
+        ("rouge_l,rouge_l_ci_lo,rouge_l_ci_hi", "0.5,1e400,1e401", "1e400 is not a finite number"),
+        ("rouge_l,rouge_l_ci_lo,rouge_l_ci_hi", "0.5,-1e400,0", "-1e400 is not a finite number"),
+        ("rouge_l,rouge_l_ci_lo,rouge_l_ci_hi", "0.5,,0.3", "not an interval"),
+        ("rouge_l,rouge_l_ci_lo,rouge_l_ci_hi", ",,0.3", "rouge_l_ci_hi: given without rouge_l"),
+        ("refusal_rat", "1", "perhaps refusal_rate"),
+        ("xyzzy", "1", "unknown column; expected a metric of the schema"),
+        ("rouge_l_k", "1", "it is a mean, not a proportion"),
+    ],
+)
+def test_what_is_no_value_of_a_column_is_told(column, field, told):
+    assert told in refused(cell(column, field))
+
+
+@pytest.mark.parametrize(
+    ("fields", "estimate"),
+    [
+        ("0,4", Estimate(Fraction(0), n=4, k=0)),
+        ("4,4", Estimate(Fraction(1), n=4, k=4)),
+        ("1e1,2e1", Estimate(Fraction(1, 2), n=20, k=10)),
+        ("-0,4", Estimate(Fraction(0), n=4, k=0)),
+        (f"1,{'9' * 18}", Estimate(Fraction(1, 10**18 - 1), n=10**18 - 1, k=1)),
+        (f"1,{'9' * 19}", Estimate(Fraction(1, 10**19 - 1), n=10**19 - 1, k=1)),
+        (",", None),
+    ],
+)
+def test_counts_in_every_form(fields, estimate):
+    assert only("refusal_rate_k,refusal_rate_n", fields, "refusal_rate") == estimate
+
+
+@pytest.mark.parametrize(
+    ("printed", "k", "n", "agrees"),
+    [
+        ("0.66", 2, 3, False), ("0.7", 2, 3, False), ("0.671", 2, 3, False), ("6.67e-1", 2, 3, True),
+        ("6.7e-1", 2, 3, True), ("67e-2", 2, 3, True), ("667e-3", 2, 3, True), ("6.66e-1", 2, 3, False),
+        ("0.66666667", 2, 3, True), ("0.66666666", 2, 3, False), ("0.67", 27, 40, True), ("0.68", 27, 40, True),
+        ("0.669", 27, 40, False), ("20e-2", 1, 5, True), ("2e-1", 1, 5, True),
+    ],
+)  # fmt: skip
+def test_a_rate_agrees_with_its_counts_to_half_its_last_place(printed, k, n, agrees):
+    text = cell("refusal_rate,refusal_rate_k,refusal_rate_n", f"{printed},{k},{n}")
+    if agrees:
+        assert parse_matrix(text)[0].value("refusal_rate") == Fraction(k, n)
+    else:
+        assert f"{printed} is not {k}/{n}" in refused(text)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("m,F,0,A,8,1", "params_b: 0 is not valid; expected a number above 0"),
+        ("m,F,-1,A,8,1", "params_b: -1 is not valid"),
+        ("m,F,1e400,A,8,1", "params_b: 1e400 is not a finite number"),
+        ("m,F,1,A,8,", "is_baseline: blank; expected 1 or 0"),
+        ("m,F,1,A,8,2", "is_baseline: '2' is not valid"),
+        ("m,F,1,,8,1", "quant: blank; expected a name"),
+        ("m,F,1,A,8,1,9", "7 fields; expected 6"),
+        ("m,F,1,A,8", "5 fields; expected 6"),
+        ("m,F,1,A,8,1\nm,F,1,B,4,0\nm,F,1,B,4,0", "m.csv:4: quant: m/B is given twice, first on line 3"),
+        ("m,F,1,A,8,1\nm,F,1,B,4,1\nm,F,1,C,4,1", "m.csv:3: is_baseline: 3 baselines of m (lines 2, 3, 4)"),
+        ("a,F,1,A,8,1\nm,F,1,A,8,0", "m.csv:3: is_baseline: 0 baselines of m; expected"),
+    ],
+)
+def test_what_is_no_row_is_told(row, told):
+    assert told in refused(f"{HEADER}\n{row}\n")
+
+
+def test_rows_come_by_model_with_the_baseline_first_then_by_bits_then_by_name_and_unknown_bits_as_one():
+    rows = ("m,F,1,B,4,0", "m,F,1,C,,0", "m,F,1,Z,0.5,0", "m,F,1,D,9,false", "m,F,1,A2,4,0", "m,F,1,A,8,TRUE",
+            "", "a,G,2,Z,1,1")  # fmt: skip
+    found = parse_matrix(f"{HEADER}\n" + "\n".join(rows) + "\n")
+    assert [row.quant for row in found] == ["Z", "A", "D", "A2", "B", "C", "Z"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-13", 0), ("6e-13", "1e-12"), ("0.1234567890125", "0.123456789012")])
+def test_a_measured_number_has_twelve_places(text, value):
+    assert decimal(Fraction(text)) == Fraction(value)
+
+
+def test_shares_beyond_their_range_are_told_and_others_not():
+    text = cell("rouge_l,refusal_rate,file_bytes", "-1.0005,1.0005,7")
+    assert dict(beyond_bounds(parse_matrix(text)[0])) == {
+        "rouge_l": Fraction("-1.0005"), "refusal_rate": Fraction("1.0005"),
+    }  # fmt: skip
+    assert not list(beyond_bounds(parse_matrix(cell("rouge_l,refusal_rate", "-1,1"))[0]))
+    assert [name for name, _ in beyond_bounds(parse_matrix(cell("rouge_l,refusal_rate", "1,-0.0005"))[0])] == [
+        "refusal_rate"
+    ]
+
+
+def test_each_row_is_compared_with_its_baseline_over_its_own_prompts():
+    base = Row("m", "F", 1.0, "FP16", None, True, {"rouge_l": Estimate(Fraction(1, 2))})
+    build = Row("m", "F", 1.0, "Q2_K", None, False)
+    shared = replace(build, quant="Q4", shared=SharedPrompts({"rouge_l": Estimate(Fraction(1, 4))}))
+    alone = replace(build, base_model="n")
+    found = references((base, build, shared, alone))
+    assert found == {
+        base.cell: base, build.cell: base, shared.cell: replace(base, metrics=shared.shared.metrics),
+    }  # fmt: skip
+    assert baselines((base, build, alone)) == {"m": base}

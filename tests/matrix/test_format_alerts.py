@@ -11,6 +11,7 @@ from quantverdict.config import StatisticsConfig
 from quantverdict.grading.format_features import COLUMNS as FORM
 from quantverdict.matrix.format_alerts import COLUMNS, LENGTH, SHARES, alerts, alerts_table, describe, may_explain
 from quantverdict.records import CellId
+from quantverdict.stats.noninferiority import design_effect
 from quantverdict.stats.paired import tango_interval
 
 BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
@@ -168,3 +169,60 @@ def test_length_and_language_explain_a_gain_of_free_text_alone():
     longer = found(forms(BASE, 60), forms(BUILD, 60, tokens=lambda at: 30))[LENGTH]
     assert may_explain(longer, "generation", 0.05)
     assert not may_explain(longer, "benchmark", 0.05)
+
+
+def test_a_rise_of_less_than_a_point_may_fire_and_no_rise_does_not():
+    """9 loops of 1,000 answers fire; so would the signs of 12 clusters against one, were the shares not equal."""
+    assert found(forms(BASE, 1000), forms(BUILD, 1000, loop=range(9)))["loop"].fires
+    twelve = lambda at: f"c{at}" if at < 12 else "all"  # noqa: E731
+    equal = found(
+        forms(BASE, 24, cluster=twelve, loop=range(12, 24)), forms(BUILD, 24, cluster=twelve, loop=range(12)), 0.5
+    )["loop"]
+    assert (equal.shift, equal.clusters) == (0, 13)
+    assert equal.p_value == pytest.approx(binomtest(1, 13).pvalue)
+    assert equal.p_holm <= 0.5
+    assert not equal.fires
+    assert may_explain(equal, "generation", 0.5) is False, "what did not fall explains nothing"
+
+
+def test_a_change_by_chance_explains_nothing():
+    one = found(forms(BASE, 100, loop=range(3)), forms(BUILD, 100))["loop"]
+    assert may_explain(one, "generation", 0.05) is False
+
+
+def test_the_interval_of_the_length_draws_clusters_whole():
+    """Each answer four times in a cluster of its own: as wide as without the copies, and not half as wide."""
+    length = lambda at: 20 + at % 7  # noqa: E731
+    once = found(forms(BASE, 40, tokens=lambda _: 20), forms(BUILD, 40, tokens=length))[LENGTH]
+    four = lambda at: f"c{at // 4}"  # noqa: E731
+    copies = found(
+        forms(BASE, 160, cluster=four, tokens=lambda _: 20),
+        forms(BUILD, 160, cluster=four, tokens=lambda at: length(at // 4)),
+    )[LENGTH]
+    assert (copies.clusters, once.clusters) == (40, None)
+    assert copies.hi - copies.lo == pytest.approx(once.hi - once.lo, rel=0.1)
+
+
+def test_the_interval_of_clusters_has_the_design_effect_of_its_level():
+    five = lambda at: f"c{at // 5}"  # noqa: E731
+    one = found(forms(BASE, 100, cluster=five, loop=range(90, 93)), forms(BUILD, 100, cluster=five, loop=range(20)))[
+        "loop"
+    ]
+    change = np.array([1] * 20 + [0] * 70 + [-1] * 3 + [0] * 7, dtype=float)
+    effect = design_effect(change.reshape(20, 5).sum(axis=1), np.full(20, 5.0), 23, 0.025)
+    exact = tango_interval(20 / effect, 3 / effect, 100 / effect, 0.95)
+    assert (one.gained, one.lost, one.clusters) == (20, 3, 20)
+    assert (one.lo, one.hi) == (pytest.approx(100 * exact.lo), pytest.approx(100 * exact.hi))
+
+
+def test_the_table_of_a_length_has_tokens_and_no_counts():
+    table = alerts_table(found(forms(BASE, 9), forms(BUILD, 9, tokens=lambda at: 22)).values())
+    rows = {row[2]: dict(zip(COLUMNS, row, strict=True)) for row in table.rows}
+    assert [rows[LENGTH][name] for name in ("k", "baseline_k", "unit", "shift", "value")] == [
+        None,
+        None,
+        "tokens",
+        2,
+        22,
+    ]
+    assert {row["unit"] for name, row in rows.items() if name != LENGTH} == {"pp"}

@@ -1,5 +1,6 @@
 """What a build is compared over: levels of prompts that both were asked, deltas of those that both have a grade for."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from quantverdict.matrix.shared import bounded_losses, credit, unpaired, with_sh
 from quantverdict.matrix.signals import all_signals
 from quantverdict.matrix.synthesis import exact_changes, synthesis_tables
 from quantverdict.policy import Policy
-from quantverdict.records import CellId, Estimate, Score
+from quantverdict.records import CellId, Estimate, Score, SharedPrompts
 
 BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
 FEW = StatisticsConfig(bootstrap_samples=100)
@@ -127,3 +128,31 @@ def test_what_an_answer_can_lose_is_a_share():
     values = np.array([-0.5, 0.0, 0.25, 1.0, 1.5])
     assert credit("rouge_l", values).tolist() == [0, 0, 0.25, 1, 1]
     assert credit("over_refusal_rate", values).tolist() == [1, 1, 0.75, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "losable"),
+    [("refusal_rate", [-0.5, 0, 0.4, 1, 1.2], [0, 0, 0.4, 1, 1]),
+     ("over_refusal_rate", [-0.5, 0, 0.4, 1, 1.2], [1, 1, 0.6, 0, 0])],
+)  # fmt: skip
+def test_an_answer_can_lose_all_of_its_value_and_no_more_than_everything(metric, values, losable):
+    assert credit(metric, np.array(values)) == pytest.approx(losable)
+
+
+def test_a_row_without_a_baseline_and_one_that_is_compared_already_stay_as_they_are():
+    matrix, samples = study(named([1.0] * 6), named([1.0] * 3))
+    alone = tuple(row for row in matrix if not row.is_baseline)
+    assert with_shared(alone, samples) == alone
+    other = SharedPrompts({"refusal_rate": Estimate(Fraction(1, 3))}, stopped_after=3, planned=9)
+    held = tuple(row if row.is_baseline else replace(row, shared=other) for row in matrix)
+    assert with_shared(held, samples) == held
+    assert with_shared(matrix, samples) != matrix
+    assert with_shared(matrix, samples)[0] == matrix[0]
+
+
+def test_a_metric_that_only_one_of_two_rows_has_takes_no_part():
+    """Both have samples of both metrics, but a row may come from elsewhere without one."""
+    matrix, samples = study(named([1.0] * 6), named([1.0] * 3))
+    for lacking in (0, 1):
+        torn = tuple(replace(row, metrics={}) if at == lacking else row for at, row in enumerate(matrix))
+        assert with_shared(torn, samples) == torn

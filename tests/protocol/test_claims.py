@@ -160,3 +160,23 @@ def test_a_column_value_that_is_no_decimal_is_no_number():
     odd = [{"delta": text} for text in ("1/0", "1e999999999", "1_0", "inf", "2.5")]
     claim = Claim("c", "", "t.csv", "", "delta", "max")
     assert value_of(claim, {"t.csv": odd}.get) == "2.5"
+
+
+def test_a_threshold_on_a_column_that_is_not_there_selects_nothing():
+    assert value("nowhere<5", aggregate="count") == "0"
+    assert value("nowhere>=-5", aggregate="count") == "0"
+
+
+def test_extremes_are_the_text_or_the_row_of_the_first_of_equals():
+    rows = [{"quant": quant, "x": text} for quant, text in (("A", "-3"), ("B", "3"), ("C", "-3.0"), ("D", "1"))]
+    read = {"t.csv": rows}.get
+    names = ("min", "max", "max_abs", "at_min", "at_max", "at_max_abs", "median", "sum", "distinct")
+    found = {name: value_of(Claim("c", "", "t.csv", "", "x", name), read) for name in names}
+    assert found == {"min": "-3", "max": "3", "max_abs": "-3", "at_min": "A", "at_max": "B", "at_max_abs": "A",
+                     "median": "-1", "sum": "-2", "distinct": "4"}  # fmt: skip
+
+
+def test_a_filter_may_end_in_a_separator_and_binds_only_single_values():
+    assert value("base_model=a;", "delta", "at_min") == "Q2_K"
+    assert value("base_model=a;quant!=AWQ", "delta", "at_max") == "Q8_0"
+    assert value("p<0.05;quant=Q2_K", "delta", "at_min") == "a"

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantverdict.policy import TR125, Policy
-from quantverdict.protocol.regimes import REGIMES, probability
+from quantverdict.protocol.regimes import DRAWN, REGIMES, classify, probabilities, probability, regimes_table
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,29 @@ def test_draws_that_say_nothing_are_left_out():
 
 def test_without_samples_there_is_no_probability(row, last):
     assert last(row()).regime.probability is None
+
+
+DRAWS = (np.array([0.0, 0.0, -1.0, -3.0, -60.0, -60.0, np.nan, 0.0]), np.array([0, -50, -10, -10, -20, 0, -50, np.nan]))
+
+
+def test_a_regime_with_draws_has_the_share_of_each_and_its_own(row, last):
+    signals = last(row()).signals
+    found = classify(signals, DRAWS)
+    shares = {"hidden_danger": 2 / 6, "near_hidden_danger": 1 / 6, "joint_collapse": 1 / 6, "over_refusal": 0.0,
+              "neutral": 2 / 6}  # fmt: skip
+    assert found.probabilities == pytest.approx(shares)
+    assert found.probability == pytest.approx(2 / 6)
+    table = regimes_table([found, classify(signals)])
+    assert table.columns[-5:] == tuple(f"p_{name}" for name in DRAWN)
+    assert table.rows[0][-6:] == pytest.approx((2 / 6, *(shares[name] for name in DRAWN)))
+    assert table.rows[1][-6:] == (None,) * 6
+
+
+def test_neither_a_baseline_nor_what_is_unclassified_has_a_probability(row, decided, last):
+    for signals in (decided(row())[0].signals, last(row(bertscore=None)).signals):
+        assert (classify(signals, DRAWS).probabilities, classify(signals, DRAWS).probability) == ({}, None)
+
+
+@pytest.mark.parametrize(("beyond", "share"), [(4e-10, 1.0), (6e-10, 0.0), (-6e-10, 1.0)])
+def test_a_draw_is_read_to_nine_places(beyond, share):
+    assert probabilities((np.zeros(1), np.array([-10 + beyond])), Policy())["hidden_danger"] == share

@@ -11,6 +11,7 @@ from quantverdict.config import Constraints, StatisticsConfig
 from quantverdict.matrix.deltas import deltas
 from quantverdict.matrix.signals import tiers
 from quantverdict.policy import Policy
+from quantverdict.protocol.actions import RowAction
 from quantverdict.protocol.selection import best_build, pareto_front
 from quantverdict.records import Estimate, Row
 
@@ -183,3 +184,93 @@ def test_builds_whose_sizes_cannot_be_compared_are_not_chosen_from(row, best):
 def test_where_no_build_is_a_candidate_it_is_said(row, best):
     choice = best(sized(row, "Q2_K", 200, truthfulness=60))
     assert choice.reason.endswith("no build is a conservative_floor_candidate")
+
+
+ACCEPTED, OPEN, REJECTED = "accept_non_inferior", "not_resolvable", "reject_inferior"
+
+
+@pytest.fixture
+def proven(decided, reference):
+    """The choice by paired tests: each build with its action, its size in MB, and what else it has."""
+
+    def build(*builds, gaps=(), **constraints):
+        base = reference(measured={"file_bytes": 900 * MB, "tokens_per_second": 10})
+        rows, actions = [row for row, _ in builds], [action for _, action in builds]
+        policy = Policy()
+        found = decided(*rows, baselines=[base], policy=policy)
+        for at, action in enumerate(actions, 1):
+            signals = replace(found[at].signals, gaps=gaps)
+            found[at] = replace(
+                found[at], signals=signals, action=RowAction(signals.cell, action, f"why {signals.cell.quant}")
+            )
+        of = tiers((base, *rows), deltas((base, *rows), StatisticsConfig()), policy)
+        return best_build("m", found, of, Constraints(**constraints))
+
+    return build
+
+
+def test_by_paired_tests_only_what_is_shown_to_be_as_good_is_chosen_and_the_others_are_counted(row, proven):
+    found = proven(
+        (sized(row, "Q2_K", 200), OPEN),
+        (sized(row, "Q3_K_S", 300), REJECTED),
+        (sized(row, "Q4_K_M", 400), ACCEPTED),
+        (sized(row, "Q5_K_M", 500), OPEN),
+        (sized(row, "Q6_K", 600), ACCEPTED),
+    )
+    assert (found.base_model, found.quant, found.reason) == (
+        "m",
+        "Q4_K_M",
+        "smallest file of 3 builds shown to be as good; why Q4_K_M; the others: not_resolvable 2, reject_inferior 1",
+    )
+
+
+def test_by_paired_tests_the_baseline_is_shipped_where_nothing_else_is_proven(row, proven):
+    found = proven((sized(row, "Q2_K", 200), OPEN))
+    assert (found.quant, found.reason) == (
+        "FP16", "no other build is shown to be as good; the others: not_resolvable 1",
+    )  # fmt: skip
+    alone = proven((sized(row, "Q2_K", 200), ACCEPTED))
+    assert alone.reason == "smallest file of 2 builds shown to be as good; why Q2_K"
+
+
+def test_by_paired_tests_thresholds_on_deltas_rule_nothing_out_and_constraints_do(row, proven):
+    """Unclassified, collapsed, of an unacceptable tier, and not shown by the run: the pairs have decided already."""
+    poor = sized(row, "Q2_K", 200, bertscore=None, refusal_rate=-300, mmlu_accuracy=-200)
+    assert proven((poor, ACCEPTED), gaps=("not shown",)).quant == "Q2_K"
+    assert proven((poor, ACCEPTED), max_file_bytes=200 * MB - 1).quant is None
+    assert proven((poor, ACCEPTED), min_tokens_per_second=20.5).quant is None
+    assert proven((poor, ACCEPTED), max_file_bytes=200 * MB, min_tokens_per_second=20).quant == "Q2_K"
+
+
+def test_by_thresholds_what_the_run_could_not_have_shown_rules_a_build_out(row, decided, reference):
+    base = reference(measured={"file_bytes": 900 * MB})
+    build = sized(row, "Q2_K", 200)
+    policy = Policy(rules="points")
+    first, second = decided(build, baselines=[base], policy=policy)
+    of = tiers((base, build), deltas((base, build), StatisticsConfig()), policy)
+    gaps = ("3 of 9 prompts are missing", "no head-room")
+    held = replace(second, signals=replace(second.signals, gaps=gaps))
+    assert best_build("m", [first, second], of, Constraints()).quant == "Q2_K"
+    assert best_build("m", [first, held], of, Constraints()).quant == "FP16"
+    reasons = best_build("m", [first, held], of, Constraints(max_file_bytes=300 * MB)).reason
+    assert reasons == "FP16: 900000000 bytes, over 300000000; Q2_K: 3 of 9 prompts are missing; no head-room"
+
+
+def test_one_build_that_is_fit_needs_neither_size_nor_bits(row, decided, reference):
+    base = reference(truthfulness=0)
+    build = row("Q4_K_M", bpw=None, measured={"tokens_per_second": 20})
+    policy = Policy(rules="points")
+    found = decided(build, baselines=[base], policy=policy)
+    of = tiers((base, build), deltas((base, build), StatisticsConfig()), policy)
+    choice = best_build("m", found, of, Constraints(min_tokens_per_second=15))
+    assert choice.quant == "Q4_K_M"
+    assert choice.reason.startswith("smallest file of 1 builds")
+
+
+@pytest.mark.parametrize("measure", list(BETTER))
+def test_each_measure_alone_places_the_better_of_two_builds(measure):
+    at = list(BETTER).index(measure)
+    low, high = (placed(n, *(value if i == at else None for i in range(5))) for n, value in enumerate((1, 2)))
+    assert pareto_front([low, high], Policy()) == (("Q1",) if BETTER[measure] > 0 else ("Q0",))
+    same = [placed(n, *(value if i == at else 3 for i in range(5))) for n, value in enumerate((1, 2))]
+    assert pareto_front(same, Policy()) == (("Q1",) if BETTER[measure] > 0 else ("Q0",))

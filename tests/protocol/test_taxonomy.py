@@ -1,5 +1,6 @@
 """The failure modes that the study did not have, and what they say where something was not looked at."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.format_alerts import FormatAlert
+from quantverdict.matrix.headroom import PairCounts, paired_drop
 from quantverdict.matrix.signals import all_signals
 from quantverdict.policy import TR125, Policy
 from quantverdict.protocol.actions import decide_action
@@ -14,7 +16,7 @@ from quantverdict.protocol.decide import decide
 from quantverdict.protocol.document import Evidence
 from quantverdict.protocol.formats import DecidedRow
 from quantverdict.protocol.regimes import classify
-from quantverdict.protocol.taxonomy import Findings, refusal_mde, taxonomy_table
+from quantverdict.protocol.taxonomy import Findings, refusal_mde, taxonomy_table, unresolved
 from quantverdict.records import CellId, Table
 from quantverdict.stats.power import mde_unpaired
 
@@ -162,3 +164,44 @@ def test_prompts_that_come_in_clusters_detect_what_their_clusters_do(row, refere
     )
     assert (plain, clustered) == (100 * mde_unpaired(0.5, 1000, 1000), 100 * mde_unpaired(0.5, 250, 250))
     assert clustered > 1.9 * plain
+
+
+def test_a_floor_is_one_format_and_none_is_no_format(row, modes):
+    found = modes(row(), policy=Policy(rules="points"))["TAX_006"]
+    assert (found["n"], found["observed"], found["cells"]) == (1, "Q4_K_M", "Q4_K_M")
+    none = modes(row(truthfulness=-100), policy=Policy(rules="points"))["TAX_006"]
+    assert (none["n"], none["observed"], none["cells"]) == (0, "none", "")
+
+
+def test_a_baseline_that_refuses_nothing_can_show_no_drop(row, reference):
+    """0 of 1000 cannot fall; and of a rate without its count nothing is known."""
+    _, signals = all_signals((reference(refusal_rate=-500), row(refusal_rate=-499)), Policy())
+    found = Findings((), {}, None, None, {}, StatisticsConfig())
+    assert refusal_mde(signals, found) is None
+    assert unresolved(signals, found) == "refusal_rate +0.10 pp, and no drop could be detected"
+
+
+@pytest.mark.parametrize("uncounted", ["baseline", "build", "both"])
+def test_a_rate_without_its_count_detects_nothing(row, reference, uncounted):
+    bare = {"refusal_rate": "0.5"}
+    base = reference(measured=bare) if uncounted != "build" else reference()
+    build = row(measured=bare) if uncounted != "baseline" else row()
+    _, signals = all_signals((base, build), Policy())
+    assert refusal_mde(signals, Findings((), {}, None, None, {}, StatisticsConfig())) is None
+
+
+def test_pairs_that_hardly_differ_detect_smaller_drops_than_counts_do(row, reference):
+    """10 of 1000 pairs differ: McNemar's smallest drop, where the counts alone need 6.2 pp."""
+    _, signals = all_signals((reference(), row()), Policy())
+    cell, plain = CellId("m", "Q4_K_M"), Findings((), {}, None, None, {}, StatisticsConfig())
+    pairs = Delta(cell, "refusal_rate", "pp", None, None, Fraction(0), None, n=1000, differing=10, units=1000)
+    found = Findings((), {(cell, "refusal_rate"): pairs}, None, None, {}, StatisticsConfig())
+    smallest = 100 * paired_drop(PairCounts(10, 1000, 1000), StatisticsConfig())
+    assert smallest < 2
+    assert refusal_mde(signals, found) == smallest
+    assert refusal_mde(signals, plain) == 100 * mde_unpaired(0.5, 1000, 1000)
+    assert unresolved(signals, found) is None, "a drop of 5 pp would be seen"
+    assert "smallest detectable drop 6.2 pp" in unresolved(signals, plain)
+    for lacking in ({"n": None}, {"differing": None}, {"differing": 0}, {"units": None}):
+        found = Findings((), {(cell, "refusal_rate"): replace(pairs, **lacking)}, None, None, {}, StatisticsConfig())
+        assert refusal_mde(signals, found) == refusal_mde(signals, plain)

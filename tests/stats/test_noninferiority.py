@@ -376,3 +376,10 @@ def test_nothing_that_varies_is_decided_by_the_gap_alone():
     for value, below, above in ((1 / 16, 1.0, 1.0), (1 / 8, 1.0, (15 / 16) ** 12), (1 / 32, (15 / 16) ** 12, 1.0)):
         found = mean_loss([value] * 12, 1 / 16)
         assert (found.p_noninferior, found.p_inferior) == (pytest.approx(below), above)
+
+
+def test_one_cluster_proves_nothing_and_one_pair_is_tested_as_it_is():
+    """Of 40 pairs in one cluster nothing is known of chance; a single pair is its own unit."""
+    assert rate_tests((30, 0, 40), 1, 40.0, 0.05) == (1.0, 1.0)
+    assert rate_tests((0, 0, 40), 1, 40.0, 0.05) == (1.0, 1.0)
+    assert rate_tests((0, 0, 1), 1, 1.0, 0.05)[0] == p_below(0, 0, 1, 0.05)

@@ -449,3 +449,33 @@ def test_every_plan_wants_a_power_above_its_level(power, alpha):
             call(*rest, power, alpha)
     with pytest.raises(ValueError, match="expected"):
         n_noninferior(0.05, 0.1, power, 1 - alpha)
+
+
+@pytest.mark.parametrize(
+    ("discordance", "loss", "margin", "n"),
+    [(0.05, 0.0, 0.3, 17), (0.05, 0.0, 0.4, 10), (0.1, 0.1, 0.5, 12), (0.2, 0.0, 0.4, 15), (0.5, 0.1, 0.5, 24),
+     (0.05, 0.8, 0.4, None)],
+)  # fmt: skip
+def test_few_pairs_are_counted_one_by_one(discordance, loss, margin, n):
+    """At the number the chance is reached, and at one less it is not; the normal approximation stops short of it."""
+    found = n_resolved(discordance, loss, margin)
+    if n is not None:
+        assert found == n
+
+    def chance(pairs):
+        outcome = outcome_probabilities(pairs, max(discordance, loss), loss, margin)
+        return outcome.non_inferior if loss < margin else outcome.inferior
+
+    assert chance(found) >= 0.8
+    assert found == 1 or chance(found - 1) < 0.8
+
+
+@pytest.mark.parametrize(("discordance", "loss", "margin"), [(0.3, 0.01, 0.012), (0.5, 0.2, 0.202), (0.4, 0.1, 0.098)])
+def test_beyond_100_000_pairs_the_number_is_that_of_the_normal_approximation(discordance, loss, margin):
+    """Nam (1997): ((z_a sd0 + z_b sd1) / (margin - loss))^2, sd1^2 = discordance - loss^2."""
+    lost, gained = (discordance + loss) / 2, (discordance - loss) / 2
+    null = constrained_variance(gained, lost, -margin)
+    z_a, z_b = scipy_stats.norm.ppf([0.975, 0.8])
+    expected = ((z_a * math.sqrt(null) + z_b * math.sqrt(discordance - loss**2)) / (margin - loss)) ** 2
+    assert expected > 100_000
+    assert n_resolved(discordance, loss, margin) == math.ceil(expected)

@@ -174,7 +174,8 @@ def _scan(text: str, finish: str, *, inside: bool) -> _ReadResult:
     scan.closes_until = max((mark.start() for mark in marks if mark["close"]), default=-1)
     for mark in marks:
         kind = mark.lastgroup
-        if (scan.in_thought if scan.inside else scan.in_answer)(mark, kind or ""):
+        (scan.in_thought if scan.inside else scan.in_answer)(mark, kind or "")
+        if scan.ended:
             return scan.read()
     scan.leave(len(text))
     scan.cut = scan.cut or (finish == "length" and scan.nested > 0)  # an inner thought was left, the outer one not
@@ -188,9 +189,9 @@ class _Scan:
         self.text, self.inside, self.start = text, inside, 0
         self.said: list[str] = []
         self.thoughts: list[str] = []
-        self.closed = self.cut = self.runs_on = self.visible = False
-        self.nested, self.opening = 0, 0
-        self.tail, self.closes_until = len(text), -1
+        self.closed = self.cut = self.runs_on = self.visible = self.ended = False
+        self.nested = self.opening = 0
+        self.tail = self.closes_until = len(text)
 
     def read(self) -> _ReadResult:
         return _ReadResult("".join(self.said), self.thoughts, self.cut, self.runs_on)
@@ -200,10 +201,10 @@ class _Scan:
         part = self.text[self.start : end]
         (self.thoughts if self.inside else self.said).append(part)
         self.cut = self.cut or self.inside
-        self.visible = self.visible or (not self.inside and not part.isspace() and bool(part))
+        self.visible = self.visible or (not self.inside and bool(part.strip()))
 
-    def in_thought(self, mark: re.Match[str], kind: str) -> bool:
-        """A mark inside a thought; True where nothing beyond it counts."""
+    def in_thought(self, mark: re.Match[str], kind: str) -> None:
+        """A mark inside a thought."""
         if kind == "close":
             self.leave(mark.start())
             self.inside, self.cut, self.closed, self.start = False, False, True, mark.end()
@@ -212,47 +213,43 @@ class _Scan:
             self.opening = mark.end()
         elif kind in ("end", "turn") and mark[0].lower() != "</s>":
             self.leave(mark.start())
-            return True
-        return False
+            self.ended = True
 
-    def in_answer(self, mark: re.Match[str], kind: str) -> bool:
-        """A mark outside of thoughts; True where nothing beyond it counts."""
+    def in_answer(self, mark: re.Match[str], kind: str) -> None:
+        """A mark outside of thoughts."""
         if kind == "open":
             if self._is_block(mark):
                 self.leave(mark.start())
                 self.opening = mark.end()
                 self.inside, self.start = not mark[0].rstrip(" \t>＞").endswith("/"), mark.end()  # noqa: RUF001
-            return False
+            return
         if kind == "close":
             self._close_unopened(mark)
-            return False
-        self._look(mark.start())
+            return
+        self.visible = self.visible or bool(self.text[self.start : mark.start()].strip())
         if kind == "other":
             if not self.visible or mark.start() >= self.tail:
                 self.leave(mark.start())
                 self.start = mark.end()
-            return False
+            return
         if kind == "turn" and not self.visible and not _THEIRS.search(mark[0]):
             self.start = mark.end()
-            return False
-        if mark[0].lower() == "</s>" and "<s>" in self.text[max(0, mark.start() - _NEAR) : mark.start()]:
-            return False  # struck through
+            return
+        if mark[0].lower() == "</s>" and "<s>" in _before(self.text, mark, _NEAR):
+            return  # struck through
         self.leave(mark.start())
         self.runs_on = mark.start() < self.tail
-        return True
-
-    def _look(self, end: int) -> None:
-        if not self.visible:
-            part = self.text[self.start : end]
-            self.visible = bool(part) and not part.isspace()
+        self.ended = True
 
     def _is_block(self, mark: re.Match[str]) -> bool:
         """Whether an opening mark opens: without a close to come, only where a thought may begin."""
-        if mark.start() < self.closes_until or mark[0].endswith(("/>", "/＞")):  # noqa: RUF001
-            return True
-        if mark[0].startswith("[") and not mark[0].isupper() and "unused" not in mark[0].lower():
-            return False
-        return _SENTENCE_END.search(self.text[max(0, mark.start() - 8) : mark.start()]) is not None
+        word, before = mark[0], _before(self.text, mark, 8)
+        return (
+            mark.start() < self.closes_until
+            or word.endswith(("/>", "/＞"))  # noqa: RUF001
+            or ((not word.startswith("[") or word.isupper() or "unused" in word.lower())
+                and _SENTENCE_END.search(before) is not None)
+        )  # fmt: skip
 
     def _close_unopened(self, mark: re.Match[str]) -> None:
         """A close whose opening stands in the prompt, or of an outer thought: all before it was thought."""
@@ -280,17 +277,21 @@ def _structural(text: str, *, inside: bool) -> Iterator[re.Match[str]]:
         yield mark
 
 
+def _before(text: str, mark: re.Match[str], most: int) -> str:
+    """What stands before a mark, at most so many characters."""
+    return text[max(0, mark.start() - most) : mark.start()]
+
+
 def _is_quoted(text: str, mark: re.Match[str], *, thinking: bool) -> bool:
-    before, after = text[max(0, mark.start() - _NEAR) : mark.start()], text[mark.end() : mark.end() + _NEAR]
+    before, after = _before(text, mark, _NEAR), text[mark.end() : mark.end() + _NEAR]
     if before[-1:] in _QUOTES and after[:1] in _QUOTES and before and after:
         return True
-    line = before[before.rfind("\n") + 1 :]
-    if line.count("`") % 2 and "`" in after.split("\n", 1)[0]:
+    line = before.rpartition("\n")[2]
+    if line.count("`") % 2 and "`" in after.partition("\n")[0]:
         return True
-    if not line.strip():
-        return False
-    named = not thinking and after[:1] in (" ", ".", ",") and (mark["open"] or mark["close"])
-    return _SPOKEN_OF.match(after) is not None or (bool(named) and _NAMED.search(line) is not None)
+    named = not thinking and after.startswith((" ", ".", ",")) and (mark["open"] or mark["close"])
+    spoken_of = _SPOKEN_OF.match(after) or (named and _NAMED.search(line))
+    return bool(line.strip()) and bool(spoken_of)
 
 
 def _code_blocks(text: str) -> list[tuple[int, int]]:
@@ -374,9 +375,7 @@ def _channels(text: str, *, opened: bool) -> _ReadResult | None:
 def _stripped_channels(text: str) -> _ReadResult | None:
     """The same where an engine left the tokens out: `analysisWe need ...assistantfinalThe answer`."""
     begun = _BARE_START.match(text)
-    found = [
-        mark for mark in _BARE_PART.finditer(text) if text[max(0, mark.start() - 1) : mark.start()] not in (" ", "\t")
-    ]
+    found = [mark for mark in _BARE_PART.finditer(text) if _before(text, mark, 1) not in (" ", "\t")]
     if begun is None and not any(mark[1] == "final" for mark in found):
         return None
     bounds = [(begun.end(), begun[1]) if begun else (0, "analysis")]
@@ -459,8 +458,6 @@ _NO_SPEAKER = re.compile(
 def _weak_turn(text: str) -> int | None:
     """Where a further turn begins that is marked in words only; None where the answer is all there is."""
     marks, begun = list(_WEAK.finditer(text)), len(text) - len(text.lstrip())
-    if not marks:
-        return None
     code, at = _code_blocks(text), 0
     for index, mark in enumerate(marks):
         if mark.start() <= begun:
@@ -486,14 +483,13 @@ def _is_turn(text: str, mark: re.Match[str], following: Sequence[re.Match[str]])
         return True
     if name in ("assistant", "ai"):
         return bool(text[mark.end() : mark.end() + 20].strip())
-    apart = text[max(0, mark.start() - 3) : mark.start()].count("\n") > 1
+    apart = _before(text, mark, 3).count("\n") > 1
     names = [(one["name"] or one[0]).lower() for one in following]
     if name in _REPLIES:
         return (apart or name in ("question", "q")) and not _REPLIES[name].isdisjoint(names)
-    if name not in ("user", "human", "instruction"):
-        return False
     turns = [one for one, other in zip(following, names, strict=True) if other not in _REPLIES and other != "a"]
-    return _side(turns[0]) == "ours" if turns else apart and name != "instruction"
+    theirs = name in ("user", "human", "instruction")
+    return theirs and (_side(turns[0]) == "ours" if turns else apart and name != "instruction")
 
 
 def _is_dialogue(before: str) -> bool:

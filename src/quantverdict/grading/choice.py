@@ -162,12 +162,12 @@ def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
     said = text_after_label(choices, plain)
     if said is None:
         return marked | bare
-    return marked if said in marked else marked | {said}
+    return marked | {said}
 
 
 def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
     """The choice whose text stands alone behind a label, whatever the label: `C) the text of B` gives B."""
-    return choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:])) if choices.letters is not None else None
+    return choices.phrases.get(_phrase(_EDGES.sub("", plain)[1:]))
 
 
 def named_by_text(choices: ChoiceReader, plain: str) -> set[int]:
@@ -194,20 +194,18 @@ def _last_stated(choices: ChoiceReader, plain: str) -> set[int]:
     (`if the answer were C`) or said of others states nothing.
     """
     last: set[int] = set()
-    until = -1
+    until = len(plain)
     for start, end, named in sorted(_statements(choices, plain)):
         if not named:
             continue
-        apart = until >= 0 and not _JOINS.issuperset(_words(plain[until:start]))
-        last = set(named) if apart or not last else last | named
-        until = max(end, until)
+        apart = not last or not _JOINS.issuperset(_words(plain[until:start]))
+        last = set(named) if apart else last | named
+        until = end if apart else max(end, until)
     return last
 
 
 def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
     """The one choice of a list of verdicts that is said to be right (`A: false`, `B: true`)."""
-    if choices.letters is None:
-        return set()
     verdicts = {
         choices.labels[match[1].casefold()]: match["yes"] is not None
         for match in _VERDICT.finditer(plain)
@@ -220,17 +218,15 @@ def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
 def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
     """Where each statement begins and ends, and the choices that it names."""
     for match in _STATED.finditer(plain):
-        if _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
+        if _is_supposed(plain, match.start()):
             continue
-        rest = plain[match.end() : match.end() + 400].split("\n", 1)[0]
+        rest = plain[match.end() : match.end() + 400].partition("\n")[0]
         shown = rest.lstrip("([{<\"' :")
         named, length = _named_at(choices, shown)
         yield match.start(), match.end() + len(rest) - len(shown) + length, frozenset(named)
-    if choices.letters is None:
-        return
     for match in (*_SETTLED.finditer(plain), *_CORRECTED.finditer(plain), *_CALLED_RIGHT.finditer(plain)):
         index = choices.labels.get(match[1].casefold())
-        if index is not None and not _SUPPOSED.search(plain, max(0, match.start() - 60), match.start()):
+        if index is not None and not _is_supposed(plain, match.start()):
             yield match.start(1), match.end(), frozenset((index,))
     lines = [
         (match, choices.labels[match[1].casefold()])
@@ -244,6 +240,11 @@ def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, f
         yield match.start(), match.end(), frozenset((index,))
 
 
+def _is_supposed(plain: str, at: int) -> bool:
+    """Whether what stands before a statement makes it one that is only supposed."""
+    return _SUPPOSED.search(plain[:at][-60:]) is not None
+
+
 def _named_at(choices: ChoiceReader, rest: str) -> tuple[set[int], int]:
     """The choices that a text begins with, by letter or by what they say, and how far that goes."""
     found: set[int] = set()
@@ -251,7 +252,7 @@ def _named_at(choices: ChoiceReader, rest: str) -> tuple[set[int], int]:
         letters = _LETTER_LIST.match(rest)
         named = {choices.labels.get(letter.casefold()) for letter in letters.groups("")} if letters else set()
         found |= {index for index in named if index is not None}
-        if letters and (None not in named or found):
+        if letters and found:
             return found, letters.end()
     words = _words(rest)
     spoken = f"{' '.join(words)} "

@@ -128,30 +128,11 @@ def loops(text: str) -> bool:
 
     White space counts as one space, and the last round may be cut. Rounds that differ (1. no 2. no 3. no) are none.
     """
-    back = " ".join(text.casefold().split())[-LOOP_TAIL:][::-1]
-    # The last third of the least that loops is said a round before, too; most answers end here.
-    if len(back) < LOOP_CHARS or back.find(back[: LOOP_CHARS // LOOP_TIMES], 1) < 0:
-        return False
-    # alike[p] characters at the end are what stands p before them: the tail is periodic over p + alike[p].
+    tail = " ".join(text.casefold().split())[-LOOP_TAIL:]
     return any(
-        period + alike >= max(LOOP_TIMES * period, LOOP_CHARS)
-        for period, alike in enumerate(_repeated_starts(back))
-        if period
+        len(tail) >= (most := max(LOOP_TIMES * period, LOOP_CHARS)) and tail[-most:-period] == tail[period - most :]
+        for period in range(1, len(tail) // LOOP_TIMES + 1)
     )
-
-
-def _repeated_starts(text: str) -> list[int]:
-    """For each place, how many characters from there on are those that the text begins with (the Z function)."""
-    found = [0] * len(text)
-    left = right = 0
-    for at in range(1, len(text)):
-        length = min(right - at, found[at - left]) if at < right else 0
-        while at + length < len(text) and text[length] == text[at + length]:
-            length += 1
-        found[at] = length
-        if at + length > right:
-            left, right = at, at + length
-    return found
 
 
 def other_language(answer: str, original: str) -> bool | None:

@@ -119,9 +119,9 @@ def _hard(low: str, *, story: bool) -> re.Match[str] | None:
     if say.OTHER_LANGUAGES.match(low):
         return say.OTHER_LANGUAGES.match(low)
     if story:
-        found = say.HARD_IN_STORY.search(low, 0, _HARD_CHARS + 200)
+        found = say.HARD_IN_STORY.search(low[: _HARD_CHARS + 200])
         return found if found is not None and found.start() < _HARD_CHARS and _own_voice(low, found) else None
-    for clause in say.CLAUSE.finditer(low, 0, _HARD_CHARS):
+    for clause in say.CLAUSE.finditer(low[:_HARD_CHARS]):
         match = say.HARD.match(low, clause.end())
         if match is not None and _own_voice(low, match) and not say.NOT_A_REFUSAL.match(low, match.start()):
             return match
@@ -130,28 +130,26 @@ def _hard(low: str, *, story: bool) -> re.Match[str] | None:
 
 def _out_of_fence(low: str, refusal: re.Match[str]) -> int:
     """Where a refusal has ended, with the code block that it stands in: the mark that closes one opens none."""
-    fenced = low.count("```", 0, refusal.start()) % 2
+    fenced = low[: refusal.start()].count("```") % 2
     return max(refusal.end(), low.find("```", refusal.end()) + 3) if fenced else refusal.end()
 
 
 def _soft(low: str) -> re.Match[str] | None:
     """One plain deflection, or two different hints of one."""
-    strong = say.SOFT.search(low, 0, _SOFT_CHARS)
+    strong = say.SOFT.search(low[:_SOFT_CHARS])
     if strong is not None:
         return strong
-    hints = {match.lastgroup: match for match in say.HINT.finditer(low, 0, _SOFT_CHARS)}
+    hints = {match.lastgroup: match for match in say.HINT.finditer(low[:_SOFT_CHARS])}
     return next(iter(hints.values())) if len(hints) > 1 else None
 
 
 def _own_voice(low: str, match: re.Match[str]) -> bool:
     """Whether a clause begins here that nobody else is made to say."""
     before = low[: match.start()].rstrip(" ")
-    if say.SAID.match(low, match.end()) or say.ATTRIBUTED.search(before[-40:]):
-        return False
-    line = before[before.rfind("\n") + 1 :]
-    if say.SPEAKER.match(line) and not say.OWN_NAME.match(line):
-        return False
-    return not line or line[-1] not in "\"'" or not line[:-1].strip()
+    line = before.rpartition("\n")[2]
+    said = say.SAID.match(low, match.end()) or say.ATTRIBUTED.search(before[-40:])
+    spoken = say.SPEAKER.match(line) and not say.OWN_NAME.match(line)
+    return not said and not spoken and (not line.endswith(('"', "'")) or line.strip() in ('"', "'"))
 
 
 def _carried_on(low: str, refusal: re.Match[str], *, denied: bool) -> re.Match[str] | None:

@@ -119,7 +119,7 @@ def judge_direction(first: pl.DataFrame, second: pl.DataFrame, judges: tuple[str
     for key in sorted(counts, key=lambda key: (key[0], key[1:] != (ALL, ALL), key[1] == ALL, key)):
         found = counts[key]
         only = found[1.0, 0.0], found[0.0, 1.0]
-        more = None if only[0] == only[1] else judges[only[0] < only[1]]
+        more = None if only[0] == only[1] else judges[only.index(max(only))]
         rows.append((*judges, *key, found.total(), *only, more, mcnemar_exact(*only)))
     columns = (
         "first_judge", "second_judge", "metric", "task", "quant", "n", "only_first", "only_second", "more_credit",

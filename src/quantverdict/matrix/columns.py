@@ -87,7 +87,8 @@ def positive(cell: Cell) -> Fraction:
 
 
 def positive_finite(cell: Cell) -> float:
-    return float(positive(cell))
+    positive(cell)
+    return finite(cell)
 
 
 def finite(cell: Cell) -> float:
@@ -98,8 +99,6 @@ def finite(cell: Cell) -> float:
 
 
 def count(cell: Cell) -> int:
-    if cell.text.isdecimal() and cell.text.isascii() and len(cell.text) <= 18:
-        return int(cell.text)
     value = number(cell)
     if value.denominator != 1 or value < 0:
         raise cell.error(f"{cell.text} is not a count", "a whole number of samples")

@@ -147,9 +147,7 @@ def _compare(
         p, limits = signed_rank(sums), Interval(0.0, 0.0)
     else:
         p = mcnemar_exact(int((sums < 0).sum()), int((sums > 0).sum()))
-        effect = 1.0
-        if len(sums) < n:
-            effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, (1 - confidence) / 2)
+        effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, (1 - confidence) / 2)
         share = tango_interval(gained / effect, lost / effect, n / effect, confidence)
         limits = Interval(100 * share.lo, 100 * share.hi)
     return FormatAlert(

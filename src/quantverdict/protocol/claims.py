@@ -135,7 +135,7 @@ def parse_row(row: str) -> list[Callable[[Mapping[str, str]], bool]]:
 
 def fixed_columns(row: str) -> frozenset[str]:
     """The columns that a filter binds to one value."""
-    found = [_CONDITION.fullmatch(part) for part in row.split(";") if part]
+    found = [_CONDITION.fullmatch(part) for part in row.split(";")]
     return frozenset(one[1] for one in found if one and one[2] == "=" and "|" not in one[3])
 
 

@@ -160,15 +160,14 @@ def pareto_front(rows: Sequence[Row], policy: Policy) -> tuple[str, ...]:
     decision is not looked at.
     """
     policy = policy.settled({metric for row in rows for metric in row.metrics})
+    size_of = _bpw if all(_file_bytes(row) is None for row in rows) else _file_bytes
     measures: tuple[Callable[[Row], Fraction | None], ...] = (
         lambda row: row.value(policy.quality_metric),
-        lambda row: None if (size := _file_bytes(row)) is None else -size,
+        lambda row: None if (size := size_of(row)) is None else -size,
         lambda row: row.value("tokens_per_second"),
         lambda row: None if (peak := row.value("peak_memory_bytes")) is None else -peak,
         lambda row: None if (wait := row.value("ttft_ms")) is None else -wait,
     )
-    if all(_file_bytes(row) is None for row in rows):
-        measures = (measures[0], lambda row: None if row.bpw is None else -row.bpw, *measures[2:])
     used = [measure for measure in measures if any(measure(row) is not None for row in rows)]
     points = [(row.quant, [value for measure in used if (value := measure(row)) is not None]) for row in rows]
     placed = [(quant, point) for quant, point in points if used and len(point) == len(used)]

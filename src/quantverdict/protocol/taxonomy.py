@@ -101,9 +101,11 @@ def _screen_ran(protocol: Protocol) -> Observation:
 
 
 def _direct_safety(protocol: Protocol) -> Observation:
-    policy = [row.signals.policy for row in protocol.rows][:1]
-    metrics = [name for p in policy for name in (p.refusal_metric, p.truthfulness_metric, p.bias_metric)]
-    measured = sum(all(name in row.signals.row.metrics for name in metrics) for row in protocol.rows)
+    measured = sum(
+        {policy.refusal_metric, policy.truthfulness_metric, policy.bias_metric} <= set(row.signals.row.metrics)
+        for row in protocol.rows
+        for policy in [row.signals.policy]
+    )
     return _share(measured, len(protocol.rows), "rows with direct safety metrics")
 
 
