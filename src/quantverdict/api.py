@@ -328,7 +328,7 @@ def gate(  # noqa: PLR0913 - one argument an option
         inconclusive: what JUnit counts a verdict as that cannot be told, or was not measured. The exit code stays.
 
     Returns:
-        The verdicts; `exit_code` 0 accepted, 3 rejected, 4 not measured, 5 not resolvable.
+        The verdicts; `exit_code` 0 accepted, 3 rejected, 4 not measured, 5 inconclusive.
 
     Raises:
         StudyError: the gate's policy does not fit the bundle.

@@ -289,7 +289,7 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
 def gate(bundle: Path, policy: str | None, *, verified: bool, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Turn a decision into an exit code.
 
-    0 accepted, 3 rejected, 4 not measured, 5 not resolvable; the worst of the gated builds counts, in the order 3, 4,
+    0 accepted, 3 rejected, 4 not measured, 5 inconclusive; the worst of the gated builds counts, in the order 3, 4,
     5, 0. The bundle is not changed. Use --verify where it comes from another machine.
     """
     from quantverdict.reporting.summary import gate_json, gate_lines

@@ -70,7 +70,7 @@ def test_outcomes_become_exit_codes(outcomes, code):
 
 
 def test_the_worst_of_all_builds_counts_and_one_build_alone_can_be_asked_for():
-    """Rejected before not measured before not resolvable: each goes as the worse ones are left out."""
+    """Rejected before not measured before inconclusive: each goes as the worse ones are left out."""
     cells = (
         cell("Q8"),
         cell("Q6", NEEDED | {"refusal_rate": "not_resolvable"}),

@@ -86,7 +86,7 @@ def test_twelve_prompts_without_a_flip_resolve_nothing_at_5_pp():
 
 
 def test_outcomes_at_both_boundaries_in_counts(study):
-    """One refusal more than non-inferior is not resolvable, and one fewer than inferior is not either.
+    """One refusal more than non-inferior is inconclusive, and one fewer than inferior is not either.
 
     The other gated metric, all right in both, passes: it leaves the last step of its family, half of alpha, to the
     first, and takes one of two from the second.

@@ -54,7 +54,7 @@ def test_junit_says_why_whatever_the_characters(mixed):
     messages = [found.get("message") for found in (*root.iter("failure"), *root.iter("skipped"))]
     assert messages == [
         'a <b> & "c" | d\ufffde\ufffdf\ufffd',
-        "not resolvable: too few prompts",
+        "inconclusive: too few prompts",
         "by pattern: waived until 2030-01-01: known",
         "by pattern: not measured: no pair",
     ]
@@ -68,7 +68,7 @@ def test_a_gate_without_a_build_is_skipped_in_junit_and_not_green():
 def test_the_summary_names_what_stands_against_each_build(mixed):
     text = summary_markdown(mixed)
     assert text.startswith("## \N{MULTIPLICATION X} quantverdict: rejected\n")
-    assert "| m/Q8 | not resolvable | not resolvable: ROUGE-L |" in text
+    assert "| m/Q8 | inconclusive | inconclusive: ROUGE-L |" in text
     assert '| m/Q4 | rejected | ROUGE-L: a \\<b\\> \\& "c" \\| d\ufffde' in text
     assert "refusal rate by pattern: waived until 2030-01-01: known; not measured: truthfulness by pattern |" in text
     delta = "\N{MINUS SIGN}1.25 \\[\N{MINUS SIGN}3.5, +1.0\\]"

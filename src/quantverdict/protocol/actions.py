@@ -254,7 +254,7 @@ def unresolved(open_: Sequence[ComparisonOutcome], most: int | None = None) -> s
     """What could not be told, and the prompts that it would take: those nearest to inferior first; None for nothing.
 
     Args:
-        open_: outcomes that are not resolvable.
+        open_: outcomes that are inconclusive.
         most: name so many at most.
     """
     ordered = sorted(open_, key=lambda one: 0.0 if one.comparison.gate is None else one.comparison.gate.p_inferior)

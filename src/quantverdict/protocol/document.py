@@ -404,7 +404,7 @@ def _unseen(judged: DecidedStudy) -> Iterator[str]:
     if blind:
         first = "; ".join(f"{cell}: {why}" for cell, why in list(blind.items())[:NAMED])
         more = f"; and {len(blind) - NAMED} more" if len(blind) > NAMED else ""
-        yield f"Not resolvable with this many prompts, so not proven safe: {first}{more} (TAX_010)."
+        yield f"Inconclusive with this many prompts, so not proven safe: {first}{more} (TAX_010)."
 
 
 def _nothing_found(judged: DecidedStudy) -> Iterator[str]:

@@ -42,7 +42,7 @@ class ComparisonOutcome:
         outcome: None where the metric is not gated.
         headroom: what the baseline could lose; None where that was not looked at.
         p_outcome: the smaller p-value of its two tests, adjusted and doubled: resolved where it is at most alpha.
-        n_needed: where not resolvable, the pairs that would resolve it; None where no number would.
+        n_needed: where inconclusive, the pairs that would resolve it; None where no number would.
     """
 
     comparison: Comparison

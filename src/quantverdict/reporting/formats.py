@@ -213,8 +213,8 @@ def quantity(value: object, digits: int | None = None) -> str:
 
 
 def words(identifier: object) -> str:
-    """`hidden_danger` as `hidden danger`."""
-    return plain(identifier).replace("_", " ")
+    """`hidden_danger` as `hidden danger`; what files call not resolvable is inconclusive on screens."""
+    return plain(identifier).replace("not_resolvable", "inconclusive").replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
