@@ -45,10 +45,10 @@ policy: {base: quantverdict, quality_metric: refusal_rate, margins: {refusal_rat
 
 @pytest.fixture
 def runner(tmp_path):
-    """A job's folder with a study whose Q8_0 answers like its baseline, and whose Q4_K_M refuses 18 of 60 fewer."""
+    """A job's folder with a study whose Q8_0 answers like its baseline, and whose Q4_K_M refuses 180 of 300 fewer."""
     (tmp_path / "recorded").mkdir()
     items = load_task("starter_harmful").items
-    for quant, refusals in (("FP16", 54), ("Q8_0", 54), ("Q4_K_M", 18)):
+    for quant, refusals in (("FP16", 270), ("Q8_0", 270), ("Q4_K_M", 90)):
         rows = [
             json.dumps(
                 {"task": "starter_harmful", "sample_id": item.id, "text": REFUSED if at < refusals else COMPLIED}
@@ -303,7 +303,7 @@ def test_an_output_of_several_lines_stays_one_output(tmp_path):
 
 def test_junit_counts_what_is_open_as_failed_where_that_is_asked_and_the_exit_code_stays(runner, monkeypatch):
     monkeypatch.chdir(runner)
-    (runner / "narrow.yaml").write_text("margins: {refusal_rate: 2}\n")
+    (runner / "narrow.yaml").write_text("margins: {refusal_rate: 0.5}\n")
     assert execute(["run", "study.yaml", "--out", "b"]) == 0
     asked = ["gate", "b", "--build", "tiny/Q8_0", "--policy", "narrow.yaml", "--junit", "j.xml"]
     counted = {}

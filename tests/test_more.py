@@ -32,6 +32,8 @@ from quantverdict.stages.ask import kept_answers
 from quantverdict.stages.more import read_budget
 from quantverdict.tasks.catalog import Item, Task, select_items
 
+pytestmark = pytest.mark.usefixtures("small_battery")
+
 TASKS = {"starter_harmful": 24, "starter_choice": 10, "starter_summarization": 6}
 """40 prompts of the 60, 60 and 12 that there are: looks of 40, 60, 90 and 135."""
 

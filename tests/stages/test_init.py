@@ -136,6 +136,7 @@ def test_what_it_writes_is_planned_and_run(draft, ladder, tmp_path, monkeypatch)
     assert {cell["status"] for cell in bundle.decision.document["cells"]} == {"ok"}
 
 
+@pytest.mark.usefixtures("small_battery")
 def test_what_it_writes_is_run_with_recorded_answers(draft, ladder, tmp_path):
     """Three builds that answer alike, by replay."""
     draft(ladder)

@@ -135,7 +135,7 @@ def test_a_field_that_the_template_asks_for_first_may_be_missing(task_file):
 WRONG = {
     "unknown key": (
         ("samples:", "sample_size: 3\nsamples:"),
-        "8: sample_size: unknown key; expected one of samples, samples_of, name,",
+        "8: sample_size: unknown key; expected one of name, task_type, prompt_template,",
     ),
     "key twice": (("filters:", "name: other\nfilters:"), "key 'name' is given twice"),
     "no name": (("name: mine\n", ""), "1: name: missing; expected text"),

@@ -225,10 +225,20 @@ def decided_constraints(bundle: Bundle, *, last: bool = True) -> Constraints:
     study, path = bundle.config, bundle.path("decision.json")
     if not path.exists() or (study is not None and not last):
         return study.constraints if study else Constraints()
+    if study is None and _was_changed(bundle):  # nobody's word: whoever names a policy names constraints too
+        return Constraints()
     try:
         return Constraints.model_validate(bundle.read_json(path.name)["constraints"])
     except (ValidationError, TypeError, LookupError) as error:
         raise BundleError(f"{path}: holds no constraints; analyze the bundle again") from error
+
+
+def _was_changed(bundle: Bundle) -> bool:
+    """Whether `decision.json` of a finished bundle is another than was written, or gone."""
+    entry, path = (bundle.get_meta("artefacts") or {}).get("decision.json"), bundle.path("decision.json")
+    if entry is None or not bundle.sealed:
+        return False
+    return not path.exists() or sha256_of(path) != entry["sha256"]
 
 
 def check_policy_unchanged(bundle: Bundle) -> None:
@@ -239,11 +249,8 @@ def check_policy_unchanged(bundle: Bundle) -> None:
     Raises:
         BundleError: it is missing, or changed since the bundle was finished.
     """
-    entry = (bundle.get_meta("artefacts") or {}).get("decision.json")
-    if bundle.get_meta("config") is not None or entry is None or not bundle.sealed:
-        return
-    path = bundle.path("decision.json")
-    if not path.exists() or sha256_of(path) != entry["sha256"]:
+    if bundle.get_meta("config") is None and _was_changed(bundle):
+        path = bundle.path("decision.json")
         told = "changed since it was written" if path.exists() else "is missing"
         raise BundleError(f"{path}: {told}, and the policy stood there; put it back, or name a policy with --policy")
 
