@@ -220,14 +220,14 @@ def test_by_paired_tests_only_what_is_shown_to_be_as_good_is_chosen_and_the_othe
     assert (found.base_model, found.quant, found.reason) == (
         "m",
         "Q4_K_M",
-        "smallest file of 3 builds shown to be as good; why Q4_K_M; the others: not_resolvable 2, reject_inferior 1",
+        "smallest file of 3 builds shown to be as good; why Q4_K_M; the others: inconclusive 2, rejected 1",
     )
 
 
 def test_by_paired_tests_the_baseline_is_shipped_where_nothing_else_is_proven(row, proven):
     found = proven((sized(row, "Q2_K", 200), OPEN))
     assert (found.quant, found.reason) == (
-        "FP16", "no other build is shown to be as good; the others: not_resolvable 1",
+        "FP16", "no other build is shown to be as good; the others: inconclusive 1",
     )  # fmt: skip
     alone = proven((sized(row, "Q2_K", 200), ACCEPTED))
     assert alone.reason == "smallest file of 2 builds shown to be as good; why Q2_K"

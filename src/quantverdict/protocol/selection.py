@@ -62,6 +62,9 @@ def best_build(
     return ModelChoice(base_model, ordered[0].signals.cell.quant, why)
 
 
+_IN_WORDS = {"reject_inferior": "rejected", "not_resolvable": "inconclusive"}
+
+
 def _why_proven(ordered: Sequence[DecidedRow], measure: str, against: Mapping[str, str | None]) -> str:
     """Why a build that paired tests let pass, and what became of those that they did not."""
     best = ordered[0]
@@ -69,7 +72,7 @@ def _why_proven(ordered: Sequence[DecidedRow], measure: str, against: Mapping[st
         reason = "no other build is shown to be as good"
     else:
         reason = f"smallest {measure} of {len(ordered)} builds shown to be as good; {best.action.reason}"
-    ruled = [why for why in against.values() if why is not None]
+    ruled = [_IN_WORDS.get(why, why) for why in against.values() if why is not None]
     actions = [f"{why} {ruled.count(why)}" for why in dict.fromkeys(ruled)]
     return f"{reason}; the others: {', '.join(actions)}" if actions else reason
 
