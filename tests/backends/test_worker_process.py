@@ -163,8 +163,11 @@ def test_progress_is_passed_on_before_it_freezes(started, impatient):
     assert told == [(1, 2)]
 
 
-def test_an_interruption_ends_a_frozen_worker_at_once(started, monkeypatch):
+def test_an_interruption_ends_a_frozen_worker_at_once(started, monkeypatch, request):
     """Ctrl-C is not put off until the next look, which would be in an hour here."""
+    # A shell starts what runs in its background with this signal ignored, and so does CI at times.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     worker = started()
     monkeypatch.setattr(worker_process, "_TICK_SECONDS", 3600)
     worker.process.send_signal(signal.SIGSTOP)
