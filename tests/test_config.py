@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from quantverdict import cli
 from quantverdict.artifacts.gguf import LEVELS
-from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Variant, load_study
+from quantverdict.config import Variant, load_study
 from quantverdict.errors import StudyError
 from quantverdict.policy import POLICIES, Policy, load_policy
+from quantverdict.records import GGUF_LEVELS
 
 STUDIES = Path(__file__).parents[1] / "studies"
 GOOD = """\
@@ -334,7 +334,3 @@ def test_what_is_no_size_is_refused_with_examples(write, given):
 def test_llama_cpps_name_of_a_level_is_that_level():
     assert Variant(quant="F16").format == "FP16"
     assert Variant(quant="mine", level="F16").format == "FP16"
-
-
-def test_the_help_of_quantize_lists_the_levels_that_can_be_made():
-    assert cli.LEVELS.split(", ") == [*GGUF_LEVELS, *CHECKPOINT_LEVELS]

@@ -121,10 +121,10 @@ def run(  # noqa: PLR0913 - one argument an option
         EngineError: not one baseline could be run.
     """
     from quantverdict.collect.answer_store import chosen_folder
-    from quantverdict.stages.more import Asked, read_budget
+    from quantverdict.stages.more import GrowthRequest, read_budget
     from quantverdict.stages.run import run as run_study
 
-    asked = Asked(more, until_decided, None if budget is None else read_budget(budget))
+    asked = GrowthRequest(more, until_decided, None if budget is None else read_budget(budget))
     folder = chosen_folder(None if store is None else Path(store), cache=cache)
     root = None if out is None else Path(out)
     done = run_study(_study(study, task_dir), root, view=_view(progress), store=folder, asked=asked)

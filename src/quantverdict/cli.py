@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from quantverdict.errors import ExitCode, QuantverdictError, os_reason
+from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.formats import (
     DocumentedGroup,
     OutputStream,
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
 Existing = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout.")
 
-LEVELS = (
-    "F32, FP16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, Q3_K_L, Q3_K_M, Q3_K_S, "
-    "Q2_K, AWQ, GPTQ"
-)
-"""`config`'s, which is not loaded for a help text; a test holds both to each other."""
 gate_reports = (
     click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
     click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
@@ -350,7 +346,12 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("model", type=Existing)
-@click.option("--to", "levels", required=True, help=f"Levels to make, separated by commas, of {LEVELS}.")
+@click.option(
+    "--to",
+    "levels",
+    required=True,
+    help=f"Levels to make, separated by commas, of {', '.join(GGUF_LEVELS + CHECKPOINT_LEVELS)}.",
+)
 @click.option("--out", type=Existing, required=True, help="The folder to write to.")
 @click.option("--group-size", type=int, help="AWQ, GPTQ: weights that share a scale. Default: the most that fit.")
 @click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file.")

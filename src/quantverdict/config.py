@@ -14,19 +14,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from quantverdict.errors import PluginError, StudyError, did_you_mean, one_of
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
-from quantverdict.records import Metric, RubricSpec
+from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Metric, RubricSpec
 from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, NameCheck, adopt, backends
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
-GGUF_LEVELS = (
-    "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
-    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
-)  # fmt: skip
-"""GGUF levels that can be made from a model's source, from most to fewest bits."""
-CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
-"""Formats of a quantized checkpoint that can be made from an unquantised one."""
-ALSO_CALLED = {"F16": "FP16"}
-"""Levels by the names that llama.cpp gives them."""
 _LABEL = r"^[A-Z][A-Z_]*$"
 BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.answers)))]
 

@@ -423,7 +423,7 @@ def _unset(value: object) -> bool:
     return value is None
 
 
-class Held(NamedTuple):
+class ConstraintResult(NamedTuple):
     """How a build stands to a constraint: whether it meets it, None where that was not measured; and the reason."""
 
     key: str
@@ -451,7 +451,7 @@ class Constraints(FrozenModel):
     max_ttft_ms: Annotated[Limit | None, BeforeValidator(milliseconds)] = Field(default=None, exclude_if=_unset)
     """Time to the first token as measured in the run: milliseconds, or `500 ms`, `1.5 s`."""
 
-    def held(self, row: Row | None) -> tuple[Held, ...]:
+    def held(self, row: Row | None) -> tuple[ConstraintResult, ...]:
         """How a build stands to each constraint that is given; one that was not measured is not met.
 
         Args:
@@ -460,7 +460,7 @@ class Constraints(FrozenModel):
         given = ((limit, self.limit_of(limit)) for limit in LIMITS)
         return tuple(_held(limit, most, row) for limit, most in given if most is not None)
 
-    def limit_of(self, limit: Limited) -> Fraction | None:
+    def limit_of(self, limit: ConstraintSpec) -> Fraction | None:
         """What a constraint asks, exactly; None where it is not given."""
         asked = {
             "max_file": self.max_file_bytes, "max_memory": self.max_memory_bytes,
@@ -473,7 +473,7 @@ class Constraints(FrozenModel):
         return self if by is None else self.model_copy(update={key: getattr(by, key) for key in by.model_fields_set})
 
 
-class Limited(NamedTuple):
+class ConstraintSpec(NamedTuple):
     """A constraint: its key, the metric that it limits, which way, and how it is said."""
 
     key: str
@@ -485,11 +485,11 @@ class Limited(NamedTuple):
 
 
 LIMITS = (
-    Limited("max_file", "file_bytes", True, "file size was not measured", "{:.0f} bytes", "{:.0f}"),
-    Limited(
+    ConstraintSpec("max_file", "file_bytes", True, "file size was not measured", "{:.0f} bytes", "{:.0f}"),
+    ConstraintSpec(
         "max_memory", "peak_memory_bytes", True, "peak memory was not measured", "{:.0f} bytes of memory", "{:.0f}"
     ),
-    Limited(
+    ConstraintSpec(
         "min_tokens_per_second",
         "tokens_per_second",
         False,
@@ -497,7 +497,7 @@ LIMITS = (
         "{:.1f} tokens/s",
         "{:g}",
     ),
-    Limited(
+    ConstraintSpec(
         "max_ttft_ms",
         "ttft_ms",
         True,
@@ -508,15 +508,17 @@ LIMITS = (
 )
 
 
-def _held(limit: Limited, asked: Fraction, row: Row | None) -> Held:
+def _held(limit: ConstraintSpec, asked: Fraction, row: Row | None) -> ConstraintResult:
     value = None if row is None else row.value(limit.metric)
     if value is None:
-        return Held(limit.key, None, limit.missing)
+        return ConstraintResult(limit.key, None, limit.missing)
     met = value <= asked if limit.at_most else value >= asked
     said, bound = limit.said.format(float(value)), limit.asked.format(float(asked))
     if met:
-        return Held(limit.key, True, f"{said}, {'at most' if limit.at_most else 'at least'} {bound} as is asked")
-    return Held(limit.key, False, f"{said}, {'over' if limit.at_most else 'under'} {bound}")
+        return ConstraintResult(
+            limit.key, True, f"{said}, {'at most' if limit.at_most else 'at least'} {bound} as is asked"
+        )
+    return ConstraintResult(limit.key, False, f"{said}, {'over' if limit.at_most else 'under'} {bound}")
 
 
 def read_constraints(given: Sequence[str]) -> dict[str, object]:

@@ -13,6 +13,16 @@ from typing import Literal, NamedTuple
 
 Value = str | int | float | bool | Fraction | None
 
+GGUF_LEVELS = (
+    "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
+"""GGUF levels that can be made from a model's source, from most to fewest bits."""
+CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
+"""Formats of a quantized checkpoint that can be made from an unquantised one."""
+ALSO_CALLED = {"F16": "FP16"}
+"""Levels by the names that llama.cpp gives them."""
+
 
 class CellId(NamedTuple):
     """The aggregation unit: one quantized build of one base model."""

@@ -18,7 +18,7 @@ from quantverdict.bundle.store import (
     BatchTiming,
     CellStore,
     JudgeReply,
-    Kept,
+    NumberStore,
     append_labels,
     as_response,
     labels_path,
@@ -340,12 +340,12 @@ def test_labels_of_an_older_version_have_no_checksum_and_are_read(tmp_path):
 def test_a_damaged_value_of_the_score_cache_is_computed_again(data):
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "cache.jsonl"
-        Kept(path).add({"a": 0.25, "b": 0.5})
+        NumberStore(path).add({"a": 0.25, "b": 0.5})
         content = bytearray(path.read_bytes())
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
-        assert Kept(path).values.items() <= {"a": 0.25, "b": 0.5}.items()
+        assert NumberStore(path).values.items() <= {"a": 0.25, "b": 0.5}.items()
 
 
 @pytest.mark.parametrize("kind", [{}, {"checked": False}, {"synced": False}], ids=["checked", "plain", "unsynced"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from quantverdict.bundle.store import Kept
+from quantverdict.bundle.store import NumberStore
 from quantverdict.config import BertScoreConfig, CoherenceConfig, Model, SemanticConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, BundleError, EngineError, QuantverdictError
 from quantverdict.grading import encoders, semantic
@@ -72,12 +72,12 @@ def test_embeddings_beyond_the_bound_are_dropped_and_made_again():
 
 def test_a_line_that_a_kill_cut_is_dropped_and_the_others_stay(tmp_path):
     file = tmp_path / "kept.jsonl"
-    Kept(file).add({"one": 0.25, "two": 0.5})
+    NumberStore(file).add({"one": 0.25, "two": 0.5})
     file.write_bytes(file.read_bytes() + b'{"key":"three","val')
-    again = Kept(file)
+    again = NumberStore(file)
     assert again.values == {"one": 0.25, "two": 0.5}
     again.add({"three": 1.0})
-    assert Kept(file).values == {"one": 0.25, "two": 0.5, "three": 1.0}
+    assert NumberStore(file).values == {"one": 0.25, "two": 0.5, "three": 1.0}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def scoring(tmp_path, monkeypatch):
             for quant, task, item, text in answers
         ]
         given = Encoders(SemanticConfig(), found, found)
-        kept = Kept(tmp_path / "semantic.jsonl")
+        kept = NumberStore(tmp_path / "semantic.jsonl")
         memory = semantic.ScoreMemory(kept.values, kept.add, lambda done, seconds: None)
         scores = list(semantic.semantic_scores(given, tasks, responses, memory, lambda line: None))
         return scores, [text for one in used for batch in one.asked for text in batch]
@@ -216,7 +216,7 @@ def test_another_encoder_needs_its_own_layer():
 def test_a_file_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "no").touch()
     with pytest.raises(BundleError):
-        Kept(tmp_path / "no" / "kept.jsonl")
+        NumberStore(tmp_path / "no" / "kept.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.prompts import PromptPlan
-from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Study
+from quantverdict.config import Study
 from quantverdict.planning.estimate import NOMINAL_BITS, detectable_differences, ladder_bytes, made_bytes, speed_of_run
 from quantverdict.planning.power import DecisionRules, PilotStats, build_power
-from quantverdict.records import Response
+from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS, Response
 from quantverdict.tasks.catalog import load_task
 
 

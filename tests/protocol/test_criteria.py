@@ -1,14 +1,16 @@
 """Accepted, rejected or inconclusive by criteria: margins in counts, pools, families, levels, what rows show."""
 
+from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from statsmodels.stats.multitest import multipletests
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.cells import CellInfo, build_matrix, grids, scores_frame
-from quantverdict.matrix.criteria import Standing
+from quantverdict.matrix.criteria import Loss, Lost, Standing
 from quantverdict.policy import POLICIES, Policy
 from quantverdict.protocol.criteria import COLUMNS, decide_criteria, look_share
 from quantverdict.protocol.decide import decide
@@ -342,3 +344,20 @@ def test_clusters_are_units_of_a_pool_too():
     """The exact test of a pool divides its counts as that of a metric does."""
     both = rate_tests((5, 3, 400), 100, 2.0, 0.05)
     assert both[0] > p_below(5, 3, 400, 0.05)
+
+
+def test_a_build_of_which_nothing_can_be_read_has_no_delta_and_not_one_of_zero(study):
+    decision = study(Q8_0={REFUSAL: (0, 0, 400)}, right={REFUSAL: 400})
+    row = rows(decision)["refusal"]
+    assert (row["delta_pp"], row["p_accept"], row["n_pairs"]) == (None, None, 0)
+    assert action(decision) != "accept_non_inferior"
+
+
+def test_pairs_of_which_none_has_both_grades_show_no_loss_and_not_one_of_zero():
+    """Each counts against acceptance, as what the build left ungraded does, and says nothing of what was seen."""
+    lost, none = np.ones(8), np.zeros(8)
+    part = Lost(REFUSAL, lost, none, np.arange(8), lost, np.zeros(8, bool), 8, 0, None)
+    loss = Loss((part,), None, 0.025)
+    assert (loss.seen, loss.estimate("accept"), loss.estimate("reject")) == (None, 1.0, 0.0)
+    half = replace(part, both=np.arange(8) < 4)
+    assert Loss((half,), None, 0.025).seen == 1.0

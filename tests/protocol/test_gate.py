@@ -318,7 +318,7 @@ def test_the_reason_of_an_outcome_has_its_figures_and_what_stands_against_it():
     told = outcome("refusal_rate", "not_resolvable") | {"reason": "refusal_rate: 7 of 107"}
     rouge = outcome("rouge_l", "non_inferior")
     one = found(cell("Q4", action="not_resolvable") | {"outcomes": [rouge, told]}).verdicts[-1]
-    assert one.reason == "too few prompts to tell: -1.00 pp of 200 pairs, margin 5 pp; 900 would do; 7 of 107"
+    assert one.reason == "too few prompts to tell: -1.00 pp of 200 pairs, margin 5 pp; 900 would resolve it; 7 of 107"
     passed = told | {"outcome": "non_inferior", "n_needed": None}
     one = found(cell("Q4") | {"outcomes": [rouge, passed]}).verdicts[-1]
     assert one.reason == "a loss of the margin or more is ruled out: -1.00 pp of 200 pairs, margin 5 pp"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
-from quantverdict.config import GGUF_LEVELS, Model, Source, Study, Variant
+from quantverdict.config import Model, Source, Study, Variant
 from quantverdict.errors import ArtifactError, BundleError, DataError, EngineError
-from quantverdict.records import Artifact, CellId
+from quantverdict.records import GGUF_LEVELS, Artifact, CellId
 from quantverdict.registry import BACKENDS
 from quantverdict.yaml_file import decoded
 

@@ -26,8 +26,9 @@ from quantverdict.artifacts.builds import OWN_CALIBRATION, calibration_samples, 
 from quantverdict.artifacts.gguf import file_sha256, is_quantizable, open_model
 from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, require_model_folder
 from quantverdict.artifacts.quantize import build_ladder
-from quantverdict.config import CHECKPOINT_LEVELS, QuantizeConfig
+from quantverdict.config import QuantizeConfig
 from quantverdict.errors import ArtifactError, EngineError, QuantverdictError, os_reason
+from quantverdict.records import CHECKPOINT_LEVELS
 
 # How many weights share a scale: the length of a checkpoint's rows decides what is possible.
 

@@ -15,8 +15,9 @@ from quantverdict.artifacts.gguf import LEVELS
 from quantverdict.artifacts.gguf_read import Gguf, open_gguf
 from quantverdict.artifacts.kinds import require_model_gguf
 from quantverdict.artifacts.sources import hub_listing, resolve
-from quantverdict.config import ALSO_CALLED, Source
+from quantverdict.config import Source
 from quantverdict.errors import ArtifactError
+from quantverdict.records import ALSO_CALLED
 
 WIDE_BITS = 15.5
 """Bits a weight from which a build is unquantised; norms and biases are wide in every build."""
@@ -45,7 +46,7 @@ _PACKINGS = {"awq": "AWQ", "gptq": "GPTQ", "packed": "", "scaled": ""}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DiscoveredBuild:
     """A build.
 
     Attributes:
@@ -93,11 +94,11 @@ class Group:
     """The builds of one base model, the baseline first and then from most to fewest bits; and why it is the first."""
 
     name: str
-    builds: tuple[Found, ...]
+    builds: tuple[DiscoveredBuild, ...]
     why: str
 
 
-def discover(places: Sequence[str]) -> tuple[list[Found], list[LeftOut]]:
+def discover(places: Sequence[str]) -> tuple[list[DiscoveredBuild], list[LeftOut]]:
     """The builds in files, folders, repositories and tags, each once; and what else is there.
 
     Args:
@@ -107,7 +108,7 @@ def discover(places: Sequence[str]) -> tuple[list[Found], list[LeftOut]]:
         ArtifactError: a place is none of these, or what is named itself is no build.
         QuantverdictError: a repository of the hub without the hub's client.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, DiscoveredBuild] = {}
     left: list[LeftOut] = []
     for place in places:
         for one in _at(place):
@@ -118,7 +119,7 @@ def discover(places: Sequence[str]) -> tuple[list[Found], list[LeftOut]]:
     return list(found.values()), left
 
 
-def _at(place: str) -> Iterator[Found | LeftOut]:
+def _at(place: str) -> Iterator[DiscoveredBuild | LeftOut]:
     if place.startswith("ollama:"):
         tag = place.removeprefix("ollama:")
         source = Source(ollama=tag)
@@ -142,7 +143,7 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")))
 
 
-def _in_folder(folder: Path) -> Iterator[Found | LeftOut]:
+def _in_folder(folder: Path) -> Iterator[DiscoveredBuild | LeftOut]:
     """What a folder and those in it hold; a part of several is named with the first."""
     seen = False
     for path in _models_in(folder, _DEEP):
@@ -201,7 +202,7 @@ def _bits_of(level: str) -> float | None:
 # Files
 
 
-def _gguf(path: Path) -> Found:
+def _gguf(path: Path) -> DiscoveredBuild:
     """A build by its header.
 
     Raises:
@@ -218,7 +219,7 @@ def _gguf(path: Path) -> Found:
     said = _FILE_TYPES.get(-1 if (number := model.integer("general.file_type")) is None else number, "")
     if bits >= WIDE_BITS and said not in ("F32", "FP16", "BF16"):
         said = _widest(model)
-    return Found(
+    return DiscoveredBuild(
         name=path.stem if path.suffix == ".gguf" else path.name,
         source=Source(path=str(path)),
         level=said or level_in(path.stem),
@@ -247,7 +248,7 @@ def _shape(model: Gguf) -> tuple[int, int] | None:
     return None if layers is None or width is None else (layers, width)
 
 
-def _checkpoint(path: Path) -> Found:
+def _checkpoint(path: Path) -> DiscoveredBuild:
     """A build by its configuration and the headers of its files.
 
     Raises:
@@ -259,7 +260,7 @@ def _checkpoint(path: Path) -> Found:
     bits = 8 * sum(weight.nbytes for weight in weights) / n_params
     packing = next((weight.packing for weight in weights if weight.packing != "wide"), "wide")
     level = _PACKINGS.get(packing) or _wide_level(model, bits)
-    return Found(
+    return DiscoveredBuild(
         name=path.resolve().name,
         source=Source(path=str(path)),
         level=level or level_in(path.resolve().name),
@@ -292,7 +293,7 @@ def _config_shape(model: Checkpoint) -> tuple[int, int] | None:
 # The hub
 
 
-def _in_repository(repository: str) -> Iterator[Found | LeftOut]:
+def _in_repository(repository: str) -> Iterator[DiscoveredBuild | LeftOut]:
     """The GGUF files of a repository, by their names and sizes; or the checkpoint that it is."""
     listing = hub_listing(Source(hub=repository))
     ggufs = {name: size for name, size in listing.files.items() if name.endswith(".gguf")}
@@ -319,24 +320,24 @@ def _in_repository(repository: str) -> Iterator[Found | LeftOut]:
         yield replace(one, checkpoint=True, **wide)  # type: ignore[arg-type]
 
 
-def _listed(name: str, source: Source, nbytes: int | None, n_params: int | None, family: str) -> Found:
+def _listed(name: str, source: Source, nbytes: int | None, n_params: int | None, family: str) -> DiscoveredBuild:
     """A build that is known by its name, its size, and what the hub says of the model."""
     level = level_in(name)
     counted = nbytes is not None and n_params is not None
     bits = 8 * nbytes / n_params if nbytes is not None and n_params else _bits_of(level)
-    return Found(name, source, level, "name", nbytes, bits, counted, None, n_params, family)
+    return DiscoveredBuild(name, source, level, "name", nbytes, bits, counted, None, n_params, family)
 
 
 # Base models
 
 
-def groups_of(found: Sequence[Found]) -> tuple[list[Group], list[LeftOut]]:
+def groups_of(found: Sequence[DiscoveredBuild]) -> tuple[list[Group], list[LeftOut]]:
     """The builds by base model, in the order in which they were named; and those that there is nothing to compare with.
 
     Which base model a build is of is guessed by layers and width, else by the number of weights; lineage proves it when
     the study runs.
     """
-    together: list[list[Found]] = []
+    together: list[list[DiscoveredBuild]] = []
     for one in found:
         group = next((group for group in together if _alike(group[0], one)), None)
         if group is None:
@@ -354,7 +355,7 @@ def groups_of(found: Sequence[Found]) -> tuple[list[Group], list[LeftOut]]:
     return groups, alone
 
 
-def _alike(one: Found, two: Found) -> bool:
+def _alike(one: DiscoveredBuild, two: DiscoveredBuild) -> bool:
     if one.shape is not None and two.shape is not None:
         return one.shape == two.shape
     if one.n_params is not None and two.n_params is not None:
@@ -362,12 +363,12 @@ def _alike(one: Found, two: Found) -> bool:
     return True
 
 
-def _by_bits(one: Found) -> tuple[float, bool, bool, int, str]:
+def _by_bits(one: DiscoveredBuild) -> tuple[float, bool, bool, int, str]:
     """From most to fewest; as many bits: BF16, in which most models are trained, then a GGUF file, then the larger."""
     return (-round(one.bits or 0.0, 1), one.level != "BF16", one.checkpoint, -(one.nbytes or 0), one.name)
 
 
-def _why(ordered: Sequence[Found]) -> str:
+def _why(ordered: Sequence[DiscoveredBuild]) -> str:
     """Why the first of some builds is the baseline."""
     first = ordered[0]
     bits = "" if first.bits is None else f"{first.bits:.2f} bits a weight" if first.counted else ""
@@ -379,7 +380,7 @@ def _why(ordered: Sequence[Found]) -> str:
     return f"{message}: {most}, and no F16, BF16 or F32 among them: what it lost itself cannot be seen"
 
 
-def _common_name(builds: Sequence[Found]) -> str:
+def _common_name(builds: Sequence[DiscoveredBuild]) -> str:
     """What the names of builds begin with, without levels."""
     names = [one.name for one in builds]
     at = next((at for at, pair in enumerate(zip(*names, strict=False)) if len(set(pair)) > 1), min(map(len, names)))

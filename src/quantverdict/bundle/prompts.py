@@ -64,10 +64,6 @@ class PromptPlan:
     content: str | None = None
     left_out: frozenset[int] = frozenset()
 
-    def prompts_in(self, batches: int) -> int:
-        """How many prompts the first so many batches have."""
-        return sum(len(batch) for batch in self.batches[:batches])
-
 
 def study_tasks(study: Study, whole: Sequence[Task] | None = None) -> tuple[Task, ...]:
     """The study's tasks with the items it asks.

@@ -456,7 +456,7 @@ def key_of(*parts: Json) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class Kept:
+class NumberStore:
     """A number for each key, a line each.
 
     Raises:

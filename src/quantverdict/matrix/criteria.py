@@ -109,12 +109,15 @@ class Loss:
         seen = np.concatenate([part.accept for part in self.parts])
         return float(np.square(seen).mean())
 
-    def estimate(self, side: str = "") -> float:
-        """The mean loss of pairs with both grades; or as the test that would `accept` or `reject` takes it."""
+    @property
+    def seen(self) -> float | None:
+        """The mean loss of pairs with both grades; None where no pair has both."""
+        return self.estimate("") if any(part.both.any() for part in self.parts) else None
+
+    def estimate(self, side: str) -> float:
+        """The mean loss as the test that would `accept` or `reject` takes it."""
         values = {part.metric: _losses(part, side) for part in self.parts}
         known = {metric: found for metric, found in values.items() if len(found)}
-        if not known:
-            return 0.0
         if self.weights is None:
             return float(np.concatenate(list(known.values())).mean())
         total = sum(self.weights[metric] for metric in known)

@@ -26,7 +26,7 @@ SAMPLE_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class PromptCost:
     """What prompts cost, and where that is known from.
 
     Attributes:
@@ -192,7 +192,7 @@ def _pp(value: float | None) -> str:
     return "none" if value is None else f"{value:.1f} pp"
 
 
-def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], plan: PromptPlan) -> Speed:
+def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], plan: PromptPlan) -> PromptCost:
     """Speed and answer lengths of an earlier run of the study, whose limits may have been others than the plan's."""
     tokens: dict[str, list[int]] = defaultdict(list)
     for response in baseline:
@@ -206,10 +206,10 @@ def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], 
     ]
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
     rate = sum(generated for generated, _ in timed) / sum(wall for _, wall in timed) if timed else None
-    return Speed(means, rate, "from the earlier run")
+    return PromptCost(means, rate, "from the earlier run")
 
 
-def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Speed:
+def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> PromptCost:
     """Ask a few prompts of every task and time them.
 
     Raises:
@@ -231,7 +231,7 @@ def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Spe
         tokens[prompt.task].append(_length(completion, limit))
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
     rate = sum(completion.output_tokens for completion in completions) / seconds
-    return Speed(means, rate, f"from {len(sample)} prompts timed just now")
+    return PromptCost(means, rate, f"from {len(sample)} prompts timed just now")
 
 
 def _length(answer: Completion | Response, limit: int) -> int:
@@ -318,7 +318,7 @@ def ladder_bytes(levels: Sequence[str], n_params: int) -> int:
 def estimate(
     tasks: Sequence[Task],
     plan: PromptPlan,
-    speed: Speed,
+    speed: PromptCost,
     *,
     cells: int,
     disk_bytes: int,

@@ -158,7 +158,7 @@ def build_power(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class PlannedCriterion:
     """A criterion, or a member of a pool, before a study is run.
 
     Attributes:
@@ -176,7 +176,7 @@ class Tested:
 
 
 def criteria_prospects(
-    tasks: Sequence[Task], rows: Sequence[Tested], gating: DecisionRules, observed: Mapping[str, PilotStats]
+    tasks: Sequence[Task], rows: Sequence[PlannedCriterion], gating: DecisionRules, observed: Mapping[str, PilotStats]
 ) -> BuildPower:
     """The chances by criteria: of a build with no true loss to pass each, and of one that loses twice its margin.
 

@@ -20,19 +20,11 @@ from quantverdict.artifacts.checkpoint_build import TOOLS
 from quantverdict.artifacts.gguf_read import LIBRARY, library_file, open_gguf
 from quantverdict.artifacts.sources import cache_dir, find
 from quantverdict.backends.llama_engine import WHEELS
-from quantverdict.config import (
-    CHECKPOINT_LEVELS,
-    JudgeConfig,
-    Model,
-    QuantizeConfig,
-    Source,
-    Study,
-    Variant,
-)
+from quantverdict.config import JudgeConfig, Model, QuantizeConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, TaskError, did_you_mean, one_of
 from quantverdict.grading.semantic import read_semantically
 from quantverdict.policy import FIRST_MEASURED, Policy
-from quantverdict.records import BackendSpec
+from quantverdict.records import CHECKPOINT_LEVELS, BackendSpec
 from quantverdict.registry import BACKENDS, BUILT_IN, METRICS, TASK_TYPES, backends, judged_by, metrics_of, ruled
 from quantverdict.tasks.catalog import Task, builtin_tasks, load_task
 from quantverdict.tasks.chat import ChatTemplate

@@ -277,7 +277,7 @@ def _wanting(judged: ComparisonOutcome) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class CriteriaEvidence:
     """What the rules read of one build.
 
     Attributes:
@@ -295,7 +295,7 @@ class Weighed:
     constant: str | None = None
 
 
-CriteriaRule = Callable[[Weighed], str | None]
+CriteriaRule = Callable[[CriteriaEvidence], str | None]
 """Why the rule holds; None where it does not."""
 
 
@@ -309,23 +309,23 @@ def criteria_action(signals: Signals, found: BuildVerdict | None, against: RunOb
     """
     criteria = signals.policy.criteria or {}
     demanded = tuple(name for name, criterion in criteria.items() if criterion.demanded)
-    weighed = Weighed(signals.is_baseline, found, demanded, against.unpaired, against.apart, against.constant)
+    weighed = CriteriaEvidence(signals.is_baseline, found, demanded, against.unpaired, against.apart, against.constant)
     name, reason = next((name, reason) for name, rule in CRITERIA_RULES if (reason := rule(weighed)) is not None)
     return RowAction(signals.cell, name, reason)
 
 
-def _criteria_reference(weighed: Weighed) -> str | None:
+def _criteria_reference(weighed: CriteriaEvidence) -> str | None:
     return "the baseline" if weighed.is_baseline else None
 
 
-def _criteria_inferior(weighed: Weighed) -> str | None:
+def _criteria_inferior(weighed: CriteriaEvidence) -> str | None:
     if weighed.found is None or weighed.found.verdict != "rejected":
         return None
     worse = [row for row in weighed.found.rows if row.outcome == "inferior"]
     return f"{', '.join(seen_row(row, row.standing.margin) for row in worse)}: worse by more than the margin"
 
 
-def _criteria_not_measured(weighed: Weighed) -> str | None:
+def _criteria_not_measured(weighed: CriteriaEvidence) -> str | None:
     message = [weighed.unpaired] if weighed.unpaired else []
     rows = () if weighed.found is None else weighed.found.criteria
     message += [row.standing.reason for row in rows if row.standing.loss is None and row.name in weighed.demanded]
@@ -334,11 +334,11 @@ def _criteria_not_measured(weighed: Weighed) -> str | None:
     return "; ".join(message) or None
 
 
-def _criteria_contradicted(weighed: Weighed) -> str | None:
+def _criteria_contradicted(weighed: CriteriaEvidence) -> str | None:
     return "; ".join(why for why in (weighed.apart, weighed.constant) if why) or None
 
 
-def _criteria_open(weighed: Weighed) -> str | None:
+def _criteria_open(weighed: CriteriaEvidence) -> str | None:
     found = weighed.found
     assert found is not None  # else nothing was measured
     if found.verdict == "accepted":
@@ -353,7 +353,7 @@ def _criteria_open(weighed: Weighed) -> str | None:
     return "; ".join([*message, needs(found)])
 
 
-def _criteria_accepted(weighed: Weighed) -> str:
+def _criteria_accepted(weighed: CriteriaEvidence) -> str:
     assert weighed.found is not None
     rows = (row for row in weighed.found.criteria if row.standing.loss is not None)
     return f"{', '.join(seen_row(row, row.standing.margin) for row in rows)}: none worse by its margin"

@@ -77,7 +77,7 @@ class Row:
     def delta(self) -> float | None:
         """In pp; negative is worse."""
         loss = self.standing.loss
-        return None if loss is None else _delta(loss.estimate())
+        return None if loss is None or loss.seen is None else _delta(loss.seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +139,8 @@ def decide_criteria(
     accept = {cell: _p_accept(rows, policy) for cell, rows in found.items()}
     reject = {cell: _p_reject(rows, weighed[cell]) for cell, rows in found.items()}
     groups = _families(found, policy)
-    accepting: dict[CellId, _Decided] = {}
-    rejecting: dict[CellId, _Decided] = {}
+    accepting: dict[CellId, _FamilyDecision] = {}
+    rejecting: dict[CellId, _FamilyDecision] = {}
     for cells in groups:
         rejecting |= _holm({cell: reject[cell] for cell in cells}, half)
         if policy.error_control == "holm":
@@ -162,7 +162,7 @@ def decided_alone(rows: Sequence[Standing], level: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
+class _FamilyDecision:
     """One build in one family: whether it was decided, and the level at which it was or would next be."""
 
     p: float | None
@@ -211,31 +211,31 @@ def _p_reject(rows: Sequence[Standing], weights: Mapping[int, Fraction]) -> floa
     return min((min(1.0, rows[at].p_inferior / float(weight)) for at, weight in weights.items()), default=None)
 
 
-def _holm(p_values: Mapping[CellId, float | None], level: float) -> dict[CellId, _Decided]:
+def _holm(p_values: Mapping[CellId, float | None], level: float) -> dict[CellId, _FamilyDecision]:
     """Holm's (1979) steps; what is not decided would next be so at the level of the step that stopped."""
     tested = sorted((p, cell) for cell, p in p_values.items() if p is not None)
-    found: dict[CellId, _Decided] = {}
+    found: dict[CellId, _FamilyDecision] = {}
     step = 0
     for p, cell in tested:
         at = level / (len(tested) - step)
         if p > at:
             break
-        found[cell] = _Decided(p, True, at)
+        found[cell] = _FamilyDecision(p, True, at)
         step += 1
     left = level / max(len(tested) - step, 1)
-    return {cell: found.get(cell, _Decided(p, False, left)) for cell, p in p_values.items()}
+    return {cell: found.get(cell, _FamilyDecision(p, False, left)) for cell, p in p_values.items()}
 
 
 def _in_sequence(
     p_values: Mapping[CellId, float | None], order: Mapping[CellId, int], level: float
-) -> dict[CellId, _Decided]:
+) -> dict[CellId, _FamilyDecision]:
     """Builds from high to low bits, each at the full level while the one before was accepted."""
-    found: dict[CellId, _Decided] = {}
+    found: dict[CellId, _FamilyDecision] = {}
     stopped: dict[str, CellId] = {}
     for cell in sorted(p_values, key=lambda cell: (cell.base_model, order[cell])):
         p, before = p_values[cell], stopped.get(cell.base_model)
         decided = p is not None and p <= level and before is None
-        found[cell] = _Decided(p, decided, level, before)
+        found[cell] = _FamilyDecision(p, decided, level, before)
         if not decided:
             stopped.setdefault(cell.base_model, cell)
     return found
@@ -245,7 +245,7 @@ def _verdict(
     cell: CellId,
     rows: Sequence[Standing],
     weights: Mapping[int, Fraction],
-    families: tuple[_Decided, _Decided],
+    families: tuple[_FamilyDecision, _FamilyDecision],
     policy: Policy,
     planned: tuple[float, int],
 ) -> BuildVerdict:
@@ -406,7 +406,8 @@ def _values(row: Row) -> Iterator[Value]:
         yield from (0, None, None, None, None, None, None, None)
     else:
         yield from (loss.n, *(sum(counts) for counts in zip(*_counts(loss), strict=True)))
-        yield from (_delta(loss.estimate(side)) for side in ("", "accept", "reject"))
+        yield None if loss.seen is None else _delta(loss.seen)
+        yield from (_delta(loss.estimate(side)) for side in ("accept", "reject"))
     yield from (row.lo, row.hi, one.margin, one.guard, one.headroom, row.level)
     yield from (None, None) if loss is None else (one.p_accept, row.p_reject)
     yield from (row.outcome, row.n_to_accept, row.n_to_reject)

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.config import GGUF_LEVELS
 from quantverdict.matrix.signals import Signals, limit, pp
 from quantverdict.policy import Policy
 from quantverdict.protocol.actions import RowAction
 from quantverdict.protocol.criteria import BuildVerdict
 from quantverdict.protocol.outcomes import ComparisonOutcome
 from quantverdict.protocol.regimes import Regime
-from quantverdict.records import Table
+from quantverdict.records import GGUF_LEVELS, Table
 
 _GGUF_NAME = re.compile(r"(I|T)?Q[1-8]_[A-Z0-9_]+|B?F16|F32|FP32|MXFP4(_MOE)?")
 

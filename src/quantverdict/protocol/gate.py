@@ -404,7 +404,7 @@ def _metrics(cell: CellId, wanted: Sequence[str], bundle: _Bundle) -> list[Metri
 def _of_outcome(cell: CellId, one: Mapping[str, Any]) -> MetricVerdict:
     status, words = OF_OUTCOME[one["outcome"]]
     seen = f"{one['delta_pp']:+.2f} pp of {one['n_pairs']} pairs, margin {one['margin_pp']:g} pp"
-    needs = f"; {one['n_needed']} would do" if one["n_needed"] else ""
+    needs = f"; {one['n_needed']} would resolve it" if one["n_needed"] else ""
     why = one.get("reason") if one["outcome"] != "non_inferior" else None
     needs += f"; {str(why).removeprefix(one['metric'] + ': ')}" if why else ""
     return MetricVerdict(cell, one["metric"], status, f"{words}: {seen}{needs}", {name: one[name] for name in NUMBERS})

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantverdict.config import GGUF_LEVELS
 from quantverdict.matrix.columns import IDENTITY, METRICS, SUFFIXES
+from quantverdict.records import GGUF_LEVELS
 from quantverdict.reporting import charts, formats, tables
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
 from quantverdict.reporting.charts import Axis, Mark, span

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from quantverdict.artifacts.builds import Build
 from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.manifest import STOPPED, Bundle
-from quantverdict.bundle.store import SEMANTIC, Kept, note_time
+from quantverdict.bundle.store import SEMANTIC, NumberStore, note_time
 from quantverdict.collect.schedule import read_outcomes, round_numbers
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
@@ -83,7 +83,7 @@ def grade(
         from quantverdict.grading.semantic import KEPT, ScoreMemory, identities, semantic_scores
 
         bundle.check_hash(KEPT)
-        kept, timer = Kept(bundle.path(KEPT)), partial(note_time, bundle.root, SEMANTIC)
+        kept, timer = NumberStore(bundle.path(KEPT)), partial(note_time, bundle.root, SEMANTIC)
         scores += semantic_scores(encoders, by_name, answers, ScoreMemory(kept.values, kept.add, timer), say)
         bundle.set_meta(semantic=identities(encoders))
     else:

@@ -16,12 +16,13 @@ from pathlib import Path
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from quantverdict.artifacts.discovery import Found, Group, LeftOut, discover, groups_of
+from quantverdict.artifacts.discovery import DiscoveredBuild, Group, LeftOut, discover, groups_of
 from quantverdict.bundle.files import write_whole
 from quantverdict.bundle.prompts import study_tasks
-from quantverdict.config import CHECKPOINT_LEVELS, GGUF_LEVELS, Model, Source, Study, TaskUse
+from quantverdict.config import Model, Source, Study, TaskUse
 from quantverdict.errors import ArtifactError, BundleError, QuantverdictError
 from quantverdict.policy import POLICIES, Constraints, Policy
+from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.registry import BACKENDS
 from quantverdict.reporting.formats import plain, size
 from quantverdict.reporting.terminal import LineProgress
@@ -112,7 +113,7 @@ class Draft:
         return [plain(line) for line in message]
 
 
-def _build_json(one: Found) -> dict[str, object]:
+def _build_json(one: DiscoveredBuild) -> dict[str, object]:
     source = {key: value for key, value in one.source.model_dump().items() if value is not None}
     return {"quant": _name(one.name), "level": one.level or None, "bytes": one.nbytes, "bits_per_weight": one.bits,
             "source": source}  # fmt: skip
@@ -192,7 +193,7 @@ def _renamed(groups: Sequence[Group]) -> list[Group]:
     models: list[Group] = []
     for group in groups:
         name = _unlike(_name(group.name), [one.name for one in models])
-        builds: list[Found] = []
+        builds: list[DiscoveredBuild] = []
         for one in group.builds:
             own = _unlike(_name(one.name), [other.name for other in builds])
             builds.append(replace(one, name=own))
@@ -270,7 +271,7 @@ def _model(group: Group, out: Path) -> Iterator[str]:
             yield from (f"      - {level}" for level in LADDER)
 
 
-def _variant(one: Found, out: Path) -> str:
+def _variant(one: DiscoveredBuild, out: Path) -> str:
     level = f", level: {one.level}" if one.level and one.level != one.name else ""
     backend = ", backend: transformers" if one.checkpoint else ""
     return f"{{quant: {one.name}{level}{backend}, source: {_source(one.source, out)}}}"
@@ -297,7 +298,7 @@ def _yaml(text: str) -> str:
     return text if plainly else json.dumps(text, ensure_ascii=False)
 
 
-def _size_of(one: Found) -> str:
+def _size_of(one: DiscoveredBuild) -> str:
     bits = "" if one.bits is None else f", {one.bits:.2f} bits a weight" if one.counted else ""
     return f"{'size unknown' if one.nbytes is None else size(one.nbytes)}{bits}{f', {one.level}' if one.level else ''}"
 

@@ -19,7 +19,7 @@ _PART = r"\d{1,9}(?:\.\d{1,3})?\s*(?:s|min|m|h)"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GrowthRequest:
     """What a command asks for besides its study.
 
     Attributes:
@@ -39,7 +39,7 @@ class Asked:
             raise StudyError("bounds nothing", field="--budget", expected="--until-decided beside it")
 
 
-def refuse_rounds(study: Study, asked: Asked) -> None:
+def refuse_rounds(study: Study, asked: GrowthRequest) -> None:
     """Refuse to add prompts to a study that asks in rounds.
 
     Raises:
@@ -73,7 +73,7 @@ def undecided(document: Mapping[str, Any]) -> list[CellId]:
     return [CellId(one["base_model"], one["quant"]) for one in cells if one["action"] == "not_resolvable"]
 
 
-def reason_to_stop(bundle: Bundle, sampling: Sampling, asked: Asked, spent_s: float) -> str | None:
+def reason_to_stop(bundle: Bundle, sampling: Sampling, asked: GrowthRequest, spent_s: float) -> str | None:
     """Why no more is asked; None where more is.
 
     A look that is not expected to fit into what is left of the budget is not begun: half a look decides nothing.

@@ -24,14 +24,14 @@ from quantverdict.bundle.store import (
     time_taken,
 )
 from quantverdict.collect.schedule import read_outcomes
-from quantverdict.config import GGUF_LEVELS, JudgeConfig, Model, Study, Variant
+from quantverdict.config import JudgeConfig, Model, Study, Variant
 from quantverdict.errors import ArtifactError, StudyError
 from quantverdict.grading.semantic import read_semantically
 from quantverdict.judges.rubrics import Question, load_rubric, question_text
-from quantverdict.planning.estimate import Cost, Speed, ladder_bytes
+from quantverdict.planning.estimate import Cost, PromptCost, ladder_bytes
 from quantverdict.planning.memory import CACHE_TYPES, Memory, Needs, made_memory, memory_of
 from quantverdict.policy import Policy
-from quantverdict.records import Prompt
+from quantverdict.records import GGUF_LEVELS, Prompt
 from quantverdict.registry import BACKENDS, judge_rubrics, one_of
 from quantverdict.stages.ask import open_file
 from quantverdict.stages.decide import samples_of
@@ -40,8 +40,8 @@ from quantverdict.stages.judgements import cost_of, judge_registry_of
 from quantverdict.tasks.catalog import Task
 
 if TYPE_CHECKING:
-    from quantverdict.planning.estimate import Speed, StudyEstimate
-    from quantverdict.planning.power import DecisionRules, PilotStats, Tested
+    from quantverdict.planning.estimate import PromptCost, StudyEstimate
+    from quantverdict.planning.power import DecisionRules, PilotStats, PlannedCriterion
     from quantverdict.tasks.catalog import Task
 
 # What it takes to score the answers of a study by encoders, judges and probes, before it runs.
@@ -101,7 +101,7 @@ def time_spent_on(bundle: Bundle, study: Study) -> ScoringTime:
 
 
 def scoring_costs(
-    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, scoring_time: ScoringTime
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: PromptCost, scoring_time: ScoringTime
 ) -> tuple[Cost, ...]:
     """A line each for encoders, every judge that can run, and probes; none for what a study has not.
 
@@ -134,7 +134,7 @@ def _semantic(study: Study, tasks: Sequence[Task], scoring_time: ScoringTime) ->
 
 
 def _judge(
-    study: Study, tasks: Sequence[Task], plan: PromptPlan, judge: JudgeConfig, known: tuple[Speed, ScoringTime]
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, judge: JudgeConfig, known: tuple[PromptCost, ScoringTime]
 ) -> Cost:
     names = {rubric.of: rubric.name for rubric in judge_rubrics()}
     rubrics = {task.name: names[name] for task in tasks for name in task.metrics if name in names}
@@ -171,13 +171,13 @@ def _questions(study: Study, model: Model, judge: JudgeConfig, prompts: int) -> 
     return prompts * (len(quants) + study.nulls * based)
 
 
-def _tokens_read(prompt: Prompt, rubric: str, plan: PromptPlan, speed: Speed) -> float:
+def _tokens_read(prompt: Prompt, rubric: str, plan: PromptPlan, speed: PromptCost) -> float:
     question = question_text(Question(load_rubric(rubric), prompt.text, ""))
     return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].max_new_tokens)
 
 
 def _whitebox(
-    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: Speed, scoring_time: ScoringTime
+    study: Study, tasks: Sequence[Task], plan: PromptPlan, speed: PromptCost, scoring_time: ScoringTime
 ) -> Iterator[Cost]:
     """Margins of every build, and the baseline's answers along which each other build is gone."""
     settings = study.whitebox
@@ -272,7 +272,7 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
-        speed = estimates.Speed({}, None, "no measurement; answers are taken to reach their limit")
+        speed = estimates.PromptCost({}, None, "no measurement; answers are taken to reach their limit")
     estimated = estimates.estimate(
         tasks,
         asked,
@@ -310,9 +310,9 @@ def gating(study: Study, builds: int) -> DecisionRules:
     )
 
 
-def tested_rows(study: Study, tasks: Sequence[Task]) -> list[Tested]:
+def tested_rows(study: Study, tasks: Sequence[Task]) -> list[PlannedCriterion]:
     """Every criterion of a study's policy, and every member of a pool, that its tasks measure."""
-    from quantverdict.planning.power import Tested
+    from quantverdict.planning.power import PlannedCriterion
     from quantverdict.protocol.criteria import rejection_weights
 
     policy, asked = study.policy, {metric for task in tasks for metric in task.metrics}
@@ -327,12 +327,14 @@ def tested_rows(study: Study, tasks: Sequence[Task]) -> list[Tested]:
                       float(policy.gates[metric] / 100)) for metric in members]  # fmt: skip
     weights = rejection_weights({at: (name, role) for at, (name, role, *_) in enumerate(rows)})
     return [
-        Tested(name if role == "criterion" else f"{name}/{members[0]}", members, accept, reject, float(weights[at]))
+        PlannedCriterion(
+            name if role == "criterion" else f"{name}/{members[0]}", members, accept, reject, float(weights[at])
+        )
         for at, (name, role, members, accept, reject) in enumerate(rows)
     ]
 
 
-def speed_of(bundle: Bundle, asked: PromptPlan) -> Speed:
+def speed_of(bundle: Bundle, asked: PromptPlan) -> PromptCost:
     """Speed and answer lengths of an earlier run, for what will be asked."""
     from quantverdict.planning.estimate import speed_of_run
 

@@ -19,10 +19,11 @@ from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks, whole_tasks
 from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.looks import Sampling, look_of
-from quantverdict.config import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Study, quantize_config
+from quantverdict.config import Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoders import find_encoders
 from quantverdict.policy import Constraints, Policy, load_policy
+from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
 from quantverdict.stages.ask import ask, make_builds, pinned
@@ -37,7 +38,7 @@ from quantverdict.stages.decide import (
     samples_of,
 )
 from quantverdict.stages.facts import stored_builds, view_of
-from quantverdict.stages.more import Asked, reason_to_stop, refuse_rounds
+from quantverdict.stages.more import GrowthRequest, reason_to_stop, refuse_rounds
 from quantverdict.stages.verify import DryRunBundle
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    study: Study, out: Path | None = None, *, view: LineProgress, store: Path | None = None, asked: Asked | None = None
+    study: Study,
+    out: Path | None = None,
+    *,
+    view: LineProgress,
+    store: Path | None = None,
+    asked: GrowthRequest | None = None,
 ) -> Path:
     """The whole pipeline. Run again to resume: only what is missing is asked.
 
@@ -68,7 +74,7 @@ def run(
     """
     from quantverdict.planning.preflight import check_study
 
-    root, asked = out or default_bundle(study), asked or Asked()
+    root, asked = out or default_bundle(study), asked or GrowthRequest()
     if asked.more is not None and not (root / MANIFEST).exists():
         raise BundleError(f"{root}: holds no run to add prompts to; give the same command without --more first")
     refuse_rounds(study, asked)
@@ -92,7 +98,7 @@ class Tools:
     view: LineProgress
 
 
-def run_looks(study: Study, whole: Sequence[Task], bundle: Bundle, tools: Tools, asked: Asked) -> None:
+def run_looks(study: Study, whole: Sequence[Task], bundle: Bundle, tools: Tools, asked: GrowthRequest) -> None:
     """Ask and decide; where a build is to be decided, ask more and decide again, until there is a reason to stop.
 
     Args:
