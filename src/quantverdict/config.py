@@ -46,6 +46,25 @@ def _variable(name: str) -> str:
     return name
 
 
+REQUEST_FIELDS = (
+    "cache_prompt", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "messages", "model",
+    "presence_penalty", "prompt", "repeat_penalty", "repetition_penalty", "response_format", "seed", "stream",
+    "temperature",
+)  # fmt: skip
+"""What a request to a server of the OpenAI API may hold."""
+_NEEDED = ("messages", "prompt")
+
+
+def _request_fields(fields: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    for name, own in fields.items():
+        if name not in REQUEST_FIELDS:
+            raise InvalidFieldError(one_of(name, REQUEST_FIELDS), name)
+        if own is None and name in _NEEDED:
+            raise InvalidValueError("cannot be left out: it is what is asked", "its name for this server", name)
+    return fields
+
+
+RequestFields = Annotated[Mapping[str, Annotated[str, Field(min_length=1)] | None], AfterValidator(_request_fields)]
 Address = Annotated[str, AfterValidator(_address)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
@@ -226,6 +245,8 @@ class CollectConfig(FrozenModel):
     """How often a server that is busy or fails is asked again, each time after a longer wait."""
     api_key_env: Variable | None = None
     """The environment variable that holds the server's key; the key itself is never stored."""
+    request_fields: RequestFields = Field(default={}, exclude_if=lambda fields: not fields)
+    """Fields of a request a server names otherwise or refuses: {max_tokens: max_completion_tokens, seed: null}."""
     replay_dir: str | None = None
     """Recorded responses, for the replay backend."""
 
@@ -338,6 +359,8 @@ class JudgeConfig(FrozenModel):
     """How often a server that is busy or fails is asked again."""
     api_key_env: Variable | None = None
     """The environment variable that holds the key; the key itself is never stored."""
+    request_fields: RequestFields = Field(default={}, exclude_if=lambda fields: not fields)
+    """As of `collect`."""
     temperature: float | None = Field(default=None, ge=0, le=10)
     """Sent to a hosted API only where it is given: not every model takes it. All others are asked at 0."""
     price: Price | None = None

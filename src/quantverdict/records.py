@@ -101,14 +101,19 @@ class Prompt:
     draw: int = 0
 
 
+WITHHELD = "withheld"
+FINISHES = ("stop", "length", WITHHELD)
+"""How an answer ended: by the model, at the limit of tokens, or kept back by a filter of the server."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a backend returned for one prompt.
 
     Attributes:
         text: as generated, special tokens removed but those that structure it (`backends.marks`).
-        finish: `stop` or `length`.
-        prompt_tokens, output_tokens: counts; the end token is not counted.
+        finish: one of `FINISHES`.
+        prompt_tokens, output_tokens: counts; the end token is not counted; None where a server does not tell them.
         prompt_ids_sha256: of the prompt's token ids, None where the backend does not show them.
         choice_logprobs: natural log-probability of each of `Prompt.choices`, None where the backend gives none.
         ttft_ms: time to first token, None where unknown; not part of what is compared or resumed.
@@ -118,8 +123,8 @@ class Completion:
 
     text: str
     finish: str
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
     prompt_ids_sha256: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
     ttft_ms: float | None = None
@@ -142,8 +147,8 @@ class Response:
     prompt_sha256: str
     text: str
     finish: str
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
     prompt_ids_sha256: str | None = None
     choice_logprobs: tuple[float, ...] | None = None
     reasoning: str | None = None

@@ -199,7 +199,7 @@ BAD = {
     "tensors that overlap": (gguf_bytes([], [entry(), entry(name="b", offset=32)], bytes(512)), "overlap"),
     "two tensors of one name": (gguf_bytes([], [entry(), entry(offset=256)], bytes(512)), "one name"),
     "no tensors": (gguf_bytes([], []), "no tensors"),
-    "one part of two": (gguf_bytes([field("split.count", 2, b"\x02\0")], [entry()]), "part 1 of 2"),
+    "one part of two": (gguf_bytes([field("split.count", 2, b"\x02\0")], [entry()]), "part 1 of 2, by another name"),
     "a name with a line end": (gguf_bytes([], [entry(name="a\nb", kind=99)]), r"a\nb"),
 }  # fmt: skip
 

@@ -131,6 +131,33 @@ def test_what_is_final_is_asked_once(client, scripted, fault, reason):
     assert client().find("/v1/echo", {}) is None
 
 
+@pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.parametrize("place", ["/v1/echo/", "echo/", "{url}/v1/echo/"])
+def test_a_path_that_moved_on_the_same_server_is_followed_with_the_body(client, scripted, status, place):
+    """As frameworks do where a slash is missing; it is asked for where it is from then on."""
+    scripted.routes["/v1/echo"] = lambda _: (status, {}, {"Location": place.format(url=scripted.url)})
+    scripted.routes["/v1/echo/"] = lambda body: {"got": body}
+    asking = client()
+    assert [asking.post("/v1/echo", {"n": n}) for n in range(2)] == [{"got": {"n": 0}}, {"got": {"n": 1}}]
+    assert (len(scripted.asked("/v1/echo")), len(scripted.asked("/v1/echo/"))) == (1, 2)
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.2:9/v1", "https://127.0.0.1/v1", "http://user:key@127.0.0.1:9/v1"])
+def test_another_server_is_named_and_never_asked(client, scripted, monkeypatch, place):
+    """The key and the prompts go to the address of the study alone."""
+    monkeypatch.setenv("THE_KEY", KEY)
+    scripted.routes["/v1/echo"] = lambda _: (307, {}, {"Location": place})
+    with pytest.raises(EngineError, match=r"307 to another server, .*give that address$") as error:
+        client(api_key_env="THE_KEY").post("/v1/echo", {})
+    assert "user:key" not in str(error.value)
+
+
+def test_a_circle_of_moves_ends(client, scripted):
+    scripted.routes["/v1/echo"] = lambda _: (307, {}, {"Location": "/v1/echo"})
+    with pytest.raises(EngineError, match="redirected more than 3 times"):
+        client().post("/v1/echo", {})
+
+
 def test_waits_double_and_are_the_same_each_time(client, scripted, waits):
     asking = client(retries=8)
     found = waits(asking)

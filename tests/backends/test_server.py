@@ -359,11 +359,11 @@ class TestFaults:
                 "usage.prompt_tokens: Input",
             ),
             ((200, answer() | {"choices": answer()["choices"] * 2}, {}), "the reply has 2 answers; expected one"),
-            ((200, {"choices": answer()["choices"]}, {}), "not the reply that was expected: usage: Field required"),
             ((200, answer() | {"choices": [{"finish_reason": "stop"}]}, {}), "the reply has no text"),
-            ((200, answer(finish="abort"), {}), "finished by 'abort'; expected one of stop, length"),
-            ((200, answer(finish=None), {}), "choices.0.finish_reason: Input should be a valid string"),
-            ((200, {"choices": None, "usage": {}}, {}), "choices: Input should be"),
+            ((200, answer(finish="abort"), {}), "finished by 'abort': it broke off"),
+            ((200, answer(finish=5), {}), "choices.0.finish_reason: Input should be a valid string"),
+            ((200, {"choices": None, "usage": {}}, {}), "choices: Field required"),
+            ((200, {"choices": "no", "usage": {}}, {}), "choices: Input should be"),
         ],
     )
     def test_what_does_not_pass_is_an_error_and_never_an_answer(self, vllm, backend, fault, reason):
@@ -389,8 +389,127 @@ class TestFaults:
             open_it(model="org/other")
 
     def test_what_serves_no_openai_api_is_refused(self, scripted, open_it):
-        with pytest.raises(EngineError, match="/v1/models: 404 Not Found: no such path"):
+        with pytest.raises(EngineError, match="/v1/chat/completions: 404 Not Found: no such path"):
             open_it()
+
+
+def chat_answer(text="fine", finish="stop", **more):
+    return {"choices": [{"message": {"role": "assistant", "content": text} | more, "finish_reason": finish}]}
+
+
+class TestWhatServersLeaveOut:
+    """Optional parts of the API: what is not told is not known, and no reason to stop."""
+
+    ASKED = (Prompt("t", "0", "hello", None, ""),)
+
+    @pytest.fixture
+    def plain(self, scripted):
+        """A server with chats alone, which counts nothing and has no owner, version or tokenizer."""
+        scripted.routes |= {
+            "/v1/models": lambda _: {"data": [{"id": "org/model", "owned_by": None, "aliases": None}]},
+            "/v1/chat/completions": lambda _: chat_answer(),
+        }
+        return scripted
+
+    def test_chats_alone_without_counts_and_owner(self, plain, open_it):
+        backend = open_it()
+        (found,) = backend.complete(self.ASKED, SHORT)
+        assert (found.text, found.finish, found.prompt_tokens, found.output_tokens) == ("fine", "stop", None, None)
+        assert backend.identity["prompts"] == "the user's turn, in the server's own template"
+
+    def test_a_rendered_prompt_goes_as_the_users_turn_where_only_chats_are_taken(self, plain, open_it):
+        open_it().complete([Prompt("t", "0", "hello", TURN.format("hello"), "")], SHORT)
+        assert plain.asked("/v1/chat/completions")[-1]["messages"] == [{"role": "user", "content": "hello"}]
+
+    def test_no_list_of_models_is_needed_where_the_name_is_given(self, plain, open_it):
+        del plain.routes["/v1/models"]
+        backend = open_it()
+        assert backend.complete(self.ASKED, SHORT)[0].text == "fine"
+        assert (backend.identity["engine"], backend.identity["model"]) == ("OpenAI-compatible server", "org/model")
+        with pytest.raises(EngineError, match="/v1/models: 404"):
+            open_it(model="")
+
+    @pytest.mark.parametrize(
+        ("finish", "count", "expected"),
+        [
+            ("stop", 8, "stop"),
+            ("eos", 8, "stop"),
+            ("end_turn", 3, "stop"),
+            ("EOS_TOKEN", None, "stop"),
+            ("whatever", 3, "stop"),
+            ("whatever", 8, "length"),
+            ("whatever", 8.0, "length"),
+            (None, 7, "stop"),
+            (None, 8, "length"),
+            (None, None, "stop"),
+            ("length", None, "length"),
+            ("max_tokens", 3, "length"),
+            ("MAX_TOKENS", 3, "length"),
+            ("tool_calls", 3, "stop"),
+            ("content_filter", 3, "withheld"),
+            ("SAFETY", None, "withheld"),
+        ],
+    )
+    def test_how_an_answer_ended_by_words_of_any_server(self, plain, open_it, finish, count, expected):
+        usage = {"usage": {"prompt_tokens": 12.0, "completion_tokens": count}}
+        plain.routes["/v1/chat/completions"] = lambda _: chat_answer(finish=finish) | usage
+        (found,) = open_it().complete(self.ASKED, SHORT)
+        assert (found.finish, found.prompt_tokens, found.output_tokens) == (expected, 12, count)
+
+    @pytest.mark.parametrize("count", [12.5, -1, "12", True, [12]])
+    def test_a_count_that_is_none_is_refused(self, plain, open_it, count):
+        usage = {"usage": {"prompt_tokens": count, "completion_tokens": 3}}
+        plain.routes["/v1/chat/completions"] = lambda _: chat_answer() | usage
+        with pytest.raises(EngineError, match=r"usage\.prompt_tokens"):
+            open_it()
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            (200, chat_answer("", "content_filter"), {}),
+            (200, chat_answer(None, "content_filter"), {}),
+            (400, {"error": {"code": "content_filter", "message": "The response was filtered"}}, {}),
+            (400, {"error": {"type": "data_inspection_failed", "message": "Input may be inappropriate"}}, {}),
+        ],
+    )
+    def test_one_answer_that_a_filter_keeps_back_is_ungraded_and_the_others_stay(self, plain, open_it, reply):
+        backend = open_it()
+        plain.fail("/v1/chat/completions", reply)
+        found = backend.complete([Prompt("t", str(i), "hello", None, "") for i in range(4)], SHORT)
+        assert sorted(one.finish for one in found) == ["stop", "stop", "stop", "withheld"]
+        assert [one.text for one in found if one.finish == "stop"] == ["fine"] * 3
+
+    def test_another_error_of_the_same_status_is_no_answer(self, plain, open_it):
+        backend = open_it()
+        plain.fail("/v1/chat/completions", (400, {"error": {"code": "invalid_request_error", "message": "bad"}}, {}))
+        with pytest.raises(EngineError, match="400 Bad Request: bad"):
+            backend.complete(self.ASKED, SHORT)
+
+    def test_a_refusal_that_is_split_off_is_the_answer(self, plain, open_it):
+        plain.routes["/v1/chat/completions"] = lambda _: chat_answer(None, refusal="I can't help with that.")
+        assert open_it().complete(self.ASKED, SHORT)[0].text == "I can't help with that."
+
+    def test_an_answer_of_no_tokens_is_empty_and_one_of_unknown_length_is_an_error(self, plain, open_it):
+        backend = open_it()
+        plain.routes["/v1/chat/completions"] = lambda _: chat_answer(None) | {"usage": {"completion_tokens": 0}}
+        assert backend.complete(self.ASKED, SHORT)[0].text == ""
+        plain.routes["/v1/chat/completions"] = lambda _: chat_answer(None)
+        with pytest.raises(EngineError, match="the reply has no text"):
+            backend.complete(self.ASKED, SHORT)
+
+    def test_text_goes_without_a_start_token_where_the_server_does_not_count(self, plain, open_it):
+        plain.routes["/v1/completions"] = lambda _: {"choices": [{"text": "fine", "finish_reason": "stop"}]}
+        open_it().complete([Prompt("t", "0", "", "<s>hello", "")], SHORT)
+        assert plain.asked("/v1/completions")[-1]["prompt"] == "hello"
+
+    def test_fields_are_renamed_or_left_out(self, plain, open_it):
+        backend = open_it(request_fields={"max_tokens": "max_completion_tokens", "seed": None, "temperature": None})
+        backend.complete(self.ASKED, SHORT)
+        body = plain.asked("/v1/chat/completions")[-1]
+        assert body["max_completion_tokens"] == 8
+        assert not {"max_tokens", "seed", "temperature"} & body.keys()
+        expected = {"request_max_tokens": "max_completion_tokens", "request_seed": "left out"}
+        assert expected.items() <= dict(backend.identity).items()
 
 
 class TestLmStudio:

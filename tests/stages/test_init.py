@@ -195,7 +195,7 @@ def test_what_is_no_build_is_left_out_and_named(draft, ladder, tmp_path):
     made = draft(folder)
     assert [(one.file, one.why) for one in made.left_out] == [
         ("Tiny-BF16-00001-of-00003.gguf",
-         "is in 3 parts; llama-gguf-split --merge makes one file of them, which can be run"),
+         "is empty"),
         ("broken.gguf", "has GGUF version 4294967295"),
         ("extra-lora.gguf", "is a LoRA adapter"),
         ("imatrix.dat", "is an importance matrix"),

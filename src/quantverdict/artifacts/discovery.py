@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from quantverdict.artifacts.checkpoint_read import Checkpoint, open_checkpoint
-from quantverdict.artifacts.gguf import LEVELS
-from quantverdict.artifacts.gguf_read import Gguf, open_gguf
-from quantverdict.artifacts.kinds import require_model_gguf
+from quantverdict.artifacts.gguf import LEVELS, open_model
+from quantverdict.artifacts.gguf_read import Gguf, part_names, part_of
 from quantverdict.artifacts.sources import hub_listing, resolve
 from quantverdict.config import Source
 from quantverdict.errors import ArtifactError
@@ -32,7 +31,6 @@ _LEVEL = re.compile(
 )
 _CALLED = {**ALSO_CALLED, "FP32": "F32"}
 _BITS = {"F32": 32.0, "FP16": 16.0, "BF16": 16.0, "AWQ": 4.0, "GPTQ": 4.0, "MXFP4": 4.0, "MXFP4_MOE": 4.0}
-_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _BESIDES = (
     (re.compile(r"mmproj", re.IGNORECASE), "a multimodal projector"),
     (re.compile(r"imatrix", re.IGNORECASE), "an importance matrix"),
@@ -144,15 +142,13 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _in_folder(folder: Path) -> Iterator[DiscoveredBuild | LeftOut]:
-    """What a folder and those in it hold; a part of several is named with the first."""
+    """What a folder and those in it hold; the parts of a split model are one build."""
     seen = False
     for path in _models_in(folder, _DEEP):
         seen, shown = True, path.relative_to(folder).as_posix()
-        part = _PART.search(path.stem)
-        if part is not None:
-            if part[1] == "00001":
-                yield LeftOut(shown, _of_parts(part))
-            continue
+        names = part_names(path.name)
+        if path.name != next((name for name in names if path.with_name(name).exists()), path.name):
+            continue  # of a model whose first part that is here was seen
         kind = _named_kind(path.name) if path.suffix != ".gguf" and not path.is_dir() else None
         if kind is not None:
             yield LeftOut(shown, f"is {kind}")
@@ -180,10 +176,6 @@ def _models_in(folder: Path, deep: int) -> Iterator[Path]:
             yield path
 
 
-def _of_parts(part: re.Match[str]) -> str:
-    return f"is in {int(part[2])} parts; llama-gguf-split --merge makes one file of them, which can be run"
-
-
 def _named_kind(name: str) -> str | None:
     return next((kind for pattern, kind in _BESIDES if pattern.search(name)), None)
 
@@ -206,25 +198,22 @@ def _gguf(path: Path) -> DiscoveredBuild:
     """A build by its header.
 
     Raises:
-        ArtifactError: it is no GGUF file, no language model, or one part of several.
+        ArtifactError: it is no GGUF file, no language model, or a part of it is missing.
     """
-    model = open_gguf(path)
-    require_model_gguf(model)
-    count = model.integer("split.count") or 1
-    if count > 1 or not model.tensors:
-        problem = f"is one of {count} parts" if count > 1 else "holds no tensors"
-        raise ArtifactError(problem, file=path, expected="one file, as llama-gguf-split --merge makes it")
+    model = open_model(path)
+    name = model.path.stem if model.path.suffix == ".gguf" else model.path.name
+    name = name if (part := part_of(model.path.name)) is None else part[0]
     n_params = sum(tensor.n_elements for tensor in model.tensors)
     bits = 8 * sum(tensor.nbytes for tensor in model.tensors) / n_params
     said = _FILE_TYPES.get(-1 if (number := model.integer("general.file_type")) is None else number, "")
     if bits >= WIDE_BITS and said not in ("F32", "FP16", "BF16"):
         said = _widest(model)
     return DiscoveredBuild(
-        name=path.stem if path.suffix == ".gguf" else path.name,
-        source=Source(path=str(path)),
-        level=said or level_in(path.stem),
+        name=name,
+        source=Source(path=str(model.path)),
+        level=said or level_in(name),
         says="header" if said else "name",
-        nbytes=len(model.data),
+        nbytes=model.nbytes,
         bits=bits,
         counted=True,
         shape=_shape(model),
@@ -298,16 +287,22 @@ def _in_repository(repository: str) -> Iterator[DiscoveredBuild | LeftOut]:
     listing = hub_listing(Source(hub=repository))
     ggufs = {name: size for name, size in listing.files.items() if name.endswith(".gguf")}
     for name in sorted(ggufs):
-        stem = PurePosixPath(name).stem
-        part, kind = _PART.search(stem), _named_kind(name)
-        if part is not None:
-            if part[1] == "00001":
-                yield LeftOut(name, _of_parts(part))
+        path, kind, part = PurePosixPath(name), _named_kind(name), part_of(PurePosixPath(name).name)
+        parts = [str(path.with_name(one)) for one in part_names(path.name)]
+        missing = [one for one in parts if one not in ggufs]
+        if missing:
+            if name == next(one for one in parts if one in ggufs):
+                yield LeftOut(name, f"is a part of a model whose part {PurePosixPath(missing[0]).name} is missing")
+        elif name != parts[0]:
+            continue
         elif kind is not None:
             yield LeftOut(name, f"is {kind}, by its name")
         else:
             source = Source(hub=repository, revision=listing.revision, file=name)
-            yield _listed(stem, source, ggufs[name], listing.n_params, listing.family)
+            sizes = [ggufs[one] for one in parts]
+            nbytes = None if None in sizes else sum(size for size in sizes if size is not None)
+            stem = path.stem if part is None else part[0]
+            yield _listed(stem, source, nbytes, listing.n_params, listing.family)
     weights = [size for name, size in listing.files.items() if PurePosixPath(name).match("*.safetensors")]
     if not ggufs and not (weights and "config.json" in listing.files):
         raise ArtifactError("holds no model", file=f"hub:{repository}", expected="GGUF files, or a checkpoint")

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
-from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor, open_gguf
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor, open_gguf, part_of
 from quantverdict.artifacts.kinds import is_folder, require_model_folder, require_model_gguf
 from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError, one_of
@@ -27,7 +28,7 @@ def inspect_gguf(path: Path) -> Artifact:
     """Read a GGUF file.
 
     Raises:
-        ArtifactError: it is missing, no GGUF, truncated, corrupt, one part of several, or no language model.
+        ArtifactError: it, or a part of it, is missing, no GGUF, truncated or corrupt; or it is no language model.
     """
     model = open_model(path)
     with ThreadPoolExecutor(2) as pool:
@@ -37,11 +38,11 @@ def inspect_gguf(path: Path) -> Artifact:
     matrices = [tensor for tensor in model.tensors if tensor.n_dims > 1]
     settings, template, special = gguf_settings(model), model.text("tokenizer.chat_template"), _special_tokens(model)
     return Artifact(
-        path=str(path),
+        path=str(model.path),
         format="gguf",
         sha256=sha256,
         weights_sha256=weights_sha256,
-        file_bytes=len(model.data),
+        file_bytes=model.nbytes,
         n_params=sum(tensor.n_elements for tensor in model.tensors),
         bpw=_bits_per_weight(model.tensors),
         bpw_quantized=_bits_per_weight(matrices or model.tensors),
@@ -59,17 +60,11 @@ def inspect_gguf(path: Path) -> Artifact:
 
 
 def open_model(path: Path) -> Gguf:
-    """`open_gguf`, for a file that must hold a whole language model."""
+    """`open_gguf`, for what must be a whole language model."""
     if is_folder(path):
         require_model_folder(path)
     model = open_gguf(path)
     require_model_gguf(model)
-    parts = model.integer("split.count")
-    if parts is not None and parts > 1:
-        number = (model.integer("split.no") or 0) + 1
-        raise ArtifactError(
-            f"is part {number} of {parts}", file=path, expected="one file, joined by llama-gguf-split --merge"
-        )
     if not model.tensors:
         raise ArtifactError("holds no tensors", file=path, expected="a model")
     return model
@@ -85,9 +80,9 @@ def dequantized_from(model: Gguf) -> str | None:
 
 def describe(artifact: Artifact) -> list[str]:
     """What `quantverdict inspect` prints, a line each."""
-    template = artifact.chat_template
+    template, part = artifact.chat_template, part_of(Path(artifact.path).name)
     rows = {
-        "file": artifact.path,
+        "file": artifact.path if part is None else f"{artifact.path}, the first of {part[2]} parts",
         "model": f"{artifact.name or 'unnamed'} ({artifact.architecture or 'no architecture'})",
         "sha256": artifact.sha256,
         "weights sha256": artifact.weights_sha256,
@@ -140,13 +135,14 @@ def _fallbacks(model: Gguf) -> Mapping[str, int]:
 
 
 def file_sha256(model: Gguf) -> str:
-    """sha256 of the whole file."""
-    return _sha256(model, 0, len(model.data))
+    """sha256 of the file; of a split model over those of its parts, in their order, a line each."""
+    parts = [_sha256(part, 0, len(part)) for part in model.parts]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(f"{one}\n" for one in parts).encode()).hexdigest()
 
 
-def _sha256(model: Gguf, start: int, end: int) -> str:
+def _sha256(data: mmap, start: int, end: int) -> str:
     digest = hashlib.sha256()
-    with memoryview(model.data) as view:
+    with memoryview(data) as view:
         for at in range(start, end, _CHUNK):
             digest.update(view[at : min(at + _CHUNK, end)])
     return digest.hexdigest()
@@ -156,7 +152,7 @@ def _weights_sha256(model: Gguf) -> str:
     """Over name, shape, type and data of every tensor, in the order of their names."""
     digest = hashlib.sha256()
     for tensor in sorted(model.tensors):
-        data = _sha256(model, tensor.start, tensor.start + tensor.nbytes)
+        data = _sha256(model.parts[tensor.part], tensor.start, tensor.start + tensor.nbytes)
         shape = ",".join(str(extent) for extent in tensor.shape)
         digest.update(f"{len(tensor.name)}:{tensor.name} {shape} {tensor.type.name} {data}\n".encode())
     return digest.hexdigest()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -79,7 +80,8 @@ class Tensor(NamedTuple):
 
     Attributes:
         shape: ne[0] (the row length) first, as the file has it.
-        start, nbytes: of its data, from the beginning of the file.
+        start, nbytes: of its data, from the beginning of the file that holds it.
+        part: which of the model's files that is, from 0.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Tensor(NamedTuple):
     type: GgmlType
     start: int
     nbytes: int
+    part: int = 0
 
     @property
     def n_elements(self) -> int:
@@ -100,13 +103,36 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """An open GGUF: its checked header over the mapped file."""
+    """An open GGUF: its checked header over the mapped file, or over the files of a model that is split.
+
+    Attributes:
+        path: the file; of a split model its first part, which holds the metadata.
+        data: of that file.
+        rest: of the other parts, in their order.
+    """
 
     path: Path
     data: mmap.mmap
     fields: Mapping[str, Field]
     tensors: tuple[Tensor, ...]
     alignment: int
+    rest: tuple[mmap.mmap, ...] = ()
+
+    @property
+    def parts(self) -> tuple[mmap.mmap, ...]:
+        """The data of every file, in their order."""
+        return (self.data, *self.rest)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its files."""
+        return sum(map(len, self.parts))
+
+    def stored(self, tensor: Tensor) -> NDArray[np.uint8]:
+        """The bytes of a tensor as they are stored, without a copy."""
+        import numpy as np
+
+        return np.frombuffer(self.parts[tensor.part], np.uint8, tensor.nbytes, tensor.start)
 
     def get(self, key: str) -> Value | None:
         """A metadata value, None where the file has no such key."""
@@ -137,11 +163,65 @@ class Gguf:
 
 
 def open_gguf(path: Path) -> Gguf:
-    """Map a file and check its header; no tensor data are read.
+    """Map a file, or all files of a model that is split, and check the headers; no tensor data are read.
+
+    Args:
+        path: of a split model any part; the others are found by name, as llama.cpp finds them.
 
     Raises:
-        ArtifactError: it is missing, no GGUF, truncated or corrupt.
+        ArtifactError: it is missing, no GGUF, truncated or corrupt; or so is another part, by name.
     """
+    model = _open_file(path)
+    count = model.integer("split.count")
+    return model if count is None or count <= 1 else _joined(model, count)
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def part_of(name: str) -> tuple[str, int, int] | None:
+    """What a name says of a part: the model's name, which one from 1, of how many; None where it is no such name."""
+    found = _PART.fullmatch(name)
+    return None if found is None else (found[1], int(found[2]), int(found[3]))
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all parts of the model that one is named of; that name alone where it is none."""
+    found = part_of(name)
+    if found is None:
+        return [name]
+    model, _, count = found
+    return [f"{model}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def _joined(model: Gguf, count: int) -> Gguf:
+    """A split model from any of its files."""
+    number, path = (model.integer("split.no") or 0) + 1, model.path
+    named = part_of(path.name)
+    if named is None or named[1:] != (number, count):
+        expected = f"NAME-{number:05}-of-{count:05}.gguf, beside the other parts"
+        raise ArtifactError(f"is part {number} of {count}, by another name", file=path, expected=expected)
+    files = [path.with_name(name) for name in part_names(path.name)]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        problem = f"is part {number} of {count}; {missing[0]}{others} is not beside it"
+        raise ArtifactError(problem, file=path, expected="every part in one folder")
+    parts = [model if file == path else _open_file(file) for file in files]
+    for place, part in enumerate(parts):
+        if (part.integer("split.no"), part.integer("split.count")) != (place, count):
+            raise ArtifactError(f"does not say that it is part {place + 1} of {count}", file=part.path)
+    tensors = tuple(one._replace(part=place) for place, part in enumerate(parts) for one in part.tensors)
+    stated = parts[0].integer("split.tensors.count")
+    if len({one.name for one in tensors}) != len(tensors):
+        raise ArtifactError("is corrupt: two of its parts hold one tensor", file=parts[0].path)
+    if stated is not None and stated != len(tensors):
+        expected = f"the {stated} tensors that it speaks of"
+        raise ArtifactError(f"its parts hold {len(tensors)} tensors", file=parts[0].path, expected=expected)
+    return replace(parts[0], tensors=tensors, rest=tuple(part.data for part in parts[1:]))
+
+
+def _open_file(path: Path) -> Gguf:
     try:
         if path.is_fifo():  # opening it would wait until somebody writes
             raise ArtifactError("is a pipe", file=path, expected="a GGUF file")

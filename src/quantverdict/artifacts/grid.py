@@ -107,8 +107,7 @@ def _rounding(largest: Floats, wide_type: str) -> Floats:
 def _sample(model: Gguf, tensor: Tensor) -> Floats:
     """Up to 96 blocks (n, 32) spread evenly over a tensor; blocks start at multiples of 32 in their row."""
     item = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}[tensor.type.name]
-    stored = np.frombuffer(model.data, np.uint8, tensor.nbytes, tensor.start)
-    values = stored.view(item).reshape(-1, tensor.shape[0])
+    values = model.stored(tensor).view(item).reshape(-1, tensor.shape[0])
     whole = tensor.shape[0] // _BLOCK
     places = np.unique(np.linspace(0, values.shape[0] * whole - 1, _BLOCKS).astype(np.int64))
     picked = np.stack([values[place // whole, (start := place % whole * _BLOCK) : start + _BLOCK] for place in places])

@@ -255,11 +255,11 @@ def encoded(model: Gguf, tensor: Tensor, target: GgmlType, pool: Executor) -> me
         EngineError: the kernels cannot decode the tensor's type.
     """
     if tensor.type == target:
-        return memoryview(model.data)[tensor.start : tensor.start + tensor.nbytes]
+        return model.stored(tensor).data
     row = tensor.shape[0]
     rows = tensor.n_elements // row
     step = max(1, _CHUNK // row)
-    stored = np.frombuffer(model.data, np.uint8, tensor.nbytes, tensor.start)
+    stored = model.stored(tensor)
     out = np.empty(tensor.n_elements // target.block * target.size, np.uint8)
     spans = [(first, min(step, rows - first)) for first in range(0, rows, step)]
     finite = pool.map(partial(_encode_rows, tensor, target, stored, out), spans)

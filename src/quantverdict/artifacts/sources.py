@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import BinaryIO, NamedTuple
 
+from quantverdict.artifacts.gguf_read import part_names
 from quantverdict.config import Source
 from quantverdict.errors import ArtifactError, QuantverdictError, os_reason
 
@@ -140,7 +141,7 @@ def find(source: Source, study_folder: Path) -> Path | None:
         return None
     if source.package is not None:
         parts = _package_parts(source.package, source.file or "*.gguf*")
-        return parts[0] if len(parts) == 1 else None
+        return min(parts) if len({part_names(part.name)[0] for part in parts}) == 1 else None
     return resolve(source, study_folder)
 
 
@@ -148,25 +149,34 @@ def _from_path(text: str, pattern: str | None, study_folder: Path) -> Path:
     path = study_folder / Path(text).expanduser()
     if not path.exists():
         raise ArtifactError("does not exist", file=path, expected="a model file")
-    if pattern is None:
+    if pattern is None and (not path.is_dir() or not _holds_gguf_alone(path)):
         return path
     files = sorted(item for item in path.rglob("*") if item.is_file())
-    return _only([item for item in files if item.relative_to(path).match(pattern)], f"{path}/{pattern}")
+    wanted = pattern or "*.gguf"
+    return _only([item for item in files if item.relative_to(path).match(wanted)], f"{path}/{wanted}")
+
+
+def _holds_gguf_alone(folder: Path) -> bool:
+    """Whether a folder is no checkpoint, but has GGUF files."""
+    return not (folder / "config.json").is_file() and any(folder.glob("*.gguf"))
 
 
 def _only(found: list[Path], where: str) -> Path:
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found[:5])
-        problem = f"matches {len(found)} files ({names})" if found else "matches no file"
-        raise ArtifactError(problem, file=where, expected="exactly one")
-    return found[0]
+    """The one model among files: its file, or its first part."""
+    models = list(dict.fromkeys(path.with_name(part_names(path.name)[0]) for path in found))
+    if len(models) != 1:
+        names = ", ".join(path.name for path in models[:5]) + (", ..." if len(models) > 5 else "")
+        problem = f"matches {len(models)} files ({names})" if models else "matches no file"
+        raise ArtifactError(problem, file=where, expected="exactly one model; `file:` says which")
+    return models[0] if models[0] in found else found[0]
 
 
 def _from_packages(text: str, pattern: str) -> Path:
     """One file of one package, or the parts of one file over several, in the order of their names."""
     found = _package_parts(text, pattern)
-    if len(found) == 1:
-        return found[0]
+    firsts = {path.with_name(part_names(path.name)[0]) for path in found}
+    if len(firsts) == 1:
+        return min(found)
     return join_parts(sorted(found, key=lambda path: (_natural(path.name), _natural(str(path)))), cache_dir())
 
 
@@ -274,7 +284,10 @@ def _ollama_layer(manifest: Path, store: Path) -> Path:
 
 
 def _from_hub(source: Source) -> Path:
-    """One file of a hub repository, or without a file name the whole repository, in the hub client's own cache."""
+    """One model of a hub repository (of a split one every part), or without a file name the whole repository.
+
+    It lies in the hub client's own cache.
+    """
     with _hub_client(source) as hub:
         if source.file is None:
             patterns = list(_OTHER_FORMATS)
@@ -283,7 +296,9 @@ def _from_hub(source: Source) -> Path:
         if any(character in name for character in "*?["):
             files = hub.list_repo_files(source.hub, revision=source.revision)
             name = str(_only([Path(item) for item in files if PurePosixPath(item).match(name)], str(source)).as_posix())
-        return Path(hub.hf_hub_download(source.hub, name, revision=source.revision))
+        parts = [str(PurePosixPath(name).with_name(part)) for part in part_names(PurePosixPath(name).name)]
+        had = [Path(hub.hf_hub_download(source.hub, part, revision=source.revision)) for part in parts]
+        return had[0]
 
 
 class HubListing(NamedTuple):

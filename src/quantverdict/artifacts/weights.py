@@ -70,7 +70,7 @@ def gguf_rows(model: Gguf, tensor: Tensor, rows: Whole) -> Rows:
     """
     kind, length = tensor.type, tensor.shape[0]
     item = _WIDE.get(kind.name)
-    stored = np.frombuffer(model.data, np.uint8, tensor.nbytes, tensor.start)
+    stored = model.stored(tensor)
     if item is not None:
         return wide_rows(widened(stored.view(item).reshape(-1, length)[rows], kind.name), ROUNDING[kind.name])
     blocks = stored.reshape(-1, length // kind.block, kind.size)[rows]

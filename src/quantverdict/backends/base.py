@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -63,6 +63,7 @@ class Service:
         api_key_env: the environment variable that holds the key; None where none is needed.
         timeout_s: seconds that one answer may take.
         retries: how often a request that was refused, timed out or broken off is made again.
+        request_fields: fields of a request by the names that this server has for them, None for one that it refuses.
     """
 
     url: str
@@ -70,6 +71,7 @@ class Service:
     api_key_env: str | None = None
     timeout_s: float = 120.0
     retries: int = 5
+    request_fields: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class Tokenizer(Protocol):

@@ -5,7 +5,8 @@ the whole of a reply, its head included, and all requests are broken off at once
 pool takes what a server sends behind a reply for the reply to the next request. No proxy is used.
 
 Asked again, after waits that double: 429 (not before its Retry-After), 5xx, a time-out, a connection that is refused
-or drops. Any other status is final. The key is in the request's header and nowhere else.
+or drops. A 307 or 308 is followed where it stays on the server. Any other status is final. The key is in the request's
+header and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Protocol, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import Any, Protocol
+from urllib.parse import quote, urljoin, urlsplit
 
 import h11
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantverdict.backends.base import Progress, Service
 from quantverdict.errors import EngineError
@@ -37,11 +37,20 @@ _CONNECT_S = 10.0
 MOST_BYTES = 64 << 20
 """Of a reply, its head included; a batch's longest answer with all log-probabilities has a few."""
 _MOST_HEAD_BYTES = 1 << 20
+_MOST_MOVES = 4
 _PASSING = {429, *range(500, 600)} - {501}  # "not implemented" does not pass
 
 
 class RejectedReplyError(EngineError):
-    """A reply that is final and no answer: a status that is not tried again, an error, or not what was expected."""
+    """A reply that is final and no answer: a status that is not tried again, an error, or not what was expected.
+
+    Attributes:
+        code: what the server calls the error, empty where it does not.
+    """
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class _TooLongError(EngineError):
@@ -62,6 +71,7 @@ class _Reply:
     reason: str
     retry_after: str | None
     body: bytes
+    location: str | None = None
 
 
 class HttpClient:
@@ -89,6 +99,8 @@ class HttpClient:
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._moved: dict[str, str] = {}
+        self._fields = service.request_fields
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at a path of the host.
@@ -101,6 +113,11 @@ class HttpClient:
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that answers a JSON object; raises as `get` does."""
         return self._object("POST", path, body)
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """As `post`, for an answer: its fields are called as the service says, or left out."""
+        names = {name: self._fields.get(name, name) for name in body}
+        return self.post(path, {name: body[own] for own, name in names.items() if name is not None})
 
     def find(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The same where the server may not have the path; None where it refuses.
@@ -144,7 +161,8 @@ class HttpClient:
             raise EngineError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         reply = self._settled(method, path, content)
         if not 200 <= reply.status < 300:
-            raise RejectedReplyError(self._line(where, f"{reply.status} {reply.reason}", self._said(reply.body)))
+            text = self._line(where, f"{reply.status} {reply.reason}", self._said(reply.body))
+            raise RejectedReplyError(text, _code(reply.body))
         try:
             found = json.loads(reply.body)
         except (ValueError, RecursionError):
@@ -152,7 +170,8 @@ class HttpClient:
         if not isinstance(found, dict):
             raise RejectedReplyError(self._line(where, "the answer is no JSON object", _text(reply.body)))
         if found.get("error"):
-            raise RejectedReplyError(self._line(where, f"{reply.status} with an error", self._said(reply.body)))
+            text = self._line(where, f"{reply.status} with an error", self._said(reply.body))
+            raise RejectedReplyError(text, _code(reply.body))
         return found
 
     def _settled(self, method: str, path: str, content: bytes | None) -> _Reply:
@@ -160,7 +179,7 @@ class HttpClient:
         wait = _FIRST_WAIT_S
         for left in range(self._tries - 1, -1, -1):
             try:
-                return self._once(method, path, content)
+                return self._followed(method, path, content)
             except _TransientError as error:
                 if left == 0 or error.wait > _LONGEST_ASKED_WAIT_S:
                     asked = f"; it asks for {error.wait:g} s of patience" if error.wait else ""
@@ -169,6 +188,20 @@ class HttpClient:
                     break
                 wait = min(2 * wait, _LONGEST_WAIT_S)
         raise EngineError(f"{self.host}{path}: broken off")
+
+    def _followed(self, method: str, path: str, content: bytes | None) -> _Reply:
+        """The reply at a path, or where the server says that it moved: on itself, since the key goes nowhere else."""
+        for _ in range(_MOST_MOVES):
+            reply = self._once(method, self._moved.get(path, path), content)
+            if reply.status not in (307, 308) or not reply.location:
+                return reply
+            asked = self.host + path
+            target = urlsplit(urljoin(self.host + self._moved.get(path, path), reply.location))
+            if f"{target.scheme}://{target.netloc}" != self.host:
+                there = _shown(target.geturl())
+                raise RejectedReplyError(f"{asked}: {reply.status} to another server, {there}; give that address")
+            self._moved[path] = target.path + (f"?{target.query}" if target.query else "")
+        raise RejectedReplyError(f"{self.host}{path}: redirected more than {_MOST_MOVES - 1} times")
 
     def _once(self, method: str, path: str, content: bytes | None) -> _Reply:
         where = self.host + path
@@ -322,7 +355,8 @@ class _Connection:
             self.ready = True
         if headers.get("content-encoding", "identity").lower() != "identity":
             body = b'{"error": "the reply is compressed, which was not asked for"}'
-        return _Reply(head.status_code, head.reason.decode("latin-1"), headers.get("retry-after"), body)
+        reason = head.reason.decode("latin-1")
+        return _Reply(head.status_code, reason, headers.get("retry-after"), body, headers.get("location"))
 
     def _received(self, deadline: float) -> tuple[h11.Response, bytes]:
         head, pieces, left = None, [], MOST_BYTES
@@ -362,17 +396,22 @@ def _asked_wait(retry_after: str | None) -> float:
         return 0.0
 
 
+def _code(body: bytes) -> str:
+    """What a body calls its error, empty where it does not."""
+    try:
+        error = json.loads(body)["error"]
+        return str(error.get("code") or error.get("type") or "")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+
+
 def _text(body: bytes) -> str:
     return body[:1000].decode(errors="replace")
 
 
 # --- What is asked over it -------------------------------------------------------------------------------------------
 #
-# What the backends that ask a server share: many prompts at once, replies checked field by field.
-
-
-Tokens = Annotated[int, Field(ge=0, lt=1 << 31)]
-"""A count of tokens as a server says it: one that no model can have is no count."""
+# Many prompts at once; what comes back is read in `replies`.
 
 
 class Closing(Protocol):
@@ -388,77 +427,6 @@ def closed_unless_ready(client: Closing) -> Iterator[None]:
         undo.callback(client.close)
         yield
         undo.pop_all()
-
-
-class Reply(BaseModel):
-    """A part of a server's reply: of the right types, whatever else it holds."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class Message(Reply):
-    """What a chat API gives back: a text, or parts of several kinds; and what the server split off as reasoning."""
-
-    content: str | list[Any] | None = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    thinking: Any = None
-
-    @property
-    def text(self) -> str | None:
-        """The answer; None where the reply has none, and no reasoning either."""
-        if isinstance(self.content, list):
-            parts = [part for part in self.content if not _is_thought(part)]
-            return "".join(map(_said, parts)) if all(map(_is_said, parts)) else None
-        return "" if self.content is None and self.thought is not None else self.content
-
-    @property
-    def thought(self) -> str | None:
-        """What was split off, None where nothing was; servers that give it by two names say the same twice."""
-        parts = self.content if isinstance(self.content, list) else []
-        named = map(_said, (self.reasoning_content, self.reasoning, self.thinking))
-        found = [next(filter(str.strip, named), ""), *(_said(part) for part in parts if _is_thought(part))]
-        return "\n\n".join(part for part in found if part.strip()) or None
-
-
-_TEXTS = ("text", "thinking", "reasoning", "content", "summary")
-"""Keys under which a part has its text."""
-
-
-def _is_thought(part: object) -> bool:
-    return isinstance(part, Mapping) and any(name in str(part.get("type", "")) for name in ("think", "reason"))
-
-
-def _is_said(part: object) -> bool:
-    """Whether a part is text at all: a picture, a sound or a call of a tool is no empty answer."""
-    return isinstance(part, str | list) or (isinstance(part, Mapping) and any(name in part for name in _TEXTS))
-
-
-def _said(part: object) -> str:
-    """The text of a part, which may be parts in its turn."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, list):
-        return "".join(_said(one) for one in part)
-    found = [part[name] for name in _TEXTS if part.get(name)] if isinstance(part, Mapping) else []
-    return _said(found[0]) if found else ""
-
-
-Shape = TypeVar("Shape", bound=Reply)
-
-
-def read_reply(shape: type[Shape], found: Mapping[str, Any], where: str) -> Shape:
-    """A reply as a value.
-
-    Raises:
-        RejectedReplyError: a field is missing or of another type.
-    """
-    try:
-        return shape.model_validate(found)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise RejectedReplyError(f"{where}: not the reply that was expected: {field}: {first['msg']}") from None
 
 
 def ask_all(
@@ -487,7 +455,7 @@ def ask_all(
     try:
         futures = [pool.submit(named, prompt) for prompt in prompts]
         for finished, future in enumerate(as_completed(futures), start=1):
-            tokens += future.result().output_tokens
+            tokens += future.result().output_tokens or 0
             if progress is not None:
                 progress(finished, tokens)
         settled = True
@@ -504,23 +472,3 @@ def without_start(text: str, starts: Sequence[str]) -> str:
     """A text without the start token written at its beginning, for a server that puts one itself."""
     written = next((start for start in starts if start and text.startswith(start)), "")
     return text.removeprefix(written)
-
-
-def is_loaded(models: Sequence[str], wanted: str, where: str) -> str:
-    """The name by which a server knows a model.
-
-    Args:
-        models: what it has.
-        wanted: the name given; empty where it has only one.
-
-    Raises:
-        EngineError: it has none, or not this one.
-    """
-    if not models:
-        raise EngineError(f"{where}: the server has no model")
-    if not wanted and len(models) == 1:
-        return models[0]
-    if wanted not in models:
-        shown = ", ".join(models[:10]) + (", ..." if len(models) > 10 else "")
-        raise EngineError(f"{where}: the server has no model {wanted!r}; it has {shown}")
-    return wanted

@@ -15,18 +15,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
-from quantverdict.backends.http import (
-    HttpClient,
-    Message,
-    Reply,
-    Shape,
-    Tokens,
-    ask_all,
-    closed_unless_ready,
-    is_loaded,
-    read_reply,
-    without_start,
-)
+from quantverdict.backends.http import HttpClient, ask_all, closed_unless_ready, without_start
+from quantverdict.backends.replies import Message, Reply, Shape, Tokens, is_loaded, read_reply
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
 

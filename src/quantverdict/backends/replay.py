@@ -84,7 +84,7 @@ class ReplayBackend:
         """
         completions = [self._answer(prompt) for prompt in prompts]
         if progress is not None:
-            progress(len(completions), sum(completion.output_tokens for completion in completions))
+            progress(len(completions), sum(completion.output_tokens or 0 for completion in completions))
         return completions
 
     def close(self) -> None:

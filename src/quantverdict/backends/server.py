@@ -1,9 +1,11 @@
 """Any server of the OpenAI API: vLLM, llama-server, SGLang, LM Studio.
 
 A prompt is sent as it was rendered: as token ids where the server has a tokenizer to show, so that the start token is
-put once and what is hashed is what is evaluated, else as text. Where a prompt has no chat text, its user's turn goes
-through the server's own template. Other requests that the server answers beside ours can change the last bits of its
-sums: for equal answers run by run, ask one at a time.
+put once and what is hashed is what is evaluated, else as text. Where a prompt has no chat text, or the server takes
+none, its user's turn goes through the server's own template: nothing then shows that two builds read the same tokens.
+What a server may leave out of a reply (counts, how it ended) is not known then, and no reason to stop. Other requests
+that the server answers beside ours can change the last bits of its sums: for equal answers run by run, ask one at a
+time.
 """
 
 from __future__ import annotations
@@ -16,24 +18,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service, hash_ids
-from quantverdict.backends.http import (
-    HttpClient,
-    Message,
-    RejectedReplyError,
-    Reply,
-    Tokens,
-    ask_all,
-    closed_unless_ready,
-    is_loaded,
-    read_reply,
-    without_start,
-)
+from quantverdict.backends.http import HttpClient, RejectedReplyError, ask_all, closed_unless_ready, without_start
+from quantverdict.backends.replies import Message, Reply, Tokens, is_loaded, read_finish, read_reply
 from quantverdict.errors import EngineError, PromptTooLongError
-from quantverdict.records import Completion, Prompt
+from quantverdict.records import WITHHELD, Completion, Prompt
 
 # Which program serves the OpenAI API, and what differs between those that do.
 
 LLAMACPP = "llama.cpp server"
+_UNNAMED = "OpenAI-compatible server"
 _GREEDY = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
@@ -94,7 +87,10 @@ def identify(client: HttpClient, wanted: str) -> Engine:
         EngineError: it does not answer, or has no such model.
     """
     where = client.base + "/models"
-    models = read_reply(_Models, client.get(where), client.host + where).data
+    listed = client.find(where) if wanted else client.get(where)
+    if listed is None:  # no list of models: what is asked for is not there either if the name is wrong
+        return Engine(_UNNAMED, "unknown", wanted, client.base.removesuffix("/v1"), _GREEDY)
+    models = read_reply(_Models, listed, client.host + where).data
     by_name = {name: model for model in models for name in (model.id, *model.aliases)}
     only = models[0].id if len(models) == 1 else ""
     name = is_loaded(list(by_name), wanted or only, client.host + where)
@@ -136,7 +132,7 @@ def _other(client: HttpClient, name: str, model: _Model, root: str) -> Engine:
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     entry = next((entry for entry in entries if entry.get("id") == name), None)
     if entry is None:
-        return Engine(model.owned_by or "OpenAI-compatible server", "unknown", name, root, _GREEDY)
+        return Engine(model.owned_by or _UNNAMED, "unknown", name, root, _GREEDY)
     facts: dict[str, str | int | bool] = {
         key: entry[key] for key in ("quantization", "compatibility_type", "arch") if isinstance(entry.get(key), str)
     }
@@ -316,7 +312,7 @@ class ForcedChoices:
 
     def _generated(self, ids: Ids, more: Mapping[str, Any]) -> _GeneratedText:
         path = self._client.base + "/completions"
-        reply = self._client.post(path, {**_one_token(self._engine, ids), **more})
+        reply = self._client.ask(path, {**_one_token(self._engine, ids), **more})
         choices = read_reply(_NextTokenReply, reply, self._client.host + path).choices
         if not choices or not choices[0].logprobs.content:
             raise RejectedReplyError(f"{self._client.host}{path}: no log-probabilities in the reply")
@@ -337,7 +333,7 @@ class EchoedChoices:
 
     def _last(self, ids: Ids, n: int) -> list[float]:
         path = self._client.base + "/completions"
-        reply = self._client.post(path, {**_one_token(self._engine, ids), "echo": True, "logprobs": 1})
+        reply = self._client.ask(path, {**_one_token(self._engine, ids), "echo": True, "logprobs": 1})
         choices = read_reply(_Echoes, reply, self._client.host + path).choices
         reply_logprobs = choices[0].logprobs.token_logprobs[: len(ids)] if choices else []
         last = [value for value in reply_logprobs[-n:] if value is not None]
@@ -367,12 +363,13 @@ def _one_token(engine: Engine, ids: Ids) -> dict[str, Any]:
 
 STARTS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>", "[BOS]")  # noqa: RUF001
 """Start tokens by name, for servers that do not show their tokens."""
-FINISHES = ("stop", "length")
+_FILTERED = ("content_filter", "ResponsibleAIPolicyViolation", "content_policy_violation", "data_inspection_failed")
+"""What servers call the error by which they keep an answer back."""
 
 
 class _Usage(Reply):
-    prompt_tokens: Tokens
-    completion_tokens: Tokens
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
 
 
 class _Timings(Reply):
@@ -380,14 +377,14 @@ class _Timings(Reply):
 
 
 class _Choice(Reply):
-    finish_reason: str
+    finish_reason: str = ""
     text: str | None = None
     message: Message | None = None
 
 
 class _Answer(Reply):
     choices: list[_Choice]
-    usage: _Usage
+    usage: _Usage = _Usage()
     timings: _Timings = _Timings()
 
 
@@ -413,7 +410,10 @@ class ServerBackend:
             self._refuse_small(self._engine)
             self.tokenizer: ServerTokenizer | None = find_tokenizer(self._client, self._engine)
             self._choices = find_choices(self._client, self._engine, self.tokenizer) if self.tokenizer else None
-            self._puts_start = self.tokenizer is None and self._reads("a") > 1
+            self._chat_only, self._puts_start = False, False
+            if self.tokenizer is None:
+                self._chat_only, self._puts_start = self._probed()
+        self._renamed = dict(sorted(service.request_fields.items()))
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -423,14 +423,22 @@ class ServerBackend:
             "engine": engine.name,
             "version": engine.version,
             "model": engine.model,
-            "prompts": "text" if self.tokenizer is None else "token ids",
+            "prompts": self._takes,
             "choices": "none" if self._choices is None else self._choices.name,
             "output_tokens": "as the server counts" if engine.counts_end is None else "without the end token",
             "parallel": self._placement.parallel,
             "context": self._placement.context,
             **({} if context is None else {"server_context": context}),
             **engine.facts,
+            **{f"request_{name}": own or "left out" for name, own in self._renamed.items()},
         }
+
+    @property
+    def _takes(self) -> str:
+        """What a prompt is sent as."""
+        if self.tokenizer is not None:
+            return "token ids"
+        return "the user's turn, in the server's own template" if self._chat_only else "text"
 
     def complete(
         self, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None
@@ -443,7 +451,8 @@ class ServerBackend:
 
         def ask(prompt: Prompt) -> Completion:
             own = replace(decoding, seed=decoding.seed + prompt.draw)
-            return self._in_chat(prompt, own) if prompt.chat is None else self._rendered(prompt, own)
+            in_chat = prompt.chat is None or self._chat_only
+            return self._in_chat(prompt, own) if in_chat else self._rendered(prompt, own)
 
         return ask_all(self._client, ask, prompts, self._placement.parallel, progress)
 
@@ -468,13 +477,13 @@ class ServerBackend:
         choices = [self.tokenizer.continuation(prompt, ids, choice) for choice in prompt.choices]
         room = self._room(len(ids), choices, decoding.max_new_tokens)
         found = self._ask("/completions", {"prompt": ids}, room, decoding)
-        if found.prompt_tokens != len(ids):
+        if found.prompt_tokens not in (None, len(ids)):
             raise EngineError(f"the server read {found.prompt_tokens} tokens of a prompt that has {len(ids)}")
         scored = self._choices.score(ids, choices) if choices and self._choices is not None else None
         return Completion(
             text=found.text,
             finish=found.finish,
-            prompt_tokens=found.prompt_tokens,
+            prompt_tokens=len(ids),
             output_tokens=found.output_tokens,
             prompt_ids_sha256=hash_ids(ids),
             choice_logprobs=scored,
@@ -496,10 +505,15 @@ class ServerBackend:
             )
         return min(max_new_tokens, self._placement.context - prompt)
 
-    def _reads(self, text: str) -> int:
-        """How many tokens the server makes of a text."""
+    def _probed(self) -> tuple[bool, bool]:
+        """Whether the server takes chats alone; and whether it puts a start token, as most do that do not tell."""
         once = Decoding(max_new_tokens=1)
-        return self._ask("/completions", {"prompt": text}, once.max_new_tokens, once).prompt_tokens
+        try:
+            tokens = self._ask("/completions", {"prompt": "a"}, once.max_new_tokens, once).prompt_tokens
+        except RejectedReplyError:
+            self._in_chat(Prompt("", "", "a", None, ""), once)  # what serves neither serves nothing
+            return True, False
+        return False, tokens is None or tokens > 1
 
     def _ask(self, path: str, what: Mapping[str, Any], max_tokens: int, decoding: Decoding) -> Completion:
         """One answer, its log-probabilities left out."""
@@ -513,24 +527,30 @@ class ServerBackend:
             "seed": decoding.seed,
             "stream": False,
         }
-        answer = read_reply(_Answer, self._client.post(self._client.base + path, body), where)
+        try:
+            answer = read_reply(_Answer, self._client.ask(self._client.base + path, body), where)
+        except RejectedReplyError as error:
+            if error.code not in _FILTERED:
+                raise
+            return Completion("", WITHHELD, None, None)
         if not answer.choices:
             raise EngineError(f"{where}: the reply has no choices")
         if len(answer.choices) > 1:
             raise EngineError(f"{where}: the reply has {len(answer.choices)} answers; expected one, as was asked for")
-        choice = answer.choices[0]
-        text = choice.message.text if choice.message is not None else choice.text
-        reasoning = choice.message.thought if choice.message is not None else None
-        if text is None and choice.finish_reason == "length" and answer.usage.completion_tokens:
+        return self._read(answer, max_tokens, where)
+
+    def _read(self, answer: _Answer, max_tokens: int, where: str) -> Completion:
+        choice, prompt, generated = answer.choices[0], answer.usage.prompt_tokens, answer.usage.completion_tokens
+        finish = read_finish(choice.finish_reason, full=(generated or 0) >= max(1, max_tokens), where=where)
+        message = choice.message
+        text = message.text if message is not None else choice.text
+        if max_tokens < 1 and text is not None:
+            return Completion("", "length", prompt, 0)
+        if text is None and (finish == WITHHELD or generated == 0 or (finish == "length" and generated)):
             text = ""  # spent on a thought that the server keeps to itself
         if text is None:
             raise EngineError(f"{where}: the reply has no text")
-        if choice.finish_reason not in FINISHES:
-            raise EngineError(f"{where}: finished by {choice.finish_reason!r}; expected one of {', '.join(FINISHES)}")
-        ends = self._engine.counts_end is True and choice.finish_reason == "stop"
-        tokens = max(0, answer.usage.completion_tokens - ends)
-        if max_tokens < 1:
-            text, reasoning, tokens = "", None, 0
-        ttft = answer.timings.prompt_ms if max_tokens > 0 else None
-        finish = choice.finish_reason if max_tokens > 0 else "length"
-        return Completion(text, finish, answer.usage.prompt_tokens, tokens, ttft_ms=ttft, reasoning=reasoning)
+        ends = self._engine.counts_end is True and finish == "stop"
+        tokens = None if generated is None else max(0, generated - ends)
+        reasoning = message.thought if message is not None else None
+        return Completion(text, finish, prompt, tokens, ttft_ms=answer.timings.prompt_ms, reasoning=reasoning)

@@ -18,12 +18,11 @@ from quantverdict.bundle.files import Json, json_line, whole_lines
 from quantverdict.bundle.jsonl_store import JsonlStore, value_of
 from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.errors import DataError, os_reason
-from quantverdict.records import CellId, Completion, Prompt, Response
+from quantverdict.records import FINISHES, CellId, Completion, Prompt, Response
 
 FIELDS = tuple(field.name for field in fields(Response))
 OPTIONAL = {field.name: field.default for field in fields(Response) if field.name in ("reasoning", "opened")}
 """Keys that a line has only where they say something, with what they are where it has not."""
-FINISHES = ("stop", "length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,7 @@ class BatchTiming:
     Attributes:
         batch: its index in the plan.
         prompts, prompt_tokens, output_tokens: that were asked in this time; an answer that was kept is none of them.
+            No tokens where the backend does not count them.
         wall_s, cpu_s: seconds; `cpu_s` None where the backend does not tell.
         ttft_ms: time to first token of each prompt that has one.
         sha256: of the batch's lines in `responses`, so that one that was damaged before the cell was finished is found;
@@ -290,7 +290,7 @@ def _refuse_constant(name: str) -> None:
 def _fits(name: str, value: object) -> bool:
     match name:
         case "prompt_tokens" | "output_tokens":
-            return type(value) is int and value >= 0
+            return value is None or (type(value) is int and value >= 0)
         case "finish":
             return value in FINISHES
         case "opened":

@@ -159,7 +159,7 @@ def _entry(line: bytes) -> tuple[str, Completion] | None:
 
 def _fits(key: object, said: Completion) -> bool:
     texts = all(one is None or isinstance(one, str) for one in (said.prompt_ids_sha256, said.reasoning))
-    counts = all(type(one) is int for one in (said.prompt_tokens, said.output_tokens))
+    counts = all(one is None or type(one) is int for one in (said.prompt_tokens, said.output_tokens))
     numbers = said.choice_logprobs is None or (
         isinstance(said.choice_logprobs, list) and all(type(one) in (int, float) for one in said.choice_logprobs)
     )

@@ -10,9 +10,9 @@ from statistics import median
 from typing import Literal, Protocol
 
 from quantverdict.backends.base import Backend, Decoding, MeteredBackend, Usage
-from quantverdict.bundle.store import FINISHES, BatchTiming, CellStore, as_response
+from quantverdict.bundle.store import BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
-from quantverdict.records import CellId, Completion, Prompt, Response
+from quantverdict.records import FINISHES, WITHHELD, CellId, Completion, Prompt, Response
 
 # Whether a cell that is asked in rounds need be asked any further.
 
@@ -236,8 +236,8 @@ class _CellRun:
         timing = BatchTiming(
             batch=number,
             prompts=len(open_),
-            prompt_tokens=sum(completion.prompt_tokens for completion in completions),
-            output_tokens=sum(completion.output_tokens for completion in completions),
+            prompt_tokens=sum(completion.prompt_tokens or 0 for completion in completions),
+            output_tokens=sum(completion.output_tokens or 0 for completion in completions),
             wall_s=wall if open_ else 0.0,
             cpu_s=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
             ttft_ms=tuple(completion.ttft_ms for completion in completions if completion.ttft_ms is not None),
@@ -247,7 +247,7 @@ class _CellRun:
         self.asked += len(open_)
         if self.kept is not None and open_:
             self.kept.keep(prompts, decoding, said)
-        steps(len(prompts), sum(completion.output_tokens for completion in said))
+        steps(len(prompts), sum(completion.output_tokens or 0 for completion in said))
 
     def _known(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion | None]:
         """What need not be asked: kept answers that an engine that works could have given."""
@@ -272,7 +272,7 @@ class _CellRun:
         except EngineError:
             self.store.begin_anew()
             raise
-        self.spoke = any(answer.output_tokens for answer in first)
+        self.spoke = any(map(_says_something, first))
 
     def outcome(self, failure: str | None) -> CellOutcome:
         timings = [timing for timing in self.store.timings if timing.prompts]
@@ -325,7 +325,7 @@ def _wrong_with(prompt: Prompt, completion: Completion, max_new_tokens: int) -> 
     logprobs = completion.choice_logprobs
     if completion.finish not in FINISHES:
         return f"finished by {completion.finish!r}, expected one of {', '.join(FINISHES)}"
-    if completion.prompt_tokens < 0 or not 0 <= completion.output_tokens <= max_new_tokens:
+    if (completion.prompt_tokens or 0) < 0 or not 0 <= (completion.output_tokens or 0) <= max_new_tokens:
         return f"{completion.output_tokens} tokens generated, at most {max_new_tokens} were asked for"
     if logprobs is not None and len(logprobs) != len(prompt.choices):
         return f"{len(logprobs)} log-probabilities for {len(prompt.choices)} choices"
@@ -340,8 +340,14 @@ def smoke_check(completions: Sequence[Completion | Response]) -> None:
     Raises:
         EngineError: so it is.
     """
-    if len(completions) >= SMOKE_PROMPTS and not any(completion.output_tokens for completion in completions):
+    if len(completions) >= SMOKE_PROMPTS and not any(map(_says_something, completions)):
         raise EngineError(f"answered nothing to each of the first {len(completions)} prompts")
+
+
+def _says_something(answer: Completion | Response) -> bool:
+    """Whether an answer is more than nothing: by its tokens, by its text where nobody counts those, or kept back."""
+    said = bool(answer.text or answer.reasoning) if answer.output_tokens is None else answer.output_tokens > 0
+    return said or answer.finish == WITHHELD
 
 
 def check_same_engine(cell: CellId, known: Identity, found: Identity) -> None:

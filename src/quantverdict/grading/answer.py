@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple
 from quantverdict.backends.base import CLOSE, END, OPEN, OTHER, TURN
 from quantverdict.grading.base import EMPTY_ANSWER, cleaned
 from quantverdict.grading.wrapper import Wrapper, unwrap
-from quantverdict.records import Response
+from quantverdict.records import WITHHELD, Response
 
+KEPT_BACK = "the answer was kept back by a filter of the server"
 CUT_IN_REASONING = "the answer is cut inside the reasoning"
 NO_ANSWER = "no answer follows the reasoning"
 ONLY_CONTROL = "the answer is nothing but control tokens"
@@ -56,7 +57,9 @@ class Answer:
 
 
 def answer_of(response: Response, *, dialogue: bool = False) -> Answer:
-    """The answer in a stored response; see `read_answer`."""
+    """The answer in a stored response; see `read_answer`. One that a filter kept back is none of the model's."""
+    if response.finish == WITHHELD:
+        return Answer("", complete=False, reason=KEPT_BACK)
     return read_answer(
         response.text, response.finish, opened=response.opened, reasoning=response.reasoning, dialogue=dialogue
     )

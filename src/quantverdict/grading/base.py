@@ -19,6 +19,7 @@ from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task
 
 EMPTY_ANSWER = "the answer is empty"
+NOT_COUNTED = "the server does not count tokens"
 
 
 class Grade(NamedTuple):
@@ -71,7 +72,8 @@ def score_free_text(_task: Task, _item: Item, response: Response, text: str) -> 
     """`repetition` and `output_tokens`."""
     share = repetition(text)
     yield Grade("repetition", share, "" if share is not None else "under 4 tokens")
-    yield Grade("output_tokens", float(response.output_tokens))
+    tokens = response.output_tokens
+    yield Grade("output_tokens", None if tokens is None else float(tokens), NOT_COUNTED if tokens is None else "")
 
 
 def rouge_tokens(text: str) -> list[bytes]:

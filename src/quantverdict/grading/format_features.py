@@ -19,7 +19,7 @@ from quantverdict.grading.answer import Answer, answer_of
 from quantverdict.grading.answer import read_answer as read_raw
 from quantverdict.grading.base import cleaned
 from quantverdict.grading.grade import answer_to
-from quantverdict.records import Estimate, Response
+from quantverdict.records import WITHHELD, Estimate, Response
 from quantverdict.registry import METRICS
 from quantverdict.tasks.catalog import Item, Task, apply_filters, choice_continuations
 
@@ -48,7 +48,7 @@ class FormatFeatures(NamedTuple):
         empty: nothing visible, and no reasoning that was cut.
         loop: as `loops`.
         other_language: as `other_language`, against the baseline's answer.
-        output_tokens: generated.
+        output_tokens: generated; None where the server does not count them.
         reasoning_cut: the reasoning was never left.
         runs_on: a further turn followed the answer.
     """
@@ -63,7 +63,7 @@ class FormatFeatures(NamedTuple):
     empty: bool
     loop: bool
     other_language: bool | None
-    output_tokens: int
+    output_tokens: int | None
     reasoning_cut: bool
     runs_on: bool
 
@@ -99,7 +99,7 @@ def forms_of(tasks: Mapping[str, Task], responses: Iterable[Response], originals
             cluster=task.cluster(item),
             parse_failure=parse_failure(task, item, text),
             truncated=response.finish == "length",
-            empty=not answer.cut and not cleaned(text),
+            empty=not answer.cut and response.finish != WITHHELD and not cleaned(text),
             loop=loops(text),
             other_language=None if original is None else other_language(text, original),
             output_tokens=response.output_tokens,

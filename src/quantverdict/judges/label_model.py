@@ -15,17 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from quantverdict.backends.base import Backend, Decoding, Placement, Service
-from quantverdict.backends.http import (
-    HttpClient,
-    Message,
-    RejectedReplyError,
-    Reply,
-    Tokens,
-    ask_all,
-    closed_unless_ready,
-    read_reply,
-)
+from quantverdict.backends.http import HttpClient, RejectedReplyError, ask_all, closed_unless_ready
 from quantverdict.backends.ollama import OllamaClient
+from quantverdict.backends.replies import Message, Reply, Tokens, read_reply
 from quantverdict.backends.server import identify
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
@@ -184,7 +176,7 @@ class ServerLabelModel(_RemoteLabelModel):
             schema = {"name": "label", "strict": True, "schema": choice_schema(prompt.choices)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         path = self._client.base + "/chat/completions"
-        reply = read_reply(_Chat, self._client.post(path, body), self._client.host + path)
+        reply = read_reply(_Chat, self._client.ask(path, body), self._client.host + path)
         said = reply.choices[0].message if reply.choices else Message()
         tokens = (reply.usage.prompt_tokens, reply.usage.completion_tokens)
         return Completion(said.text or "", "stop", *tokens, reasoning=said.thought)

@@ -230,13 +230,14 @@ def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Pro
         limit = plan.decoding[prompt.task].max_new_tokens
         tokens[prompt.task].append(_length(completion, limit))
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
-    rate = sum(completion.output_tokens for completion in completions) / seconds
+    rate = sum(completion.output_tokens or 0 for completion in completions) / seconds
     return PromptCost(means, rate, f"from {len(sample)} prompts timed just now")
 
 
 def _length(answer: Completion | Response, limit: int) -> int:
-    """Tokens of an answer under a limit; one that was cut says no more than that it is longer, so it may reach it."""
-    return limit if answer.finish == "length" else min(limit, answer.output_tokens)
+    """Tokens of an answer under a limit; one that was cut or not counted may reach it."""
+    known = answer.output_tokens
+    return limit if known is None or answer.finish == "length" else min(limit, known)
 
 
 def detectable_differences(

@@ -219,7 +219,8 @@ class LineProgress(ProgressView):
 
     def rates(self) -> str:
         seconds = max(time.perf_counter() - self.start, 1e-3)
-        return f"{self.new / seconds:.1f} prompts/s, {self.tokens / seconds:.0f} tokens/s"
+        tokens = f", {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
+        return f"{self.new / seconds:.1f} prompts/s{tokens}"
 
 
 class CalledProgress(LineProgress):

@@ -266,7 +266,10 @@ def service_of(study: Study, build: Build) -> Service | None:
     if source is None or not (source.url or source.ollama):
         return None
     settings = study.collect
-    return Service(*_address(source), settings.api_key_env, settings.timeout_s, settings.retries)
+    url, model = _address(source)
+    return Service(
+        url, model, settings.api_key_env, settings.timeout_s, settings.retries, request_fields=settings.request_fields
+    )
 
 
 def pinned(study: Study, bundle: Bundle) -> Study:

@@ -206,7 +206,7 @@ def _ask_batch(judge_model: LoadedJudge, batch: Sequence[Question]) -> list[Judg
             label, reason = None, reply.finish
         else:
             label, reason = read_label(reply.text, labels, reply.reasoning)
-        tokens = (reply.prompt_tokens, reply.output_tokens)
+        tokens = (reply.prompt_tokens or 0, reply.output_tokens or 0)
         text = "" if logprobs else reply.text
         said.append(JudgeReply(question.key, question.rubric.name, label, reason, text, logprobs or None, *tokens))
     return said
@@ -248,7 +248,7 @@ def open_judge_model(judge: JudgeConfig, folder: Path) -> LoadedJudge:
 
 
 def _service(judge: JudgeConfig) -> Service:
-    source, patience = judge.source, (judge.api_key_env, judge.timeout_s, judge.retries)
+    source, patience = judge.source, (judge.api_key_env, judge.timeout_s, judge.retries, judge.request_fields)
     if source is not None and source.url:
         return Service(source.url, source.model or judge.model, *patience)
     if source is not None and source.ollama:

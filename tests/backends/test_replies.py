@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantverdict.backends.http import Message
+from quantverdict.backends.replies import Message
 
 
 @pytest.mark.parametrize(
