@@ -124,6 +124,15 @@ class QuantizeConfig(FrozenModel):
     """`llmcompressor` runs in an environment of its own that is made once; `gptqmodel` where it is installed."""
 
 
+class KvCache(FrozenModel):
+    """Types of the keys and values that a sequence keeps: f16, q8_0, q4_0, ... as the backend has them."""
+
+    k: Annotated[str, AfterValidator(str.lower)] = "f16"
+    """Of the keys."""
+    v: Annotated[str, AfterValidator(str.lower)] = "f16"
+    """Of the values."""
+
+
 class Variant(FrozenModel):
     """One build: a file of its own (`source`), or a level that is made from the model's source."""
 
@@ -137,6 +146,17 @@ class Variant(FrozenModel):
     """What runs it, if not `collect.backend`."""
     quantize: QuantizeConfig | None = None
     """How this build is made, where not as the study says."""
+    kv_cache: KvCache | None = Field(default=None, exclude_if=lambda cache: cache is None)
+    """Precision of what it keeps of a sequence: an arm of its own with the same weights, named by `quant`."""
+    flash_attention: bool = Field(default=True, exclude_if=lambda on: on)
+    """Attention in one pass; false sums in another order."""
+
+    @property
+    def runtime(self) -> dict[str, str]:
+        """What of the engine's settings is this variant's own, and changes answers."""
+        cache = self.kv_cache or KvCache()
+        found = {} if cache == KvCache() else {"cache_k": cache.k, "cache_v": cache.v}
+        return found if self.flash_attention else found | {"flash_attention": "off"}
 
     @property
     def format(self) -> str:
@@ -537,6 +557,31 @@ class Study(FrozenModel):
             raise InvalidFieldError(
                 "sequential needs paired outcomes: a policy whose rules are criteria or paired", "stopping"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _runtime_fits(self) -> Self:
+        for m, model in enumerate(self.models):
+            for v, variant in enumerate(model.variants):
+                name, cache = self.backend_of(variant), variant.kv_cache or KvCache()
+                known = BACKENDS[name].capabilities.cache_types
+                here = ("models", m, "variants", v)
+                if variant.runtime and not known:
+                    problem = f"the backend {name} has one precision of its cache"
+                    raise InvalidValueError(problem, "backend: llamacpp", *here)
+                for part in ("k", "v") if variant.kv_cache else ():
+                    if (own := getattr(cache, part)) not in known:
+                        problem = f"the backend {name} has no cache in {own}"
+                        raise InvalidValueError(problem, one_of(own, known), *here, "kv_cache", part)
+                if "fp8" in known and cache.k != cache.v:
+                    problem = f"the backend {name} keeps keys and values in one type"
+                    raise InvalidValueError(problem, f"k and v both {cache.k}, or both {cache.v}", *here, "kv_cache")
+                if not (variant.flash_attention or BACKENDS[name].capabilities.wheels):
+                    problem = f"the backend {name} has one kind of attention"
+                    raise InvalidValueError(problem, "backend: llamacpp", *here, "flash_attention")
+                if not variant.flash_attention and cache.v not in ("f16", "bf16", "f32"):
+                    problem = f"values in {cache.v} need flash attention"
+                    raise InvalidValueError(problem, "flash_attention: true", *here, "flash_attention")
         return self
 
     def _known_cells(self, cells: set[str]) -> None:

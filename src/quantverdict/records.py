@@ -441,6 +441,7 @@ class Capabilities:
         samples: it draws tokens at a temperature above 0, by a seed.
         alone: with two sequences at once or more, an answer follows from its prompt and the build alone, whatever is
             asked beside it.
+        cache_types: of keys and values that a study may choose; none where there is one precision.
     """
 
     answers: bool = True
@@ -451,6 +452,7 @@ class Capabilities:
     wheels: bool = False
     samples: bool = False
     alone: bool = False
+    cache_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -449,9 +449,11 @@ RUBRICS: Listing[RubricSpec] = Listing("rubric", (
 """What judges and people are asked. A text that is changed is a new file: labels by the old one are others."""
 
 _ENGINE, _LABEL = "quantverdict.backends", "quantverdict.judges.label_model"
+_CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 _READS = Capabilities(labels=True, logprobs=True, whitebox=True)
 BACKENDS: Listing[BackendSpec] = Listing("backend", (
-    BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file", replace(_READS, wheels=True, alone=True),
+    BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file",
+        replace(_READS, wheels=True, alone=True, cache_types=_CACHE_TYPES),
         "GGUF files by llama.cpp",
         tokenizer=f"{_ENGINE}.llamacpp:LlamaTokenizer"),
     BackendSpec("replay", f"{_ENGINE}.replay:ReplayBackend", "recordings", meaning="recorded answers"),
@@ -459,7 +461,8 @@ BACKENDS: Listing[BackendSpec] = Listing("backend", (
         "checkpoints by Transformers",
         tokenizer=f"{_ENGINE}.checkpoint_tokenizer:CheckpointTokenizer",
         packages=("torch", "transformers", "accelerate")),
-    BackendSpec("vllm", f"{_ENGINE}.vllm:VllmBackend", "file", replace(_READS, checkpoints=True),
+    BackendSpec("vllm", f"{_ENGINE}.vllm:VllmBackend", "file",
+        replace(_READS, checkpoints=True, cache_types=("f16", "fp8", "fp8_e4m3", "fp8_e5m2")),
         "checkpoints by vLLM",
         tokenizer=f"{_ENGINE}.checkpoint_tokenizer:CheckpointTokenizer", packages=("vllm",), platforms=("linux",)),
     BackendSpec("ollama", f"{_ENGINE}.ollama:OllamaBackend", "server", Capabilities(labels=True, samples=True),

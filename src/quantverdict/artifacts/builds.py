@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _WIDE = ("F32", "FP16", "BF16")
-_OWN = ("family", "params_b", "is_baseline", "backend", "level", "twin_of", "null", "failure")
+_OWN = ("family", "params_b", "is_baseline", "backend", "level", "twin_of", "null", "failure", "runtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Build:
             counted.
         failure: why there is no build, None where there is one.
         proofs: that it may be compared with its baseline.
+        runtime: settings of the engine that are this build's own and change answers: of the cache, of attention.
     """
 
     cell: CellId
@@ -73,6 +74,14 @@ class Build:
     null: int = 0
     failure: str | None = None
     proofs: tuple[CompatibilityCheck, ...] = ()
+    runtime: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """What runs it, with the settings that are its own."""
+        own = {"cache_k": "keys", "cache_v": "values", "flash_attention": "flash attention"}
+        said = (f"{own[name]} {value}" for name, value in self.runtime.items())
+        return ", ".join((self.backend, *said))
 
     @property
     def runs(self) -> bool:
@@ -124,6 +133,7 @@ class _BuildFactory:
                 artifact=artifacts.get(variant.quant),
                 twin_of=duplicates.get(variant.quant),
                 failure=self.failures.get(variant.quant),
+                runtime=variant.runtime,
             )
             yield build
             if build.is_baseline:
@@ -200,7 +210,10 @@ class _BuildFactory:
         """Builds from which the same engine would get the same answers: one identity under several names."""
         from quantverdict.artifacts.quantize import find_duplicates
 
-        engines = {variant.quant: self.study.backend_of(variant) for variant in self.model.variants}
+        engines = {
+            variant.quant: (self.study.backend_of(variant), *sorted(variant.runtime.items()))
+            for variant in self.model.variants
+        }
         # The baseline first: it is run under its own name, whatever equals it.
         order = sorted(
             (variant.quant for variant in self.model.variants if variant.quant in artifacts),
@@ -219,13 +232,13 @@ def null_arm(baseline: Build, number: int) -> Build:
 
 
 def engine_baseline(builds: Sequence[Build], build: Build) -> Build | None:
-    """The baseline's format on the engine of `build`, None where the study does not run it there."""
+    """The baseline's format on the engine of `build`, as it is set there; None where the study does not run it so."""
     mine = [one for one in builds if one.cell.base_model == build.cell.base_model and one.runs and not one.null]
     base = next((other for other in mine if other.is_baseline), None)
     if base is None:
         return None
-    alike = (other for other in mine if other.backend == build.backend and other.level == base.level)
-    return base if build.backend == base.backend else next(alike, None)
+    alike = (other for other in mine if other.engine == build.engine and other.level == base.level)
+    return base if build.engine == base.engine else next(alike, None)
 
 
 def as_json(builds: tuple[Build, ...]) -> list[dict[str, object]]:
@@ -247,6 +260,7 @@ def _row(build: Build) -> dict[str, object]:
         "failure": build.failure,
         "lineage": [asdict(proof) for proof in build.proofs],
     }
+    row |= {"runtime": dict(build.runtime)} if build.runtime else {}
     return row if build.artifact is None else row | artifact_json(build.artifact)
 
 

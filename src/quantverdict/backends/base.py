@@ -44,6 +44,8 @@ class Placement:
         context: tokens of context a sequence may use, prompt and answer together.
         wheel: the package whose llama.cpp runs GGUF builds.
         dtype: of a checkpoint's arithmetic; `auto` is float32 on a CPU.
+        cache_k, cache_v: types of the keys and values that a sequence keeps.
+        flash_attention: attention in one pass; without it sums are made in another order.
     """
 
     parallel: int = 16
@@ -51,6 +53,9 @@ class Placement:
     context: int = 2048
     wheel: str = "xllamacpp"
     dtype: str = "auto"
+    cache_k: str = "f16"
+    cache_v: str = "f16"
+    flash_attention: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.artifacts.gguf_read import LIBRARY, library_file
+from quantverdict.artifacts.gguf_read import LIBRARY, TYPE_BY_NAME, library_file
 from quantverdict.backends.base import is_mark
 from quantverdict.errors import EngineError
 
@@ -286,6 +286,14 @@ CHUNK = 512
 _PAGE = 256
 
 
+class CacheSettings(NamedTuple):
+    """Types of keys and values, by llama.cpp's names in lower case; values of a low-bit type need flash attention."""
+
+    k: str = "f16"
+    v: str = "f16"
+    flash_attention: bool = True
+
+
 class LlamaEngine:
     """A loaded model and the memory of the sequences that are being decoded.
 
@@ -296,13 +304,21 @@ class LlamaEngine:
         repack: lay weights out for speed. A row on its own is then summed in another order than a row among others,
             which only matters where there are others.
         vocab_only: leave the weights where they are: text to tokens and back is all that works.
+        cache: how keys and values are kept; in f16 if not given.
     """
 
     def __init__(
-        self, library: Library, path: Path, threads: int, *, repack: bool = False, vocab_only: bool = False
+        self,
+        library: Library,
+        path: Path,
+        threads: int,
+        *,
+        repack: bool = False,
+        vocab_only: bool = False,
+        cache: CacheSettings | None = None,
     ) -> None:
         self._library, self._ffi, self._api = library, library.ffi, library.api
-        self._threads = threads
+        self._threads, self._cache = threads, cache or CacheSettings()
         self._context: Any = None
         self._memory: Any = None
         self._shape = (0, 0)
@@ -395,12 +411,15 @@ class LlamaEngine:
         params.n_seq_max, params.n_ctx = sequences, sequences * shape[1]
         params.n_batch = params.n_ubatch = CHUNK
         params.n_threads = params.n_threads_batch = self._threads
-        params.flash_attn_type = 1
+        params.flash_attn_type = int(self._cache.flash_attention)
+        kinds = (self._cache.k, self._cache.v)
+        params.type_k, params.type_v = (TYPE_BY_NAME[name.upper()].number for name in kinds)
         self._library.log.clear()
         self._context = self._api.llama_init_from_model(self._model, params)
         if self._context == self._ffi.NULL:
             self._context = None
-            raise EngineError(f"no memory for {sequences} sequences of {shape[1]} tokens: {self._library.reason()}")
+            what = f"{sequences} sequences of {shape[1]} tokens with keys and values in {' and '.join(kinds)}"
+            raise EngineError(f"no memory for {what}: {self._library.reason()}")
         self._memory = self._api.llama_get_memory(self._context)
         self._shape = shape
 

@@ -46,9 +46,9 @@ class LlamaCppBackend(WorkerBackend):
             "parallel": placement.parallel,
             "context": placement.context,
             "decoding": "greedy",
-            "kv_cache": "f16",
+            "kv_cache": "/".join(dict.fromkeys((placement.cache_k, placement.cache_v))),
             "kv_unified": False,
-            "flash_attention": True,
+            "flash_attention": placement.flash_attention,
             "repack": lone,
             "tiled_matmul": lone,
         }
@@ -58,6 +58,7 @@ class LlamaCppBackend(WorkerBackend):
             "parallel": placement.parallel,
             "context": placement.context,
             "wheel": placement.wheel,
+            "cache": (placement.cache_k, placement.cache_v, placement.flash_attention),
         }
         environment = ENVIRONMENT | ({} if lone else SEVERAL_SLOTS)
         super().__init__(WorkerProcess("llama.cpp", MODULE, environment, settings), identity)

@@ -68,6 +68,7 @@ class VllmEngine:
                 max_model_len=placement.context,
                 max_num_seqs=placement.parallel,
                 seed=0,
+                kv_cache_dtype="auto" if placement.cache_k == "f16" else placement.cache_k,
                 generation_config="vllm",  # not the checkpoint's penalties
                 enable_prefix_caching=False,
                 disable_log_stats=False,  # without them an answer does not say when its first token came
@@ -89,6 +90,7 @@ class VllmEngine:
             "parallel": self._placement.parallel,
             "context": self._placement.context,
             "prefix_caching": False,
+            **({} if self._placement.cache_k == "f16" else {"kv_cache": self._placement.cache_k}),
             "decoding": "greedy",
             "stops": " ".join(map(str, self._tokenizer.stops)),
         }

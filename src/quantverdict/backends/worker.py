@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, TextIO
 
 from quantverdict.backends.base import Decoding, Placement, Progress, WhiteBox, hash_ids
 from quantverdict.backends.batch_scheduler import BatchJob, BatchScheduler, DecodeLimits, checked, even_parts
-from quantverdict.backends.llama_engine import CHUNK, LlamaEngine, open_library
+from quantverdict.backends.llama_engine import CHUNK, CacheSettings, LlamaEngine, open_library
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
 from quantverdict.registry import load
@@ -160,6 +160,7 @@ class LlamaWorker:
             int(settings["threads"]),
             repack=self.parallel == 1,
             vocab_only=bool(settings.get("vocab_only")),
+            cache=CacheSettings(*settings.get("cache", ())),
         )
 
     def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

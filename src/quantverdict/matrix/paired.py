@@ -466,9 +466,11 @@ def _unknown(arms: Arms) -> Iterator[tuple[float, float]]:
 #
 # A build that runs on another engine than its baseline differs from it by the format and by the engine. Where the study
 # runs the baseline's format on that engine too, the two are told apart: engine effect = that run less the baseline (the
-# same weights, two engines), format effect = the build less that run (one engine, two formats).
+# same weights, two engines), format effect = the build less that run (one engine, two formats). An engine with settings
+# of a build's own, such as the types of its cache, is another engine; where the study runs the same file without them,
+# cache effect = the build less that run.
 
-ENGINE, FORMAT = "engine", "format"
+ENGINE, FORMAT, CACHE = "engine", "format", "cache"
 COLUMNS = (
     "base_model", "quant", "engine", "effect", "against", "metric", "n_pairs", "lost", "gained", "delta_pp", "ci_lo_pp",
     "ci_hi_pp", "interval_kind", "p_value",
@@ -483,20 +485,22 @@ class EngineMismatch:
         engine: what runs it.
         baseline: what it is compared with.
         anchor: the baseline's format on the same engine; the cell itself where it is that, None where there is none.
+        same_weights: the same file without settings of its own, None where there is none.
     """
 
     cell: CellId
     engine: str
     baseline: CellId
     anchor: CellId | None
+    same_weights: CellId | None = None
 
     @property
     def effect(self) -> str:
-        return ENGINE if self.anchor == self.cell else FORMAT
+        return CACHE if self.same_weights else ENGINE if self.anchor == self.cell else FORMAT
 
     @property
     def against(self) -> CellId | None:
-        return self.baseline if self.anchor == self.cell else self.anchor
+        return self.same_weights or (self.baseline if self.anchor == self.cell else self.anchor)
 
 
 def engines_table(
@@ -520,7 +524,7 @@ def engines_table(
 
 def mixed_up(elsewhere: Mapping[CellId, EngineMismatch]) -> dict[CellId, str]:
     """Cells whose delta is format and engine in one, and the engine."""
-    return {cell: case.engine for cell, case in elsewhere.items() if case.anchor is None}
+    return {cell: case.engine for cell, case in elsewhere.items() if case.against is None}
 
 
 def _row(found: Comparison, case: EngineMismatch) -> tuple[Value, ...]:

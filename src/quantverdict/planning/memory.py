@@ -13,8 +13,9 @@ from quantverdict.artifacts.checkpoint_read import open_checkpoint
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, open_gguf
 from quantverdict.artifacts.inspect import is_checkpoint, model_path
 from quantverdict.errors import ArtifactError
+from quantverdict.registry import BACKENDS
 
-CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+CACHE_TYPES = tuple(name.upper() for name in BACKENDS["llamacpp"].capabilities.cache_types)
 """Types that llama.cpp may keep keys and values in."""
 _PROGRAM = 66_000_000
 """Of the engine's process beside weights, cache and buffers."""

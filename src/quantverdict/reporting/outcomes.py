@@ -65,6 +65,8 @@ def engines(bundle: BundleTables) -> TextTable:
         )
         for row in bundle.tables.get("engines", ())
     )
+    if any(row["effect"] == "cache" for row in bundle.tables.get("engines", ())):
+        shows += " Cache effect: a build less the same file with keys and values in f16."
     numeric = (*[False] * 5, *[True] * 4)
     return TextTable("engines", "Format against engine", shows, columns, rows, numeric)
 

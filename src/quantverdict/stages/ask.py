@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,7 +223,11 @@ def open_build(study: Study, build: Build) -> Backend:
 
     path = None if build.artifact is None else Path(build.artifact.path)
     return open_backend(
-        build.backend, path, placement_of(study, build.null), cell=build.cell, service=service_of(study, build)
+        build.backend,
+        path,
+        placement_of(study, build.null, build.runtime),
+        cell=build.cell,
+        service=service_of(study, build),
     )
 
 
@@ -247,8 +252,12 @@ def open_file(study: Study, path: Path, backend: str = "llamacpp", cell: CellId 
     return open_backend(backend, path, placement_of(study), cell=cell)
 
 
-def placement_of(study: Study, null: int = 0) -> Placement:
-    """How the study uses the machine; an A/A replicate uses half the slots and another number of threads."""
+def placement_of(study: Study, null: int = 0, runtime: Mapping[str, str] | None = None) -> Placement:
+    """How the study uses the machine; an A/A replicate uses half the slots and another number of threads.
+
+    Args:
+        runtime: settings of a build's own.
+    """
     settings = study.collect
     parallel, threads = settings.parallel, settings.threads
     if null:
@@ -256,7 +265,10 @@ def placement_of(study: Study, null: int = 0) -> Placement:
 
         given = threads or physical_cores()
         parallel, threads = max(2, parallel // 2**null), given - 1 if given > 1 and null % 2 else given + 1
-    return Placement(parallel, threads, settings.context, settings.wheel, settings.dtype)
+    own = dict(runtime or {})
+    flash_attention = own.pop("flash_attention", "on") == "on"
+    placed = Placement(parallel, threads, settings.context, settings.wheel, settings.dtype)
+    return replace(placed, **own, flash_attention=flash_attention)  # type: ignore[arg-type]
 
 
 def service_of(study: Study, build: Build) -> Service | None:

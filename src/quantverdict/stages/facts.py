@@ -239,19 +239,32 @@ def idle_judges(bundle: Bundle, config: Study | Sources | None) -> tuple[str, ..
 
 
 def elsewhere(builds: Sequence[Build]) -> dict[CellId, EngineMismatch]:
-    """The cells that run on another engine than their baseline."""
+    """The cells that run on another engine than their baseline, or with another cache."""
     from quantverdict.matrix.paired import EngineMismatch
 
     bases = {build.cell.base_model: build for build in builds if build.is_baseline}
     found: dict[CellId, EngineMismatch] = {}
     for build in builds:
         base = bases[build.cell.base_model]
-        if build.runs and not build.null and build.backend != base.backend:
-            anchor = engine_baseline(builds, build)
+        if build.runs and not build.null and build.engine != base.engine:
+            anchor, same = engine_baseline(builds, build), _same_weights(builds, build)
             found[build.cell] = EngineMismatch(
-                build.cell, build.backend, base.cell, None if anchor is None else anchor.cell
+                build.cell,
+                build.engine,
+                base.cell,
+                None if anchor is None else anchor.cell,
+                None if same is None else same.cell,
             )
     return found
+
+
+def _same_weights(builds: Sequence[Build], build: Build) -> Build | None:
+    """The same file on the same backend with the settings of every other build."""
+    if not build.runtime or build.artifact is None:
+        return None
+    identity = build.artifact.identity_sha256
+    alike = (one for one in builds if one.backend == build.backend and one.runs and not one.runtime and not one.null)
+    return next((one for one in alike if one.artifact and one.artifact.identity_sha256 == identity), None)
 
 
 def null_arms(builds: Sequence[Build]) -> dict[CellId, CellId]:

@@ -227,7 +227,8 @@ def needs_of(study: Study, context: int | None = None, cache_type: str = "F16") 
 
 def _need(study: Study, model: Model, variant: Variant, context: int, cache_type: str) -> Memory | None:
     """None where the file is not here, or is a checkpoint that is still to be made."""
-    types = (cache_type, cache_type)
+    cache = variant.kv_cache
+    types = (cache_type, cache_type) if cache is None else (cache.k.upper(), cache.v.upper())
     try:
         if variant.source is not None:
             path = find(variant.source, study.folder)
