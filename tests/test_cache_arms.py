@@ -81,6 +81,6 @@ def test_a_cache_is_an_arm_with_the_same_weights_and_its_effect_stands_beside_th
         "Q4_0-flashless": ("cache", "Q4_0"),
     }
     assert engines["Q4_0-kv4"]["engine"] == "llamacpp, keys q4_0, values q4_0"
-    texts = {quant: [one for one in bundle.responses(f"m/{quant}")["text"]] for quant in ("Q8_0", "Q8_0-kv4")}
+    texts = {quant: list(bundle.responses(f"m/{quant}")["text"]) for quant in ("Q8_0", "Q8_0-kv4")}
     assert all(len(said) == 6 for said in texts.values())
     assert texts["Q8_0"] != texts["Q8_0-kv4"]

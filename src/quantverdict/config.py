@@ -198,6 +198,27 @@ class Model(FrozenModel):
         return self
 
 
+def _check_runtime(variant: Variant, backend: str, here: tuple[str | int, ...]) -> None:
+    """Refuse settings that a backend does not have."""
+    cache, can = variant.kv_cache or KvCache(), BACKENDS[backend].capabilities
+    if not can.cache_types:
+        raise InvalidValueError(f"the backend {backend} has one precision of its cache", "backend: llamacpp", *here)
+    for part, own in (("k", cache.k), ("v", cache.v)):
+        if own not in can.cache_types:
+            problem = f"the backend {backend} has no cache in {own}"
+            raise InvalidValueError(problem, one_of(own, can.cache_types), *here, "kv_cache", part)
+    if "fp8" in can.cache_types and cache.k != cache.v:
+        problem = f"the backend {backend} keeps keys and values in one type"
+        raise InvalidValueError(problem, f"k and v both {cache.k}, or both {cache.v}", *here, "kv_cache")
+    if not variant.flash_attention:
+        if not can.wheels:
+            problem = f"the backend {backend} has one kind of attention"
+            raise InvalidValueError(problem, "backend: llamacpp", *here, "flash_attention")
+        if cache.v not in ("f16", "bf16", "f32"):
+            problem = f"values in {cache.v} need flash attention"
+            raise InvalidValueError(problem, "flash_attention: true", *here, "flash_attention")
+
+
 class TaskUse(FrozenModel):
     """A task of the study: a built-in one by name, or a file by path (relative to `task_dir`)."""
 
@@ -563,25 +584,8 @@ class Study(FrozenModel):
     def _runtime_fits(self) -> Self:
         for m, model in enumerate(self.models):
             for v, variant in enumerate(model.variants):
-                name, cache = self.backend_of(variant), variant.kv_cache or KvCache()
-                known = BACKENDS[name].capabilities.cache_types
-                here = ("models", m, "variants", v)
-                if variant.runtime and not known:
-                    problem = f"the backend {name} has one precision of its cache"
-                    raise InvalidValueError(problem, "backend: llamacpp", *here)
-                for part in ("k", "v") if variant.kv_cache else ():
-                    if (own := getattr(cache, part)) not in known:
-                        problem = f"the backend {name} has no cache in {own}"
-                        raise InvalidValueError(problem, one_of(own, known), *here, "kv_cache", part)
-                if "fp8" in known and cache.k != cache.v:
-                    problem = f"the backend {name} keeps keys and values in one type"
-                    raise InvalidValueError(problem, f"k and v both {cache.k}, or both {cache.v}", *here, "kv_cache")
-                if not (variant.flash_attention or BACKENDS[name].capabilities.wheels):
-                    problem = f"the backend {name} has one kind of attention"
-                    raise InvalidValueError(problem, "backend: llamacpp", *here, "flash_attention")
-                if not variant.flash_attention and cache.v not in ("f16", "bf16", "f32"):
-                    problem = f"values in {cache.v} need flash attention"
-                    raise InvalidValueError(problem, "flash_attention: true", *here, "flash_attention")
+                if variant.runtime:
+                    _check_runtime(variant, self.backend_of(variant), ("models", m, "variants", v))
         return self
 
     def _known_cells(self, cells: set[str]) -> None:

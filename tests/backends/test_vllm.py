@@ -43,13 +43,14 @@ class LLM:
 
     def __init__(self, model, *, skip_tokenizer_init=False, dtype="auto", max_model_len=None, max_num_seqs=256,
                  seed=None, generation_config="auto", enable_prefix_caching=None, disable_log_stats=True,
-                 trust_remote_code=False):
+                 kv_cache_dtype="auto", trust_remote_code=False):
         assert trust_remote_code is False
         import os
         if os.path.exists(os.path.join(model, "unsupported")):
             raise ValueError("Model architectures ['Tiny'] are not supported for now.")
         self.given = dict(model=model, skip_tokenizer_init=skip_tokenizer_init, dtype=dtype, max_num_seqs=max_num_seqs,
-                          generation_config=generation_config, enable_prefix_caching=enable_prefix_caching)
+                          generation_config=generation_config, enable_prefix_caching=enable_prefix_caching,
+                          kv_cache_dtype=kv_cache_dtype)
         self.max_model_len = max_model_len
 
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True):
@@ -129,7 +130,7 @@ def test_choices_are_scored_as_the_end_of_a_prompt(engine):
 def test_it_is_told_what_could_change_an_answer(engine, tiny_checkpoint):
     assert engine._llm.given == {
         "model": str(tiny_checkpoint), "skip_tokenizer_init": True, "dtype": "auto", "max_num_seqs": 3,
-        "generation_config": "vllm", "enable_prefix_caching": False,
+        "generation_config": "vllm", "enable_prefix_caching": False, "kv_cache_dtype": "auto",
     }  # fmt: skip
     assert {"engine": "vllm", "stops": "0 2", "context": 64}.items() <= dict(engine.identity).items()
 
