@@ -28,6 +28,7 @@ class Recorder:
 
     def __init__(self, engine: LlamaEngine) -> None:
         self.engine, self.after, self.memory = engine, {}, {}
+        self.cuts = engine.cuts
 
     def start(self, sequences, length):
         self.engine.start(sequences, length)
@@ -57,11 +58,13 @@ class Recorder:
 
 
 def made_jobs(n_vocab: int, many: int) -> list[BatchJob]:
-    """Prompts of all lengths, with choices of unequal ones: three, one of two tokens, none."""
+    """Prompts of all lengths that begin alike, with choices of unequal ones: three, one of two tokens, none."""
     rng = np.random.default_rng(11)
+    start = tuple(map(int, rng.integers(3, n_vocab, 6)))
     choices = (((5, 6, 7, 8), (8,), (9, 10), (11, 12, 13)), ((5, 6),), ())
     return [
-        BatchJob(tuple(map(int, rng.integers(3, n_vocab, n))), choices[i % 3]) for i, n in enumerate(LENGTHS[:many])
+        BatchJob(start + tuple(map(int, rng.integers(3, n_vocab, n - 6))), choices[i % 3])
+        for i, n in enumerate(LENGTHS[:many])
     ]
 
 

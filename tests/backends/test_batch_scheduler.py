@@ -47,6 +47,8 @@ def computed_together(rows):
 class FakeEngine:
     """Keeps what a real engine would; refuses what a real one refuses."""
 
+    cuts = True
+
     def __init__(self):
         self.evaluations = []
 
@@ -74,6 +76,16 @@ class FakeEngine:
         return token == END
 
 
+class FakeRecurrent(FakeEngine):
+    """A state cannot be cut: it is emptied, or stays."""
+
+    cuts = False
+
+    def cut(self, sequence, length):
+        assert length in (0, len(self.memory[sequence])), "a state cannot be cut back"
+        super().cut(sequence, length)
+
+
 def naive(job, limits):
     """What the prompt would get if it were alone in the world."""
     tokens, answer, finish = list(job.prompt), [], "length"
@@ -97,6 +109,7 @@ prompts = st.lists(tokens, min_size=1, max_size=7).map(tuple)
 jobs_of = st.lists(st.builds(BatchJob, prompts, choices), max_size=9)
 
 
+@pytest.mark.parametrize("engine", [FakeEngine, FakeRecurrent])
 @given(
     jobs=jobs_of,
     start=st.lists(tokens, max_size=5).map(tuple),
@@ -104,10 +117,10 @@ jobs_of = st.lists(st.builds(BatchJob, prompts, choices), max_size=9)
     chunk=st.integers(3, 6),
     longest=st.integers(0, 8),
 )
-def test_every_prompt_gets_what_it_would_get_alone(jobs, start, slots, chunk, longest):
+def test_every_prompt_gets_what_it_would_get_alone(engine, jobs, start, slots, chunk, longest):
     jobs = [BatchJob(start + job.prompt, job.choices) for job in jobs]
     limits = DecodeLimits(slots=slots, max_new_tokens=longest, chunk=max(chunk, slots), context=16)
-    answers = BatchScheduler(FakeEngine(), jobs, limits, lambda *_: None).run()
+    answers = BatchScheduler(engine(), jobs, limits, lambda *_: None).run()
     for job, answer in zip(jobs, answers, strict=True):
         expected, finish, scores = naive(job, limits)
         assert (answer.tokens, answer.finish) == (expected, finish)
@@ -143,7 +156,7 @@ def test_the_library_cuts_a_batch_where_sequences_do_not_follow_each_other(rows,
 
 @given(st.lists(st.integers(1, 20), max_size=8).map(lambda found: sorted(found, reverse=True)), st.integers(3, 70))
 def test_blocks_hold_every_place_once_and_in_order(lengths, size):
-    found = list(blocks(lengths, size))
+    found = list(blocks(lengths, size, size))
     places = [(sequence, place) for sequence, length in enumerate(lengths) for place in range(length)]
     assert sorted(pair for block in found for pair in block) == places
     for sequence in range(len(lengths)):
@@ -234,3 +247,27 @@ def test_log_probabilities_sum_to_one_however_large_the_logits():
 def test_logits_that_are_not_numbers_are_refused(bad):
     with pytest.raises(EngineError, match="not finite"):
         checked(np.array([0.0, bad, 1.0], np.float32))
+
+
+def rows_evaluated(engine, prompts, slots=2):
+    limits = DecodeLimits(slots=slots, max_new_tokens=1, chunk=8, context=64)
+    BatchScheduler(engine, [BatchJob(prompt) for prompt in prompts], limits, lambda *_: None).run()
+    return sum(map(len, engine.evaluations))
+
+
+def test_what_prompts_share_is_computed_once_though_nothing_can_be_cut():
+    """A common start and starts within it: as few rows as with a memory that can be cut, and never fewer."""
+    start, inner = tuple(range(1, 9)), (1, 2, 3, 4, 5, 6)
+    prompts = [start + inner + (n, n) for n in range(1, 6)] + [(*start, 9, n, n, n) for n in range(1, 6)]
+    own = len(start) + len(inner) + 5 * 2 + 5 * 4
+    assert rows_evaluated(FakeRecurrent(), prompts) <= own
+    assert rows_evaluated(FakeRecurrent(), prompts[:1]) == len(prompts[0])
+
+
+def test_more_starts_within_starts_than_are_kept_cost_rows_and_no_answer():
+    deep = tuple(range(1, 11)) * 4
+    prompts = sorted((*deep[:length], 9, 9) for length in range(5, 40, 5)) * 2
+    limits = DecodeLimits(slots=3, max_new_tokens=4, chunk=8, context=64)
+    jobs = [BatchJob(prompt) for prompt in prompts]
+    for job, answer in zip(jobs, BatchScheduler(FakeRecurrent(), jobs, limits, lambda *_: None).run(), strict=True):
+        assert answer.tokens == naive(job, limits)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -136,3 +137,36 @@ def test_types_that_only_llama_cpp_makes_answer_alike_too(tiny_files, reference,
 def test_the_demo_models_levels_answer_alike(demo_gguf, tmp_path, level):
     """Real weights, heads and a vocabulary of 49,152, in the levels of the demo study."""
     check(asked_alone("xllamacpp", {level: make_level(demo_gguf, level, tmp_path / "level.gguf")}, many=4))
+
+
+@pytest.fixture(scope="module")
+def architectures(tmp_path_factory):
+    pytest.importorskip("gguf")
+    made = runpy.run_path(str(Path(__file__).with_name("tiny_models.py")))
+    folder = tmp_path_factory.mktemp("architectures")
+    return {name: made["make_model"](folder / f"{name}.gguf", name) for name in made["ARCHITECTURES"]}
+
+
+def test_recurrent_and_hybrid_models_experts_and_windows_answer_alike(architectures):
+    """A state that cannot be cut is bookmarked where the next prompt begins alike; every logit is as asked alone."""
+    found = asked_alone("xllamacpp", architectures)
+    for name, figures in found.items():
+        assert figures["logits"] > 50, name
+        assert (figures["differ"], figures["choices_differ"]) == (0, 0), name
+        assert figures["rows"] >= FEW, name
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "lfm2"])
+def test_a_state_that_cannot_be_cut_says_so(architectures, architecture):
+    """What rests on it: cutting to nothing works, to a shorter length is refused."""
+    script = (
+        "import sys; from pathlib import Path;"
+        "from quantverdict.backends.llama_engine import LlamaEngine, open_library;"
+        "engine = LlamaEngine(open_library('xllamacpp'), Path(sys.argv[1]), 1); engine.start(2, 8);"
+        "engine.evaluate([(0, 5, 0), (0, 6, 1), (0, 7, 2)], [2]); print(engine.cuts); engine.cut(0, 0);"
+        "engine.evaluate([(0, 5, 0), (0, 6, 1)], [1]); engine.cut(0, 1)"
+    )
+    command = [sys.executable, "-c", script, str(architectures[architecture])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "False\n"
+    assert "sequence 0 could not be cut to 1 tokens" in done.stderr

@@ -11,6 +11,10 @@ are still being written, or where. It computes together only what it finds side 
 whose numbers rise by one. So answers move up into the slots of those that ended, choices are scored longest first in
 branches without gaps, and a row that is still alone gets one beside it that nobody reads. (Of a prompt only the last
 row's logits are asked for, whoever is beside it: its last layer is always computed alone.)
+
+A recurrent state cannot be cut back to what two prompts share. So where the next prompt begins as this one does, the
+evaluation stops there once, and what the sequence then holds is copied to a spare one, a bookmark, from which the next
+prompts start. A prompt is computed in parts then; no part is so small or so large that it changes a sum.
 """
 
 from __future__ import annotations
@@ -35,8 +39,17 @@ _WORTH_COPYING = 4
 """Rows that a copy of a slot's memory must spare; it costs about as much as evaluating one."""
 
 
+_BOOKMARKS = 4
+"""Kept at once, of starts each of which goes on from the one before."""
+
+
 class Engine(Protocol):
     """What the scheduler needs of a model; see `LlamaEngine`."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a sequence can be cut to any length; else it can only be emptied."""
+        ...
 
     def start(self, sequences: int, length: int) -> None: ...
     def evaluate(self, rows: Sequence[tuple[int, int, int]], wanted: Sequence[int]) -> list[Logits]: ...
@@ -102,6 +115,10 @@ class BatchScheduler:
         self.answers = [GeneratedAnswer() for _ in jobs]
         self.slots: list[int | None] = [None] * limits.slots
         self.held: list[tuple[int, ...]] = [()] * limits.slots  # what the memory of a slot begins with
+        self.order = sorted(range(len(jobs)), key=lambda number: jobs[number].prompt)
+        self.taken = 0
+        self.bookmarks: list[tuple[int, tuple[int, ...]]] = []  # sequence and what it holds
+        self.spare = range(0)  # the sequences for them
         self.finished = self.generated = 0
 
     def run(self) -> list[GeneratedAnswer]:
@@ -109,33 +126,33 @@ class BatchScheduler:
         if not self.jobs:
             return []
         self._start()
-        waiting = iter(sorted(range(len(self.jobs)), key=lambda number: self.jobs[number].prompt))
-        self._refill(waiting)
+        self._refill()
         while any(job is not None for job in self.slots):
             self._step()
-            self._refill(waiting)
+            self._refill()
         return self.answers
 
     def _start(self) -> None:
         limits = self.limits
         branches = max((sum(len(choice) > 1 for choice in job.choices) for job in self.jobs), default=0)
         longest = max(len(job.prompt) + max(limits.max_new_tokens, _longest(job.choices)) for job in self.jobs)
-        spare = 1 if branches == 1 else 0  # for the row beside a lone one
-        self.engine.start(limits.slots + branches + spare, max(2, min(longest, limits.context)))
+        used = limits.slots + branches + (branches == 1)  # one for the row beside a lone one
+        self.spare = range(used, used if self.engine.cuts or len(self.jobs) == 1 else used + _BOOKMARKS)
+        self.engine.start(self.spare.stop, max(2, min(longest, limits.context)))
 
-    def _refill(self, waiting: Iterator[int]) -> None:
+    def _refill(self) -> None:
         """Give every free slot the next job; a job that needs no step ends here and frees its slot again."""
         for slot in range(self.limits.slots):
             while self.slots[slot] is None:
-                number = next(waiting, None)
-                if number is None:
+                if self.taken == len(self.order):
                     return
-                self._admit(slot, number)
+                self.taken += 1
+                self._admit(slot, self.order[self.taken - 1])
 
     def _admit(self, slot: int, number: int) -> None:
         start = time.perf_counter()
         job, answer = self.jobs[number], self.answers[number]
-        known = self._begin(slot, job.prompt)
+        known = self._begin(slot, job.prompt) if self.engine.cuts else self._resume(slot, job.prompt)
         logits = self._evaluate_all(slot, job.prompt[known:], known)
         first = int(logits.argmax())
         self.slots[slot] = number
@@ -157,11 +174,43 @@ class BatchScheduler:
         self.held[slot] = prompt
         return starts[source]
 
+    def _resume(self, slot: int, prompt: tuple[int, ...]) -> int:
+        """As `_begin`, where nothing can be cut; bookmarks what the next prompt begins with too."""
+        self.bookmarks = [mark for mark in self.bookmarks if _go_on(mark[1], prompt)]
+        known = 0
+        self.engine.cut(slot, 0)
+        for sequence, held in reversed(self.bookmarks):
+            if len(held) <= len(prompt) - 2:
+                self.engine.copy(sequence, slot)
+                known = len(held)
+                break
+        for shared in self._shared_later(prompt, known):
+            self._evaluate_all(slot, prompt[known:shared], known)
+            if len(self.bookmarks) == len(self.spare):
+                del self.bookmarks[0]
+            free = next(one for one in self.spare if one not in [sequence for sequence, _ in self.bookmarks])
+            self.engine.copy(slot, free)
+            self.bookmarks.append((free, prompt[:shared]))
+            known = shared
+        return known
+
+    def _shared_later(self, prompt: tuple[int, ...], known: int) -> list[int]:
+        """Lengths beyond `known` that prompts which wait begin with as this one does, where a copy is worth it."""
+        least, found = max(0, len(prompt) - 2), []
+        for number in self.order[self.taken :]:
+            least = min(least, common_start(prompt, self.jobs[number].prompt))
+            if least - known < _WORTH_COPYING:
+                break
+            if not found or found[-1] - least >= _WORTH_COPYING:
+                found.append(least)
+        return found[::-1]
+
     def _evaluate_all(self, slot: int, tokens: Sequence[int], position: int) -> Logits:
         """Append tokens to a sequence; the logits after the last one."""
         for part in even_parts(len(tokens), self.limits.chunk):
             rows = [(slot, tokens[i], position + i) for i in part]
-            lone = len(rows) == 1 and self.limits.slots > 1  # a prompt of one token
+            # A prompt of one token; what cannot be cut again always computes it alone.
+            lone = len(rows) == 1 and self.limits.slots > 1 and self.engine.cuts
             beside = [(slot, tokens[0], position + 1)] if lone else []
             (logits,) = self.engine.evaluate(rows + beside, (len(rows) - 1,))
             if lone:
@@ -180,7 +229,9 @@ class BatchScheduler:
         longer.sort(key=lambda i: len(job.choices[i]), reverse=True)
         for branch in range(len(longer)):
             self.engine.copy(slot, self.limits.slots + branch)
-        for block in blocks([len(job.choices[i]) - 1 for i in longer], self.limits.chunk):
+        # A recurrent state takes one token in another way than several: one at a time, however long other choices are.
+        deep = self.limits.chunk if self.engine.cuts else 1
+        for block in blocks([len(job.choices[i]) - 1 for i in longer], self.limits.chunk, deep):
             rows = [(self.limits.slots + b, job.choices[longer[b]][k], len(job.prompt) + k) for b, k in block]
             found = self._evaluate(rows)
             for (b, k), row in zip(block, found, strict=True):
@@ -248,6 +299,11 @@ def common_start(held: Sequence[int], prompt: Sequence[int]) -> int:
     return max(0, min(common, len(prompt) - 2))
 
 
+def _go_on(held: Sequence[int], prompt: Sequence[int]) -> bool:
+    """Whether one of two begins as all of the other."""
+    return all(a == b for a, b in zip(held, prompt, strict=False))
+
+
 def even_parts(count: int, size: int) -> list[range]:
     """`count` rows in the fewest parts of at most `size`, none more than one row longer than another."""
     parts = -(-count // size)
@@ -255,12 +311,13 @@ def even_parts(count: int, size: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(edges)]
 
 
-def blocks(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int]]]:
+def blocks(lengths: Sequence[int], size: int, deep: int) -> Iterator[list[tuple[int, int]]]:
     """Cut sequences into blocks of equally many places of sequences side by side, in order of the places.
 
     Args:
         lengths: of the sequences, falling.
         size: places of a block at most.
+        deep: places of a sequence in a block at most.
 
     Yields:
         (sequence, place) of all of a block, sequence by sequence.
@@ -268,7 +325,7 @@ def blocks(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int]]]
     going_on = [sum(length > place for length in lengths) for place in range(max(lengths, default=0))]
     for many, group in groupby(range(len(going_on)), key=going_on.__getitem__):
         places = list(group)
-        for part in even_parts(len(places), max(1, size // many)):
+        for part in even_parts(len(places), max(1, min(deep, size // many))):
             for sequences in even_parts(many, size):
                 yield [(sequence, places[i]) for sequence in sequences for i in part]
 

@@ -329,22 +329,16 @@ class LlamaEngine:
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
         if self._model == self._ffi.NULL:
             raise EngineError(f"{path} cannot be loaded by llama.cpp: {library.reason()}")
-        self._refuse_architectures(path)
+        if self._api.llama_model_has_encoder(self._model):
+            raise EngineError(f"{path}: a model with an encoder is not supported; expected a decoder")
+        self.cuts = not (
+            self._api.llama_model_is_recurrent(self._model) or self._api.llama_model_is_hybrid(self._model)
+        )
+        """Whether a sequence can be cut to any length; a recurrent state is emptied or left."""
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
         self._batch = self._api.llama_batch_init(CHUNK, 0, 1)
         self._piece = self._ffi.new("char[]", _PAGE)
-
-    def _refuse_architectures(self, path: Path) -> None:
-        """Sequences are cut back and copied, which only a memory of keys and values can do."""
-        api = self._api
-        for test, name in (
-            (api.llama_model_has_encoder, "an encoder"),
-            (api.llama_model_is_recurrent, "a recurrent state"),
-            (api.llama_model_is_hybrid, "a recurrent state in some layers"),
-        ):
-            if test(self._model):
-                raise EngineError(f"{path}: a model with {name} is not supported; expected a decoder-only transformer")
 
     def tokenize(self, text: str, *, start: bool) -> list[int]:
         """Token ids of a text; special tokens written in it are read as such.
@@ -451,6 +445,8 @@ class LlamaEngine:
 
     def copy(self, source: int, target: int) -> None:
         """Make sequence `target` equal to sequence `source`."""
+        if not self.cuts:
+            self.cut(target, 0)
         self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def cut(self, sequence: int, length: int) -> None:
