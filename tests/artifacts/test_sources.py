@@ -229,6 +229,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     errors.HfHubHTTPError = errors.LocalEntryNotFoundError = type("HubError", (Exception,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    constants = ModuleType("huggingface_hub.constants")
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE = "https://hub", False  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
     return fake
 
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import BinaryIO, NamedTuple
 
-from quantverdict.artifacts.gguf_read import part_names
+from quantverdict.artifacts.gguf_read import part_names, part_of
 from quantverdict.config import Source
 from quantverdict.errors import ArtifactError, QuantverdictError, os_reason
 
@@ -175,7 +175,7 @@ def _from_packages(text: str, pattern: str) -> Path:
     """One file of one package, or the parts of one file over several, in the order of their names."""
     found = _package_parts(text, pattern)
     firsts = {path.with_name(part_names(path.name)[0]) for path in found}
-    if len(firsts) == 1:
+    if len(found) == 1 or (len(firsts) == 1 and part_of(found[0].name) is not None):
         return min(found)
     return join_parts(sorted(found, key=lambda path: (_natural(path.name), _natural(str(path)))), cache_dir())
 
@@ -294,11 +294,20 @@ def _from_hub(source: Source) -> Path:
             return Path(hub.snapshot_download(source.hub, revision=source.revision, ignore_patterns=patterns))
         name = source.file
         if any(character in name for character in "*?["):
-            files = hub.list_repo_files(source.hub, revision=source.revision)
-            name = str(_only([Path(item) for item in files if PurePosixPath(item).match(name)], str(source)).as_posix())
+            found = [Path(item) for item in _hub_files(hub, source) if PurePosixPath(item).match(name)]
+            name = str(_only(found, str(source)).as_posix())
         parts = [str(PurePosixPath(name).with_name(part)) for part in part_names(PurePosixPath(name).name)]
         had = [Path(hub.hf_hub_download(source.hub, part, revision=source.revision)) for part in parts]
         return had[0]
+
+
+def _hub_files(hub: ModuleType, source: Source) -> list[str]:
+    """The names of a repository's files; without a network those like the source's that were fetched before."""
+    if not _hub_setting(hub, "HF_HUB_OFFLINE"):
+        return list(hub.list_repo_files(source.hub, revision=source.revision))
+    wanted = {"revision": source.revision, "allow_patterns": [source.file], "local_files_only": True}
+    folder = Path(hub.snapshot_download(source.hub, **wanted))
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 class HubListing(NamedTuple):
@@ -340,13 +349,50 @@ def _hub_client(source: Source) -> Iterator[ModuleType]:
     try:
         yield hub
     except failures as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        expected = "a repository, revision and file that exist, and a network"
-        raise ArtifactError(f"cannot be had from the hub ({reason})", file=str(source), expected=expected) from error
+        problem, expected = _hub_problem(hub, source, error)
+        raise ArtifactError(problem, file=str(source), expected=expected) from error
+
+
+def _hub_setting(hub: ModuleType, name: str) -> object:
+    """What the client read from the environment."""
+    return getattr(importlib.import_module(f"{hub.__name__}.constants"), name)
+
+
+_HUB_PROBLEMS = (
+    ("GatedRepoError", 403, "is gated, and the account of HF_TOKEN may not read it", "access, asked for at {page}"),
+    ("GatedRepoError", None, "is gated", "HF_TOKEN of an account that accepted its terms at {page}"),
+    ("RepositoryNotFoundError", None, "does not exist, or is private", "one of {hub}; HF_TOKEN for a private one"),
+    ("RevisionNotFoundError", None, "has no revision {revision}", "a commit, tag or branch of it"),
+    ("LocalEntryNotFoundError", None, "was not fetched before, and there is no network", "a network, once"),
+    ("OfflineModeIsEnabled", None, "was not fetched before, and there is no network", "a network, once"),
+    ("EntryNotFoundError", None, "has no file {file}", "one of its files, or a pattern"),
+)  # fmt: skip
+"""Errors of the client, each before its parents, with the status they must have: what is wrong, what is expected."""
+
+
+def _hub_problem(hub: ModuleType, source: Source, error: Exception) -> tuple[str, str]:
+    """What is wrong, and what would be right, where the hub gives nothing."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    for kind, wanted, problem, expected in _HUB_PROBLEMS:
+        if kind in kinds and wanted in (None, status):
+            address = hub.constants.ENDPOINT
+            names = {
+                "page": f"{address}/{source.hub}",
+                "hub": address,
+                "revision": source.revision,
+                "file": source.file,
+            }
+            return problem.format(**names), expected.format(**names)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"cannot be had from the hub ({reason})", "a repository, revision and file that exist, and a network"
 
 
 def _hub_failures(hub: ModuleType) -> tuple[type[Exception], ...]:
     """What the client raises for a wrong name or no network; its HTTP library's errors are not all OSErrors."""
     errors = importlib.import_module(f"{hub.__name__}.errors")
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
-    return (OSError, ValueError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError, *(c.HTTPError for c in clients))
+    return (
+        OSError, ValueError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError,
+        *(client.HTTPError for client in clients),
+    )  # fmt: skip

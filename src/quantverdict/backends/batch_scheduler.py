@@ -196,7 +196,8 @@ class BatchScheduler:
 
     def _shared_later(self, prompt: tuple[int, ...], known: int) -> list[int]:
         """Lengths beyond `known` that prompts which wait begin with as this one does, where a copy is worth it."""
-        least, found = max(0, len(prompt) - 2), []
+        found: list[int] = []
+        least = max(0, len(prompt) - 2)
         for number in self.order[self.taken :]:
             least = min(least, common_start(prompt, self.jobs[number].prompt))
             if least - known < _WORTH_COPYING:
