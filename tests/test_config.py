@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from quantverdict.artifacts.gguf import LEVELS
+from quantverdict.artifacts.gguf_mix import LEVELS
 from quantverdict.config import Variant, load_study
 from quantverdict.errors import StudyError
 from quantverdict.policy import POLICIES, Policy, load_policy

@@ -353,19 +353,21 @@ def verify(bundle: Path, as_json: bool) -> None:
     help=f"Levels to make, separated by commas, of {', '.join(GGUF_LEVELS + CHECKPOINT_LEVELS)}.",
 )
 @click.option("--out", type=Existing, required=True, help="The folder to write to.")
+@click.option("--imatrix", type=Existing, help="GGUF: an importance matrix of the model; IQ1 to IQ3 need one.")
 @click.option("--group-size", type=int, help="AWQ, GPTQ: weights that share a scale. Default: the most that fit.")
 @click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file.")
 @click.option("--samples", type=int, default=128, help="AWQ, GPTQ: number of calibration texts.")
 @json_option
-def quantize(  # noqa: PLR0913 - one argument an option
-    model: Path, levels: str, out: Path, *, group_size: int | None, calibration: str, samples: int, as_json: bool
+def quantize(
+    model: Path, levels: str, out: Path, *, imatrix: Path | None, as_json: bool, **how: str | int | None
 ) -> None:
     """Make GGUF levels, AWQ and GPTQ builds from a model."""
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
 
     wanted = [level.strip() for level in levels.split(",")]
-    how = {"group_size": group_size, "calibration": calibration, "samples": samples}
+    how = {name: value for name, value in how.items() if value is not None}
+    how |= {} if imatrix is None else {"imatrix": str(imatrix)}
     made = api.quantize(model, wanted, out, progress=progress_view(), **how)
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
 

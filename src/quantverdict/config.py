@@ -110,7 +110,7 @@ class Source(FrozenModel):
 
 
 class QuantizeConfig(FrozenModel):
-    """How AWQ and GPTQ builds are made."""
+    """How builds are made: AWQ and GPTQ ones, and GGUF levels by `imatrix`."""
 
     group_size: int | None = Field(default=None, gt=0, le=1_000_000)
     """Weights that share a scale; the largest of 128, 64, 32 that divides every row if not given."""
@@ -120,6 +120,8 @@ class QuantizeConfig(FrozenModel):
     """Calibration texts."""
     sequence_length: int = Field(default=512, gt=0, le=MOST_TOKENS)
     """Tokens of a calibration text."""
+    imatrix: str | None = Field(default=None, exclude_if=lambda path: path is None)
+    """GGUF levels: an importance matrix of llama.cpp, of this model; IQ1 to IQ3 need one, K-quants gain by it."""
     tool: Literal["llmcompressor", "gptqmodel"] = "llmcompressor"
     """`llmcompressor` runs in an environment of its own that is made once; `gptqmodel` where it is installed."""
 

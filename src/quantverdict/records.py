@@ -15,7 +15,8 @@ Value = str | int | float | bool | Fraction | None
 
 GGUF_LEVELS = (
     "F32", "FP16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
-    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    "IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "Q2_K",
+    "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "IQ1_M", "TQ1_0", "IQ1_S",
 )  # fmt: skip
 """GGUF levels that can be made from a model's source, from most to fewest bits."""
 CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
@@ -57,6 +58,7 @@ class Artifact:
         identity_sha256: of everything that changes an answer: weights, architecture and tokenizer settings, chat
             template as it renders; equal for one build under two names. Empty in a bundle of an older version.
         tokens_sha256: of everything that decides which tokens a text is.
+        calibration: the importance matrix that it was made with, in words; empty where the file says nothing of one.
     """
 
     path: str
@@ -77,6 +79,7 @@ class Artifact:
     special_tokens: Mapping[str, str]
     identity_sha256: str = ""
     tokens_sha256: str = ""
+    calibration: str = ""
 
 
 @dataclass(frozen=True, slots=True)

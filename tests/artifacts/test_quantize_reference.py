@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from quantverdict.artifacts.gguf import LEVELS
+from quantverdict.artifacts.gguf_mix import LEVELS
 from quantverdict.artifacts.gguf_read import Gguf, open_gguf
-from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, SOURCE_KEY, make_level
+from quantverdict.artifacts.imatrix import ImportanceMatrix
+from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, IMATRIX_KEY, SOURCE_KEY, make_level
+from quantverdict.errors import ArtifactError
 
-OURS = {SOURCE_KEY, DEQUANTIZED_KEY}
+OURS = {
+    SOURCE_KEY,
+    DEQUANTIZED_KEY,
+    *(f"{IMATRIX_KEY}{name}" for name in ("file", "dataset", "entries_count", "chunks_count")),
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped heads, untied": {"layers": 9, "kv_heads": 2},
     "plain heads, tied": {"layers": 3, "kv_heads": 8, "tied": True},
@@ -56,18 +62,36 @@ def differences(ours: Gguf, theirs: Gguf) -> list[str]:
     return found
 
 
+FEW = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_XS", "IQ3_XS", "IQ3_M", "IQ2_M", "IQ1_M")
+"""Levels of a model of many layers."""
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "imatrix"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_level_of_a_small_model_is_llama_cpps(
-    name: str, write_model: Callable[..., Path], reference: Callable[..., None], tmp_path: Path
+    name: str,
+    weighted: bool,
+    write_model: Callable[..., Path],
+    importance: Callable[..., Any],
+    reference: Callable[..., set[Path]],
+    tmp_path: Path,
 ) -> None:
-    """All levels, with rows that fit K-quants, that do not, grouped heads, experts, and other architectures."""
+    """All levels, with rows that fit K-quants, that do not, grouped heads, experts, and other architectures; what
+    llama.cpp refuses is refused, and nothing else."""
     source = write_model(tmp_path / "source.gguf", **SHAPES[name])
-    levels = (
-        LEVELS if SHAPES[name].get("layers", 4) < 80 else ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q3_K_S", "Q2_K")
-    )
-    reference([(source, LEVELS[level].file_type, tmp_path / f"{level}.ref") for level in levels])
+    levels = [*(LEVELS if SHAPES[name].get("layers", 4) < 80 else FEW)]
+    if weighted:  # what it changes
+        levels = [level for level in levels if level[0] == "I" or level in ("Q4_0", "Q5_0", "Q4_K_M", "Q2_K", "Q2_K_S")]
+    values = importance(source) if weighted else None
+    imatrix = ImportanceMatrix(tmp_path / "i.gguf", "0" * 64, values, "text", 3) if values else None
+    jobs = [(source, LEVELS[level].file_type, tmp_path / f"{level}.ref") for level in levels]
+    refused = reference(jobs, imatrix=values)
     for level in levels:
-        made = make_level(source, level, tmp_path / f"{level}.gguf")
+        if tmp_path / f"{level}.ref" in refused:
+            with pytest.raises(ArtifactError, match=r"needs an importance matrix|cannot be stored"):
+                make_level(source, level, tmp_path / f"{level}.gguf", imatrix=imatrix)
+            continue
+        made = make_level(source, level, tmp_path / f"{level}.gguf", imatrix=imatrix)
         assert (level, differences(open_gguf(made), open_gguf(tmp_path / f"{level}.ref"))) == (level, [])
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantverdict.artifacts.gguf import LEVELS
+from quantverdict.artifacts.gguf_mix import LEVELS
+from quantverdict.artifacts.imatrix import ImportanceMatrix
 from quantverdict.artifacts.quantize import make_level
 from quantverdict.backends.llamacpp import ENVIRONMENT, SEVERAL_SLOTS
 from quantverdict.backends.worker import FEW
@@ -27,11 +28,6 @@ pytestmark = [
 SCRIPT = Path(__file__).with_name("asked_alone.py")
 PLAIN = ("F32", "F16", "BF16")
 DEMO_LEVELS = ("FP16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
-# As llama.cpp numbers them (general.file_type); only its own quantiser makes them here.
-OTHERS = {
-    "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30,
-    "IQ1_M": 31, "TQ1_0": 36, "TQ2_0": 37,
-}  # fmt: skip
 WIDTH, FFN, LAYERS, HEADS, KV_HEADS, VOCAB = 256, 512, 2, 4, 2, 320
 SHAPES = {
     "attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH // 2, WIDTH), "attn_v": (WIDTH // 2, WIDTH),
@@ -84,12 +80,16 @@ def write_tiny(path: Path, kind: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny_files(tmp_path_factory) -> dict[str, Path]:
+def tiny_files(tmp_path_factory, importance) -> dict[str, Path]:
     """The small model in every type that is written here, by its name."""
     folder = tmp_path_factory.mktemp("types")
     files = {kind: write_tiny(folder / f"{kind}.gguf", kind) for kind in PLAIN}
-    made = [level for level in LEVELS if level not in ("FP16", "BF16", "F32")]
-    return files | {level: make_level(files["F32"], level, folder / f"{level}.gguf") for level in made}
+    made = [level for level in LEVELS if level not in ("FP16", "BF16", "F32", "MXFP4_MOE")]
+    matrix = ImportanceMatrix(folder / "made", "0" * 64, importance(files["F32"]), "", None)
+    return files | {
+        level: make_level(files["F32"], level, folder / f"{level}.gguf", imatrix=matrix if "IQ" in level else None)
+        for level in made
+    }
 
 
 def asked_alone(wheel: str, files: dict[str, Path], many: int = 7) -> dict[str, dict[str, int]]:
@@ -124,12 +124,6 @@ def test_answers_that_end_early_leave_those_beside_them_as_they_are(tiny_files, 
     check(found)
     if platform.machine() == "x86_64":
         assert {figures["rows"] for figures in found.values()} == {63}, "of one prompt, for every type alike"
-
-
-def test_types_that_only_llama_cpp_makes_answer_alike_too(tiny_files, reference, tmp_path):
-    files = {name: tmp_path / f"{name}.gguf" for name in OTHERS}
-    reference([(tiny_files["F32"], OTHERS[name], path) for name, path in files.items()], flat_imatrix=True)
-    check(asked_alone("xllamacpp", files))
 
 
 @pytest.mark.engine

@@ -156,6 +156,7 @@ class _BuildFactory:
                 raise
 
     def _make_ladder(self) -> None:
+        from quantverdict.artifacts.imatrix import read_imatrix
         from quantverdict.artifacts.quantize import build_ladder
         from quantverdict.artifacts.sources import cache_dir
 
@@ -168,10 +169,22 @@ class _BuildFactory:
             self._wide_from(start, levels)
             return
         try:
-            ladder = build_ladder(start, tuple(dict.fromkeys(levels.values())), cache_dir(), self.progress)
-            self.paths |= {quant: ladder[level] for quant, level in levels.items()}
+            for file, quants in self._by_imatrix(made).items():
+                imatrix = None if file is None else read_imatrix(self.study.folder / file)
+                wanted = tuple(dict.fromkeys(levels[quant] for quant in quants))
+                ladder = build_ladder(start, wanted, cache_dir(), self.progress, imatrix)
+                self.paths |= {quant: ladder[levels[quant]] for quant in quants}
         except EngineError as error:
             self.failures |= dict.fromkeys(levels, str(error))
+
+    def _by_imatrix(self, made: Sequence[Variant]) -> dict[str | None, list[str]]:
+        """The levels to make by the importance matrix that they are made with; unquantised ones need none."""
+        found: dict[str | None, list[str]] = {}
+        for variant in made:
+            if variant.format in GGUF_LEVELS:
+                file = (variant.quantize or self.study.quantize).imatrix
+                found.setdefault(None if variant.format in _WIDE else file, []).append(variant.quant)
+        return found
 
     def _wide_from(self, folder: Path, levels: Mapping[str, str]) -> None:
         """A checkpoint is its own unquantised level; a GGUF level needs the model as a GGUF file."""
@@ -266,7 +279,8 @@ def _row(build: Build) -> dict[str, object]:
 
 def artifact_json(artifact: Artifact) -> dict[str, object]:
     """What a model file is, in plain values."""
-    values = {name: getattr(artifact, name) for name in Artifact.__slots__}
+    values = {name: getattr(artifact, name) for name in Artifact.__slots__ if name != "calibration"}
+    values |= {"calibration": artifact.calibration} if artifact.calibration else {}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 

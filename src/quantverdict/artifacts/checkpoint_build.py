@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantverdict.artifacts.builds import OWN_CALIBRATION, calibration_samples, samples_sha256
-from quantverdict.artifacts.gguf import file_sha256, is_quantizable, open_model
+from quantverdict.artifacts.gguf import file_sha256, open_model
+from quantverdict.artifacts.gguf_mix import is_quantizable
 from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, require_model_folder
 from quantverdict.artifacts.quantize import build_ladder
 from quantverdict.config import QuantizeConfig

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from quantverdict.artifacts.checkpoint_read import Checkpoint, open_checkpoint
-from quantverdict.artifacts.gguf import LEVELS, open_model
+from quantverdict.artifacts.gguf import open_model
+from quantverdict.artifacts.gguf_mix import LEVELS
 from quantverdict.artifacts.gguf_read import Gguf, part_names, part_of
 from quantverdict.artifacts.sources import hub_listing, resolve
 from quantverdict.config import Source
@@ -20,10 +21,7 @@ from quantverdict.records import ALSO_CALLED
 
 WIDE_BITS = 15.5
 """Bits a weight from which a build is unquantised; norms and biases are wide in every build."""
-_FILE_TYPES = {level.file_type: name for name, level in LEVELS.items()} | {
-    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S",
-    27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
-}  # fmt: skip
+_FILE_TYPES = {level.file_type: name for name, level in LEVELS.items()}
 """Levels by `general.file_type`, as llama.cpp numbers them."""
 _LEVEL = re.compile(
     r"(?<![A-Z0-9])((?:I|T)?Q[1-8](?:_(?:K|XXS|XS|XL|NL|S|M|L|[01]))*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32|AWQ|GPTQ)"

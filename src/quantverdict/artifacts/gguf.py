@@ -7,15 +7,14 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
-from typing import NamedTuple
 
+from quantverdict.artifacts.gguf_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizable
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor, open_gguf, part_of
 from quantverdict.artifacts.kinds import is_folder, require_model_folder, require_model_gguf
 from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
-from quantverdict.errors import ArtifactError, one_of
+from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
 DEQUANTIZED_KEY = "quantverdict.dequantized_from"
@@ -53,6 +52,7 @@ def inspect_gguf(path: Path) -> Artifact:
         chat_template=template,
         tokenizer_sha256=_tokenizer_sha256(model),
         dequantized_from=dequantized_from(model),
+        calibration=_calibration(model),
         special_tokens=special,
         identity_sha256=identity_sha256(weights_sha256, settings, rendered(template, special)),
         tokens_sha256=tokens_sha256(settings),
@@ -94,6 +94,8 @@ def describe(artifact: Artifact) -> list[str]:
         "special tokens": ", ".join(f"{name} {text!r}" for name, text in artifact.special_tokens.items()) or "none",
         "tokenizer sha256": artifact.tokenizer_sha256,
     }
+    if artifact.calibration:
+        rows["calibration"] = artifact.calibration
     if artifact.fallbacks:
         rows["fallbacks"] = (
             f"{sum(artifact.fallbacks.values())} matrices ({_counts(artifact.fallbacks)}) are not in the type this "
@@ -169,6 +171,17 @@ def _tokenizer_sha256(model: Gguf) -> str:
     return digest.hexdigest()
 
 
+def _calibration(model: Gguf) -> str:
+    """What its importance matrix was, as the file says; that it has none where so few bits need one; else empty."""
+    said = {key: model.get(f"quantize.imatrix.{key}") for key in ("dataset", "file", "chunks_count", "entries_count")}
+    if any(value is not None for value in said.values()):
+        chunks = "" if said["chunks_count"] is None else f", {said['chunks_count']} chunks"
+        entries = "" if said["entries_count"] is None else f", {said['entries_count']} tensors"
+        return f"importance matrix of {said['dataset'] or said['file'] or 'a text that is not named'}{chunks}{entries}"
+    few = [tensor for tensor in model.tensors if tensor.type.name.startswith(("IQ1_", "IQ2_", "IQ3_"))]
+    return "no importance matrix is recorded: so few bits lose more without one" if few else ""
+
+
 def _special_tokens(model: Gguf) -> dict[str, str]:
     """`bos`, `eos`, `padding`, ... to their text, where their ids are in the vocabulary."""
     tokens = model.get("tokenizer.ggml.tokens")
@@ -181,262 +194,3 @@ def _special_tokens(model: Gguf) -> dict[str, str]:
         if number is not None and 0 <= number < len(tokens):
             found[name] = str(tokens[number])
     return found
-
-
-# --- llama.cpp's mix of types ----------------------------------------------------------------------------------------
-#
-# Which tensor gets which type at a level: llama.cpp's mix, as its quantiser decides it without an importance matrix.
-#
-# The rules restate `llama_tensor_get_type` of llama.cpp (src/llama-quant.cpp) and are tested against its library on
-# several architectures. A level's name is the type of most tensors; some get more bits, and a tensor whose rows are not
-# a multiple of the type's block falls back to a simpler type.
-
-
-class Level(NamedTuple):
-    """A GGUF level: its `general.file_type` and the type of most of its tensors."""
-
-    file_type: int
-    type: str
-
-
-LEVELS: Mapping[str, Level] = {
-    "F32": Level(0, "F32"),
-    "FP16": Level(1, "F16"),
-    "BF16": Level(32, "BF16"),
-    "Q8_0": Level(7, "Q8_0"),
-    "Q6_K": Level(18, "Q6_K"),
-    "Q5_K_M": Level(17, "Q5_K"),
-    "Q5_K_S": Level(16, "Q5_K"),
-    "Q5_1": Level(9, "Q5_1"),
-    "Q5_0": Level(8, "Q5_0"),
-    "Q4_K_M": Level(15, "Q4_K"),
-    "Q4_K_S": Level(14, "Q4_K"),
-    "Q4_1": Level(3, "Q4_1"),
-    "Q4_0": Level(2, "Q4_0"),
-    "Q3_K_L": Level(13, "Q3_K"),
-    "Q3_K_M": Level(12, "Q3_K"),
-    "Q3_K_S": Level(11, "Q3_K"),
-    "Q2_K": Level(10, "Q2_K"),
-}
-"""Levels that can be made, from most to fewest bits."""
-
-MAIN_TYPE_BY_FILE_TYPE: Mapping[int, str] = {level.file_type: level.type for level in LEVELS.values()} | {
-    19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K", 22: "IQ3_S", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S",
-    27: "IQ3_S", 28: "IQ2_XS", 29: "IQ2_S", 30: "IQ4_XS", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0",
-}  # fmt: skip
-"""The type a level is named after, by `general.file_type`; more levels than can be made here."""
-
-_FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-
-_KEPT_ANYWHERE = (
-    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
-    "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "attn_rel_b.weight",
-    "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight",
-    "time_mix_v1.weight", "time_mix_v2.weight", "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight",
-    "time_mix_g1.weight", "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
-    "time_mix_lerp_fused.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
-    ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
-)  # fmt: skip
-_KEPT_NAMES = ("position_embd.weight", "token_types.weight")
-_TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-_ROLES = (
-    ("attn_qkv.weight", "attn_v"),
-    ("attn_kv_b.weight", "attn_v"),
-    ("attn_v.weight", "attn_v"),
-    ("attn_k.weight", "attn_k"),
-    ("attn_q.weight", "attn_q"),
-    ("attn_output.weight", "attn_output"),
-    ("ffn_up", "ffn_up"),
-    ("ffn_gate", "ffn_gate"),
-    ("ffn_down", "ffn_down"),
-)
-_LAYERS_OF_70B = {"llama": 80, "qwen2": 80, "deci": 80, "jais2": 68}
-"""Where llama.cpp calls a model 70B, by its layers; it then gives attn_v more bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """What the mix depends on besides the tensors."""
-
-    architecture: str
-    n_layers: int
-    n_experts: int
-    heads_per_kv: int
-    is_70b: bool
-
-
-@dataclass(slots=True)
-class _State:
-    """How many tensors of a role were decided so far; the mix depends on the order."""
-
-    n_attn_v: int
-    tied: bool
-    seen: dict[str, int] = field(default_factory=dict)
-
-    def next(self, role: str) -> int:
-        count = self.seen.get(role, 0)
-        self.seen[role] = count + 1
-        return count
-
-
-def in_writing_order(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors as llama.cpp decides and writes them: by layer (those of none first), then by name."""
-    return sorted(tensors, key=lambda tensor: (_layer_of(tensor.name), tensor.name.encode()))
-
-
-def is_quantizable(tensor: Tensor) -> bool:
-    """Whether a level changes this tensor's type; norms, biases, routers and small special tensors are kept."""
-    name = tensor.name
-    if tensor.n_dims < 2 or not name.endswith("weight") or name in _KEPT_NAMES:
-        return False
-    return not any(part in name for part in _KEPT_ANYWHERE)
-
-
-def mix(source: Gguf, level: str) -> dict[str, str]:
-    """Type name of every tensor of `source` at `level`, in writing order.
-
-    Raises:
-        ArtifactError: no such level, or a shape that llama.cpp cannot store at it.
-    """
-    if level not in LEVELS:
-        expected = one_of(level, LEVELS, "quantverdict quantize --help")
-        raise ArtifactError(f"no level {level}", file=source.path, expected=expected)
-    shape = model_shape(source)
-    ordered = in_writing_order(source.tensors)
-    state = _State(
-        n_attn_v=sum(_role(tensor.name) == "attn_v" for tensor in ordered),
-        tied=all(tensor.name != "output.weight" for tensor in ordered),
-    )
-    default = LEVELS[level].type
-    types: dict[str, str] = {}
-    for tensor in ordered:
-        if not is_quantizable(tensor):
-            types[tensor.name] = tensor.type.name
-        elif not TYPE_BY_NAME[default].quantized:
-            types[tensor.name] = default
-        else:
-            types[tensor.name] = _fitting(source, tensor, _wanted(shape, state, tensor, level))
-    return types
-
-
-def model_shape(source: Gguf) -> ModelShape:
-    """Read what the mix depends on from the metadata; a missing count is taken as llama.cpp takes it."""
-    architecture = source.text("general.architecture") or ""
-    n_layers = source.integer(f"{architecture}.block_count") or 0
-    n_experts = source.integer(f"{architecture}.expert_count") or 0
-    heads = _first(source, f"{architecture}.attention.head_count", 0)
-    kv_heads = _first(source, f"{architecture}.attention.head_count_kv", heads)
-    return ModelShape(
-        architecture=architecture,
-        n_layers=n_layers,
-        n_experts=n_experts,
-        heads_per_kv=heads // kv_heads if kv_heads > 0 else 0,
-        is_70b=_LAYERS_OF_70B.get(architecture) == n_layers and (architecture != "llama" or heads != kv_heads),
-    )
-
-
-def _first(source: Gguf, key: str, default: int) -> int:
-    """A count that may be given once or per layer: the first layer's."""
-    value = source.get(key)
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-
-def _layer_of(name: str) -> int:
-    head, _, rest = name.partition("blk.")
-    number = rest.partition(".")[0]
-    return int(number) if not head and number.isascii() and number.isdigit() else -1
-
-
-def _role(name: str) -> str:
-    if name == "output.weight":
-        return "output"
-    if name in _TOKEN_EMBEDDINGS:
-        return "token_embd"
-    return next((role for part, role in _ROLES if part in name), "other")
-
-
-def _more_bits(layer: int, n_layers: int) -> bool:
-    """The first and last eighth of the layers, and every third between."""
-    eighth = n_layers // 8
-    return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
-
-
-def _wanted(shape: ModelShape, state: _State, tensor: Tensor, level: str) -> str:
-    """The type the mix gives a tensor before its shape is looked at."""
-    role = _role(tensor.name)
-    default = LEVELS[level].type
-    if role == "output" or (state.tied and role == "token_embd"):
-        misfit = tensor.shape[0] % TYPE_BY_NAME[default].block != 0
-        return "Q8_0" if shape.architecture == "falcon" or misfit or default == "Q8_0" else "Q6_K"
-    if role == "attn_v":
-        return _attention_v(shape, state, level)
-    if role == "attn_k" and shape.n_experts == 8:
-        return "Q8_0"
-    if role == "ffn_down":
-        return _ffn_down(shape, state, tensor, level)
-    if role == "attn_output":
-        return _attention_output(shape, level)
-    return default
-
-
-def _attention_v(shape: ModelShape, state: _State, level: str) -> str:
-    place = state.next("attn_v")
-    wanted = LEVELS[level].type
-    if level == "Q2_K":
-        wanted = "Q4_K" if shape.heads_per_kv >= 4 else "Q3_K"
-    elif level == "Q3_K_M":
-        wanted = "Q5_K" if place < 2 else "Q4_K"
-    elif level == "Q3_K_L" or (level == "Q4_K_S" and place < 4):
-        wanted = "Q5_K"
-    elif level in ("Q4_K_M", "Q5_K_M") and _more_bits(place, state.n_attn_v):
-        wanted = "Q6_K"
-    if shape.is_70b and wanted in ("Q3_K", "Q4_K"):
-        wanted = "Q5_K"
-    return "Q8_0" if shape.n_experts == 8 else wanted
-
-
-def _ffn_down(shape: ModelShape, state: _State, tensor: Tensor, level: str) -> str:
-    place, count = state.next("ffn_down"), shape.n_layers
-    if shape.n_experts > 1:
-        place = _layer_of(tensor.name)
-    falcon = shape.architecture == "falcon"
-    more = _more_bits(place, count)
-    wanted = {
-        "Q2_K": "Q3_K",
-        "Q3_K_M": "Q5_K" if place < count // 16 else "Q4_K" if not falcon or more else "Q3_K",
-        "Q3_K_L": "Q4_K" if falcon else "Q5_K",
-        "Q4_K_M": "Q6_K" if more else "Q4_K",
-        "Q4_K_S": "Q5_K" if not falcon and place < count // 8 else "Q4_K",
-        "Q5_K_M": "Q6_K" if more else "Q5_K",
-    }
-    if falcon and level == "Q4_K_M":
-        return "Q6_K" if place < count // 16 else "Q5_K" if more else "Q4_K"
-    return wanted.get(level, LEVELS[level].type)
-
-
-def _attention_output(shape: ModelShape, level: str) -> str:
-    default = LEVELS[level].type
-    if shape.architecture == "falcon":
-        return "Q4_K" if level == "Q3_K_L" else default
-    if shape.n_experts == 8:
-        return "Q5_K" if level in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M") else default
-    return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(level, default)
-
-
-def _fitting(source: Gguf, tensor: Tensor, wanted: str) -> str:
-    """`wanted`, or what llama.cpp stores instead where a row is not a whole number of its blocks."""
-    row = tensor.shape[0]
-    if row % TYPE_BY_NAME[wanted].block == 0:
-        return wanted
-    fallback = _FALLBACK.get(wanted)
-    if fallback is None:
-        block = TYPE_BY_NAME[wanted].block
-        raise ArtifactError(
-            f"rows of {row} cannot be stored as {wanted}",
-            file=source.path,
-            field=tensor.name,
-            expected=f"a multiple of {block}",
-        )
-    return fallback if row % TYPE_BY_NAME[fallback].block == 0 else "F16"

@@ -406,7 +406,10 @@ def _value(data: mmap.mmap, field: Field) -> Value:
 _PACKAGE = "xllamacpp"
 LIBRARY = ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib")
 """The extension module of the wheel, by platform."""
-_WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K")
+_WRITTEN = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL",
+    "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ1_0", "TQ2_0", "MXFP4",
+)  # fmt: skip
 _MISSING = "GGUF levels are made by llama.cpp's kernels, which are not installed; pip install 'quantverdict[llamacpp]'"
 
 
@@ -425,6 +428,8 @@ class Kernels:
         library.ggml_type_name.restype = ctypes.c_char_p
         library.ggml_blck_size.restype = ctypes.c_int64
         library.ggml_type_size.restype = ctypes.c_size_t
+        library.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+        library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
         for name in _WRITTEN:
             self._check(TYPE_BY_NAME[name])
 
@@ -450,9 +455,20 @@ class Kernels:
             raise EngineError(f"{_PACKAGE} cannot decode {kind.name}") from error
         function(ctypes.c_void_p(source), ctypes.c_void_p(target), ctypes.c_int64(count))
 
-    def narrow(self, kind: GgmlType, source: int, target: int, rows: int, row: int) -> None:
-        """Encode `rows` rows of `row` float32 at address `source` as `kind` at address `target`."""
-        self._library.ggml_quantize_chunk(kind.number, source, target, 0, rows, row, None)
+    def narrow(
+        self, kind: GgmlType, source: int, target: int, rows: int, row: int, importance: int | None = None
+    ) -> None:
+        """Encode `rows` rows of `row` float32 at address `source` as `kind` at address `target`.
+
+        Args:
+            importance: address of `row` float32, how much each column counts.
+
+        Raises:
+            EngineError: a type that needs it, and there is none; the library would end the process.
+        """
+        if importance is None and self._library.ggml_quantize_requires_imatrix(kind.number):
+            raise EngineError(f"{kind.name} needs an importance matrix")
+        self._library.ggml_quantize_chunk(kind.number, source, target, 0, rows, row, importance)
 
     def is_valid(self, kind: GgmlType, address: int, nbytes: int) -> bool:
         """Whether encoded rows hold neither infinities nor NaN."""

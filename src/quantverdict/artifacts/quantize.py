@@ -20,17 +20,10 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from quantverdict.artifacts.gguf import (
-    DEQUANTIZED_KEY,
-    LEVELS,
-    dequantized_from,
-    file_sha256,
-    in_writing_order,
-    is_quantizable,
-    mix,
-    open_model,
-)
+from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_sha256, open_model
+from quantverdict.artifacts.gguf_mix import LEVELS, in_writing_order, is_quantizable, mix
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, GgmlType, Gguf, Tensor, kernels, kernels_version
+from quantverdict.artifacts.imatrix import Floats, ImportanceMatrix
 from quantverdict.artifacts.sources import written_whole
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
@@ -104,6 +97,7 @@ BuildProgress = Callable[[str, int, int], None]
 """`Progress` with the level first, for a ladder."""
 
 SOURCE_KEY = "quantverdict.source_sha256"
+IMATRIX_KEY = "quantize.imatrix."
 _FILE_TYPE, _QUANTIZATION_VERSION = "general.file_type", "general.quantization_version"
 _GGML_QUANTIZATION_VERSION = 2
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -111,36 +105,68 @@ _RECIPE = "1"
 """Part of the cache's key; raise it when the same source and level would give other bytes."""
 
 
-def make_level(source: Path, level: str, out: Path, *, progress: Progress | None = None) -> Path:
+def make_level(
+    source: Path, level: str, out: Path, *, imatrix: ImportanceMatrix | None = None, progress: Progress | None = None
+) -> Path:
     """Write `source` at `level` to `out`, tensor for tensor what llama.cpp's quantiser writes.
 
     Metadata are copied; `general.file_type` and `general.quantization_version` are set as llama.cpp sets them, and the
-    source's sha256 and the low-bit type its weights went through, if any, are recorded.
+    source's sha256 and the low-bit type its weights went through, if any, are recorded; so is what the importance
+    matrix was, by llama.cpp's names.
+
+    Args:
+        imatrix: how much each column counts; levels of few bits need it.
 
     Raises:
-        ArtifactError: an unreadable source, an unknown level, a shape or value the level cannot store, no room on disk.
+        ArtifactError: an unreadable source, an unknown level, a shape or value the level cannot store, an importance
+            matrix that is missing or of another model, no room on disk.
         QuantverdictError: the llamacpp extra is not installed.
     """
 
     model = open_model(source)
-    types = mix(model, level)
+    types = mix(model, level, None if imatrix is None else imatrix.values)
+    weights = {} if imatrix is None else _column_weights(model, imatrix, types)
     tensors = in_writing_order(model.tensors)
     entries = tuple(TensorEntry(item.name, item.shape, TYPE_BY_NAME[types[item.name]]) for item in tensors)
-    header = header_bytes(_fields(model, level), entries, model.alignment)
+    header = header_bytes(_fields(model, level, imatrix), entries, model.alignment)
     total, done = sum(item.n_elements for item in tensors), 0
     size = len(header) + sum(entry.nbytes + model.alignment for entry in entries)
     with written_whole(out, size) as file, ThreadPoolExecutor(_cores()) as pool:
         file.write(header)
         for tensor, entry in zip(tensors, entries, strict=True):
-            write_padded(file, encoded(model, tensor, entry.type, pool), model.alignment)
+            write_padded(file, encoded(model, tensor, entry.type, pool, weights.get(tensor.name)), model.alignment)
             done += tensor.n_elements
             if progress is not None:
                 progress(done, total)
     return out
 
 
+def _column_weights(model: Gguf, imatrix: ImportanceMatrix, types: Mapping[str, str]) -> dict[str, Floats]:
+    """What of an importance matrix is of this model.
+
+    Raises:
+        ArtifactError: an entry is of another size than its tensor: it is another model's.
+    """
+    found = {}
+    for tensor in model.tensors:
+        values = imatrix.values.get(tensor.name)
+        if values is None or not TYPE_BY_NAME[types[tensor.name]].quantized:
+            continue
+        size = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
+        if len(values) == size:
+            found[tensor.name] = values
+        elif tensor.name != "token_embd.weight":
+            expected = f"{size}, as of {model.path.name}: the importance matrix of this model"
+            raise ArtifactError(f"has {len(values)} columns", file=imatrix.path, field=tensor.name, expected=expected)
+    return found
+
+
 def build_ladder(
-    source: Path, levels: Sequence[str], cache_dir: Path, progress: BuildProgress | None = None
+    source: Path,
+    levels: Sequence[str],
+    cache_dir: Path,
+    progress: BuildProgress | None = None,
+    imatrix: ImportanceMatrix | None = None,
 ) -> Mapping[str, Path]:
     """Every level of a source, each made once and kept under `cache_dir`.
 
@@ -151,11 +177,15 @@ def build_ladder(
         ArtifactError, QuantverdictError: as `make_level`.
     """
     model = open_model(source)
-    folder = cache_dir / "gguf" / f"{file_sha256(model)[:16]}-{kernels_version()}-{_RECIPE}"
+    plain = cache_dir / "gguf" / f"{file_sha256(model)[:16]}-{kernels_version()}-{_RECIPE}"
+    folder = plain if imatrix is None else plain.with_name(f"{plain.name}-{imatrix.sha256[:16]}")
     start = source
-    if _low_bit_origin(model) and any(not _is_level(model, level) for level in levels):
-        start = _cached(source, "FP16", folder, progress)
-    return {level: source if _is_level(model, level) else _cached(start, level, folder, progress) for level in levels}
+    if _low_bit_origin(model) and any(not _is_level(model, level, imatrix) for level in levels):
+        start = _cached(source, "FP16", plain, progress)
+    return {
+        level: source if _is_level(model, level, imatrix) else _cached(start, level, folder, progress, imatrix)
+        for level in levels
+    }
 
 
 def find_duplicates(artifacts: Mapping[str, Artifact]) -> Mapping[str, str]:
@@ -186,21 +216,23 @@ def _low_bit_origin(model: Gguf) -> str | None:
     return next(named, types.most_common(1)[0][0])
 
 
-def _is_level(model: Gguf, level: str) -> bool:
+def _is_level(model: Gguf, level: str, imatrix: ImportanceMatrix | None) -> bool:
     """Whether making `level` would change neither a tensor nor the file type."""
-    types = mix(model, level)
-    same = all(types[tensor.name] == tensor.type.name for tensor in model.tensors)
-    return same and model.integer(_FILE_TYPE) == LEVELS[level].file_type
+    if model.integer(_FILE_TYPE) != LEVELS[level].file_type:
+        return False
+    types = mix(model, level, None if imatrix is None else imatrix.values)
+    return all(types[tensor.name] == tensor.type.name for tensor in model.tensors)
 
 
-def _cached(source: Path, level: str, folder: Path, progress: BuildProgress | None) -> Path:
+def _cached(
+    source: Path, level: str, folder: Path, progress: BuildProgress | None, imatrix: ImportanceMatrix | None = None
+) -> Path:
     path = folder / f"{level}.gguf"
     record = path.with_suffix(".json")
     if not _is_intact(path, record):
         folder.mkdir(parents=True, exist_ok=True)
-        make_level(
-            source, level, path, progress=None if progress is None else lambda done, total: progress(level, done, total)
-        )
+        steps = None if progress is None else lambda done, total: progress(level, done, total)
+        make_level(source, level, path, imatrix=imatrix, progress=steps)
         _write_record(path, record)
     return path
 
@@ -223,18 +255,29 @@ def _is_intact(path: Path, record: Path) -> bool:
         return False
 
 
-def _fields(model: Gguf, level: str) -> Iterator[bytes]:
+def _fields(model: Gguf, level: str, imatrix: ImportanceMatrix | None) -> Iterator[bytes]:
     """The metadata of a made level: the source's, in its order, then what was set, then what this package adds."""
     replaced = (_FILE_TYPE, _QUANTIZATION_VERSION, SOURCE_KEY, DEQUANTIZED_KEY, *_SPLIT_KEYS)
     for key in model.fields:
-        if key not in replaced:
+        if key not in replaced and not key.startswith(IMATRIX_KEY):
             yield copied_field(model, key)
     yield uint32_field(_QUANTIZATION_VERSION, _GGML_QUANTIZATION_VERSION)
     yield uint32_field(_FILE_TYPE, LEVELS[level].file_type)
+    yield from () if imatrix is None else _imatrix_fields(imatrix)
     yield text_field(SOURCE_KEY, file_sha256(model))
     origin = dequantized_from(model) or _low_bit_origin(model)
     if origin is not None:
         yield text_field(DEQUANTIZED_KEY, origin)
+
+
+def _imatrix_fields(imatrix: ImportanceMatrix) -> Iterator[bytes]:
+    """As llama-quantize writes them; what is not known is left out."""
+    yield text_field(f"{IMATRIX_KEY}file", imatrix.path.name[:127])
+    if imatrix.dataset:
+        yield text_field(f"{IMATRIX_KEY}dataset", imatrix.dataset[:127])
+    yield uint32_field(f"{IMATRIX_KEY}entries_count", len(imatrix.values))
+    if imatrix.chunks is not None:
+        yield uint32_field(f"{IMATRIX_KEY}chunks_count", imatrix.chunks)
 
 
 # One tensor from its stored type to another, in row chunks over a pool of threads.
@@ -247,8 +290,13 @@ _CHUNK = 1 << 18
 """Weights a thread takes at once: 1 MiB of float32."""
 
 
-def encoded(model: Gguf, tensor: Tensor, target: GgmlType, pool: Executor) -> memoryview:
+def encoded(
+    model: Gguf, tensor: Tensor, target: GgmlType, pool: Executor, importance: Floats | None = None
+) -> memoryview:
     """The data of `tensor` as `target`.
+
+    Args:
+        importance: how much each column counts, expert after expert.
 
     Raises:
         ArtifactError: a value is infinite or not a number, before or after.
@@ -261,14 +309,21 @@ def encoded(model: Gguf, tensor: Tensor, target: GgmlType, pool: Executor) -> me
     step = max(1, _CHUNK // row)
     stored = model.stored(tensor)
     out = np.empty(tensor.n_elements // target.block * target.size, np.uint8)
-    spans = [(first, min(step, rows - first)) for first in range(0, rows, step)]
-    finite = pool.map(partial(_encode_rows, tensor, target, stored, out), spans)
+    expert = rows if importance is None else rows // (len(importance) // row)
+    spans = [
+        (first, min(step, start + expert - first))
+        for start in range(0, rows, expert)
+        for first in range(start, start + expert, step)
+    ]
+    finite = pool.map(partial(_encode_rows, tensor, target, stored, out, importance), spans)
     if not all(list(finite)):
         raise ArtifactError("holds a value that is not finite", file=model.path, field=tensor.name)
     return out.data
 
 
-def _encode_rows(tensor: Tensor, target: GgmlType, stored: Bytes, out: Bytes, span: tuple[int, int]) -> bool:
+def _encode_rows(
+    tensor: Tensor, target: GgmlType, stored: Bytes, out: Bytes, importance: Floats | None, span: tuple[int, int]
+) -> bool:
     """Encode `span` (first row, rows) of `stored` into `out`; False where a value is not finite."""
     first, rows = span
     row = tensor.shape[0]
@@ -279,7 +334,11 @@ def _encode_rows(tensor: Tensor, target: GgmlType, stored: Bytes, out: Bytes, sp
     kernels().widen(tensor.type, source, values.ctypes.data, rows * row)
     if not np.isfinite(values).all():
         return False
-    kernels().narrow(target, values.ctypes.data, address, rows, row)
+    weights = None
+    if importance is not None:
+        expert = first // (tensor.n_elements // row // (len(importance) // row))
+        weights = importance.ctypes.data + expert * row * importance.itemsize
+    kernels().narrow(target, values.ctypes.data, address, rows, row, weights)
     return kernels().is_valid(target, address, rows * nbytes)
 
 

@@ -420,13 +420,14 @@ def quantize(
     """Make GGUF levels of a model file, and AWQ and GPTQ builds of a file or a checkpoint, in a folder.
 
     Args:
-        how: fields of `QuantizeConfig`, for AWQ and GPTQ.
+        how: fields of `QuantizeConfig`: for AWQ and GPTQ, and `imatrix` for GGUF levels.
 
     Raises:
         ArtifactError: no such level (nothing is made then), or not a model.
         EngineError: a tool cannot make a build of this model; its reason.
     """
     from quantverdict.artifacts.checkpoint_build import quantize_checkpoint_levels
+    from quantverdict.artifacts.imatrix import read_imatrix
     from quantverdict.artifacts.quantize import make_level
 
     known = GGUF_LEVELS + CHECKPOINT_LEVELS
@@ -436,10 +437,17 @@ def quantize(
             raise ArtifactError(
                 f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}{did_you_mean(level, known)}"
             )
-    made = {lv: make_level(model, lv, out / f"{model.stem}-{lv}.gguf") for lv in levels if lv in GGUF_LEVELS}
+    how = dict(how or {})
+    file = how.pop("imatrix", None)
+    imatrix = None if file is None else read_imatrix(Path(str(file)))
+    made = {
+        level: make_level(model, level, out / f"{model.stem}-{level}.gguf", imatrix=imatrix)
+        for level in levels
+        if level in GGUF_LEVELS
+    }
     others = [level for level in levels if level in CHECKPOINT_LEVELS]
     with view:
-        made |= quantize_checkpoint_levels(model, others, out, quantize_config(how or {}), cache_dir(), view.say)
+        made |= quantize_checkpoint_levels(model, others, out, quantize_config(how), cache_dir(), view.say)
     return made
 
 
