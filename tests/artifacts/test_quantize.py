@@ -84,7 +84,7 @@ def test_levels_that_fall_back_to_the_same_types_are_twins(write_model: Callable
 
 def test_a_level_that_does_not_exist_is_refused_with_those_that_do(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ArtifactError, match=r"no level Q9_Z; expected one of 17 names that `quantverdict quantize --help` lists"
+        ArtifactError, match=r"no level Q9_Z; expected one of 33 names that `quantverdict quantize --help` lists"
     ):
         make_level(tiny, "Q9_Z", tmp_path / "a.gguf")
 
