@@ -474,7 +474,7 @@ def test_a_look_that_does_not_fit_the_budget_is_not_begun(asked, capsys, monkeyp
     """A second for a prompt of all builds; the next look has 20."""
     times = iter([0.0, now])
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    monkeypatch.setattr("quantverdict.stages.more.seconds_a_prompt", lambda bundle: 1.0)
+    monkeypatch.setattr("quantverdict.stages.more._seconds_of_all", lambda bundle: 1.0)
     assert run("--until-decided", "--budget", "1m") == 0
     (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped"))
     assert said.startswith(f"stopped after look 1: {words}")
@@ -485,7 +485,7 @@ def test_a_look_that_does_not_fit_the_budget_is_not_begun(asked, capsys, monkeyp
 def test_a_look_that_just_fits_the_budget_is_asked(asked, capsys, monkeypatch):
     times = iter([0.0, 40.0, 60.0])
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    monkeypatch.setattr("quantverdict.stages.more.seconds_a_prompt", lambda bundle: 1.0)
+    monkeypatch.setattr("quantverdict.stages.more._seconds_of_all", lambda bundle: 1.0)
     assert run("--until-decided", "--budget", "1m") == 0
     assert "stopped after look 2: the budget of 60 s is spent" in capsys.readouterr().err
     assert told()["look"] == 2

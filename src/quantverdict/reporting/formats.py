@@ -31,9 +31,18 @@ SIGNS = str.maketrans(
         "\N{BLACK SQUARE}": "#",
         "\N{MINUS SIGN}": "-",
         "\N{MULTIPLICATION SIGN}": "x",
+        "\N{BLACK CIRCLE}": "o",
+        "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
+        "\N{BOX DRAWINGS HEAVY VERTICAL}": "|",
+        "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}": ":",
     }
 )
 """Our own signs, for a stream that cannot show them."""
+BAR = (
+    "\N{BLACK CIRCLE}", "\N{BOX DRAWINGS LIGHT HORIZONTAL}", "\N{BOX DRAWINGS HEAVY VERTICAL}",
+    "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}",
+)  # fmt: skip
+"""What an interval is drawn with: the delta, the interval, the margin, the guard margin."""
 
 
 def plain(value: object) -> str:
@@ -124,6 +133,8 @@ class OutputStream:
 
 
 NOT_MEASURED = "not measured"
+OPEN_END = 100
+"""In pp: an interval of a delta that reaches so far has no end there, for too few pairs differ to bound it."""
 MINUS = "\N{MINUS SIGN}"
 
 _NAMES = {
@@ -181,6 +192,19 @@ def interval(lo: object, hi: object, digits: int = 2, *, sign: bool = False, fac
     if low is None or high is None:
         return ""
     return f"[{fixed(low * factor, digits, sign=sign)}, {fixed(high * factor, digits, sign=sign)}]"
+
+
+def bounded(lo: object, hi: object, digits: int = 2) -> str:
+    """The interval of a delta in pp; where an end is as far as a share can go, the other end alone: `at least -3.40`."""
+    low, high = number(lo), number(hi)
+    if low is None or high is None:
+        return ""
+    ends = (low > -OPEN_END, high < OPEN_END)
+    if all(ends):
+        return interval(lo, hi, digits, sign=True)
+    if not any(ends):
+        return "not bounded"
+    return f"at least {fixed(low, digits, sign=True)}" if ends[0] else f"at most {fixed(high, digits, sign=True)}"
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -16,6 +16,7 @@ from quantverdict.protocol.claims import Claim, Reader, resolve_claim
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
+from quantverdict.reporting.bars import interval_bar
 from quantverdict.reporting.formats import NOT_MEASURED, DisplayNames
 
 Cell = Mapping[str, Any]
@@ -55,6 +56,7 @@ class Figure:
     margin: str
     value: str
     interval: str
+    bar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +217,13 @@ def _figures(cell: Cell, decision: Cell) -> Iterator[Figure]:
         criterion = criteria[name]
         row = found.get(name)
         margin = criterion.get("margin_pp") if row is None else row.get("margin_pp")
-        value, within = "reference" if cell.get("is_baseline") else NOT_MEASURED, ""
+        value, within, bar = "reference" if cell.get("is_baseline") else NOT_MEASURED, "", None
         if row is not None:
             value = formats.words(row["outcome"])
             if row.get("delta_pp") is not None:
                 value = formats.delta(row["delta_pp"])
-                within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), sign=True)
-        yield Figure(formats.words(name), f"{formats.number(margin) or 0:g} pp", value, within)
+                within, bar = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp")), interval_bar(row)
+        yield Figure(formats.words(name), f"{formats.number(margin) or 0:g} pp", value, within, bar or "")
 
 
 def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:

@@ -141,7 +141,11 @@ def _cells(row: BuildRow, options: ConsoleOptions, *, sized: bool, regime: bool)
     cells = [_text(f"{row.sign} {row.quant}{' *' if row.is_best else ''}", options, f"bold {colour}".strip())]
     cells += [_value(row.bpw, options)]
     cells += [_value(row.size, options), _value(row.speed, options)] if sized else []
-    cells += [_value(value, options).append_text(_text(f"\n{around}", options, "dim")) for value, around in deltas]
+    bars = [f"\n{one.bar}" for one in row.criteria] or [""] * len(deltas)
+    cells += [
+        _value(value, options).append_text(_text(f"\n{around}{bar.rstrip()}", options, "dim"))
+        for (value, around), bar in zip(deltas, bars, strict=True)
+    ]
     cells += [_value(row.regime, options)] if regime else []
     return [*cells, _text(row.verdict if row.criteria else row.action, options, colour)]
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = (
     "whitebox", "judge_agreement", "judge_direction", "second_judge_regimes", "alarms", "instruments",
-    "corrected_rates", "criteria",
+    "corrected_rates", "criteria", "recovery",
 )  # fmt: skip
 """Tables of a decision that only some bundles have; one is deleted with what it came of."""
 
