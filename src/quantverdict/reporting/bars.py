@@ -57,9 +57,9 @@ class _Scale:
 
 
 def _text(scale: _Scale, seen: tuple[float, float, float], margin: float, guard: float | None) -> str:
-    point, line, mark, dots = BAR
+    point, line, mark, dots, axis = BAR
     delta, lo, hi = (round(scale.at(value) * (COLUMNS - 1)) for value in seen)
-    cells = [line if lo <= at <= hi else " " for at in range(COLUMNS)]
+    cells = [line if lo <= at <= hi else axis for at in range(COLUMNS)]
     cells[delta] = point
     for value, sign in ((guard, dots), (margin, mark)):
         if value is not None and (at := round(scale.at(-value) * (COLUMNS - 1))) != delta:

@@ -35,14 +35,15 @@ SIGNS = str.maketrans(
         "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
         "\N{BOX DRAWINGS HEAVY VERTICAL}": "|",
         "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}": ":",
+        "\N{MIDDLE DOT}": ".",
     }
 )
 """Our own signs, for a stream that cannot show them."""
 BAR = (
     "\N{BLACK CIRCLE}", "\N{BOX DRAWINGS LIGHT HORIZONTAL}", "\N{BOX DRAWINGS HEAVY VERTICAL}",
-    "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}",
+    "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}", "\N{MIDDLE DOT}",
 )  # fmt: skip
-"""What an interval is drawn with: the delta, the interval, the margin, the guard margin."""
+"""What an interval is drawn with: the delta, the interval, the margin, the guard margin, the axis."""
 
 
 def plain(value: object) -> str:
@@ -195,7 +196,7 @@ def interval(lo: object, hi: object, digits: int = 2, *, sign: bool = False, fac
 
 
 def bounded(lo: object, hi: object, digits: int = 2) -> str:
-    """The interval of a delta in pp; where an end is as far as a share can go, the other end alone: `at least -3.40`."""
+    """The interval of a delta in pp; where one end is as far as a share can go, the other alone: `at least -3.40`."""
     low, high = number(lo), number(hi)
     if low is None or high is None:
         return ""

@@ -31,8 +31,10 @@ VERDICTS = {
 """Verdict to its sign and words; the sign stands beside the colour everywhere."""
 BY_CRITERIA = {"ship": "accepted", "reject": "rejected", "unknown": "inconclusive"}
 """Its words where criteria decide."""
-BY_THRESHOLDS = {"ship": "passes by thresholds, untested"}
-"""Its words where there are no samples to test, though the policy asks for tests."""
+BY_THRESHOLDS = "passes by thresholds"
+"""What is said by rules on deltas, which test nothing, of a build that passes: that it is safe is not proven by it."""
+UNTESTED = f"{BY_THRESHOLDS}, untested"
+"""And where the policy asks for tests, but there are no samples."""
 UNDECIDED = {"not_measured": "not measured", "not_resolvable": "inconclusive"}
 """By criteria, the words of a build that is neither accepted nor rejected, by its action; else it is to be reviewed."""
 
@@ -43,8 +45,9 @@ def verdict_words(decision: Cell) -> dict[str, tuple[str, str]]:
     words: Mapping[str, str] = {}
     if decision.get("rules") == "criteria":
         words = BY_CRITERIA
-    elif decision.get("rules") == "points" and policy.get("rules") != "points" and policy.get("criteria"):
-        words = BY_THRESHOLDS
+    elif decision.get("rules") == "points":
+        asks = policy.get("rules") != "points" and policy.get("criteria")
+        words = {"ship": UNTESTED if asks else BY_THRESHOLDS}
     return {group: (sign, words.get(group, message)) for group, (sign, message) in VERDICTS.items()}
 
 
@@ -273,12 +276,13 @@ def readable(names: DisplayNames, text: object) -> str:
 
 def verdicts(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[ModelVerdict]:
     """The answer for each base model, in study order."""
-    result = []
+    result, by_points = [], bundle.decision.get("rules") == "points"
     for model in bundle.models:
         chosen = (bundle.decision.get("best") or {}).get(model) or {}
         mine = [row for row in rows if row.model == formats.plain(model)]
         best = next((row for row in mine if row.is_best), None)
-        headline = HEADLINES.get(best.group, "{}").format(best.label) if best else "No build to recommend"
+        headlines = {**HEADLINES, "ship": f"{{}} {BY_THRESHOLDS}"} if by_points else HEADLINES
+        headline = headlines.get(best.group, "{}").format(best.label) if best else "No build to recommend"
         groups = {group: tuple(row for row in mine if row.group == group) for group in VERDICTS}
         reason = readable(bundle.names, chosen.get("reason") or "")
         result.append(ModelVerdict(formats.plain(model), headline, best.quant if best else None, reason, groups))

@@ -102,6 +102,6 @@ def reason_to_stop(bundle: Bundle, sampling: Sampling, asked: GrowthRequest, spe
 
 
 def _seconds_of_all(bundle: Bundle) -> float:
-    """What one prompt more takes over all cells; one whose answers were all kept ones is taken to be as slow as others."""
+    """What one prompt more takes over all cells; one that was asked nothing is taken to be as slow as the others."""
     known = seconds_a_prompt(bundle)
     return sum(known.values()) * len(read_outcomes(bundle)) / max(len(known), 1)
