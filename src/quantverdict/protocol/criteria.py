@@ -175,11 +175,9 @@ def decide_criteria(
     }
 
 
-def decided_alone(rows: Sequence[Standing], level: float) -> bool:
+def decided_alone(rows: Sequence[Standing], policy: Policy, level: float) -> bool:
     """Whether a build is accepted or rejected by a level that no other build can make less."""
-    rejected = _p_reject(rows, _weights(rows))
-    accepted = max(row.p_accept for row in rows)
-    return accepted <= level or (rejected is not None and rejected <= level)
+    return any(p is not None and p <= level for p in (_p_accept(rows, policy), _p_reject(rows, _weights(rows))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,9 +155,7 @@ def _criteria(names: DisplayNames, rows: Sequence[CsvRow], recovery: Sequence[Cs
     return TextTable("criteria", "Criteria", shows, columns, body, numeric)
 
 
-def _standing(
-    names: DisplayNames, row: CsvRow, shares: Mapping[tuple[str, str, str], CsvRow]
-) -> tuple[str, ...]:
+def _standing(names: DisplayNames, row: CsvRow, shares: Mapping[tuple[str, str, str], CsvRow]) -> tuple[str, ...]:
     member = row["role"] == "member"
     name = formats.words(row["criterion"])
     within = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp"))
