@@ -582,7 +582,7 @@ def opened_judge(monkeypatch, template):
 
 
 def test_a_judge_of_the_hub_is_had_at_the_commit_of_the_first_run(study, monkeypatch):
-    """The study says a branch, the manifest the commit; new answers are labelled by the same files once it has moved."""
+    """The manifest has its commit; new answers are labelled by the same files once the branch has moved."""
     first, opened = "a" * 40, []
     at = {"commit": first}
     monkeypatch.setattr(

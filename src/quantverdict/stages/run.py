@@ -141,22 +141,30 @@ def plan(
     *,
     measure: bool = True,
     memory: tuple[int | None, str] = (None, "F16"),
+    target: str | None = None,
     view: LineProgress,
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show; nothing is built or asked but a short measurement.
 
     Args:
         memory: the tokens of context for which each build's is estimated (the study's, if None), and the cache's type.
+        target: `accept:BUILD`, for the study that could.
+
+    Raises:
+        StudyError: the study is wrong; or there is no such target, or none that its tasks hold enough prompts for.
     """
     from quantverdict.planning.preflight import check_study
-    from quantverdict.stages.plan import forecast, needs_of
+    from quantverdict.stages.plan import forecast, needs_of, target_study
 
-    tasks = study_tasks(study)
+    whole = whole_tasks(study)
+    tasks = study_tasks(study, whole)
     for note in check_study(study, tasks):
         view.say(note)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
-    return replace(forecast(study, tasks, known, measure=measure), memory=needs_of(study, *memory))
+    found, planned = forecast(study, tasks, known, measure=measure, whole=whole)
+    wanted = None if target is None else target_study(study, found, planned, target)
+    return replace(found, memory=needs_of(study, *memory), target=wanted)
 
 
 def analyze(path: Path, policy: str | None = None, constraints: Constraints | None = None) -> Path:
