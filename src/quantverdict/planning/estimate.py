@@ -15,7 +15,7 @@ from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Model, Study
 from quantverdict.planning.memory import Needs
 from quantverdict.planning.power import ASSUMED_DISCORDANCE, ASSUMED_RATE, BuildPower, PilotStats
-from quantverdict.planning.target import BuildProspect, TargetStudy
+from quantverdict.planning.target import VERBS, BuildProspect, TargetStudy
 from quantverdict.records import Completion, Response
 from quantverdict.registry import BACKENDS
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
@@ -185,8 +185,15 @@ class StudyEstimate:
             *self.detectable.lines(),
             "",
             *self.prospects.lines(),
-            *(one.sentence for one in self.builds),
+            *self.sentences(),
         ]
+
+    def sentences(self) -> list[str]:
+        """What can be decided of each build; builds of which the same is said in one line."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for one in self.builds:
+            alike.setdefault((VERBS[one.decides], one.details), []).append(one.build)
+        return [f"{verb} {', '.join(names)}: {details}" for (verb, details), names in alike.items()]
 
 
 def _row(found: DetectableDifference) -> str:

@@ -56,7 +56,7 @@ class BuildProspect:
             or where no number of those that the tasks hold would do.
         limits: of each task, with these prompts; empty as `more`.
         seconds: what they take of the build and its baseline; None where no speed is known.
-        sentence: in words.
+        details: of the sentence that says so, what stands after the build's name.
         seen: what is expected of each metric; empty to assume.
     """
 
@@ -67,8 +67,13 @@ class BuildProspect:
     more: Mapping[str, int]
     limits: Mapping[str, int]
     seconds: float | None
-    sentence: str
+    details: str
     seen: Mapping[str, PilotStats] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """In words: `can accept Q8_0: 92% if it loses nothing`."""
+        return f"{VERBS[self.decides]} {self.build}: {self.details}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class PlannedStudy:
             if alike is None:
                 alike = self._prospect(seen)
                 known.append(alike)
-            found.append(replace(alike, build=name, sentence=f"{VERBS[alike.decides]} {name}: {alike.sentence}"))
+            found.append(replace(alike, build=name))
         return tuple(found)
 
     def _prospect(self, seen: Mapping[str, PilotStats]) -> BuildProspect:
@@ -135,18 +140,18 @@ class PlannedStudy:
         accept, reject = self.chance(expected, asked), self._rejected(seen, asked)
         bare = BuildProspect("", "neither", accept, reject, {}, {}, None, "", expected)
         if reject is not None and reject >= self.rules.power:
-            return replace(bare, decides="reject", sentence=f"{reject:.0%} if it loses what the earlier run saw")
+            return replace(bare, decides="reject", details=f"{reject:.0%} if it loses what the earlier run saw")
         if accept >= self.rules.power:
-            return replace(bare, decides="accept", sentence=f"{accept:.0%} if it loses nothing")
+            return replace(bare, decides="accept", details=f"{accept:.0%} if it loses nothing")
         limits = self.limits_for(expected)
         if limits is None:
-            return replace(bare, sentence=self.short(expected))
+            return replace(bare, details=self.short(expected))
         more = {row.name: more for row in self.rows if not row.is_member and (more := self._added(row, limits)) > 0}
         seconds = self._seconds(limits)
         words = " and ".join(f"{count} {criterion}" for criterion, count in more.items())
         time = "time not measured" if seconds is None else f"about {duration(seconds)} of it and its baseline"
-        sentence = f"add {words} prompts, {time} (now {accept:.0%} if it loses nothing)"
-        return replace(bare, more=more, limits=limits, seconds=seconds, sentence=sentence)
+        details = f"add {words} prompts, {time} (now {accept:.0%} if it loses nothing)"
+        return replace(bare, more=more, limits=limits, seconds=seconds, details=details)
 
     def chance(self, expected: Mapping[str, PilotStats], sizes: Mapping[str, int], *, exact: bool = True) -> float:
         """That a build which loses nothing passes every row: the least that it is, as rows go together."""
@@ -266,7 +271,9 @@ class PlannedStudy:
             if (need := self._needed(row, expected, each)) > (held := sum(self._total(m, "held") for m in row.metrics))
         }
         named = [words for row, words in lacking.items() if not row.is_member] or list(lacking.values())
-        return f"needs more prompts than its tasks hold: {', '.join(named)}" if named else "its tasks hold too few prompts"
+        return (
+            f"needs more prompts than its tasks hold: {', '.join(named)}" if named else "its tasks hold too few prompts"
+        )
 
     def _total(self, metric: str, what: str) -> int:
         return sum(int(getattr(room, what)) for room in self.rooms if metric in room.metrics)

@@ -101,6 +101,10 @@ def ask(
     Args:
         store: answers that need not be asked again.
     """
+    answered = {cell for cell, one in read_outcomes(bundle).items() if one.failure is None and one.prompts}
+    mine = [build.cell for build in builds if build.runs and build.cell in answered]
+    if gone := [str(cell) for cell in mine if not responses_path(bundle.root, cell).exists()]:
+        view.say(f"the bundle holds no answers of {', '.join(gone)} any longer: they are asked for again")
     jobs: list[CellJob] = []
     for model in study.models:
         asked = model_plan(study, tasks, builds, model.name, bundle)

@@ -337,37 +337,43 @@ def planned_study(
     return PlannedStudy(tested_rows(study, tasks[0]), rooms, rules, observed)
 
 
-def target_study(study: Study, estimate: StudyEstimate, planned: PlannedStudy | None, wanted: str) -> TargetStudy:
+def target_build(study: Study, wanted: str) -> str:
+    """The build of a target `accept:BUILD`, by its name in `compared_builds`.
+
+    Raises:
+        StudyError: there is no such build, or the policy has no criteria.
+    """
+    names, (verb, _, name) = compared_builds(study), wanted.partition(":")
+    found = next((short for short, cell in names.items() if name in (short, str(cell))), None)
+    if verb != "accept" or found is None:
+        expected = f"accept:BUILD, a build {one_of(name, names)}"
+        raise StudyError(f"{wanted!r:.80} is no target", field="--target", expected=expected)
+    if study.policy.rules != "criteria":
+        expected = "a policy with criteria"
+        raise StudyError(f"policy {study.policy.name} has no criteria", field="--target", expected=expected)
+    return found
+
+
+def target_study(study: Study, estimate: StudyEstimate, planned: PlannedStudy, name: str) -> TargetStudy:
     """The study that has the study's power to accept a build which loses nothing.
 
     Args:
-        wanted: `accept:BUILD`.
+        name: of the build, as in `compared_builds`.
 
     Raises:
-        StudyError: no such build, the policy has no criteria, or the tasks do not hold so many prompts.
+        StudyError: the tasks do not hold so many prompts.
     """
     from quantverdict.planning.target import TargetStudy, total_seconds
 
-    names, (verb, colon, name) = compared_builds(study), wanted.partition(":")
-    name = next((short for short, cell in names.items() if name in (short, str(cell))), name)
-    if verb != "accept" or not colon or name not in names:
-        expected = f"accept:BUILD, of {one_of(name, names)}"
-        raise StudyError(f"{wanted!r:.80} is no target", field="--target", expected=expected)
-    if planned is None:
-        expected = "a policy with criteria"
-        raise StudyError(f"policy {study.policy.name} decides metric by metric", field="--target", expected=expected)
     expects = next(one for one in estimate.builds if one.build == name)
     limits = planned.exact_limits_for(expects.seen)
     if limits is None:
-        problem = (
-            f"no study of these tasks accepts {name} with {planned.rules.power:.0%}: {planned.short(expects.seen)}"
-        )
+        problem = f"no study of these tasks can accept {name}: {planned.short(expects.seen)}"
         raise StudyError(problem, file=study.file or None, field="--target", expected="tasks with more items")
     chance = planned.chance(expects.seen, limits)
     seconds = total_seconds(planned.rooms, limits, estimate.cells)
-    return TargetStudy(
-        name, chance, limits, seconds, _with_limits(study, limits, [room.name for room in planned.rooms])
-    )
+    text = _with_limits(study, limits, [room.name for room in planned.rooms])
+    return TargetStudy(name, chance, limits, seconds, text)
 
 
 class _Plain(yaml.SafeDumper):

@@ -154,8 +154,9 @@ def plan(
         StudyError: the study is wrong; or there is no such target, or none that its tasks hold enough prompts for.
     """
     from quantverdict.planning.preflight import check_study
-    from quantverdict.stages.plan import forecast, needs_of, target_study
+    from quantverdict.stages.plan import forecast, needs_of, target_build, target_study
 
+    build = None if target is None else target_build(study, target)
     whole = whole_tasks(study)
     tasks = study_tasks(study, whole)
     for note in check_study(study, tasks):
@@ -163,8 +164,9 @@ def plan(
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
     found, planned = forecast(study, tasks, known, measure=measure, whole=whole)
-    wanted = None if target is None else target_study(study, found, planned, target)
-    return replace(found, memory=needs_of(study, *memory), target=wanted)
+    if build is not None and planned is not None:
+        found = replace(found, target=target_study(study, found, planned, build))
+    return replace(found, memory=needs_of(study, *memory))
 
 
 def analyze(path: Path, policy: str | None = None, constraints: Constraints | None = None) -> Path:
