@@ -237,9 +237,14 @@ def quantity(value: object, digits: int | None = None) -> str:
     return significant(known) if digits is None else fixed(known, digits)
 
 
+ON_SCREENS = {"neutral": "no named regime"}
+"""What files call, and how a screen says it."""
+
+
 def words(identifier: object) -> str:
-    """`hidden_danger` as `hidden danger`; what files call not resolvable is inconclusive on screens."""
-    return plain(identifier).replace("not_resolvable", "inconclusive").replace("_", " ")
+    """`hidden_danger` as `hidden danger`; what files call otherwise than screens, as screens do."""
+    text = ON_SCREENS.get(str(identifier), plain(identifier))
+    return text.replace("not_resolvable", "inconclusive").replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
