@@ -71,8 +71,8 @@ def _builds(rows: Json, path: Path) -> tuple[Build, ...]:
         try:
             found += from_json([row])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            told = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise BundleError(f"{path}: build {number}: not as it was written; {told}") from error
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(f"{path}: build {number}: not as it was written; {problem}") from error
         check_fields(Build, asdict(replace(found[-1], artifact=None)), f"{path}: build {number}")
         file = found[-1].artifact
         if file is not None and not (isinstance(file.sha256, str) and isinstance(file.path, str)):
@@ -352,23 +352,23 @@ def collect_claims(bundle: Bundle) -> ReportClaims:
     from quantverdict.reporting.statements import ReportClaims
 
     read = artefacts_of(bundle)
-    told = ReportClaims(read, DisplayNames(rate_judges(bundle, read)))
+    claims = ReportClaims(read, DisplayNames(rate_judges(bundle, read)))
     if read.rows("decision.json") is not None:
-        check_schema(told.decision, bundle.path("decision.json"))
-    return told
+        check_schema(claims.decision, bundle.path("decision.json"))
+    return claims
 
 
-def view_of(bundle: Bundle, told: ReportClaims | None = None) -> BundleTables:
-    """What a report shows of a bundle; its examples only where `told` is given, of which the report is made.
+def view_of(bundle: Bundle, claims: ReportClaims | None = None) -> BundleTables:
+    """What a report shows of a bundle; its examples only where `claims` is given, of which the report is made.
 
     Raises:
         BundleError: nothing was decided in it, or an artefact cannot be read.
     """
     from quantverdict.reporting import artefacts
 
-    read = artefacts_of(bundle) if told is None else told.read
-    view = artefacts.view_of(read, DisplayNames(rate_judges(bundle, read)) if told is None else told.names)
-    if told is None or artefacts.profile_of(view.manifest) == "study":
+    read = artefacts_of(bundle) if claims is None else claims.read
+    view = artefacts.view_of(read, DisplayNames(rate_judges(bundle, read)) if claims is None else claims.names)
+    if claims is None or artefacts.profile_of(view.manifest) == "study":
         return view
     return replace(view, examples=examples_of(bundle, view))
 
