@@ -194,7 +194,7 @@ def _parts(gate: Gate, names: DisplayNames) -> Iterator[str]:
 
 
 def _row(one: MetricVerdict, names: DisplayNames) -> tuple[str, ...]:
-    within = formats.interval(one.numbers.get("ci_lo_pp"), one.numbers.get("ci_hi_pp"), 1, sign=True)
+    within = formats.bounded(one.numbers.get("ci_lo_pp"), one.numbers.get("ci_hi_pp"), 1)
     delta, margin = one.numbers.get("delta_pp"), one.numbers.get("margin_pp")
     return (
         str(one.cell),
