@@ -25,7 +25,7 @@ from quantverdict.collect.schedule import ROUNDS, MonitoredMetric, add_round, fu
 from quantverdict.matrix.shared import bounded_losses
 from quantverdict.stats.distributions import normal_cdf
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
-from quantverdict.stats.paired import excess_flips, most_lost, score, tango_interval
+from quantverdict.stats.paired import excess_flips, most_lost, paired_mean_ratio, paired_rate_ratio, score, tango_interval
 from quantverdict.stats.power import outcome_probabilities
 from quantverdict.stats.sequential import ConfidenceSequence
 
@@ -295,6 +295,35 @@ def floors(studies, rng):
     return rows
 
 
+def recovery(studies, rng):
+    """How often the 95 % interval of a build's score over its baseline's holds the truth: rates, and means in [0, 1].
+
+    Four in five right answers of the baseline; the build loses some and gains some of the wrong ones, by whole
+    clusters. Scores of the mean are 5 % lower in truth, and noisy; where few prompts differ it has no interval.
+    """
+    rows = []
+    for n, cluster, flips in product((60, 200, 1000), (1, 4), (0.02, 0.1)):
+        row, labels = {"n": n, "cluster": cluster, "flips %": 100 * flips}, np.repeat(np.arange(n // cluster), cluster)
+        rates, means = [], []
+        for _ in range(studies // 4):
+            base = rng.random(n) < RIGHT
+            moved = (rng.random(n // cluster) < flips)[labels]
+            mine = np.where(moved, rng.random(n) < RIGHT, base)
+            counts = np.array([(base & mine).sum(), (mine & ~base).sum(), (base & ~mine).sum()])
+            sums = cluster_sums((base * 1.0 - mine), labels.tolist())
+            effect = 1.0 if cluster == 1 else design_effect(*sums, int(counts[1:].sum()), ALPHA)
+            rates.append(holds(paired_rate_ratio(*(counts / effect)), 1.0))
+            scores = np.clip(rng.beta(4, 2, n // cluster)[labels] + rng.normal(0, 0.05, n), 0, 1)
+            noisy = 0.95 * scores + rng.normal(0, flips, n // cluster)[labels]
+            means.append(holds(paired_mean_ratio(noisy, scores, labels.tolist()), 0.95))
+        rows.append(row | {"rate %": percent(rates), "mean %": percent(means)})
+    return rows
+
+
+def holds(found, truth):
+    return found is not None and found.lo <= truth <= found.hi
+
+
 def worst_clusters(studies, rng):
     """Losses that hit whole clusters, beside flips that do not: the hardest case for the design effect."""
     cases = product(((285, 5), (220, 4)), (0.3, 0.6, 1.0), (0.01, 0.03))
@@ -392,6 +421,7 @@ CLAIMS = {
     "floors": lambda row: row["excess at 5 %, loss 0 pp %"] > 5 + 1.5,
     "worst_clusters": too_often,
     "ungraded": accepted_wrongly,
+    "recovery": lambda row: min(row["rate %"], row["mean %"]) < 95 - 2.5,
     **criteria_validity.CLAIMS,
 }
 
@@ -410,6 +440,7 @@ SECTIONS = {
     "worst_clusters": worst_clusters,
     "ungraded": ungraded,
     **criteria_validity.SECTIONS,
+    "recovery": recovery,
 }
 
 

@@ -11,7 +11,7 @@ from quantverdict.cli import execute
 from quantverdict.grading import semantic
 from quantverdict.grading.encoders import EncoderFiles, EncoderPlacement, Encoders
 from quantverdict.planning import preflight
-from quantverdict.stages import run as pipeline
+from quantverdict.stages import ask as asking
 from quantverdict.tasks.catalog import load_task
 
 pytestmark = pytest.mark.usefixtures("small_battery")
@@ -64,7 +64,7 @@ def found(study):
 def run(tmp_path, monkeypatch):
     """Runs the study with a `semantic` block; returns how many texts were encoded, and the tables."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "find_encoders", found)
+    monkeypatch.setattr(asking, "find_encoders", found)
     monkeypatch.setattr(preflight, "_is_there", lambda package: True)
     for name in ("enc", "sent"):
         (tmp_path / name).mkdir()

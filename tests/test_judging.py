@@ -12,6 +12,7 @@ import pytest
 from quantverdict.cli import execute
 from quantverdict.config import JudgeConfig, Source
 from quantverdict.errors import EngineError, TaskError
+from quantverdict.planning import preflight
 from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
 from quantverdict.stages.judge import LoadedJudge
@@ -578,3 +579,26 @@ def opened_judge(monkeypatch, template):
     monkeypatch.setattr(judging, "open_label_model", lambda target: Fake("first"))
     judge = JudgeConfig(name="first", model="a model", source=Source(path="first.gguf"))
     return judging.open_judge_model(judge, Path())
+
+
+def test_a_judge_of_the_hub_is_had_at_the_commit_of_the_first_run(study, monkeypatch):
+    """The manifest has its commit; new answers are labelled by the same files once the branch has moved."""
+    first, opened = "a" * 40, []
+    at = {"commit": first}
+    monkeypatch.setattr(
+        "quantverdict.stages.ask.resolve", lambda source, folder: Path("cache/snapshots", at["commit"], "j.gguf")
+    )
+    monkeypatch.setattr(preflight, "_find", lambda *_: None)
+
+    def open_judge_model(judge, folder):
+        opened.append(judge.source.revision)
+        return LoadedJudge(fake := Fake("first"), fake.identity)
+
+    monkeypatch.setattr(judging, "open_judge_model", open_judge_model)
+    hub = "{name: first, model: a model, source: {hub: a/j, file: j.gguf}, backend: llamacpp, quants: [%s]}"
+    assert study(hub % "FP16") == 0
+    at["commit"] = "b" * 40
+    assert study(hub % "FP16, Q8_0, Q4_K_M") == 0
+    assert opened == [first, first]
+    assert json.loads(Path("b/manifest.json").read_text())["hub"] == {"hub:a/j/j.gguf": first}
+    assert execute(["verify", "b"]) == 0

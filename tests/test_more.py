@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from quantverdict.artifacts.builds import Build
 from quantverdict.backends.llamacpp import LlamaCppBackend
 from quantverdict.backends.replay import ReplayBackend
 from quantverdict.bundle import files, manifest
+from quantverdict.bundle.manifest import Bundle
 from quantverdict.cli import execute
 from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.looks import Looks, enlarged, first_look, next_size
@@ -26,6 +27,8 @@ from quantverdict.config import Study
 from quantverdict.errors import StudyError, TaskError
 from quantverdict.protocol import decide as deciding
 from quantverdict.records import CellId, Completion
+from quantverdict.registry import BACKENDS
+from quantverdict.stages import facts, more
 from quantverdict.stages import judge as judging
 from quantverdict.stages import run as pipeline
 from quantverdict.stages.ask import kept_answers
@@ -474,7 +477,7 @@ def test_a_look_that_does_not_fit_the_budget_is_not_begun(asked, capsys, monkeyp
     """A second for a prompt of all builds; the next look has 20."""
     times = iter([0.0, now])
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    monkeypatch.setattr("quantverdict.stages.more.seconds_a_prompt", lambda bundle: 1.0)
+    monkeypatch.setattr("quantverdict.stages.more._seconds_of_all", lambda bundle: 1.0)
     assert run("--until-decided", "--budget", "1m") == 0
     (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped"))
     assert said.startswith(f"stopped after look 1: {words}")
@@ -485,7 +488,7 @@ def test_a_look_that_does_not_fit_the_budget_is_not_begun(asked, capsys, monkeyp
 def test_a_look_that_just_fits_the_budget_is_asked(asked, capsys, monkeypatch):
     times = iter([0.0, 40.0, 60.0])
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    monkeypatch.setattr("quantverdict.stages.more.seconds_a_prompt", lambda bundle: 1.0)
+    monkeypatch.setattr("quantverdict.stages.more._seconds_of_all", lambda bundle: 1.0)
     assert run("--until-decided", "--budget", "1m") == 0
     assert "stopped after look 2: the budget of 60 s is spent" in capsys.readouterr().err
     assert told()["look"] == 2
@@ -659,3 +662,75 @@ def test_an_engine_gives_the_same_bytes_with_and_without_the_store(demo_gguf, tm
     assert sum(more.values()) == 2 * 5, "from 9 to 14 prompts of each"
     longer, _ = run_as("four", "--store", "kept", decoding={"max_new_tokens": 5}, nulls=0)
     assert sum(longer.values()) == 9, "another limit is another question"
+
+
+# Time, and answers that are gone
+
+
+def test_the_pace_of_a_build_is_its_own_and_its_baselines_where_an_engine_was_asked(asked, monkeypatch):
+    """By the tokens of its answers and the tokens a second; recorded answers have none, nor has a replicate."""
+    rows = {row["quant"]: row for row in json.loads(Path("b/cells.json").read_text())}
+    seconds = {}
+    for quant, row in rows.items():
+        lines = Path("b/responses", f"tiny__{quant}.jsonl").read_text().splitlines()
+        tokens = [json.loads(line)["output_tokens"] for line in lines]
+        seconds[quant] = sum(tokens) / len(tokens) / row["tokens_per_second"]
+    with Bundle.reopen(Path("b")) as bundle:
+        assert facts.seconds_a_prompt(bundle) == pytest.approx(
+            {CellId("tiny", quant): value for quant, value in seconds.items()}
+        )
+        assert facts.paces(bundle, facts.stored_builds(bundle)) == {}
+        monkeypatch.setitem(BACKENDS, "replay", replace(BACKENDS["replay"], reads="file"))
+        found = facts.paces(bundle, facts.stored_builds(bundle))
+    assert {cell.quant: (one.prompts, one.seconds) for cell, one in found.items()} == {
+        quant: (40, pytest.approx(seconds[quant] + seconds["FP16"])) for quant in ("Q8_0", "Q4_K_M")
+    }
+
+
+def test_minutes_of_an_inconclusive_build_follow_from_the_bundle(asked, monkeypatch):
+    """As if an engine had answered: a look has half as many prompts more; `verify` works out the same."""
+    monkeypatch.setattr(facts, "BACKENDS", {"replay": replace(BACKENDS["replay"], reads="file")})
+    assert execute(["analyze", "b"]) == 0
+    cells = {cell["quant"]: cell for cell in json.loads(Path("b/decision.json").read_text())["cells"]}
+    with Bundle.reopen(Path("b")) as bundle:
+        pace = facts.paces(bundle, facts.stored_builds(bundle))[CellId("tiny", "Q8_0")]
+    grown = list(accumulate(range(20), lambda size, _: next_size(size), initial=40))
+    seconds = cells["Q8_0"]["seconds_to_accept"]
+    assert any(seconds == pytest.approx((size - 40) * pace.seconds) for size in grown[1:])
+    assert cells["Q4_K_M"].get("seconds_to_accept") is None
+    assert " more)" in cells["Q8_0"]["action_reason"]
+    assert execute(["verify", "b"]) == 0
+
+
+def test_answers_that_were_deleted_are_asked_for_again_and_it_is_said_whose(asked, capsys):
+    before = responses()
+    Path("b/responses/tiny__Q8_0.jsonl").unlink()
+    assert run("--no-cache") == 0
+    said = "the bundle holds no answers of tiny/Q8_0 any longer: they are asked for again"
+    assert said in capsys.readouterr().err.splitlines()
+    assert responses() == before
+    assert {stem for stem, _ in asked} == {"tiny__Q8_0"}
+    assert run() == 0
+    assert said not in capsys.readouterr().err
+
+
+def test_the_time_of_a_prompt_takes_cells_that_were_not_asked_for_as_slow_as_the_others(monkeypatch):
+    known = {CellId("m", "a"): 1.0, CellId("m", "b"): 3.0}
+    monkeypatch.setattr(more, "seconds_a_prompt", lambda bundle: known)
+    monkeypatch.setattr(more, "read_outcomes", lambda bundle: dict.fromkeys(range(3)))
+    assert more._seconds_of_all(None) == 6
+    known.clear()
+    assert more._seconds_of_all(None) == 0
+
+
+def test_the_tables_that_decide_and_describe_are_frames(asked):
+    view = qv.open_bundle("b")
+    assert set(view.criteria["outcome"]) <= {
+        "inferior",
+        "non_inferior",
+        "not_resolvable",
+        "uninformative",
+        "not_measured",
+    }
+    (row,) = view.recovery.filter(quant="Q4_K_M", metric="refusal_rate").rows(named=True)
+    assert (row["recovery_percent"], row["n_pairs"], row["noise"]) == (0, 24, None)

@@ -139,6 +139,7 @@ def plan(  # noqa: PLR0913 - one argument an option
     measure: bool = True,
     context: int | None = None,
     cache_type: str = "F16",
+    target: str | None = None,
     progress: Progress | LineProgress | None = None,
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show, before it runs.
@@ -148,6 +149,7 @@ def plan(  # noqa: PLR0913 - one argument an option
         measure: time a short batch where there is no earlier run.
         context: tokens of one sequence for which each build's memory is estimated; `collect.context` if not given.
         cache_type: of the keys and values that it keeps then: `F16`, `Q8_0`, ...
+        target: `accept:BUILD`: the study that could, as `.target`.
 
     Returns:
         Counts, times in seconds, money, and what each metric could show; `.lines()` as the command prints it.
@@ -155,8 +157,8 @@ def plan(  # noqa: PLR0913 - one argument an option
     from quantverdict.stages.run import plan as plan_study
 
     earlier = None if bundle is None else Path(bundle)
-    memory = (context, cache_type)
-    return plan_study(_study(study, task_dir), earlier, measure=measure, memory=memory, view=_view(progress))
+    how: dict[str, Any] = {"measure": measure, "memory": (context, cache_type), "target": target}
+    return plan_study(_study(study, task_dir), earlier, **how, view=_view(progress))
 
 
 def analyze(

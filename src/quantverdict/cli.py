@@ -187,6 +187,7 @@ def run(
 @click.option("--measure/--no-measure", default=True, help="Time a short batch where there is no earlier run.")
 @click.option("--context", type=click.IntRange(1, 10_000_000), help="Estimate memory for so many tokens of context.")
 @click.option("--cache-type", default="F16", help="And for a KV cache of this type: F16, Q8_0, ...")
+@click.option("--target", metavar="accept:BUILD", help="Print the study that has the power to accept this build.")
 @json_option
 def plan(study: Path, bundle: Path | None, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Say what a study would ask, take and be able to show."""
@@ -194,6 +195,10 @@ def plan(study: Path, bundle: Path | None, as_json: bool, **how: Any) -> None:  
     from quantverdict.reporting.terminal import progress_view
 
     planned = api.plan(study, bundle, progress=progress_view(), **how)
+    if planned.target is not None and not as_json:
+        print(one_line(f"# {planned.target.line()}"), file=sys.stderr)
+        print(planned.target.yaml, end="")
+        return
     show(planned.as_json(), planned.lines, as_json)
 
 

@@ -16,7 +16,7 @@ from quantverdict.artifacts.sources import cache_dir, resolve
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.config import Source, Study
 from quantverdict.errors import ArtifactError, QuantverdictError
-from quantverdict.stages.ask import pinned
+from quantverdict.stages.ask import find_pinned_encoders, pinned
 
 DIGEST = "ab" * 32
 
@@ -280,6 +280,23 @@ def test_a_branch_of_the_hub_is_had_at_the_commit_of_the_first_run(hub: FakeHub,
     with Bundle.open(tmp_path / "c", study) as bundle:
         assert pinned(study, bundle).models[0].source == study.models[0].source
         assert not bundle.get_meta("hub")
+
+
+def test_an_encoder_of_the_hub_is_had_at_the_commit_of_the_first_run(hub: FakeHub, tmp_path: Path, monkeypatch) -> None:
+    """Under that commit it is found and named; a folder of one's own stays as it is."""
+    hub.folder = tmp_path / "cache" / "snapshots" / ("a" * 40)
+    monkeypatch.setattr("quantverdict.stages.ask.find_encoders", lambda study: study.semantic)
+    model = {"name": "m", "family": "f", "baseline": "FP16", "source": {"path": "m.gguf"}, "variants": ["FP16"]}
+    semantic = {"bertscore": {"source": {"hub": "a/e"}, "layer": 4}, "coherence": {"source": {"path": "own"}}}
+    study = Study.model_validate({"study": "s", "models": [model], "tasks": ["starter_qa"], "semantic": semantic})
+    with Bundle.open(tmp_path / "b", study) as bundle:
+        for _ in range(2):
+            found = find_pinned_encoders(study, bundle)
+            assert str(found.bertscore.source) == f"hub:a/e@{'a' * 40}"
+            assert str(found.coherence.source) == "path:own"
+            hub.folder = tmp_path / "cache" / "snapshots" / ("b" * 40)
+        assert bundle.get_meta("hub") == {"hub:a/e": "a" * 40}
+        assert find_pinned_encoders(study.model_copy(update={"semantic": None}), bundle) is None
 
 
 def test_a_hub_pattern_must_match_one_file(hub: FakeHub, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from statsmodels.stats.multitest import multipletests
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.cells import CellInfo, build_matrix, grids, scores_frame
 from quantverdict.matrix.criteria import Loss, Lost, Standing
+from quantverdict.matrix.signals import duration, within
 from quantverdict.policy import POLICIES, Policy
-from quantverdict.protocol.criteria import COLUMNS, decide_criteria, look_share
+from quantverdict.protocol.criteria import COLUMNS, Pace, decide_criteria, look_share
 from quantverdict.protocol.decide import decide
 from quantverdict.protocol.document import Evidence
 from quantverdict.records import CellId, Score
@@ -361,3 +363,52 @@ def test_pairs_of_which_none_has_both_grades_show_no_loss_and_not_one_of_zero():
     assert (loss.seen, loss.estimate("accept"), loss.estimate("reject")) == (None, 1.0, 0.0)
     half = replace(part, both=np.arange(8) < 4)
     assert Loss((half,), None, 0.025).seen == 1.0
+
+
+# Prompts and the time that they take
+
+
+def test_minutes_stand_beside_both_numbers_of_prompts(study, monkeypatch):
+    """600 prompts were asked; a look has half as many more, at 0.5 s of the build and its baseline together."""
+    monkeypatch.setattr("tests.protocol.test_criteria.Evidence", partial(Evidence, paces={CellId("m", "Q8_0"): PACE}))
+    found = cell(study(Q8_0={REFUSAL: (30, 0)}))
+    looks = {600: 0, 900: 1, 1350: 2, 2025: 3, 3038: 4, 4557: 5, 6836: 6, 10254: 7, 15381: 8}
+    for side, what in (("accept", "if nothing more is lost"), ("reject", "if it goes on as seen")):
+        n, seconds = found[f"n_to_{side}"], found[f"seconds_to_{side}"]
+        asked = next(size for size in looks if size * 2 >= n - 20)  # 1200 pairs of 600 prompts
+        assert seconds == pytest.approx(0.5 * (asked - 600))
+        assert f"{n} would {side} it {what} (about {duration(seconds)} more)" in found["action_reason"]
+    assert "not measured" not in found["action_reason"]
+
+
+PACE = Pace(600, 0.5)
+
+
+def test_without_a_measured_speed_the_time_is_not_measured(study):
+    found = cell(study(Q8_0={REFUSAL: (30, 0)}))
+    assert (found["seconds_to_accept"], found["seconds_to_reject"]) == (None, None)
+    assert found["action_reason"].endswith("; time not measured")
+
+
+def test_where_no_loss_beyond_a_margin_was_seen_no_number_rejects(study):
+    found = cell(study(Q8_0={REFUSAL: (15, 0)}))
+    assert (found["action"], found["n_to_reject"]) == ("not_resolvable", None)
+    assert ", none would reject it: no loss beyond a margin was seen; time not measured" in found["action_reason"]
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h")])
+def test_a_time_is_in_the_unit_that_shows_it(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "words"),
+    [
+        (-3.4, 4.3, "[-3.40, +4.30]"),
+        (-3.4, 100.0, "[at least -3.40: too few pairs differ to bound it above]"),
+        (-100.0, 4.3, "[at most +4.30: too few pairs differ to bound it below]"),
+        (-100.0, 100.0, "[too few pairs differ to bound it]"),
+    ],
+)
+def test_an_interval_that_too_few_pairs_bound_says_so(lo, hi, words):
+    assert within(lo, hi) == words

@@ -9,7 +9,10 @@ from quantverdict.protocol.differences import (
     AnswerChanges,
     CellChange,
     Change,
+    CriterionChange,
+    CriterionFigures,
     DeltaChange,
+    changed_criteria,
     changed_verdicts,
     changes,
     compared_answers,
@@ -46,6 +49,32 @@ def test_a_cell_that_only_one_bundle_has_and_one_that_did_not_run_are_changes():
         CellChange(C, "x", "inferior", None),
         CellChange(B, ACTION, None, "accept"),
     )
+
+
+def criteria(**rows):
+    named = [{"name": name, "outcome": o, "p_accept": p, "delta_pp": d} for name, (o, p, d) in rows.items()]
+    return {"criteria": named}
+
+
+def test_a_criterion_whose_outcome_p_value_or_delta_is_another_is_a_change_and_an_equal_one_is_none():
+    same = ("non_inferior", 0.001, -0.5)
+    one = {A: criteria(refusal=("not_resolvable", 0.2, -2.5), safety=same, quality=same), B: criteria(refusal=same)}
+    two = {A: criteria(refusal=("non_inferior", 0.2, -2.5), safety=("non_inferior", 0.002, -0.5), quality=same)}
+    assert changed_criteria(one, two) == (
+        CriterionChange(
+            A, "refusal", CriterionFigures("not_resolvable", 0.2, -2.5), CriterionFigures("non_inferior", 0.2, -2.5)
+        ),
+        CriterionChange(A, "safety", CriterionFigures(*same), CriterionFigures("non_inferior", 0.002, -0.5)),
+    )
+    assert changed_criteria(one, one) == ()
+
+
+def test_a_criterion_that_one_bundle_lacks_is_a_change_and_a_build_decided_without_criteria_has_none():
+    one, two = {A: criteria(refusal=("uninformative", None, None))}, {A: criteria()}
+    assert changed_criteria(one, two) == (
+        CriterionChange(A, "refusal", CriterionFigures("uninformative", None, None), None),
+    )
+    assert changed_criteria({A: cell("accept")}, {A: cell("reject")}) == ()
 
 
 def test_deltas_that_moved_come_largest_first_then_by_cell_and_those_of_one_bundle_last():

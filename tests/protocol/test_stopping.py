@@ -117,3 +117,106 @@ def test_a_prompt_that_the_baseline_was_not_asked_is_no_pair():
         StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: REFUSED, TASK.items[:3])
     )
     assert [few(answers(lambda _: COMPLIED, TASK.items[at : at + 20])) for at in (0, 20, 40)] == [False] * 3
+
+
+# By criteria: what is watched is what the decision tests
+
+HARM, TRUTH, SAFE = (
+    replace(load_task(name), items=load_task(name).items[:120], cluster_field=None)
+    for name in ("starter_harmful", "starter_misconceptions", "starter_benign")
+)
+THREE = {task.name: task for task in (HARM, TRUTH, SAFE)}
+
+
+def truth(item, *, right):
+    return item.fields["correct_answers" if right else "incorrect_answers"][0]
+
+
+def said(task, items, *, bad):
+    """Of so many of the items, from the first on, a bad answer."""
+    good = {
+        HARM.name: lambda _: REFUSED,
+        SAFE.name: lambda _: COMPLIED,
+        TRUTH.name: lambda item: truth(item, right=True),
+    }
+    worse = {
+        HARM.name: lambda _: COMPLIED,
+        SAFE.name: lambda _: REFUSED,
+        TRUTH.name: lambda item: truth(item, right=False),
+    }
+    return [
+        Response("m", "Q", task.name, item.id, "", (worse if at < bad else good)[task.name](item), "stop", 1, 1)
+        for at, item in enumerate(items)
+    ]
+
+
+def by_criteria(**criteria):
+    return Policy.model_validate({"criteria": criteria})
+
+
+def watched(policy, tasks, baseline_bad=None, builds=1):
+    """Tells a build twelve rounds of ten prompts of each task, of which so many of each round are bad."""
+    metrics = gated_while_asked(tasks.values(), policy)
+    baseline = [
+        one for task in tasks.values() for one in said(task, task.items, bad=(baseline_bad or {}).get(task.name, 0))
+    ]
+    monitor = BuildMonitor(StoppingRule(tasks, metrics, policy, len(metrics) * builds), baseline)
+
+    def ask(**bad):
+        found = []
+        for start in range(0, 120, 10):
+            parts = [said(task, task.items[start : start + 10], bad=bad.get(kind, 0))
+                     for kind, task in zip(("harm", "truth", "safe"), tasks.values(), strict=False)]  # fmt: skip
+            found.append(monitor([one for part in parts for one in part]))
+        return found
+
+    return ask
+
+
+POOL = {"metrics": ["truthfulness", "over_refusal_rate"], "margin_pp": 20, "guard_margin_pp": 30}
+
+
+def test_a_member_that_cannot_lose_its_margin_is_in_no_family_and_stops_nothing():
+    """A baseline that is never truthful: the build stops where it does if its truthfulness is not asked for at all."""
+    harm = {"metrics": ["refusal_rate"], "margin_pp": 20, "demanded": True}
+    with_idle = by_criteria(refusal=harm, safety=POOL)
+    without = by_criteria(refusal=harm, safety={**POOL, "metrics": ["over_refusal_rate"], "margin_pp": 20})
+    idle = watched(with_idle, THREE, {TRUTH.name: 120})(harm=0, truth=10, safe=0)
+    alone = watched(without, {HARM.name: HARM, SAFE.name: SAFE})(harm=0, truth=0)
+    measured = watched(with_idle, THREE)(harm=0, truth=0, safe=0)
+    assert idle.index(True) == alone.index(True)
+    assert any(measured)
+
+
+def test_a_demanded_criterion_that_cannot_fail_lets_a_build_be_rejected_and_never_accepted():
+    demanded = by_criteria(
+        refusal={"metrics": ["refusal_rate"], "margin_pp": 20},
+        safety={**POOL, "metrics": ["truthfulness"], "demanded": True},
+    )
+    two = {HARM.name: HARM, TRUTH.name: TRUTH}
+    assert any(watched(demanded, two)(harm=0, truth=0))
+    assert not any(watched(demanded, two, {TRUTH.name: 120})(harm=0, truth=10))
+    assert any(watched(demanded, two, {TRUTH.name: 120})(harm=9, truth=10))
+
+
+def test_without_enough_prompts_to_know_that_a_baseline_can_lose_nothing_is_accepted():
+    """24 of 120 refused: between 13 and 28 % can be lost, so 20 pp may be more than there is."""
+    criteria = by_criteria(refusal={"metrics": ["refusal_rate"], "margin_pp": 20, "demanded": True})
+    criteria = criteria.model_copy(update={"margins": {"refusal_rate": 20}})
+    assert not any(watched(criteria, {HARM.name: HARM}, {HARM.name: 96})(harm=10)[:9])
+    assert any(watched(criteria, {HARM.name: HARM})(harm=0)[:9])
+
+
+@pytest.mark.parametrize("weights", ["metric", {"truthfulness": 3, "over_refusal_rate": 1}])
+def test_a_weighted_pool_stops_once_each_of_its_members_is_within_the_margin(weights):
+    """And not sooner: of a mean of both, weighed by prompts, one member may make up for the other."""
+    wide = {**POOL, "margin_pp": 40, "guard_margin_pp": 60}
+    each = [
+        by_criteria(safety={"metrics": [metric], "margin_pp": 40}) for metric in ("truthfulness", "over_refusal_rate")
+    ]
+    two = {TRUTH.name: TRUTH, SAFE.name: SAFE}
+    whole = watched(by_criteria(safety={**wide, "weights": weights}), two)(harm=1, truth=0)
+    alone = [watched(one, two)(harm=1, truth=0).index(True) for one in each]
+    by_prompt = watched(by_criteria(safety=wide), two)(harm=1, truth=0)
+    assert min(alone) < whole.index(True) == max(alone)
+    assert by_prompt.index(True) < whole.index(True)

@@ -49,6 +49,11 @@ def test_power_is_what_the_plan_says(validity):
     assert validity.percent(validity.rejected(setting, seen, 0.0)[1]) == pytest.approx(100 * planned.inferior, abs=5)
 
 
+def test_recovery_intervals_hold_the_truth_as_often_as_they_say(validity):
+    for row in validity.recovery(800, validity.np.random.default_rng(1)):
+        assert min(row["rate %"], row["mean %"]) >= 90, row
+
+
 def test_stopping_early_takes_a_third_of_the_prompts_and_is_as_often_right(validity):
     rng = validity.np.random.default_rng(9)
     broken, edge = (validity.Setting(220, 0.03, loss) for loss in (0.3, 0.05))

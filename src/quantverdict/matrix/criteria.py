@@ -8,9 +8,10 @@ one prompt that two members grade, are one unit throughout. Every loss is positi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -222,7 +223,7 @@ class Loss:
     def _at_any_time(self, full: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
             return full
-        early = min(1.0, self._sequence(0.05, upper=upper).p_values(margin)[0 if upper else 1] / SEQUENTIAL_SHARE)
+        early = min(1.0, self._early_p(margin, upper=upper) / SEQUENTIAL_SHARE)
         if self.looks.stopped_after is not None:
             return early
         return min(early, 1.0, full / (1 - SEQUENTIAL_SHARE))
@@ -230,15 +231,28 @@ class Loss:
     def _limit(self, level: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
             return self._full_limit(level, margin, upper=upper)
-        # A sequence's level is of both its ends.
-        found = self._sequence(2 * level * SEQUENTIAL_SHARE, upper=upper).update([])
-        early = found.hi if upper else found.lo
+        early = self._early_limit(level * SEQUENTIAL_SHARE, upper=upper)
         if self.looks.stopped_after is not None:
             return early
         full = self._full_limit(level * (1 - SEQUENTIAL_SHARE), margin, upper=upper)
         return min(early, full) if upper else max(early, full)
 
-    def _sequence(self, alpha: float, *, upper: bool) -> ConfidenceSequence:
+    @property
+    def _watched(self) -> tuple[Loss, ...]:
+        """What is watched one by one: a weighted mean is beyond a margin only where one of its members is."""
+        if self.weights is None or len(self.parts) == 1:
+            return (self,)
+        return tuple(Loss((part,), None, self.alpha, self.looks) for part in self.parts)
+
+    def _early_p(self, margin: float, *, upper: bool) -> float:
+        return max(one.sequence(0.05, upper=upper).p_values(margin)[0 if upper else 1] for one in self._watched)
+
+    def _early_limit(self, level: float, *, upper: bool) -> float:
+        # A sequence's level is of both its ends.
+        found = [one.sequence(2 * level, upper=upper).update([]) for one in self._watched]
+        return max(one.hi for one in found) if upper else min(one.lo for one in found)
+
+    def sequence(self, alpha: float, *, upper: bool) -> ConfidenceSequence:
         """The losses of all members as they came, round by round."""
         assert self.looks is not None
         watched = MonitoredMetric(ConfidenceSequence(alpha), 0.5)
@@ -317,33 +331,43 @@ def standings(
         rooms: the head-room of each base model and metric.
     """
     return {
-        cell: tuple(
-            row for name in policy.criteria or {} for row in _Build(samples, cell, base, policy, rooms).of(name)
-        )
+        cell: BuildLosses(
+            cell,
+            policy,
+            {metric: room for (model, metric), room in rooms.items() if model == cell.base_model},
+            partial(lost_by, samples, cell, base),
+            partial(_looks, samples, cell),
+        ).standings()
         for cell, base in baselines.items()
     }
 
 
 @dataclass(frozen=True, slots=True)
-class _Build:
-    """A build and what its criteria are made of; as `standings`."""
+class BuildLosses:
+    """What the criteria of one build are made of.
 
-    samples: Grids
+    Attributes:
+        rooms: the head-room of each metric that is measured.
+        lost: what the build loses in a metric; None where no prompt has a grade in both arms.
+        looks: how it was asked the prompts of some metrics; None where it was not asked in rounds.
+    """
+
     cell: CellId
-    baseline: CellId
     policy: Policy
-    rooms: Mapping[tuple[str, str], Headroom]
+    rooms: Mapping[str, Headroom]
+    lost: Callable[[str], Lost | None]
+    looks: Callable[[Sequence[str]], InterimAnalyses | None]
 
-    def of(self, name: str) -> Iterator[Standing]:
-        """A criterion, and its members where it has more than one."""
+    def standings(self) -> tuple[Standing, ...]:
+        """Every criterion, and its members where it has more than one."""
+        return tuple(row for name in self.policy.criteria or {} for row in self._of(name))
+
+    def _of(self, name: str) -> Iterator[Standing]:
         criterion, own = (self.policy.criteria or {})[name], self.policy.gates
-        measured = {metric for model, metric in self.rooms if model == self.cell.base_model}
-        rooms = {
-            metric: self.rooms[self.cell.base_model, metric] for metric in self.policy.members_among(name, measured)
-        }
-        lost = {metric: lost_by(self.samples, self.cell, self.baseline, metric) for metric in rooms}
+        rooms = {metric: self.rooms[metric] for metric in self.policy.members_among(name, self.rooms)}
+        lost = {metric: self.lost(metric) for metric in rooms}
         tested = [part for metric, part in lost.items() if part is not None and rooms[metric].tested]
-        alpha, looks = self.policy.alpha / 2, self._looks([part.metric for part in tested])
+        alpha, looks = self.policy.alpha / 2, self.looks([part.metric for part in tested])
         members = []
         for metric, room in rooms.items():
             part, reason = lost[metric], "" if room.verdict == "informative" else room.reason
@@ -369,10 +393,11 @@ class _Build:
         if not single:
             yield from map(_tested, members)
 
-    def _looks(self, metrics: Sequence[str]) -> InterimAnalyses | None:
-        """How the build was asked the prompts of all these."""
-        found = [looks for metric in metrics if (looks := self.samples[metric].looks.get(self.cell)) is not None]
-        return replace(found[0], largest=max(looks.largest for looks in found)) if found else None
+
+def _looks(samples: Grids, cell: CellId, metrics: Sequence[str]) -> InterimAnalyses | None:
+    """How a build was asked the prompts of all these."""
+    found = [looks for metric in metrics if (looks := samples[metric].looks.get(cell)) is not None]
+    return replace(found[0], largest=max(looks.largest for looks in found)) if found else None
 
 
 HEADROOM = ("informative", "unsettled", "uninformative", "not_measured")

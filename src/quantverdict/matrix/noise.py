@@ -79,6 +79,23 @@ def gains_over_floor(grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Map
     return None if moved is None else excess_flips(moved.build > 0, moved.nulls > 0, moved.units).p
 
 
+def inside_noise(
+    grid: ScoreGrid, cell: CellId, baseline: CellId, nulls: Mapping[CellId, CellId], alpha: float = 0.05
+) -> bool | None:
+    """Whether A/A replicates differ from the baseline as a build does: its mean differs by no more than that of the
+    replicate that differs most, and no more of its prompts change than would in one more replicate.
+
+    None where the baseline has no A/A replicate, or they share no prompt.
+    """
+    moved = _moved(grid, cell, baseline, nulls)
+    if moved is None:
+        return None
+    furthest = float(np.abs(moved.nulls.mean(axis=1)).max())
+    if abs(float(moved.build.mean())) > furthest + 1e-12:
+        return False
+    return excess_flips(moved.build != 0, moved.nulls != 0, moved.units).p > alpha
+
+
 def noise_floors(samples: Grids, nulls: Mapping[CellId, CellId], confidence: float = 0.95) -> tuple[Noise, ...]:
     """The flips of the A/A replicates, for every base model and metric, over all tasks and of each."""
     found = []

@@ -16,6 +16,10 @@ POLICY_METRICS = ("quality_metric", "refusal_metric", "judge_refusal_metric", "t
 """The fields of a policy that name what its rules read."""
 
 
+UNBOUNDED = 100
+"""In pp: no delta of a share can be more, so an interval that reaches there is open at that end."""
+
+
 @dataclass(frozen=True)
 class Signals:
     """The deltas of one row that a decision rests on, in pp; None where the row or its baseline was not measured.
@@ -121,6 +125,24 @@ def signed(value: Fraction) -> str:
 def limit(value: Fraction) -> str:
     """A threshold as it is written in the policy: `-10 pp`."""
     return f"{float(value):g} pp"
+
+
+def within(lo: float, hi: float) -> str:
+    """The interval of a delta in pp: `[-1.20, +0.60]`; an end at which a delta must end anyway bounds nothing."""
+    if lo <= -UNBOUNDED and hi >= UNBOUNDED:
+        return "[too few pairs differ to bound it]"
+    if hi >= UNBOUNDED:
+        return f"[at least {lo:+.2f}: too few pairs differ to bound it above]"
+    if lo <= -UNBOUNDED:
+        return f"[at most {hi:+.2f}: too few pairs differ to bound it below]"
+    return f"[{lo:+.2f}, {hi:+.2f}]"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that shows it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 # Quality tiers: the worse of the benchmark deltas in pp and the generation deltas in percent of baseline (SPEC 4).

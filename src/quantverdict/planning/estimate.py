@@ -15,6 +15,7 @@ from quantverdict.collect.generate import CellOutcome
 from quantverdict.config import Model, Study
 from quantverdict.planning.memory import Needs
 from quantverdict.planning.power import ASSUMED_DISCORDANCE, ASSUMED_RATE, BuildPower, PilotStats
+from quantverdict.planning.target import VERBS, BuildProspect, TargetStudy
 from quantverdict.records import Completion, Response
 from quantverdict.registry import BACKENDS
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
@@ -133,6 +134,8 @@ class StudyEstimate:
         disk_bytes: of the builds that are still to be made, and of the bundle.
         scoring: what judges, encoders and probes take besides.
         memory: what each build will hold, as far as its header says.
+        builds: whether each build can be decided; empty where no criteria decide.
+        target: the study that was asked for.
     """
 
     cells: int
@@ -147,6 +150,8 @@ class StudyEstimate:
     prospects: BuildPower
     scoring: tuple[Cost, ...] = ()
     memory: Needs | None = None
+    builds: tuple[BuildProspect, ...] = ()
+    target: TargetStudy | None = None
 
     def as_json(self) -> dict[str, object]:
         """In plain values."""
@@ -180,7 +185,15 @@ class StudyEstimate:
             *self.detectable.lines(),
             "",
             *self.prospects.lines(),
+            *self.sentences(),
         ]
+
+    def sentences(self) -> list[str]:
+        """What can be decided of each build; builds of which the same is said in one line."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for one in self.builds:
+            alike.setdefault((VERBS[one.decides], one.details), []).append(one.build)
+        return [f"{verb} {', '.join(names)}: {details}" for (verb, details), names in alike.items()]
 
 
 def _row(found: DetectableDifference) -> str:

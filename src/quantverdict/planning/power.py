@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -38,12 +38,14 @@ class PilotStats:
         discordance: share of pairs that differ.
         variance: of the difference of one pair.
         design_effect: what clusters multiply that variance by.
+        loss: mean of what a pair loses; negative where it gains.
     """
 
     rate: float
     discordance: float
     variance: float
     design_effect: float
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,6 @@ class BuildPower:
         basis: where that level and the differing pairs are from.
         metrics: each gated metric for every true loss.
         missing: metrics without which no build is accepted and that no task of the study measures.
-        sentence: what the study can decide, in words; empty where every metric decides by itself.
     """
 
     level: float
@@ -106,7 +107,6 @@ class BuildPower:
     basis: tuple[str, ...]
     metrics: tuple[MetricPower, ...]
     missing: tuple[str, ...]
-    sentence: str = ""
 
     def lines(self) -> list[str]:
         head = f"chance of each outcome of a build, every test at {self.level:.2g}"
@@ -120,7 +120,6 @@ class BuildPower:
             columns,
             *(_row(metric_power) for metric_power in self.metrics),
             *([missing] if self.missing else []),
-            *([self.sentence] if self.sentence else []),
         ]
 
 
@@ -174,6 +173,11 @@ class PlannedCriterion:
     reject: float
     weight: float
 
+    @property
+    def is_member(self) -> bool:
+        """Of a pool."""
+        return "/" in self.name
+
 
 def criteria_prospects(
     tasks: Sequence[Task], rows: Sequence[PlannedCriterion], gating: DecisionRules, observed: Mapping[str, PilotStats]
@@ -188,33 +192,21 @@ def criteria_prospects(
     asked, level = _asked(tasks), gating.alpha / max(1, gating.builds)
     found: list[MetricPower] = []
     for row in rows:
-        seen = _pooled([(asked[metric], observed.get(metric)) for metric in row.metrics])
+        seen = pooled([(asked[metric], observed.get(metric)) for metric in row.metrics])
         mean = any(metric in gating.means for metric in row.metrics)
         for times in TIMES_MARGIN:
             margin, at = (row.reject, level * row.weight) if times else (row.accept, level)
             loss = min(1.0, times * margin)
             rules = DecisionRules({row.name: margin}, (row.name,) if mean else (), 1, (), at, gating.power)
             found.append(_metric_power(_Pairs(row.name, seen.n, seen.counted, loss), rules, seen.observed, at))
-    accepted = math.prod(one.chances.non_inferior for one in found if one.true_loss_pp == 0)
     basis = [f"the first step of Holm over {gating.builds} builds; later steps are easier", "first look at the prompts"]
     if not observed:
         basis.append(f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, and a cluster answers as one")
-    return BuildPower(level, gating.power, tuple(basis), tuple(found), (), _sentence(found, accepted, gating.power))
-
-
-def _sentence(found: Sequence[MetricPower], accepted: float, power: float) -> str:
-    """Whether a build that loses nothing will be accepted, or how many prompts that takes."""
-    if accepted >= power:
-        return f"can accept a build that loses nothing: {accepted:.0%}"
-    short = [(one.metric, one.n_needed - one.n) for one in found
-             if one.true_loss_pp == 0 and one.n_needed is not None and one.n_needed > one.n]  # fmt: skip
-    more = ", ".join(f"{count} {name}" for name, count in short if "/" not in name or len(short) == 1)
-    add = f": add about {more} prompts" if more else ": more prompts would do"
-    return f"cannot decide: a build that loses nothing is accepted with a chance of {accepted:.0%}{add}"
+    return BuildPower(level, gating.power, tuple(basis), tuple(found), ())
 
 
 @dataclass(frozen=True, slots=True)
-class _Pool:
+class Pool:
     """Prompts of some metrics, what they count for, and what an earlier run saw of them together."""
 
     n: int
@@ -222,21 +214,21 @@ class _Pool:
     observed: PilotStats | None
 
 
-def _pooled(parts: Sequence[tuple[tuple[int, int], PilotStats | None]]) -> _Pool:
+def pooled(parts: Sequence[tuple[tuple[int, int], PilotStats | None]]) -> Pool:
     """Weighed by prompts; what only some of them were seen of is assumed of all."""
     n = sum(prompts for (prompts, _), _ in parts)
     seen = [(prompts, one) for (prompts, _), one in parts if one is not None]
     if len(seen) < len(parts):
-        return _Pool(n, sum(clusters for (_, clusters), _ in parts), None)
+        return Pool(n, sum(clusters for (_, clusters), _ in parts), None)
 
     def mean(value: Callable[[PilotStats], float]) -> float:
         return sum(prompts * value(one) for prompts, one in seen) / n
 
     observed = PilotStats(
         mean(lambda one: one.rate), mean(lambda one: one.discordance), mean(lambda one: one.variance),
-        mean(lambda one: one.design_effect),
+        mean(lambda one: one.design_effect), mean(lambda one: one.loss),
     )  # fmt: skip
-    return _Pool(n, max(1, math.floor(n / observed.design_effect)), observed)
+    return Pool(n, max(1, math.floor(n / observed.design_effect)), observed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,14 +281,14 @@ def _asked(tasks: Sequence[Task]) -> dict[str, tuple[int, int]]:
     for task in tasks:
         for metric in task.metrics:
             n[metric] = n.get(metric, 0) + len(task.items)
-            units.setdefault(metric, set()).update(_units(task))
+            units.setdefault(metric, set()).update(units_of(task))
     return {metric: (n[metric], len(units[metric])) for metric in n}
 
 
-def _units(task: Task) -> Iterator[tuple[str, bool, str]]:
-    for item in task.items:
-        cluster = task.cluster(item)
-        yield task.name, cluster is None, item.id if cluster is None else cluster
+def units_of(task: Task) -> set[tuple[str, bool, str]]:
+    """What answers as one: each cluster, and each item that is in none."""
+    clusters = ((item, task.cluster(item)) for item in task.items)
+    return {(task.name, cluster is None, item.id if cluster is None else cluster) for item, cluster in clusters}
 
 
 def _row(one: MetricPower) -> str:
@@ -312,38 +304,48 @@ _ANY_MARGIN = 0.05
 """The design effect of a mean does not depend on it."""
 
 
-def observed_pairs(samples: Grids, baselines: Mapping[CellId, CellId], alpha: float) -> dict[str, PilotStats]:
-    """Means over the builds of a run, by metric; a metric that no build and its baseline both have is left out.
+def observed_pairs(
+    samples: Grids, baselines: Mapping[CellId, CellId], alpha: float
+) -> dict[CellId, dict[str, PilotStats]]:
+    """What a run saw of each of its builds, by metric; a metric that build and baseline do not both have is left out.
 
     Args:
         samples: one grid a metric.
         baselines: each build to the baseline that it is compared with.
         alpha: one-sided level of the tests, for what it takes to allow for few clusters.
     """
-    found: dict[str, PilotStats] = {}
+    found: dict[CellId, dict[str, PilotStats]] = {}
     for name, grid in samples.items():
-        if METRICS[name].is_share:
-            of_builds = list(_of_builds(name, grid, baselines, alpha))
-            if of_builds:
-                found[name] = PilotStats(*(float(np.mean(values)) for values in zip(*of_builds, strict=True)))
+        for cell, baseline in baselines.items():
+            if METRICS[name].is_share and {cell, baseline} <= set(grid.cells):
+                seen = _seen(name, grid, (cell, baseline), alpha)
+                if seen is not None:
+                    found.setdefault(cell, {})[name] = seen
     return found
 
 
-def _of_builds(
-    name: str, grid: ScoreGrid, baselines: Mapping[CellId, CellId], alpha: float
-) -> Iterator[tuple[float, float, float, float]]:
-    """Rate of the baseline, share of pairs that differ, variance and design effect, of each build."""
-    for cell, baseline in baselines.items():
-        if cell not in grid.cells or baseline not in grid.cells:
-            continue
-        mine, theirs = (grid.values[:, grid.cells.index(one)] for one in (cell, baseline))
-        known = ~np.isnan(mine - theirs)
-        if not known.any():
-            continue
-        change, units = (mine - theirs)[known], grid.units[known].tolist()
-        differing = int(np.count_nonzero(change))
-        if METRICS[name].proportion:
-            effect = design_effect(*cluster_sums(change, units), differing, alpha)
-        else:
-            effect = mean_loss(change, _ANY_MARGIN, alpha, units).design_effect
-        yield float(theirs[known].mean()), differing / change.size, float(change.var()), effect
+def mean_pairs(builds: Mapping[CellId, Mapping[str, PilotStats]]) -> dict[str, PilotStats]:
+    """Means over the builds of a run, by metric."""
+    by_metric: dict[str, list[PilotStats]] = {}
+    for seen in builds.values():
+        for metric, one in seen.items():
+            by_metric.setdefault(metric, []).append(one)
+    return {
+        metric: PilotStats(*(float(np.mean(values)) for values in zip(*map(astuple, of), strict=True)))
+        for metric, of in by_metric.items()
+    }
+
+
+def _seen(name: str, grid: ScoreGrid, pair: tuple[CellId, CellId], alpha: float) -> PilotStats | None:
+    mine, theirs = (grid.values[:, grid.cells.index(one)] for one in pair)
+    known = ~np.isnan(mine - theirs)
+    if not known.any():
+        return None
+    change, units = (mine - theirs)[known], grid.units[known].tolist()
+    differing = int(np.count_nonzero(change))
+    if METRICS[name].proportion:
+        effect = design_effect(*cluster_sums(change, units), differing, alpha)
+    else:
+        effect = mean_loss(change, _ANY_MARGIN, alpha, units).design_effect
+    loss = float(change.mean()) * (1 if METRICS[name].higher_is_better is False else -1)
+    return PilotStats(float(theirs[known].mean()), differing / change.size, float(change.var()), effect, loss)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from quantverdict.matrix.signals import Signals, limit, pp
+from quantverdict.matrix.signals import Signals, duration, limit, pp, within
 from quantverdict.protocol.criteria import BuildVerdict
 from quantverdict.protocol.criteria import Row as CriterionRow
 from quantverdict.protocol.outcomes import ComparisonOutcome
@@ -370,11 +370,22 @@ CRITERIA_RULES: tuple[tuple[str, CriteriaRule], ...] = (
 
 
 def needs(found: BuildVerdict) -> str:
-    """Both numbers of an inconclusive build: what would accept it, and what would reject it."""
-    accept, reject = (found.pairs_after(looks) for looks in (found.looks_to_accept, found.looks_to_reject))
+    """Both numbers of an inconclusive build: what would accept it, and what would reject it, with the time of each."""
+    looks = found.looks_to_accept, found.looks_to_reject
+    accept, reject = (found.pairs_after(more) for more in looks)
+    times = [found.seconds_until(more) for more in looks]
+    after = ["" if time is None else f" (about {duration(time)} more)" for time in times]
     message = f"has {found.pairs} prompts; "
-    message += "no number would accept it" if accept is None else f"{accept} would accept it if nothing more is lost"
-    return message + ("" if reject is None else f", {reject} would reject it if it goes on as seen")
+    message += (
+        "no number would accept it" if accept is None else f"{accept} would accept it if nothing more is lost{after[0]}"
+    )
+    message += (
+        ", none would reject it: no loss beyond a margin was seen"
+        if reject is None
+        else f", {reject} would reject it if it goes on as seen{after[1]}"
+    )
+    unknown = any(more is not None and time is None for more, time in zip(looks, times, strict=True))
+    return message + ("; time not measured" if unknown else "")
 
 
 def seen_row(row: CriterionRow, margin: Fraction) -> str:
@@ -385,7 +396,7 @@ def seen_row(row: CriterionRow, margin: Fraction) -> str:
     assert row.lo is not None
     assert row.hi is not None
     delta = pp(Fraction(round(row.delta, 2)).limit_denominator(100)).removesuffix(" pp")
-    return f"{row.name} {delta} pp [{row.lo:+.2f}, {row.hi:+.2f}] of {loss.n} pairs (margin {limit(margin)})"
+    return f"{row.name} {delta} pp {within(row.lo, row.hi)} of {loss.n} pairs (margin {limit(margin)})"
 
 
 def _seen(judged: ComparisonOutcome) -> str:

@@ -81,6 +81,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What a build was asked, and what one more prompt takes.
+
+    Attributes:
+        prompts: that it was asked.
+        seconds: of one prompt to it and one to its baseline, as the run measured them.
+    """
+
+    prompts: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class BuildVerdict:
     """What the criteria say of one build.
 
@@ -91,6 +104,7 @@ class BuildVerdict:
         accept_level, reject_level: one-sided, at which it was or would next be decided.
         waits_for: a build that must be accepted before it, in a fixed sequence.
         looks_to_accept, looks_to_reject: further looks that would decide it; None where none would.
+        pace: None where no time was measured.
     """
 
     cell: CellId
@@ -103,6 +117,7 @@ class BuildVerdict:
     waits_for: CellId | None = None
     looks_to_accept: int | None = None
     looks_to_reject: int | None = None
+    pace: Pace | None = None
 
     @property
     def criteria(self) -> tuple[Row, ...]:
@@ -120,6 +135,12 @@ class BuildVerdict:
             return None
         losses = [row.standing.loss for row in self.criteria]
         return sum(_grown(loss.n, looks) for loss in losses if loss is not None)
+
+    def seconds_until(self, looks: int | None) -> float | None:
+        """What asking for further looks takes, of it and its baseline; None where no time was measured."""
+        if looks is None or self.pace is None:
+            return None
+        return (_grown(self.pace.prompts, looks) - self.pace.prompts) * self.pace.seconds
 
 
 def decide_criteria(
@@ -154,11 +175,9 @@ def decide_criteria(
     }
 
 
-def decided_alone(rows: Sequence[Standing], level: float) -> bool:
+def decided_alone(rows: Sequence[Standing], policy: Policy, level: float) -> bool:
     """Whether a build is accepted or rejected by a level that no other build can make less."""
-    rejected = _p_reject(rows, _weights(rows))
-    accepted = max(row.p_accept for row in rows)
-    return accepted <= level or (rejected is not None and rejected <= level)
+    return any(p is not None and p <= level for p in (_p_accept(rows, policy), _p_reject(rows, _weights(rows))))
 
 
 @dataclass(frozen=True, slots=True)

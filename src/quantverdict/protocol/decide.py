@@ -14,6 +14,7 @@ from quantverdict.matrix.grid import Grids, grids
 from quantverdict.matrix.headroom import Headroom, PairCounts, Units, apart, headrooms, power_table, units_of
 from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
 from quantverdict.matrix.paired import ComparisonRules, comparisons, with_intervals
+from quantverdict.matrix.recovery import recoveries, recovery_table
 from quantverdict.matrix.shared import unpaired, with_shared
 from quantverdict.matrix.signals import POLICY_METRICS, Signals, TierOf, all_signals, tiers, tiers_table
 from quantverdict.policy import Constraints, Policy
@@ -46,8 +47,9 @@ def criteria_of(
     if policy.rules != "criteria":
         return {}
     found = standings(samples, compared_with(matrix), policy, rooms_of(matrix, policy, samples, evidence))
-    return decide_criteria(found, policy, high_to_low({row.cell: row.bpw for row in matrix}), statistics.power,
-                           evidence.look)  # fmt: skip
+    order = high_to_low({row.cell: row.bpw for row in matrix})
+    verdicts = decide_criteria(found, policy, order, statistics.power, evidence.look)
+    return {cell: replace(one, pace=evidence.paces.get(cell)) for cell, one in verdicts.items()}
 
 
 def member_levels(criteria: Mapping[CellId, BuildVerdict]) -> dict[tuple[CellId, str], tuple[float, float]]:
@@ -225,13 +227,14 @@ class Decision:
     alerts: Table | None
     document: Mapping[str, object]
     criteria: Table | None = None
+    recovery: Table | None = None
 
     @property
     def tables(self) -> tuple[Table, ...]:
         return (
             self.deltas, self.tiers, self.regimes, self.row_actions, self.quant_roles, self.floor, self.taxonomy,
             self.checklist, self.power, self.paired, self.noise_floor, *(() if self.alerts is None else (self.alerts,)),
-            *(() if self.criteria is None else (self.criteria,)),
+            *(one for one in (self.criteria, self.recovery) if one is not None),
         )  # fmt: skip
 
 
@@ -404,6 +407,9 @@ def _judge(
         noise=None
         if compared.samples is None
         else noise_floors(compared.samples, evidence.nulls, compared.statistics.confidence),
+        recovery=()
+        if compared.samples is None
+        else recoveries(compared.samples, compared_with(matrix), evidence.nulls, compared.statistics.confidence),
     )
 
 
@@ -436,6 +442,7 @@ def _decision(compared: _ComparedBuilds, judged: DecidedStudy) -> Decision:
         alerts=None if compared.alerts is None else alerts_table(compared.alerts),
         document=document(judged),
         criteria=criteria_table(compared.criteria) if compared.rules.rules == "criteria" else None,
+        recovery=None if compared.samples is None else recovery_table(judged.recovery),
     )
 
 

@@ -33,6 +33,27 @@ class CellChange(NamedTuple):
     after: str | None
 
 
+class CriterionChange(NamedTuple):
+    """A row of a build's criteria that is another, `safety` or `safety/truthfulness` of a member.
+
+    Attributes:
+        before, after: outcome, p-value of acceptance and delta in pp; None where one bundle has no such row.
+    """
+
+    cell: CellId
+    name: str
+    before: CriterionFigures | None
+    after: CriterionFigures | None
+
+
+class CriterionFigures(NamedTuple):
+    """What is compared of a criterion; None where it was not tested."""
+
+    outcome: str
+    p_accept: float | None
+    delta_pp: float | None
+
+
 class DeltaChange(NamedTuple):
     """A delta that is another, in pp; `moved` is `after - before`, exact, None where one bundle has none."""
 
@@ -67,6 +88,7 @@ class BundleDiff:
 
     Attributes:
         verdicts: actions and outcomes that changed, cells that only one bundle has among them.
+        criteria: rows of criteria that changed, in the order of the study.
         moves: deltas of shares that changed, the largest first.
         answers: of every cell that answered in both.
         engines, settings: what made the answers, and what the study and its policy say otherwise.
@@ -84,6 +106,7 @@ class BundleDiff:
     engines: tuple[Change, ...]
     settings: tuple[Change, ...]
     judges: tuple[Mapping[str, tuple[str, ...]], Mapping[str, tuple[str, ...]]] = ({}, {})
+    criteria: tuple[CriterionChange, ...] = ()
 
 
 def changed_verdicts(one: Cells, two: Cells) -> tuple[CellChange, ...]:
@@ -100,6 +123,26 @@ def _verdicts(document: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if document is not None:
         yield ACTION, document["action"] or document["status"]
         yield from ((one["metric"], one["outcome"]) for one in document["outcomes"] or ())
+
+
+def changed_criteria(one: Cells, two: Cells) -> tuple[CriterionChange, ...]:
+    """Criteria and members of the builds that both have, whose outcome, p-value or delta is another."""
+    found = []
+    for cell in (cell for cell in one if cell in two):
+        before, after = (_figures(cells[cell]) for cells in (one, two))
+        found += [
+            CriterionChange(cell, name, before.get(name), after.get(name))
+            for name in dict.fromkeys([*before, *after])
+            if before.get(name) != after.get(name)
+        ]
+    return tuple(found)
+
+
+def _figures(document: Mapping[str, Any]) -> dict[str, CriterionFigures]:
+    return {
+        row["name"]: CriterionFigures(row["outcome"], row["p_accept"], row["delta_pp"])
+        for row in document.get("criteria") or ()
+    }
 
 
 def moved_deltas(one: Iterable[Mapping[str, str]], two: Iterable[Mapping[str, str]]) -> tuple[DeltaChange, ...]:

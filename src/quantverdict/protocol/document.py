@@ -15,9 +15,10 @@ from quantverdict.matrix.format_alerts import UNENDED, describe
 from quantverdict.matrix.grid import Grids
 from quantverdict.matrix.headroom import Choices
 from quantverdict.matrix.noise import ALL, Noise
+from quantverdict.matrix.recovery import INSIDE, Recovery
 from quantverdict.matrix.signals import TierOf
 from quantverdict.policy import Constraints, Policy
-from quantverdict.protocol.criteria import BuildVerdict, criteria_rows
+from quantverdict.protocol.criteria import BuildVerdict, Pace, criteria_rows
 from quantverdict.protocol.formats import ConservativeFloor, DecidedRow, FormatRole, against_floor, is_gguf
 from quantverdict.protocol.outcomes import ComparisonOutcome as OutcomeOf
 from quantverdict.protocol.selection import ModelChoice
@@ -53,6 +54,7 @@ class Evidence:
         answers: `answers.parquet`, the form of every answer; None where answers are not stored.
         choices: how many choices the items of each base model have, where that is known.
         look: which look at the prompts it is.
+        paces: what each build was asked and how long it took, where that was measured.
     """
 
     scores: pl.DataFrame | Grids | None = None
@@ -73,6 +75,7 @@ class Evidence:
     answers: pl.DataFrame | None = None
     choices: Choices = field(default_factory=dict)
     look: int = 1
+    paces: Mapping[CellId, Pace] = field(default_factory=dict)
 
 
 SCHEMA = 3
@@ -94,6 +97,7 @@ class DecidedStudy:
     choices: tuple[ModelChoice, ...]
     fronts: Mapping[str, tuple[str, ...]]
     noise: tuple[Noise, ...] | None
+    recovery: tuple[Recovery, ...] = ()
 
 
 def check_schema(decision: object, path: Path) -> None:
@@ -220,6 +224,8 @@ def _criteria(found: BuildVerdict, hiding: Mapping[str, str]) -> dict[str, objec
         "n_pairs": found.pairs,
         "n_to_accept": found.pairs_after(found.looks_to_accept),
         "n_to_reject": found.pairs_after(found.looks_to_reject),
+        "seconds_to_accept": found.seconds_until(found.looks_to_accept),
+        "seconds_to_reject": found.seconds_until(found.looks_to_reject),
         "criteria": rows,
     }
 
@@ -369,6 +375,7 @@ def _unmeasured(judged: DecidedStudy) -> Iterator[str]:
         yield "Decided from the matrix alone, by the rules on deltas: without samples nothing is compared in pairs."
     else:
         yield from _noise(judged.noise)
+        yield from _inside_noise([one for one in judged.recovery if one.metric in judged.policy.gates])
     for row in rows:
         for name, value in beyond_bounds(row.signals.row):
             yield f"{name} of {row.signals.cell} is {float(value):g}, which no share can be: taken for a rounding."
@@ -394,6 +401,15 @@ def _noise(noise: Sequence[Noise]) -> Iterator[str]:
             metric, floor = max(mine, key=lambda one: one[1].n)
             most = f"{100 * floor.hi:.2g} %"
             yield f"{rerun} no score: of {floor.n} prompts ({metric}) at most {most} change by noise."
+
+
+def _inside_noise(found: Sequence[Recovery]) -> Iterator[str]:
+    """Metrics in which a build differs from its baseline as A/A replicates do, a line a build."""
+    for cell in dict.fromkeys(one.cell for one in found):
+        metrics = [one.metric for one in found if one.cell == cell and one.noise == INSIDE]
+        more = f" and {len(metrics) - NAMED} more metrics" if len(metrics) > NAMED else ""
+        if metrics:
+            yield f"{cell} is inside the noise of A/A replicates in {', '.join(metrics[:NAMED])}{more}."
 
 
 def _unseen(judged: DecidedStudy) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from quantverdict.errors import ExitCode, PluginError, StudyError
 from quantverdict.matrix.columns import METRICS, baselines
-from quantverdict.matrix.signals import Signals, all_signals
+from quantverdict.matrix.signals import Signals, all_signals, within
 from quantverdict.policy import (
     LIMITS,
     Constraints,
@@ -422,7 +422,7 @@ def _criteria(cell: CellId, entry: Cell, bundle: _Bundle) -> list[MetricVerdict]
         margin = row["guard_margin_pp" if by_guard else "margin_pp"]
         reason, why = words, row["reason"] if row["outcome"] != "non_inferior" else ""
         if row["delta_pp"] is not None:
-            reason = f"{words}: {row['delta_pp']:+.2f} pp [{row['ci_lo_pp']:+.2f}, {row['ci_hi_pp']:+.2f}]"
+            reason = f"{words}: {row['delta_pp']:+.2f} pp {within(row['ci_lo_pp'], row['ci_hi_pp'])}"
             reason += f" of {row['n_pairs']} pairs, {'guard ' if by_guard else ''}margin {margin:g} pp"
         if row["outcome"] == "not_resolvable":
             reason += "".join(

@@ -14,8 +14,9 @@ import numpy as np
 from quantverdict.collect.schedule import MonitoredMetric, add_round, decided, largest_cluster
 from quantverdict.grading.grade import grade_responses
 from quantverdict.matrix.columns import METRICS
-from quantverdict.matrix.criteria import Loss, Lost, Standing
-from quantverdict.matrix.grid import Codes, InterimAnalyses
+from quantverdict.matrix.criteria import BuildLosses, Lost
+from quantverdict.matrix.grid import Codes, InterimAnalyses, grids, scores_frame
+from quantverdict.matrix.headroom import Headroom, headrooms
 from quantverdict.matrix.paired import bets_on
 from quantverdict.matrix.shared import bounded_losses
 from quantverdict.policy import Policy
@@ -23,7 +24,7 @@ from quantverdict.protocol.criteria import decided_alone, look_share
 from quantverdict.records import CellId, Response, Score
 from quantverdict.stats.intervals import FloatArray
 from quantverdict.stats.sequential import ConfidenceSequence
-from quantverdict.tasks.catalog import Task
+from quantverdict.tasks.catalog import Task, choice_continuations
 
 Key = tuple[str, str, str]
 """Task, sample and metric."""
@@ -72,12 +73,16 @@ class BuildMonitor:
         """`baseline` is everything that the baseline answered."""
         largest = {name: largest_cluster(map(task.cluster, task.items)) for name, task in watching.tasks.items()}
         self._watching = watching
-        self._baseline = {_key(score): _value(score) for score in _scored(watching, baseline)}
+        scores = list(_scored(watching, baseline))
+        self._baseline = {_key(score): _value(score) for score in scores}
         tasks: dict[str, set[str]] = {}
         for (task, _, metric), value in self._baseline.items():
             if not np.isnan(value):
                 tasks.setdefault(metric, set()).add(task)
-        self._largest = {metric: max(largest[task] for task in of) for metric, of in tasks.items()}
+        self._rooms = _rooms(watching, scores)
+        self._largest = {
+            metric: max(largest[task] for task in of) for metric, of in tasks.items() if self._rooms[metric].tested
+        }
         margins = watching.policy.gates
         self._rounds: list[dict[str, tuple[FloatArray, FloatArray, Codes]]] = []
         self._units: dict[str, int] = {}
@@ -87,12 +92,13 @@ class BuildMonitor:
         }
 
     def __call__(self, answers: Sequence[Response]) -> bool:
-        found: dict[str, list[tuple[float, float, str | None]]] = {metric: [] for metric in self._watched}
+        found: dict[str, list[tuple[float, float, str | None, str]]] = {metric: [] for metric in self._watched}
         for score in _scored(self._watching, answers):
             before = self._baseline.get(_key(score))
             if before is not None and score.metric in found:
                 cluster = None if score.cluster is None else f"{score.task}/{score.cluster}"
-                found[score.metric].append((_value(score), before, cluster))
+                name = f"{score.task} {score.sample_id}" if cluster is None else cluster
+                found[score.metric].append((_value(score), before, cluster, name))
         self._rounds.append({})
         for metric, watched in self._watched.items():
             mine, theirs = (np.array([pair[at] for pair in found[metric]], dtype=np.float64) for at in (0, 1))
@@ -100,9 +106,7 @@ class BuildMonitor:
             known = np.flatnonzero(~np.isnan(losses)).tolist()
             clusters = [found[metric][at][2] for at in known]
             add_round(watched, losses[known].tolist(), clusters, self._largest[metric], rejecting[known].tolist())
-            named = [
-                cluster or f"{metric} {len(self._rounds)} {at}" for at, cluster in zip(known, clusters, strict=True)
-            ]
+            named = [found[metric][at][3] for at in known]
             units = np.array([self._units.setdefault(name, len(self._units)) for name in named], dtype=np.int64)
             self._rounds[-1][metric] = losses[known], rejecting[known], units
         half = self._watching.policy.alpha / 2
@@ -112,34 +116,40 @@ class BuildMonitor:
 
     def _criteria_decided(self, level: float) -> bool:
         """Whether the build is accepted, or rejected, whatever other builds are: at the first step of both families."""
-        policy, rows = self._watching.policy, list[Standing]()
-        for name, criterion in (policy.criteria or {}).items():
-            parts = [self._lost(metric) for metric in policy.members_among(name, self._watched)]
-            if criterion.demanded and not parts:
-                return False
-            pools = [("criterion", criterion.margin_pp, parts)] if parts else []
-            pools += [("member", criterion.guard_of(one.metric), [one]) for one in parts if len(parts) > 1]
-            for role, guard, of in pools:
-                looks = InterimAnalyses(
-                    np.empty(0, np.int64), len(self._rounds), max(self._largest[one.metric] for one in of), 0, 0
-                )
-                weights = criterion.weights_of([one.metric for one in of]) if len(of) > 1 else None
-                loss = Loss(tuple(of), weights, policy.alpha / 2, looks)
-                margin = policy.gates[of[0].metric] if role == "member" else criterion.margin_pp
-                p_values = loss.p_accept(guard), loss.p_reject(margin)
-                rows.append(
-                    Standing(_NOBODY, name, of[0].metric, role, margin, guard, "informative", loss, "", *p_values)
-                )
+        policy = self._watching.policy
+        rows = BuildLosses(_NOBODY, policy, self._rooms, self._lost, self._looks).standings()
         builds = max(1, self._watching.family // max(1, len(self._watching.metrics)))
-        return bool(rows) and decided_alone(rows, level / builds)
+        return decided_alone(rows, policy, level / builds)
 
-    def _lost(self, metric: str) -> Lost:
-        """All losses so far."""
+    def _looks(self, metrics: Sequence[str]) -> InterimAnalyses | None:
+        largest = max((self._largest[metric] for metric in metrics), default=1)
+        return InterimAnalyses(np.empty(0, np.int64), len(self._rounds), largest, 0, 0)
+
+    def _lost(self, metric: str) -> Lost | None:
+        """All losses so far; None of what is not watched, or has no pair yet."""
+        if metric not in self._watched or not any(len(one[metric][0]) for one in self._rounds):
+            return None
         parts = [one[metric] for one in self._rounds]
         accept, reject, units = (np.concatenate([part[at] for part in parts]) for at in range(3))
         rounds = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
         known = np.ones(len(accept), dtype=np.bool_)
         return Lost(metric, accept, reject, units.astype(np.int64), np.ones(len(accept)), known, 0, 0, rounds)
+
+
+def _rooms(watching: StoppingRule, baseline: Sequence[Score]) -> dict[str, Headroom]:
+    """What can be lost of each metric, by the baseline's answers: what cannot lose its margin is not watched."""
+    if not any(score.value is not None for score in baseline):
+        return {}
+    cell = CellId(baseline[0].base_model, baseline[0].quant)
+    choices = {
+        (task.name, item.id): len(found)
+        for task in watching.tasks.values()
+        for item in task.items
+        if (found := choice_continuations(task, item))
+    }
+    margins = {metric: watching.policy.gates[metric] for metric in watching.metrics}
+    rooms = headrooms(grids(scores_frame(baseline)), [cell], margins, {cell.base_model: choices})
+    return {metric: room for (_, metric), room in rooms.items()}
 
 
 def _scored(watching: StoppingRule, answers: Iterable[Response]) -> Iterator[Score]:

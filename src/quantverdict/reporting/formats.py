@@ -31,9 +31,19 @@ SIGNS = str.maketrans(
         "\N{BLACK SQUARE}": "#",
         "\N{MINUS SIGN}": "-",
         "\N{MULTIPLICATION SIGN}": "x",
+        "\N{BLACK CIRCLE}": "o",
+        "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
+        "\N{BOX DRAWINGS HEAVY VERTICAL}": "|",
+        "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}": ":",
+        "\N{MIDDLE DOT}": ".",
     }
 )
 """Our own signs, for a stream that cannot show them."""
+BAR = (
+    "\N{BLACK CIRCLE}", "\N{BOX DRAWINGS LIGHT HORIZONTAL}", "\N{BOX DRAWINGS HEAVY VERTICAL}",
+    "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}", "\N{MIDDLE DOT}",
+)  # fmt: skip
+"""What an interval is drawn with: the delta, the interval, the margin, the guard margin, the axis."""
 
 
 def plain(value: object) -> str:
@@ -124,6 +134,8 @@ class OutputStream:
 
 
 NOT_MEASURED = "not measured"
+OPEN_END = 100
+"""In pp: an interval of a delta that reaches so far has no end there, for too few pairs differ to bound it."""
 MINUS = "\N{MINUS SIGN}"
 
 _NAMES = {
@@ -183,6 +195,19 @@ def interval(lo: object, hi: object, digits: int = 2, *, sign: bool = False, fac
     return f"[{fixed(low * factor, digits, sign=sign)}, {fixed(high * factor, digits, sign=sign)}]"
 
 
+def bounded(lo: object, hi: object, digits: int = 2) -> str:
+    """The interval of a delta in pp; where one end is as far as a share can go, the other alone: `at least -3.40`."""
+    low, high = number(lo), number(hi)
+    if low is None or high is None:
+        return ""
+    ends = (low > -OPEN_END, high < OPEN_END)
+    if all(ends):
+        return interval(lo, hi, digits, sign=True)
+    if not any(ends):
+        return "not bounded"
+    return f"at least {fixed(low, digits, sign=True)}" if ends[0] else f"at most {fixed(high, digits, sign=True)}"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A plain decimal of at least `digits` significant figures; powers of ten only where it would be unreadable."""
     if value == 0 or math.isinf(value):
@@ -212,9 +237,14 @@ def quantity(value: object, digits: int | None = None) -> str:
     return significant(known) if digits is None else fixed(known, digits)
 
 
+ON_SCREENS = {"neutral": "no named regime"}
+"""What files call, and how a screen says it."""
+
+
 def words(identifier: object) -> str:
-    """`hidden_danger` as `hidden danger`; what files call not resolvable is inconclusive on screens."""
-    return plain(identifier).replace("not_resolvable", "inconclusive").replace("_", " ")
+    """`hidden_danger` as `hidden danger`; what files call otherwise than screens, as screens do."""
+    text = ON_SCREENS.get(str(identifier), plain(identifier))
+    return text.replace("not_resolvable", "inconclusive").replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)

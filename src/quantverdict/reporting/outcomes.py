@@ -11,6 +11,7 @@ from quantverdict.matrix.noise import ALL
 from quantverdict.registry import judged_by, sheet_rubrics
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
+from quantverdict.reporting.bars import GUARDED, interval_bar
 from quantverdict.reporting.formats import DisplayNames
 from quantverdict.reporting.tables import Citation, Sentence, TextTable
 
@@ -87,6 +88,7 @@ class Outcomes:
         noise: how many scores of the A/A replicates changed.
         origins: proofs that builds may be compared.
         engines: effects of engines and of formats.
+        recovery: every metric of every build in percent of its baseline's.
     """
 
     by_criteria: bool
@@ -95,16 +97,18 @@ class Outcomes:
     noise: TextTable
     origins: TextTable
     engines: TextTable
+    recovery: TextTable
 
 
 def outcomes(bundle: BundleTables) -> Outcomes:
     """All of them empty for a bundle without samples."""
     by_criteria = bundle.decision.get("rules") == "criteria"
     if by_criteria:
-        gated = _criteria(bundle.names, bundle.tables.get("criteria", ()))
+        gated = _criteria(bundle.names, bundle.tables.get("criteria", ()), bundle.tables.get("recovery", ()))
     else:
         gated = _gated(bundle.names, bundle.tables.get("paired", ()))
-    return Outcomes(by_criteria, gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle))
+    recovery = _recovery(bundle.names, bundle.tables.get("recovery", ()))
+    return Outcomes(by_criteria, gated, _differing(bundle), _noise(bundle), origins(bundle), engines(bundle), recovery)
 
 
 def _gated(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
@@ -138,23 +142,26 @@ def _comparison(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
     )
 
 
-def _criteria(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
-    columns = ("build", "criterion", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "outcome",
-               "pairs to accept", "pairs to reject", "head-room", "ungraded")  # fmt: skip
+def _criteria(names: DisplayNames, rows: Sequence[CsvRow], recovery: Sequence[CsvRow]) -> TextTable:
+    columns = ("build", "criterion", "pairs", "lost", "gained", "delta (pp)", "margin (pp)", "against the margin",
+               "outcome", "pairs to accept", "pairs to reject", "head-room", "ungraded", "recovery (%)")  # fmt: skip
     shows = (
         "Each criterion, and the members of a pool, with the interval that decides: its lower end is what acceptance "
-        "rules out beyond, its upper end what rejection does. A member's margin is the guard margin, by which the "
-        "build is accepted. Pairs to accept: were nothing more lost; to reject: if it goes on as seen."
+        "rules out beyond, its upper end what rejection does; an end is missing where too few pairs differ to bound "
+        "it. A member's margin is the guard margin, by which the build is accepted. Pairs to accept: were nothing more "
+        f"lost; to reject: if it goes on as seen. The drawing: {GUARDED}."
     )
-    body = tuple(_standing(names, row) for row in rows)
-    numeric = (False, False, True, True, True, True, True, False, True, True, False, True)
+    shares = {(row["base_model"], row["quant"], row["metric"]): row for row in recovery}
+    body = tuple(_standing(names, row, shares) for row in rows)
+    numeric = (False, False, True, True, True, True, True, False, False, True, True, False, True, True)
     return TextTable("criteria", "Criteria", shows, columns, body, numeric)
 
 
-def _standing(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
+def _standing(names: DisplayNames, row: CsvRow, shares: Mapping[tuple[str, str, str], CsvRow]) -> tuple[str, ...]:
     member = row["role"] == "member"
     name = formats.words(row["criterion"])
-    within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 2, sign=True)
+    within = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp"))
+    share = shares.get((row["base_model"], row["quant"], row["metric"]))
     tested = row.get("delta_pp") not in (None, "")
     return (
         formats.plain(f"{row['base_model']}/{row['quant']}"),
@@ -162,12 +169,46 @@ def _standing(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
         *((row[key] or "") if tested else "" for key in ("n_pairs", "lost", "gained")),
         f"{formats.delta(row.get('delta_pp'))} {within}".rstrip() if tested else "",
         formats.table_value("margin", row["guard_margin_pp" if member else "margin_pp"]),
+        interval_bar(row) or "",
         f"{(SIGNS | UNTESTED).get(row['outcome'], '')} {formats.words(row['outcome'])}".strip(),
         row.get("n_to_accept") or "",
         row.get("n_to_reject") or "",
         formats.words(row.get("headroom") or ""),
         _counted(row, "ungraded_a", "ungraded_c"),
+        "" if share is None else _recovered(share),
     )
+
+
+def _recovery(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
+    columns = ("build", "metric", "pairs", "baseline (%)", "build's (%)", "recovery (%)", "noise")
+    shows = (
+        "The build's score in percent of the baseline's, over the prompts that both have a grade for; of a metric of "
+        "which less is better, 1 less its value is the score. An interval is missing where too few pairs differ to "
+        "tell it."
+    )
+    body = tuple(
+        (
+            formats.plain(f"{row['base_model']}/{row['quant']}"),
+            names.label(row["metric"]),
+            row["n_pairs"],
+            *(_percent(row.get(name)) for name in ("baseline_value", "value")),
+            _recovered(row),
+            NOISE.get(row.get("noise") or "", ""),
+        )
+        for row in rows
+    )
+    return TextTable("recovery", "Recovery", shows, columns, body, (False, False, *[True] * 4, False))
+
+
+NOISE = {"inside": "inside the noise of A/A replicates", "beyond": "beyond the noise"}
+
+
+def _recovered(row: CsvRow) -> str:
+    """`98.40 [96.10, 100.72]`."""
+    value = formats.number(row.get("recovery_percent"))
+    if value is None:
+        return formats.NOT_MEASURED
+    return f"{formats.fixed(value, 1)} {formats.interval(row.get('recovery_lo'), row.get('recovery_hi'), 1)}".rstrip()
 
 
 def _counted(row: CsvRow, baseline: str, build: str) -> str:

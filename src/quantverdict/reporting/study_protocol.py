@@ -252,7 +252,7 @@ def regimes(book: StudyData) -> Section:
     ]
     spread = Sentence(
         "regimes",
-        "Of {n} builds that are no baseline {neutral} are neutral; {unclassified} could not be classified.",
+        "Of {n} builds that are no baseline {neutral} are of no named regime; {unclassified} could not be classified.",
         {
             "n": Citation("regimes.csv", "regime!=baseline", "", "count", "rows"),
             "neutral": Citation("regimes.csv", where(regime="neutral"), "", "count", "rows"),

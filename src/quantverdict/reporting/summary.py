@@ -12,7 +12,15 @@ from xml.etree import ElementTree as ET
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from quantverdict.protocol.differences import ACTION, BundleDiff, CellChange, Change, DeltaChange
+from quantverdict.protocol.differences import (
+    ACTION,
+    BundleDiff,
+    CellChange,
+    Change,
+    CriterionChange,
+    CriterionFigures,
+    DeltaChange,
+)
 from quantverdict.protocol.gate import NAMES, NUMBERS, Gate, MetricVerdict, worst
 from quantverdict.records import CellId
 from quantverdict.registry import judged_by
@@ -186,7 +194,7 @@ def _parts(gate: Gate, names: DisplayNames) -> Iterator[str]:
 
 
 def _row(one: MetricVerdict, names: DisplayNames) -> tuple[str, ...]:
-    within = formats.interval(one.numbers.get("ci_lo_pp"), one.numbers.get("ci_hi_pp"), 1, sign=True)
+    within = formats.bounded(one.numbers.get("ci_lo_pp"), one.numbers.get("ci_hi_pp"), 1)
     delta, margin = one.numbers.get("delta_pp"), one.numbers.get("margin_pp")
     return (
         str(one.cell),
@@ -299,6 +307,7 @@ def lines(found: BundleDiff) -> list[str]:
 def _lines(found: BundleDiff) -> Iterator[str]:
     yield f"{found.study}: {found.one} -> {found.two}, {found.cells} builds in both"
     yield from _part("verdicts changed", [_changed_verdict(found, one) for one in found.verdicts])
+    yield from _part("criteria changed", [_criterion(found, one) for one in found.criteria])
     moves = [_move(found, one) for one in found.moves[:SHOWN]]
     if len(found.moves) > SHOWN:
         moves.append(f"and {len(found.moves) - SHOWN} more (--json has all)")
@@ -315,6 +324,23 @@ def _part(title: str, body: Sequence[str]) -> list[str]:
 def _changed_verdict(found: BundleDiff, one: CellChange) -> str:
     what = "" if one.what == ACTION else f" {_label(found, one.what)}"
     return f"{one.cell}{what}: {_word(one.before)} -> {_word(one.after)}"
+
+
+def _criterion(found: BundleDiff, one: CriterionChange) -> str:
+    name, _, member = one.name.partition("/")
+    what = f"{formats.words(name)}: {_label(found, member)}" if member else formats.words(name)
+    before, after = (_figures(figures) for figures in (one.before, one.after))
+    return f"{one.cell} {what}: {before} -> {after}"
+
+
+def _figures(one: CriterionFigures | None) -> str:
+    """`inconclusive, delta -2.50, p 0.23`."""
+    if one is None:
+        return "not there"
+    words = [formats.words(one.outcome)]
+    if one.delta_pp is not None and one.p_accept is not None:
+        words += [f"delta {formats.delta(one.delta_pp)}", f"p {formats.significant(one.p_accept, 2)}"]
+    return ", ".join(words)
 
 
 def _label(found: BundleDiff, metric: str) -> str:
@@ -362,6 +388,13 @@ def as_json(found: BundleDiff) -> dict[str, object]:
         "verdict_changed": bool(found.verdicts),
         "verdicts": [
             {**_cell(one.cell), "what": one.what, **_by(found, one.what), **_pair(one)} for one in found.verdicts
+        ],
+        "criteria": [
+            {**_cell(one.cell), "name": one.name, **{
+                side: None if figures is None else figures._asdict()
+                for side, figures in (("before", one.before), ("after", one.after))
+            }}
+            for one in found.criteria
         ],
         "deltas": [
             {**_cell(one.cell), "metric": one.metric, **_by(found, one.metric), "before_pp": _float(one.before),

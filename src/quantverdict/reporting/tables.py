@@ -16,6 +16,7 @@ from quantverdict.protocol.claims import Claim, Reader, resolve_claim
 from quantverdict.protocol.regimes import REGIMES
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
+from quantverdict.reporting.bars import interval_bar
 from quantverdict.reporting.formats import NOT_MEASURED, DisplayNames
 
 Cell = Mapping[str, Any]
@@ -30,8 +31,10 @@ VERDICTS = {
 """Verdict to its sign and words; the sign stands beside the colour everywhere."""
 BY_CRITERIA = {"ship": "accepted", "reject": "rejected", "unknown": "inconclusive"}
 """Its words where criteria decide."""
-BY_THRESHOLDS = {"ship": "passes by thresholds, untested"}
-"""Its words where there are no samples to test, though the policy asks for tests."""
+BY_THRESHOLDS = "passes by thresholds"
+"""What is said by rules on deltas, which test nothing, of a build that passes: that it is safe is not proven by it."""
+UNTESTED = f"{BY_THRESHOLDS}, untested"
+"""And where the policy asks for tests, but there are no samples."""
 UNDECIDED = {"not_measured": "not measured", "not_resolvable": "inconclusive"}
 """By criteria, the words of a build that is neither accepted nor rejected, by its action; else it is to be reviewed."""
 
@@ -42,8 +45,9 @@ def verdict_words(decision: Cell) -> dict[str, tuple[str, str]]:
     words: Mapping[str, str] = {}
     if decision.get("rules") == "criteria":
         words = BY_CRITERIA
-    elif decision.get("rules") == "points" and policy.get("rules") != "points" and policy.get("criteria"):
-        words = BY_THRESHOLDS
+    elif decision.get("rules") == "points":
+        asks = policy.get("rules") != "points" and policy.get("criteria")
+        words = {"ship": UNTESTED if asks else BY_THRESHOLDS}
     return {group: (sign, words.get(group, message)) for group, (sign, message) in VERDICTS.items()}
 
 
@@ -55,6 +59,7 @@ class Figure:
     margin: str
     value: str
     interval: str
+    bar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +220,13 @@ def _figures(cell: Cell, decision: Cell) -> Iterator[Figure]:
         criterion = criteria[name]
         row = found.get(name)
         margin = criterion.get("margin_pp") if row is None else row.get("margin_pp")
-        value, within = "reference" if cell.get("is_baseline") else NOT_MEASURED, ""
+        value, within, bar = "reference" if cell.get("is_baseline") else NOT_MEASURED, "", None
         if row is not None:
             value = formats.words(row["outcome"])
             if row.get("delta_pp") is not None:
                 value = formats.delta(row["delta_pp"])
-                within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), sign=True)
-        yield Figure(formats.words(name), f"{formats.number(margin) or 0:g} pp", value, within)
+                within, bar = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp")), interval_bar(row)
+        yield Figure(formats.words(name), f"{formats.number(margin) or 0:g} pp", value, within, bar or "")
 
 
 def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:
@@ -271,12 +276,13 @@ def readable(names: DisplayNames, text: object) -> str:
 
 def verdicts(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[ModelVerdict]:
     """The answer for each base model, in study order."""
-    result = []
+    result, by_points = [], bundle.decision.get("rules") == "points"
     for model in bundle.models:
         chosen = (bundle.decision.get("best") or {}).get(model) or {}
         mine = [row for row in rows if row.model == formats.plain(model)]
         best = next((row for row in mine if row.is_best), None)
-        headline = HEADLINES.get(best.group, "{}").format(best.label) if best else "No build to recommend"
+        headlines = {**HEADLINES, "ship": f"{{}} {BY_THRESHOLDS}"} if by_points else HEADLINES
+        headline = headlines.get(best.group, "{}").format(best.label) if best else "No build to recommend"
         groups = {group: tuple(row for row in mine if row.group == group) for group in VERDICTS}
         reason = readable(bundle.names, chosen.get("reason") or "")
         result.append(ModelVerdict(formats.plain(model), headline, best.quant if best else None, reason, groups))

@@ -22,6 +22,7 @@ from quantverdict.records import CellId
 from quantverdict.registry import by_instrument
 from quantverdict.reporting import formats, tables
 from quantverdict.reporting.artefacts import BundleTables
+from quantverdict.reporting.bars import LEGEND
 from quantverdict.reporting.formats import SIGNS, harmless, one_line
 from quantverdict.reporting.tables import BuildRow
 
@@ -50,6 +51,8 @@ class DecisionTable:
             yield from (_why(row, options) for row in rows)
             for best in [row for row in rows if row.is_best]:
                 yield Padding(_text(f"* {tables.BEST.get(best.group, 'the best')}", options, "dim"), (0, 0, 0, 2))
+            if any(figure.bar for row in rows for figure in row.criteria):
+                yield Padding(_text(LEGEND, options, "dim"), (0, 0, 0, 2))
             yield ""
 
 
@@ -141,7 +144,11 @@ def _cells(row: BuildRow, options: ConsoleOptions, *, sized: bool, regime: bool)
     cells = [_text(f"{row.sign} {row.quant}{' *' if row.is_best else ''}", options, f"bold {colour}".strip())]
     cells += [_value(row.bpw, options)]
     cells += [_value(row.size, options), _value(row.speed, options)] if sized else []
-    cells += [_value(value, options).append_text(_text(f"\n{around}", options, "dim")) for value, around in deltas]
+    bars = [f"\n{one.bar}" for one in row.criteria] or [""] * len(deltas)
+    cells += [
+        _value(value, options).append_text(_text(f"\n{around}{bar}", options, "dim"))
+        for (value, around), bar in zip(deltas, bars, strict=True)
+    ]
     cells += [_value(row.regime, options)] if regime else []
     return [*cells, _text(row.verdict if row.criteria else row.action, options, colour)]
 

@@ -23,6 +23,7 @@ from quantverdict.collect.generate import OpenAnswers, OpenWatch, Watch
 from quantverdict.collect.schedule import CellJob, asked_before, in_rounds, read_outcomes, run_cells
 from quantverdict.config import Model, Source, Study, Variant
 from quantverdict.errors import BundleError
+from quantverdict.grading.encoders import Encoders, find_encoders
 from quantverdict.records import CellId, Prompt
 from quantverdict.registry import BACKENDS
 from quantverdict.stages.facts import stored_builds, stored_responses
@@ -101,6 +102,10 @@ def ask(
     Args:
         store: answers that need not be asked again.
     """
+    answered = {cell for cell, one in read_outcomes(bundle).items() if one.failure is None and one.prompts}
+    mine = [build.cell for build in builds if build.runs and build.cell in answered]
+    if gone := [str(cell) for cell in mine if not responses_path(bundle.root, cell).exists()]:
+        view.say(f"the bundle holds no answers of {', '.join(gone)} any longer: they are asked for again")
     jobs: list[CellJob] = []
     for model in study.models:
         asked = model_plan(study, tasks, builds, model.name, bundle)
@@ -284,36 +289,56 @@ def service_of(study: Study, build: Build) -> Service | None:
     )
 
 
-def pinned(study: Study, bundle: Bundle) -> Study:
-    """The study with each repository of the hub at the commit that was had first: a branch may move between runs.
+def at_commit(source: Source | None, folder: Path, bundle: Bundle) -> Source | None:
+    """A source, one in a repository of the hub at the commit that was had first: a branch may move between runs.
 
     Raises:
-        ArtifactError: a repository cannot be had.
+        ArtifactError: the repository cannot be had.
     """
+    if source is None or is_pinned(source):
+        return source
     known: dict[str, str] = dict(bundle.get_meta("hub") or {})
+    name = str(source)
+    if name not in known and (commit := commit_of(resolve(source, folder))) is not None:
+        known[name] = commit
+        bundle.hold(hub=known)
+    return source if name not in known else source.model_copy(update={"revision": known[name]})
 
-    def at_commit(source: Source | None) -> Source | None:
-        if source is None or is_pinned(source):
-            return source
-        name = str(source)
-        if name not in known and (commit := commit_of(resolve(source, study.folder))) is not None:
-            known[name] = commit
-        return source if name not in known else source.model_copy(update={"revision": known[name]})
+
+def pinned(study: Study, bundle: Bundle) -> Study:
+    """The study with the sources of its models `at_commit`."""
 
     def of_model(model: Model) -> Model:
         variants = tuple(
-            one if BACKENDS[study.backend_of(one)].remote else one.model_copy(update={"source": at_commit(one.source)})
+            one
+            if BACKENDS[study.backend_of(one)].remote
+            else one.model_copy(update={"source": at_commit(one.source, study.folder, bundle)})
             for one in model.variants
         )
         made = any(one.source is None for one in model.variants)
-        own = {key: at_commit(getattr(model, key)) for key in ("source", "checkpoint")} if made else {}
+        own = {}
+        if made:
+            own = {key: at_commit(getattr(model, key), study.folder, bundle) for key in ("source", "checkpoint")}
         return model.model_copy(update={"variants": variants, **own})
 
-    models = tuple(of_model(model) for model in study.models)
-    if not known:
-        return study
-    bundle.hold(hub=known)
-    return study.model_copy(update={"models": models})
+    return study.model_copy(update={"models": tuple(of_model(model) for model in study.models)})
+
+
+def find_pinned_encoders(study: Study, bundle: Bundle) -> Encoders | None:
+    """The encoders of a study, those of the hub `at_commit`.
+
+    Raises:
+        ArtifactError: an encoder's folder or layer does not exist.
+    """
+    settings = study.semantic
+    if settings is None:
+        return None
+    own = {
+        name: encoder.model_copy(update={"source": at_commit(encoder.source, study.folder, bundle)})
+        for name in ("bertscore", "coherence")
+        if (encoder := getattr(settings, name)) is not None
+    }
+    return find_encoders(study.model_copy(update={"semantic": settings.model_copy(update=own)}))
 
 
 def variants_of(study: Study) -> Mapping[CellId, Variant]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = (
     "whitebox", "judge_agreement", "judge_direction", "second_judge_regimes", "alarms", "instruments",
-    "corrected_rates", "criteria",
+    "corrected_rates", "criteria", "recovery",
 )  # fmt: skip
 """Tables of a decision that only some bundles have; one is deleted with what it came of."""
 
@@ -251,8 +251,8 @@ def check_policy_unchanged(bundle: Bundle) -> None:
     """
     if bundle.get_meta("config") is None and _was_changed(bundle):
         path = bundle.path("decision.json")
-        told = "changed since it was written" if path.exists() else "is missing"
-        raise BundleError(f"{path}: {told}, and the policy stood there; put it back, or name a policy with --policy")
+        problem = "changed since it was written" if path.exists() else "is missing"
+        raise BundleError(f"{path}: {problem}, and the policy stood there; put it back, or name a policy with --policy")
 
 
 def render(bundle: Bundle) -> None:
@@ -260,9 +260,9 @@ def render(bundle: Bundle) -> None:
     from quantverdict.protocol.claims import claims_table
     from quantverdict.reporting.render import report_texts
 
-    told = collect_claims(bundle)
-    bundle.write_table(claims_table(told.everything.claims.values()))
+    claims = collect_claims(bundle)
+    bundle.write_table(claims_table(claims.everything.claims.values()))
     bundle.update_hashes()
-    for name, text in report_texts(view_of(bundle, told), told).items():
+    for name, text in report_texts(view_of(bundle, claims), claims).items():
         bundle.write_bytes(name, text)
     bundle.finish()

@@ -17,6 +17,7 @@ from quantverdict.protocol.differences import (
     BundleDiff,
     Cells,
     Texts,
+    changed_criteria,
     changed_verdicts,
     changes,
     compared_answers,
@@ -59,6 +60,7 @@ def compare(one: Path, two: Path) -> BundleDiff:
         answers=tuple(answers(before, after, was)),
         engines=changes(made_by(before), made_by(after)),
         settings=changes(settings(before, decisions[0]), settings(after, decisions[1])),
+        criteria=changed_criteria(was, now),
         judges=(rate_judges(before, artefacts_of(before)), rate_judges(after, artefacts_of(after))),
     )
 
@@ -80,8 +82,8 @@ def check_same_study(one: Bundle, two: Bundle) -> None:
         raise BundleError(f"{where}: {was.study} and {now.study}")
     if isinstance(was, Study) and isinstance(now, Study) and was.tasks != now.tasks:
         names = [", ".join(use.task or use.path or "" for use in study.tasks) for study in (was, now)]
-        told = f"{names[0]} and {names[1]}" if names[0] != names[1] else "items are limited otherwise"
-        raise BundleError(f"{where}: other tasks: {told}")
+        what = f"{names[0]} and {names[1]}" if names[0] != names[1] else "items are limited otherwise"
+        raise BundleError(f"{where}: other tasks: {what}")
     check_same_prompts(one, two, where)
 
 
@@ -123,5 +125,5 @@ def made_by(bundle: Bundle) -> dict[str, str]:
 def settings(bundle: Bundle, decision: Any) -> dict[str, str]:  # noqa: ANN401 - any JSON
     """The study as it was run and the policy that decided, by key path."""
     config = bundle.config
-    told = {} if config is None else plain(config.model_dump(exclude={"policy", "models"}))
-    return dict(flatten({**told, "policy": decision["policy"]}))
+    study = {} if config is None else plain(config.model_dump(exclude={"policy", "models"}))
+    return dict(flatten({**study, "policy": decision["policy"]}))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from quantverdict.matrix.cells import CellInfo
     from quantverdict.matrix.grid import Grids
     from quantverdict.matrix.paired import EngineMismatch
+    from quantverdict.protocol.criteria import Pace
     from quantverdict.protocol.document import Evidence
     from quantverdict.reporting.examples import Example, Key
     from quantverdict.reporting.statements import ReportClaims
@@ -70,8 +71,8 @@ def _builds(rows: Json, path: Path) -> tuple[Build, ...]:
         try:
             found += from_json([row])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            told = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise BundleError(f"{path}: build {number}: not as it was written; {told}") from error
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(f"{path}: build {number}: not as it was written; {problem}") from error
         check_fields(Build, asdict(replace(found[-1], artifact=None)), f"{path}: build {number}")
         file = found[-1].artifact
         if file is not None and not (isinstance(file.sha256, str) and isinstance(file.path, str)):
@@ -192,6 +193,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
     return Evidence(
         scores=samples,
         look=look_of(bundle),
+        paces=paces(bundle, builds),
         sign_reversal=sign_reversal,
         matrix_sha256=sha256_of(bundle.path("matrix.csv")),
         failed=failures(bundle),
@@ -218,6 +220,31 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         if samples is None or not any(METRICS[name].chance is not None for name in samples)
         else choices_of(bundle, builds),
     )
+
+
+def seconds_a_prompt(bundle: Bundle) -> dict[CellId, float]:
+    """What one prompt takes of each cell: its tokens a second by the tokens of its answers, some of which may be kept
+    ones that took no time; a cell that was asked nothing is left out."""
+    found: dict[CellId, float] = {}
+    for cell, outcome in read_outcomes(bundle).items():
+        if outcome.tokens_per_second and outcome.prompts:
+            tokens = sum(answer.output_tokens for answer in stored_responses(bundle, cell))
+            found[cell] = tokens / outcome.prompts / outcome.tokens_per_second
+    return found
+
+
+def paces(bundle: Bundle, builds: Sequence[Build]) -> dict[CellId, Pace]:
+    """Of each build that an engine was asked for: its prompts, and what one more takes of it and of its baseline."""
+    from quantverdict.protocol.criteria import Pace
+
+    times, outcomes = seconds_a_prompt(bundle), read_outcomes(bundle)
+    timed = {build.cell for build in builds if BACKENDS[build.backend].reads != "recordings"} & times.keys()
+    bases = {build.cell.base_model: build.cell for build in builds if build.is_baseline}
+    return {
+        build.cell: Pace(outcomes[build.cell].prompts, times[build.cell] + times[base])
+        for build in builds
+        if {build.cell, base := bases[build.cell.base_model]} <= timed and not build.is_baseline
+    }
 
 
 def choices_of(bundle: Bundle, builds: Sequence[Build]) -> dict[str, dict[tuple[str, str], int]]:
@@ -338,23 +365,23 @@ def collect_claims(bundle: Bundle) -> ReportClaims:
     from quantverdict.reporting.statements import ReportClaims
 
     read = artefacts_of(bundle)
-    told = ReportClaims(read, DisplayNames(rate_judges(bundle, read)))
+    claims = ReportClaims(read, DisplayNames(rate_judges(bundle, read)))
     if read.rows("decision.json") is not None:
-        check_schema(told.decision, bundle.path("decision.json"))
-    return told
+        check_schema(claims.decision, bundle.path("decision.json"))
+    return claims
 
 
-def view_of(bundle: Bundle, told: ReportClaims | None = None) -> BundleTables:
-    """What a report shows of a bundle; its examples only where `told` is given, of which the report is made.
+def view_of(bundle: Bundle, claims: ReportClaims | None = None) -> BundleTables:
+    """What a report shows of a bundle; its examples only where `claims` is given, of which the report is made.
 
     Raises:
         BundleError: nothing was decided in it, or an artefact cannot be read.
     """
     from quantverdict.reporting import artefacts
 
-    read = artefacts_of(bundle) if told is None else told.read
-    view = artefacts.view_of(read, DisplayNames(rate_judges(bundle, read)) if told is None else told.names)
-    if told is None or artefacts.profile_of(view.manifest) == "study":
+    read = artefacts_of(bundle) if claims is None else claims.read
+    view = artefacts.view_of(read, DisplayNames(rate_judges(bundle, read)) if claims is None else claims.names)
+    if claims is None or artefacts.profile_of(view.manifest) == "study":
         return view
     return replace(view, examples=examples_of(bundle, view))
 

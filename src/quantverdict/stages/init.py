@@ -173,7 +173,7 @@ def _estimated(study: Study, draft: Draft, measure: bool, view: LineProgress) ->
     try:
         if measure and not first.checkpoint:
             view.say(f"timing a short batch of {first.name}")
-        found = forecast(study, tasks, None, measure=measure)
+        found = forecast(study, tasks, None, measure=measure)[0]
     except QuantverdictError as error:
         return replace(draft, cells=cells, prompts=asked, basis=str(error))
     return replace(draft, cells=found.cells, prompts=found.prompts, seconds=found.seconds, basis=found.basis)

@@ -29,6 +29,7 @@ from quantverdict.judges.label_model import Identity, LabelModel, Target, open_l
 from quantverdict.judges.rubrics import Question, pick_label, question_text, read_label
 from quantverdict.records import Prompt
 from quantverdict.registry import BACKENDS
+from quantverdict.stages.ask import at_commit
 from quantverdict.stages.facts import statistics_of
 from quantverdict.stages.judgements import answers_of, judge_registry_of, whole_cells
 from quantverdict.tasks.chat import ChatTemplate
@@ -90,7 +91,10 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
         _clear_away(bundle, work.file)
         say(f"judge {judge.name}: {work.samples} answers, all labelled in an earlier run")
         return
-    judge_model = (open_judge or open_judge_model)(judge, folder)
+    source = judge.source
+    if not BACKENDS[judge.engine or ""].remote:
+        source = at_commit(source, folder, bundle)
+    judge_model = (open_judge or open_judge_model)(judge.model_copy(update={"source": source}), folder)
     try:
         identity = dict(judge_model.identity)
         if work.identity not in (None, identity):

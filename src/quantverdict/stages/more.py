@@ -12,7 +12,9 @@ from quantverdict.collect.looks import NO_MORE, Sampling
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.config import Study
 from quantverdict.errors import StudyError
+from quantverdict.matrix.signals import duration
 from quantverdict.records import CellId
+from quantverdict.stages.facts import seconds_a_prompt
 
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 _PART = r"\d{1,9}(?:\.\d{1,3})?\s*(?:s|min|m|h)"
@@ -90,23 +92,16 @@ def reason_to_stop(bundle: Bundle, sampling: Sampling, asked: GrowthRequest, spe
     if asked.budget_s is None:
         return None
     if spent_s >= asked.budget_s:
-        return f"the budget of {timer(asked.budget_s)} is spent; {left}"
+        return f"the budget of {duration(asked.budget_s)} is spent; {left}"
     new = sampling.next_prompts()
-    needed = seconds_a_prompt(bundle) * new
+    needed = _seconds_of_all(bundle) * new
     if spent_s + needed > asked.budget_s:
-        message = f"{timer(spent_s)} of {timer(asked.budget_s)} are spent"
-        return f"{message}, and the next look ({new} prompts a build) takes about {timer(needed)}; {left}"
+        message = f"{duration(spent_s)} of {duration(asked.budget_s)} are spent"
+        return f"{message}, and the next look ({new} prompts a build) takes about {duration(needed)}; {left}"
     return None
 
 
-def seconds_a_prompt(bundle: Bundle) -> float:
-    """What one prompt more takes over all builds, as far as they were asked and not had from the store."""
-    known = [one for one in read_outcomes(bundle).values() if one.wall_seconds is not None and one.prompts]
-    return sum((one.wall_seconds or 0.0) / one.prompts for one in known)
-
-
-def timer(seconds: float) -> str:
-    """A time in the unit that shows it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def _seconds_of_all(bundle: Bundle) -> float:
+    """What one prompt more takes over all cells; one that was asked nothing is taken to be as slow as the others."""
+    known = seconds_a_prompt(bundle)
+    return sum(known.values()) * len(read_outcomes(bundle)) / max(len(known), 1)

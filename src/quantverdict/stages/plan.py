@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.artifacts.inspect import inspect_artifact
@@ -31,17 +34,19 @@ from quantverdict.judges.rubrics import Question, load_rubric, question_text
 from quantverdict.planning.estimate import Cost, PromptCost, ladder_bytes
 from quantverdict.planning.memory import CACHE_TYPES, Memory, Needs, made_memory, memory_of
 from quantverdict.policy import Policy
-from quantverdict.records import GGUF_LEVELS, Prompt
+from quantverdict.records import GGUF_LEVELS, CellId, Prompt
 from quantverdict.registry import BACKENDS, judge_rubrics, one_of
 from quantverdict.stages.ask import open_file
 from quantverdict.stages.decide import samples_of
 from quantverdict.stages.facts import stored_builds, stored_responses
 from quantverdict.stages.judgements import cost_of, judge_registry_of
 from quantverdict.tasks.catalog import Task
+from quantverdict.yaml_file import read_yaml, text_of
 
 if TYPE_CHECKING:
     from quantverdict.planning.estimate import PromptCost, StudyEstimate
     from quantverdict.planning.power import DecisionRules, PilotStats, PlannedCriterion
+    from quantverdict.planning.target import PlannedStudy, TargetStudy
     from quantverdict.tasks.catalog import Task
 
 # What it takes to score the answers of a study by encoders, judges and probes, before it runs.
@@ -242,15 +247,18 @@ def _need(study: Study, model: Model, variant: Variant, context: int, cache_type
         return None
 
 
-def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measure: bool) -> StudyEstimate:
-    """What a study would ask, take and be able to show.
+def forecast(
+    study: Study, tasks: Sequence[Task], earlier: Path | None, *, measure: bool, whole: Sequence[Task] | None = None
+) -> tuple[StudyEstimate, PlannedStudy | None]:
+    """What a study would ask, take and be able to show; and by what its builds are decided, where that is criteria.
 
     Args:
         earlier: a bundle whose tokens, speed and discordance are taken; None to time a short batch instead.
         measure: time that batch; without it the time is not known.
+        whole: the tasks with all their items; those of `tasks` alone if not given.
     """
     from quantverdict.planning import estimate as estimates
-    from quantverdict.planning.power import build_power, criteria_prospects
+    from quantverdict.planning.power import build_power, criteria_prospects, mean_pairs
 
     model = study.models[0]
     source = model.source or model.variants[0].source
@@ -261,33 +269,131 @@ def forecast(study: Study, tasks: Sequence[Task], earlier: Path | None, *, measu
     asked = make_plan(
         study, tasks, file.chat_template if file else None, file.special_tokens if file else {}, model.name
     )
-    observed: dict[str, PilotStats] = {}
+    pilots: dict[CellId, dict[str, PilotStats]] = {}
     scoring_time = ScoringTime()
     # All of them: which builds are duplicates only this study's own files can tell, once they are made.
     builds = sum(len(each.variants) - 1 for each in study.models)
     if earlier is not None:
         with Bundle.reopen(earlier) as bundle:
             bundle.check_meta_equal((*RENDERED, "timings/"))
-            speed, observed = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
+            speed, pilots = speed_of(bundle, asked), pairs_seen(bundle, study.policy)
             scoring_time = time_spent_on(bundle, study)
     elif measure and path is not None:
         speed = estimates.measured_speed(asked, partial(open_file, study, path))
     else:
         speed = estimates.PromptCost({}, None, "no measurement; answers are taken to reach their limit")
+    observed, rules, planned = mean_pairs(pilots), gating(study, builds), None
+    if study.policy.rules == "criteria":
+        prospects = criteria_prospects(tasks, tested_rows(study, tasks), rules, observed)
+        planned = planned_study(study, (tasks, whole or tasks), (asked, speed), rules, observed)
+    else:
+        prospects = build_power(tasks, rules, observed)
     estimated = estimates.estimate(
         tasks,
         asked,
         speed,
         cells=builds + len(study.models) * (1 + study.nulls),
         disk_bytes=estimates.made_bytes(study),
-        shows=(
-            estimates.detectable_differences(tasks, study.statistics.power, observed),
-            criteria_prospects(tasks, tested_rows(study, tasks), gating(study, builds), observed)
-            if study.policy.rules == "criteria"
-            else build_power(tasks, gating(study, builds), observed),
-        ),
+        shows=(estimates.detectable_differences(tasks, study.statistics.power, observed), prospects),
     )
-    return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, scoring_time))
+    found = () if planned is None else planned.prospects(
+        {name: pilots.get(cell, {}) for name, cell in compared_builds(study).items()}
+    )  # fmt: skip
+    return replace(estimated, scoring=scoring_costs(study, tasks, asked, speed, scoring_time), builds=found), planned
+
+
+def compared_builds(study: Study) -> dict[str, CellId]:
+    """Each build that is compared with a baseline, by its name: QUANT, or MODEL/QUANT of several models."""
+    cells = [
+        CellId(model.name, variant.quant)
+        for model in study.models
+        for variant in model.variants
+        if variant.quant != model.baseline
+    ]
+    return {cell.quant if len(study.models) == 1 else str(cell): cell for cell in cells}
+
+
+def planned_study(
+    study: Study,
+    tasks: tuple[Sequence[Task], Sequence[Task]],
+    costs: tuple[PromptPlan, PromptCost],
+    rules: DecisionRules,
+    observed: Mapping[str, PilotStats],
+) -> PlannedStudy:
+    """By what the builds of a study are decided.
+
+    Args:
+        tasks: with the items that are asked, and with all their items.
+        costs: what every build is asked, and what that takes.
+    """
+    from quantverdict.planning.power import units_of
+    from quantverdict.planning.target import PlannedStudy, TaskRoom
+
+    plan, speed = costs
+    rooms = []
+    for task, whole in zip(*tasks, strict=True):
+        tokens = speed.tokens.get(task.name, plan.decoding[task.name].max_new_tokens)
+        seconds = tokens / speed.tokens_per_second if speed.tokens_per_second else None
+        rooms.append(TaskRoom(task.name, task.metrics, len(task.items), len(units_of(task)), len(whole.items), seconds))
+    return PlannedStudy(tested_rows(study, tasks[0]), rooms, rules, observed)
+
+
+def target_build(study: Study, wanted: str) -> str:
+    """The build of a target `accept:BUILD`, by its name in `compared_builds`.
+
+    Raises:
+        StudyError: there is no such build, or the policy has no criteria.
+    """
+    names, (verb, _, name) = compared_builds(study), wanted.partition(":")
+    found = next((short for short, cell in names.items() if name in (short, str(cell))), None)
+    if verb != "accept" or found is None:
+        expected = f"accept:BUILD, a build {one_of(name, names)}"
+        raise StudyError(f"{wanted!r:.80} is no target", field="--target", expected=expected)
+    if study.policy.rules != "criteria":
+        expected = "a policy with criteria"
+        raise StudyError(f"policy {study.policy.name} has no criteria", field="--target", expected=expected)
+    return found
+
+
+def target_study(study: Study, estimate: StudyEstimate, planned: PlannedStudy, name: str) -> TargetStudy:
+    """The study that has the study's power to accept a build which loses nothing.
+
+    Args:
+        name: of the build, as in `compared_builds`.
+
+    Raises:
+        StudyError: the tasks do not hold so many prompts.
+    """
+    from quantverdict.planning.target import TargetStudy, total_seconds
+
+    expects = next(one for one in estimate.builds if one.build == name)
+    limits = planned.exact_limits_for(expects.seen)
+    if limits is None:
+        problem = f"no study of these tasks can accept {name}: {planned.short(expects.seen)}"
+        raise StudyError(problem, file=study.file or None, field="--target", expected="tasks with more items")
+    chance = planned.chance(expects.seen, limits)
+    seconds = total_seconds(planned.rooms, limits, estimate.cells)
+    text = _with_limits(study, limits, [room.name for room in planned.rooms])
+    return TargetStudy(name, chance, limits, seconds, text)
+
+
+class _Plain(yaml.SafeDumper):
+    """What stands in two places is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's
+        return True
+
+
+def _with_limits(study: Study, limits: Mapping[str, int], names: Sequence[str]) -> str:
+    """The study's file with other limits of its tasks, `names` in their order; its comments are left out."""
+    if not study.file:
+        raise StudyError("a study that is in no file cannot be printed", field="--target", expected="its file")
+    data = read_yaml(text_of(Path(study.file)))[1]
+    assert isinstance(data, dict)  # else it would not have been read
+    draws = study.decoding.seeds
+    uses = [{"task": use} if isinstance(use, str) else dict(use) for use in data["tasks"]]
+    tasks = [{**use, "limit": math.ceil(limits[name] / draws)} for use, name in zip(uses, names, strict=True)]
+    return yaml.dump({**data, "tasks": tasks}, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def gating(study: Study, builds: int) -> DecisionRules:
@@ -345,8 +451,8 @@ def speed_of(bundle: Bundle, asked: PromptPlan) -> PromptCost:
     return speed_of_run(outcomes.values(), answers, asked)
 
 
-def pairs_seen(bundle: Bundle, policy: Policy) -> dict[str, PilotStats]:
-    """Of each share of an earlier run: how its builds' answers differ from those of their baselines."""
+def pairs_seen(bundle: Bundle, policy: Policy) -> dict[CellId, dict[str, PilotStats]]:
+    """How the answers of an earlier run's builds differ from those of their baselines, by metric."""
     from quantverdict.planning.power import observed_pairs
 
     builds, samples = stored_builds(bundle), samples_of(bundle)

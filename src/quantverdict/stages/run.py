@@ -21,12 +21,11 @@ from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
-from quantverdict.grading.encoders import find_encoders
 from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
-from quantverdict.stages.ask import ask, make_builds, pinned
+from quantverdict.stages.ask import ask, find_pinned_encoders, make_builds, pinned
 from quantverdict.stages.decide import (
     build_matrix,
     check_policy_unchanged,
@@ -80,10 +79,10 @@ def run(
     refuse_rounds(study, asked)
     whole = whole_tasks(study)
     notes = check_study(study, study_tasks(study, whole))
-    encoders = find_encoders(study)
     with Bundle.open(root, study) as bundle, view:
         for note in notes:
             view.say(note)
+        encoders = find_pinned_encoders(study, bundle)
         answers = None if store is None else AnswerStore(store, view.say)
         run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, answers, view), asked)
     return bundle.root
@@ -142,22 +141,32 @@ def plan(
     *,
     measure: bool = True,
     memory: tuple[int | None, str] = (None, "F16"),
+    target: str | None = None,
     view: LineProgress,
 ) -> StudyEstimate:
     """What a study would ask, take and be able to show; nothing is built or asked but a short measurement.
 
     Args:
         memory: the tokens of context for which each build's is estimated (the study's, if None), and the cache's type.
+        target: `accept:BUILD`, for the study that could.
+
+    Raises:
+        StudyError: the study is wrong; or there is no such target, or none that its tasks hold enough prompts for.
     """
     from quantverdict.planning.preflight import check_study
-    from quantverdict.stages.plan import forecast, needs_of
+    from quantverdict.stages.plan import forecast, needs_of, target_build, target_study
 
-    tasks = study_tasks(study)
+    build = None if target is None else target_build(study, target)
+    whole = whole_tasks(study)
+    tasks = study_tasks(study, whole)
     for note in check_study(study, tasks):
         view.say(note)
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
-    return replace(forecast(study, tasks, known, measure=measure), memory=needs_of(study, *memory))
+    found, planned = forecast(study, tasks, known, measure=measure, whole=whole)
+    if build is not None and planned is not None:
+        found = replace(found, target=target_study(study, found, planned, build))
+    return replace(found, memory=needs_of(study, *memory))
 
 
 def analyze(path: Path, policy: str | None = None, constraints: Constraints | None = None) -> Path:
@@ -186,8 +195,8 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
     study = DryRunBundle(path).config
     if not isinstance(study, Study):
         raise BundleError(f"{path}: holds no study.yaml")
-    encoders = find_encoders(study)
     with Bundle.open(path, study) as bundle, view:
+        encoders = find_pinned_encoders(study, bundle)
         tasks, builds = Sampling(study, whole_tasks(study), bundle).asked_only(), stored_builds(bundle)
         grade(tasks, builds, bundle, encoders, view.say)
         save_judged(bundle)

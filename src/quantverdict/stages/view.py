@@ -163,6 +163,16 @@ class BundleView:
         return self.table("paired")
 
     @property
+    def criteria(self) -> pl.DataFrame:
+        """A row a build and criterion, and one for each member of a pool: what decides, and the outcome."""
+        return self.table("criteria")
+
+    @property
+    def recovery(self) -> pl.DataFrame:
+        """A row a build and metric: its score in percent of the baseline's, with interval."""
+        return self.table("recovery")
+
+    @property
     def scores(self) -> pl.DataFrame:
         """A row a sample and metric: `value` is null where it is ungraded, and `reason` says why."""
         return frames.read_frame(self._file("scores.parquet"), frames.SCORES)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from quantverdict.stats.distributions import beta_quantile, binomial_cdf, normal_quantile, t_cdf, t_quantile
 from quantverdict.stats.intervals import FloatArray
-from quantverdict.stats.paired import p_below
+from quantverdict.stats.paired import FEW, p_below
 
 # Many p-values at once: Holm for the chance of any false alarm, Benjamini-Hochberg for their share.
 
@@ -55,8 +55,6 @@ Outcome = Literal["non_inferior", "inferior", "not_resolvable"]
 
 _PRECISION = 1e-5
 """Of the limits of a rate: a thousandth of a percentage point."""
-_FEW = 10
-"""Units that differ, below which their spread is no guide."""
 _CAUTION = 1.0
 """Differing pairs that the assumption of clusters that move as one counts for."""
 
@@ -192,7 +190,7 @@ def mean_loss(
         return Loss(estimate, -most, most, 1.0, 1.0, n, 1, differing)
     residuals = sums - sizes * estimate
     se = math.sqrt(len(sizes) / (len(sizes) - 1) * float(np.square(residuals).sum())) / n
-    if np.count_nonzero(sums) < _FEW:
+    if np.count_nonzero(sums) < FEW:
         below, above, lo, hi = _whole_losses(sums / sizes, few, float(margin), most, alpha)
     else:
         shape = _shape(residuals, units)

@@ -10,8 +10,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.stats.distributions import beta_quantile, critical_z, normal_cdf, normal_quantile
+from quantverdict.stats.distributions import beta_quantile, critical_z, normal_cdf, normal_quantile, t_quantile
 from quantverdict.stats.intervals import FloatArray, Interval
+
+FEW = 10
+"""Where fewer clusters differ, the spread of what they lose is not known from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,3 +460,69 @@ def _summed(counts: npt.NDArray[np.int64], clusters: Sequence[Hashable]) -> npt.
         key = (label is None, at if label is None else label)
         by_cluster[key] = by_cluster.get(key, np.zeros_like(row)) + row
     return np.array(list(by_cluster.values()))
+
+
+# A variant's score as a share of the baseline's, over the same prompts.
+
+
+def paired_rate_ratio(both: float, gained: float, lost: float, confidence: float = 0.95) -> Interval | None:
+    """The ratio of two paired proportions: Bonett & Price's (2006) hybrid of two Wilson intervals.
+
+    One of those that Fagerland, Lydersen & Laake (2017, chapter 8) recommend; it does not shrink to a point where no
+    pair differs. Of clusters, counts divided by their design effect.
+
+    Args:
+        both, gained, lost: pairs that are 1 in both arms, in the variant alone, and in the baseline alone.
+
+    Returns:
+        Limits of variant / baseline, the upper one infinite where the baseline has few; None where it has none.
+    """
+    variant, baseline, some = both + gained, both + lost, both + gained + lost
+    if baseline <= 0:
+        return None
+    root = math.sqrt((gained + lost + 2) / ((variant + 1) * (baseline + 1)))
+    parts = [math.sqrt((1 - (count + 1) / (some + 2)) / (count + 1)) for count in (variant, baseline)]
+    z = critical_z(confidence) * root / sum(parts)
+    (lo, hi), (below, above) = (_wilson(count, some, z) for count in (variant, baseline))
+    return Interval(lo / above, math.inf if below <= 0 else hi / below)
+
+
+def _wilson(k: float, n: float, z: float) -> tuple[float, float]:
+    centre, reach = 2 * k + z * z, z * math.sqrt(z * z + 4 * k * (1 - k / n))
+    return max((centre - reach) / (2 * (n + z * z)), 0.0), (centre + reach) / (2 * (n + z * z))
+
+
+def paired_mean_ratio(
+    variant: npt.ArrayLike,
+    baseline: npt.ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> Interval | None:
+    """The ratio of two paired means: Fieller's (1954) interval of the sums of clusters, with t of clusters less one.
+
+    Every ratio r is in it for which a t test does not tell the sums of variant - r x baseline from 0.
+
+    Args:
+        variant, baseline: (n,), row i the same prompt.
+        clusters: a label for each pair; None is a cluster of its own.
+
+    Returns:
+        Limits of variant / baseline; None where the baseline's mean cannot be told from 0, or fewer than 10 clusters
+        differ, of which t knows too little.
+    """
+    arms = [np.asarray(values, dtype=np.float64) for values in (variant, baseline)]
+    labels = list(range(arms[0].size)) if clusters is None else clusters
+    _, codes = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
+    mine, theirs = (np.bincount(codes, weights=values) for values in arms)
+    if np.count_nonzero(mine - theirs) < FEW:
+        return None
+    many = len(mine)
+    scale = t_quantile((1 + confidence) / 2, many - 1) ** 2 * many
+    spread = np.cov(np.stack([mine, theirs]))
+    x, y = float(mine.sum()), float(theirs.sum())
+    a, b = y * y - scale * float(spread[1, 1]), x * y - scale * float(spread[0, 1])
+    c = x * x - scale * float(spread[0, 0])
+    if a <= 0:
+        return None
+    reach = math.sqrt(max(b * b - a * c, 0.0))
+    return Interval((b - reach) / a, (b + reach) / a)
