@@ -14,7 +14,6 @@ from fractions import Fraction
 
 import numpy as np
 
-from quantverdict.collect.schedule import SEQUENTIAL_SHARE, MonitoredMetric, add_round
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.grid import Codes, Grids, InterimAnalyses
 from quantverdict.matrix.headroom import Headroom
@@ -222,6 +221,8 @@ class Loss:
     def _at_any_time(self, full: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
             return full
+        from quantverdict.collect.schedule import SEQUENTIAL_SHARE
+
         early = min(1.0, self._sequence(0.05, upper=upper).p_values(margin)[0 if upper else 1] / SEQUENTIAL_SHARE)
         if self.looks.stopped_after is not None:
             return early
@@ -230,6 +231,8 @@ class Loss:
     def _limit(self, level: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
             return self._full_limit(level, margin, upper=upper)
+        from quantverdict.collect.schedule import SEQUENTIAL_SHARE
+
         # A sequence's level is of both its ends.
         found = self._sequence(2 * level * SEQUENTIAL_SHARE, upper=upper).update([])
         early = found.hi if upper else found.lo
@@ -240,6 +243,8 @@ class Loss:
 
     def _sequence(self, alpha: float, *, upper: bool) -> ConfidenceSequence:
         """The losses of all members as they came, round by round."""
+        from quantverdict.collect.schedule import MonitoredMetric, add_round
+
         assert self.looks is not None
         watched = MonitoredMetric(ConfidenceSequence(alpha), 0.5)
         _, units = self._all("accept")
