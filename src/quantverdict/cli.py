@@ -215,6 +215,68 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
     show_decision(bundle, as_json)
 
 
+log_options = (
+    click.option("--format", "form", help="Of the logs, where a file does not tell."),
+    click.option("--filter", "chosen", default="all", help="lm-eval: the filter taken; all: each as a metric."),
+    click.option(
+        "--column", "columns", multiple=True, help="Of a table: ROLE=COLUMN (sample_id, prompt_hash, arm ...)."
+    ),
+    click.option("--metric", "metrics", multiple=True, help="Take this metric, and no other that is not named."),
+    click.option("--unit", "units", multiple=True, help="Of a metric: NAME=UNIT,higher|lower|neither. Is remembered."),
+    click.option("--margin", type=click.FloatRange(0.001, 99.9), default=5.0, help="The tolerated loss, in pp."),
+)
+
+
+def reading_logs(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of what logs mean."""
+    for option in reversed(log_options):
+        command = option(command)
+    return command
+
+
+@commands.command("import")
+@click.argument("logs", nargs=-1, type=Existing)
+@click.option("--out", type=Existing, required=True, help="The bundle to write.")
+@click.option("--arm", "arms", multiple=True, help="NAME=PATH: a log, and what its build is called.")
+@click.option("--baseline", help="The arm that the others are compared with. Default: the first.")
+@click.option("--model", help="The base model's name. Default: the bundle's.")
+@click.option("--policy", help="A policy by name, or its YAML file. Default: quality is what the logs measure.")
+@click.option("--quarantine", is_flag=True, help="Set broken rows aside. Without it the first is refused.")
+@reading_logs
+@json_option
+def import_(logs: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Decide from LOGS of other tools.
+
+    lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, and any CSV, JSONL or Parquet.
+    """
+    from quantverdict import api
+    from quantverdict.stages import ingest as ingestion
+
+    bundle = api.import_logs(logs, out, **how).path
+    for line in ingestion.source_lines(bundle):
+        print(one_line(line), file=sys.stderr)
+    show_decision(bundle, as_json)
+
+
+@commands.command()
+@click.argument("baseline", type=Existing)
+@click.argument("candidate", type=Existing)
+@click.option("--exit-code", is_flag=True, help="Exit 3 rejected, 4 not measured, 5 inconclusive. Without it: 0.")
+@reading_logs
+@json_option
+def compare(baseline: Path, candidate: Path, *, exit_code: bool, as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Compare two logs prompt by prompt, without a bundle.
+
+    Paired deltas, intervals, flips both ways, the verdict: of the formats that import reads.
+    """
+    from quantverdict import api
+
+    found = api.compare(baseline, candidate, **how)
+    show(found.as_json(), found.lines, as_json)
+    if exit_code:
+        raise click.exceptions.Exit(found.exit_code)
+
+
 @commands.command()
 @click.argument("bundle", type=Existing, required=False)
 @click.option("--matrix", type=Existing, help="Start from a finished matrix (CSV), in place of a bundle.")

@@ -296,7 +296,8 @@ def flatten(value: object, prefix: str = "") -> list[tuple[str, str]]:
 # The help of the command line: which commands stand together, an example of each, what the process returns
 
 SECTIONS = {
-    "From a study to a decision": ("init", "plan", "run", "ingest", "analyze"),
+    "From a study to a decision": ("init", "plan", "run", "analyze"),
+    "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify"),
     "Look at models": ("inspect", "lineage", "quantize"),
@@ -317,6 +318,14 @@ EXAMPLES = {
         "run study.yaml --out bundle --more 200",
         "run study.yaml --out bundle --until-decided --budget 30m",
         "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml",
+    ),
+    "compare": (
+        "compare fp16.jsonl q4.jsonl",
+        "compare fp16/samples_gsm8k.jsonl q4/samples_gsm8k.jsonl --filter strict-match --margin 3",
+    ),
+    "import": (
+        "import logs/fp16 logs/q4 --out bundle",
+        "import --arm FP16=a.eval --arm Q4_K_M=b.eval --unit brevity=share,higher --out bundle",
     ),
     "ingest": ("ingest sources.yaml --out bundle",),
     "analyze": (
