@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from quantverdict.errors import DataError, one_of
 from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, first_row, short_name
-from quantverdict.ingestion.rows import RowFields, read_blocks
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(_(?P<time>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
+_FILTER = re.compile(rb'"filter": ?("(?:[^"\\]|\\.)*"), ?"metrics":')
+"""In a row, not in the item that it holds."""
 _COLUMNS = {
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash",
     "target_hash",
@@ -29,7 +31,7 @@ def lm_eval_log(path: Path, options: LogOptions) -> Iterator[LogFile]:
     """
     row, name = first_row(path), _NAME.fullmatch(path.name)
     results = _results(path, name)
-    task = name["task"] if name else path.stem
+    task = name["task"] if name else "samples"
     filters = _filters(path, row, results, task)
     single = len(filters) == 1
     if options.chosen != "all" and not single:
@@ -84,7 +86,8 @@ def _filters(path: Path, row: Mapping[str, Any], results: Mapping[str, Any], tas
     listed = (results.get("configs") or {}).get(task, {}).get("filter_list", [] if results else None)
     if isinstance(listed, list) and task in (results.get("configs") or {}):
         return tuple(str(one["name"]) for one in listed) or (str(row["filter"]),)
-    found: dict[str, None] = {}
-    for block in read_blocks(path, "lm-eval", RowFields({"filter": "filter"}, {})):
-        found |= dict.fromkeys(str(one) for one in block.frame["filter"].drop_nulls().unique(maintain_order=True))
-    return tuple(found)
+    found: dict[bytes, None] = {}
+    with path.open("rb") as file:
+        for content in file:
+            found |= dict.fromkeys(_FILTER.findall(content)[-1:])
+    return tuple(json.loads(one) for one in found) or (str(row["filter"]),)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -51,7 +51,7 @@ _INSPECT_LOG = re.compile(rb'\s*\{\s*"version":\s*\d+,\s*"status":')
 _ONE_DOCUMENT = re.compile(rb"\s*(\[\s*[{\n]|\{\s*\n)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowFields:
     """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`).
 
@@ -64,14 +64,25 @@ class RowFields:
     prose: tuple[str, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, str]:
         """Every name with its column: texts, words, numbers."""
         return {**self.texts, **self.words, **self.numbers}
 
-    @property
+    @cached_property
     def keys(self) -> frozenset[str]:
         return frozenset(key for column in self.columns.values() for key in column.split("."))
+
+    @cached_property
+    def readers(self) -> tuple[tuple[Callable[[object, str], object], str, str], ...]:
+        """What reads each column, the first key on the way to it, and the column; texts, words, numbers."""
+        kinds = ((_as_text, self.texts), (_as_word, self.words), (as_number, self.numbers))
+        return tuple((read, name.partition(".")[0], name) for read, names in kinds for name in names.values())
+
+    @cached_property
+    def quoted(self) -> tuple[bytes, ...]:
+        """Each key as it stands in JSON."""
+        return tuple(f'"{key}"'.encode() for key in sorted(self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +384,11 @@ def schema_of(wanted: RowFields) -> dict[str, type[pl.DataType]]:
 
 def parse_line(content: bytes, wanted: RowFields) -> list[object]:
     """The wanted values of one line; ValueError says what is wrong with it."""
+    # Objects are looked through for keys that are given twice only where some key stands there twice.
+    plain = b"\\u" not in content and all(content.count(key) < 2 for key in wanted.quoted)
+    hook = None if plain else partial(_object, keys=wanted.keys)
     try:
-        row = json.loads(content.decode(), object_pairs_hook=partial(_object, keys=wanted.keys))
+        row = json.loads(content.decode(), object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -386,9 +400,7 @@ def parse_line(content: bytes, wanted: RowFields) -> list[object]:
 
 def values_of(row: Json, wanted: RowFields) -> list[object]:
     """The wanted values of a row; ValueError says what is wrong with it."""
-    texts = [_as_text(_at(row, column), column) for column in wanted.texts.values()]
-    texts += [_as_word(_at(row, column), column) for column in wanted.words.values()]
-    return texts + [as_number(_at(row, column), column) for column in wanted.numbers.values()]
+    return [read(row.get(key) if key == column else _at(row, column), column) for read, key, column in wanted.readers]
 
 
 def _object(pairs: list[tuple[str, Json]], keys: frozenset[str]) -> dict[str, Json]:

@@ -136,16 +136,25 @@ def table_log(path: Path, options: LogOptions) -> Iterator[LogFile]:
         arms = _distinct(path, form, column)
         if len(arms) > 1 or "arm" in options.columns:
             roles["cell"] = column
-    numbers = {
-        name: kind for name, kind in columns.items() if kind in ("number", "boolean") and name not in roles.values()
-    }
+    numbers = {name: kind for name, kind in columns.items() if kind != "text" and name not in roles.values()}
+    metrics, others = _metrics(path, numbers, options)
+    task = "" if "task" in roles else "samples"
+    notes = tuple(
+        f"{name} is left out: unit and direction are not known (--unit {name}=UNIT,higher|lower)" for name in others
+    )
+    yield LogFile(path, form, roles, tuple(metrics), arm="" if "cell" in roles else "".join(arms) or stem_of(path),
+                  arms=arms if "cell" in roles else (), task=task, notes=notes)  # fmt: skip
+
+
+def _metrics(path: Path, numbers: Mapping[str, str], options: LogOptions) -> tuple[list[LoggedMetric], list[str]]:
+    """The metrics among columns of numbers, and the columns of which that is not known."""
     metrics, others = [], []
     for name, kind in numbers.items():
-        values = {"true": 1.0, "false": 0.0} if kind == "boolean" and form != "csv" else {}
-        one = LoggedMetric(_IN_NAME.sub("_", name), name, values=values)
+        words = {"true": 1.0, "false": 0.0} if kind == "boolean" and options.form != "csv" else {}
+        one = LoggedMetric(_IN_NAME.sub("_", name), name, values=words)
         if one.name in METRICS or one.name in options.metrics or known_unit(one, options).better is not None:
             metrics += [one] if options.takes(one.name) else []
-        elif not options.metrics:
+        else:
             others.append(name)
     for name in options.metrics:
         if name not in [one.name for one in metrics]:
@@ -155,12 +164,7 @@ def table_log(path: Path, options: LogOptions) -> Iterator[LogFile]:
         first = others[0] if others else "NAME"
         expected = f"--unit {first}=share,higher, or a name as {', '.join(HIGHER[1:4])}{did_you_mean(first, HIGHER)}"
         raise DataError(problem, file=path, line=1, field=", ".join(others[:6]) or None, expected=expected)
-    task = "" if "task" in roles else "samples"
-    notes = tuple(
-        f"{name} is left out: unit and direction are not known (--unit {name}=UNIT,higher|lower)" for name in others
-    )
-    yield LogFile(path, form, roles, tuple(metrics), arm="" if "cell" in roles else "".join(arms) or stem_of(path),
-                  arms=arms if "cell" in roles else (), task=task, notes=notes)  # fmt: skip
+    return metrics, [] if options.metrics else others
 
 
 def stem_of(path: Path) -> str:

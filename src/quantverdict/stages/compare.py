@@ -245,30 +245,29 @@ class _Fields:
         for number, metric in enumerate(() if self.long else log.metrics):
             (words if metric.values else numbers)[f"m{number}"] = metric.column
         self.wanted = RowFields(texts, numbers, (), words)
-        self.at = {name: place for place, name in enumerate(self.wanted.columns)}
+        self.names = tuple(self.wanted.columns)
+        self.where = [(self.names.index(f"where_{n}"), value) for n, value in enumerate(log.where.values())]
         self.takes = {metric.name for metric in log.metrics}
 
     def put(self, arm: Arm, line: int, values: Sequence[Any]) -> None:
         """Take a row, where it is one of those that are read."""
-        row = {name: values[place] for name, place in self.at.items()}
-        if any(row[f"where_{n}"] != value for n, value in enumerate(self.log.where.values())):
+        if any(values[place] != value for place, value in self.where):
             return
-        path = self.log.path
-        sample = row["sample_id"]
+        path, row = self.log.path, dict(zip(self.names, values, strict=True))
+        sample, task = row["sample_id"], self.log.task or str(row.get("task") or "")
         if sample is None:
             raise DataError("missing", file=path, line=line, field=self.log.columns["sample_id"], expected="an id")
         self.found = True
-        key = Key(self.log.task or str(row.get("task") or ""), str(sample))
+        key = Key(task, sample)
         told = Asked(_hash(row.get("prompt_hash")), _hash(row.get("item_hash")), row.get("cluster"), path, line)
-        if arm.asked.setdefault(key, told)[:2] != told[:2]:
-            earlier = arm.asked[key]
-            raise DataError(f"sample {key.task}/{key.sample} has another prompt than in {earlier.path}:{earlier.line}",
+        earlier = arm.asked.setdefault(key, told)
+        if earlier is not told and earlier[:2] != told[:2]:
+            raise DataError(f"sample {task}/{sample} has another prompt than in {earlier.path}:{earlier.line}",
                             file=path, line=line, expected="one prompt a sample")  # fmt: skip
         for name, value in self._scores(row, line):
             scores = arm.scores.setdefault(name, {})
             if key in scores:
-                earlier = arm.asked[key]
-                raise DataError(f"sample {key.task}/{key.sample} is given twice", file=path, line=line,
+                raise DataError(f"sample {task}/{sample} is given twice", file=path, line=line,
                                 expected=f"once (first in {earlier.path}:{earlier.line})")  # fmt: skip
             scores[key] = value
 
