@@ -278,14 +278,12 @@ def import_logs(  # noqa: PLR0913 - one argument an option
         DataError: a log, by file and row: what is wrong and what was expected. Nothing was written.
         StudyError: an option that is not of its form.
     """
-    from quantverdict.stages.import_logs import import_logs as read_logs
+    from quantverdict.stages.import_logs import import_logs as import_into
 
     places = [Path(logs)] if isinstance(logs, str | os.PathLike) else [Path(one) for one in logs]
     how = {"baseline": baseline, "model": model, "margin": margin, "policy": policy, "quarantine": quarantine}
     options = _options(form, chosen, columns, metrics)
-    return open_bundle(
-        read_logs(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how)  # type: ignore[arg-type]
-    )
+    return open_bundle(read_logs(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how))
 
 
 def compare(  # noqa: PLR0913 - one argument an option

@@ -86,6 +86,10 @@ class Listing(dict[str, T], Generic[T]):
             raise PluginError(f"{owner}: cannot register {self.kind} {name}: {self.owner(name)} has it already")
         self[name], self.owners[name] = entry, owner
 
+    def is_registered(self, name: str) -> bool:
+        """Whether a name is built in, or a plugin's here: nothing that a study or a bundle brought along."""
+        return name in self and self.owner(name) not in ADOPTED
+
     def of_plugins(self) -> list[T]:
         """What the plugins that are installed here have."""
         return [self[name] for name, owner in self.owners.items() if owner not in ADOPTED]

@@ -236,7 +236,7 @@ def read_units(given: Sequence[str], file: Path | None = None) -> dict[str, Unit
     for text in given:
         name, equals, said = text.rpartition("=")
         unit, comma, better = said.rpartition(",")
-        if not equals or not comma or not unit.strip() or better.strip() not in DIRECTIONS:
+        if not equals or not name.strip() or not comma or not unit.strip() or better.strip() not in DIRECTIONS:
             expected = f"NAME=UNIT,{'|'.join(DIRECTIONS)}, such as f1={SHARE},higher or loss=nats,lower"
             raise StudyError(f"{text!r:.60} is no unit", field="--unit", expected=expected)
         found[name.strip()] = Unit(unit.strip(), better.strip())
@@ -281,7 +281,7 @@ def settled_metrics(
     open_: dict[str, LogFile] = {}
     for log in logs:
         for one in log.metrics:
-            if one.name in found or (METRICS.owner(one.name) != "the study" and one.name in METRICS):
+            if one.name in found or METRICS.is_registered(one.name):
                 continue
             low, high, binary = values.get(one.name, (0.0, 0.0, False))
             unit = known_unit(one, options)

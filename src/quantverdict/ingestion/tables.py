@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from quantverdict.errors import DataError, did_you_mean, one_of
 from quantverdict.ingestion.logs import HIGHER, LogFile, LoggedMetric, LogOptions, known_unit
-from quantverdict.ingestion.rows import Block, InvalidRow, RowFields, as_number, read_blocks, schema_of
+from quantverdict.ingestion.rows import (
+    Block,
+    InvalidRow,
+    RowFields,
+    as_number,
+    as_utf8,
+    read_blocks,
+    reading_errors,
+    schema_of,
+)
 from quantverdict.registry import METRICS
 from quantverdict.yaml_file import encoding_of
 
@@ -152,7 +162,11 @@ def _metrics(path: Path, numbers: Mapping[str, str], options: LogOptions) -> tup
     for name, kind in numbers.items():
         words = {"true": 1.0, "false": 0.0} if kind == "boolean" and options.form != "csv" else {}
         one = LoggedMetric(_IN_NAME.sub("_", name), name, values=words)
-        if one.name in METRICS or one.name in options.metrics or known_unit(one, options).better is not None:
+        if (
+            METRICS.is_registered(one.name)
+            or one.name in options.metrics
+            or known_unit(one, options).better is not None
+        ):
             metrics += [one] if options.takes(one.name) else []
         else:
             others.append(name)
@@ -206,7 +220,7 @@ def _columns(path: Path, form: str) -> dict[str, str]:
         return {name: "number" if kind.is_numeric() else "boolean" if kind == pl.Boolean else "text"
                 for name, kind in schema.items()}  # fmt: skip
     seen: dict[str, set[str]] = {}
-    for row in islice(_first_rows(path, form), _PEEK):
+    for row in _first_rows(path, form):
         for name, value in row.items():
             seen.setdefault(name, set()).update(() if value in (None, "") else (_kind(value, csv_=form == "csv"),))
     return {name: kinds.pop() if len(kinds) == 1 else "number" if kinds == {"number", "boolean"} else "text"
@@ -223,33 +237,29 @@ def _kind(value: object, *, csv_: bool) -> str:
     return "number"
 
 
-def _first_rows(path: Path, form: str) -> Iterator[Mapping[str, Any]]:
-    import json
-
+def _first_rows(path: Path, form: str) -> list[Mapping[str, Any]]:
     if form == "csv":
         with csv_reader(path) as reader:
             header = [name.strip() for name in next(reader, [])]
-            yield dict.fromkeys(header)
-            yield from (dict(zip(header, fields, strict=False)) for fields in islice(reader, _PEEK))
-        return
+            rows = [dict(zip(header, fields, strict=False)) for fields in islice(reader, _PEEK)]
+        return [dict.fromkeys(header), *rows]
     opener: Callable[..., Any] = gzip.open if form == "jsonl.gz" else open
+    with reading_errors(path), opener(path, "rb") as file:
+        some = list(islice(as_utf8(file), _PEEK))
+    return [_object(content, path, number) for number, content in enumerate(some, 1) if content.strip()]
+
+
+def _object(content: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        with opener(path, "rb") as file:
-            start = file.read(4)
-            file.seek(0)
-            encoding = encoding_of(start)
-            for number, content in enumerate(io.TextIOWrapper(file, encoding=encoding), 1):
-                row = json.loads(content) if content.strip() else {}
-                if not isinstance(row, dict):
-                    raise DataError("not a JSON object", file=path, line=number, expected="one a line")
-                yield row
-                if number >= _PEEK:
-                    return
+        row = json.loads(content)
     except json.JSONDecodeError as error:
         problem = f"not valid JSON ({error.msg} at column {error.colno})"
         raise DataError(problem, file=path, line=number, expected="a JSON object a line") from error
-    except (OSError, ValueError, EOFError, RecursionError) as error:
-        raise DataError(f"cannot be read ({error})", file=path, expected="a JSON object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({error})", file=path, line=number, expected="a JSON object") from error
+    if not isinstance(row, dict):
+        raise DataError("not a JSON object", file=path, line=number, expected="one a line")
+    return row
 
 
 def _distinct(path: Path, form: str, column: str) -> tuple[str, ...]:

@@ -47,7 +47,15 @@ class NamedLog:
     arms: Mapping[str, str]
 
 
-def import_logs(  # noqa: PLR0913 - one argument an option
+@dataclass(frozen=True, slots=True)
+class ReadLogs:
+    """Logs that were read, before anything is written: `found.sources` says what they are."""
+
+    found: IngestSummary
+    notes: Sequence[str]
+
+
+def read_logs(  # noqa: PLR0913 - one argument an option
     logs: Sequence[Path],
     out: Path,
     options: LogOptions,
@@ -55,39 +63,51 @@ def import_logs(  # noqa: PLR0913 - one argument an option
     arms: Mapping[str, str],
     baseline: str | None = None,
     model: str | None = None,
-    units: Sequence[str] = (),
     margin: float = 5.0,
     policy: str | None = None,
     quarantine: bool = False,
-) -> Path:
-    """Logs -> a bundle as `ingest` leaves it. Nothing is written before all rows were read.
+) -> ReadLogs:
+    """Every row of the logs, as scores of the arms of a bundle at `out`; and by what it is to be decided.
 
     Raises:
         DataError: a log, by file and row.
-        StudyError: an arm, a unit or a policy that is not right.
-        BundleError: `out` holds something that this would overwrite.
+        StudyError: an arm or a policy that is not right.
     """
-    options = replace(options, units=read_units(units, Path(UNITS_FILE)))
     named = list(_named_logs(logs, arms, options))
     draft = _Draft(named, out, baseline, model)
-    found = load_sources(
-        draft.sources(_first_units(named, options), {}), quarantine=quarantine, metrics=allowed_values()
-    )
+    first = draft.sources(_first_units(named, options), {})
+    found = load_sources(first, quarantine=quarantine, metrics=allowed_values())
     _check_pairs(found.pairings, named, draft.baseline)
     metrics = settled_metrics([one.log for one in named], _extremes(found), options)
-    names = dict.fromkeys(metric.name for one in named for metric in one.log.metrics)
     for metric in metrics.values():
         adopt("metrics", metric, OF_STUDY)
+    names = dict.fromkeys(metric.name for one in named for metric in one.log.metrics)
     sources = draft.sources(metrics, criteria_of(names, margin), policy)
-    check_target(sources, out)
-    result = result_of(replace(found, sources=sources), "the logs, as a matrix")
-    with Bundle.open(out, sources) as bundle:
+    notes = [f"{one.log.path}: {note}" for one in named for note in one.log.notes]
+    return ReadLogs(replace(found, sources=sources), notes)
+
+
+def import_logs(logs: Sequence[Path], out: Path, options: LogOptions, *, units: Sequence[str] = (), **how: Any) -> Path:
+    """Logs -> a bundle as `ingest` leaves it. Nothing is written before all rows were read.
+
+    Args:
+        units: as `read_units` takes them, beside those that are remembered.
+        how: as for `read_logs`.
+
+    Raises:
+        DataError, StudyError: as `read_logs`.
+        BundleError: `out` holds something that this would overwrite.
+    """
+    remembered = Path(UNITS_FILE)
+    read = read_logs(logs, out, replace(options, units=read_units(units, remembered)), **how)
+    check_target(read.found.sources, out)
+    result = result_of(read.found, "the logs, as a matrix")
+    with Bundle.open(out, read.found.sources) as bundle:
         save_result(result, bundle)
-        notes = [f"{one.log.path}: {note}" for one in named for note in one.log.notes]
-        bundle.set_meta(left_out=notes)
+        bundle.set_meta(left_out=list(read.notes))
         decide(bundle, None, result.samples, result.rows)
         render(bundle)
-    remember_units(units, Path(UNITS_FILE))
+    remember_units(units, remembered)
     return bundle.root
 
 
@@ -207,7 +227,7 @@ def _first_units(logs: Sequence[NamedLog], options: LogOptions) -> dict[str, Met
     found = {}
     for one in logs:
         for metric in one.log.metrics:
-            if metric.name not in METRICS:
+            if not METRICS.is_registered(metric.name):
                 unit, better = known_unit(metric, options)
                 found[metric.name] = Metric.of_files(metric.name, unit or "?", better or "neither", whole=metric.whole)
     return found
