@@ -283,7 +283,7 @@ def import_logs(  # noqa: PLR0913 - one argument an option
     places = [Path(logs)] if isinstance(logs, str | os.PathLike) else [Path(one) for one in logs]
     how = {"baseline": baseline, "model": model, "margin": margin, "policy": policy, "quarantine": quarantine}
     options = _options(form, chosen, columns, metrics)
-    return open_bundle(read_logs(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how))
+    return open_bundle(import_into(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how))
 
 
 def compare(  # noqa: PLR0913 - one argument an option

@@ -87,7 +87,14 @@ def read_logs(  # noqa: PLR0913 - one argument an option
     return ReadLogs(replace(found, sources=sources), notes)
 
 
-def import_logs(logs: Sequence[Path], out: Path, options: LogOptions, *, units: Sequence[str] = (), **how: Any) -> Path:
+def import_logs(
+    logs: Sequence[Path],
+    out: Path,
+    options: LogOptions,
+    *,
+    units: Sequence[str] = (),
+    **how: Any,  # noqa: ANN401 - those of `read_logs`
+) -> Path:
     """Logs -> a bundle as `ingest` leaves it. Nothing is written before all rows were read.
 
     Args:
