@@ -523,7 +523,7 @@ def test_importing_again_changes_nothing(tmp_path):
 
 SOURCE = """study: s
 models: [{name: m, family: f, baseline: FP16, quants: {FP16: 16, Q4: 4.5}}]
-metrics: {METRICS}
+metrics: METRICS
 sources:
 """
 
