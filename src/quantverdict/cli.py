@@ -460,6 +460,20 @@ def tasks_show(task: str, as_json: bool) -> None:
     show(shown, lambda: [f"{key}: {value}" for key, value in shown.items()], as_json)
 
 
+@tasks.command("new")
+@click.argument("file", type=Existing)
+@click.option("--out", type=Existing, help="The task file to write. Default: beside FILE, by its name.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@json_option
+def tasks_new(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
+    """Write a task file for the rows of FILE: CSV, JSONL or Parquet."""
+    from quantverdict.tasks.taskfile import new_task
+
+    path, task = new_task(file, out or file.with_suffix(".yaml"), force=force)
+    told = {"file": str(path), "name": task.name, "task_type": task.task_type, "items": len(task.items)}
+    show(told, lambda: [f"{path}: {task.task_type}, {len(task.items)} items; read it before you use it"], as_json)
+
+
 def require_verified(bundle: Path, as_json: bool) -> None:
     """Print what of a bundle does not hold, a line each, and exit; nothing where all holds."""
     from quantverdict import api

@@ -95,6 +95,7 @@ class _Manifest(BaseModel, strict=True):
     former_judges: list[_Judge] = []
     sources: list[dict[str, Any]] = []
     left_out: list[str] = []
+    data: dict[str, dict[str, Any]] = {}
     report: dict[str, str] = {}
     plugins: dict[str, list[dict[str, Any]]] = {}
     seeds: dict[str, Any] = {}

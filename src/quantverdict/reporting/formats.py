@@ -349,6 +349,7 @@ EXAMPLES = {
     "tasks": ("tasks list",),
     "tasks list": ("tasks list --json",),
     "tasks show": ("tasks show starter_harmful",),
+    "tasks new": ("tasks new questions.csv",),
 }
 """What `--help` of each command ends with."""
 EXIT_CODES = {
