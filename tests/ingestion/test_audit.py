@@ -566,7 +566,7 @@ def test_what_was_ingested_is_a_bundle(files, tmp_path):
         ({"role": "quantity"}, "sources.0.role"),
         ({"sha256": "abc"}, "sources.0.sha256"),
         ({"path": "a.xlsx"}, "sources.0.path: unknown format"),
-        ({"path": "a.json"}, "unknown format; expected format: one of jsonl, jsonl.gz, parquet, csv, lm-eval, inspect and 3"),
+        ({"path": "a.json"}, "unknown format; expected format: one of jsonl, jsonl.gz, parquet, csv"),
         ({"format": "inspekt"}, "did you mean inspect"),
         ({"values": {"C": 1}}, "values only beside the column value"),
         ({"columns": {"sample_id": "id"}}, "base_model: a column or a fixed one"),

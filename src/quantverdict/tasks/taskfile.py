@@ -491,6 +491,9 @@ def task_schema() -> dict[str, Any]:
         "accuracy_metric": {"enum": list(ACCURACIES)},
     }  # fmt: skip
     properties = {name: {**schema, "description": described.get(name, "")} for name, schema in keys.items()}
+    for model in (DataSource, FewShot):
+        for name, text in _described(model).items():
+            found["$defs"][model.__name__]["properties"][name]["description"] = text
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A task file of quantverdict",
