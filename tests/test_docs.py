@@ -260,8 +260,9 @@ def test_the_reference_is_what_the_code_says(page):
     assert reference.written(text) == text, "give `make reference`"
 
 
-def test_the_schema_of_a_study_is_what_the_code_says():
+def test_the_schemas_of_studies_and_tasks_are_what_the_code_says():
     assert text_of(reference.SCHEMA) == reference.schema(), "give `make reference`"
+    assert text_of(reference.TASK_SCHEMA) == reference.schema("task schema"), "give `make reference`"
 
 
 def test_every_part_of_the_reference_is_on_a_page():

@@ -23,6 +23,8 @@ from typing import Annotated, Any
 DOCS = Path(__file__).parents[1] / "docs"
 SCHEMA = DOCS / "reference" / "study.schema.json"
 """What the keys of a study may be, for editors; `quantverdict init --schema` writes the same."""
+TASK_SCHEMA = DOCS / "reference" / "task.schema.json"
+"""What the keys of a task file may be, for editors."""
 PART = re.compile(r"(<!-- reference: ([a-z_]+) -->\n).*?(<!-- end of reference -->)", re.DOTALL)
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?(?P<indent>[ ]*)```(?P<kind>\w+)(?: title=\"(?P<file>[^\"]+)\")?\n"
@@ -42,6 +44,7 @@ WHERE = {
     "metrics of": "quantverdict.registry:metrics_of",
     "task list": "quantverdict.tasks.catalog:task_summaries",
     "filters": "quantverdict.tasks.catalog:FILTERS",
+    "task schema": "quantverdict.tasks.taskfile:task_schema",
     "rubrics": "quantverdict.registry:judge_rubrics",
     "load rubric": "quantverdict.judges.rubrics:load_rubric",
     "name check": "quantverdict.registry:NameCheck",
@@ -234,6 +237,16 @@ def task_types() -> str:
     return table(("`task_type`", "fields that each item needs", "metrics"), rows)
 
 
+def task_keys() -> str:
+    """The keys of a task file, those of its data set apart."""
+    found = code("task schema")()
+    parts = {"key": found["properties"], "key of `data`": found["$defs"]["DataSource"]["properties"],
+             "key of `fewshot`": found["$defs"]["FewShot"]["properties"]}  # fmt: skip
+    tables = (table((title, "what it holds"), [(f"`{key}`", said["description"]) for key, said in keys.items()])
+              for title, keys in parts.items())  # fmt: skip
+    return "\n\n".join(tables)
+
+
 def filters() -> str:
     rows = [(f"`{name}`", inspect.cleandoc(function.__doc__)) for name, function in code("filters").items()]
     return table(("`type`", "what it leaves"), rows)
@@ -414,7 +427,21 @@ def not_run() -> str:
 
 PARTS = {
     part.__name__: part
-    for part in (study, policy, gate_policy, sources, metrics, task_types, filters, starter, rubrics, cli, api, not_run)
+    for part in (
+        study,
+        policy,
+        gate_policy,
+        sources,
+        metrics,
+        task_types,
+        task_keys,
+        filters,
+        starter,
+        rubrics,
+        cli,
+        api,
+        not_run,
+    )
 }
 
 
@@ -423,14 +450,26 @@ def written(page: str) -> str:
     return PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", page)
 
 
-def schema() -> str:
-    return json.dumps(code("schema")(), indent=1, ensure_ascii=False) + "\n"
+def task_keys() -> str:
+    """The keys of a task file, those of its data set apart."""
+    found = code("task schema")()
+    parts = {"Key of the file": found["properties"], "Key of `data`": found["$defs"]["DataSource"]["properties"],
+             "Key of `fewshot`": found["$defs"]["FewShot"]["properties"]}  # fmt: skip
+    lines = []
+    for title, keys in parts.items():
+        rows = [f"| `{key}` | {said['description']} |" for key, said in keys.items()]
+        lines.append("\n".join([f"| {title} | what it holds |", "| --- | --- |", *rows]))
+    return "\n\n".join(lines)
+
+
+def schema(which: str = "schema") -> str:
+    return json.dumps(code(which)(), indent=1, ensure_ascii=False) + "\n"
 
 
 def main(arguments: list[str]) -> int:
     stale = []
     parts = {path: written(path.read_text(encoding="utf-8")) for path in sorted(DOCS.rglob("*.md"))}
-    parts[SCHEMA] = schema()
+    parts |= {SCHEMA: schema(), TASK_SCHEMA: schema("task schema")}
     for path, new in parts.items():
         if not path.exists() or new != path.read_text(encoding="utf-8"):
             stale.append(path.relative_to(DOCS.parent).as_posix())

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from quantverdict.api import (
         analyze,
+        compare,
         diff,
         gate,
         grade,
+        import_logs,
         ingest,
         init,
         inspect,
@@ -97,9 +99,11 @@ __all__ = [
     "TaskType",
     "__version__",
     "analyze",
+    "compare",
     "diff",
     "gate",
     "grade",
+    "import_logs",
     "ingest",
     "init",
     "inspect",

@@ -16,17 +16,19 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from quantverdict.errors import BundleError, DataError
+from quantverdict.errors import BundleError, DataError, StudyError
 
 if TYPE_CHECKING:
     from quantverdict.artifacts.lineage import Lineage
     from quantverdict.config import Study
+    from quantverdict.ingestion.logs import LogOptions
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.policy import Constraints
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
+    from quantverdict.stages.compare import LogComparison
     from quantverdict.stages.init import Draft
     from quantverdict.stages.label import LoadedSheet
     from quantverdict.stages.view import BundleView
@@ -239,6 +241,115 @@ def ingest(sources: PathLike, out: PathLike, *, quarantine: bool = False) -> Bun
     from quantverdict.stages.run import ingest as ingest_sources
 
     return open_bundle(ingest_sources(Path(sources), Path(out), quarantine=quarantine))
+
+
+def import_logs(  # noqa: PLR0913 - one argument an option
+    logs: PathLike | Sequence[PathLike],
+    out: PathLike,
+    *,
+    arms: Mapping[str, PathLike] | Sequence[str] = (),
+    baseline: str | None = None,
+    model: str | None = None,
+    form: str | None = None,
+    chosen: str = "all",
+    columns: Mapping[str, str] | Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    units: Mapping[str, str] | Sequence[str] = (),
+    margin: float = 5.0,
+    policy: str | None = None,
+    quarantine: bool = False,
+) -> BundleView:
+    """Decide from logs of other tools: lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, or tables.
+
+    Args:
+        logs: files and folders.
+        out: the bundle to write.
+        arms: further logs, each by what its build is called.
+        baseline: the arm that the others are compared with; the first if not given.
+        model: the base model's name; the bundle's if not given.
+        form: of the logs, where a file does not tell: a name of the registry's importers.
+        chosen: the filter of lm-eval whose rows are taken; `all` takes each as a metric.
+        columns: of tables, by role: `{"sample_id": "question_id"}`.
+        metrics: those that are taken; all if empty.
+        units: of metrics: `{"f1": "share,higher"}`; kept in `quantverdict-metrics.yaml` in the current folder.
+        margin: the tolerated loss, in pp.
+        policy: by name, or its YAML file; if not given, quality is what the logs measure.
+        quarantine: set broken rows aside in the bundle, instead of refusing the first.
+
+    Raises:
+        DataError: a log, by file and row: what is wrong and what was expected. Nothing was written.
+        StudyError: an option that is not of its form.
+    """
+    from quantverdict.stages.import_logs import import_logs as import_into
+
+    places = [Path(logs)] if isinstance(logs, str | os.PathLike) else [Path(one) for one in logs]
+    how = {"baseline": baseline, "model": model, "margin": margin, "policy": policy, "quarantine": quarantine}
+    options = _options(form, chosen, columns, metrics)
+    return open_bundle(import_into(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how))
+
+
+def compare(  # noqa: PLR0913 - one argument an option
+    baseline: PathLike,
+    candidate: PathLike,
+    *,
+    form: str | None = None,
+    chosen: str = "all",
+    columns: Mapping[str, str] | Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    units: Mapping[str, str] | Sequence[str] = (),
+    margin: float = 5.0,
+) -> LogComparison:
+    """Compare two logs prompt by prompt, without a bundle, by the tests of the criteria.
+
+    Args: as `import_logs`.
+
+    Returns:
+        The verdict with its rows (by the columns of `criteria.csv`), and what does not pair; `.lines()` as printed.
+
+    Raises:
+        DataError: a log, by file and row; or the two have no metric or no prompt in common.
+    """
+    from quantverdict.ingestion.logs import UNITS_FILE
+    from quantverdict.stages.compare import compare as compare_logs
+
+    options = _options(form, chosen, columns, metrics)
+    return compare_logs(
+        Path(baseline), Path(candidate), options, margin=margin, units=_texts(units), units_file=Path(UNITS_FILE)
+    )
+
+
+def _options(
+    form: str | None, chosen: str, columns: Mapping[str, str] | Sequence[str], metrics: Sequence[str]
+) -> LogOptions:
+    from quantverdict.ingestion.logs import LogOptions
+
+    if form is not None:
+        from quantverdict.registry import IMPORTERS, known_among
+
+        try:
+            known_among(form, lambda: IMPORTERS)
+        except ValueError as error:
+            raise StudyError(f"no format {form!r:.60}", field="--format", expected=str(error)) from error
+    return LogOptions(form, chosen, _pairs(columns, "--column"), tuple(metrics))
+
+
+def _pairs(given: Mapping[str, PathLike] | Mapping[str, str] | Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE texts, or the mapping that they would be."""
+    found = {}
+    for text in _texts(given):
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise StudyError(f"{text!r:.60} is no pair", field=option, expected="NAME=VALUE")
+        if name in found:
+            raise StudyError(f"{name} is given twice", field=option, expected="each name once")
+        found[name] = value
+    return found
+
+
+def _texts(given: Mapping[str, PathLike] | Mapping[str, str] | Sequence[str]) -> list[str]:
+    if isinstance(given, Mapping):
+        return [f"{name}={os.fspath(value)}" for name, value in given.items()]
+    return list(given)
 
 
 def judge(bundle: PathLike, judge: str, *, progress: Progress | LineProgress | None = None) -> list[dict[str, str]]:

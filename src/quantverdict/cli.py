@@ -23,48 +23,24 @@ from quantverdict.errors import ExitCode, QuantverdictError, os_reason
 from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.formats import (
     DocumentedGroup,
+    Existing,
     OutputStream,
+    asking,
+    constraint_option,
     escaped_json,
+    gate_reports,
     harmless,
     is_utf8,
+    json_option,
     json_text,
     one_line,
+    reading_logs,
 )
 
 if TYPE_CHECKING:
     from quantverdict.config import Study
     from quantverdict.protocol.gate import Gate
 
-Existing = click.Path(path_type=Path)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout.")
-
-gate_reports = (
-    click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
-    click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
-    click.option("--summary", type=Existing, help="Append a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
-    click.option(
-        "--inconclusive",
-        type=click.Choice(["skipped", "failure"]),
-        default="skipped",
-        help="How JUnit counts a verdict that cannot be told or was not measured. The exit code stays.",
-    ),
-)
-
-
-def read_constraints(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> object:
-    """Constraints as the API takes them."""
-    from quantverdict.policy import read_constraints as read
-
-    return read(given) if given else None
-
-
-constraint_option = click.option(
-    "--constraint",
-    "constraints",
-    multiple=True,
-    callback=read_constraints,
-    help="NAME=VALUE, in place of the study's: max_file='2 GB', max_memory, min_tokens_per_second, max_ttft_ms.",
-)
 gate_options = (
     click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
     click.option("--gate-policy", "gate_policy", help="The gate's policy (YAML): builds, margins, floors, waivers."),
@@ -103,32 +79,6 @@ def gated(command: Callable[..., None]) -> Callable[..., None]:
         command(**options, gating=gating)
 
     for option in reversed(gate_options):
-        call = option(call)
-    return call
-
-
-asking_options = (
-    click.option("--more", type=click.IntRange(1, 1_000_000), metavar="N",
-                 help="Ask N prompts a build more than the bundle holds, rounded up to the next look."),
-    click.option("--until-decided", is_flag=True,
-                 help="Add looks until every build is decided, or the tasks hold no more prompts."),
-    click.option("--budget", metavar="TIME", help="With --until-decided: 30m, 2h. No look is begun that will not fit."),
-    click.option("--store", type=Existing, metavar="DIR",
-                 help="The folder of kept answers. Default: QUANTVERDICT_STORE, else one in the user's cache."),
-    click.option("--no-cache", is_flag=True, help="Ask for every answer, and keep none beyond the bundle."),
-)  # fmt: skip
-
-
-def asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of how much is asked, as one argument `options`: those of `api.run`."""
-
-    @wraps(command)
-    def call(**given: Any) -> None:  # noqa: ANN401 - whatever click parsed
-        names = ("more", "until_decided", "budget", "store")
-        options = {name: given.pop(name) for name in names} | {"cache": not given.pop("no_cache")}
-        command(**given, options=options)
-
-    for option in reversed(asking_options):
         call = option(call)
     return call
 
@@ -218,6 +168,49 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
     for line in ingestion.source_lines(bundle):
         print(one_line(line), file=sys.stderr)
     show_decision(bundle, as_json)
+
+
+@commands.command("import")
+@click.argument("logs", nargs=-1, type=Existing)
+@click.option("--out", type=Existing, required=True, help="The bundle to write.")
+@click.option("--arm", "arms", multiple=True, help="NAME=PATH: a log, and what its build is called.")
+@click.option("--baseline", help="The arm that the others are compared with. Default: the first.")
+@click.option("--model", help="The base model's name. Default: the bundle's.")
+@click.option("--policy", help="A policy by name, or its YAML file. Default: quality is what the logs measure.")
+@click.option("--quarantine", is_flag=True, help="Set broken rows aside. Without it the first is refused.")
+@reading_logs
+@json_option
+def import_(logs: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Decide from LOGS of other tools.
+
+    lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, and any CSV, JSONL or Parquet.
+    """
+    from quantverdict import api
+    from quantverdict.stages import ingest as ingestion
+
+    bundle = api.import_logs(logs, out, **how).path
+    for line in ingestion.source_lines(bundle):
+        print(one_line(line), file=sys.stderr)
+    show_decision(bundle, as_json)
+
+
+@commands.command()
+@click.argument("baseline", type=Existing)
+@click.argument("candidate", type=Existing)
+@click.option("--exit-code", is_flag=True, help="Exit 3 rejected, 4 not measured, 5 inconclusive. Without it: 0.")
+@reading_logs
+@json_option
+def compare(baseline: Path, candidate: Path, *, exit_code: bool, as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Compare two logs prompt by prompt, without a bundle.
+
+    Paired deltas, intervals, flips both ways, the verdict: of the formats that import reads.
+    """
+    from quantverdict import api
+
+    found = api.compare(baseline, candidate, **how)
+    show(found.as_json(), found.lines, as_json)
+    if exit_code:
+        raise click.exceptions.Exit(found.exit_code)
 
 
 @commands.command()
@@ -472,6 +465,20 @@ def tasks_show(task: str, as_json: bool) -> None:
     first = catalog.render_prompt(loaded, loaded.items[0])
     shown = {"name": loaded.name, "task_type": loaded.task_type, "items": len(loaded.items), "first_prompt": first}
     show(shown, lambda: [f"{key}: {value}" for key, value in shown.items()], as_json)
+
+
+@tasks.command("new")
+@click.argument("file", type=Existing)
+@click.option("--out", type=Existing, help="The task file to write. Default: beside FILE, by its name.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@json_option
+def tasks_new(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
+    """Write a task file for the rows of FILE: CSV, JSONL or Parquet."""
+    from quantverdict.tasks.taskfile import new_task
+
+    path, task = new_task(file, out or file.with_suffix(".yaml"), force=force)
+    told = {"file": str(path), "name": task.name, "task_type": task.task_type, "items": len(task.items)}
+    show(told, lambda: [f"{path}: {task.task_type}, {len(task.items)} items; read it before you use it"], as_json)
 
 
 def require_verified(bundle: Path, as_json: bool) -> None:

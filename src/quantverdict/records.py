@@ -326,6 +326,25 @@ class Metric:
     reads_text: bool = True
     lowest: int = 0
 
+    @classmethod
+    def of_files(
+        cls, name: str, unit: str, better: str, *, proportion: bool = False, whole: bool = False, meaning: str = ""
+    ) -> Metric:
+        """A metric that files bring along under a name of their own, in words as a person gives them.
+
+        Args:
+            unit: `share`, of values from 0 to 1; else what it is counted in.
+            better: higher, lower or neither.
+            proportion: each value is 0 or 1.
+            whole: one number of a build, without a spread.
+        """
+        return cls(
+            name, meaning or "as its files give it", "measured" if whole else "quality",
+            unit="1" if unit == "share" else unit, higher_is_better={"higher": True, "lower": False}.get(better),
+            proportion=proportion, interval="none" if whole else "wilson" if proportion else "bootstrap", label=name,
+            graded="cell" if whole else "answer",
+        )  # fmt: skip
+
     @property
     def is_share(self) -> bool:
         return self.unit == "1"
@@ -502,6 +521,10 @@ class Importer:
         target: "module:name" of a function of a path that gives the rows, each a mapping as a line of JSONL is.
         suffixes: of files that are taken to be of it.
         blocks: the function gives `ingestion.rows.Block`s of what is wanted (a path, a `Wanted`) instead.
+        columns: where its rows have what, as in `sources.yaml`, for sources that do not say.
+        sign: how a file of it begins, as a regular expression; empty where that does not tell.
+        log: "module:name" of a function of a path and `ingestion.logs.LogOptions` that gives an
+            `ingestion.logs.LogFile`: what `import` and `compare` know of a log without being told.
     """
 
     name: str
@@ -509,6 +532,9 @@ class Importer:
     suffixes: tuple[str, ...] = ()
     meaning: str = ""
     blocks: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    sign: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,10 @@ class Listing(dict[str, T], Generic[T]):
             raise PluginError(f"{owner}: cannot register {self.kind} {name}: {self.owner(name)} has it already")
         self[name], self.owners[name] = entry, owner
 
+    def is_registered(self, name: str) -> bool:
+        """Whether a name is built in, or a plugin's here: nothing that a study or a bundle brought along."""
+        return name in self and self.owner(name) not in ADOPTED
+
     def of_plugins(self) -> list[T]:
         """What the plugins that are installed here have."""
         return [self[name] for name, owner in self.owners.items() if owner not in ADOPTED]
@@ -476,12 +480,31 @@ BACKENDS: Listing[BackendSpec] = Listing("backend", (
 ))  # fmt: skip
 """What runs builds and judges."""
 
-_ROWS = "quantverdict.ingestion.rows"
+_IN = "quantverdict.ingestion"
+_ROWS, _TABLE = f"{_IN}.rows", f"{_IN}.tables:table_log"
 IMPORTERS: Listing[Importer] = Listing("format", (
-    Importer("jsonl", f"{_ROWS}:jsonl_blocks", (".jsonl",), "a JSON object a line", blocks=True),
-    Importer("jsonl.gz", f"{_ROWS}:gzip_blocks", (".jsonl.gz",), "the same by gzip", blocks=True),
-    Importer("parquet", f"{_ROWS}:parquet_blocks", (".parquet",), "a Parquet table", blocks=True),
-    Importer("csv", f"{_ROWS}:csv_blocks", (".csv",), "a CSV file with a header", blocks=True),
+    Importer("jsonl", f"{_ROWS}:jsonl_blocks", (".jsonl",), "a JSON object a line", blocks=True, log=_TABLE),
+    Importer("jsonl.gz", f"{_ROWS}:gzip_blocks", (".jsonl.gz",), "the same by gzip", blocks=True, log=_TABLE),
+    Importer("parquet", f"{_ROWS}:parquet_blocks", (".parquet",), "a Parquet table", blocks=True, log=_TABLE),
+    Importer("csv", f"{_IN}.tables:csv_blocks", (".csv",), "a CSV file with a header", blocks=True, log=_TABLE),
+    Importer("lm-eval", f"{_ROWS}:jsonl_blocks", (), "samples of lm-evaluation-harness (--log_samples)", blocks=True,
+             columns={"sample_id": "doc_id", "prompt_hash": "prompt_hash", "item_hash": "doc_hash"},
+             sign=r'\s*\{"doc_id":', log=f"{_IN}.lm_eval:lm_eval_log"),
+    Importer("inspect", f"{_IN}.inspect_log:inspect_rows", (".eval",), "a log of Inspect, .eval or .json",
+             columns={"sample_id": "sample_id", "prompt_hash": "prompt_hash", "cluster": "cluster",
+                      "reason": "reason", "task": "task", "cell": "model"},
+             sign=r'PK\x03\x04|\s*\{\s*"version":\s*\d+,\s*"status":', log=f"{_IN}.inspect_log:inspect_log"),
+    Importer("promptfoo", f"{_IN}.promptfoo:promptfoo_rows", (), "results of promptfoo, .json or .jsonl",
+             columns={"sample_id": "sample_id", "prompt_hash": "prompt_hash", "reason": "reason", "task": "task",
+                      "cell": "model"},
+             sign=r'\s*\{\s*"evalId":|\{[^\n]*"gradingResult":', log=f"{_IN}.promptfoo:promptfoo_log"),
+    Importer("eee", f"{_ROWS}:jsonl_blocks", (), "instances of Every Eval Ever, a JSON object a line", blocks=True,
+             columns={"sample_id": "sample_id", "prompt_hash": "input.raw", "task": "evaluation_name",
+                      "cell": "model_id"},
+             sign=r'\{[^\n]*"evaluation_id":[^\n]*"sample_id":', log=f"{_IN}.every_eval:every_eval_log"),
+    Importer("kld", f"{_IN}.kld:kld_rows", (), "what llama-perplexity --kl-divergence prints",
+             columns={"sample_id": "sample_id", "task": "task"},
+             sign=r"(?s:.*?)(^ *chunk +PPL|^=+ (Perplexity|KL divergence) statistics =+$)", log=f"{_IN}.kld:kld_log"),
 ))  # fmt: skip
 """What samples are read from."""
 

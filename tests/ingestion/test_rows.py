@@ -217,9 +217,9 @@ def test_a_hash_is_the_same_in_capitals_or_behind_its_kind(load, write):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"PK\x03\x04rest", r"a\.jsonl: is a zip archive, as a \.eval log of Inspect is one; expected .*samples_df"),
-        (b'{\n  "version": 2,\n  "status": "success",\n', r"a\.jsonl: is a log of Inspect; expected .*samples_df"),
-        (b'{"version":2,"status":"success","eval":{}}', r"a\.jsonl: is a log of Inspect; expected .*samples_df"),
+        (b"PK\x03\x04rest", r"a\.jsonl: is a zip archive, as a \.eval log of Inspect is .*format: inspect"),
+        (b'{\n  "version": 2,\n  "status": "success",\n', r"a\.jsonl: is a log of Inspect; expected format: inspect"),
+        (b'{"version":2,"status":"success","eval":{}}', r"a\.jsonl: is a log of Inspect; expected format: inspect"),
         (b'[\n  {"id": 1}\n]\n', r"a\.jsonl: is one JSON document; expected JSON lines"),
         (b'\xef\xbb\xbf[{"id": 1}]\n', r"a\.jsonl: is one JSON document; expected JSON lines"),
         (

@@ -28,7 +28,7 @@ from quantverdict.backends.base import given_cpus
 from quantverdict.bundle.files import LOCK, PARTIAL, SOFT_LOCK, Json, json_text, sha256_of
 from quantverdict.errors import BundleError, os_reason
 from quantverdict.records import BackendSpec, Importer, Metric, RubricSpec, ScorerSpec, TaskType
-from quantverdict.registry import LISTINGS, RUBRICS, TASK_TYPES, adopt, metrics_of, plugin_versions
+from quantverdict.registry import LISTINGS, METRICS, OF_STUDY, RUBRICS, TASK_TYPES, adopt, metrics_of, plugin_versions
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -94,6 +94,8 @@ class _Manifest(BaseModel, strict=True):
     judges: dict[str, _Judge] = {}
     former_judges: list[_Judge] = []
     sources: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    data: dict[str, dict[str, Any]] = {}
     report: dict[str, str] = {}
     plugins: dict[str, list[dict[str, Any]]] = {}
     seeds: dict[str, Any] = {}
@@ -140,8 +142,10 @@ NAMING = ("study.yaml", "sources.yaml", "matrix.csv", "decision.json")
 
 
 def plugin_parts(root: Path) -> dict[str, Any]:
-    """The manifest's `plugins` and `plugin_packages`: what a bundle names of loaded plugins; empty where nothing."""
-    if not any(LISTINGS[kind].of_plugins() for kind in BROUGHT):
+    """The manifest's `plugins` and `plugin_packages`: what a bundle names of loaded plugins, and the metrics that its
+    sources bring along; empty where nothing."""
+    own = [one for one in METRICS.values() if METRICS.owner(one.name) == OF_STUDY and one.group != "judge"]
+    if not own and not any(LISTINGS[kind].of_plugins() for kind in BROUGHT):
         return {}
     text = " ".join(path.read_text(encoding="utf-8") for name in NAMING if (path := root / name).is_file())
     named = set(re.findall(r"[\w.+-]+", text))
@@ -149,9 +153,10 @@ def plugin_parts(root: Path) -> dict[str, Any]:
     named |= {kind.name for kind in kinds} | {name for kind in kinds for name in kind.scorers}
     named |= {rubric.name for rubric in RUBRICS.of_plugins() if named & {rubric.of, rubric.metric}}
     found = {kind: [one for one in LISTINGS[kind].of_plugins() if one.name in named] for kind in BROUGHT}
+    found["metrics"] = [*(one for one in own if one.name in text), *found["metrics"]]
     if not any(found.values()):
         return {}
-    owners = sorted({LISTINGS[kind].owner(one.name) for kind, ones in found.items() for one in ones})
+    owners = sorted({LISTINGS[kind].owner(one.name) for kind, ones in found.items() for one in ones} - {OF_STUDY})
     plugins = {
         kind: [_adapter(BROUGHT[kind]).dump_python(one, mode="json") for one in ones]
         for kind, ones in found.items()

@@ -420,8 +420,7 @@ class Bundle:
 
     def _bind(self, config: Study | Sources) -> None:
         """Bind a new bundle to its study, or check that a reopened one is of the same."""
-        if isinstance(config, Study):
-            config.adopt()
+        config.adopt()
         name = "study.yaml" if isinstance(config, Study) else "sources.yaml"
         bound = self.get_meta("config")
         if bound not in (None, name):
@@ -445,8 +444,7 @@ class Bundle:
             stored = load_yaml(self.path(name), type(config))
         except StudyError as error:
             raise BundleError(f"{error} (the bundle's copy)") from error
-        if isinstance(config, Study):
-            config.adopt()  # that of the copy were the last to be read
+        config.adopt()  # that of the copy were the last to be read
         both = (stored, config) if isinstance(stored, Study) and isinstance(config, Study) else None
         same = revised(*both, stopped=bool(self.get_meta(STOPPED))) if both else stored
         if difference := next(study_differences(same, config), None):

@@ -12,22 +12,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from quantverdict.config import Seed, StatisticsConfig
-from quantverdict.errors import StudyError, did_you_mean
+from quantverdict.config import Seed, StatisticsConfig, clear_rubrics
+from quantverdict.errors import PluginError, StudyError, did_you_mean
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
-from quantverdict.records import UNCLEAR, CellId, Row
-from quantverdict.registry import IMPORTERS, METRICS, NameCheck, judge_labels, known_among, one_of
+from quantverdict.records import UNCLEAR, CellId, Metric, Row
+from quantverdict.registry import IMPORTERS, METRICS, OF_STUDY, NameCheck, adopt, judge_labels, known_among, one_of
 from quantverdict.yaml_file import Exact, load_yaml
 
 SampleMetric = Annotated[str, AfterValidator(NameCheck(lambda: METRICS))]
 Column = Annotated[str, Field(min_length=1)]
 """A column; `a.b` is the key `b` inside the object `a`."""
-
-INSPECT = (
-    "the log's samples as a table: inspect_ai.analysis.samples_df(LOG).to_parquet(FILE), with columns "
-    "{sample_id: id, prompt_hash: input} and a measure {metric: ..., column: score_SCORER, values: {C: 1, I: 0}}"
-)
-"""What is read of a log of Inspect."""
 
 
 def _hash(value: object) -> object:
@@ -61,6 +55,41 @@ Values = Annotated[Mapping[str, FiniteFloat | None], BeforeValidator(_words)]
 """What each value of a score is worth, as a number; null is ungraded."""
 _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 """Words that YAML reads as booleans, so that a key which was one of them cannot be told from the others."""
+
+
+class OwnMetric(FrozenModel):
+    """A metric of the files' own, under the name that it has there."""
+
+    unit: Annotated[str, Field(min_length=1, max_length=20)] = "share"
+    """`share`, of values from 0 to 1; else what it is counted in."""
+    better: Literal["higher", "lower", "neither"]
+    """Which direction is better."""
+    proportion: bool = False
+    """Each value is 0 or 1: a rate, which has exact tests."""
+    whole: bool = False
+    """One number of a build as a whole, without a spread."""
+    meaning: str = ""
+    """One line."""
+
+    def as_metric(self, name: str) -> Metric:
+        """As the registry has it."""
+        return Metric.of_files(
+            name, self.unit, self.better, proportion=self.proportion, whole=self.whole, meaning=self.meaning
+        )
+
+
+def _own_metrics(metrics: Mapping[str, OwnMetric]) -> Mapping[str, OwnMetric]:
+    for name, metric in metrics.items():
+        if metric.proportion and metric.unit != "share":
+            raise ValueError(f"{name}: unit: share, for a proportion")
+        try:
+            adopt("metrics", metric.as_metric(name), OF_STUDY)
+        except PluginError as error:
+            raise ValueError(f"{name}: another name ({error})") from error
+    return metrics
+
+
+MetricName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+@,-]*$")]
 
 
 class IngestedModel(FrozenModel):
@@ -155,7 +184,9 @@ class ScoreSource(FrozenModel):
     format: Annotated[str, AfterValidator(NameCheck(lambda: IMPORTERS))] | None = None
     """By the end of the file's name if not given."""
     columns: SourceColumns
-    """Where it has what."""
+    """Where it has what; of a format that says so itself, only what is elsewhere."""
+    where: Mapping[Column, str] = Field(default_factory=dict, exclude_if=lambda where: not where)
+    """Rows whose column has another value are left out, and counted."""
     fixed: Mapping[Literal["base_model", "quant", "task"], Name] = {}
     """What is the same for every row."""
     base_models: Mapping[str, Name] = {}
@@ -166,8 +197,8 @@ class ScoreSource(FrozenModel):
     """Its names of tasks to others."""
     cells: Mapping[str, str] = {}
     """The values of the column `cell` to BASE_MODEL/QUANT."""
-    metrics: Mapping[str, SampleMetric] = {}
-    """Its names of metrics to ours."""
+    metrics: Mapping[str, SampleMetric | None] = {}
+    """Its names of metrics to ours; null leaves its rows out."""
     labels: Mapping[str, str | None] = {}
     """Its labels to ours; null is no label."""
     measures: tuple[ScoreColumn, ...] = Field(default=(), strict=False)
@@ -178,6 +209,19 @@ class ScoreSource(FrozenModel):
     """Rows of other tasks are left out, and counted; empty is all tasks."""
     judge: Name | None = None
     """The judge's name; the source's label where it is not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_columns_of_its_format(cls, value: object) -> object:
+        """A log has its columns where it always has them."""
+        if not isinstance(value, dict) or not isinstance(value.get("columns", {}), dict):
+            return value
+        form, given, fixed = value.get("format"), value.get("columns", {}), value.get("fixed") or {}
+        form = form or _format_of_name(str(value.get("path", "")))
+        own = IMPORTERS[str(form)].columns if form in IMPORTERS else {}
+        taken = {*given, *fixed} | ({"cell"} if {"base_model", "quant"} & {*given, *fixed} else set())
+        columns = {**{name: column for name, column in own.items() if name not in taken}, **given}
+        return {**value, "columns": columns} if own else value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -227,6 +271,10 @@ class Sources(FrozenModel):
     """Its name."""
     seed: Seed = 42
     """Of the bootstrap."""
+    metrics: Annotated[Mapping[MetricName, OwnMetric], AfterValidator(_own_metrics)] = Field(
+        default_factory=dict, exclude_if=lambda metrics: not metrics
+    )
+    """Metrics that nobody has registered, under the names of the files."""
     models: tuple[IngestedModel, ...] = Field(min_length=1, strict=False)
     """The base models and their cells."""
     sources: tuple[ScoreSource, ...] = Field(min_length=1, strict=False)
@@ -241,6 +289,17 @@ class Sources(FrozenModel):
     """What the build to ship must satisfy besides."""
     file: str = Field(default="", exclude=True)
     """The file it was read from; relative paths start at its folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_own(cls, value: object) -> object:
+        clear_rubrics()
+        return value
+
+    def adopt(self) -> None:
+        """Let the registry know its metrics, and those of no other study."""
+        clear_rubrics()
+        _own_metrics(self.metrics)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -307,15 +366,16 @@ def read_sources(path: Path) -> Sources:
     sources = load_yaml(path, Sources).model_copy(update={"file": str(path)})
     for number, source in enumerate(sources.sources):
         if format_of(source) is None:
-            log = source.path.endswith((".eval", ".json"))
-            expected = f"format, or {', '.join(suffix for one in IMPORTERS.values() for suffix in one.suffixes)}" + (
-                f"; of a log of Inspect {INSPECT}" if log else ""
-            )
+            suffixes = ", ".join(suffix for one in IMPORTERS.values() for suffix in one.suffixes)
+            expected = f"format: {one_of('', IMPORTERS)}; or a name that ends in {suffixes}"
             raise StudyError("unknown format", file=path, field=f"sources.{number}.path", expected=expected)
     return sources
 
 
 def format_of(source: ScoreSource) -> str | None:
     """`jsonl`, `jsonl.gz`, `parquet` or `csv`: as stated, else by the file's name."""
-    named = (name for name, importer in IMPORTERS.items() if source.path.endswith(importer.suffixes))
-    return source.format or next(named, None)
+    return source.format or _format_of_name(source.path)
+
+
+def _format_of_name(path: str) -> str | None:
+    return next((name for name, one in IMPORTERS.items() if one.suffixes and path.endswith(one.suffixes)), None)

@@ -15,7 +15,7 @@ from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.frames import unreadable
 from quantverdict.bundle.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
-from quantverdict.ingestion.matching import SAMPLE, AllowedValues, Matcher, raise_broken
+from quantverdict.ingestion.matching import OTHER_ROWS, SAMPLE, AllowedValues, Matcher, raise_broken
 from quantverdict.ingestion.pairing import Pairing, pair
 from quantverdict.ingestion.rows import InvalidRow, RowFields, read_blocks, texts_at
 from quantverdict.records import Table
@@ -186,6 +186,7 @@ def _load(path: Path, matcher: Matcher, quarantine: bool) -> _LoadedSource:
         answers += [] if matched.answers is None else [matched.answers]
     if not one.raw:
         raise DataError("has no rows", file=path, expected="at least one")
+    matcher.check_rows_left(path)
     matcher.check_columns_filled(path)
     one.frame = pl.concat(frames or [matcher.empty()])
     one.answers = pl.concat(answers) if answers else None
@@ -320,8 +321,12 @@ def _audit_row(audit: SourceAudit) -> tuple[str | int, ...]:
 
 
 def audit_lines(audits: Iterable[SourceAudit]) -> list[str]:
-    """A line for each source of which not every row was loaded."""
-    return [_audit_line(audit) for audit in audits if audit.loaded != audit.raw]
+    """A line for each source of which not every row that it asks for was loaded."""
+    return [_audit_line(audit) for audit in audits if audit.loaded + _others(audit) != audit.raw]
+
+
+def _others(audit: SourceAudit) -> int:
+    return sum(count for reason, count in audit.unmatched.items() if reason.startswith(OTHER_ROWS))
 
 
 def _audit_line(audit: SourceAudit) -> str:

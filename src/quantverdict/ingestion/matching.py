@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from quantverdict.bundle.sources import ScoreSource, Sources, worth
-from quantverdict.errors import DataError
+from quantverdict.errors import DataError, one_of
 from quantverdict.ingestion.rows import Block, InvalidRow, RowFields, schema_of
 from quantverdict.registry import judge_labels
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 SAMPLE = ("base_model", "quant", "task", "sample_id")
 HASHES = ("prompt_hash", "item_hash")
+OTHER_ROWS = "not of "
+"""How the reason begins for rows that a source does not ask for."""
+NAMED = 20
+"""Values of a filtered column that are remembered, to name them where none is the right one."""
 UNGRADED = "not graded in the source"
 UNLABELLED = "not labelled in the source"
 ROUNDING = 1e-3
@@ -97,8 +101,11 @@ class Matcher:
         if columns.output_tokens is not None:
             numbers["output_tokens"] = columns.output_tokens
         prose = tuple(name for name in ("text", *HASHES) if name in texts)
+        self.where = {f"where_{n}": value for n, value in enumerate(source.where.values())}
+        self.met: dict[str, set[str]] = {name: set() for name in self.where}
+        words |= dict(zip(self.where, source.where, strict=True))
         self.wanted = RowFields(texts, numbers, prose, words)
-        self.numbers = {**words, **numbers}
+        self.numbers = {name: column for name, column in (words | numbers).items() if name not in self.where}
         self.required = [*self.numbers, *(name for name in ("label", "text", *HASHES) if name in texts)]
 
     def match(self, block: Block) -> MatchedRows:
@@ -106,6 +113,9 @@ class Matcher:
         import polars as pl
 
         frame = self._resolve(block.frame)
+        for name, met in self.met.items():
+            met.update(frame[name].drop_nulls().unique().head(NAMED).to_list() if len(met) < NAMED else ())
+            met.update({self.where[name]} if (frame[name] == self.where[name]).any() else ())
         for name in self.required:
             if name not in self.seen and frame[name].null_count() < frame.height:
                 self.seen.add(name)
@@ -130,6 +140,17 @@ class Matcher:
             if name not in self.seen:
                 column = self.wanted.columns[name]
                 raise DataError("no row has a value", file=path, field=column, expected="a column that the file has")
+
+    def check_rows_left(self, path: Path) -> None:
+        """Refuse a filter that leaves nothing.
+
+        Raises:
+            DataError: naming what the column has.
+        """
+        for (name, wanted), column in zip(self.where.items(), self.source.where, strict=True):
+            met = self.met[name]
+            if wanted not in met:
+                raise DataError(f"no row has {wanted}", file=path, field=column, expected=one_of(wanted, sorted(met)))
 
     def empty(self) -> pl.DataFrame:
         """No rows, with the columns that `match` gives."""
@@ -159,25 +180,31 @@ class Matcher:
         cell_key = ["cell"] if "cell" in self.wanted.texts else ["base_model", "quant"]
         frame = _translate(frame, cell_key, self._cell_of, ["base_model", "quant", "broken_cell", "unmatched_cell"])
         frame = _translate(frame, ["task"], self._task_of, ["task", "broken_task", "unmatched_task"])
-        broken = ["broken_cell", "broken_task"]
+        broken, unmatched = ["broken_cell", "broken_task"], ["unmatched_where", "unmatched_cell", "unmatched_task"]
         if "metric" in self.wanted.texts:
-            frame = _translate(frame, ["metric"], self._metric_of, ["metric", "broken_metric"])
+            frame = _translate(frame, ["metric"], self._metric_of, ["metric", "broken_metric", "unmatched_metric"])
             broken.append("broken_metric")
+            unmatched.append("unmatched_metric")
         if self.source.is_judge:
             frame = _translate(frame, ["label"], self._label_of, ["label", "ungraded", "broken_label"])
+        others = [
+            pl.when(pl.col(name).ne_missing(wanted)).then(pl.lit(f"{OTHER_ROWS}{column} {wanted}"))
+            for (name, wanted), column in zip(self.where.items(), self.source.where, strict=True)
+        ]
+        frame = frame.with_columns(pl.coalesce(*others, pl.lit(None, pl.String)).alias("unmatched_where"))
         return frame.with_columns(
             pl.coalesce(
-                *broken,
+                *(pl.when(pl.col("unmatched_where").is_null()).then(pl.col(name)) for name in broken),
                 *(
-                    pl.when(pl.col(name) == "").then(pl.lit(_missing(getattr(self.source.columns, name))))
+                    pl.when((pl.col(name) == "") & pl.col("unmatched_where").is_null()).then(
+                        pl.lit(_missing(getattr(self.source.columns, name)))
+                    )
                     for name in ("sample_id", *HASHES)
                     if name in texts
                 ),
-                pl.when(pl.col("unmatched_cell").is_null() & pl.col("unmatched_task").is_null()).then(
-                    self._wrong_value()
-                ),
+                pl.when(pl.all_horizontal(pl.col(name).is_null() for name in unmatched)).then(self._wrong_value()),
             ).alias("broken"),
-            pl.coalesce("unmatched_cell", "unmatched_task").alias("unmatched"),
+            pl.coalesce(*unmatched).alias("unmatched"),
         )
 
     def _wrong_value(self) -> pl.Expr:
@@ -261,9 +288,11 @@ class Matcher:
     def _metric_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
         said = key[0] or ""
         metric = self.source.metrics.get(said, said)
+        if metric is None:
+            return (said, None, f"{OTHER_ROWS}a metric that is read: {said}")
         if not metric:
-            return (metric, _missing(self.source.columns.metric))
-        return (metric, f"unknown metric {metric}" if self.metrics and metric not in self.metrics else None)
+            return (metric, _missing(self.source.columns.metric), None)
+        return (metric, f"unknown metric {metric}" if self.metrics and metric not in self.metrics else None, None)
 
     def _label_of(self, key: tuple[str | None, ...]) -> tuple[str | None, ...]:
         """(label, why it is ungraded, broken)."""

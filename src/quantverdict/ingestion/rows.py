@@ -7,32 +7,28 @@ a broken one is named and the others are kept.
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
-import io
 import json
 import math
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from quantverdict.bundle.files import Json
-from quantverdict.bundle.sources import INSPECT
 from quantverdict.errors import DataError, one_of
 from quantverdict.registry import IMPORTERS, load
 from quantverdict.yaml_file import encoding_of
 
 if TYPE_CHECKING:
-    from _csv import Reader
-
     import polars as pl
+
+    from quantverdict.bundle.files import Json
 
 BLOCK_BYTES = 1 << 25
 BLOCK_ROWS = 1 << 20
@@ -48,17 +44,14 @@ _TEXT = "JSON lines as plain text"
 CONTAINERS = {
     b"\x1f\x8b": ("a gzip file", f"{_TEXT}, or format: jsonl.gz"),
     b"PAR1": ("a Parquet file", f"{_TEXT}, or format: parquet"),
-    b"PK\x03\x04": ("a zip archive, as a .eval log of Inspect is one", INSPECT),
+    b"PK\x03\x04": ("a zip archive, as a .eval log of Inspect is one", f"{_TEXT}, or format: inspect"),
 }
 """How a file begins that is no plain text: what it is, and what would be read."""
 _INSPECT_LOG = re.compile(rb'\s*\{\s*"version":\s*\d+,\s*"status":')
 _ONE_DOCUMENT = re.compile(rb"\s*(\[\s*[{\n]|\{\s*\n)")
-CSV_ROWS = 1 << 16
-LONGEST = 2**31 - 1
-"""Characters of a field of a CSV file."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowFields:
     """What is read from a row: a name of our own to a column (`a.b`: key `b` of the object `a`).
 
@@ -71,14 +64,25 @@ class RowFields:
     prose: tuple[str, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, str]:
         """Every name with its column: texts, words, numbers."""
         return {**self.texts, **self.words, **self.numbers}
 
-    @property
+    @cached_property
     def keys(self) -> frozenset[str]:
         return frozenset(key for column in self.columns.values() for key in column.split("."))
+
+    @cached_property
+    def readers(self) -> tuple[tuple[Callable[[object, str], object], str, str], ...]:
+        """What reads each column, the first key on the way to it, and the column; texts, words, numbers."""
+        kinds = ((_as_text, self.texts), (_as_word, self.words), (as_number, self.numbers))
+        return tuple((read, name.partition(".")[0], name) for read, names in kinds for name in names.values())
+
+    @cached_property
+    def quoted(self) -> tuple[bytes, ...]:
+        """Each key as it stands in JSON."""
+        return tuple(f'"{key}"'.encode() for key in sorted(self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ def read_blocks(path: Path, form: str, wanted: RowFields) -> Iterator[Block]:
 
 def jsonl_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
     """JSON lines as plain text."""
-    yield from _opened(path, wanted, _plain)
+    yield from _opened(path, wanted, plain_file)
 
 
 def gzip_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
@@ -134,15 +138,21 @@ def gzip_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
     yield from _opened(path, wanted, gzip.open)
 
 
-def _plain(path: Path, mode: str) -> IO[bytes]:
+def plain_file(path: Path, mode: str) -> IO[bytes]:
     _refuse_container(path)
     return cast("IO[bytes]", path.open(mode))
 
 
 def _opened(path: Path, wanted: RowFields, opener: Callable[..., Any]) -> Iterator[Block]:
+    with reading_errors(path), opener(path, "rb") as file:
+        yield from _json_blocks(as_utf8(file), wanted)
+
+
+@contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """What fails while it is open fails of the file."""
     try:
-        with opener(path, "rb") as file:
-            yield from _json_blocks(_as_utf8(file), wanted)
+        yield
     except UnicodeError as error:
         raise DataError(f"cannot be read ({error})", file=path, expected="UTF-8, or UTF-16 throughout") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -168,12 +178,12 @@ def _refuse_container(path: Path) -> None:
         problem = "holds NUL bytes, as UTF-16 without a byte order mark does"
         raise DataError(problem, file=path, expected="UTF-8, or UTF-16 with its mark")
     if _INSPECT_LOG.match(start):
-        raise DataError("is a log of Inspect", file=path, expected=INSPECT)
+        raise DataError("is a log of Inspect", file=path, expected="format: inspect")
     if _ONE_DOCUMENT.match(start):
         raise DataError("is one JSON document", file=path, expected="JSON lines: one object a line")
 
 
-def _as_utf8(file: IO[bytes]) -> IO[bytes]:
+def as_utf8(file: IO[bytes]) -> IO[bytes]:
     """The file without its byte order mark, as UTF-8 whatever the mark says."""
     start = file.read(4)
     file.seek(0)
@@ -294,7 +304,7 @@ def _is_prose(frame: pl.DataFrame, lines: Sequence[str], wanted: RowFields) -> b
     odd = [pl.col(name).str.contains(NOT_TEXT) | pl.col(name).str.contains("\0", literal=True) for name in wanted.prose]
     try:
         for index in frame.select(pl.any_horizontal(odd).fill_null(value=False).arg_true()).to_series():
-            _parse_line(lines[index].encode(), wanted)
+            parse_line(lines[index].encode(), wanted)
     except (ValueError, RecursionError):
         return False
     return True
@@ -314,7 +324,7 @@ def _has_keys_once(data: bytes, lines: Sequence[str], wanted: RowFields) -> bool
         return True
     try:
         for index in text.str.split("\n").explode().str.contains(twice).arg_true():
-            _parse_line(lines[index].encode(), wanted)
+            parse_line(lines[index].encode(), wanted)
     except (ValueError, RecursionError):
         return False
     return True
@@ -356,7 +366,7 @@ def _parse_slow(data: bytes, line: int, wanted: RowFields) -> Block:
             continue
         text = content.decode("utf-8", "replace")
         try:
-            rows.append((number, *_parse_line(content, wanted)))
+            rows.append((number, *parse_line(content, wanted)))
             texts.append(text)
         except (ValueError, RecursionError) as error:
             broken.append(InvalidRow(number, str(error), text))
@@ -372,19 +382,25 @@ def schema_of(wanted: RowFields) -> dict[str, type[pl.DataType]]:
     return {"line": pl.UInt32, **kinds}
 
 
-def _parse_line(content: bytes, wanted: RowFields) -> list[object]:
+def parse_line(content: bytes, wanted: RowFields) -> list[object]:
     """The wanted values of one line; ValueError says what is wrong with it."""
+    # Objects are looked through for keys that are given twice only where some key stands there twice.
+    plain = b"\\u" not in content and all(content.count(key) < 2 for key in wanted.quoted)
+    hook = None if plain else partial(_object, keys=wanted.keys)
     try:
-        row = json.loads(content.decode(), object_pairs_hook=partial(_object, keys=wanted.keys))
+        row = json.loads(content.decode(), object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - one exception for all that can be wrong with a line
-    texts = [_as_text(_at(row, column), column) for column in wanted.texts.values()]
-    texts += [_as_word(_at(row, column), column) for column in wanted.words.values()]
-    return texts + [_as_number(_at(row, column), column) for column in wanted.numbers.values()]
+    return values_of(row, wanted)
+
+
+def values_of(row: Json, wanted: RowFields) -> list[object]:
+    """The wanted values of a row; ValueError says what is wrong with it."""
+    return [read(row.get(key) if key == column else _at(row, column), column) for read, key, column in wanted.readers]
 
 
 def _object(pairs: list[tuple[str, Json]], keys: frozenset[str]) -> dict[str, Json]:
@@ -419,7 +435,7 @@ def _as_word(value: object, column: str) -> str | None:
     return str(value).lower() if isinstance(value, bool) else _as_text(value, column)
 
 
-def _as_number(value: object, column: str) -> float | None:
+def as_number(value: object, column: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, int) and abs(value) < 1 << 1000:
@@ -427,70 +443,6 @@ def _as_number(value: object, column: str) -> float | None:
     shown = value if isinstance(value, float) else f"a {type(value).__name__}"
     message = f" ({value[:20]!r}); `values` of a measure says what a word is worth" if isinstance(value, str) else ""
     raise ValueError(f"{column}: {shown}; expected a number{message}")
-
-
-def csv_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:
-    """A header and a row a record, separated by comma, semicolon or tab; an empty field is nothing."""
-    csv.field_size_limit(LONGEST)
-    try:
-        with path.open("rb") as file:
-            encoding = encoding_of(file.read(4))
-            file.seek(0)
-            text = io.TextIOWrapper(file, encoding=encoding, newline="")
-            head = text.readline()
-            text.seek(0)
-            yield from _csv_rows(csv.reader(text, delimiter=max(",;\t", key=head.count), strict=True), path, wanted)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"cannot be read ({error})", file=path, expected="CSV in UTF-8") from error
-
-
-def _csv_rows(reader: Reader, path: Path, wanted: RowFields) -> Iterator[Block]:
-    import polars as pl
-
-    header = [name.strip() for name in next(reader, [])]
-    for column in wanted.columns.values():
-        if header.count(column) != 1:
-            problem = "given twice" if column in header else "no such column"
-            raise DataError(problem, file=path, line=1, field=column, expected=one_of(column, header))
-    places = [(name, column, header.index(column)) for name, column in wanted.columns.items()]
-    line = reader.line_num + 1
-    while records := list(islice(_numbered(reader, line), CSV_ROWS)):
-        line = reader.line_num + 1
-        rows: list[tuple[object, ...]] = []
-        texts: list[str] = []
-        broken: list[InvalidRow] = []
-        for number, fields in records:
-            text = ",".join(fields)
-            try:
-                if len(fields) != len(header):
-                    raise ValueError(f"{len(fields)} fields where {len(header)} are expected")  # noqa: TRY301
-                given = [_csv_value(fields[at], column, name in wanted.numbers) for name, column, at in places]
-                rows.append((number, *given))
-                texts.append(text)
-            except ValueError as error:
-                broken.append(InvalidRow(number, str(error), text))
-        frame = pl.DataFrame(rows, schema=schema_of(wanted), orient="row")
-        yield Block(frame, len(records), tuple(broken), texts)
-
-
-def _numbered(reader: Reader, line: int) -> Iterator[tuple[int, list[str]]]:
-    """(line on which a record begins, its fields), blank lines left out."""
-    for fields in reader:
-        if fields:
-            yield line, fields
-        line = reader.line_num + 1
-
-
-def _csv_value(text: str, column: str, number: bool) -> object:
-    if not number or not text.strip():
-        return text or None
-    if text.strip().lower() in ("true", "false"):
-        return float(text.strip().lower() == "true")
-    try:
-        value: object = float(text)
-    except ValueError:
-        value = text
-    return _as_number(value, column)
 
 
 def parquet_blocks(path: Path, wanted: RowFields) -> Iterator[Block]:

@@ -128,13 +128,15 @@ def _estimates(
 
 
 def _needs_draws(metric: Metric, *, clustered: bool) -> bool:
-    """Wilson needs none, and the bootstrap of a count without clusters is binomial."""
-    return metric.interval != "wilson" and (clustered or not metric.proportion)
+    """Wilson needs none, nor what has no interval; and the bootstrap of a count without clusters is binomial."""
+    return metric.interval == "bootstrap" and (clustered or not metric.proportion)
 
 
 def _estimate(metric: Metric, column: Column, drawn: Interval | None, confidence: float) -> Estimate:
     values = column.values[~np.isnan(column.values)]
     n = len(values)
+    if metric.interval == "none":  # a number of the whole, which has no spread
+        return Estimate(decimal(Fraction(math.fsum(values)) / n))
     if not metric.proportion:
         assert drawn is not None
         # fsum is exact, hence the same in any order.

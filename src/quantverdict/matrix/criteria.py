@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 
-from quantverdict.collect.schedule import SEQUENTIAL_SHARE, MonitoredMetric, add_round
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.grid import Codes, Grids, InterimAnalyses
 from quantverdict.matrix.headroom import Headroom
@@ -223,6 +222,8 @@ class Loss:
     def _at_any_time(self, full: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
             return full
+        from quantverdict.collect.schedule import SEQUENTIAL_SHARE
+
         early = min(1.0, self._early_p(margin, upper=upper) / SEQUENTIAL_SHARE)
         if self.looks.stopped_after is not None:
             return early
@@ -231,6 +232,8 @@ class Loss:
     def _limit(self, level: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
             return self._full_limit(level, margin, upper=upper)
+        from quantverdict.collect.schedule import SEQUENTIAL_SHARE
+
         early = self._early_limit(level * SEQUENTIAL_SHARE, upper=upper)
         if self.looks.stopped_after is not None:
             return early
@@ -254,6 +257,8 @@ class Loss:
 
     def sequence(self, alpha: float, *, upper: bool) -> ConfidenceSequence:
         """The losses of all members as they came, round by round."""
+        from quantverdict.collect.schedule import MonitoredMetric, add_round
+
         assert self.looks is not None
         watched = MonitoredMetric(ConfidenceSequence(alpha), 0.5)
         _, units = self._all("accept")

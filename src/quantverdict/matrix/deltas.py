@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric, baselines, references
 from quantverdict.matrix.grid import Column, Grids, ScoreGrid, draws, grids, independent, intervals
 from quantverdict.matrix.shared import with_shared
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import polars as pl
+
+    from quantverdict.config import StatisticsConfig
 
 # Paired intervals: each build against its baseline, by the bootstrap of the differences on prompts graded in both.
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from quantverdict.config import StatisticsConfig
 from quantverdict.errors import DataError, one_of
 from quantverdict.matrix.columns import METRICS
 from quantverdict.records import CellId, Score
@@ -20,6 +19,8 @@ from quantverdict.stats.intervals import FloatArray, Interval, bootstrap_means, 
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from quantverdict.config import StatisticsConfig
 
 SCORE_COLUMNS = ("base_model", "quant", "task", "sample_id", "metric", "value", "cluster")
 

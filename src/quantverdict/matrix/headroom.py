@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import references
 from quantverdict.matrix.grid import Codes, Grids, ScoreGrid, independent
 from quantverdict.matrix.shared import credit
@@ -28,6 +27,9 @@ from quantverdict.registry import METRICS, judged_by
 from quantverdict.stats.intervals import FloatArray, Interval, clopper_pearson
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss
 from quantverdict.stats.power import mde_paired, mde_unpaired
+
+if TYPE_CHECKING:
+    from quantverdict.config import StatisticsConfig
 
 Verdict = Literal["informative", "unsettled", "uninformative", "not_measured"]
 Choices = Mapping[str, Mapping[tuple[str, str], int]]

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantverdict.collect.schedule import MonitoredMetric, add_round, full_p_values, stopped_p_values
-from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.matrix.deltas import Delta
 from quantverdict.matrix.grid import Codes, Column, Grids, InterimAnalyses, ScoreGrid, intervals
@@ -26,6 +25,10 @@ from quantverdict.stats.intervals import FloatArray, Interval
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
 from quantverdict.stats.paired import mcnemar_exact, mcnemar_midp, tango_interval
 from quantverdict.stats.sequential import ConfidenceSequence
+
+if TYPE_CHECKING:
+    from quantverdict.collect.schedule import MonitoredMetric
+    from quantverdict.config import StatisticsConfig
 
 # Builds that were asked in rounds: what was asked of each, and what its losses say at any time of looking.
 #
@@ -98,6 +101,8 @@ def watched_over(
         margin: as a fraction of 1.
         alpha: two-sided, of the sequence's interval.
     """
+    from quantverdict.collect.schedule import MonitoredMetric, add_round
+
     losses, rejecting = bets_on(bounds)
     other = None if np.array_equal(losses, rejecting, equal_nan=True) else ConfidenceSequence(alpha)
     watched = MonitoredMetric(ConfidenceSequence(alpha), float(margin), other)
@@ -371,6 +376,8 @@ def _watched(metric: Metric, arms: Arms, rules: ComparisonRules) -> MonitoredMet
 
 def _at_any_time(gate: GateTests, watched: MonitoredMetric, *, stopped: bool) -> GateTests:
     """The tests of a build that might have been stopped after any round."""
+    from quantverdict.collect.schedule import full_p_values, stopped_p_values
+
     full = (gate.p_noninferior, gate.p_inferior)
     below, above = stopped_p_values(watched) if stopped else full_p_values(watched, full)
     return replace(gate, p_noninferior=below, p_inferior=above)

@@ -7,10 +7,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TextIO
+from functools import wraps
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
@@ -326,7 +328,8 @@ def flatten(value: object, prefix: str = "") -> list[tuple[str, str]]:
 # The help of the command line: which commands stand together, an example of each, what the process returns
 
 SECTIONS = {
-    "From a study to a decision": ("init", "plan", "run", "ingest", "analyze"),
+    "From a study to a decision": ("init", "plan", "run", "analyze"),
+    "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify"),
     "Look at models": ("inspect", "lineage", "quantize"),
@@ -348,6 +351,14 @@ EXAMPLES = {
         "run study.yaml --out bundle --until-decided --budget 30m",
         "run study.yaml --gate --build my-model/Q4_K_M --junit gate.xml",
     ),
+    "compare": (
+        "compare fp16.jsonl q4.jsonl",
+        "compare fp16/samples_gsm8k.jsonl q4/samples_gsm8k.jsonl --filter strict-match --margin 3",
+    ),
+    "import": (
+        "import logs/fp16 logs/q4 --out bundle",
+        "import --arm FP16=a.eval --arm Q4_K_M=b.eval --unit brevity=share,higher --out bundle",
+    ),
     "ingest": ("ingest sources.yaml --out bundle",),
     "analyze": (
         "analyze bundle --policy stricter.yaml --constraint max_file='4 GB'",
@@ -368,6 +379,7 @@ EXAMPLES = {
     "tasks": ("tasks list",),
     "tasks list": ("tasks list --json",),
     "tasks show": ("tasks show starter_harmful",),
+    "tasks new": ("tasks new questions.csv",),
 }
 """What `--help` of each command ends with."""
 EXIT_CODES = {
@@ -409,3 +421,80 @@ class DocumentedGroup(DocumentedCommand, click.Group):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+# Options that several commands have
+
+Existing = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout.")
+
+gate_reports = (
+    click.option("--build", help="Gate this build alone: BASE_MODEL/QUANT. Default: all but the baselines."),
+    click.option("--junit", type=Existing, help="Write the verdicts to this file as JUnit XML."),
+    click.option("--summary", type=Existing, help="Append a summary in Markdown to this file ($GITHUB_STEP_SUMMARY)."),
+    click.option(
+        "--inconclusive",
+        type=click.Choice(["skipped", "failure"]),
+        default="skipped",
+        help="How JUnit counts a verdict that cannot be told or was not measured. The exit code stays.",
+    ),
+)
+
+
+def read_constraints(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> object:
+    """Constraints as the API takes them."""
+    from quantverdict.policy import read_constraints as read
+
+    return read(given) if given else None
+
+
+constraint_option = click.option(
+    "--constraint",
+    "constraints",
+    multiple=True,
+    callback=read_constraints,
+    help="NAME=VALUE, in place of the study's: max_file='2 GB', max_memory, min_tokens_per_second, max_ttft_ms.",
+)
+asking_options = (
+    click.option("--more", type=click.IntRange(1, 1_000_000), metavar="N",
+                 help="Ask N prompts a build more than the bundle holds, rounded up to the next look."),
+    click.option("--until-decided", is_flag=True,
+                 help="Add looks until every build is decided, or the tasks hold no more prompts."),
+    click.option("--budget", metavar="TIME", help="With --until-decided: 30m, 2h. No look is begun that will not fit."),
+    click.option("--store", type=Existing, metavar="DIR",
+                 help="The folder of kept answers. Default: QUANTVERDICT_STORE, else one in the user's cache."),
+    click.option("--no-cache", is_flag=True, help="Ask for every answer, and keep none beyond the bundle."),
+)  # fmt: skip
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of how much is asked, as one argument `options`: those of `api.run`."""
+
+    @wraps(command)
+    def call(**given: Any) -> None:  # noqa: ANN401 - whatever click parsed
+        names = ("more", "until_decided", "budget", "store")
+        options = {name: given.pop(name) for name in names} | {"cache": not given.pop("no_cache")}
+        command(**given, options=options)
+
+    for option in reversed(asking_options):
+        call = option(call)
+    return call
+
+
+log_options = (
+    click.option("--format", "form", help="Of the logs, where a file does not tell."),
+    click.option("--filter", "chosen", default="all", help="lm-eval: the filter taken; all: each as a metric."),
+    click.option(
+        "--column", "columns", multiple=True, help="Of a table: ROLE=COLUMN (sample_id, prompt_hash, arm ...)."
+    ),
+    click.option("--metric", "metrics", multiple=True, help="Take this metric, and no other that is not named."),
+    click.option("--unit", "units", multiple=True, help="Of a metric: NAME=UNIT,higher|lower|neither. Is remembered."),
+    click.option("--margin", type=click.FloatRange(0.001, 99.9), default=5.0, help="The tolerated loss, in pp."),
+)
+
+
+def reading_logs(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of what logs mean."""
+    for option in reversed(log_options):
+        command = option(command)
+    return command

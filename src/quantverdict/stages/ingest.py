@@ -38,7 +38,7 @@ from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
 from quantverdict.records import CellId, Estimate, Matrix, Table
-from quantverdict.registry import one_of
+from quantverdict.registry import OF_STUDY, one_of
 from quantverdict.stages.facts import FRAMES, JUDGEMENTS, OTHER_JUDGEMENTS, stored_frame
 
 if TYPE_CHECKING:
@@ -76,19 +76,39 @@ def load(sources_file: Path, out: Path, *, quarantine: bool) -> IngestResult:
         BundleError: `out` is in use, or holds something else.
     """
     sources = read_sources(sources_file)
+    check_target(sources, out)
+    cell_infos(sources)
+    # Files are hashed and read outside the interpreter, in the time that these imports take.
+    Thread(target=lambda: [*map(import_module, NEEDED_LATER)]).start()
+    found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS, metrics=allowed_values())
+    return result_of(found, f"{sources_file}, as a matrix")
+
+
+def check_target(sources: Sources, out: Path) -> None:
+    """Refuse a folder that holds something else than a bundle of these sources.
+
+    Raises:
+        BundleError: it does, or is in use.
+    """
     if (out / MANIFEST).exists():
         Bundle.open(out, sources).close()
     elif out.is_dir():
         check_foreign_files(out)
-    infos = cell_infos(sources)
-    # Files are hashed and read outside the interpreter, in the time that these imports take.
-    Thread(target=lambda: [*map(import_module, NEEDED_LATER)]).start()
-    found = load_sources(sources, quarantine=quarantine, answers_of=PLAIN_HARMFUL_TASKS, metrics=allowed_values())
+
+
+def result_of(found: IngestSummary, matrix_file: str) -> IngestResult:
+    """Samples up to the matrix.
+
+    Args:
+        matrix_file: what the matrix is called where it would be refused.
+    """
+    sources = found.sources
     samples = all_samples(found.scores, found.judgements)
     told = template_estimates(harmful_answers(found.scores, found.answers), sources.statistics, sources.seed)
+    infos = cell_infos(sources)
     matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
     # What the file would be refused for is said while there is none.
-    rows = parse_matrix(csv_bytes(matrix).decode(), f"{sources_file}, as a matrix")
+    rows = parse_matrix(csv_bytes(matrix).decode(), matrix_file)
     return IngestResult(found, samples, told, matrix, rows)
 
 
@@ -119,7 +139,7 @@ def source_lines(bundle: Path) -> list[str]:
     pairings = pairings_of(manifest["pairings"])
     others = [f"{cell}: {told}" for cell, told in other_prompts(pairings).items()]
     audits = audit_lines(SourceAudit(**audit) for audit in manifest["sources"])
-    return [*audits, *map(plain_line, (*others, *unpaired(pairings)))]
+    return [*audits, *map(plain_line, (*manifest.get("left_out", ()), *others, *unpaired(pairings)))]
 
 
 def allowed_values() -> dict[str, AllowedValues]:
@@ -132,7 +152,8 @@ def _allowed(metric: Metric) -> AllowedValues:
         return AllowedValues(metric.lowest, 1, whole=metric.proportion)
     if metric.name == "output_tokens":
         return AllowedValues(0, EXACT_BELOW, whole=True)
-    return AllowedValues() if metric.unit == "nats" else AllowedValues(0)
+    free = metric.unit == "nats" or METRICS.owner(metric.name) == OF_STUDY
+    return AllowedValues() if free else AllowedValues(0)
 
 
 def cell_infos(sources: Sources) -> list[CellInfo]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,9 +83,32 @@ def run(
         for note in notes:
             view.say(note)
         encoders = find_pinned_encoders(study, bundle)
+        check_data(whole, bundle)
         answers = None if store is None else AnswerStore(store, view.say)
         run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, answers, view), asked)
     return bundle.root
+
+
+def check_data(tasks: Sequence[Task], bundle: Bundle) -> None:
+    """Keep in the manifest what is used of data sets, and refuse to go on where it is other data than before.
+
+    Raises:
+        BundleError: naming the task, its data set and what differs.
+    """
+    known: dict[str, dict[str, object]] = bundle.get_meta("data") or {}
+    used = {task.name: asdict(task.data) for task in tasks if task.data is not None}
+    for name, record in used.items():
+        before = known.get(name, record)
+        if before["sha256"] != record["sha256"]:
+            told = f"task {name} changed since this bundle was begun: {_data(before)}, now {_data(record)}"
+            raise BundleError(f"{bundle.root}: the data of {told}; put it back, pin a revision, or name another bundle")
+    if used:
+        bundle.hold(data={**known, **used})
+
+
+def _data(record: Mapping[str, object]) -> str:
+    revision = f" at {str(record['revision'])[:12]}" if record["revision"] else ""
+    return f"{record['items']} items of {record['source']}{revision} ({str(record['sha256'])[:12]})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What is asked: tasks built in or from a user's file, their items, prompts and choices.
 
 A task file is YAML: `name`, `task_type`, a Jinja `prompt_template`, `filters` in order, `samples` with an `id` and
-their fields. Own keys besides the usual ones: `accuracy_metric`, `cluster_field`, `samples_of`.
+their fields, or `data` that names a data set of them (`tasks.data`). Own keys besides the usual ones:
+`accuracy_metric`, `cluster_field`, `samples_of`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantverdict.errors import TaskError
 from quantverdict.records import TaskType
 from quantverdict.registry import BUILT_IN, TASK_TYPES, TASKS, metrics_of, one_of, resource
+
+if TYPE_CHECKING:
+    from quantverdict.tasks.data import DataRecord
 
 # Output filters: what is done to an answer before it is compared; a task names them in order.
 
@@ -96,6 +100,8 @@ class Task:
         accuracy_metric: of a task with choices, else None.
         cluster_field: item field that says which items belong together, None where every item stands alone.
         source: the file, or `built-in:NAME`.
+        examples: worked examples that stand before every prompt, as text; empty for none.
+        data: what was used of a data set, None where the items stand in the file.
     """
 
     name: str
@@ -108,6 +114,8 @@ class Task:
     accuracy_metric: str | None
     cluster_field: str | None
     source: str
+    examples: str = ""
+    data: DataRecord | None = None
 
     def cluster(self, item: Item) -> str | None:
         """The cluster an item belongs to, None where it stands alone; askings by several seeds are one."""
@@ -182,7 +190,9 @@ def render_prompt(task: Task, item: Item) -> str:
     from quantverdict.tasks.chat import render_template
 
     where = f"{task.source}: prompt_template: {item.id}"
-    return render_template(task.prompt_template, {"id": item.id, **item.fields}, where=where, strict=True)
+    return task.examples + render_template(
+        task.prompt_template, {"id": item.id, **item.fields}, where=where, strict=True
+    )
 
 
 def apply_filters(task: Task, text: str) -> str:

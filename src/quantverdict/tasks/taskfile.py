@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn, Protocol
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -17,6 +22,17 @@ from quantverdict.registry import ACCURACIES, TASK_TYPES, TASKS, load, metrics_o
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import FILTERS, Item, Task
 from quantverdict.tasks.chat import template_fields
+from quantverdict.tasks.data import (
+    DataKeys,
+    DataRecord,
+    DataRow,
+    DataSource,
+    FewShot,
+    draft_task,
+    hash_of,
+    read_rows,
+    samples_of_rows,
+)
 from quantverdict.yaml_file import UnreadableError, decoded, line_of, read_yaml, unread
 
 # A task file's YAML with the lines it came from; the file is not trusted.
@@ -82,7 +98,7 @@ _Filter = _checked(lambda entry: entry in [{"type": name} for name in FILTERS], 
                    lambda entry: f"type: {one_of(str(_filter_name(entry)), FILTERS)}")  # fmt: skip
 _Kind = _checked(_is_type, "unknown type {!r}", lambda kind: one_of(kind, TASK_TYPES))
 _Generated = _checked(lambda kind: kind == "generate", "unknown type {!r}", lambda _: "generate")
-_NoExamples = _checked(lambda n: n == 0, "not supported", lambda _: "0; examples are written into prompt_template")
+_Examples = _checked(lambda n: type(n) is int and 0 <= n <= 100, "not supported", lambda _: "a number from 0 to 100")
 
 
 class _Head(BaseModel):
@@ -91,23 +107,52 @@ class _Head(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: Annotated[_Text, _Named]
+    """Letters, digits and `._+-`; in every table."""
     task_type: Annotated[_Text, _Kind]
+    """How answers are graded."""
     prompt_template: _Text
+    """Jinja over the fields of an item; no file, network or Python is within its reach."""
     description: _Text = ""
+    """One line."""
     metric_group: _Text = ""
+    """Read for files of other tools."""
     output_type: Annotated[object, _Generated] = "generate"
-    num_fewshot: Annotated[object, _NoExamples] = 0
+    """Read for files of other tools: `generate` alone."""
+    num_fewshot: Annotated[object, _Examples] = 0
+    """Beside `data`: so many worked examples stand before every prompt, each a prompt with its reference."""
     filters: Annotated[list[Annotated[Any, _Filter]], BeforeValidator(lambda given: given or [])] = []
+    """What is done to an answer before it is compared, in order."""
     samples: Annotated[list[Any], Field(min_length=1)] = []
+    """The items: each an `id` in quotes and fields."""
     samples_of: _Text = ""
+    """A built-in task, whose items are asked in this file's template."""
     accuracy_metric: _Text = ""
+    """Of a classification."""
     cluster_field: _Text = ""
+    """The field that says which items are forms of one thing."""
+    data: Any = None
+    fields: Any = None
+    id: Any = None
+    choices: Any = None
+    answer: Any = None
+    filter: Any = None
+    sample: Any = None
+    stratify: Any = None
+    seed: Any = None
+    fewshot: Any = None
 
 
+_DATA_KEYS = tuple(DataKeys.model_fields)
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 _LISTED = {"samples": ("missing or empty", "a list of items"), "filters": ("is not a list", "a list of 'type: NAME'")}
 _LISTS = ("correct_answers", "incorrect_answers")
 _ANSWERS = ("answer_choice_0", "answer_choice_1", "answer_choice_2")
+
+
+class Refusal(Protocol):
+    """Raises for what is at a location of a task file, or of the row that stands for it."""
+
+    def __call__(self, location: tuple[str | int, ...], problem: str, expected: str | None = None) -> NoReturn: ...
 
 
 class ItemProblem(NamedTuple):
@@ -127,7 +172,16 @@ def read_task(path: Path) -> Task:
     file = TaskSource(path)
     head = _head(file)
     source = _source(file, head.samples_of) if head.samples_of else None
-    items = source.items if source else tuple(_item(file, index) for index in range(len(head.samples)))
+    keys = _data_keys(file) if "data" in file.data else None
+    refuse: Refusal = file.refuse
+    record: DataRecord | None = None
+    examples: tuple[Item, ...] = ()
+    if keys is not None:
+        items, examples, record, refuse = _items_of_data(file, head, keys)
+    elif source is not None:
+        items = source.items
+    else:
+        items = tuple(_item(file.data["samples"][index], index, refuse) for index in range(len(head.samples)))
     fallback = catalog.BEHAVIOR if any(catalog.BEHAVIOR in item.fields for item in items) else None
     accuracy = head.accuracy_metric or catalog.ACCURACY_OF.get(head.name, "choice_accuracy")
     task = Task(
@@ -137,15 +191,114 @@ def read_task(path: Path) -> Task:
         prompt_template=head.prompt_template,
         filters=tuple(entry["type"] for entry in head.filters),
         items=items,
-        sha256=file.sha256 if source is None else hashlib.sha256((file.sha256 + source.sha256).encode()).hexdigest(),
+        sha256=_hash(file, source, record),
         accuracy_metric=accuracy if _is_chosen(head) else None,
         cluster_field=head.cluster_field
         or catalog.CLUSTER_OF.get(head.name, fallback if source is None else source.cluster_field),
         source=str(path),
+        data=record,
     )
-    _check_items(file, task)
-    _check_template(file, task)
-    return task
+    _check_items(file, task, refuse)
+    _check_template(file, task, refuse)
+    return task if keys is None else _drawn(task, keys, examples)
+
+
+def _hash(file: TaskSource, source: Task | None, record: DataRecord | None) -> str:
+    """Of the file, with that of the items where they stand elsewhere."""
+    more = source.sha256 if source is not None else record.sha256 if record is not None else ""
+    return hashlib.sha256((file.sha256 + more).encode()).hexdigest() if more else file.sha256
+
+
+# Items from a data set
+
+
+def _data_keys(file: TaskSource) -> DataKeys:
+    given = {key: value for key, value in file.data.items() if key in _DATA_KEYS}
+    try:
+        return DataKeys.model_validate(given)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
+        at = tuple(first["loc"])
+        if first["type"] == "extra_forbidden":
+            kind = FewShot if at[0] == "fewshot" else DataSource
+            file.refuse(at, "unknown key", one_of(str(at[-1]), kind.model_fields))
+        if first["type"] == "value_error":
+            file.refuse(at, "does not say where the rows are", str(first["ctx"]["error"]))
+        file.refuse(at, f"is {first['input']!r:.60}", first["msg"].replace("Input should be ", "").lower())
+
+
+def _items_of_data(
+    file: TaskSource, head: _Head, keys: DataKeys
+) -> tuple[tuple[Item, ...], tuple[Item, ...], DataRecord, Refusal]:
+    """The items of the rows, those that are worked examples, what was used, and what refuses an item by its row."""
+    folder, where = file.path.parent, str(file.path)
+    rows, revision = read_rows(keys.data, folder)
+    found = samples_of_rows(rows, keys, where)
+    every = _refusal([row for row, _ in found])
+    own = [(row, _item(sample, index, every)) for index, (row, sample) in enumerate(found)]
+    examples: tuple[Item, ...] = ()
+    wanted = int(head.num_fewshot)  # type: ignore[call-overload]
+    if wanted:
+        if keys.fewshot is None:
+            order = sorted(own, key=lambda one: _order(keys.seed, head.name, one[1].id))
+            taken = {item.id for _, item in order[:wanted]}
+            examples = tuple(item for _, item in order[:wanted])
+            own = [(row, item) for row, item in own if item.id not in taken]
+        else:
+            examples = _examples(file, head, keys, wanted)
+        if len(examples) < wanted or not own:
+            file.refuse(("num_fewshot",), f"{wanted} examples of {len(examples)} rows", "fewer, or more rows")
+    items = tuple(item for _, item in own)
+    used = [(item.id, item.fields) for item in (*examples, *items)]
+    record = DataRecord(str(keys.data), revision, hash_of(used), len(items))
+    return items, examples, record, _refusal([row for row, _ in own])
+
+
+def _examples(file: TaskSource, head: _Head, keys: DataKeys, wanted: int) -> tuple[Item, ...]:
+    assert keys.fewshot is not None
+    given = {name: value for name, value in keys.fewshot.model_dump().items() if value is not None}
+    place = keys.data.model_dump() | ({"hub": None, "revision": "main", "config": None, "split": None, "files": None,
+                                       "package": None} if "path" in given else {}) | given  # fmt: skip
+    try:
+        source = DataSource.model_validate(place)
+    except ValidationError as error:
+        file.refuse(("fewshot",), "does not say where the examples are", error.errors()[0]["msg"])
+    rows, _ = read_rows(source, file.path.parent)
+    found = samples_of_rows(rows, keys, str(file.path))
+    refuse = _refusal([row for row, _ in found])
+    items = [_item(sample, index, refuse) for index, (_, sample) in enumerate(found)]
+    return tuple(sorted(items, key=lambda item: _order(keys.seed, head.name, item.id))[:wanted])
+
+
+def _order(seed: int, task: str, name: str) -> str:
+    return hashlib.sha256(f"{seed}\n{task}\nfewshot\n{name}".encode()).hexdigest()
+
+
+def _refusal(rows: Sequence[DataRow]) -> Refusal:
+    """Raises for an item by the file and row that it stands in."""
+
+    def refuse(location: tuple[str | int, ...], problem: str, expected: str | None = None) -> NoReturn:
+        index = location[1] if len(location) > 1 and isinstance(location[1], int) else 0
+        field = ".".join(str(part) for part in location[2:])
+        raise rows[index].error(problem, field or None, expected)
+
+    return refuse
+
+
+def _drawn(task: Task, keys: DataKeys, examples: Sequence[Item]) -> Task:
+    """The task with its sample, and its examples before every prompt: each is a prompt with its reference."""
+    if keys.sample is not None:
+        task = catalog.select_items(task, keys.sample, keys.stratify, keys.seed)
+        assert task.data is not None
+        used = [(item.id, item.fields) for item in (*examples, *task.items)]
+        task = replace(task, data=replace(task.data, sha256=hash_of(used), items=len(task.items)))
+    texts = []
+    for item in examples:
+        if item.reference is None:
+            raise TaskError(f"{item.id}: an example has no reference", file=task.source, field="num_fewshot",
+                            expected="a field reference: what the example answers")  # fmt: skip
+        texts.append(f"{catalog.render_prompt(task, item)} {item.reference}\n\n")
+    return replace(task, examples="".join(texts))
 
 
 def _source(file: TaskSource, name: str) -> Task:
@@ -167,16 +320,30 @@ def _head(file: TaskSource) -> _Head:
     except ValidationError as error:
         # Unknown keys first: a misspelt one is the reason why another is missing.
         _refuse_head(file, min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN))
-    if bool(head.samples_of) == ("samples" in file.data):
-        at = ("samples_of",) if head.samples_of else ("samples",)
-        problem = "stands beside samples" if head.samples_of else "missing or empty"
-        file.refuse(at, problem, "a list of items, or samples_of: a built-in task")
+    _check_places(file, head)
     if head.accuracy_metric and not _is_chosen(head):
         file.refuse(("accuracy_metric",), "the task is not a classification", "no such key")
     if head.accuracy_metric not in ("", *ACCURACIES):
         known = one_of(head.accuracy_metric, ACCURACIES)
         file.refuse(("accuracy_metric",), f"unknown metric {head.accuracy_metric!r}", known)
     return head
+
+
+def _check_places(file: TaskSource, head: _Head) -> None:
+    """The items stand in one place, and what is said of rows stands beside `data`."""
+    places = {"samples_of": bool(head.samples_of), "data": "data" in file.data, "samples": "samples" in file.data}
+    named = [key for key, there in places.items() if there]
+    if len(named) != 1:
+        at, problem = (named[0], f"stands beside {named[1]}") if named else ("samples", "missing or empty")
+        expected = "a list of items, or samples_of: a built-in task, or data: where the rows are"
+        file.refuse((at,), problem, expected)
+    if places["data"]:
+        return
+    for key in _DATA_KEYS:
+        if key in file.data:
+            file.refuse((key,), "stands without data", "data: where the rows are")
+    if head.num_fewshot:
+        file.refuse(("num_fewshot",), "not supported", "0 without data; examples are written into prompt_template")
 
 
 def _is_chosen(head: _Head) -> bool:
@@ -193,24 +360,21 @@ def _refuse_head(file: TaskSource, found: ErrorDetails) -> NoReturn:
     file.refuse(at, *_LISTED.get(str(at[0]), ("missing" if kind == "missing" else "is not text", "text")))
 
 
-def _item(file: TaskSource, index: int) -> Item:
-    sample = file.data["samples"][index]
+def _item(sample: Any, index: int, refuse: Refusal) -> Item:  # noqa: ANN401 - whatever stands there
     if not isinstance(sample, dict):
-        file.refuse(("samples", index), "is not a mapping", "an id and fields")
+        refuse(("samples", index), "is not a mapping", "an id and fields")
     if not isinstance(sample.get("id"), str) or not sample["id"].strip():
-        file.refuse(("samples", index, "id"), "missing or not text", "an id in quotes")
+        refuse(("samples", index, "id"), "missing or not text", "an id in quotes")
     for key, value in sample.items():
         at = ("samples", index, key)
         if not isinstance(key, str) or not key.isidentifier():
-            file.refuse(at, "is not a field name", "letters, digits and '_'")
+            refuse(at, "is not a field name", "letters, digits and '_'")
         if key in _LISTS and not _is_answers(value):
-            file.refuse(at, "is not a list of texts", "answers in quotes")
+            refuse(at, "is not a list of texts", "answers in quotes")
         if key not in _LISTS and not isinstance(value, str | int | float):
-            file.refuse(at, f"a {type(value).__name__} is not allowed", "text, or a number")
+            refuse(at, f"a {type(value).__name__} is not allowed", "text, or a number")
     if not _is_text(sample.get("reference", "text")):
-        file.refuse(
-            ("samples", index, "reference"), "empty, or not text", "text; quotes keep yes, no and 12 as they are"
-        )
+        refuse(("samples", index, "reference"), "empty, or not text", "text; quotes keep yes, no and 12 as they are")
     return Item(sample["id"], {key: value for key, value in sample.items() if key != "id"})
 
 
@@ -223,7 +387,7 @@ def _is_answers(value: object) -> bool:
     return isinstance(value, list) and any(map(_is_text, value)) and all(isinstance(text, str) for text in value)
 
 
-def _check_items(file: TaskSource, task: Task) -> None:
+def _check_items(file: TaskSource, task: Task, refuse: Refusal) -> None:
     met: set[str] = set()
     needed = task.type.fields
     check = None if task.type.check is None else load(task.type.check)
@@ -231,14 +395,14 @@ def _check_items(file: TaskSource, task: Task) -> None:
     for index, item in enumerate(task.items):
         at = ("samples", index)
         if item.id in met:
-            file.refuse((*at, "id"), f"{item.id!r} is given twice", "each id once")
+            refuse((*at, "id"), f"{item.id!r} is given twice", "each id once")
         met.add(item.id)
         for field in (*needed, *clustered):
             if field not in item.fields:
-                file.refuse((*at, field), "missing", f"a field of every {task.task_type} item")
+                refuse((*at, field), "missing", f"a field of every {task.task_type} item")
         wrong = None if check is None else check(task, item)
         if wrong is not None:
-            file.refuse((*at, *([wrong.field] if wrong.field else [])), wrong.problem, wrong.expected)
+            refuse((*at, *([wrong.field] if wrong.field else [])), wrong.problem, wrong.expected)
 
 
 def check_choice(task: Task, item: Item) -> ItemProblem | None:
@@ -271,7 +435,7 @@ def check_bias(_task: Task, item: Item) -> ItemProblem | None:
     return None
 
 
-def _check_template(file: TaskSource, task: Task) -> None:
+def _check_template(file: TaskSource, task: Task, refuse: Refusal) -> None:
     names = template_fields(task.prompt_template, where=f"{file.path}: prompt_template")
     for index, item in enumerate(task.items):
         missing = sorted(names - {"id", *item.fields})
@@ -282,4 +446,72 @@ def _check_template(file: TaskSource, task: Task) -> None:
         except TaskError as error:
             if not missing:
                 raise
-            file.refuse(("samples", index), f"no field {missing[0]}: {error.problem}", "every field of prompt_template")
+            refuse(("samples", index), f"no field {missing[0]}: {error.problem}", "every field of prompt_template")
+
+
+# A task file from a table, and what a task file may hold
+
+
+def new_task(file: Path, out: Path, *, force: bool = False) -> tuple[Path, Task]:
+    """Write a task file for the rows of a file, guessed from its columns, and read it.
+
+    Raises:
+        TaskError: `out` is there already, or the rows cannot be read.
+    """
+    if out.exists() and not force:
+        raise TaskError("is there already", file=out, expected="--out, another name; or --force")
+    text = draft_task(file, out.parent)
+    temporary = out.with_name(f".{out.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        task = read_task(temporary)
+        temporary.replace(out)
+    except OSError as error:
+        raise TaskError(
+            f"cannot be written ({unread(error)})", file=out, expected="a folder that may be written"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out, replace(task, source=str(out))
+
+
+def task_schema() -> dict[str, Any]:
+    """The JSON schema of a task file, for editors: every key with what it does."""
+    found = DataKeys.model_json_schema()
+    described = {**_described(DataKeys), **_described(_Head)}
+    keys: dict[str, Any] = {
+        **{name: {"type": "string"} for name in _Head.model_fields},
+        **found["properties"],
+        "task_type": {"enum": list(TASK_TYPES)},
+        "output_type": {"const": "generate"},
+        "num_fewshot": {"type": "integer", "minimum": 0, "maximum": 100},
+        "filters": {"type": "array", "items": {"type": "object", "properties": {"type": {"enum": list(FILTERS)}},
+                                               "required": ["type"], "additionalProperties": False}},
+        "samples": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["id"]}},
+        "accuracy_metric": {"enum": list(ACCURACIES)},
+    }  # fmt: skip
+    properties = {name: {**schema, "description": described.get(name, "")} for name, schema in keys.items()}
+    for model in (DataSource, FewShot):
+        for name, text in _described(model).items():
+            found["$defs"][model.__name__]["properties"][name]["description"] = text
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A task file of quantverdict",
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "task_type", "prompt_template"],
+        "oneOf": [{"required": [place]} for place in ("samples", "samples_of", "data")],
+        "additionalProperties": False,
+        "$defs": found.get("$defs", {}),
+    }
+
+
+def _described(model: type[BaseModel]) -> dict[str, str]:
+    """What the string below each field says."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    found = {}
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return found
