@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from quantverdict.errors import DataError
+from quantverdict.grading import choice_patterns as say
 from quantverdict.grading.base import Grade, cleaned
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task, choice_continuations, choice_texts, correct_choice
@@ -25,18 +26,6 @@ _SHORT_WORDS = 12
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _WORD = re.compile(r"[^\W_]+")
-_NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
-_STATED = re.compile(
-    rf"(?:\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
-    r"| that (?:\w{1,12} ){0,3}\w{1,12}?)?"
-    r"(?:(?: (?:here|is|would be|should be|must be|has to be|was)|'s)\b"
-    r"|[\"']?\s?(?:[:=→>]|->)| [-–—] |(?= ?[(\[]))[\s:]*"  # noqa: RUF001
-    r"|(?:classified|categori[sz]ed|labell?ed) as )"
-    rf"|(?:\A|(?<=\n))(?:ans|solution|response|result|verdict|selected|selection|prediction|output|correct)\.?\s?"
-    r"(?:[:=]|[-–—] |(?<=\.) )[\s]*)"  # noqa: RUF001
-    rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
-    re.IGNORECASE,
-)
 
 
 def score_choice(task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
@@ -138,8 +127,12 @@ def read_answer(choices: ChoiceReader, text: str) -> int | None:
 
 def readable(text: str) -> str:
     """The end of an answer, cleaned, without markup and without the labels that it says are *not* right."""
-    plain = cleaned(_BOXED.sub(r"\nAnswer: \1\n", text.strip()[-READ_CHARS:]).translate(_MARKUP))
-    return _NEGATED.sub(" ", plain)
+    end = say.STRUCK.sub(" ", text.strip()[-READ_CHARS:])
+    end = say.TAGS.sub(" ", say.LATEX.sub(r"\1", say.BOXED.sub(r"\nAnswer: \1\n", end)))
+    end = say.NUMBER_SIGN.sub(r"number \1", end)
+    plain = say.latin(cleaned(say.XML_VALUE.sub(r"Answer: \1", end).translate(say.MARKUP)))
+    plain = say.NEXT_TO_CJK.sub(lambda match: f" {match[1] or match[2]} ", plain)
+    return say.NEGATED.sub(" ", say.ASKED.sub(" ", say.NOT_BUT.sub("Answer: ", plain)))
 
 
 def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
@@ -147,22 +140,56 @@ def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
     alone = choices.labels.get(_normal(plain).removeprefix("option ").removeprefix("choice "))
     if alone is not None:
         return {alone}
+    plain = _by_letter(choices, plain)
     stated = _last_stated(choices, plain) or _ticked(choices, plain)
     if stated or choices.letters is None or choices.bare is None:
         return stated
+    plain = _without_false(choices, plain)
     marked = {_label_index(choices, match) for match in choices.letters.finditer(plain)}
     bare = {_label_index(choices, match) for match in choices.bare.finditer(plain)}
-    lead = _LEAD.match(plain)
+    lead = say.LEAD.match(plain)
     if not marked and lead is not None and lead[1].casefold() in choices.labels:
         marked = {choices.labels[lead[1].casefold()]}
-    if not marked and len(bare) == 1 and _HEDGES.union(choices.labels).issuperset(_words(plain)):
+    if not marked and len(bare) == 1 and say.HEDGES.union(choices.labels).issuperset(_words(plain)):
         marked = bare
-    if len(marked) != 1:
-        return marked
+    if len(marked) != 1 or not _is_chosen(choices, plain):
+        return marked if len(marked) != 1 else set()
     said = text_after_label(choices, plain)
     if said is None:
         return marked | bare
     return marked | {said}
+
+
+def _by_letter(choices: ChoiceReader, plain: str) -> str:
+    """A readable answer with choices that it names by their place (`the second option`) named by their letters."""
+    letters = [label.upper() for label in choices.labels]
+    if choices.letters is None or any(letter.isdigit() for letter in letters):
+        return plain
+    if any(word in say.NUMBERS for phrase in choices.phrases for word in phrase.split()):
+        return plain
+
+    def named(match: re.Match[str]) -> str:
+        which, number = match["which"], match["number"]
+        last = which is not None and which.casefold() == "last"
+        place = len(letters) - 1 if last else say.NUMBERS[(which or number).casefold()]
+        return f"option {letters[place]}" if place < len(letters) else match[0]
+
+    return say.NUMBERED.sub(named, plain)
+
+
+def _is_chosen(choices: ChoiceReader, plain: str) -> bool:
+    """Whether a letter stands anywhere but where it names something else (`Plan B`) or is only looked at."""
+    assert choices.bare is not None
+    own = any(_normal(match[0]) in choices.phrases for match in say.NO_CHOICE.finditer(plain))
+    left = plain if own else say.NO_CHOICE.sub(" ", plain)
+    return left == plain or choices.bare.search(left.upper()) is not None
+
+
+def _without_false(choices: ChoiceReader, plain: str) -> str:
+    """A readable answer without the lines that call a choice false, but for a choice that says just that."""
+    return say.VERDICT.sub(
+        lambda match: match[0] if match["yes"] or text_after_label(choices, match[0]) is not None else " ", plain
+    )
 
 
 def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
@@ -198,7 +225,7 @@ def _last_stated(choices: ChoiceReader, plain: str) -> set[int]:
     for start, end, named in sorted(_statements(choices, plain)):
         if not named:
             continue
-        apart = not last or not _JOINS.issuperset(_words(plain[until:start]))
+        apart = not last or not say.JOINS.issuperset(_words(plain[until:start]))
         last = set(named) if apart else last | named
         until = end if apart else max(end, until)
     return last
@@ -208,7 +235,7 @@ def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
     """The one choice of a list of verdicts that is said to be right (`A: false`, `B: true`)."""
     verdicts = {
         choices.labels[match[1].casefold()]: match["yes"] is not None
-        for match in _VERDICT.finditer(plain)
+        for match in (*say.VERDICT.finditer(plain), *say.FLAGS.finditer(plain))
         if match[1].casefold() in choices.labels
     }
     right = {index for index, yes in verdicts.items() if yes}
@@ -217,20 +244,22 @@ def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
 
 def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
     """Where each statement begins and ends, and the choices that it names."""
-    for match in _STATED.finditer(plain):
+    for match in (*say.STATED.finditer(plain), *say.ABROAD.finditer(plain)):
         if _is_supposed(plain, match.start()):
             continue
         rest = plain[match.end() : match.end() + 400].partition("\n")[0]
-        shown = rest.lstrip("([{<\"' :")
+        shown = rest.lstrip("([{<\"' :「『：")  # noqa: RUF001
         named, length = _named_at(choices, shown)
         yield match.start(), match.end() + len(rest) - len(shown) + length, frozenset(named)
-    for match in (*_SETTLED.finditer(plain), *_CORRECTED.finditer(plain), *_CALLED_RIGHT.finditer(plain)):
-        index = choices.labels.get(match[1].casefold())
-        if index is not None and not _is_supposed(plain, match.start()):
-            yield match.start(1), match.end(), frozenset((index,))
+    for pattern in (say.SETTLED, say.CORRECTED, say.CALLED_RIGHT, *_UNSUPPOSED):
+        for match in pattern.finditer(plain):
+            index = choices.labels.get(match[1].casefold())
+            supposed = pattern not in _UNSUPPOSED and _is_supposed(plain, match.start(1) if match[0][:3].casefold() == "but" else match.start())
+            if index is not None and not supposed:
+                yield match.start(1), match.end(), frozenset((index,))
     lines = [
         (match, choices.labels[match[1].casefold()])
-        for match in _LINE.finditer(plain)
+        for match in say.LINE.finditer(plain)
         if match[1].casefold() in choices.labels
     ]
     said = [(match, index) for match, index in lines if choices.phrases.get(_phrase(match[2])) == index]
@@ -242,18 +271,22 @@ def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, f
 
 def _is_supposed(plain: str, at: int) -> bool:
     """Whether what stands before a statement makes it one that is only supposed."""
-    return _SUPPOSED.search(plain[:at][-60:]) is not None
+    return say.SUPPOSED.search(plain[:at][-60:]) is not None
 
 
 def _named_at(choices: ChoiceReader, rest: str) -> tuple[set[int], int]:
     """The choices that a text begins with, by letter or by what they say, and how far that goes."""
     found: set[int] = set()
-    if choices.letters is not None and not _ARTICLE.match(rest):
-        letters = _LETTER_LIST.match(rest)
+    if choices.letters is not None and not say.ARTICLE.match(rest):
+        letters = say.LETTER_LIST.match(rest)
         named = {choices.labels.get(letter.casefold()) for letter in letters.groups("")} if letters else set()
         found |= {index for index in named if index is not None}
         if letters and found:
             return found, letters.end()
+        number = say.STATED_NUMBER.match(rest)
+        if number is not None and (place := say.NUMBERS[number["number"].casefold()]) < len(choices.labels):
+            if not any(word in say.NUMBERS for phrase in choices.phrases for word in phrase.split()):
+                return {place}, number.end()
     words = _words(rest)
     spoken = f"{' '.join(words)} "
     shorter = f"{_without_article(words)} "
@@ -292,82 +325,8 @@ def _without_article(words: list[str]) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in _DETERMINERS else words)
 
 
-_NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " than ", " nor ")
+_UNSUPPOSED = (say.ALONE_AT_END, say.QUESTION_AND_ANSWER, say.TICKED_BOX, say.ABROAD_ALONE)
+"""Patterns of a letter that stands by itself."""
+_NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " wasn t ", " wasn t the ", " than ",
+              " nor ", " rather than ", " rather than the ", " instead of ", " instead of the ")  # fmt: skip
 _DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])
-_MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "|": None, "\\": None, "_": " "})
-_NEGATED = re.compile(
-    r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}"
-    r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])|(?<![\w'])[(\[]?[A-Z][)\]]? is (?:wrong|incorrect|false|not)\b"
-)
-_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s?\{(?:\s?\\(?:text|textbf|mathrm|mathbf)\s?\{)?([^{}\n]{1,80})\}\}?")
-_JOINS = frozenset(["the", "my", "final", "correct", "right", "best", "and", "or", "option", "choice", "answer"])
-"""Words that may stand between two statements that are one."""
-_HEDGES = _JOINS | frozenset(
-    [
-        "1",
-        "i",
-        "we",
-        "get",
-        "clearly",
-        "definitely",
-        "certainly",
-        "surely",
-        "probably",
-        "likely",
-        "most",
-        "only",
-        "fits",
-        "works",
-        "statement",
-        "is",
-        "it",
-        "so",
-        "thus",
-        "of",
-        "these",
-        "obviously",
-        "must",
-        "be",
-        "would",
-        "guess",
-        "think",
-        "believe",
-        "say",
-    ]
-)
-"""What stands around a bare letter that is the answer (`Only B fits`), and around no other."""
-_SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|suppose|supposing|assum\w{1,4}|had|were|might|may|could|not|neither|someone|somebody|"
-    r"many (?:people|students)|tempting)\b[^.!?\n]{0,40}$"
-)
-"""What makes of a statement something that is only supposed."""
-_SETTLED = re.compile(
-    r"(?i:\b(?:so|thus|therefore|hence|finally|conclusion:?|in conclusion|i(?:'ll| will| would| am going to|'d)?"
-    r" (?:choose|pick|select|go with|say|answer|conclude|settle on)|going with|(?:it|this|that|which)(?:'s| is| must be"
-    r"| has to be| should be| would be)|(?:this |that |which )?(?:leaves|leaving)(?: us with| only)?|left with),? "
-    r"(?:it(?:'s| is| must be) )?(?:(?:definitely|clearly|probably|again|just) )?"
-    r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)(?: is)? ?)?)[(\[\"']?([A-Z])(?![\w'])"
-    r"(?=[)\]\"'.,;:!]|\s*$|\s*\n| because| since| as\b)",
-    re.MULTILINE,
-)
-_CORRECTED = re.compile(
-    r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm)"
-    r"[,:;.!\s-]{1,4}(?:(?:no|wait|actually|rather|i mean|make that|make it|it(?:'s| is| should be| must be)|"
-    r"that(?:'s| is| should be)|the answer is|option|choice)[,:;.!\s-]{1,3}){0,3})[(\[\"']?([A-Z])(?![\w'])(?! [a-z])",
-    re.MULTILINE,
-)
-_CALLED_RIGHT = re.compile(
-    r"(?<![\w'])(?<!\band )(?<!\bor )(?<!\bnor )[(\[]?([A-Z])[)\]]? "
-    r"(?i:(?:is|would be|must be|has to be|seems|appears to be)"
-    r" (?:(?:clearly|definitely|probably|likely|the|most|only|indeed|therefore|thus) ){0,3}"
-    r"(?:correct|right|answer|best|most appropriate)|because|since)\b(?! (?:in|that|but|only|up to)\b)"
-)
-_VERDICT = re.compile(
-    r"^(?:[-+>•] ?)?[(]?([A-Z])[)]?(?: ?[.:)-])?[ ](?:[^\n]{0,80}[ :,;(-])?"
-    r"(?i:(?P<yes>correct|true|right|yes|[✓✔✅☑])|(?:incorrect|false|wrong|no|not|[✗✘❌✖☒]))\W{0,3}$",
-    re.MULTILINE,
-)
-_LINE = re.compile(r"^(?:[-+>•] ?)?[(\[{\"']?([A-Z])(?![\w'])[)\]}\"']?[.:!)]?([^\n]{0,200})$", re.MULTILINE)
-_LEAD = re.compile(r"[\W_]*(\w)(?![\w'])(?= ?(?:[-–—,;:.!]|\n|$|is\b|because\b|since\b))")  # noqa: RUF001
-_ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b)[a-z]")
-_LETTER_LIST = re.compile(r"(\w)(?![\w'])\s?[)\]]?(?:\s?(?:[,/&]|and\b|or\b){1,2}\s?[(\[]?(\w)(?![\w']))?")
