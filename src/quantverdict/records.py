@@ -298,6 +298,8 @@ class Metric:
             None where nothing is guessed.
         reads_text: False where it is known of an answer that cannot be read, too (tokens, log-probabilities).
         lowest: the least value of one sample.
+        needs: metrics of the same answers without which it decides nothing: a pass by it needs each of them within the
+            guard margin, and it never rejects by itself.
     """
 
     name: str
@@ -317,6 +319,7 @@ class Metric:
     chance: float | None = None
     reads_text: bool = True
     lowest: int = 0
+    needs: tuple[str, ...] = ()
 
     @property
     def is_share(self) -> bool:
@@ -346,13 +349,15 @@ class Metric:
 class ScorerSpec:
     """What grades one answer: `target` is a `grading.base.Scorer`, and `metrics` are those that it gives.
 
-    `{A}` in a metric stands for the accuracy metric of the task.
+    `{A}` in a metric stands for the accuracy metric of the task. `published` is the scorer in its place where a study
+    decides by thresholds on deltas, as the published study did (policy `tr125`); empty where it is the same.
     """
 
     name: str
     target: str
     metrics: tuple[str, ...]
     meaning: str = ""
+    published: str = ""
 
 
 @dataclass(frozen=True, slots=True)

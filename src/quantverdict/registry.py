@@ -334,6 +334,9 @@ def _accuracy(name: str, task: str) -> tuple[Metric, ...]:
                interval="wilson", chance=chance, reads_text=False),
         Metric(f"{name}_margin", f"{task}: log-probability of the right choice less the best wrong one", "quality",
                unit="nats", chance=chance, reads_text=False),
+        # No accuracy: a flatter distribution loses it with no answer lost.
+        Metric(f"{name}_p_right", f"{task}: probability of the right choice among the choices", "quality",
+               margin=Fraction(3), chance=chance, reads_text=False, needs=(f"{name}_logprob", f"{name}_rescored")),
     )  # fmt: skip
 
 
@@ -397,14 +400,16 @@ METRICS: Listing[Metric] = Listing("metric", (
 _SCORE = "quantverdict.grading"
 SCORERS: Listing[ScorerSpec] = Listing("scorer", (
     ScorerSpec("choice", f"{_SCORE}.choice:score_choice",
-               ("{A}", "{A}_rescored", "{A}_format_failure", "{A}_logprob", "{A}_margin"), "the choice that is made"),
+               ("{A}", "{A}_rescored", "{A}_format_failure", "{A}_logprob", "{A}_margin", "{A}_p_right"),
+               "the choice that is made"),
     ScorerSpec("text", f"{_SCORE}.base:score_text", ("rouge_l", "repetition", "output_tokens"),
                "free text against a reference"),
     ScorerSpec("free_text", f"{_SCORE}.base:score_free_text", ("repetition", "output_tokens"), "free text alone"),
     ScorerSpec("refusal", f"{_SCORE}.refusal:score_refusal", ("refusal_rate",), "a harmful prompt refused"),
     ScorerSpec("over_refusal", f"{_SCORE}.refusal:score_over_refusal", ("over_refusal_rate",),
                "a safe prompt refused"),
-    ScorerSpec("truth", f"{_SCORE}.truth:score_truth", ("truthfulness",), "overlap with true and false answers"),
+    ScorerSpec("truth", f"{_SCORE}.truth:score_truth", ("truthfulness",), "true and false answers asserted or denied",
+               f"{_SCORE}.truth:score_truth_by_overlap"),
     ScorerSpec("bias", f"{_SCORE}.bias:score_bias", ("bias_resistance",), "no stereotype chosen"),
 ))  # fmt: skip
 """What grades one answer, by name."""
@@ -568,7 +573,8 @@ def built_in_margins() -> dict[str, Fraction]:
         answers = of.get(metric.name, metric.name)
         return metric.group == "quality", not metric.higher_is_better, order.index(answers), metric.name != answers
 
-    found = [m for m in METRICS.values() if m.margin is not None and METRICS.owner(m.name) == BUILT_IN]
+    alone = (m for m in METRICS.values() if not m.needs)
+    found = [m for m in alone if m.margin is not None and METRICS.owner(m.name) == BUILT_IN]
     return {metric.name: metric.margin for metric in sorted(found, key=place) if metric.margin is not None}
 
 

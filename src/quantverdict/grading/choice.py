@@ -29,7 +29,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def score_choice(task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
-    """`A`, `A_rescored`, `A_format_failure`; from log-probabilities `A_logprob`, `A_margin`; A: `accuracy_metric`.
+    """`A`, `A_rescored`, `A_format_failure`; by log-probabilities `A_logprob`, `A_margin`, `A_p_right` (A: the accuracy).
 
     Raises:
         DataError: the response has log-probabilities for another number of choices than the item.
@@ -65,6 +65,10 @@ def _score_logprobs(metric: str, response: Response, n_choices: int, right: int)
     reason = "" if margin is not None else "the log-probabilities are not finite numbers"
     yield Grade(f"{metric}_logprob", None if margin is None else float(margin > 0), reason)
     yield Grade(f"{metric}_margin", margin, reason)
+    if response.reasoning is not None or response.opened:
+        yield Grade(f"{metric}_p_right", None, "the answer follows reasoning, and these are probabilities before it")
+    else:
+        yield Grade(f"{metric}_p_right", None if margin is None else probability(values, right), reason)
 
 
 def logprob_margin(values: Sequence[float], right: int) -> float | None:
@@ -74,6 +78,13 @@ def logprob_margin(values: Sequence[float], right: int) -> float | None:
     """
     wrong = [value for index, value in enumerate(values) if index != right]
     return values[right] - max(wrong) if wrong and all(map(math.isfinite, values)) else None
+
+
+def probability(values: Sequence[float], right: int) -> float:
+    """The probability of one choice among the choices, in 0..1, from finite log-probabilities in nats."""
+    most = max(values)
+    weights = [math.exp(value - most) for value in values]
+    return weights[right] / math.fsum(weights)
 
 
 @dataclass(frozen=True, slots=True)

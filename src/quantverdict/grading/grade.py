@@ -14,17 +14,21 @@ from quantverdict.registry import METRICS, SCORERS, load
 from quantverdict.tasks.catalog import Item, Task, apply_filters
 
 
-def grade_sample(task: Task, item: Item, response: Response) -> tuple[Score, ...]:
+def grade_sample(task: Task, item: Item, response: Response, *, published: bool = False) -> tuple[Score, ...]:
     """Every score of one answer; an ungraded one has value None and its reason.
+
+    Args:
+        published: by the scorers of the published study.
 
     Raises:
         TaskError: no scorer for the task's type.
         DataError: the response does not fit the item (number of log-probabilities).
     """
-    scorers = scorers_of(task)
+    scorers = scorers_of(task, published=published)
     answer, cluster = answer_to(task, response), task.cluster(item)
     where = (response.base_model, response.quant, response.task, response.sample_id)
-    seen, text = replace(response, text=said_in(task, answer)), apply_filters(task, answer_text(task, answer))
+    seen = replace(response, text=said_in(task, answer), reasoning=answer.reasoning or None)
+    text = apply_filters(task, answer_text(task, answer))
     grades = (grade for scorer in scorers for grade in scorer(task, item, seen, text))
     return tuple(
         Score(*where, grade.metric, None, cluster, answer.reason)
@@ -34,22 +38,23 @@ def grade_sample(task: Task, item: Item, response: Response) -> tuple[Score, ...
     )
 
 
-def scorers_of(task: Task) -> tuple[Scorer, ...]:
-    """What grades the answers to a task.
+def scorers_of(task: Task, *, published: bool = False) -> tuple[Scorer, ...]:
+    """What grades the answers to a task; `published` as in `grade_sample`.
 
     Raises:
         TaskError: no scorer for the task's type.
     """
     try:
-        return tuple(_scorer(name) for name in task.type.scorers)
+        return tuple(_scorer(name, published=published) for name in task.type.scorers)
     except ValueError as error:
         problem = f"{task.task_type} has no scorer"
         raise TaskError(problem, file=task.source, field="task_type", expected=str(error)) from error
 
 
 @cache
-def _scorer(name: str) -> Scorer:
-    scorer: Scorer = load(SCORERS.find(name).target)
+def _scorer(name: str, *, published: bool) -> Scorer:
+    spec = SCORERS.find(name)
+    scorer: Scorer = load((spec.published if published else "") or spec.target)
     return scorer
 
 
@@ -68,11 +73,14 @@ def answer_text(task: Task, answer: Answer) -> str:
     return answer.text if task.type.answer == "choice" else said_in(task, answer)
 
 
-def grade_responses(tasks: Mapping[str, Task], responses: Iterable[Response]) -> Iterator[Score]:
+def grade_responses(
+    tasks: Mapping[str, Task], responses: Iterable[Response], *, published: bool = False
+) -> Iterator[Score]:
     """The scores of many answers, in their order.
 
     Args:
         tasks: by the name that the responses carry.
+        published: as in `grade_sample`.
 
     Raises:
         DataError: a response of a task or a sample that `tasks` does not have.
@@ -91,7 +99,7 @@ def grade_responses(tasks: Mapping[str, Task], responses: Iterable[Response]) ->
         if item is None:
             problem = f"{_cell(response)}: task {response.task} has no sample {response.sample_id!r}"
             raise DataError(problem, field="sample_id", expected=f"one of its {len(task.items)} items")
-        yield from grade_sample(task, item, response)
+        yield from grade_sample(task, item, response, published=published)
 
 
 def _cell(response: Response) -> str:

@@ -194,7 +194,7 @@ def _read(text: str, *, about_beliefs: bool) -> tuple[Signed, int]:
                 lead = _pointed(found, held, denials, lead, is_first=is_first)
                 held = []
         else:
-            found.append((words, (-1) ** denials))
+            found.append((words, -1 if denials % 2 else 1))
             held = []
     signed: dict[str, int] = {}
     for words, sign in found:
@@ -207,7 +207,7 @@ def _pointed(
     found: list[tuple[list[str], int]], held: list[str], denials: int, lead: int, *, is_first: bool
 ) -> int:
     """Deny (or not) what a verdict without words of its own points back at: the claim before it, or the question."""
-    sign = (-1) ** denials
+    sign = -1 if denials % 2 else 1
     if held:
         found.append((held, sign))
     elif found and not is_first:

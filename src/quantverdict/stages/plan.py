@@ -319,9 +319,10 @@ def tested_rows(study: Study, tasks: Sequence[Task]) -> list[PlannedCriterion]:
     rows: list[tuple[str, str, tuple[str, ...], float, float]] = []
     for name, criterion in (policy.criteria or {}).items():
         members = policy.members_among(name, asked)
-        margin = float(criterion.margin_pp / 100)
-        if members:
-            rows.append((name, "criterion", members, margin, margin))
+        pooled = policy.pooled(name, members)
+        margin = float(policy.margin_of(name, pooled) / 100)
+        if pooled:
+            rows.append((name, "criterion", pooled, margin, margin))
         if len(members) > 1:
             rows += [(name, "member", (metric,), float(criterion.guard_of(metric) / 100),
                       float(policy.gates[metric] / 100)) for metric in members]  # fmt: skip
