@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from quantverdict.grading.answer import answer_of
 from quantverdict.grading.bias import bias_resistance
 from quantverdict.grading.choice import read_answer, reader
 from quantverdict.grading.truth import truthfulness
+from quantverdict.records import Response
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 Row = dict[str, Any]
@@ -29,9 +31,10 @@ def rows_of(name: str) -> list[Row]:
 
 def choices_read(row: Row) -> tuple[str, str]:
     """What an answer to a multiple choice says, and what is read."""
-    labels = tuple(row["labels"])
-    found = read_answer(reader(labels, tuple(row["texts"])), row["answer"])
-    return row["label"] or "none", "none" if found is None else labels[found]
+    labels, texts = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]), tuple(row["choices"])
+    answer = answer_of(Response("m", "q", "t", "1", "0" * 64, row["answer"], "stop", 1, 1))
+    found = read_answer(reader(labels, texts), answer.content)
+    return row["right"] or "none", "none" if found is None else labels[found]
 
 
 def truth_read(row: Row) -> tuple[str, str]:
@@ -77,13 +80,13 @@ def main(options: list[str]) -> None:
                 "none" if found == "none" else "wrong")) for said, found in pairs]  # fmt: skip
         print("\n".join(table(pairs)))
         if "--kinds" in options:
-            missed = Counter(row["kind"] for row in rows if len(set(read(row))) > 1)
+            missed = Counter(row.get("kind") or row["style"] for row in rows if len(set(read(row))) > 1)
             print("missed by kind:", dict(missed))
         if "--wrong" in options:
             for row in rows:
                 said, found = read(row)
                 if said != found:
-                    print(f"  {row['kind']}: {row['answer']!r}: says {said}, read as {found}")
+                    print(f"  {row.get('kind') or row['style']}: {row['answer']!r}: says {said}, read as {found}")
 
 
 if __name__ == "__main__":
