@@ -33,7 +33,7 @@ def choices_read(row: Row) -> tuple[str, str]:
     """What an answer to a multiple choice says, and what is read."""
     labels, texts = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]), tuple(row["choices"])
     answer = answer_of(Response("m", "q", "t", "1", "0" * 64, row["answer"], "stop", 1, 1))
-    found = read_answer(reader(labels, texts), answer.content)
+    found = read_answer(reader(labels, texts), answer.content or answer.text)
     return row["right"] or "none", "none" if found is None else labels[found]
 
 

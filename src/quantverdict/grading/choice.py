@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +50,7 @@ def score_choice(task: Task, item: Item, response: Response, text: str) -> Itera
         return
     raw = labels.index(text) if text in labels else None
     choices = reader(labels, tuple(choice_texts(item).values()))
-    read = raw if raw is not None else read_answer(choices, response.text)
+    read = raw if raw is not None else read_answer(choices, response.text or text)
     yield Grade(f"{metric}_rescored", float(read == right))
     yield Grade(f"{metric}_format_failure", float(raw is None and read is not None))
     if response.choice_logprobs is not None:
@@ -138,7 +139,10 @@ def read_answer(choices: ChoiceReader, text: str) -> int | None:
 
 def readable(text: str) -> str:
     """The end of an answer, cleaned, without markup and without the labels that it says are *not* right."""
-    end = say.STRUCK.sub(" ", text.strip()[-READ_CHARS:])
+    end = say.TABLE.sub(r"\nAnswer: \1\n", say.STRUCK.sub(" ", text.strip()[-READ_CHARS:]))
+    bold = say.BOLD_LINE.findall(end)
+    if len(bold) == 1 and say.LABEL_LINE.search(end):  # the one of a list that is set off
+        end = end.replace(bold[0], f"{bold[0]} ✅")
     end = say.TAGS.sub(" ", say.LATEX.sub(r"\1", say.BOXED.sub(r"\nAnswer: \1\n", end)))
     end = say.NUMBER_SIGN.sub(r"number \1", end)
     plain = say.latin(cleaned(say.XML_VALUE.sub(r"Answer: \1", end).translate(say.MARKUP)))
@@ -148,10 +152,10 @@ def readable(text: str) -> str:
 
 def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices a readable answer names by label: `B`, `the answer is B`, `B) ...`, `B because ...`, `option B`."""
-    alone = choices.labels.get(_normal(plain).removeprefix("option ").removeprefix("choice "))
+    alone = choices.labels.get(_PREFIX.sub("", _normal(plain)))
     if alone is not None:
         return {alone}
-    plain = _by_letter(choices, plain)
+    plain = _by_letter(choices, plain[_taken_back(plain) :])
     stated = _last_stated(choices, plain) or _ticked(choices, plain)
     if stated or choices.letters is None or choices.bare is None:
         return stated
@@ -159,6 +163,8 @@ def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
     marked = {_label_index(choices, match) for match in choices.letters.finditer(plain)}
     bare = {_label_index(choices, match) for match in choices.bare.finditer(plain)}
     lead = say.LEAD.match(plain)
+    if lead is not None and lead[1] in map(str.upper, choices.labels) and _leads(choices, plain, lead):
+        return {choices.labels[lead[1].casefold()]}
     if not marked and lead is not None and lead[1].casefold() in choices.labels:
         marked = {choices.labels[lead[1].casefold()]}
     if not marked and len(bare) == 1 and say.HEDGES.union(choices.labels).issuperset(_words(plain)):
@@ -185,7 +191,32 @@ def _by_letter(choices: ChoiceReader, plain: str) -> str:
         place = len(letters) - 1 if last else say.NUMBERS[(which or number).casefold()]
         return f"option {letters[place]}" if place < len(letters) else match[0]
 
-    return say.NUMBERED.sub(named, plain)
+    def alone(match: re.Match[str]) -> str:
+        place = len(letters) - 1 if match[2].casefold() == "last" else say.NUMBERS[match[2].casefold()]
+        return f"{match[1]}option {letters[place]}" if place < len(letters) else match[0]
+
+    return say.ORDINAL_ALONE.sub(alone, say.NUMBERED.sub(named, plain))
+
+
+def _taken_back(plain: str) -> int:
+    """Where what an answer takes back ends; 0 where it takes back nothing."""
+    return max((match.end() for match in say.RETRACTED.finditer(plain)), default=0)
+
+
+def _leads(choices: ChoiceReader, plain: str, lead: re.Match[str]) -> bool:
+    """Whether an answer begins with its letter and names others only in what it says of it (`C; D would be colder`)."""
+    assert choices.bare is not None
+    assert choices.letters is not None
+    if plain[lead.end() : lead.end() + 2].strip()[:1] not in (",", ";", ":", "–", "-", "—"):  # noqa: RUF001
+        return False
+    rest = plain[lead.end() + 1 :].lstrip(" ,;:–—-")  # noqa: RUF001
+    others = [match for match in choices.bare.finditer(rest) if match[1] != lead[1]]
+    listed = any(re.match(r"\s?(?:[.):/&]|,? ?(?:and|or)\b|,|$)", rest[match.end() :]) for match in others[:1])
+    marked = any(_label_index(choices, match) != choices.labels[lead[1].casefold()] for match in choices.letters.finditer(rest))
+    verdict = say.IN_A_ROW.match(plain) or say.VERDICT.match(plain)
+    return not marked and not verdict and not (listed and others[0].start() == 0) and not any(
+        rest[match.end() :][:1] in (".", ")", ":") and match.end() < len(rest) - 1 for match in others
+    )  # fmt: skip
 
 
 def _is_chosen(choices: ChoiceReader, plain: str) -> bool:
@@ -198,9 +229,11 @@ def _is_chosen(choices: ChoiceReader, plain: str) -> bool:
 
 def _without_false(choices: ChoiceReader, plain: str) -> str:
     """A readable answer without the lines that call a choice false, but for a choice that says just that."""
-    return say.VERDICT.sub(
-        lambda match: match[0] if match["yes"] or text_after_label(choices, match[0]) is not None else " ", plain
-    )
+
+    def kept(match: re.Match[str]) -> str:
+        return match[0] if match["yes"] or text_after_label(choices, match[0]) is not None else " "
+
+    return say.IN_A_ROW.sub(kept, say.VERDICT.sub(kept, plain))
 
 
 def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
@@ -210,7 +243,7 @@ def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
 
 def named_by_text(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices whose text is the whole of a readable answer, or stands in it where it is short."""
-    words = _words(plain)
+    words = _words(_CONCEDED.sub("", plain))
     whole = choices.phrases.get(_without_article(words))
     if whole is not None:
         return {whole}
@@ -233,10 +266,11 @@ def _last_stated(choices: ChoiceReader, plain: str) -> set[int]:
     """
     last: set[int] = set()
     until = len(plain)
-    for start, end, named in sorted(_statements(choices, plain)):
+    for start, end, named in sorted(_statements(choices, plain), key=lambda one: (*one[:2], sorted(one[2]))):
         if not named:
             continue
-        apart = not last or not say.JOINS.issuperset(_words(plain[until:start]))
+        again = "\n" in plain[until:start] and say.STATED.match(plain, start) is not None
+        apart = not last or again or not say.JOINS.issuperset(_words(plain[until:start]))
         last = set(named) if apart else last | named
         until = end if apart else max(end, until)
     return last
@@ -249,8 +283,13 @@ def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
         for match in (*say.VERDICT.finditer(plain), *say.FLAGS.finditer(plain))
         if match[1].casefold() in choices.labels
     }
-    right = {index for index, yes in verdicts.items() if yes}
-    return right if len(verdicts) > 1 and len(right) == 1 else set()
+    signed = any(match["yes"] in _TICKS for match in say.VERDICT.finditer(plain) if match["yes"])
+    for pattern, letter in ((say.IN_A_ROW, 1), (say.SIGNED, 2)):
+        found = list(pattern.finditer(plain))
+        if len(found) > max(1, len(verdicts)) and (letter == 1 or plain.lstrip()[0] in say.SIGNS):
+            verdicts = {choices.labels.get(match[letter].casefold(), -1): match["yes"] is not None for match in found}
+    right = {index for index, yes in verdicts.items() if yes and index >= 0}
+    return right if (len(verdicts) > 1 or signed) and len(right) == 1 else set()
 
 
 def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
@@ -262,7 +301,7 @@ def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, f
         shown = rest.lstrip("([{<\"' :「『：")  # noqa: RUF001
         named, length = _named_at(choices, shown)
         yield match.start(), match.end() + len(rest) - len(shown) + length, frozenset(named)
-    for pattern in (say.SETTLED, say.CORRECTED, say.CALLED_RIGHT, *_UNSUPPOSED):
+    for pattern in (say.SETTLED, say.CORRECTED, say.CALLED_RIGHT, say.REVISED, *_UNSUPPOSED):
         for match in pattern.finditer(plain):
             index = choices.labels.get(match[1].casefold())
             supposed = pattern not in _UNSUPPOSED and _is_supposed(plain, match.start(1) if match[0][:3].casefold() == "but" else match.start())
@@ -276,7 +315,9 @@ def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, f
     said = [(match, index) for match, index in lines if choices.phrases.get(_phrase(match[2])) == index]
     listed = len({index for _, index in said}) > 1  # the choices, repeated
     alone = [(match, index) for match, index in lines if not match[2].strip()]
-    for match, index in alone if listed else alone + said:
+    if listed:  # the last of them again is the answer
+        said = [one for at, one in enumerate(said) if at == len(said) - 1 and one[1] in [index for _, index in said[:at]]]
+    for match, index in alone + said:
         yield match.start(), match.end(), frozenset((index,))
 
 
@@ -319,6 +360,9 @@ def _label_index(choices: ChoiceReader, match: re.Match[str]) -> int:
 
 
 def _words(text: str) -> list[str]:
+    """In lower case and without accents."""
+    if not text.isascii():
+        text = "".join(one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
     return _WORD.findall(text.casefold())
 
 
@@ -336,7 +380,10 @@ def _without_article(words: list[str]) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in _DETERMINERS else words)
 
 
-_UNSUPPOSED = (say.ALONE_AT_END, say.QUESTION_AND_ANSWER, say.TICKED_BOX, say.ABROAD_ALONE)
+_PREFIX = re.compile(r"^(?:option|choice|alternative|letter|answer) ")
+_TICKS = tuple("✓✔✅☑")
+_CONCEDED = re.compile(r"^(?:although|though|while|even though|despite|whereas)\b[^,\n]{1,80},", re.IGNORECASE)
+_UNSUPPOSED = (say.ALONE_AT_END, say.QUESTION_AND_ANSWER, say.TICKED_BOX, say.ABROAD_ALONE, say.BECAUSE)
 """Patterns of a letter that stands by itself."""
 _NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " wasn t ", " wasn t the ", " than ",
               " nor ", " rather than ", " rather than the ", " instead of ", " instead of the ")  # fmt: skip

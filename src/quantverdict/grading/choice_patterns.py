@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
+NAMED = r"(?:answer|choice|option|alternative|category|label|class|classification|letter|sentiment|topic|language|tense)"
 STATED = re.compile(
     rf"(?:\b(?:{NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
     r"| that (?:\w{1,12} ){0,3}\w{1,12}?| i(?:'d| would| will|'ll)? (?:\w{1,12} )?\w{1,12}?)?"
@@ -20,6 +20,8 @@ STATED = re.compile(
     r"|[\"'](?:ans|solution|response|result|verdict|selected|selection|prediction|output|correct|final|pick|"
     r"selected option|correct option|final answer|value)[\"']\s?[:=]\s?"
     r"|\b(?:my|the) (?:final |best |top )?(?:guess|pick|vote|selection|verdict|conclusion|solution)(?: is|'s|:| would be)\s"
+    r"|\b(?:correct|right) (?:is|would be)\s"
+    r"|(?:\A|(?<=[.!?\n] )|(?<=\n))answer(?= (?-i:[A-Z])(?![\w']))\s"
     r"|\bthe (?:right|correct|best|only) (?:one|letter|thing)(?: here)?(?: is|'s|:)\s"
     r"|<(?:answer|choice|option|final|result|response|solution|letter|label|output|selected|selection|ans)(?: \w{1,12})?"
     r"(?: ?(?:=|:) ?|[^<>\n]{0,30}>)\s?)"
@@ -38,16 +40,16 @@ ABROAD = re.compile(
     r"|(?:答え|正解|解答|回答)(?:は|：|:|が)?|정답(?:은|:|이)?|답(?:은|:)|정답|الإجابة(?: الصحيحة)?(?: هي)?|الجواب(?: الصحيح)?(?: هو)?|"
     r"(?:सही )?(?:उत्तर|जवाब)(?: है)?|คำตอบ(?:คือ|ที่ถูกต้องคือ)?|התשובה(?: הנכונה)?(?: היא)?)"
     r"\s{0,2}[:：=\-–—]?\s{0,2}"  # noqa: RUF001
-    r"(?:(?:la|el|le|il|lo|a|o|die|der|das|de|het|option|opción|opcion|opzione|opção|alternativa|letra|lettre|lettera|"
+    r"(?:(?:la|el|le|il|lo|(?-i:a|o)(?= \w)|die|der|das|de|het|option|opción|opcion|opzione|opção|alternativa|letra|lettre|lettera|"
     r"buchstabe|optie|letter|litera|вариант|буква|варіант|选项|選項|選択肢|보기|विकल्प|seçenek|pilihan|opsi|"
-    r"lựa chọn|الخيار|الحرف|ตัวเลือก)\s?[:：]?\s{0,2}){0,3}",  # noqa: RUF001
+    r"lựa chọn|الخيار|الحرف|ตัวเลือก)(?![^\W_])\s?[:：]?\s{0,2}){0,3}",  # noqa: RUF001
     re.IGNORECASE,
 )
 """The same in twenty-odd other languages."""
 
 SUPPOSED = re.compile(
     r"\b(?:if|unless|whether|suppose|supposing|assum\w{1,4}|had|were|might|may|could|not|neither|nor|someone|somebody|"
-    r"many (?:people|students)|tempting|tempted|doubt\w{0,3}|den(?:y|ies)|rul(?:e|es|ed|ing) out|unlikely|hardly|"
+    r"many (?:people|students)|tempting|tempted|never|doubt\w{0,3}|den(?:y|ies)|rul(?:e|es|ed|ing) out|unlikely|hardly|"
     r"imagine|pretend|can't|cannot|"
     r"(?:friend|teacher|student|students|book|key|others?|people|some|he|she|they|everyone|everybody|colleague|"
     r"classmate|model|textbook|user|you) (?:\w{1,10} )?(?:say|says|said|think|thinks|thought|claim|claims|claimed|"
@@ -63,7 +65,8 @@ _BEHIND = (
 )
 SETTLED = re.compile(
     r"(?i:\b(?:so|thus|therefore|hence|finally|ergo|conclusion:?|in conclusion|to conclude|in short|definitely|"
-    r"certainly|clearly|obviously|surely|probably|gotta be|got to be|"
+    r"certainly|clearly|obviously|surely|probably|gotta be|got to be|has to be|must be|should be|"
+    r"if i (?:had|have) to (?:choose|pick|guess|say|answer)(?: one)?|(?:money|bet)(?: is|'s) on|betting on|confident (?:in|about)|"
     r"(?:i|we)(?: (?:\w{1,10} )?(?:will|would|shall|should|can only|have to|must|am going to|am inclined to|want to|'m)"
     r"|'ll|'d)?(?: (?:rather|probably|definitely|still|have to|also|just))? ?(?:choose|chose|pick|picked|select|selected|go with|go for|"
     r"say|said|answer|conclude|conclude that|settle on|settle for|opt for|vote for|vote|lean towards?|lean to|stick with|believe|"
@@ -80,7 +83,7 @@ SETTLED = re.compile(
 )
 """A conclusion and its letter."""
 CORRECTED = re.compile(
-    r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm|oops|edit|"
+    r"(?i:\b(?:no(?=[,:;.!–—…-])|no(?= wait| actually)|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm|oops|edit|"
     r"update|nope|strike that|hold on|my mistake|never mind|instead|or rather)"
     r"[,:;.!\s–—…-]{1,4}(?:(?:no|wait|actually|rather|i mean|i meant|make that|make it|it(?:'s| is| should be| must be)|i say|"  # noqa: RUF001
     r"i meant to say|should be|that(?:'s| is| should be)|the (?:correct |right )?answer (?:is|should be)|option|choice)"
@@ -96,7 +99,7 @@ CALLED_RIGHT = re.compile(
     r"(?:correct|right|answer|best|most appropriate|choice|pick|guess|it|likely|one|what i(?:'d| would) (?:choose|pick|say))"
     r"|because|since|it is|for me|fits best|makes the most sense|makes sense|works best|fits|"
     r"(?:is|gets) (?:my|the) (?:final |best )?(?:vote|answer|choice|pick))\b"
-    r"(?! (?:in|that|but|only|up to|about|of a|enough|to (?:rule|say))\b)(?!\?)"
+    r"(?! (?:in|that|but|only|up to|about|of a|enough|at first|initially|to (?:rule|say))\b)(?!\?)"
 )
 """A letter that is said to be right."""
 ALONE_AT_END = re.compile(r"(?:[.!?:;…]|\s[-–—]|\n)\s*[(\[\"']?([A-Z])[)\]\"']?[.!]?\s*\Z")  # noqa: RUF001
@@ -106,6 +109,25 @@ QUESTION_AND_ANSWER = re.compile(r"(?:\A|\n)A: ?[(\[]?([A-Z])[)\]]?[.!]?\s*(?=\n
 TICKED_BOX = re.compile(
     r"(?:^|\n)\W{0,4}?(?:\[[xX✓✔*]\]|\([xX✓✔*•]\)|[☑✅✔✓👉➡◉●])\s?[(\[]?([A-Z])(?![\w'])"  # noqa: RUF001
 )
+IN_A_ROW = re.compile(
+    r"(?<![\w'])[(\[]?([A-Z])[)\]]?(?: ?[:.=–-])? ?(?i:(?P<yes>correct|true|right|yes|[✓✔✅☑])|(?:incorrect|false|wrong|no|not|[✗✘❌✖☒]))"  # noqa: RUF001
+    r"(?=\s*(?:[,;.|/)]|$|\n|[(\[]?[A-Z](?![\w'])))"
+)
+"""Choices and whether each is right, one behind the other on a line."""
+SIGNED = re.compile(r"(?:(?P<yes>[✓✔✅☑])|[✗✘❌✖☒]) ?[(\[]?([A-Z])(?![\w'])")
+"""The same with signs before the letters."""
+SIGNS = "✓✔✅☑✗✘❌✖☒"
+BECAUSE = re.compile(r"\A[\W_]*([A-Z])[)\]]?[,;:.]? (?:because|since|as it|as the|as this|as that|for the reason)\b")
+REVISED = re.compile(
+    r"(?i:\b(?:revise|change|correct|amend|update) (?:it|that|this|my answer|my mind|myself|my choice))"
+    r"(?:[:,;]| (?:to|and say|in favou?r of))? ?[(\[\"']?([A-Z])(?![\w'])"
+)
+RETRACTED = re.compile(
+    r"(?:\A|[.!?:\n–—-])\s*(?i:(?:no|wait|hmm|oh|actually|oops|sorry|hold on)\b[,.!;: ]{0,3}){1,3}"  # noqa: RUF001
+    r"(?i:(?:that|this|it)(?:'s| is| can't be| cannot be| isn't| is not| was)(?: not| n't)? (?:wrong|incorrect|right|correct|mistaken|a mistake)|"
+    r"i(?:'m| am| was) (?:wrong|mistaken)|scratch that)[^.!?\n]{0,40}[.!?\n]?"
+)
+"""What takes back all that was said before it."""
 VERDICT = re.compile(
     r"^(?:[-+>•] ?)?[(]?([A-Z])[)]?(?: ?[.:)-])?[ ](?:[^\n]{0,80}[ :,;(-])?"
     r"(?i:(?P<yes>correct|true|right|yes|[✓✔✅☑])|(?:incorrect|false|wrong|no|not|[✗✘❌✖☒]))\W{0,3}$",
@@ -120,13 +142,13 @@ LEAD = re.compile(
     r"true|best|answer|final|it\b|most|what|choice|one)|because\b|since\b|as (?:it|the|that|this)\b|for (?:sure|me)\b|it is\b|fits\b|works\b))"
 )
 ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b|is (?:correct|right|the)\b)[a-z]")
-LETTER_LIST = re.compile(r"(\w)(?![\w'])\s?[)\]]?(?:\s?(?:[,/&]|and\b|or\b){1,2}\s?[(\[]?(\w)(?![\w']))?")
+LETTER_LIST = re.compile(r"(\w)(?!\w|'\w)\s?[)\]]?(?:\s?(?:[,/&]|and\b|or\b){1,2}\s?[(\[]?(\w)(?![\w']))?")
 
 _DENIED = r"(?:wrong|incorrect|false|out\b|eliminated|implausible|ruled out|impossible|unlikely|irrelevant|excluded|not\b|no good|neither\b)"
 _LETTERS = r"[(\[]?(?<![\w'])[A-Z][)\]]?(?:(?:, (?:and |or )?| and | or | & |/)[(\[]?[A-Z][)\]]?){0,8}(?![\w'])"
 NEGATED = re.compile(
     r"\b(?i:not|isn't|wasn't|aren't|(?:rather )?than|nor|neither|instead of|can't be|cannot be|couldn't be|"
-    r"(?:eliminat|exclud|discard|reject|ignor|disregard|rul)(?:e|es|ed|ing)?(?: out)?|anything but|except|unlike|versus|vs\.?|"
+    r"(?:eliminat|exclud|discard|reject|ignor|disregard|rul)(?:e|es|ed|ing)?(?: out)?|anything but|(?:never|wouldn't|would not|don't|do not|won't|will not|didn't) (?:choose|pick|select|say|go with|go for|opt for)|avoid|except|unlike|versus|vs\.?|"
     r"no es|n'est pas|pas|nicht|não é|non è|niet|inte|не|nie)\s"
     r"(?:(?:the|la|el|le|die|option|choice|answer|letter|options|choices|answers|both|either)\s){0,2}"
     rf"(?:{_LETTERS}|[(\[]?[A-Za-z0-9][)\]]?(?![\w']))"
@@ -135,7 +157,7 @@ NEGATED = re.compile(
     rf" {_DENIED}|(?:isn't|aren't|doesn't|don't|can't|cannot|couldn't|won't|wouldn't|does not|do not|would not)\b[^.;,!?\n]{{0,60}})"
 )
 """Letters that are said not to be right, and what says so."""
-ASKED = re.compile(r"(?:\b(?i:is|was|could|would|might|maybe|perhaps|what about|how about)\b[^.!?\n]{0,40})(?<![\w'])[A-Z](?![\w'])[^.!?\n]{0,20}\?")
+ASKED = re.compile(r"(?:\b(?i:is|was|could|would|what about|how about)\b[^.!?\n]{0,40})(?<![\w'])[A-Z](?![\w'])[^.!?\n]{0,20}\?")
 """A letter that is asked about."""
 NO_CHOICE = re.compile(
     r"\b(?i:consider|considering|look at|looking at|examine|check|evaluate|analy[sz]e|compare|start with|begin with|discuss|"
@@ -148,33 +170,40 @@ JOINS = frozenset(["the", "my", "final", "correct", "right", "best", "and", "or"
 HEDGES = JOINS | frozenset(
     "1 i we get clearly definitely certainly surely probably likely most only fits works statement is it so thus of these "
     "obviously must be would guess think believe say going go with d ll s okay ok well hmm sure yes here sorry done "
-    "please thanks thank you choose pick select opt for as".split()  # noqa: SIM905
+    "maybe perhaps hmm alternative please thanks thank you choose pick select opt for as".split()  # noqa: SIM905
 )
 """What stands around a bare letter that is the answer (`Only B fits`), and around no other."""
 
 NUMBERS = {
     word: place
     for place, words in enumerate(
-        ("one first 1st 1", "two second 2nd 2", "three third 3rd 3", "four fourth 4th 4", "five fifth 5th 5", "six sixth 6th 6")
+        ("one first 1st 1", "two second 2nd 2", "three third 3rd 3", "four fourth 4th 4", "five fifth 5th 5", "six sixth 6th 6",
+         "seven seventh 7th 7", "eight eighth 8th 8", "nine ninth 9th 9", "ten tenth 10th 10")
     )
     for word in words.split()
 }
 _ORDINAL = "|".join(word for word in NUMBERS if word[-2:] in ("st", "nd", "rd", "th") or word in ("first", "second", "third", "fifth"))
-_CARDINAL = "|".join(word for word in NUMBERS if word.isdigit() or word in ("one", "two", "three", "four", "five", "six"))
+_CARDINAL = "|".join(word for word in NUMBERS if word.isdigit() or word[-2:] not in ("st", "nd", "rd", "th") and word not in ("first", "second", "third"))
 NUMBERED = re.compile(
-    rf"\b(?:the )?(?P<which>{_ORDINAL}|last) (?:option|choice|alternative|answer|one|of (?:the|these) (?:options|choices|four))\b"
+    rf"\b(?:the )?(?P<which>{_ORDINAL}|last) (?:option|choice|alternative|answer|letter|one|of (?:the|these) (?:options|choices|four))\b"
     rf"|(?:\b(?:option|choice|alternative|answer number|option number|choice number|number)\b|\bno\.|#) ?(?:number |no\. ?|#)?(?P<number>{_CARDINAL})\b(?!\.\d)",
     re.IGNORECASE,
 )
 """A choice by its place."""
+ORDINAL_ALONE = re.compile(rf"\b((?:choose|pick|select|is|it's|with|say|for) the )({_ORDINAL}|last)(?=\s*(?:[.!,;)]|$))", re.IGNORECASE)
+"""The same without a noun, behind what chooses."""
 STATED_NUMBER = re.compile(rf"[(\[]?(?P<number>{_CARDINAL})(?![\w'])[)\]]?(?=\s*(?:[.,;!]?\s*(?:$|\n)|[.,;!)] |[,;] ))", re.IGNORECASE)
 """The same behind what says that the answer follows."""
 
 NUMBER_SIGN = re.compile(r"(?<![\w#])# ?([1-9])(?!\w)")
 BOXED = re.compile(
-    r"\\(?:boxed|fbox|framebox)\s?\{(?:\s?\\(?:text\w{0,4}|math\w{1,4})\s?\{)?([^{}\n]{1,80})\}\}?"
+    r"\\(?:boxed|fbox|framebox)\s?\{(?:\s?\\(?:text\w{0,4}|math\w{1,4})\s?\{)?([^{}\n]{1,80})(?:\}\}?|\Z)"
 )
 LATEX = re.compile(r"\\(?:text\w{0,4}|math\w{1,4})\s?\{([^{}\n]{0,80})\}")
+TABLE = re.compile(r"^\|(?=[^\n]*(?:answer|choice|option|selected))[^\n]*\|[ ]*\n\|[-:| ]+\|[ ]*\n\|(?:[^\n|]*\|){0,4} ?[(\[]?([A-Z])[)\]]? ?\|[ ]*$", re.IGNORECASE | re.MULTILINE)
+"""A table of one row, whose last cell is a letter."""
+BOLD_LINE = re.compile(r"^(?:[-+>] )?\*\*[(\[]?[A-Z][)\].:][^*\n]{0,100}\*\*(?=\s*$)", re.MULTILINE)
+LABEL_LINE = re.compile(r"^(?:[-+>] )?[(\[]?[A-Z][)\].:] ", re.MULTILINE)
 STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<\n]{1,200}</(?:s|del|strike)>")
 TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br|span|code|div|mark|h[1-6]|li|ul|ol|td|tr|tt)(?: [^<>\n]{0,80})?/?>")
 XML_VALUE = re.compile(r"<\w{1,20}[^<>\n]{0,40}\b(?:id|letter|value|label|option|choice|answer)\s?=\s?[\"']([A-Za-z])[\"'][^<>\n]{0,40}>")

@@ -37,6 +37,8 @@ _FUNCTION_WORDS = STOPWORDS | frozenset(
 _WORD = re.compile(r"[^\W_]+")
 _NEGATIONS = frozenset(("no", "not", "never", "nor"))
 _NOT = re.compile(r"n't\b")
+READ_CHARS = 4000
+"""How much of an answer's beginning is read; 256 tokens are some 1,200 characters."""
 LEAST_SHARED = 1.0
 """Weight of the words that an answer must share with a reference to say anything of it, unless they are most of it."""
 _LEAD_DECIDES = 0.25
@@ -166,7 +168,7 @@ def _read_all(references: tuple[str, ...], *, about_beliefs: bool) -> tuple[tupl
 
 def _plain(text: str) -> str:
     """Lower case without markup, and every negation a word of its own."""
-    plain = cleaned(text).casefold().translate(_MARKUP).rstrip(" .!")
+    plain = cleaned(text[:READ_CHARS]).casefold().translate(_MARKUP).rstrip(" .!")
     return _NOT.sub(" not", plain.replace("cannot", "can not").replace("can't", "can not").replace("won't", "will not"))
 
 
