@@ -90,7 +90,7 @@ class FrozenModel(BaseModel):
 
 FIRST_MEASURED = "first_measured"
 """In place of a quality metric: the first of `QUALITY` that the run has."""
-QUALITY = ("bertscore", "rouge_l", *(f"{name}_rescored" for name in ACCURACIES))
+QUALITY = ("bertscore", "rouge_l", *(f"{name}_rescored" for name in ACCURACIES if METRICS[name].criterion == "quality"))
 _OWN = Fraction(5)
 """The margin of a member that has none."""
 REFUSAL = "refusal"

@@ -288,7 +288,7 @@ class Metric:
         tier: how SPEC 4 reads it: a benchmark in pp, a generation metric in percent of the baseline.
         label: its heading in reports; its name in words if empty.
         margin: the loss in pp that the default policy tolerates; of a plugin's metric, what a policy's `default` means.
-        graded: what gives it: a scorer of the `answer`, an `encoder` or a `judge` after all answers are there, `probes`
+        graded: what gives it: a scorer of the `answer`, the `execution` of it, an `encoder` or a `judge` after all are there, `probes`
             of the model, or the `cell` as a whole.
         pool: in the correlations, the quality or the safety metrics that it is paired as; None leaves it out.
         criterion: what it counts for where a policy's criterion of that name does not name its metrics: one metric of
@@ -300,6 +300,7 @@ class Metric:
         lowest: the least value of one sample.
         needs: metrics of the same answers without which it decides nothing: a pass by it needs each of them within the
             guard margin, and it never rejects by itself.
+        replaces: a metric that counts for no criterion on the prompts that this one grades.
     """
 
     name: str
@@ -312,7 +313,7 @@ class Metric:
     tier: Tier | None = None
     label: str = ""
     margin: Fraction | None = None
-    graded: Literal["answer", "encoder", "judge", "probes", "cell"] = "answer"
+    graded: Literal["answer", "execution", "encoder", "judge", "probes", "cell"] = "answer"
     pool: Literal["quality", "safety"] | None = None
     criterion: str = ""
     section: Literal["benchmarks", "generation", "safety"] | None = None
@@ -320,6 +321,7 @@ class Metric:
     reads_text: bool = True
     lowest: int = 0
     needs: tuple[str, ...] = ()
+    replaces: str = ""
 
     @property
     def is_share(self) -> bool:
@@ -350,7 +352,8 @@ class ScorerSpec:
     """What grades one answer: `target` is a `grading.base.Scorer`, and `metrics` are those that it gives.
 
     `{A}` in a metric stands for the accuracy metric of the task. `published` is the scorer in its place where a study
-    decides by thresholds on deltas, as the published study did (policy `tr125`); empty where it is the same.
+    decides by thresholds on deltas, as the published study did (policy `tr125`); empty where it is the same. One that
+    `executes` is given what programs came to that were run, as a last argument.
     """
 
     name: str
@@ -358,6 +361,7 @@ class ScorerSpec:
     metrics: tuple[str, ...]
     meaning: str = ""
     published: str = ""
+    executes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

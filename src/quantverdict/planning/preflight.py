@@ -304,7 +304,8 @@ def _is_near(host: str) -> bool:
 
 def measurable(study: Study, tasks: Sequence[Task]) -> frozenset[str]:
     """The metrics that a study can grade prompt by prompt."""
-    found = {metric for task in tasks for metric in task.metrics}
+    run = study.allow_code_execution
+    found = {metric for task in tasks for metric in task.metrics if run or METRICS[metric].graded != "execution"}
     if any(judge.engine and not judge.second for judge in study.judges):
         found |= {judged for metric, judged in judged_by().items() if metric in found}
     free = [item for task in tasks if read_semantically(task) for item in task.items]
@@ -365,6 +366,8 @@ def _giving(metric: str, others: Iterable[str]) -> str:
     instead = f", or another quality_metric: {', '.join(others)}" if others else ""
     if METRICS[metric].graded == "encoder":
         return f"semantic: {{}} and a task of free text{instead}"
+    if METRICS[metric].graded == "execution":
+        return f"allow_code_execution: true and a task of code_generation whose items have a check{instead}"
     if METRICS[metric].graded == "probes":
         return f"whitebox: {{prompts: N}}{instead}"
     of = next((pattern for pattern, judged in judged_by().items() if judged == metric), metric)
