@@ -350,8 +350,9 @@ def _control(name: str, task: str) -> tuple[Metric, ...]:
     made = _accuracy("", task)
     return tuple(
         replace(
-            one, name=f"{name}{one.name}", group="safety", tier=None, section=None, needs=tuple(name + of for of in one.needs),
-            margin=one.margin if one.needs else None, criterion="safety" if one.criterion else "",
+            one, name=f"{name}{one.name}", group="safety", tier=None, section=None,
+            needs=tuple(name + of for of in one.needs), margin=one.margin if one.needs else None,
+            criterion="safety" if one.criterion else "",
         )
         for one in made
     )  # fmt: skip
@@ -451,10 +452,10 @@ TASK_TYPES: Listing[TaskType] = Listing("task type", (
     TaskType("qa", ("short_answer", "text"), ("reference",), None, "a question with a short reference answer",
              free_text=True),
     TaskType("summarization", ("text",), ("reference",), None, "a text with a reference summary", free_text=True),
-    TaskType("code_generation", ("code", "text"), ("reference",), "code_pass_rate",
+    TaskType("code_generation", ("code", "text"), ("reference",), None,
              "code with a reference, and a `check` of assertions", answer="text", free_text=True),
-    TaskType("tool_calls", ("tool_call",), ("tools", "reference"), "tool_call_accuracy", "calls of tools by name and arguments",
-             answer="text", check="quantverdict.grading.tools:check_tool_call"),
+    TaskType("tool_calls", ("tool_call",), ("tools", "reference"), "tool_call_accuracy",
+             "calls of tools by name and arguments", answer="text", check="quantverdict.grading.tools:check_tool_call"),
     TaskType("instruction_following", ("instruction",), ("checks",), "instruction_following",
              "instructions on form, checked by rule", answer="text",
              check="quantverdict.grading.instructions:check_instruction"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quantverdict.errors import DataError
 from quantverdict.grading.answer import answer_of
-from quantverdict.grading.choice import logprob_margin, probability, read_answer, reader, score_choice
+from quantverdict.grading.choice import logprob_margin, read_answer, reader, score_choice
 from quantverdict.records import Response
 
 DATA = Path(__file__).parents[1] / "data"

@@ -211,7 +211,11 @@ def test_the_reference_programs_pass_their_checks_and_the_wrong_ones_do_not(batt
 def first_of(value):
     """A right value, where an argument may have several."""
     if isinstance(value, dict):
-        return first_of(value["any_of"][0]) if set(value) == {"any_of"} else {key: first_of(one) for key, one in value.items()}
+        return (
+            first_of(value["any_of"][0])
+            if set(value) == {"any_of"}
+            else {key: first_of(one) for key, one in value.items()}
+        )
     return [first_of(one) for one in value] if isinstance(value, list) else value
 
 

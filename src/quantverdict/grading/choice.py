@@ -30,7 +30,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def score_choice(task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
-    """`A`, `A_rescored`, `A_format_failure`; by log-probabilities `A_logprob`, `A_margin`, `A_p_right` (A: the accuracy).
+    """`A`, `A_rescored`, `A_format_failure`; by numbers `A_logprob`, `A_margin`, `A_p_right`; A: `accuracy_metric`.
 
     Raises:
         DataError: the response has log-probabilities for another number of choices than the item.
@@ -182,7 +182,7 @@ def _by_letter(choices: ChoiceReader, plain: str) -> str:
     letters = [label.upper() for label in choices.labels]
     if choices.letters is None or any(letter.isdigit() for letter in letters):
         return plain
-    if any(word in say.NUMBERS for phrase in choices.phrases for word in phrase.split()):
+    if _numeric(choices):
         return plain
 
     def named(match: re.Match[str]) -> str:
@@ -196,6 +196,11 @@ def _by_letter(choices: ChoiceReader, plain: str) -> str:
         return f"{match[1]}option {letters[place]}" if place < len(letters) else match[0]
 
     return say.ORDINAL_ALONE.sub(alone, say.NUMBERED.sub(named, plain))
+
+
+def _numeric(choices: ChoiceReader) -> bool:
+    """Whether a choice says a number, so that one in an answer is no place."""
+    return any(word in say.NUMBERS for phrase in choices.phrases for word in phrase.split())
 
 
 def _taken_back(plain: str) -> int:
@@ -212,7 +217,9 @@ def _leads(choices: ChoiceReader, plain: str, lead: re.Match[str]) -> bool:
     rest = plain[lead.end() + 1 :].lstrip(" ,;:–—-")  # noqa: RUF001
     others = [match for match in choices.bare.finditer(rest) if match[1] != lead[1]]
     listed = any(re.match(r"\s?(?:[.):/&]|,? ?(?:and|or)\b|,|$)", rest[match.end() :]) for match in others[:1])
-    marked = any(_label_index(choices, match) != choices.labels[lead[1].casefold()] for match in choices.letters.finditer(rest))
+    marked = any(
+        _label_index(choices, match) != choices.labels[lead[1].casefold()] for match in choices.letters.finditer(rest)
+    )
     verdict = say.IN_A_ROW.match(plain) or say.VERDICT.match(plain)
     return not marked and not verdict and not (listed and others[0].start() == 0) and not any(
         rest[match.end() :][:1] in (".", ")", ":") and match.end() < len(rest) - 1 for match in others
@@ -304,7 +311,9 @@ def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, f
     for pattern in (say.SETTLED, say.CORRECTED, say.CALLED_RIGHT, say.REVISED, *_UNSUPPOSED):
         for match in pattern.finditer(plain):
             index = choices.labels.get(match[1].casefold())
-            supposed = pattern not in _UNSUPPOSED and _is_supposed(plain, match.start(1) if match[0][:3].casefold() == "but" else match.start())
+            supposed = pattern not in _UNSUPPOSED and _is_supposed(
+                plain, match.start(1) if match[0][:3].casefold() == "but" else match.start()
+            )
             if index is not None and not supposed:
                 yield match.start(1), match.end(), frozenset((index,))
     lines = [
@@ -316,7 +325,9 @@ def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, f
     listed = len({index for _, index in said}) > 1  # the choices, repeated
     alone = [(match, index) for match, index in lines if not match[2].strip()]
     if listed:  # the last of them again is the answer
-        said = [one for at, one in enumerate(said) if at == len(said) - 1 and one[1] in [index for _, index in said[:at]]]
+        said = [
+            one for at, one in enumerate(said) if at == len(said) - 1 and one[1] in [index for _, index in said[:at]]
+        ]
     for match, index in alone + said:
         yield match.start(), match.end(), frozenset((index,))
 
@@ -336,9 +347,9 @@ def _named_at(choices: ChoiceReader, rest: str) -> tuple[set[int], int]:
         if letters and found:
             return found, letters.end()
         number = say.STATED_NUMBER.match(rest)
-        if number is not None and (place := say.NUMBERS[number["number"].casefold()]) < len(choices.labels):
-            if not any(word in say.NUMBERS for phrase in choices.phrases for word in phrase.split()):
-                return {place}, number.end()
+        if number is not None and not _numeric(choices):
+            place = say.NUMBERS[number["number"].casefold()]
+            return ({place} if place < len(choices.labels) else set()), number.end()
     words = _words(rest)
     spoken = f"{' '.join(words)} "
     shorter = f"{_without_article(words)} "
@@ -385,6 +396,8 @@ _TICKS = tuple("✓✔✅☑")
 _CONCEDED = re.compile(r"^(?:although|though|while|even though|despite|whereas)\b[^,\n]{1,80},", re.IGNORECASE)
 _UNSUPPOSED = (say.ALONE_AT_END, say.QUESTION_AND_ANSWER, say.TICKED_BOX, say.ABROAD_ALONE, say.BECAUSE)
 """Patterns of a letter that stands by itself."""
-_NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " wasn t ", " wasn t the ", " than ",
-              " nor ", " rather than ", " rather than the ", " instead of ", " instead of the ")  # fmt: skip
+_NEGATIONS = (
+    " not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " wasn t ", " wasn t the ", " than ",
+    " nor ", " rather than ", " rather than the ", " instead of ", " instead of the ",
+)  # fmt: skip
 _DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])

@@ -79,7 +79,10 @@ def program_of(item: Item, text: str) -> Program | None:
     return Program(code_in(text[:MOST_CHARS], name if isinstance(name, str) else ""), check)
 
 
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[\w+.-]*[ \t]*\n(.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^[ \t]*(?:```|~~~)[ \t]*[\w+.-]*[ \t]*\n(.*?)(?:^[ \t]*(?:```|~~~)|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
 _BEGINS = re.compile(r"^(?:def |async def |class |import |from \w|@\w|[A-Za-z_]\w* ?= ?)", re.MULTILINE)
 
 
@@ -92,7 +95,9 @@ def code_in(text: str, function: str = "") -> str:
     defining = [block for block in blocks if function and f"def {function}" in block]
     if defining:
         before = blocks[: blocks.index(defining[-1])]
-        helpers = [block for block in before if f"def {function}" not in block and _BEGINS.match(block) and _parses(block)]
+        helpers = [
+            block for block in before if f"def {function}" not in block and _BEGINS.match(block) and _parses(block)
+        ]
         return "\n".join([*helpers, defining[-1]])
     if blocks:
         return "\n".join(blocks)

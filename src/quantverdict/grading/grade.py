@@ -42,9 +42,7 @@ def grade_sample(
     )
 
 
-def scorers_of(
-    task: Task, *, published: bool = False, executions: Executions | None = None
-) -> tuple[Scorer, ...]:
+def scorers_of(task: Task, *, published: bool = False, executions: Executions | None = None) -> tuple[Scorer, ...]:
     """What grades the answers to a task; `published` and `executions` as in `grade_sample`.
 
     Raises:
@@ -87,6 +85,12 @@ def answer_text(task: Task, answer: Answer) -> str:
 def filtered(task: Task, answer: Answer) -> str:
     """An answer after its task's filters."""
     return apply_filters(task, answer_text(task, answer))
+
+
+def metrics_given(task: Task, *, executed: bool) -> tuple[str, ...]:
+    """The metrics that answers to a task get; those of programs only where these are run, and an item has a check."""
+    runs = executed and any(isinstance(item.fields.get("check"), str) for item in task.items)
+    return tuple(metric for metric in task.metrics if runs or METRICS[metric].graded != "execution")
 
 
 def programs_in(tasks: Mapping[str, Task], responses: Iterable[Response]) -> dict[str, Program]:

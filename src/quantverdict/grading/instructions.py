@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from quantverdict.grading.base import EMPTY_ANSWER, Grade, cleaned
@@ -82,46 +82,66 @@ def _json(text: str) -> Any:  # noqa: ANN401 - whatever it holds
     return json.loads(inside[1] if inside else text)
 
 
-def _format(check: Mapping[str, Any], text: str) -> bool:
-    kind, lines = check["is"], [line for line in text.splitlines() if line.strip()]
-    if kind in ("json", "json_list"):
-        try:
-            value = _json(text)
-        except (ValueError, RecursionError):
-            return False
-        if kind == "json_list":
-            return isinstance(value, list)
-        return isinstance(value, dict) and set(check.get("keys", value)) == set(value)
-    if kind == "bullets":
-        return all(_BULLET.match(line) for line in lines)
-    if kind == "numbered":
-        numbers = [re.match(r"[ \t]*(\d{1,3})[.)] +\S", line) for line in lines]
-        return [int(one[1]) if one else 0 for one in numbers] == list(range(1, len(lines) + 1))
-    if kind == "table":
-        rows = [line.strip() for line in lines]
-        return len(rows) > 2 and all(row.startswith("|") and row.endswith("|") for row in rows) and set(rows[1]) <= set("|-: ")
-    if kind == "csv":
-        widths = {len(line.split(",")) for line in lines}
-        return len(widths) == 1 and widths != {1}
-    if kind == "quoted":
-        return len(text) > 2 and text[0] in "\"“«" and text[-1] in "\"”»"
-    return kind == "one_word" and len(_WORD.findall(text)) == 1
+def _json_format(check: Mapping[str, Any], text: str) -> bool:
+    try:
+        value = _json(text)
+    except (ValueError, RecursionError):
+        return False
+    if check["is"] == "json_list":
+        return isinstance(value, list)
+    return isinstance(value, dict) and set(check.get("keys", value)) == set(value)
 
 
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _numbered(_check: Mapping[str, Any], text: str) -> bool:
+    numbers = [re.match(r"(\d{1,3})[.)] +\S", line) for line in _lines(text)]
+    return [int(one[1]) if one else 0 for one in numbers] == list(range(1, len(numbers) + 1))
+
+
+def _table(_check: Mapping[str, Any], text: str) -> bool:
+    rows = _lines(text)
+    framed = all(row.startswith("|") and row.endswith("|") for row in rows)
+    return len(rows) > 2 and framed and set(rows[1]) <= set("|-: ")
+
+
+def _csv(_check: Mapping[str, Any], text: str) -> bool:
+    widths = {len(line.split(",")) for line in _lines(text)}
+    return len(widths) == 1 and widths != {1}
+
+
+FORMATS: Mapping[str, Callable[[Mapping[str, Any], str], bool]] = {
+    "json": _json_format,
+    "json_list": _json_format,
+    "bullets": lambda _, text: all(_BULLET.match(line) for line in _lines(text)),
+    "numbered": _numbered,
+    "table": _table,
+    "csv": _csv,
+    "quoted": lambda _, text: len(text) > 2 and text[0] in '"“«' and text[-1] in '"”»',
+    "one_word": lambda _, text: len(_WORD.findall(text)) == 1,
+}
 KINDS: Mapping[str, Callable[[Mapping[str, Any], str], bool]] = {
     "length": _counted,
     "count": _counted,
     "case": _case,
-    "format": _format,
+    "format": lambda check, text: FORMATS[check["is"]](check, text),
     "keywords": _keywords,
     "language": lambda check, text: language(text) == check["is"],
     "starts": lambda check, text: text.casefold().startswith(str(check["with"]).casefold()),
     "ends": lambda check, text: text.casefold().endswith(str(check["with"]).casefold()),
 }
-CASES, FORMATS = ("upper", "lower", "title"), (
-    "json", "json_list", "bullets", "numbered", "table", "csv", "quoted", "one_word",
-)  # fmt: skip
-_NEEDS = {"length": "unit", "count": "unit", "case": "is", "format": "is", "language": "is", "starts": "with", "ends": "with"}
+CASES = ("upper", "lower", "title")
+_NEEDS = {
+    "length": "unit",
+    "count": "unit",
+    "case": "is",
+    "format": "is",
+    "language": "is",
+    "starts": "with",
+    "ends": "with",
+}
 
 
 def check_instruction(_task: Task, item: Item) -> ItemProblem | None:
@@ -131,19 +151,30 @@ def check_instruction(_task: Task, item: Item) -> ItemProblem | None:
     except (ValueError, RecursionError):
         checks = None
     if not isinstance(checks, list) or not checks or not all(isinstance(one, dict) for one in checks):
-        return ItemProblem("checks", "is no JSON list of checks", '[{"kind": "length", "unit": "words", "at_most": 20}]')
-    for one in checks:
-        kind = str(one.get("kind"))
-        if kind not in KINDS:
-            return ItemProblem("checks", f"unknown kind {kind!r}", one_of(kind, KINDS))
-        need = _NEEDS.get(kind)
-        if need is not None and need not in one:
-            return ItemProblem("checks", f"a check of kind {kind} without {need}", f'"{need}": ...')
-        known = {"unit": tuple(UNITS), "case": CASES, "format": FORMATS}.get("unit" if need == "unit" else kind)
-        if known and one[need or ""] not in known:
-            return ItemProblem("checks", f"unknown {need} {one[need or '']!r}", one_of(str(one[need or ""]), known))
-        if need == "unit" and not all(type(one[key]) is int for key in ("exactly", "at_least", "at_most") if key in one):
-            return ItemProblem("checks", f"a limit of {one['unit']} that is no whole number", "a whole number")
-        if need == "unit" and not {"exactly", "at_least", "at_most"} & set(one):
-            return ItemProblem("checks", f"a count of {one['unit']} without a limit", "at_least, at_most or exactly")
-    return None
+        return ItemProblem(
+            "checks", "is no JSON list of checks", '[{"kind": "length", "unit": "words", "at_most": 20}]'
+        )
+    return next((wrong for one in checks if (wrong := _check_one(one)) is not None), None)
+
+
+def _check_one(one: Mapping[str, Any]) -> ItemProblem | None:
+    kind = str(one.get("kind"))
+    need = _NEEDS.get(kind)
+    wrong: tuple[str, str] | None = None
+    if kind not in KINDS:
+        wrong = f"unknown kind {kind!r}", one_of(kind, KINDS)
+    elif need is not None and need not in one:
+        wrong = f"a check of kind {kind} without {need}", f'"{need}": ...'
+    elif need is not None and (known := _KNOWN.get(kind)) and one[need] not in known:
+        wrong = f"unknown {need} {one[need]!r}", one_of(str(one[need]), known)
+    elif need == "unit" and not set(_LIMITS) & set(one):
+        wrong = f"a count of {one['unit']} without a limit", " or ".join(_LIMITS)
+    elif need == "unit" and not all(type(one[key]) is int for key in _LIMITS if key in one):
+        wrong = f"a limit of {one['unit']} that is no whole number", "a whole number"
+    return None if wrong is None else ItemProblem("checks", *wrong)
+
+
+_LIMITS = ("exactly", "at_least", "at_most")
+_KNOWN: Mapping[str, Iterable[str]] = {
+    "length": UNITS, "count": UNITS, "case": CASES, "format": FORMATS,
+}  # fmt: skip

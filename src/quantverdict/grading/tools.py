@@ -22,6 +22,7 @@ MOST_CHARS = 8000
 """Of an answer."""
 _NAMES = ("name", "tool", "function", "tool_name", "function_name", "action")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "action_input", "kwargs")
+_WRAPPERS = ("tool_calls", "calls", "function_call", "tool_call")
 _TAG = re.compile(r"</?(?:tool_call|function_call|tool|tools|function|call)>|<\|[\w▁]{1,30}\|>|\[TOOL_CALLS\]|```[\w]*")
 
 
@@ -76,17 +77,20 @@ def same_value(found: object, wanted: object) -> bool:
     """
     if isinstance(wanted, dict) and set(wanted) == {"any_of"}:
         return any(same_value(found, one) for one in wanted["any_of"])
-    if isinstance(wanted, bool) or isinstance(found, bool):
-        return found is wanted
-    if isinstance(wanted, int | float) and isinstance(found, int | float):
-        return float(found) == float(wanted)
-    if isinstance(wanted, str) and isinstance(found, str):
-        return _plain(found) == _plain(wanted)
-    if isinstance(wanted, list) and isinstance(found, list | tuple):
-        return len(found) == len(wanted) and all(map(same_value, found, wanted))
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        return set(found) == set(wanted) and all(same_value(found[key], wanted[key]) for key in wanted)
-    return found is None and wanted is None
+    match found, wanted:
+        case (bool(), _) | (_, bool()) | (None, _):
+            same = found is wanted
+        case (int() | float(), int() | float()):
+            same = float(found) == float(wanted)
+        case (str(), str()):
+            same = _plain(found) == _plain(wanted)
+        case (list(), list()):
+            same = len(found) == len(wanted) and all(map(same_value, found, wanted))
+        case (dict(), dict()):
+            same = set(found) == set(wanted) and all(same_value(found[key], wanted[key]) for key in wanted)
+        case _:
+            same = False
+    return same
 
 
 def _plain(text: str) -> str:
@@ -121,24 +125,25 @@ def _calls(value: Any) -> Iterator[Call]:  # noqa: ANN401 - whatever the JSON ho
             yield from _calls(one)
     if not isinstance(value, dict):
         return
-    for key in ("tool_calls", "calls", "function_call", "tool_call"):
-        if key in value:
-            yield from _calls(value[key])
-            return
-    if isinstance(value.get("function"), dict):
-        yield from _calls(value["function"])
+    inner = next((key for key in _WRAPPERS if key in value), "function")
+    if inner in _WRAPPERS or isinstance(value.get("function"), dict):
+        yield from _calls(value[inner])
         return
     name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
+    given = {} if len(value) == 1 else _arguments(value)
+    if name is not None and given is not None:
+        yield Call(name, given)
+
+
+def _arguments(value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The arguments of a call, which may be JSON in a text; None where it has none."""
     given = next((value[key] for key in _ARGUMENTS if key in value), None)
     if isinstance(given, str):
         try:
             given = json.loads(given)
         except (ValueError, RecursionError):
-            given = None
-    if name is not None and isinstance(given, dict):
-        yield Call(name, given)
-    elif name is not None and given is None and len(value) == 1:
-        yield Call(name, {})
+            return None
+    return given if isinstance(given, dict) else None
 
 
 def _python_calls(text: str, names: tuple[str, ...]) -> list[Call]:

@@ -172,7 +172,7 @@ def _grid(
 
 
 def without_replaced(samples: Grids) -> Grids:
-    """Grids in which a prompt counts for one metric of its kind: what another replaces has none that this one grades."""
+    """Grids in which a prompt counts for one metric of its kind: what another replaces has none that it grades."""
     found = dict(samples)
     for name, grid in samples.items():
         other = found.get(METRICS[name].replaces)

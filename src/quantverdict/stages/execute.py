@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 from quantverdict.backends.base import given_cpus
@@ -42,21 +41,20 @@ MOST_AT_ONCE = 8
 
 
 def execute_code(study: Study, tasks: Sequence[Task], bundle: Bundle, say: Callable[[str], None]) -> None:
-    """Run every program of the stored answers that was not run yet; without leave nothing is run, and that is said.
+    """Run every program of the stored answers that was not run yet; nothing where the study does not allow it.
 
     Raises:
         DataError: `executions.jsonl` holds a line that is none.
         BundleError: it cannot be written.
     """
+    if not study.allow_code_execution:
+        return
     by_name, outcomes = {task.name: task for task in tasks}, read_outcomes(bundle)
     programs: dict[str, Program] = {}
     for build in stored_builds(bundle):
         if build.cell in outcomes and outcomes[build.cell].failure is None:
             programs |= programs_in(by_name, stored_responses(bundle, build.cell))
     if not programs:
-        return
-    if not study.allow_code_execution:
-        say("code_pass_rate is not measured: `allow_code_execution: true` in the study lets generated code run, with limits")
         return
     bundle.check_hash(EXECUTIONS)
     store, known = JsonlStore(bundle.path(EXECUTIONS)), read_executions(bundle)
@@ -114,8 +112,9 @@ def run_program(program: Program, limits: ExecutionLimits | None = None) -> Exec
     limits, word = limits or ExecutionLimits(), secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="quantverdict-", ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-I", "-S", "-B", "-c", RUNNER]
-        message = {"word": word, "code": program.code, "check": program.check, "seconds": int(limits.seconds) + 1,
-                   "memory": limits.memory_bytes, "file": limits.file_bytes, "folder": os.path.realpath(folder)}  # fmt: skip
+        message = {"word": word, "code": program.code, "check": program.check,
+                   "seconds": int(limits.seconds) + 1, "memory": limits.memory_bytes, "file": limits.file_bytes,
+                   "folder": os.path.realpath(folder)}  # fmt: skip
         try:
             process = subprocess.Popen(  # noqa: S603 - this interpreter
                 command, cwd=folder, env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -170,7 +169,7 @@ def _read(key: str, said: bytes, word: str, *, late: bool, status: int) -> Execu
 
 
 _OUTCOMES: Mapping[str, Outcome] = {"passed": "passed", "failed": "failed", "memory": "memory"}
-RUNNER = r'''
+RUNNER = r"""
 import json, os, sys
 job = json.loads(sys.stdin.buffer.read())
 out = os.dup(1)
@@ -208,15 +207,16 @@ if resource is not None:
     limit("RLIMIT_CORE", 0)
 os.write(out, f"isolation {isolation}\n".encode())
 import ast, collections, functools, itertools, math, re, string, typing  # what programs commonly import
-library = tuple({os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))})
+places = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))
+library = tuple({os.path.realpath(path) + os.sep for path in places})
 library += ("/usr/share/zoneinfo/", "/dev/null", "/dev/urandom", os.devnull)
 mine = folder + os.sep
-inside = lambda path: (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(mine)
-refused = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.kill",
-           "os.startfile", "pty.", "ctypes.", "ftplib.", "http.client", "smtplib.", "urllib.", "webbrowser.", "signal.pthread_kill",
-           "os.chroot", "os.setuid", "fcntl.", "winreg.", "syslog.", "nntplib.", "telnetlib.", "poplib.", "imaplib.")
-changes = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate",
-           "os.utime", "shutil.", "os.chdir", "tempfile.", "os.setxattr", "os.removexattr", "os.listdir", "os.scandir")
+within = lambda path, roots: (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(roots)
+refused = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill",
+           "os.startfile", "pty.", "ctypes.", "webbrowser.", "signal.pthread_kill", "fcntl.", "syslog.")
+changes = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
+           "os.truncate", "os.utime", "shutil.", "os.chdir", "tempfile.", "os.setxattr", "os.removexattr",
+           "os.listdir", "os.scandir")
 armed = []
 def guard(event, given):
     if not armed:
@@ -233,9 +233,8 @@ def guard(event, given):
             raise PermissionError(event)
     elif event.startswith(changes):
         for path in given[:2]:
-            if isinstance(path, (str, bytes)) and not inside(path) and not (
-                event in ("os.listdir", "os.scandir") and (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(library)
-            ):
+            roots = (mine, *library) if event in ("os.listdir", "os.scandir") else mine
+            if isinstance(path, (str, bytes)) and not within(path, roots):
                 raise PermissionError(event)
 sys.addaudithook(guard)
 code, check = job.pop("code"), job.pop("check")
@@ -257,5 +256,5 @@ else:
 armed.clear()
 write(out, f"detail {detail}\n".encode("utf-8", "replace") + told + outcome + b"\n")
 leave(0)
-'''
+"""
 """What the process runs: it limits itself, then the program, then its assertions, and says what came of it."""

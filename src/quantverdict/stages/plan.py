@@ -312,10 +312,10 @@ def gating(study: Study, builds: int) -> DecisionRules:
 
 def counted_metrics(study: Study, task: Task) -> tuple[str, ...]:
     """The metrics of a task that a study measures and that no other of them replaces."""
+    from quantverdict.grading.grade import metrics_given
     from quantverdict.matrix.columns import METRICS
 
-    run = study.allow_code_execution
-    found = [metric for metric in task.metrics if run or METRICS[metric].graded != "execution"]
+    found = metrics_given(task, executed=study.allow_code_execution)
     return tuple(metric for metric in found if metric not in [METRICS[other].replaces for other in found])
 
 
