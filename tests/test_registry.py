@@ -19,6 +19,7 @@ from quantverdict.matrix.cells import judge_scores
 from quantverdict.policy import Policy
 from quantverdict.records import BackendSpec, Metric, RubricSpec
 from quantverdict.registry import (
+    ACCURACIES,
     BACKENDS,
     GATE_RULES,
     IMPORTERS,
@@ -48,9 +49,7 @@ DOCS = ROOT / "docs"
 def names(metrics):
     """Metrics with those of every accuracy in place of `{A}`."""
     for metric in metrics:
-        yield from (
-            metric.replace("{A}", name) for name in METRICS if "{A}" not in metric or name.endswith("_accuracy")
-        )
+        yield from (metric.replace("{A}", name) for name in METRICS if "{A}" not in metric or name in ACCURACIES)
 
 
 def test_every_metric_is_complete():
@@ -69,8 +68,15 @@ def test_every_metric_is_complete():
 def test_every_metric_of_answers_is_given_by_a_scorer_and_every_scorers_metric_is_listed():
     given = {name for scorer in SCORERS.values() for name in names(scorer.metrics)}
     assert given <= set(METRICS)
-    of_answers = {name for name, metric in METRICS.items() if metric.graded == "answer"}
+    of_answers = {name for name, metric in METRICS.items() if metric.graded in ("answer", "execution")}
     assert of_answers <= given
+
+
+def test_what_a_metric_needs_or_replaces_is_a_metric_of_the_same_answers():
+    for name, metric in METRICS.items():
+        for other in (*metric.needs, *filter(None, (metric.replaces,))):
+            assert METRICS[other].is_gated, (name, other)
+        assert not metric.needs or (metric.margin, metric.criterion) == (3, ""), name
 
 
 def test_every_task_type_has_scorers_a_rate_and_fields():
@@ -85,7 +91,8 @@ def test_every_task_type_has_scorers_a_rate_and_fields():
 
 def test_everything_that_is_named_as_a_target_is_there():
     for scorer in SCORERS.values():
-        assert len(inspect.signature(load(scorer.target)).parameters) == 4, scorer.name
+        assert len(inspect.signature(load(scorer.target)).parameters) == 4 + scorer.executes, scorer.name
+        assert not scorer.published or len(inspect.signature(load(scorer.published)).parameters) == 4, scorer.name
     for importer in IMPORTERS.values():
         assert callable(load(importer.target)), importer.name
         assert importer.meaning

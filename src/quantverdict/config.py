@@ -528,6 +528,8 @@ class Study(FrozenModel):
     """The rules of the decision: a name, or a mapping with `base`."""
     constraints: Constraints = Constraints()
     """What the build to ship must satisfy besides."""
+    allow_code_execution: bool = Field(default=False, exclude_if=lambda allowed: not allowed)
+    """Run the code that builds write, with limits, against the assertions of its items: see docs/metrics.md."""
     reuse_servers: bool = Field(default=False, exclude_if=lambda reuse: not reuse)
     """Reuse kept answers of servers too: only you know that the same build still answers by the same name."""
     file: str = Field(default="", exclude=True)

@@ -90,11 +90,17 @@ class FrozenModel(BaseModel):
 
 FIRST_MEASURED = "first_measured"
 """In place of a quality metric: the first of `QUALITY` that the run has."""
-QUALITY = ("bertscore", "rouge_l", *(f"{name}_rescored" for name in ACCURACIES))
+QUALITY = ("bertscore", "rouge_l", *(f"{name}_rescored" for name in ACCURACIES if METRICS[name].criterion == "quality"))
 _OWN = Fraction(5)
 """The margin of a member that has none."""
 REFUSAL = "refusal"
 """The criterion that stands alone: half of the chance of a wrong rejection is its."""
+
+
+def _own(metric: str) -> Fraction:
+    """The margin of a member that has none in the policy."""
+    found = METRICS.find(metric)
+    return found.margin if found.needs and found.margin is not None else _OWN
 
 
 def _quality(name: str) -> str:
@@ -346,16 +352,32 @@ class Policy(FrozenModel):
         """The metrics of a criterion that are measured; the strict parser's accuracy only where the tolerant one's is
         not."""
         found = [metric for metric in self.members(name) if metric in measured]
+        found += [metric for metric in self._needed_by(found) if metric in measured]
         if (self.criteria or {})[name].metrics is not None:
             return tuple(found)
         return tuple(metric for metric in found if f"{metric}_rescored" not in found)
+
+    def _needed_by(self, members: Sequence[str]) -> list[str]:
+        """The metrics that these need beside them, each by the guard margin alone."""
+        needed = (other for metric in members for other in METRICS.find(metric).needs)
+        return [metric for metric in dict.fromkeys(needed) if metric not in members]
+
+    def pooled(self, name: str, among: Sequence[str]) -> tuple[str, ...]:
+        """Of the metrics of a criterion that are measured those that it is of, without what these need beside them."""
+        return tuple(metric for metric in among if metric in self.members(name))
+
+    def margin_of(self, name: str, pooled: Sequence[str]) -> Fraction:
+        """The margin in pp of a criterion as a whole; the least own one where its metrics decide nothing alone."""
+        margin = (self.criteria or {})[name].margin_pp
+        weak = [metric for metric in pooled if METRICS[metric].needs]
+        return min(margin, *(self.gates[metric] for metric in weak)) if weak and len(weak) == len(pooled) else margin
 
     @property
     def gates(self) -> Mapping[str, Fraction]:
         """The own margin of every gated metric in pp: of the members of criteria; else that of quality first."""
         if self.rules == "criteria":
-            members = (metric for name in self.criteria or {} for metric in self.members(name))
-            return {metric: self.margins.get(metric, _OWN) for metric in members}
+            members = [metric for name in self.criteria or {} for metric in self.members(name)]
+            return {metric: self.margins.get(metric, _own(metric)) for metric in members + self._needed_by(members)}
         quality = {self.quality_metric: self.quality_margin_pp}
         return {**quality, **self.margins}
 

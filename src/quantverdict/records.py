@@ -296,8 +296,8 @@ class Metric:
         tier: how SPEC 4 reads it: a benchmark in pp, a generation metric in percent of the baseline.
         label: its heading in reports; its name in words if empty.
         margin: the loss in pp that the default policy tolerates; of a plugin's metric, what a policy's `default` means.
-        graded: what gives it: a scorer of the `answer`, an `encoder` or a `judge` after all answers are there, `probes`
-            of the model, or the `cell` as a whole.
+        graded: what gives it: a scorer of the `answer`, the `execution` of it, an `encoder` or a `judge` after all are
+            there, `probes` of the model, or the `cell` as a whole.
         pool: in the correlations, the quality or the safety metrics that it is paired as; None leaves it out.
         criterion: what it counts for where a policy's criterion of that name does not name its metrics: one metric of
             each kind of task, by which a build is decided. Empty for none.
@@ -306,6 +306,9 @@ class Metric:
             None where nothing is guessed.
         reads_text: False where it is known of an answer that cannot be read, too (tokens, log-probabilities).
         lowest: the least value of one sample.
+        needs: metrics of the same answers without which it decides nothing: a pass by it needs each of them within the
+            guard margin, and it never rejects by itself.
+        replaces: a metric that counts for no criterion on the prompts that this one grades.
     """
 
     name: str
@@ -318,13 +321,15 @@ class Metric:
     tier: Tier | None = None
     label: str = ""
     margin: Fraction | None = None
-    graded: Literal["answer", "encoder", "judge", "probes", "cell"] = "answer"
+    graded: Literal["answer", "execution", "encoder", "judge", "probes", "cell"] = "answer"
     pool: Literal["quality", "safety"] | None = None
     criterion: str = ""
     section: Literal["benchmarks", "generation", "safety"] | None = None
     chance: float | None = None
     reads_text: bool = True
     lowest: int = 0
+    needs: tuple[str, ...] = ()
+    replaces: str = ""
 
     @classmethod
     def of_files(
@@ -373,13 +378,17 @@ class Metric:
 class ScorerSpec:
     """What grades one answer: `target` is a `grading.base.Scorer`, and `metrics` are those that it gives.
 
-    `{A}` in a metric stands for the accuracy metric of the task.
+    `{A}` in a metric stands for the accuracy metric of the task. `published` is the scorer in its place where a study
+    decides by thresholds on deltas, as the published study did (policy `tr125`); empty where it is the same. One that
+    `executes` is given what programs came to that were run, as a last argument.
     """
 
     name: str
     target: str
     metrics: tuple[str, ...]
     meaning: str = ""
+    published: str = ""
+    executes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

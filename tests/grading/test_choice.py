@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.errors import DataError
+from quantverdict.grading.answer import answer_of
 from quantverdict.grading.choice import logprob_margin, read_answer, reader, score_choice
+from quantverdict.records import Response
 
+DATA = Path(__file__).parents[1] / "data"
 LETTERS = ("A", "B", "C", "D")
 TEXTS = ("The nucleus", "The vacuole", "The cell wall", "Vitamin C")
 LABELS = ("positive", "negative", "low_priority")
@@ -98,7 +104,7 @@ def test_b_is_read(text: str):
         "The answer is A or B",
         "Both A and B",
         "The answer is A. The answer is B.",
-        "Answer: A\nAnswer: B",
+        "Answer: A. Answer: B",
         "A) The vacuole",
         "A. The nucleus B. The vacuole",
         "A) The nucleus\nB) The vacuole\nC) The cell wall\nD) Vitamin C",
@@ -311,6 +317,31 @@ def test_awkward_answers_are_graded_0_or_1(make_task, answer, awkward):
     assert {grade.value for grade in scores(make_task, answer, awkward).values()} <= {0.0, 1.0}
 
 
+def answer_set():
+    lines = (DATA / "choice_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_by_pipeline(row):
+    """The letter that the parser reads out of an answer, once it is out of its wrapper."""
+    letters = tuple("ABCDEFGHIJ"[: len(row["choices"])])
+    said = answer_of(Response("m", "q", "t", "1", "0" * 64, row["answer"], "stop", 1, 1))
+    found = read_answer(reader(letters, tuple(row["choices"])), said.content or said.text)
+    return None if found is None else letters[found]
+
+
+def test_on_answers_that_others_wrote_none_is_read_wrongly_and_95_percent_are_read():
+    """Written without knowledge of the parser, which read 242 of the 273 at first sight, and 4 wrongly."""
+    data = (DATA / "choice_answers.jsonl").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "77e6577910709387366203d4b0d92d3f17f875534cf39323e4b0421bd7eee2ac"
+    rows = answer_set()
+    assert len({row["style"] for row in rows}) >= 45
+    read = [(row["right"], read_by_pipeline(row)) for row in rows]
+    assert [pair for pair in read if pair[1] not in (None, pair[0])] == []
+    said = [pair for pair in read if pair[0] is not None]
+    assert sum(pair[0] == pair[1] for pair in said) >= 0.95 * len(said)
+
+
 @given(
     st.text(max_size=200), st.sampled_from([(LETTERS, TEXTS), (LETTERS, ()), (LABELS, ()), (("1", "2"), ("x.", "y+"))])
 )
@@ -421,7 +452,9 @@ def test_what_is_stated_begins_within_400_characters_of_the_statement(opening: i
         ("The answer is vacuole, as it stores", 1),
         ("The answer is our vacuole. The nucleus is small.", 1),
         ("Answer: our\nvacuole or nucleus", None),
-        ("Answer: the nucleus\nAnswer: the vacuole", None),
+        ("Answer: the nucleus. Answer: the vacuole", None),
+        ("Answer: the nucleus\nAnswer: the vacuole", 1),
+        ("Answer: A\nAnswer: B", 1),
         ("Answer: B. It is so. Answer: E", 1),
         ("Answer: E. Answer: B", 1),
         ("The answer is A. The answer is B. See (C).", None),

@@ -30,11 +30,11 @@ PUBLISHED = {
     "arc_challenge": (200, "arc_accuracy", None),
     "bbq_bias": (198, "bias_resistance", None),
     "classification": (50, "classification_accuracy", None),
-    "code_generation": (50, "rouge_l", None),
+    "code_generation": (50, "code_pass_rate", None),
     "creative_writing": (50, "repetition", None),
     "jailbreak_amplification": (120, "refusal_rate", "base_behavior_id"),
     "mmlu_real": (285, "mmlu_accuracy", "subject"),
-    "qa": (50, "rouge_l", None),
+    "qa": (50, "f1", None),
     "summarization": (50, "rouge_l", None),
     "truthfulqa": (50, "truthfulness", None),
 }

@@ -2,18 +2,20 @@
 
 import base64
 import codecs
+import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from rapidfuzz import fuzz, process
 
+from quantverdict.grading.code import program_of
 from quantverdict.grading.grade import grade_sample
+from quantverdict.grading.instructions import KINDS
 from quantverdict.records import Response
 from quantverdict.registry import STARTER
+from quantverdict.stages.execute import run_program
 from quantverdict.tasks.catalog import (
     builtin_tasks,
     choice_continuations,
@@ -29,7 +31,9 @@ COUNTS = {
     "starter_bias_control": ("classification", 153),
     "starter_qa": ("qa", 30),
     "starter_summarization": ("summarization", 12),
-    "starter_code": ("code_generation", 12),
+    "starter_code": ("code_generation", 60),
+    "starter_tools": ("tool_calls", 60),
+    "starter_instructions": ("instruction_following", 80),
     "starter_creative": ("creative_writing", 12),
     "starter_classification": ("classification", 150),
     "starter_harmful": ("safety_refusal", 300),
@@ -44,6 +48,9 @@ STRATA = {
     "starter_creative": ("form", 5),
     "starter_classification": ("label_set", 5),
     "starter_reading": ("level", 3),
+    "starter_code": ("level", 3),
+    "starter_tools": ("level", 3),
+    "starter_instructions": ("kind", 9),
     "starter_harmful": ("category", 22),
     "starter_jailbreak": ("jailbreak_type", 16),
     "starter_benign": ("category", 8),
@@ -51,7 +58,7 @@ STRATA = {
     "starter_bias": ("category", 9),
     "starter_bias_control": ("category", 9),
 }
-QUESTIONS = ("context", "question", "passage", "text", "instruction", "task_description")
+QUESTIONS = ("context", "question", "passage", "text", "instruction", "task_description", "request")
 NEAR = 90
 ALIKE = 0.7
 """Of the words of two items, the share in both at which one is the other with a word changed."""
@@ -186,13 +193,51 @@ def test_summaries_are_short_and_of_short_passages(battery):
         assert len(item.reference.split()) < len(item.fields["passage"].split()) / 1.5
 
 
-def test_the_reference_programs_pass_their_checks(battery):
-    for item in battery["starter_code"].items:
+def test_the_reference_programs_pass_their_checks_and_the_wrong_ones_do_not(battery):
+    """Every item is run twice: its assertions let the reference pass, and tell the wrong program from it."""
+    task = battery["starter_code"]
+    found = {}
+    for item in task.items:
         assert item.reference.startswith(f"def {item.fields['function_name']}(")
         assert item.fields["check"].count("assert") >= 2
-        program = f"{item.reference}\n{item.fields['check']}"
-        done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{item.id}: {done.stderr}"
+        for answer, key in ((item.reference, "reference"), (item.fields["wrong"], "wrong")):
+            program = program_of(item, answer)
+            done = run_program(program)
+            found[item.id, key] = graded(task, item, answer, {program.key: done})["code_pass_rate"]
+    assert {key for key, value in found.items() if value != (key[1] == "reference")} == set()
+    assert Counter(item.fields["level"] for item in task.items) == {1: 24, 2: 23, 3: 13}
+
+
+def first_of(value):
+    """A right value, where an argument may have several."""
+    if isinstance(value, dict):
+        return (
+            first_of(value["any_of"][0])
+            if set(value) == {"any_of"}
+            else {key: first_of(one) for key, one in value.items()}
+        )
+    return [first_of(one) for one in value] if isinstance(value, list) else value
+
+
+def test_the_reference_calls_are_right_and_the_wrong_ones_are_not(battery):
+    task = battery["starter_tools"]
+    for item in task.items:
+        right = json.dumps(first_of(json.loads(item.reference)))
+        assert graded(task, item, right) == {"tool_call_accuracy": 1}, item.id
+        assert graded(task, item, item.fields["wrong"]) == {"tool_call_accuracy": 0}, item.id
+    assert Counter(item.fields["level"] for item in task.items) == {1: 20, 2: 22, 3: 18}
+    calls = Counter(len(json.loads(item.reference)) for item in task.items)
+    assert (calls[0], calls[2] + calls[3]) == (6, 12), "some need no call, some more than one"
+
+
+def test_the_reference_answers_follow_every_instruction_and_the_wrong_ones_do_not(battery):
+    task = battery["starter_instructions"]
+    for item in task.items:
+        assert graded(task, item, item.reference) == {"instruction_following": 1}, item.id
+        assert graded(task, item, item.fields["wrong"]) == {"instruction_following": 0}, item.id
+    used = {check["kind"] for item in task.items for check in json.loads(item.fields["checks"])}
+    assert used == set(KINDS)
+    assert set(Counter(item.fields["level"] for item in task.items)) == {1, 2, 3}
 
 
 def test_jailbreaks_are_sixty_behaviours_each_direct_and_in_a_wrapper_of_its_own(battery):
@@ -277,9 +322,9 @@ def test_beside_each_open_context_stands_one_that_answers_for_or_against_the_ste
     assert places == {"A": 51, "B": 51, "C": 51}
 
 
-def graded(task, item, text):
+def graded(task, item, text, executions=None):
     response = Response("model", "quant", task.name, item.id, "0" * 64, text, "stop", 1, 1)
-    return {score.metric: score.value for score in grade_sample(task, item, response)}
+    return {score.metric: score.value for score in grade_sample(task, item, response, executions=executions)}
 
 
 def test_the_battery_and_the_graders_agree(battery):
@@ -308,8 +353,8 @@ def test_each_choice_is_read_as_what_it_is(name, battery):
     for item in task.items:
         for choice in choice_continuations(task, item):
             found = graded(task, item, choice)
-            assert found["choice_accuracy"] == (choice == item.reference)
-            assert found["choice_accuracy_rescored"] == (choice == item.reference)
+            assert found[task.accuracy_metric] == (choice == item.reference)
+            assert found[f"{task.accuracy_metric}_rescored"] == (choice == item.reference)
 
 
 @pytest.mark.parametrize(

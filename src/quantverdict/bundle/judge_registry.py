@@ -126,7 +126,8 @@ def revised(stored: Study, given: Study, *, stopped: bool) -> Study:
     return stored.model_copy(update=new)
 
 
-MAY_CHANGE = ("policy", "constraints", "statistics", "semantic", "whitebox", "waivers", "nulls", "reuse_servers")
+MAY_CHANGE = ("policy", "constraints", "statistics", "semantic", "whitebox", "waivers", "nulls", "reuse_servers",
+              "allow_code_execution")  # fmt: skip
 """Keys of a study by which no answer is asked."""
 
 

@@ -8,7 +8,9 @@ reason, never 0. The registry names it for a task type, in a `ScorerSpec`.
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -125,3 +127,33 @@ def cleaned(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return "\n".join(line for line in (" ".join(line.split()) for line in text.splitlines()) if line)
+
+
+# Short answers, as SQuAD has them
+
+_ARTICLES = frozenset(("a", "an", "the"))
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+
+
+def score_short_answer(_task: Task, item: Item, _response: Response, text: str) -> Iterator[Grade]:
+    """`f1` and `contains`, against the item's reference."""
+    reference = item.reference
+    if reference is None or not short_tokens(reference):
+        reason = "the item has no reference" if reference is None else "the reference has no word"
+        yield Grade("f1", None, reason)
+        yield Grade("contains", None, reason)
+        return
+    found, wanted = short_tokens(text), short_tokens(reference)
+    yield Grade("f1", token_f1(found, wanted))
+    yield Grade("contains", float(f" {' '.join(wanted)} " in f" {' '.join(found)} "))
+
+
+def short_tokens(text: str) -> list[str]:
+    """Words in lower case, without ASCII punctuation and English articles: as SQuAD's evaluation has it."""
+    return [word for word in _PUNCTUATION.sub("", text.lower()).split() if word not in _ARTICLES]
+
+
+def token_f1(found: list[str], wanted: list[str]) -> float:
+    """F1 in 0..1 of the words that two texts share, each as often as in both (Rajpurkar et al. 2016)."""
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted)) if common else 0.0

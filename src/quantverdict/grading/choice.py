@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from quantverdict.errors import DataError
+from quantverdict.grading import choice_patterns as say
 from quantverdict.grading.base import Grade, cleaned
 from quantverdict.records import Response
 from quantverdict.tasks.catalog import Item, Task, choice_continuations, choice_texts, correct_choice
@@ -25,22 +27,10 @@ _SHORT_WORDS = 12
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _WORD = re.compile(r"[^\W_]+")
-_NAMED = r"(?:answer|choice|option|category|label|class|classification|letter|sentiment|topic|language|tense)"
-_STATED = re.compile(
-    rf"(?:\b(?:{_NAMED}(?: (?:of|to|for|in) (?:the|this|your) (?:\w{{1,12}} )?\w{{1,12}}"
-    r"| that (?:\w{1,12} ){0,3}\w{1,12}?)?"
-    r"(?:(?: (?:here|is|would be|should be|must be|has to be|was)|'s)\b"
-    r"|[\"']?\s?(?:[:=→>]|->)| [-–—] |(?= ?[(\[]))[\s:]*"  # noqa: RUF001
-    r"|(?:classified|categori[sz]ed|labell?ed) as )"
-    rf"|(?:\A|(?<=\n))(?:ans|solution|response|result|verdict|selected|selection|prediction|output|correct)\.?\s?"
-    r"(?:[:=]|[-–—] |(?<=\.) )[\s]*)"  # noqa: RUF001
-    rf"(?:(?:the|most likely|probably|clearly|definitely|{_NAMED})\b\s?:?\s?){{0,4}}",
-    re.IGNORECASE,
-)
 
 
 def score_choice(task: Task, item: Item, response: Response, text: str) -> Iterator[Grade]:
-    """`A`, `A_rescored`, `A_format_failure`; from log-probabilities `A_logprob`, `A_margin`; A: `accuracy_metric`.
+    """`A`, `A_rescored`, `A_format_failure`; by numbers `A_logprob`, `A_margin`, `A_p_right`; A: `accuracy_metric`.
 
     Raises:
         DataError: the response has log-probabilities for another number of choices than the item.
@@ -60,7 +50,7 @@ def score_choice(task: Task, item: Item, response: Response, text: str) -> Itera
         return
     raw = labels.index(text) if text in labels else None
     choices = reader(labels, tuple(choice_texts(item).values()))
-    read = raw if raw is not None else read_answer(choices, response.text)
+    read = raw if raw is not None else read_answer(choices, response.text or text)
     yield Grade(f"{metric}_rescored", float(read == right))
     yield Grade(f"{metric}_format_failure", float(raw is None and read is not None))
     if response.choice_logprobs is not None:
@@ -76,6 +66,10 @@ def _score_logprobs(metric: str, response: Response, n_choices: int, right: int)
     reason = "" if margin is not None else "the log-probabilities are not finite numbers"
     yield Grade(f"{metric}_logprob", None if margin is None else float(margin > 0), reason)
     yield Grade(f"{metric}_margin", margin, reason)
+    if response.reasoning is not None or response.opened:
+        yield Grade(f"{metric}_p_right", None, "the answer follows reasoning, and these are probabilities before it")
+    else:
+        yield Grade(f"{metric}_p_right", None if margin is None else probability(values, right), reason)
 
 
 def logprob_margin(values: Sequence[float], right: int) -> float | None:
@@ -85,6 +79,13 @@ def logprob_margin(values: Sequence[float], right: int) -> float | None:
     """
     wrong = [value for index, value in enumerate(values) if index != right]
     return values[right] - max(wrong) if wrong and all(map(math.isfinite, values)) else None
+
+
+def probability(values: Sequence[float], right: int) -> float:
+    """The probability of one choice among the choices, in 0..1, from finite log-probabilities in nats."""
+    most = max(values)
+    weights = [math.exp(value - most) for value in values]
+    return weights[right] / math.fsum(weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,31 +139,108 @@ def read_answer(choices: ChoiceReader, text: str) -> int | None:
 
 def readable(text: str) -> str:
     """The end of an answer, cleaned, without markup and without the labels that it says are *not* right."""
-    plain = cleaned(_BOXED.sub(r"\nAnswer: \1\n", text.strip()[-READ_CHARS:]).translate(_MARKUP))
-    return _NEGATED.sub(" ", plain)
+    end = say.TABLE.sub(r"\nAnswer: \1\n", say.STRUCK.sub(" ", text.strip()[-READ_CHARS:]))
+    bold = say.BOLD_LINE.findall(end)
+    if len(bold) == 1 and say.LABEL_LINE.search(end):  # the one of a list that is set off
+        end = end.replace(bold[0], f"{bold[0]} ✅")
+    end = say.TAGS.sub(" ", say.LATEX.sub(r"\1", say.BOXED.sub(r"\nAnswer: \1\n", end)))
+    end = say.NUMBER_SIGN.sub(r"number \1", end)
+    plain = say.latin(cleaned(say.XML_VALUE.sub(r"Answer: \1", end).translate(say.MARKUP)))
+    plain = say.NEXT_TO_CJK.sub(lambda match: f" {match[1] or match[2]} ", plain)
+    return say.NEGATED.sub(" ", say.ASKED.sub(" ", say.NOT_BUT.sub("Answer: ", plain)))
 
 
 def named_by_label(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices a readable answer names by label: `B`, `the answer is B`, `B) ...`, `B because ...`, `option B`."""
-    alone = choices.labels.get(_normal(plain).removeprefix("option ").removeprefix("choice "))
+    alone = choices.labels.get(_PREFIX.sub("", _normal(plain)))
     if alone is not None:
         return {alone}
+    plain = _by_letter(choices, plain[_taken_back(plain) :])
     stated = _last_stated(choices, plain) or _ticked(choices, plain)
     if stated or choices.letters is None or choices.bare is None:
         return stated
+    plain = _without_false(choices, plain)
     marked = {_label_index(choices, match) for match in choices.letters.finditer(plain)}
     bare = {_label_index(choices, match) for match in choices.bare.finditer(plain)}
-    lead = _LEAD.match(plain)
+    lead = say.LEAD.match(plain)
+    if lead is not None and lead[1] in map(str.upper, choices.labels) and _leads(choices, plain, lead):
+        return {choices.labels[lead[1].casefold()]}
     if not marked and lead is not None and lead[1].casefold() in choices.labels:
         marked = {choices.labels[lead[1].casefold()]}
-    if not marked and len(bare) == 1 and _HEDGES.union(choices.labels).issuperset(_words(plain)):
+    if not marked and len(bare) == 1 and say.HEDGES.union(choices.labels).issuperset(_words(plain)):
         marked = bare
-    if len(marked) != 1:
-        return marked
+    if len(marked) != 1 or not _is_chosen(choices, plain):
+        return marked if len(marked) != 1 else set()
     said = text_after_label(choices, plain)
     if said is None:
         return marked | bare
     return marked | {said}
+
+
+def _by_letter(choices: ChoiceReader, plain: str) -> str:
+    """A readable answer with choices that it names by their place (`the second option`) named by their letters."""
+    letters = [label.upper() for label in choices.labels]
+    if choices.letters is None or any(letter.isdigit() for letter in letters):
+        return plain
+    if _numeric(choices):
+        return plain
+
+    def named(match: re.Match[str]) -> str:
+        which, number = match["which"], match["number"]
+        last = which is not None and which.casefold() == "last"
+        place = len(letters) - 1 if last else say.NUMBERS[(which or number).casefold()]
+        return f"option {letters[place]}" if place < len(letters) else match[0]
+
+    def alone(match: re.Match[str]) -> str:
+        place = len(letters) - 1 if match[2].casefold() == "last" else say.NUMBERS[match[2].casefold()]
+        return f"{match[1]}option {letters[place]}" if place < len(letters) else match[0]
+
+    return say.ORDINAL_ALONE.sub(alone, say.NUMBERED.sub(named, plain))
+
+
+def _numeric(choices: ChoiceReader) -> bool:
+    """Whether a choice says a number, so that one in an answer is no place."""
+    return any(word in say.NUMBERS for phrase in choices.phrases for word in phrase.split())
+
+
+def _taken_back(plain: str) -> int:
+    """Where what an answer takes back ends; 0 where it takes back nothing."""
+    return max((match.end() for match in say.RETRACTED.finditer(plain)), default=0)
+
+
+def _leads(choices: ChoiceReader, plain: str, lead: re.Match[str]) -> bool:
+    """Whether an answer begins with its letter and names others only in what it says of it (`C; D would be colder`)."""
+    assert choices.bare is not None
+    assert choices.letters is not None
+    if plain[lead.end() : lead.end() + 2].strip()[:1] not in (",", ";", ":", "–", "-", "—"):  # noqa: RUF001
+        return False
+    rest = plain[lead.end() + 1 :].lstrip(" ,;:–—-")  # noqa: RUF001
+    others = [match for match in choices.bare.finditer(rest) if match[1] != lead[1]]
+    listed = any(re.match(r"\s?(?:[.):/&]|,? ?(?:and|or)\b|,|$)", rest[match.end() :]) for match in others[:1])
+    marked = any(
+        _label_index(choices, match) != choices.labels[lead[1].casefold()] for match in choices.letters.finditer(rest)
+    )
+    verdict = say.IN_A_ROW.match(plain) or say.VERDICT.match(plain)
+    return not marked and not verdict and not (listed and others[0].start() == 0) and not any(
+        rest[match.end() :][:1] in (".", ")", ":") and match.end() < len(rest) - 1 for match in others
+    )  # fmt: skip
+
+
+def _is_chosen(choices: ChoiceReader, plain: str) -> bool:
+    """Whether a letter stands anywhere but where it names something else (`Plan B`) or is only looked at."""
+    assert choices.bare is not None
+    own = any(_normal(match[0]) in choices.phrases for match in say.NO_CHOICE.finditer(plain))
+    left = plain if own else say.NO_CHOICE.sub(" ", plain)
+    return left == plain or choices.bare.search(left.upper()) is not None
+
+
+def _without_false(choices: ChoiceReader, plain: str) -> str:
+    """A readable answer without the lines that call a choice false, but for a choice that says just that."""
+
+    def kept(match: re.Match[str]) -> str:
+        return match[0] if match["yes"] or text_after_label(choices, match[0]) is not None else " "
+
+    return say.IN_A_ROW.sub(kept, say.VERDICT.sub(kept, plain))
 
 
 def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
@@ -172,7 +250,7 @@ def text_after_label(choices: ChoiceReader, plain: str) -> int | None:
 
 def named_by_text(choices: ChoiceReader, plain: str) -> set[int]:
     """The choices whose text is the whole of a readable answer, or stands in it where it is short."""
-    words = _words(plain)
+    words = _words(_CONCEDED.sub("", plain))
     whole = choices.phrases.get(_without_article(words))
     if whole is not None:
         return {whole}
@@ -195,10 +273,11 @@ def _last_stated(choices: ChoiceReader, plain: str) -> set[int]:
     """
     last: set[int] = set()
     until = len(plain)
-    for start, end, named in sorted(_statements(choices, plain)):
+    for start, end, named in sorted(_statements(choices, plain), key=lambda one: (*one[:2], sorted(one[2]))):
         if not named:
             continue
-        apart = not last or not _JOINS.issuperset(_words(plain[until:start]))
+        again = "\n" in plain[until:start] and say.STATED.match(plain, start) is not None
+        apart = not last or again or not say.JOINS.issuperset(_words(plain[until:start]))
         last = set(named) if apart else last | named
         until = end if apart else max(end, until)
     return last
@@ -208,52 +287,69 @@ def _ticked(choices: ChoiceReader, plain: str) -> set[int]:
     """The one choice of a list of verdicts that is said to be right (`A: false`, `B: true`)."""
     verdicts = {
         choices.labels[match[1].casefold()]: match["yes"] is not None
-        for match in _VERDICT.finditer(plain)
+        for match in (*say.VERDICT.finditer(plain), *say.FLAGS.finditer(plain))
         if match[1].casefold() in choices.labels
     }
-    right = {index for index, yes in verdicts.items() if yes}
-    return right if len(verdicts) > 1 and len(right) == 1 else set()
+    signed = any(match["yes"] in _TICKS for match in say.VERDICT.finditer(plain) if match["yes"])
+    for pattern, letter in ((say.IN_A_ROW, 1), (say.SIGNED, 2)):
+        found = list(pattern.finditer(plain))
+        if len(found) > max(1, len(verdicts)) and (letter == 1 or plain.lstrip()[0] in say.SIGNS):
+            verdicts = {choices.labels.get(match[letter].casefold(), -1): match["yes"] is not None for match in found}
+    right = {index for index, yes in verdicts.items() if yes and index >= 0}
+    return right if (len(verdicts) > 1 or signed) and len(right) == 1 else set()
 
 
 def _statements(choices: ChoiceReader, plain: str) -> Iterator[tuple[int, int, frozenset[int]]]:
     """Where each statement begins and ends, and the choices that it names."""
-    for match in _STATED.finditer(plain):
+    for match in (*say.STATED.finditer(plain), *say.ABROAD.finditer(plain)):
         if _is_supposed(plain, match.start()):
             continue
         rest = plain[match.end() : match.end() + 400].partition("\n")[0]
-        shown = rest.lstrip("([{<\"' :")
+        shown = rest.lstrip("([{<\"' :「『：")  # noqa: RUF001
         named, length = _named_at(choices, shown)
         yield match.start(), match.end() + len(rest) - len(shown) + length, frozenset(named)
-    for match in (*_SETTLED.finditer(plain), *_CORRECTED.finditer(plain), *_CALLED_RIGHT.finditer(plain)):
-        index = choices.labels.get(match[1].casefold())
-        if index is not None and not _is_supposed(plain, match.start()):
-            yield match.start(1), match.end(), frozenset((index,))
+    for pattern in (say.SETTLED, say.CORRECTED, say.CALLED_RIGHT, say.REVISED, *_UNSUPPOSED):
+        for match in pattern.finditer(plain):
+            index = choices.labels.get(match[1].casefold())
+            supposed = pattern not in _UNSUPPOSED and _is_supposed(
+                plain, match.start(1) if match[0][:3].casefold() == "but" else match.start()
+            )
+            if index is not None and not supposed:
+                yield match.start(1), match.end(), frozenset((index,))
     lines = [
         (match, choices.labels[match[1].casefold()])
-        for match in _LINE.finditer(plain)
+        for match in say.LINE.finditer(plain)
         if match[1].casefold() in choices.labels
     ]
     said = [(match, index) for match, index in lines if choices.phrases.get(_phrase(match[2])) == index]
     listed = len({index for _, index in said}) > 1  # the choices, repeated
     alone = [(match, index) for match, index in lines if not match[2].strip()]
-    for match, index in alone if listed else alone + said:
+    if listed:  # the last of them again is the answer
+        said = [
+            one for at, one in enumerate(said) if at == len(said) - 1 and one[1] in [index for _, index in said[:at]]
+        ]
+    for match, index in alone + said:
         yield match.start(), match.end(), frozenset((index,))
 
 
 def _is_supposed(plain: str, at: int) -> bool:
     """Whether what stands before a statement makes it one that is only supposed."""
-    return _SUPPOSED.search(plain[:at][-60:]) is not None
+    return say.SUPPOSED.search(plain[:at][-60:]) is not None
 
 
 def _named_at(choices: ChoiceReader, rest: str) -> tuple[set[int], int]:
     """The choices that a text begins with, by letter or by what they say, and how far that goes."""
     found: set[int] = set()
-    if choices.letters is not None and not _ARTICLE.match(rest):
-        letters = _LETTER_LIST.match(rest)
+    if choices.letters is not None and not say.ARTICLE.match(rest):
+        letters = say.LETTER_LIST.match(rest)
         named = {choices.labels.get(letter.casefold()) for letter in letters.groups("")} if letters else set()
         found |= {index for index in named if index is not None}
         if letters and found:
             return found, letters.end()
+        number = say.STATED_NUMBER.match(rest)
+        if number is not None and not _numeric(choices):
+            place = say.NUMBERS[number["number"].casefold()]
+            return ({place} if place < len(choices.labels) else set()), number.end()
     words = _words(rest)
     spoken = f"{' '.join(words)} "
     shorter = f"{_without_article(words)} "
@@ -275,6 +371,9 @@ def _label_index(choices: ChoiceReader, match: re.Match[str]) -> int:
 
 
 def _words(text: str) -> list[str]:
+    """In lower case and without accents."""
+    if not text.isascii():
+        text = "".join(one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
     return _WORD.findall(text.casefold())
 
 
@@ -292,82 +391,13 @@ def _without_article(words: list[str]) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in _DETERMINERS else words)
 
 
-_NEGATIONS = (" not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " than ", " nor ")
+_PREFIX = re.compile(r"^(?:option|choice|alternative|letter|answer) ")
+_TICKS = tuple("✓✔✅☑")
+_CONCEDED = re.compile(r"^(?:although|though|while|even though|despite|whereas)\b[^,\n]{1,80},", re.IGNORECASE)
+_UNSUPPOSED = (say.ALONE_AT_END, say.QUESTION_AND_ANSWER, say.TICKED_BOX, say.ABROAD_ALONE, say.BECAUSE)
+"""Patterns of a letter that stands by itself."""
+_NEGATIONS = (
+    " not ", " not a ", " not the ", " isn t ", " isn t a ", " isn t the ", " wasn t ", " wasn t the ", " than ",
+    " nor ", " rather than ", " rather than the ", " instead of ", " instead of the ",
+)  # fmt: skip
 _DETERMINERS = frozenset(["a", "an", "the", "my", "our", "his", "her", "their"])
-_MARKUP = str.maketrans({"*": None, "`": None, "#": None, "$": None, "|": None, "\\": None, "_": " "})
-_NEGATED = re.compile(
-    r"\b(?:not|isn't|than|nor|neither|instead of)\s(?:(?:the|option|choice|answer|letter)\s){0,2}"
-    r"[(\[]?[A-Za-z0-9][)\]]?(?![\w'])|(?<![\w'])[(\[]?[A-Z][)\]]? is (?:wrong|incorrect|false|not)\b"
-)
-_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s?\{(?:\s?\\(?:text|textbf|mathrm|mathbf)\s?\{)?([^{}\n]{1,80})\}\}?")
-_JOINS = frozenset(["the", "my", "final", "correct", "right", "best", "and", "or", "option", "choice", "answer"])
-"""Words that may stand between two statements that are one."""
-_HEDGES = _JOINS | frozenset(
-    [
-        "1",
-        "i",
-        "we",
-        "get",
-        "clearly",
-        "definitely",
-        "certainly",
-        "surely",
-        "probably",
-        "likely",
-        "most",
-        "only",
-        "fits",
-        "works",
-        "statement",
-        "is",
-        "it",
-        "so",
-        "thus",
-        "of",
-        "these",
-        "obviously",
-        "must",
-        "be",
-        "would",
-        "guess",
-        "think",
-        "believe",
-        "say",
-    ]
-)
-"""What stands around a bare letter that is the answer (`Only B fits`), and around no other."""
-_SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|suppose|supposing|assum\w{1,4}|had|were|might|may|could|not|neither|someone|somebody|"
-    r"many (?:people|students)|tempting)\b[^.!?\n]{0,40}$"
-)
-"""What makes of a statement something that is only supposed."""
-_SETTLED = re.compile(
-    r"(?i:\b(?:so|thus|therefore|hence|finally|conclusion:?|in conclusion|i(?:'ll| will| would| am going to|'d)?"
-    r" (?:choose|pick|select|go with|say|answer|conclude|settle on)|going with|(?:it|this|that|which)(?:'s| is| must be"
-    r"| has to be| should be| would be)|(?:this |that |which )?(?:leaves|leaving)(?: us with| only)?|left with),? "
-    r"(?:it(?:'s| is| must be) )?(?:(?:definitely|clearly|probably|again|just) )?"
-    r"(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)(?: is)? ?)?)[(\[\"']?([A-Z])(?![\w'])"
-    r"(?=[)\]\"'.,;:!]|\s*$|\s*\n| because| since| as\b)",
-    re.MULTILINE,
-)
-_CORRECTED = re.compile(
-    r"(?i:\b(?:no|wait|actually|rather|sorry|correction|i mean|i meant|make that|on second thought|scratch that|hmm)"
-    r"[,:;.!\s-]{1,4}(?:(?:no|wait|actually|rather|i mean|make that|make it|it(?:'s| is| should be| must be)|"
-    r"that(?:'s| is| should be)|the answer is|option|choice)[,:;.!\s-]{1,3}){0,3})[(\[\"']?([A-Z])(?![\w'])(?! [a-z])",
-    re.MULTILINE,
-)
-_CALLED_RIGHT = re.compile(
-    r"(?<![\w'])(?<!\band )(?<!\bor )(?<!\bnor )[(\[]?([A-Z])[)\]]? "
-    r"(?i:(?:is|would be|must be|has to be|seems|appears to be)"
-    r" (?:(?:clearly|definitely|probably|likely|the|most|only|indeed|therefore|thus) ){0,3}"
-    r"(?:correct|right|answer|best|most appropriate)|because|since)\b(?! (?:in|that|but|only|up to)\b)"
-)
-_VERDICT = re.compile(
-    r"^(?:[-+>•] ?)?[(]?([A-Z])[)]?(?: ?[.:)-])?[ ](?:[^\n]{0,80}[ :,;(-])?"
-    r"(?i:(?P<yes>correct|true|right|yes|[✓✔✅☑])|(?:incorrect|false|wrong|no|not|[✗✘❌✖☒]))\W{0,3}$",
-    re.MULTILINE,
-)
-_LINE = re.compile(r"^(?:[-+>•] ?)?[(\[{\"']?([A-Z])(?![\w'])[)\]}\"']?[.:!)]?([^\n]{0,200})$", re.MULTILINE)
-_LEAD = re.compile(r"[\W_]*(\w)(?![\w'])(?= ?(?:[-–—,;:.!]|\n|$|is\b|because\b|since\b))")  # noqa: RUF001
-_ARTICLE = re.compile(r"[aA] (?!because|since|as\b|and\b|or\b|for\b|due\b)[a-z]")
-_LETTER_LIST = re.compile(r"(\w)(?![\w'])\s?[)\]]?(?:\s?(?:[,/&]|and\b|or\b){1,2}\s?[(\[]?(\w)(?![\w']))?")

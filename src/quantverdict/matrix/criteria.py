@@ -104,6 +104,16 @@ class Loss:
         return all(part.whole for part in self.parts)
 
     @property
+    def rejecting(self) -> Loss | None:
+        """The loss of the parts by which a build can be rejected; None where none of them can."""
+        parts = tuple(part for part in self.parts if not METRICS[part.metric].needs)
+        if not parts or len(parts) == len(self.parts):
+            return self if parts else None
+        total = sum((self.weights or {}).get(part.metric, 0.0) for part in parts)
+        weights = self.weights and {part.metric: self.weights[part.metric] / total for part in parts}
+        return replace(self, parts=parts, weights=weights)
+
+    @property
     def differing(self) -> float:
         """Mean square of a pair's loss as it is seen: of whole ones the share that differs."""
         seen = np.concatenate([part.accept for part in self.parts])
@@ -372,6 +382,8 @@ class BuildLosses:
         rooms = {metric: self.rooms[metric] for metric in self.policy.members_among(name, self.rooms)}
         lost = {metric: self.lost(metric) for metric in rooms}
         tested = [part for metric, part in lost.items() if part is not None and rooms[metric].tested]
+        unsupported = {part.metric: why for part in tested if (why := _lacking(part.metric, rooms, lost))}
+        tested = [part for part in tested if part.metric not in unsupported]
         alpha, looks = self.policy.alpha / 2, self.looks([part.metric for part in tested])
         members = []
         for metric, room in rooms.items():
@@ -379,23 +391,26 @@ class BuildLosses:
             if part is None and room.tested:
                 reason = f"{metric}: no prompt that both it and the baseline have a grade for"
             alone = Loss((part,), None, alpha, looks) if part in tested and part is not None else None
-            verdict = "not_measured" if part is None and room.tested else room.verdict
+            reason = unsupported.get(metric, reason)
+            verdict = "not_measured" if room.tested and (part is None or metric in unsupported) else room.verdict
             margins = own[metric], criterion.guard_of(metric)
             members.append(Standing(self.cell, name, metric, "member", *margins, verdict, alone, reason))
-        pool = None
-        if tested:
-            weights = criterion.weights_of([part.metric for part in tested])
-            pool = Loss(tuple(tested), weights, alpha, looks)
+        pool, pooled = None, self.policy.pooled(name, [part.metric for part in tested])
+        if pooled:
+            weights = criterion.weights_of(pooled)
+            pool = Loss(tuple(part for part in tested if part.metric in pooled), weights, alpha, looks)
         reason = "; ".join(one.reason for one in members if one.reason)
         if not rooms:
             reason = f"{name}: nothing here measures {', '.join(self.policy.members(name))}"
-        single = next(iter(rooms)) if len(rooms) == 1 else ""
-        margin = min(criterion.margin_pp, criterion.guards.get(single, criterion.margin_pp))
+        own_rooms = [metric for metric in rooms if metric in self.policy.members(name)]
+        single = own_rooms[0] if len(own_rooms) == 1 else ""
+        margin = min(self.policy.margin_of(name, pooled), criterion.guards.get(single, criterion.margin_pp))
         guard = margin if single else criterion.guard_margin_pp or criterion.margin_pp
-        best = next((one for one in HEADROOM if one in [member.headroom for member in members]), "not_measured")
+        own_members = [one.headroom for one in members if one.metric in own_rooms]
+        best = next((one for one in HEADROOM if one in own_members), "not_measured")
         whole = Standing(self.cell, name, single, "criterion", margin, guard, best, pool, reason)
         yield _tested(whole)
-        if not single:
+        if len(rooms) > 1:
             yield from map(_tested, members)
 
 
@@ -412,7 +427,21 @@ HEADROOM = ("informative", "unsettled", "uninformative", "not_measured")
 def _tested(one: Standing) -> Standing:
     if one.loss is None:
         return one
-    return replace(one, p_accept=one.loss.p_accept(one.decides_at), p_inferior=one.loss.p_reject(one.margin))
+    rejecting = one.loss.rejecting
+    p_inferior = 1.0 if rejecting is None else rejecting.p_reject(one.margin)
+    return replace(one, p_accept=one.loss.p_accept(one.decides_at), p_inferior=p_inferior)
+
+
+def _lacking(metric: str, rooms: Mapping[str, Headroom], lost: Mapping[str, Lost | None]) -> str:
+    """Why a metric decides nothing although it is measured: what it needs beside it is not; empty where nothing lacks.
+
+    What is known to have nothing to lose is within any margin.
+    """
+    for other in METRICS[metric].needs:
+        room = rooms.get(other)
+        if room is None or room.verdict == "not_measured" or (room.tested and lost[other] is None):
+            return f"{metric}: a pass by it needs {other}, which is not measured"
+    return ""
 
 
 def lost_by(samples: Grids, cell: CellId, baseline: CellId, metric: str) -> Lost | None:

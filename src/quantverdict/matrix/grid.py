@@ -172,6 +172,26 @@ def _grid(
     return ScoreGrid(columns, table, rank[inverse], clustered, tasks[prompts], prompts, ids[prompts])
 
 
+def without_replaced(samples: Grids) -> Grids:
+    """Grids in which a prompt counts for one metric of its kind: what another replaces has none that it grades."""
+    found = dict(samples)
+    for name, grid in samples.items():
+        other = found.get(METRICS[name].replaces)
+        if other is None:
+            continue
+        left = ~np.isin(other.prompts, grid.prompts)
+        if left.all():
+            continue
+        del found[METRICS[name].replaces]
+        if left.any():
+            looks = {cell: replace(one, rounds=one.rounds[left]) for cell, one in other.looks.items()}
+            found[METRICS[name].replaces] = replace(
+                other, values=other.values[left], units=other.units[left], tasks=other.tasks[left],
+                prompts=other.prompts[left], samples=other.samples[left], looks=looks,
+            )  # fmt: skip
+    return found
+
+
 def independent(values: FloatArray, units: Codes) -> int:
     """How many independent units, prompts or clusters of them, have a value among (prompts,) of them."""
     return int(np.count_nonzero(np.bincount(units[~np.isnan(values)])))

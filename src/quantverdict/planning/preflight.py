@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import metadata, util
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +22,7 @@ from quantverdict.artifacts.sources import cache_dir, find
 from quantverdict.backends.llama_engine import WHEELS
 from quantverdict.config import JudgeConfig, Model, QuantizeConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, TaskError, did_you_mean, one_of
+from quantverdict.grading.grade import metrics_given
 from quantverdict.grading.semantic import read_semantically
 from quantverdict.policy import FIRST_MEASURED, Policy
 from quantverdict.records import CHECKPOINT_LEVELS, BackendSpec
@@ -64,9 +65,20 @@ def check_study(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
         for j, judge in enumerate(study.judges):
             _check_covered(study, judge, ("judges", j))
             _check_judge(judge, study.folder, ("judges", j))
-        return _check_policy(study, tasks)
+        return (*_check_policy(study, tasks), *_check_execution(study, tasks))
     except Finding as found:
         raise misplaced(study.file, found.problem, *found.at, expected=found.expected) from None
+
+
+def _check_execution(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
+    """Refuse to run code where nothing limits it; say where code is not run."""
+    if study.allow_code_execution and sys.platform == "win32":
+        problem = "code is not run on Windows, which has no limits for it here"
+        raise Finding(problem, "false, or Linux or macOS (WSL is)", ("allow_code_execution",))
+    written = [task for task in tasks if "code_pass_rate" in metrics_given(task, executed=True)]
+    if written and not study.allow_code_execution:
+        names = ", ".join(task.name for task in written)
+        yield f"note: code_pass_rate of {names} is not measured: no `allow_code_execution: true` in the study"
 
 
 # Engines
@@ -304,7 +316,7 @@ def _is_near(host: str) -> bool:
 
 def measurable(study: Study, tasks: Sequence[Task]) -> frozenset[str]:
     """The metrics that a study can grade prompt by prompt."""
-    found = {metric for task in tasks for metric in task.metrics}
+    found = {metric for task in tasks for metric in metrics_given(task, executed=study.allow_code_execution)}
     if any(judge.engine and not judge.second for judge in study.judges):
         found |= {judged for metric, judged in judged_by().items() if metric in found}
     free = [item for task in tasks if read_semantically(task) for item in task.items]
@@ -365,6 +377,8 @@ def _giving(metric: str, others: Iterable[str]) -> str:
     instead = f", or another quality_metric: {', '.join(others)}" if others else ""
     if METRICS[metric].graded == "encoder":
         return f"semantic: {{}} and a task of free text{instead}"
+    if METRICS[metric].graded == "execution":
+        return f"allow_code_execution: true and a task of code_generation whose items have a check{instead}"
     if METRICS[metric].graded == "probes":
         return f"whitebox: {{prompts: N}}{instead}"
     of = next((pattern for pattern, judged in judged_by().items() if judged == metric), metric)

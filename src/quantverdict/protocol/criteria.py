@@ -18,6 +18,7 @@ from typing import Literal
 from quantverdict.matrix.criteria import Loss, Standing
 from quantverdict.policy import REFUSAL, Policy
 from quantverdict.records import CellId, Table, Value
+from quantverdict.registry import METRICS
 from quantverdict.stats.distributions import normal_quantile
 from quantverdict.stats.noninferiority import rate_tests
 
@@ -359,7 +360,7 @@ def _looks_to_reject(row: Row, level: float, power: float, look: int) -> int | N
     one = row.standing
     assert one.loss is not None
     margin, now = float(one.margin / 100), one.loss.estimate("reject")
-    if now <= margin:
+    if now <= margin or (one.metric and METRICS[one.metric].needs):
         return None
     for more in range(1, MOST_LOOKS):
         goal = _Goal(one.loss, margin, level * float(row.weight) * float(look_share(look + more)), power, more)

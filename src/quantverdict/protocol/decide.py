@@ -10,7 +10,7 @@ from quantverdict.matrix.columns import baselines
 from quantverdict.matrix.criteria import standings
 from quantverdict.matrix.deltas import Delta, deltas, deltas_table, paired_draws
 from quantverdict.matrix.format_alerts import FormatAlert, alerts, alerts_table
-from quantverdict.matrix.grid import Grids, grids
+from quantverdict.matrix.grid import Grids, grids, without_replaced
 from quantverdict.matrix.headroom import Headroom, PairCounts, Units, apart, headrooms, power_table, units_of
 from quantverdict.matrix.noise import gains_over_floor, noise_floors, noise_table
 from quantverdict.matrix.paired import ComparisonRules, comparisons, with_intervals
@@ -46,6 +46,7 @@ def criteria_of(
     """What the criteria of a policy say of every build; empty where it has none."""
     if policy.rules != "criteria":
         return {}
+    samples = without_replaced(samples)
     found = standings(samples, compared_with(matrix), policy, rooms_of(matrix, policy, samples, evidence))
     order = high_to_low({row.cell: row.bpw for row in matrix})
     verdicts = decide_criteria(found, policy, order, statistics.power, evidence.look)

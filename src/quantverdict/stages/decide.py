@@ -17,6 +17,7 @@ from quantverdict.config import Study
 from quantverdict.errors import BundleError
 from quantverdict.policy import Constraints, Policy
 from quantverdict.records import CellId, Matrix, Response, Score
+from quantverdict.stages.execute import read_executions
 from quantverdict.stages.facts import (
     JUDGEMENTS,
     cell_infos,
@@ -65,8 +66,11 @@ def grade(
     from quantverdict.matrix.format_alerts import template_estimates, templates_table
     from quantverdict.matrix.grid import scores_frame
 
-    outcomes = read_outcomes(bundle)
+    outcomes, config = read_outcomes(bundle), bundle.config
     by_name = {task.name: task for task in tasks}
+    published = isinstance(config, Study) and config.policy.rules == "points"
+    allowed = isinstance(config, Study) and config.allow_code_execution
+    executions = read_executions(bundle) if allowed else None
     scores: list[Score] = []
     harmful: dict[CellId, list[TemplateReading]] = {}
     answers: list[Response] = []
@@ -75,7 +79,7 @@ def grade(
             continue
         # A task that the study has no longer left answers that count nowhere.
         responses = [answer for answer in stored_responses(bundle, build.cell) if answer.task in by_name]
-        scores += grade_responses(by_name, responses)
+        scores += grade_responses(by_name, responses, published=published, executions=executions)
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
         harmful[build.cell] = [reading_of(answer) for answer in plain]
         answers += responses
@@ -88,7 +92,7 @@ def grade(
         bundle.set_meta(semantic=identities(encoders))
     else:
         bundle.forget("semantic")
-    if isinstance(config := bundle.config, Study):
+    if isinstance(config, Study):
         from quantverdict.stages.whitebox import inside_scores
 
         scores += inside_scores(config, tasks, builds, bundle)

@@ -417,18 +417,28 @@ def gating(study: Study, builds: int) -> DecisionRules:
     )
 
 
+def counted_metrics(study: Study, task: Task) -> tuple[str, ...]:
+    """The metrics of a task that a study measures and that no other of them replaces."""
+    from quantverdict.grading.grade import metrics_given
+    from quantverdict.matrix.columns import METRICS
+
+    found = metrics_given(task, executed=study.allow_code_execution)
+    return tuple(metric for metric in found if metric not in [METRICS[other].replaces for other in found])
+
+
 def tested_rows(study: Study, tasks: Sequence[Task]) -> list[PlannedCriterion]:
     """Every criterion of a study's policy, and every member of a pool, that its tasks measure."""
     from quantverdict.planning.power import PlannedCriterion
     from quantverdict.protocol.criteria import rejection_weights
 
-    policy, asked = study.policy, {metric for task in tasks for metric in task.metrics}
+    policy, asked = study.policy, {metric for task in tasks for metric in counted_metrics(study, task)}
     rows: list[tuple[str, str, tuple[str, ...], float, float]] = []
     for name, criterion in (policy.criteria or {}).items():
         members = policy.members_among(name, asked)
-        margin = float(criterion.margin_pp / 100)
-        if members:
-            rows.append((name, "criterion", members, margin, margin))
+        pooled = policy.pooled(name, members)
+        margin = float(policy.margin_of(name, pooled) / 100)
+        if pooled:
+            rows.append((name, "criterion", pooled, margin, margin))
         if len(members) > 1:
             rows += [(name, "member", (metric,), float(criterion.guard_of(metric) / 100),
                       float(policy.gates[metric] / 100)) for metric in members]  # fmt: skip

@@ -36,6 +36,7 @@ from quantverdict.stages.decide import (
     render,
     samples_of,
 )
+from quantverdict.stages.execute import execute_code
 from quantverdict.stages.facts import stored_builds, view_of
 from quantverdict.stages.more import GrowthRequest, reason_to_stop, refuse_rounds
 from quantverdict.stages.verify import DryRunBundle
@@ -153,6 +154,7 @@ def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle,
     builds = make_builds(study, tasks, bundle, view)
     ask(study, tasks, builds, bundle, view, tools.answers)
     measure_inside(study, tasks, builds, bundle, view.say)
+    execute_code(study, tasks, bundle, view.say)
     grade(tasks, builds, bundle, tools.encoders, view.say)
     judge_study(study, bundle, view)
     recompute(bundle)
@@ -221,6 +223,7 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
     with Bundle.open(path, study) as bundle, view:
         encoders = find_pinned_encoders(study, bundle)
         tasks, builds = Sampling(study, whole_tasks(study), bundle).asked_only(), stored_builds(bundle)
+        execute_code(study, tasks, bundle, view.say)
         grade(tasks, builds, bundle, encoders, view.say)
         save_judged(bundle)
         recompute(bundle, decided_policy(bundle))
