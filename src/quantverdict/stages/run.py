@@ -22,6 +22,7 @@ from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
 from quantverdict.grading.encoders import find_encoders
+from quantverdict.grading.instruments import find_classifier
 from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
@@ -43,6 +44,7 @@ from quantverdict.stages.verify import DryRunBundle
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoders import Encoders
+    from quantverdict.grading.instruments import ClassifierFiles
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
@@ -80,20 +82,21 @@ def run(
     refuse_rounds(study, asked)
     whole = whole_tasks(study)
     notes = check_study(study, study_tasks(study, whole))
-    encoders = find_encoders(study)
+    encoders, classifier = find_encoders(study), find_classifier(study.classifier, study.folder)
     with Bundle.open(root, study) as bundle, view:
         for note in notes:
             view.say(note)
         answers = None if store is None else AnswerStore(store, view.say)
-        run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, answers, view), asked)
+        run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, classifier, answers, view), asked)
     return bundle.root
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a run uses besides its study: encoders that score, answers that need not be asked again, who is told."""
+    """What a run uses besides its study: encoders that score, a classifier, answers that are kept, who is told."""
 
     encoders: Encoders | None
+    classifier: ClassifierFiles | None
     answers: AnswerStore | None
     view: LineProgress
 
@@ -131,7 +134,7 @@ def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle,
     builds = make_builds(study, tasks, bundle, view)
     ask(study, tasks, builds, bundle, view, tools.answers)
     measure_inside(study, tasks, builds, bundle, view.say)
-    grade(tasks, builds, bundle, tools.encoders, view.say)
+    grade(tasks, builds, bundle, tools.encoders, view.say, tools.classifier)
     judge_study(study, bundle, view)
     recompute(bundle)
 
@@ -186,10 +189,10 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
     study = DryRunBundle(path).config
     if not isinstance(study, Study):
         raise BundleError(f"{path}: holds no study.yaml")
-    encoders = find_encoders(study)
+    encoders, classifier = find_encoders(study), find_classifier(study.classifier, study.folder)
     with Bundle.open(path, study) as bundle, view:
         tasks, builds = Sampling(study, whole_tasks(study), bundle).asked_only(), stored_builds(bundle)
-        grade(tasks, builds, bundle, encoders, view.say)
+        grade(tasks, builds, bundle, encoders, view.say, classifier)
         save_judged(bundle)
         recompute(bundle, decided_policy(bundle))
     return bundle.root
