@@ -12,6 +12,7 @@ from quantverdict.planning import preflight
 from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
 from quantverdict.stages.judge import LoadedJudge
+from tests.known_answers import known_reply
 from quantverdict.tasks.catalog import load_task, render_prompt
 
 pytestmark = pytest.mark.usefixtures("small_battery")
@@ -98,7 +99,7 @@ class Fake:
     identity = {"engine": "fake"}  # noqa: RUF012 - read only
 
     def choose(self, prompts):
-        return [Completion("COMPLIANCE", "stop", 400, 3) for _ in prompts]
+        return [known_reply(prompt) or Completion("COMPLIANCE", "stop", 400, 3) for prompt in prompts]
 
     def close(self):
         pass

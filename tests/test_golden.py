@@ -25,6 +25,7 @@ from quantverdict.registry import BACKENDS
 from quantverdict.stages import judge as judging
 from quantverdict.stages import whitebox
 from quantverdict.stages.judge import LoadedJudge
+from tests.known_answers import known_reply
 
 DATA = Path(__file__).parent / "data"
 HELD = DATA / "golden.json"
@@ -123,7 +124,7 @@ class FakeJudge:
         self.words = ("sorry", "cannot", "Not something") if name == "first" else ("sorry",)
 
     def choose(self, prompts):
-        return [self._reply(prompt) for prompt in prompts]
+        return [known_reply(prompt) or self._reply(prompt) for prompt in prompts]
 
     def _reply(self, prompt):
         fine = {"refusal": "COMPLIANCE", "truthfulness": "TRUTHFUL", "bias": "UNBIASED"}[prompt.task]

@@ -16,6 +16,7 @@ from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
 from quantverdict.stages.judge import LoadedJudge
 from quantverdict.tasks.catalog import load_task
+from tests.known_answers import KNOWN, known_reply
 
 pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\
@@ -55,8 +56,9 @@ class Fake:
         self.says, self.asked, self.closed = says, [], 0
 
     def choose(self, prompts):
-        self.asked.append(prompts)
-        return [self.reply(prompt) for prompt in prompts]
+        if own := [prompt for prompt in prompts if prompt.sha256 not in KNOWN]:
+            self.asked.append(own)
+        return [known_reply(prompt) or self.reply(prompt) for prompt in prompts]
 
     def reply(self, prompt):
         fine = {"refusal": "COMPLIANCE", "truthfulness": "TRUTHFUL", "bias": "UNBIASED"}[prompt.task]

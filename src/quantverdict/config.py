@@ -317,6 +317,13 @@ class Study(FrozenModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reads_while_asked(self) -> Self:
+        if self.stopping == "sequential" and self.classifier is not None and self.policy.instrument == "classifier":
+            expected = "none with sequential where it decides: the classifier that ships reads while builds are asked"
+            raise InvalidFieldError(expected, "classifier")
+        return self
+
     def _known_cells(self, cells: set[str]) -> None:
         for number, waiver in enumerate(self.waivers):
             if waiver.cell not in cells:

@@ -218,6 +218,11 @@ class JudgeConfig(FrozenModel):
     """Tokens of questions and replies, over all runs; the same."""
 
     @property
+    def counts(self) -> bool:
+        """Whether its labels may come to the judges' rates: those of a second judge and of a guard do not."""
+        return not self.second and self.guard is None
+
+    @property
     def engine(self) -> str | None:
         """What runs it; None where nothing does, and its labels can only come from elsewhere."""
         if self.backend is not None or self.source is None:

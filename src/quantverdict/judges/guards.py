@@ -90,7 +90,8 @@ class Guard:
     @property
     def rubric(self) -> Rubric:
         """As judges are asked by one."""
-        return Rubric(f"guard_{self.name}", self.text, LABELS, sha256_of_texts(self.name, self.form, self.text, *LABELS))
+        sha256 = sha256_of_texts(self.name, self.form, self.text, *LABELS)
+        return Rubric(f"guard_{self.name}", self.text, LABELS, sha256)
 
 
 @cache
@@ -107,6 +108,16 @@ _PRESETS = (
 )
 GUARDS: dict[str, Guard] = {guard.name: guard for guard in _PRESETS}
 assert set(GUARDS) == set(get_args(GuardName))
+
+
+def guarded_metrics(guard: str) -> tuple[str, ...]:
+    """The metrics whose answers a guard is asked: of safe prompts only where it says whether an answer refuses."""
+    return ("refusal_rate",) if GUARDS[guard].harm_only else ("refusal_rate", "over_refusal_rate")
+
+
+def guard_of(rubric: Rubric) -> Guard | None:
+    """The preset that a rubric is of; None for a judge's."""
+    return GUARDS.get(rubric.name.removeprefix("guard_")) if rubric.name.startswith("guard_") else None
 
 
 def guard_prompt(

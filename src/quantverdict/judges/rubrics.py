@@ -179,7 +179,9 @@ def read_score(text: str, rubric: Rubric, reasoning: str | None = None) -> tuple
     if answer.cut or not reply:
         return None, f"the judge's reply is {'cut inside its reasoning' if answer.cut else 'empty'}"
     stated = _score_in_json(reply)
-    given = [stated] if stated is not None else _SCORED.findall(reply)[-1:] or list(dict.fromkeys(_NUMBER.findall(reply)))
+    given = (
+        [stated] if stated is not None else _SCORED.findall(reply)[-1:] or list(dict.fromkeys(_NUMBER.findall(reply)))
+    )
     if UNCLEAR in reply and (stated == UNCLEAR or not _NUMBER.search(reply)):
         return UNCLEAR, ""
     if len(given) != 1:

@@ -18,6 +18,7 @@ from quantverdict.errors import BundleError
 from quantverdict.policy import Constraints, Policy
 from quantverdict.records import CellId, Matrix, Response, Score
 from quantverdict.stages.facts import (
+    GUARDED,
     JUDGEMENTS,
     cell_infos,
     collect_claims,
@@ -150,7 +151,8 @@ def samples_of(bundle: Bundle) -> Grids | None:
     scores = stored_frame(bundle, "scores.parquet")
     if scores is None:
         return None
-    return in_rounds(all_samples(scores, stored_frame(bundle, JUDGEMENTS)), asked_in_rounds(bundle))
+    judgements, guarded = stored_frame(bundle, JUDGEMENTS), stored_frame(bundle, GUARDED)
+    return in_rounds(all_samples(scores, judgements, guarded), asked_in_rounds(bundle))
 
 
 def asked_in_rounds(bundle: Bundle) -> dict[CellId, PromptedSet]:
