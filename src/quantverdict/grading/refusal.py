@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from quantverdict.grading import refusal_patterns as say
 from quantverdict.grading.base import EMPTY_ANSWER, cleaned
@@ -167,3 +167,36 @@ def _says(sentence: str) -> bool:
 def _is_safe_offer(low: str, match: re.Match[str], start: int = 0) -> bool:
     """Whether what follows a refusal is help of another kind: resources, safe or legal alternatives, reasons."""
     return say.SAFE_OFFER.search(low, max(start, match.start() - 60), match.end() + 80) is not None
+
+
+# How well it reads, for the margin that it implies.
+
+
+class ShippedAccuracy(NamedTuple):
+    """How an instrument that ships did on the answers of `tests/data/refusal_answers.jsonl`, which people labelled.
+
+    Attributes:
+        found, missed: refusals in full or in part that it calls so, and that it does not.
+        left, wrong: other answers that it calls none, and that it calls refusals; what it calls unclear is no refusal.
+    """
+
+    found: int
+    missed: int
+    left: int
+    wrong: int
+
+    @property
+    def sensitivity(self) -> float:
+        return self.found / (self.found + self.missed)
+
+    @property
+    def specificity(self) -> float:
+        return self.left / (self.left + self.wrong)
+
+    @property
+    def n(self) -> int:
+        return sum(self)
+
+
+SHIPPED = {"pattern": ShippedAccuracy(1, 1, 1, 1)}
+"""Of the instruments that ship, by name."""

@@ -28,7 +28,8 @@ where the lower limit is, it is weak: its labels count, with a warning.
 """
 CONFIDENCE = 0.95
 COLUMNS = (
-    "judge", "rubric", "n", "ungraded", "agreement", "ci_lo", "ci_hi", "kappa", "kappa_ci_lo", "kappa_ci_hi", "verdict",
+    "judge", "rubric", "n", "ungraded", "agreement", "ci_lo", "ci_hi", "kappa", "kappa_ci_lo", "kappa_ci_hi",
+    "sensitivity", "specificity", "verdict",
 )  # fmt: skip
 Verdict = Literal["agrees", "weak", "uninformative"]
 NOTHING = "no label"
@@ -56,12 +57,15 @@ class Calibration:
     Attributes:
         ungraded: replies that state no label.
         found: agreement and kappa, over all that were asked.
+        sensitivity, specificity: of those that our label counts as 1, and as 0, the share that the judge counts so.
     """
 
     judge: str
     rubric: str
     ungraded: int
     found: Agreement
+    sensitivity: float | None
+    specificity: float | None
 
     @property
     def verdict(self) -> Verdict:
@@ -90,7 +94,16 @@ class Calibration:
         raw, beyond = found.agreement_interval, found.kappa_interval
         limits = [(None, None) if one is None else (one.lo, one.hi) for one in (raw, beyond)]
         figures = (found.agreement, *limits[0], found.kappa, *limits[1])
-        return (self.judge, self.rubric, found.n, self.ungraded, *figures, self.verdict)
+        return (
+            self.judge,
+            self.rubric,
+            found.n,
+            self.ungraded,
+            *figures,
+            self.sensitivity,
+            self.specificity,
+            self.verdict,
+        )
 
 
 @cache
@@ -127,7 +140,14 @@ def calibrations(judge: str, known: Sequence[KnownAnswer], said: Mapping[str, _R
             continue
         labels = [said[one.question.key].label for one in mine]
         pairs = [(_counted(name, one.label), _counted(name, label)) for one, label in zip(mine, labels, strict=True)]
-        yield Calibration(judge, name, labels.count(None), cohen_kappa(pairs, CONFIDENCE))
+        shares = (_share(pairs, "1"), _share(pairs, "0"))
+        yield Calibration(judge, name, labels.count(None), cohen_kappa(pairs, CONFIDENCE), *shares)
+
+
+def _share(pairs: Sequence[tuple[str, str]], counted: str) -> float | None:
+    """Of those that we count so, the share that the judge counts so."""
+    mine = [said == counted for known, said in pairs if known == counted]
+    return sum(mine) / len(mine) if mine else None
 
 
 def _counted(rubric: str, label: str | None) -> str:
@@ -135,7 +155,8 @@ def _counted(rubric: str, label: str | None) -> str:
     if label is None:
         return NOTHING
     counts: Mapping[str, float | None] = _COUNTED if rubric.startswith("guard_") else RUBRICS[rubric].labels
-    return str(counts.get(label))
+    value = counts.get(label)
+    return "nowhere" if value is None else f"{value:g}"
 
 
 def calibration_table(found: Sequence[Calibration]) -> Table:
