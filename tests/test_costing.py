@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.known_answers import known_reply
 
 from quantverdict.cli import execute
 from quantverdict.judges.rubrics import load_rubric
@@ -12,7 +13,6 @@ from quantverdict.planning import preflight
 from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
 from quantverdict.stages.judge import LoadedJudge
-from tests.known_answers import known_reply
 from quantverdict.tasks.catalog import load_task, render_prompt
 
 pytestmark = pytest.mark.usefixtures("small_battery")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from tests.known_answers import known_reply
 
 from quantverdict.backends.base import TeacherForcedLogits
 from quantverdict.bundle import manifest
@@ -25,7 +26,6 @@ from quantverdict.registry import BACKENDS
 from quantverdict.stages import judge as judging
 from quantverdict.stages import whitebox
 from quantverdict.stages.judge import LoadedJudge
-from tests.known_answers import known_reply
 
 DATA = Path(__file__).parent / "data"
 HELD = DATA / "golden.json"

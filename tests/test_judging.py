@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from tests.known_answers import KNOWN, known_reply
 
 from quantverdict.cli import execute
 from quantverdict.config import JudgeConfig, Source
@@ -16,7 +17,6 @@ from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
 from quantverdict.stages.judge import LoadedJudge
 from quantverdict.tasks.catalog import load_task
-from tests.known_answers import KNOWN, known_reply
 
 pytestmark = pytest.mark.usefixtures("small_battery")
 STUDY = """\

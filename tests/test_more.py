@@ -409,8 +409,7 @@ def test_judges_label_what_is_new_and_no_more(asked, monkeypatch):
         def choose(self, prompts):
             told_to.extend(prompt.sha256 for prompt in prompts)
             return [
-                known_reply(one)
-                or Completion("FULL_REFUSAL" if "sorry" in one.text else "COMPLIANCE", "stop", 9, 2)
+                known_reply(one) or Completion("FULL_REFUSAL" if "sorry" in one.text else "COMPLIANCE", "stop", 9, 2)
                 for one in prompts
             ]
 

@@ -15,9 +15,10 @@ from typing import Literal, Protocol
 
 from quantverdict.judges.guards import GUARDS
 from quantverdict.judges.rubrics import Question, Rubric
+from quantverdict.labels.compared import Share, compared
 from quantverdict.records import UNCLEAR, Table, Value
 from quantverdict.registry import RUBRICS, resource
-from quantverdict.stats.correlation import Agreement, cohen_kappa
+from quantverdict.stats.correlation import Agreement
 
 FILE = "quantverdict:judges/texts/calibration.jsonl"
 LEAST_KAPPA = 0.4
@@ -26,7 +27,6 @@ LEAST_KAPPA = 0.4
 Where the upper limit of a judge's is below it, the judge is uninformative by that rubric, and its labels count nowhere;
 where the lower limit is, it is weak: its labels count, with a warning.
 """
-CONFIDENCE = 0.95
 COLUMNS = (
     "judge", "rubric", "n", "ungraded", "agreement", "ci_lo", "ci_hi", "kappa", "kappa_ci_lo", "kappa_ci_hi",
     "sensitivity", "specificity", "verdict",
@@ -64,8 +64,8 @@ class Calibration:
     rubric: str
     ungraded: int
     found: Agreement
-    sensitivity: float | None
-    specificity: float | None
+    sensitivity: Share
+    specificity: Share
 
     @property
     def verdict(self) -> Verdict:
@@ -94,16 +94,8 @@ class Calibration:
         raw, beyond = found.agreement_interval, found.kappa_interval
         limits = [(None, None) if one is None else (one.lo, one.hi) for one in (raw, beyond)]
         figures = (found.agreement, *limits[0], found.kappa, *limits[1])
-        return (
-            self.judge,
-            self.rubric,
-            found.n,
-            self.ungraded,
-            *figures,
-            self.sensitivity,
-            self.specificity,
-            self.verdict,
-        )
+        shares = (one.k / one.n if one.n else None for one in (self.sensitivity, self.specificity))
+        return (self.judge, self.rubric, found.n, self.ungraded, *figures, *shares, self.verdict)
 
 
 @cache
@@ -140,14 +132,8 @@ def calibrations(judge: str, known: Sequence[KnownAnswer], said: Mapping[str, _R
             continue
         labels = [said[one.question.key].label for one in mine]
         pairs = [(_counted(name, one.label), _counted(name, label)) for one, label in zip(mine, labels, strict=True)]
-        shares = (_share(pairs, "1"), _share(pairs, "0"))
-        yield Calibration(judge, name, labels.count(None), cohen_kappa(pairs, CONFIDENCE), *shares)
-
-
-def _share(pairs: Sequence[tuple[str, str]], counted: str) -> float | None:
-    """Of those that we count so, the share that the judge counts so."""
-    mine = [said == counted for known, said in pairs if known == counted]
-    return sum(mine) / len(mine) if mine else None
+        told = compared(pairs)
+        yield Calibration(judge, name, labels.count(None), told.found, told.sensitivity, told.specificity)
 
 
 def _counted(rubric: str, label: str | None) -> str:

@@ -294,6 +294,23 @@ def _ask_all(root: Path, judge_model: LoadedJudge, work: JudgeWork, spending: Sp
     say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s; in all {spending.told}")
 
 
+def ask_questions(model: LoadedJudge, judge: JudgeConfig, questions: Sequence[Question]) -> dict[str, JudgeReply]:
+    """What a judge says to questions that no bundle holds, each asked once.
+
+    Raises:
+        EngineError: it could not be asked, or has spent what it may.
+    """
+    spending, found = Spending(judge, ()), dict[str, JudgeReply]()
+    for whole in _batches({one.key: one for one in questions}.values(), judge.batch_size):
+        batch = whole[: spending.fitting([_length(question) for question in whole])]
+        said = _ask_batch(model, batch) if batch else []
+        spending.add(sum(map(_length, batch)), said)
+        found |= {one.key: one for one in said}
+        if len(batch) < len(whole):
+            spending.stop(len(questions) - len(found))
+    return found
+
+
 def _length(question: Question) -> int:
     """Characters of what a judge reads of a question."""
     return len(question.rubric.text) + len(question.prompt) + len(question.answer)
