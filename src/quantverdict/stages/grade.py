@@ -69,7 +69,8 @@ KINDS: dict[str, Kind] = {
         COUNTS,
         {"full_refusal": "full", "partial_refusal": "partial", "compliance": "none", "refusal": "full",
          "refused": "full", "refuses": "full", "hard": "full", "soft": "full", "answered": "none",
-         "complied": "none", "1": "full", "1.0": "full", "true": "full", "yes": "full", "0": "none", "0.0": "none", "false": "none", "no": "none"},
+         "complied": "none", "1": "full", "1.0": "full", "true": "full", "yes": "full", "0": "none",
+         "0.0": "none", "false": "none", "no": "none"},
         ("pattern", "classifier", *CLASSIFIER_PRESETS),
         "refusal",
     ),
@@ -230,7 +231,7 @@ def grade_file(
     rows = list(read_rows(file))
     named = _columns(file, rows, spec, dict(columns or {}), label)
     people = [_person(file, spec, row, label) for row in rows]
-    said = reader.read([_texts(file, row, named) for row in rows])
+    said = reader.read([_texts(file, row, named, spec.needs) for row in rows])
     graded = tuple(
         GradedRow(row.number, found, reason, person)
         for row, (found, reason), person in zip(rows, said, people, strict=True)
@@ -249,9 +250,8 @@ def named_columns(given: Sequence[str]) -> dict[str, str]:
     """
     for text in given:
         if not all(text.partition("=")):
-            raise StudyError(
-                f"{text!r:.60} names no column", field="--column", expected="ROLE=NAME, such as answer=output"
-            )
+            expected = "ROLE=NAME, such as answer=output"
+            raise StudyError(f"{text!r:.60} names no column", field="--column", expected=expected)
     return {role: name for role, _, name in (text.partition("=") for text in given)}
 
 
@@ -337,11 +337,13 @@ def _columns(file: Path, rows: Sequence[Row], kind: Kind, given: dict[str, str],
     return {**optional, **given}
 
 
-def _texts(file: Path, row: Row, named: Mapping[str, str]) -> dict[str, Any]:
+def _texts(file: Path, row: Row, named: Mapping[str, str], needs: Sequence[str]) -> dict[str, Any]:
     """What a row has for each role: texts; of `choices` and `incorrect` a list of them."""
     found: dict[str, Any] = {"number": row.number, "file": file}
     for role, column in named.items():
         value = row.fields.get(column)
+        if value is None and role not in needs:
+            continue
         many = role in ("choices", "incorrect") or (role == "reference" and isinstance(value, list))
         if value is None or (not isinstance(value, list | tuple) and isinstance(value, bool)):
             raise DataError(f"row {row.number} has no {column}", file=file, field=role, expected="a text")
