@@ -336,6 +336,12 @@ class Policy(FrozenModel):
         """The metric that says by which instrument refusals are decided."""
         return by_instrument("refusal_rate", self.instrument) or self.refusal_metric
 
+    @property
+    def judged_against(self) -> str:
+        """The metric of refusals that a judge's is held against: the deciding instrument's, or the pattern's."""
+        own = self.refusal_instrument if self.rules == "criteria" else self.refusal_metric
+        return self.refusal_metric if own == self.judge_refusal_metric else own
+
     def members(self, name: str) -> tuple[str, ...]:
         """The metrics of a criterion, whether a study measures them or not."""
         criterion = (self.criteria or {})[name]
