@@ -91,35 +91,32 @@ def test_a_judge_is_held_against_the_instrument_that_decides():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A BERT with three labels, of two small layers; where `sorry` stands it says REFUSE, where `yes` does HEDGE."""
+    """A BERT with three labels, of two small layers; `sorry .` is REFUSE to it, `yes .` HEDGE."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     names = {0: "ANSWER", 1: "REFUSE", 2: "HEDGE"}
     config = transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0, id2label=names, label2id={name: at for at, name in names.items()},
+        max_position_embeddings=32, id2label=names, label2id={name: at for at, name in names.items()},
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = transformers.BertForSequenceClassification(config)
-        trained(torch, model)
+        fitted(torch, model)
         model.save_pretrained(tmp_path)
         (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
         transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     return tmp_path
 
 
-def trained(torch, model):
-    """A few steps, until the words decide."""
-    wanted = {7: 1, 6: 2, 8: 0, 9: 0, 5: 0, 10: 0}
-    ids = torch.tensor([[2, word, 10, 3] for word in wanted] + [[2, 9, word, 3] for word in wanted])
-    labels = torch.tensor([*wanted.values(), *wanted.values()])
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(150):
-        loss = model(ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def fitted(torch, model):
+    """Its last layer, solved so that three texts get three labels."""
+    ids = torch.tensor([[2, word, 10, 3] for word in (8, 7, 6)])
+    with torch.no_grad():
+        pooled = model.eval().bert(ids).pooler_output.double()
+        weight = torch.linalg.pinv(pooled) @ (10 * torch.eye(3, dtype=torch.float64))
+        model.classifier.weight.copy_(weight.T)
+        model.classifier.bias.zero_()
 
 
 def config(folder, **keys):

@@ -170,7 +170,7 @@ def test_a_judge_from_its_file_labels_and_is_closed(monkeypatch):
         (ROWS, ["--out", "x.xlsx"], "cannot write x.xlsx; expected a file that ends in .csv or .jsonl"),
         (ROWS, ["--instrument", "no.yaml"], "no.yaml: --instrument: is not there"),
         ([{"prompt": "x"}], [], "answer: no column answer; expected one of prompt; name another one with --col"),
-        ([ROWS[0] | {"human": "refsed"}], ["--label", "human"], "human: row 1: no label 'refsed'; expected one of full, "),
+        ([ROWS[0] | {"human": "refsed"}], ["--label", "human"], "human: row 1: no label 'refsed'; expected one of"),
         ([ROWS[0] | {"answer": None}], [], "answer: row 1 has no answer; expected a text"),
     ],
 )  # fmt: skip
