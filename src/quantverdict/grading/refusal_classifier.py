@@ -38,7 +38,7 @@ WEIGHTS, WORDS = "refusal_weights.npz", "refusal_words.yaml"
 """Files beside this one."""
 HEAD_CHARS, OPENING_CHARS, END_CHARS = 300, 80, 100
 """N-grams are those of the head; a class of words counts once more in the opening, the head and the end."""
-BLOCKS = {"words": 15, "chars": 16, "classes": 13, "sequences": 14, "together": 13, "asked": 13, "shape": 10}
+BLOCKS = {"words": 14, "chars": 14, "classes": 12, "sequences": 13, "together": 12, "asked": 12, "shape": 10}
 """What is read, each with the bits of its hash."""
 _MAX_LINES, _MAX_SIGNS = 5, 4
 
