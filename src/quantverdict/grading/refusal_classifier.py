@@ -38,7 +38,7 @@ WEIGHTS, WORDS = "refusal_weights.npz", "refusal_words.yaml"
 """Files beside this one."""
 HEAD_CHARS, OPENING_CHARS, END_CHARS = 300, 80, 100
 """N-grams are those of the head; a class of words counts once more in the opening, the head and the end."""
-BLOCKS = {"words": 15, "chars": 16, "classes": 13, "sequences": 14, "together": 13, "asked": 13, "shape": 10}
+BLOCKS = {"words": 14, "chars": 14, "classes": 12, "sequences": 13, "together": 12, "asked": 12, "shape": 10}
 """What is read, each with the bits of its hash."""
 _MAX_LINES, _MAX_SIGNS = 5, 4
 
@@ -173,6 +173,7 @@ class _Lexicon:
     any_part: re.Pattern[str]
     asks: dict[str, tuple[int, ...]]
     ask_parts: tuple[tuple[str, int], ...]
+    begins_with: dict[str, tuple[int, ...]]
 
 
 @lru_cache(maxsize=1)
@@ -189,10 +190,7 @@ def _lexicon() -> _Lexicon:
     for name, words in read["parts"].items():
         for word in words.split():
             parts.setdefault(word.replace("_", " "), number[name])
-    asks: dict[str, tuple[int, ...]] = {}
-    for place, words in enumerate(read["asks"].values(), start=1):
-        for word in words.split():
-            asks[word] = (*asks.get(word, ()), place)
+    asks = _places(read["asks"], 1)
     return _Lexicon(
         exact,
         begins,
@@ -200,7 +198,17 @@ def _lexicon() -> _Lexicon:
         re.compile("|".join(re.escape(part) for part in sorted(parts, key=len, reverse=True))),
         asks,
         tuple((word, place) for word, places in asks.items() if _UNSPACED.search(word) for place in places),
+        _places(read["begins"], 20),
     )
+
+
+def _places(lists: dict[str, str], first: int) -> dict[str, tuple[int, ...]]:
+    """For each word the places of the lists that have it, counted from `first`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for place, words in enumerate(lists.values(), start=first):
+        for word in words.split():
+            found[word] = (*found.get(word, ()), place)
+    return found
 
 
 @lru_cache(maxsize=1 << 15)
@@ -240,9 +248,11 @@ def _signs(low: str) -> list[_Sign]:
 def _wants(asked: str) -> list[int]:
     """What a prompt asks for: places in `asks` of the word list, a question or an order, or nothing that is listed."""
     lexicon = _lexicon()
-    found = {place for word in _ASKED_WORD.findall(asked) for place in lexicon.asks.get(word, ())}
+    words = _ASKED_WORD.findall(asked)
+    found = {place for word in words for place in lexicon.asks.get(word, ())}
     found |= {place for word, place in lexicon.ask_parts if word in asked}
     none = {30} if not found else set()
+    found |= {place for word in words[:2] for place in lexicon.begins_with.get(word, ())}
     return sorted(found | none | {31 if asked.rstrip()[-1:] in ("?", "？", "؟") else 32})  # noqa: RUF001
 
 
