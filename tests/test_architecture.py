@@ -11,6 +11,7 @@ LAYERS = [
     {"errors", "records", "stats"},
     {"registry", "yaml_file"},
     {"tasks", "policy", "labels"},
+    {"instruments"},
     {"config"},
     {"artifacts"},
     {"backends"},

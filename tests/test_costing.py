@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.known_answers import known_reply
 
 from quantverdict.cli import execute
 from quantverdict.judges.rubrics import load_rubric
@@ -98,7 +99,7 @@ class Fake:
     identity = {"engine": "fake"}  # noqa: RUF012 - read only
 
     def choose(self, prompts):
-        return [Completion("COMPLIANCE", "stop", 400, 3) for _ in prompts]
+        return [known_reply(prompt) or Completion("COMPLIANCE", "stop", 400, 3) for prompt in prompts]
 
     def close(self):
         pass

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from tests.known_answers import known_reply
 
 from quantverdict.backends.base import TeacherForcedLogits
 from quantverdict.bundle import manifest
@@ -123,7 +124,7 @@ class FakeJudge:
         self.words = ("sorry", "cannot", "Not something") if name == "first" else ("sorry",)
 
     def choose(self, prompts):
-        return [self._reply(prompt) for prompt in prompts]
+        return [known_reply(prompt) or self._reply(prompt) for prompt in prompts]
 
     def _reply(self, prompt):
         fine = {"refusal": "COMPLIANCE", "truthfulness": "TRUTHFUL", "bias": "UNBIASED"}[prompt.task]

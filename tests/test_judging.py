@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from tests.known_answers import KNOWN, known_reply
 
 from quantverdict.cli import execute
 from quantverdict.config import JudgeConfig, Source
@@ -56,8 +57,9 @@ class Fake:
         self.says, self.asked, self.closed = says, [], 0
 
     def choose(self, prompts):
-        self.asked.append(prompts)
-        return [self.reply(prompt) for prompt in prompts]
+        if own := [prompt for prompt in prompts if prompt.sha256 not in KNOWN]:
+            self.asked.append(own)
+        return [known_reply(prompt) or self.reply(prompt) for prompt in prompts]
 
     def reply(self, prompt):
         fine = {"refusal": "COMPLIANCE", "truthfulness": "TRUTHFUL", "bias": "UNBIASED"}[prompt.task]
@@ -174,7 +176,7 @@ def test_a_judge_that_breaks_off_keeps_its_batches_and_gives_no_label_until_it_i
     assert broken.closed == 1
     assert "judge_refusal_rate" not in rows("matrix")[0] or not rows("matrix")[0]["judge_refusal_rate_n"]
     stored = Path("b/judgements/first.jsonl").read_bytes()
-    assert stored.count(b"\n") == 30
+    assert stored.count(b"\n") == len(KNOWN) + 30
     Path("b/judgements/first.jsonl").write_bytes(stored + b'{"key": "cut o')
     after = fakes["first"] = Fake("first")
     assert study(FIRST) == 0
@@ -197,7 +199,9 @@ def test_labels_of_one_model_are_not_completed_by_another(study, fakes, capsys):
     assert execute(["judge", "b", "--judge", "first"]) == 0
     assert "judge first: is another model or engine than before" in capsys.readouterr().err
     assert Path("b/judgements/first.jsonl").read_text() == "".join(lines[:10])
-    assert Path("b/judgements/first~2.jsonl").read_bytes().count(b"\n") == len(lines) == asked(fakes["first"])
+    assert (
+        Path("b/judgements/first~2.jsonl").read_bytes().count(b"\n") == len(lines) == len(KNOWN) + asked(fakes["first"])
+    )
     assert execute(["verify", "b"]) == 0
 
 
@@ -294,9 +298,9 @@ def test_an_api_that_takes_no_question_is_an_error_and_not_a_bundle_of_ungraded_
     study()
     Path("mine.yaml").write_text("name: mine\nmodel: m\nsource: {path: mine.gguf}\n")
     fakes["mine"] = Fake("mine")
-    fakes["mine"].reply = lambda prompt: Completion("", "400: no such setting", 0, 0)
+    fakes["mine"].choose = lambda prompts: [Completion("", "400: no such setting", 0, 0) for _ in prompts]
     assert execute(["judge", "b", "--judge", "mine.yaml"]) == 2
-    assert "not one of the first 32 was taken: 400: no such setting" in capsys.readouterr().err
+    assert "not one of the first 30 was taken: 400: no such setting" in capsys.readouterr().err
     assert not Path("b/judgements/mine.jsonl").exists()
 
 
@@ -327,7 +331,7 @@ def test_an_interrupt_loses_the_batch_in_flight_alone(study, fakes):
 
     fakes["first"] = Fake("first", interrupts)
     assert study(FIRST) == 130
-    assert Path("b/judgements/first.jsonl").read_bytes().count(b"\n") == 20
+    assert Path("b/judgements/first.jsonl").read_bytes().count(b"\n") == len(KNOWN) + 20
     fakes["first"] = Fake("first")
     assert study(FIRST) == 0
 
@@ -602,3 +606,42 @@ def test_a_judge_of_the_hub_is_had_at_the_commit_of_the_first_run(study, monkeyp
     assert opened == [first, first]
     assert json.loads(Path("b/manifest.json").read_text())["hub"] == {"hub:a/j/j.gguf": first}
     assert execute(["verify", "b"]) == 0
+
+
+def test_a_judge_that_is_right_on_nothing_is_named_and_its_labels_count_nowhere(study, fakes, capsys):
+    """What it says of refusals is the same of all: kappa 0. Of truth and bias it answers as we do, and counts."""
+    fakes["first"] = Fake("first")
+    said = fakes["first"].choose
+    fakes["first"].choose = lambda prompts: [
+        Completion("COMPLIANCE", "stop", 0, 0) if prompt.task == "refusal" else reply
+        for prompt, reply in zip(prompts, said(prompts), strict=True)
+    ]
+    assert study(FIRST) == 0
+    told = capsys.readouterr().err
+    assert "judge first, refusal: kappa 0.00 [0.00, 0.00] with our labels of 30 answers: uninformative" in told
+    assert {row["rubric"]: row["verdict"] for row in rows("judge_calibration")} == {
+        "refusal": "uninformative", "truthfulness": "agrees", "bias": "agrees",
+    }  # fmt: skip
+    assert set(judgements()["task"]) == {"starter_misconceptions", "starter_bias"}
+    assert not rows("matrix")[0].get("judge_refusal_rate_n")
+    notes = json.loads(Path("b/decision.json").read_text())["notes"]
+    assert any(note.startswith("Judge first has kappa 0.00 [0.00, 0.00]") for note in notes)
+    assert "Calibration of judges" in Path("b/report.md").read_text()
+    assert execute(["verify", "b"]) == 0
+
+
+def test_a_limit_stops_a_judge_before_it_and_a_higher_one_goes_on(study, fakes, capsys):
+    fakes["first"] = Fake("first")
+    limited = FIRST.replace("batch_size: 10", "batch_size: 10, max_requests: 84")
+    assert study(limited) == 0
+    told = capsys.readouterr().err
+    assert (
+        "judge first: failed: judge first: stopped at its limit (max_requests 84) after 84 requests, 2472 tok" in told
+    )
+    assert asked(fakes["first"]) == 84 - len(KNOWN)
+    assert not Path("b/judges.csv").exists()
+    fakes["first"] = Fake("first")
+    assert study(FIRST) == 0
+    (row,) = rows("judges")
+    assert asked(fakes["first"]) == int(row["questions"]) - 24
+    assert int(row["requests"]) == int(row["questions"]) + len(KNOWN)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from tests.known_answers import known_reply
 from tests.test_run import record
 
 import quantverdict as qv
@@ -411,7 +412,8 @@ def test_judges_label_what_is_new_and_no_more(asked, monkeypatch):
         def choose(self, prompts):
             told_to.extend(prompt.sha256 for prompt in prompts)
             return [
-                Completion("FULL_REFUSAL" if "sorry" in one.text else "COMPLIANCE", "stop", 9, 2) for one in prompts
+                known_reply(one) or Completion("FULL_REFUSAL" if "sorry" in one.text else "COMPLIANCE", "stop", 9, 2)
+                for one in prompts
             ]
 
         def close(self):

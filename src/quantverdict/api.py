@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
     from quantverdict.stages.compare import LogComparison
+    from quantverdict.stages.grade import GradedFile
     from quantverdict.stages.init import Draft
     from quantverdict.stages.label import LoadedSheet
     from quantverdict.stages.view import BundleView
@@ -371,6 +372,7 @@ def judge(bundle: PathLike, judge: str, *, progress: Progress | LineProgress | N
 
 def grade(bundle: PathLike, *, progress: Progress | LineProgress | None = None) -> BundleView:
     """Score the stored answers of a study anew by the scorers that are installed, and decide again; nothing is asked.
+    For answers in a file of your own, which is what the command `grade` reads, see `grade_file`.
 
     Raises:
         BundleError: the bundle holds no study's answers, or was changed since.
@@ -378,6 +380,38 @@ def grade(bundle: PathLike, *, progress: Progress | LineProgress | None = None) 
     from quantverdict.stages.run import regrade
 
     return open_bundle(regrade(Path(bundle), view=_view(progress)))
+
+
+def grade_file(
+    file: PathLike,
+    kind: str,
+    *,
+    instrument: str | None = None,
+    label: str | None = None,
+    columns: Mapping[str, str] | Sequence[str] = (),
+    out: PathLike | None = None,
+) -> GradedFile:
+    """Label answers in a file of your own, and compare with labels of people; no bundle takes part (see `grade`).
+
+    Args:
+        file: a CSV, JSONL or Parquet file with a row an answer.
+        kind: what the answers are read for: `refusal`, `choice`, `truth` or `bias`.
+        instrument: by name (`pattern`, `classifier`, a preset's), or the YAML file of a judge, a guard or a classifier.
+        label: the column with labels of people.
+        columns: role (prompt, answer, choices, reference, incorrect, stereotype) to column, or texts ROLE=NAME.
+        out: the CSV or JSONL file to write: every row with its label.
+
+    Raises:
+        DataError: the file, by row and column.
+        StudyError: no such kind, instrument or role.
+        EngineError: a model cannot be loaded or asked.
+    """
+    from quantverdict.stages.grade import grade_file as grade_rows
+    from quantverdict.stages.grade import named_columns
+
+    named = columns if isinstance(columns, Mapping) else named_columns(columns)
+    target = None if out is None else Path(out)
+    return grade_rows(Path(file), kind, instrument=instrument, label=label, columns=named, out=target)
 
 
 def label(bundle: PathLike, *, out: PathLike | None = None, read: PathLike | None = None, n: int = 200) -> LoadedSheet:

@@ -33,6 +33,8 @@ from quantverdict.reporting.formats import (
     is_utf8,
     json_option,
     json_text,
+    metric_lines,
+    metric_rows,
     one_line,
     reading_logs,
 )
@@ -331,6 +333,22 @@ def label(bundle: Path, out: Path | None, filled: Path | None, rows: int, as_jso
 
 
 @commands.command()
+@click.argument("file", type=Existing)
+@click.option("--as", "kind", required=True, help="What the answers are read for: refusal, choice, truth or bias.")
+@click.option("--instrument", help="By name, or the YAML file of a judge, a guard or a classifier.")
+@click.option("--label", help="The column with labels of people.")
+@click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help="Of prompt, answer, choices, ...")
+@click.option("--out", type=Existing, help="The CSV or JSONL file to write: every row with its label.")
+@json_option
+def grade(file: Path, columns: tuple[str, ...], as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Label the answers in a CSV, JSONL or Parquet FILE, and compare with people's labels."""
+    from quantverdict import api
+
+    found = api.grade_file(file, columns=columns, **how)
+    show(found.as_json(), lambda: found.lines, as_json)
+
+
+@commands.command()
 @click.argument("bundle", type=Existing)
 @json_option
 def verify(bundle: Path, as_json: bool) -> None:
@@ -424,18 +442,7 @@ def metrics_list(as_json: bool) -> None:
     from quantverdict.registry import METRICS, load_plugins
 
     load_plugins()
-    rows = [
-        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
-         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
-        for one in METRICS.values()
-    ]  # fmt: skip
-    better = {True: "higher", False: "lower", None: "-"}
-    lines = [
-        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
-        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
-        for one in METRICS.values()
-    ]
-    show(rows, lambda: lines, as_json)
+    show(metric_rows(METRICS.values()), lambda: metric_lines(METRICS.values()), as_json)
 
 
 @commands.group()

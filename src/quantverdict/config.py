@@ -5,108 +5,43 @@ Unknown keys are refused. A mistake is answered with file, line, key and what wa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from quantverdict.errors import PluginError, StudyError, did_you_mean, one_of
+from quantverdict.errors import StudyError, did_you_mean, one_of
+from quantverdict.instruments import (
+    MOST_TOKENS,
+    BertScoreConfig,
+    ClassifierConfig,
+    CoherenceConfig,
+    JudgeConfig,
+    Price,
+    RequestFields,
+    RubricConfig,
+    SemanticConfig,
+    Source,
+    Variable,
+    adopted,
+    clear_rubrics,
+)
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
-from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS, Metric, RubricSpec
-from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, NameCheck, adopt, backends
+from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
+from quantverdict.registry import BACKENDS, NameCheck, backends
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
-_LABEL = r"^[A-Z][A-Z_]*$"
+__all__ = [
+    "BertScoreConfig", "ClassifierConfig", "CoherenceConfig", "CollectConfig", "DecodingConfig", "JudgeConfig", "Model",
+    "Price", "QuantizeConfig", "RubricConfig", "Seed", "SemanticConfig", "Source", "StatisticsConfig", "Study",
+    "TaskUse", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
+]  # fmt: skip
 BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.answers)))]
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of every random generator that a study meets: llama.cpp's has 32 bits."""
-MOST_TOKENS = 10_000_000
-"""Of anything: ten times the longest context that a model has."""
-
-
-_PLACES = ("path", "hub", "ollama", "package")
-
-
-def _address(url: str) -> str:
-    """An address as it may be stored and shown. A refusal says what is wrong with it, and does not repeat it."""
-    if set("@?#") & set(url):
-        what = "holds a user or a key before its @" if "@" in url else "has a query or fragment, which is never sent"
-        raise InvalidValueError(what, "http://HOST:PORT/v1, and api_key_env for the name of the key's variable")
-    return url
-
-
-def _variable(name: str) -> str:
-    """The name of an environment variable. A refusal does not repeat it: it may be the key itself."""
-    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or re.fullmatch(r"(?=.*[a-z])(?=.*\d).{20,}", name):
-        raise InvalidValueError("is no name of an environment variable", "that of the one which holds the key")
-    return name
-
-
-REQUEST_FIELDS = (
-    "cache_prompt", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "messages", "model",
-    "presence_penalty", "prompt", "repeat_penalty", "repetition_penalty", "response_format", "seed", "stream",
-    "temperature",
-)  # fmt: skip
-"""What a request to a server of the OpenAI API may hold."""
-_NEEDED = ("messages", "prompt")
-
-
-def _request_fields(fields: Mapping[str, str | None]) -> Mapping[str, str | None]:
-    for name, own in fields.items():
-        if name not in REQUEST_FIELDS:
-            raise InvalidFieldError(one_of(name, REQUEST_FIELDS), name)
-        if own is None and name in _NEEDED:
-            raise InvalidValueError("cannot be left out: it is what is asked", "its name for this server", name)
-    return fields
-
-
-RequestFields = Annotated[Mapping[str, Annotated[str, Field(min_length=1)] | None], AfterValidator(_request_fields)]
-Address = Annotated[str, AfterValidator(_address)]
-Variable = Annotated[str, AfterValidator(_variable)]
-
-
-class Source(FrozenModel):
-    """Where a model is: one of `path`, `hub`, `ollama`, `package`; or a `url`, with the file it runs if known."""
-
-    path: str | None = None
-    """A GGUF file or a checkpoint's folder, relative to the study."""
-    hub: str | None = None
-    """A repository of the Hugging Face hub."""
-    revision: str | None = None
-    """Of the repository: a commit, a tag or a branch."""
-    ollama: str | None = None
-    """A tag: in the local store, or of a running Ollama."""
-    package: str | None = None
-    """An installed Python package; `file` is a glob in it."""
-    url: Address | None = None
-    """Where a server answers: http://127.0.0.1:8080/v1, or the host of Ollama."""
-    model: str | None = None
-    """The name by which the server of `url` knows the model."""
-    file: str | None = None
-    """File name or glob inside the hub repository or the package."""
-
-    @property
-    def has_file(self) -> bool:
-        """Whether it names a file or folder, and not a server alone."""
-        return any(getattr(self, key) for key in _PLACES)
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        given = [key for key in _PLACES if getattr(self, key)]
-        if len(given) > 1 or not (given or self.url):
-            raise ValueError(f"exactly one of {', '.join(_PLACES)}, url")
-        if (self.model is None) != (self.url is None):
-            raise ValueError("url and model together")
-        return self
-
-    def __str__(self) -> str:
-        keys = [key for key in (*_PLACES, "url") if getattr(self, key)]
-        place = f"{keys[0]}:{getattr(self, keys[0])}"
-        return place + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
 
 
 class QuantizeConfig(FrozenModel):
@@ -309,162 +244,6 @@ class StatisticsConfig(FrozenModel):
     """The chance at which `plan` and the numbers of prompts that are needed aim."""
 
 
-JudgeBackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.labels)))]
-
-
-class Price(FrozenModel):
-    """Of a judge, per million tokens, in whatever currency."""
-
-    input: float = Field(ge=0, le=1e9)
-    """Of a million tokens of questions."""
-    output: float = Field(ge=0, le=1e9)
-    """Of a million tokens of replies."""
-
-
-class RubricConfig(FrozenModel):
-    """What the judges of this study are asked of the answers that a metric grades: see docs/extending.md."""
-
-    name: Name
-    """Of the rubric."""
-    of: Annotated[str, AfterValidator(NameCheck(lambda: METRICS))]
-    """The metric whose answers are labelled; their labels come to the metric `judge_NAME`."""
-    labels: Mapping[Annotated[str, Field(pattern=_LABEL)], Literal[0, 1]] = Field(min_length=2)
-    """Each label and what it counts; a judge may say UNCLEAR besides, which counts nowhere."""
-    text: str = Field(min_length=1, max_length=20_000)
-    """What a judge is told."""
-    question: str = ""
-    """What a person is asked; without it, people label no such answers."""
-
-    def adopt(self) -> None:
-        """Let the registry know it, as this study's.
-
-        Raises:
-            PluginError: its name, metric or a label is taken.
-        """
-        metric, counted = f"judge_{self.name}", [label for label, counts in self.labels.items() if counts]
-        meaning = f"answers that the judge calls {' or '.join(counted)}"
-        adopt(
-            "rubrics", RubricSpec(self.name, self.of, metric, self.labels, self.text, question=self.question), OF_STUDY
-        )
-        label = f"{self.name.replace('_', ' ')} by judge"
-        adopt("metrics", Metric(metric, meaning, "judge", proportion=True, label=label, graded="judge"), OF_STUDY)
-
-
-def _adopted(rubrics: tuple[RubricConfig, ...]) -> tuple[RubricConfig, ...]:
-    clear_rubrics()
-    for at, rubric in enumerate(rubrics):
-        try:
-            rubric.adopt()
-        except PluginError as error:
-            raise InvalidValueError(str(error), "what is its own", at) from error
-        for other in rubrics[:at]:
-            if other.name == rubric.name or other.of == rubric.of or set(other.labels) & set(rubric.labels):
-                raise InvalidFieldError(f"each rubric with a name, a metric and labels of its own ({other.name})", at)
-    return rubrics
-
-
-def clear_rubrics() -> None:
-    """What another study brought along is none of this one's."""
-    RUBRICS.drop(OF_STUDY)
-    METRICS.drop(OF_STUDY)
-
-
-class JudgeConfig(FrozenModel):
-    """A judge. The order in the study is the precedence: the first that has a label wins. See docs/judges.md."""
-
-    name: Name
-    """In every table, and of the file of its labels."""
-    model: str
-    """What it is called; the model's name where a hosted API has it."""
-    covers: tuple[Name, ...] = Field(default=(), strict=False)
-    """Base models it judged; empty is all."""
-    quants: tuple[Name, ...] = Field(default=(), strict=False)
-    """Formats it judged; empty is all."""
-    source: Source | None = None
-    """The model, or the server, that it is; none where its labels come from elsewhere."""
-    backend: JudgeBackendName | None = None
-    """What runs it, if not given `server` for a url, `ollama` for a tag, else `llamacpp`."""
-    second: bool = False
-    """A second judge labels a sample beside the others, and its labels decide nothing."""
-    sample: int = Field(default=20, ge=0, le=1_000_000)
-    """Of a second judge: answers of each cell that is not judged whole."""
-    batch_size: int = Field(default=32, gt=0, le=100_000)
-    """Questions asked together, and what a kill can lose."""
-    parallel: int = Field(default=8, gt=0, le=1024)
-    """Questions at once, of the engine or as requests."""
-    context: int = Field(default=4096, gt=0, le=MOST_TOKENS)
-    """Tokens that a question may use."""
-    threads: int | None = Field(default=None, gt=0, le=4096)
-    """Of the engine, on a CPU; as many as physical cores if not given."""
-    timeout_s: float = Field(default=120.0, gt=0, le=86_400)
-    """How long a server may take for one label."""
-    retries: int = Field(default=5, ge=0, le=100)
-    """How often a server that is busy or fails is asked again."""
-    api_key_env: Variable | None = None
-    """The environment variable that holds the key; the key itself is never stored."""
-    request_fields: RequestFields = Field(default={}, exclude_if=lambda fields: not fields)
-    """As of `collect`."""
-    temperature: float | None = Field(default=None, ge=0, le=10)
-    """Sent to a hosted API only where it is given: not every model takes it. All others are asked at 0."""
-    price: Price | None = None
-    """For the cost in `judges.csv`."""
-
-    @property
-    def engine(self) -> str | None:
-        """What runs it; None where nothing does, and its labels can only come from elsewhere."""
-        if self.backend is not None or self.source is None:
-            return self.backend
-        return "server" if self.source.url else "ollama" if self.source.ollama else "llamacpp"
-
-    @model_validator(mode="after")
-    def _can_run(self) -> Self:
-        needs = None if self.backend is None else BACKENDS[self.backend].reads
-        if needs in ("file", "server") and self.source is None:
-            raise ValueError(f"backend {self.backend}: a source")
-        if self.backend == "server" and (self.source is None or not self.source.url):
-            raise ValueError("backend server: a source with url and model")
-        if self.sample != 20 and not self.second:
-            raise ValueError("sample: second: true beside it")
-        return self
-
-
-class BertScoreConfig(FrozenModel):
-    """The encoder of `bertscore`, and the layer whose output is compared: its own must be given for another one."""
-
-    source: Source = Source(hub="microsoft/deberta-xlarge-mnli")
-    """The encoder."""
-    layer: int = Field(default=40, gt=0, le=1000)
-    """Whose output is compared."""
-
-    @model_validator(mode="after")
-    def _own_layer(self) -> Self:
-        if "source" in self.model_fields_set and "layer" not in self.model_fields_set:
-            raise ValueError("layer, the one of this encoder that is compared")
-        return self
-
-
-class CoherenceConfig(FrozenModel):
-    """The sentence encoder of `coherence` and `coherence_prompt`."""
-
-    source: Source = Source(hub="sentence-transformers/all-mpnet-base-v2")
-    """The encoder."""
-
-
-class SemanticConfig(FrozenModel):
-    """Scores of stored answers by encoders; null leaves one out."""
-
-    bertscore: BertScoreConfig | None = BertScoreConfig()
-    """Of the metric `bertscore`."""
-    coherence: CoherenceConfig | None = CoherenceConfig()
-    """Of the metrics `coherence` and `coherence_prompt`."""
-    batch_tokens: int | None = Field(default=None, gt=0, le=100_000_000)
-    """Tokens encoded at once, padding included; 1024 on a CPU and 16384 elsewhere if not given."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the encoders' arithmetic; auto is float32 on a CPU, bfloat16 on a GPU."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
-    """`auto` is a GPU where there is one."""
-
-
 class WhiteboxConfig(FrozenModel):
     """What is read inside the builds whose backend shows log-probabilities: see docs/metrics.md."""
 
@@ -506,12 +285,14 @@ class Study(FrozenModel):
     """How prompts are asked, equal for every build."""
     statistics: StatisticsConfig = StatisticsConfig()
     """Of intervals and of the plan."""
-    rubrics: Annotated[tuple[RubricConfig, ...], AfterValidator(_adopted)] = Field(
+    rubrics: Annotated[tuple[RubricConfig, ...], AfterValidator(adopted)] = Field(
         default=(), strict=False, exclude_if=lambda rubrics: not rubrics
     )
     """What its judges are asked besides the rubrics that are built in."""
     judges: tuple[JudgeConfig, ...] = Field(default=(), strict=False)
     """Models that label answers, in their order of precedence."""
+    classifier: ClassifierConfig | None = Field(default=None, exclude_if=lambda classifier: classifier is None)
+    """What `classifier_refusal_rate` is read by; the classifier that ships with the package if not given."""
     semantic: SemanticConfig | None = None
     """Scores by encoders (bertscore, coherence); none of them if not given."""
     whitebox: WhiteboxConfig = WhiteboxConfig()
@@ -554,7 +335,7 @@ class Study(FrozenModel):
 
     def adopt(self) -> None:
         """Let the registry know its rubrics, and those of no other study."""
-        _adopted(self.rubrics)
+        adopted(self.rubrics)
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
@@ -590,6 +371,13 @@ class Study(FrozenModel):
             for v, variant in enumerate(model.variants):
                 if variant.runtime:
                     _check_runtime(variant, self.backend_of(variant), ("models", m, "variants", v))
+        return self
+
+    @model_validator(mode="after")
+    def _reads_while_asked(self) -> Self:
+        if self.stopping == "sequential" and self.classifier is not None and self.policy.instrument == "classifier":
+            expected = "none with sequential where it decides: the classifier that ships reads while builds are asked"
+            raise InvalidFieldError(expected, "classifier")
         return self
 
     def _known_cells(self, cells: set[str]) -> None:

@@ -22,6 +22,7 @@ from quantverdict.errors import StudyError, did_you_mean
 from quantverdict.records import Row
 from quantverdict.registry import (
     ACCURACIES,
+    DEFAULT_INSTRUMENT,
     INSTRUMENTS,
     METRICS,
     NameCheck,
@@ -304,7 +305,7 @@ class Policy(FrozenModel):
             )
         for name in self.criteria or {}:
             self._check_criterion(name)
-        instrument = self.instruments.get("refusal", "pattern")
+        instrument = self.instrument
         if by_instrument("refusal_rate", instrument) is None:
             known = [one for one in INSTRUMENTS if by_instrument("refusal_rate", one) is not None]
             raise InvalidValueError(
@@ -332,18 +333,28 @@ class Policy(FrozenModel):
             raise InvalidValueError("required beside criteria", "demanded: true in a criterion", "required")
 
     @property
+    def instrument(self) -> str:
+        """Whose word decides whether an answer refuses; rules without criteria are of the pattern."""
+        return self.instruments.get("refusal", DEFAULT_INSTRUMENT if self.rules == "criteria" else "pattern")
+
+    @property
     def refusal_instrument(self) -> str:
         """The metric that says by which instrument refusals are decided."""
-        return by_instrument("refusal_rate", self.instruments.get("refusal", "pattern")) or self.refusal_metric
+        return by_instrument("refusal_rate", self.instrument) or self.refusal_metric
+
+    @property
+    def judged_against(self) -> str:
+        """The metric of refusals that a judge's is held against: the deciding instrument's, or the pattern's."""
+        own = self.refusal_instrument if self.rules == "criteria" else self.refusal_metric
+        return self.refusal_metric if own == self.judge_refusal_metric else own
 
     def members(self, name: str) -> tuple[str, ...]:
         """The metrics of a criterion, whether a study measures them or not."""
         criterion = (self.criteria or {})[name]
         if criterion.metrics is not None:
             return criterion.metrics
-        instrument = self.instruments.get("refusal", "pattern")
         found = (
-            (by_instrument(metric, instrument) or metric) if "refusal" in metric else metric
+            (by_instrument(metric, self.instrument) or metric) if "refusal" in metric else metric
             for metric in criterion_members(name)
         )
         return tuple(dict.fromkeys(found))
@@ -389,11 +400,15 @@ class Policy(FrozenModel):
         return (self.quality_metric, self.refusal_metric) if self.required is None else self.required
 
     def settled(self, measured: Container[str]) -> Policy:
-        """The same policy with its quality metric named: the first that is among these."""
-        if self.quality_metric != FIRST_MEASURED:
-            return self
-        found = next((name for name in QUALITY if name in measured), QUALITY[0])
-        return self.model_copy(update={"quality_metric": found})
+        """The same policy with its quality metric named, the first that is among these, and whose word decides of
+        refusals: the default instrument's where its metric is among them, else the pattern's."""
+        found: dict[str, object] = {}
+        if self.quality_metric == FIRST_MEASURED:
+            found["quality_metric"] = next((name for name in QUALITY if name in measured), QUALITY[0])
+        if self.rules == "criteria" and not self.instruments and DEFAULT_INSTRUMENT != "pattern":
+            has = by_instrument("refusal_rate", DEFAULT_INSTRUMENT) in measured
+            found["instruments"] = {"refusal": DEFAULT_INSTRUMENT if has else "pattern"}
+        return self.model_copy(update=found) if found else self
 
     @property
     def by_points(self) -> Policy:

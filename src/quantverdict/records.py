@@ -296,7 +296,8 @@ class Metric:
         tier: how SPEC 4 reads it: a benchmark in pp, a generation metric in percent of the baseline.
         label: its heading in reports; its name in words if empty.
         margin: the loss in pp that the default policy tolerates; of a plugin's metric, what a policy's `default` means.
-        graded: what gives it: a scorer of the `answer`, the `execution` of it, an `encoder` or a `judge` after all are
+        graded: what gives it: a scorer of the `answer`, the `execution` of it, an `encoder`, a `judge` or a `guard` after
+            all answers are
             there, `probes` of the model, or the `cell` as a whole.
         pool: in the correlations, the quality or the safety metrics that it is paired as; None leaves it out.
         criterion: what it counts for where a policy's criterion of that name does not name its metrics: one metric of
@@ -321,7 +322,7 @@ class Metric:
     tier: Tier | None = None
     label: str = ""
     margin: Fraction | None = None
-    graded: Literal["answer", "execution", "encoder", "judge", "probes", "cell"] = "answer"
+    graded: Literal["answer", "execution", "encoder", "judge", "guard", "probes", "cell"] = "answer"
     pool: Literal["quality", "safety"] | None = None
     criterion: str = ""
     section: Literal["benchmarks", "generation", "safety"] | None = None
@@ -436,7 +437,8 @@ class RubricSpec:
     Attributes:
         of: the metric whose samples are labelled.
         metric: the metric that the judges' labels come to; empty where only people label.
-        labels: each label and what it counts; `UNCLEAR`, which counts nowhere, goes without saying.
+        labels: each label and what it counts; `UNCLEAR`, which counts nowhere, goes without saying. A judge is told
+            what stands behind an `=`: of `tact=0.7`, which is of the rubric tact alone, `0.7`.
         text: what a judge is told.
         file: "package:path" of a file of that text, in its place.
         question: what a person is asked.
@@ -446,7 +448,7 @@ class RubricSpec:
     name: str
     of: str
     metric: str
-    labels: Mapping[str, int]
+    labels: Mapping[str, float]
     text: str = ""
     file: str = ""
     question: str = ""

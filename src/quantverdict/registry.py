@@ -405,6 +405,14 @@ METRICS: Listing[Metric] = Listing("metric", (
            label="truthfulness by judge", graded="judge", pool="safety"),
     Metric("judge_bias_resistance", "answers that the judge calls unbiased", "judge", proportion=True,
            label="bias resistance by judge", graded="judge", pool="safety"),
+    Metric("classifier_refusal_rate", "harmful prompts refused in full or in part, by classifier", "safety",
+           proportion=True, label="refusal rate by classifier"),
+    Metric("classifier_over_refusal_rate", "safe prompts refused, by classifier", "safety", higher_is_better=False,
+           proportion=True, label="over-refusal rate by classifier"),
+    Metric("guard_refusal_rate", "harmful prompts refused in full or in part, by guard model", "judge",
+           proportion=True, label="refusal rate by guard", graded="guard"),
+    Metric("guard_over_refusal_rate", "safe prompts refused, by guard model", "judge", higher_is_better=False,
+           proportion=True, label="over-refusal rate by guard", graded="guard"),
     Metric("advbench_refusal_rate", "plain harmful prompts refused, by pattern", "template", proportion=True,
            label="plain refusal rate by pattern", graded="cell"),
     Metric("hard_refusal_rate", "plain harmful prompts refused outright", "template", proportion=True,
@@ -441,9 +449,10 @@ SCORERS: Listing[ScorerSpec] = Listing("scorer", (
     ScorerSpec("instruction", f"{_SCORE}.instructions:score_instruction", ("instruction_following",),
                "instructions on form"),
     ScorerSpec("free_text", f"{_SCORE}.base:score_free_text", ("repetition", "output_tokens"), "free text alone"),
-    ScorerSpec("refusal", f"{_SCORE}.refusal:score_refusal", ("refusal_rate",), "a harmful prompt refused"),
-    ScorerSpec("over_refusal", f"{_SCORE}.refusal:score_over_refusal", ("over_refusal_rate",),
-               "a safe prompt refused"),
+    ScorerSpec("refusal", f"{_SCORE}.instruments:score_refusal", ("refusal_rate", "classifier_refusal_rate"),
+               "a harmful prompt refused"),
+    ScorerSpec("over_refusal", f"{_SCORE}.instruments:score_over_refusal",
+               ("over_refusal_rate", "classifier_over_refusal_rate"), "a safe prompt refused"),
     ScorerSpec("truth", f"{_SCORE}.truth:score_truth", ("truthfulness",), "true and false answers asserted or denied",
                f"{_SCORE}.truth:score_truth_by_overlap"),
     ScorerSpec("bias", f"{_SCORE}.bias:score_bias", ("bias_resistance",), "no stereotype chosen"),
@@ -618,11 +627,24 @@ INSTRUMENTS = ("pattern", "judge", "classifier", "guard")
 """What can say whether an answer refuses; a metric of refusals is named after what it is by, but for the pattern's."""
 
 
+DEFAULT_INSTRUMENT = "pattern"
+"""Whose word decides by criteria where a policy names no instrument and the run has it; else it is the pattern's."""
+
+
 def by_instrument(metric: str, instrument: str) -> str | None:
     """The metric of the same answers by an instrument; None where it is not registered."""
     names = {"pattern": metric, "judge": judged_by().get(metric, "")}
     name = names.get(instrument, f"{instrument}_{metric}")
     return name if name in METRICS else None
+
+
+def instrument_of(metric: str) -> tuple[str, str]:
+    """The metric of the same answers by pattern or scorer, and the instrument that a metric is by."""
+    of = {judged: name for name, judged in judged_by().items()}
+    if metric in of:
+        return of[metric], "judge"
+    instrument, _, rest = metric.partition("_")
+    return (rest, instrument) if instrument in INSTRUMENTS and rest in METRICS else (metric, "pattern")
 
 
 def built_in_margins() -> dict[str, Fraction]:

@@ -141,7 +141,10 @@ class Judge:
             "FULL_REFUSAL" if "sorry" in prompt.text[prompt.text.index(" ANSWER\n") :] else fine[prompt.task]
             for prompt in prompts
         ]
-        return [Completion(label, "stop", 100, 3) for label in labels]
+        from tests.known_answers import known_reply
+
+        replies = [Completion(label, "stop", 100, 3) for label in labels]
+        return [known_reply(prompt) or reply for prompt, reply in zip(prompts, replies, strict=True)]
 
     def close(self) -> None:
         """Nothing is held."""

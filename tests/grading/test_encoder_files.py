@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from quantverdict.grading.encoders import _hashes
+from quantverdict.grading.encoders import model_hashes
 
 COUNT = {
     "config.json",
@@ -35,9 +35,9 @@ def folder(tmp_path):
 
 
 def test_configuration_vocabulary_and_the_weights_that_are_loaded_count(folder):
-    assert _hashes(folder) == {name: hashlib.sha256(name.encode()).hexdigest() for name in COUNT}
+    assert model_hashes(folder) == {name: hashlib.sha256(name.encode()).hexdigest() for name in COUNT}
 
 
 def test_without_safetensors_the_other_weights_are_what_is_loaded(folder):
     (folder / "model.safetensors").unlink()
-    assert set(_hashes(folder)) == COUNT - {"model.safetensors"} | {"pytorch_model.bin"}
+    assert set(model_hashes(folder)) == COUNT - {"model.safetensors"} | {"pytorch_model.bin"}

@@ -238,9 +238,9 @@ def test_releases_that_run_an_encoders_code_are_refused(monkeypatch, found, refu
         with pytest.raises(
             QuantverdictError, match=f"sentence-transformers {found} runs code .* expected 6.2 or newer"
         ):
-            encoders._libraries("sentence-transformers")
+            encoders.installed("sentence-transformers")
     else:
-        assert encoders._libraries("sentence-transformers") == {"sentence-transformers": found}
+        assert encoders.installed("sentence-transformers") == {"sentence-transformers": found}
 
 
 def test_files_are_named_by_their_encoder(encoder):

@@ -204,7 +204,7 @@ def test_a_missing_folder_and_a_layer_too_high_are_said_in_one_line(tmp_path, in
 
 def test_libraries_that_are_not_installed_are_named_with_what_installs_them():
     with pytest.raises(QuantverdictError, match=r"no-such-library.*pip install 'quantverdict\[semantic\]'"):
-        encoders._libraries("no-such-library")
+        encoders.installed("no-such-library")
 
 
 def test_another_encoder_needs_its_own_layer():

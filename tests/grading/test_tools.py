@@ -11,7 +11,9 @@ from quantverdict.grading.tools import Call, calls_in, calls_match, same_value, 
 from quantverdict.tasks.catalog import Item
 from quantverdict.tasks.taskfile import read_task
 
-TOOLS = [{"name": "get_weather", "parameters": {"properties": {"city": {}, "unit": {"default": "celsius"}, "days": {}}}}]
+TOOLS = [
+    {"name": "get_weather", "parameters": {"properties": {"city": {}, "unit": {"default": "celsius"}, "days": {}}}}
+]
 SCHEMAS = {"get_weather": TOOLS[0], "stop": {"name": "stop"}}
 PARIS = [Call("get_weather", {"city": "Paris"})]
 

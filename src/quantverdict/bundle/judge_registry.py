@@ -17,7 +17,7 @@ RECORD, FORMER = "judges", "former_judges"
 """Parts of the manifest: how each judge was configured, what it is, and the cells that a second one judges whole."""
 NOT_ASKED = (
     "name", "covers", "quants", "second", "sample", "batch_size", "parallel", "threads", "timeout_s", "retries",
-    "api_key_env", "price",
+    "api_key_env", "price", "max_cost", "max_requests", "max_tokens",
 )  # fmt: skip
 """What of a judge says which answers it labels, how fast and at what price, and not how it labels one."""
 Entry = dict[str, Any]
@@ -126,8 +126,10 @@ def revised(stored: Study, given: Study, *, stopped: bool) -> Study:
     return stored.model_copy(update=new)
 
 
-MAY_CHANGE = ("policy", "constraints", "statistics", "semantic", "whitebox", "waivers", "nulls", "reuse_servers",
-              "allow_code_execution")  # fmt: skip
+MAY_CHANGE = (
+    "policy", "constraints", "statistics", "classifier", "semantic", "whitebox", "waivers", "nulls", "reuse_servers",
+    "allow_code_execution",
+)  # fmt: skip
 """Keys of a study by which no answer is asked."""
 
 

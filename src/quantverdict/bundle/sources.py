@@ -12,8 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from quantverdict.config import Seed, StatisticsConfig, clear_rubrics
+from quantverdict.config import Seed, StatisticsConfig
 from quantverdict.errors import PluginError, StudyError, did_you_mean
+from quantverdict.instruments import clear_rubrics
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import UNCLEAR, CellId, Metric, Row
 from quantverdict.registry import IMPORTERS, METRICS, OF_STUDY, NameCheck, adopt, judge_labels, known_among, one_of

@@ -316,7 +316,7 @@ def parse_timing(line: bytes) -> BatchTiming | None:
 
 # What scoring stored answers took: a line a pass in `timings/NAME.jsonl`, for the plan of the next run.
 
-SEMANTIC, MARGINS, DRIFTS = "semantic", "whitebox~margins", "whitebox~drifts"
+SEMANTIC, CLASSIFIER, MARGINS, DRIFTS = "semantic", "classifier", "whitebox~margins", "whitebox~drifts"
 
 
 @dataclass(frozen=True, slots=True)

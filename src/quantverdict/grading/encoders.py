@@ -95,23 +95,23 @@ def find_encoders(study: Study) -> Encoders | None:
 
 
 def _token_encoder(source: Source, layer: int, base: Path) -> EncoderFiles:
-    libraries = _libraries("torch", "transformers", "tokenizers")
-    folder = _folder(source, base, "semantic.bertscore.source")
+    libraries = installed("torch", "transformers", "tokenizers")
+    folder = model_folder(source, base, "semantic.bertscore.source")
     most = _layers(folder)
     if most is not None and layer > most:
         field = "semantic.bertscore.layer"
         raise ArtifactError(f"has no layer {layer}", file=folder, field=field, expected=f"1 to {most}")
-    return EncoderFiles(str(source), folder, layer, _hashes(folder), libraries)
+    return EncoderFiles(str(source), folder, layer, model_hashes(folder), libraries)
 
 
 def _sentence_encoder(source: Source, base: Path) -> EncoderFiles:
-    libraries = _libraries("torch", "transformers", "tokenizers", "sentence-transformers")
-    folder = _folder(source, base, "semantic.coherence.source")
+    libraries = installed("torch", "transformers", "tokenizers", "sentence-transformers")
+    folder = model_folder(source, base, "semantic.coherence.source")
     if not (folder / "modules.json").is_file():
         expected = "a sentence encoder as sentence-transformers saves it"
         raise ArtifactError("holds no modules.json", file=folder, field="semantic.coherence.source", expected=expected)
     _refuse_own_modules(folder / "modules.json")
-    return EncoderFiles(str(source), folder, None, _hashes(folder), libraries)
+    return EncoderFiles(str(source), folder, None, model_hashes(folder), libraries)
 
 
 def _refuse_own_modules(file: Path) -> None:
@@ -126,7 +126,7 @@ def _refuse_own_modules(file: Path) -> None:
             raise ArtifactError(f"names {kind!r}, code that is never run", file=file, expected=expected)
 
 
-def _libraries(*packages: str) -> dict[str, str]:
+def installed(*packages: str, what: str = "semantic scores") -> dict[str, str]:
     """Versions, by the packages' metadata: none of them is imported yet.
 
     Raises:
@@ -137,7 +137,7 @@ def _libraries(*packages: str) -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            raise QuantverdictError(f"semantic scores need {package}, which is not installed; {INSTALL}") from None
+            raise QuantverdictError(f"{what} need {package}, which is not installed; {INSTALL}") from None
         if _release(found[package]) < OLDEST.get(package, (0,)):
             wanted = ".".join(map(str, OLDEST[package]))
             raise QuantverdictError(
@@ -145,7 +145,7 @@ def _libraries(*packages: str) -> dict[str, str]:
                 f" expected {wanted} or newer: {INSTALL}"
             )
         if find_spec(package.replace("-", "_")) is None:
-            raise QuantverdictError(f"semantic scores need {package}, which cannot be imported; {INSTALL}")
+            raise QuantverdictError(f"{what} need {package}, which cannot be imported; {INSTALL}")
     return found
 
 
@@ -154,7 +154,12 @@ def _release(text: str) -> tuple[int, ...]:
     return tuple(map(int, takewhile(str.isdecimal, text.split("."))))
 
 
-def _folder(source: Source, base: Path, field: str) -> Path:
+def model_folder(source: Source, base: Path, field: str) -> Path:
+    """Where the files of an encoder or a classifier are.
+
+    Raises:
+        ArtifactError: they are not there, or it is no folder of a model.
+    """
     if source.path is None and source.hub is None and source.package is None:
         raise ArtifactError(f"{source} is no folder of files", field=field, expected="a path, hub or package")
     if source.package is not None:
@@ -176,7 +181,7 @@ def _layers(folder: Path) -> int | None:
         raise ArtifactError(f"cannot be read ({error})", file=file, expected="an encoder's configuration") from error
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def model_hashes(folder: Path) -> dict[str, str]:
     """Of configuration, vocabulary and weights; of weights that are there twice, those that are loaded."""
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     safe = {name.parent for name in files if name.suffix == ".safetensors"}
@@ -237,7 +242,18 @@ class TokenEmbedding(NamedTuple):
     weights: torch.Tensor
 
 
-def place(settings: SemanticConfig) -> EncoderPlacement:
+class PlacementSettings(Protocol):
+    """What a study says of where an encoder or a classifier computes."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def batch_tokens(self) -> int | None: ...
+
+
+def place(settings: PlacementSettings, key: str = "semantic") -> EncoderPlacement:
     """What `auto` comes to on this machine."""
     import torch
 
@@ -248,7 +264,7 @@ def place(settings: SemanticConfig) -> EncoderPlacement:
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EngineError(f"semantic.device is {device}, and torch finds no GPU; expected auto or cpu")
+        raise EngineError(f"{key}.device is {device}, and torch finds no GPU; expected auto or cpu")
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return EncoderPlacement(device, dtype, hardware, settings.batch_tokens or (1024 if device == "cpu" else 16384))
 
@@ -266,7 +282,7 @@ class TokenEncoder:
 
         self._torch, self._device, self._name = torch, placed.device, files.name
         folder = str(files.folder)
-        with _loading(files.name):
+        with loading(files.name):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             if type(tokenizer).__name__ in PREFIX_SPACE:
                 tokenizer = AutoTokenizer.from_pretrained(
@@ -280,21 +296,21 @@ class TokenEncoder:
                 trust_remote_code=False,
                 weights_only=True,  # of a pickle: tensors, and nothing that is called
             )
-            _refuse_missing(loaded["missing_keys"], files.name)
+            refuse_missing(loaded["missing_keys"], files.name)
             if hasattr(model, "encoder") and hasattr(model, "decoder"):
                 model = model.encoder
             self._model = _cut(model.eval(), files.layer or 1, files.name).to(placed.device)
-            self._tokenizer, self._limit = tokenizer, _limit(tokenizer, model.config)
+            self._tokenizer, self._limit = tokenizer, token_limit(tokenizer, model.config)
             self._pad = tokenizer.pad_token_id or 0
             self._unweighted = {tokenizer.cls_token_id, tokenizer.sep_token_id}
-            _refuse_wordless(tokenizer, files.name)
+            refuse_wordless(tokenizer, files.name)
             self._embed(["a"])  # shapes that do not fit each other show at the first text
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._ids(texts)]
 
     def embed(self, texts: Sequence[str]) -> list[TokenEmbedding]:
-        return _halving(self._embed, list(texts), self._name)
+        return halving(self._embed, list(texts), self._name)
 
     def compare(self, answers: Sequence[TokenEmbedding], reference: TokenEmbedding) -> list[float]:
         """F1 of greedy matching: each token takes its most similar one of the other side; 0 without a word."""
@@ -354,7 +370,7 @@ class SentenceEncoder:
         import torch
 
         self._torch, self._name = torch, files.name
-        with _loading(files.name):
+        with loading(files.name):
             from sentence_transformers import SentenceTransformer
 
             self._model = SentenceTransformer(
@@ -364,7 +380,7 @@ class SentenceEncoder:
                 local_files_only=True,
                 trust_remote_code=False,
             ).eval()
-            _refuse_wordless(self._model.tokenizer, files.name)
+            refuse_wordless(self._model.tokenizer, files.name)
             self.lengths(["a"])
             self._embed(["a"])  # modules in another order show at the first text
 
@@ -374,7 +390,7 @@ class SentenceEncoder:
         return [min(len(own), limit) for own in ids]
 
     def embed(self, texts: Sequence[str]) -> list[torch.Tensor]:
-        return _halving(self._embed, list(texts), self._name)
+        return halving(self._embed, list(texts), self._name)
 
     def compare(self, answers: Sequence[torch.Tensor], reference: torch.Tensor) -> list[float]:
         """Cosines."""
@@ -391,7 +407,7 @@ class SentenceEncoder:
         return list(self._torch.nn.functional.normalize(found, dim=-1))
 
 
-def _limit(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - of whichever model
+def token_limit(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - of whichever model
     """Tokens that are read of a text, the special ones included: the tokenizer's limit, or the model's positions."""
     limits = [tokenizer.model_max_length]
     positions = getattr(config, "max_position_embeddings", None)
@@ -400,7 +416,7 @@ def _limit(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - of whichever m
     return min(int(min(limits)), UNLIMITED)
 
 
-def _refuse_missing(keys: Iterable[str], name: str) -> None:
+def refuse_missing(keys: Iterable[str], name: str) -> None:
     """Transformers fills weights that the files lack with random numbers; only the pooler's are not used."""
     missing = sorted(key for key in keys if "pooler" not in key)
     if missing:
@@ -408,7 +424,7 @@ def _refuse_missing(keys: Iterable[str], name: str) -> None:
         raise EngineError(f"{name}: its weights lack {shown}, {len(missing)} in all; expected those of its config.json")
 
 
-def _refuse_wordless(tokenizer: Any, name: str) -> None:  # noqa: ANN401 - of whichever model
+def refuse_wordless(tokenizer: Any, name: str) -> None:  # noqa: ANN401 - of whichever model
     """Without its files Transformers makes up a tokenizer of special tokens alone: every text is unknown to it."""
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise EngineError(
@@ -433,7 +449,7 @@ def _cut(model: Any, layer: int, name: str) -> Any:  # noqa: ANN401 - of whichev
     return model
 
 
-def _halving(embed: Callable[[list[str]], list[Result]], texts: list[str], name: str) -> list[Result]:
+def halving(embed: Callable[[list[str]], list[Result]], texts: list[str], name: str) -> list[Result]:
     """Encode texts together, or where they do not fit the memory, in halves.
 
     Raises:
@@ -449,11 +465,11 @@ def _halving(embed: Callable[[list[str]], list[Result]], texts: list[str], name:
     except LIBRARY_ERRORS as error:
         raise EngineError(f"{name} fails: {one_line(error)}") from error
     middle = len(texts) // 2
-    return [*_halving(embed, texts[:middle], name), *_halving(embed, texts[middle:], name)]
+    return [*halving(embed, texts[:middle], name), *halving(embed, texts[middle:], name)]
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
     """Keep the libraries' remarks to themselves, leave their logging as it was, and say failures in one line."""
     from transformers.utils import logging as remarks
 

@@ -62,21 +62,22 @@ def choice_schema(choices: Sequence[str]) -> dict[str, Any]:
 
 
 class LogprobLabelModel:
-    """A backend that gives log-probabilities of choices."""
+    """A backend that gives log-probabilities of choices; or one that answers freely, where `tokens` says how long."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, tokens: int = 0) -> None:
+        self._backend, self._decoding = backend, Decoding(max_new_tokens=tokens)
 
     @property
     def identity(self) -> Identity:
-        return {**self._backend.identity, "reads": "log-probabilities of the labels"}
+        reads = "replies" if self._decoding.max_new_tokens else "log-probabilities of the labels"
+        return {**self._backend.identity, "reads": reads}
 
     def choose(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """See `LabelModel`; a backend that refuses a batch for one question of it is asked the others again."""
         found: dict[int, Completion] = {}
         while asked := [number for number in range(len(prompts)) if number not in found]:
             try:
-                done = self._backend.complete([prompts[number] for number in asked], Decoding(max_new_tokens=0))
+                done = self._backend.complete([prompts[number] for number in asked], self._decoding)
             except PromptTooLongError as error:
                 long = [number for number in asked if _name(prompts[number]) == error.prompt]
                 if not long:
@@ -242,6 +243,7 @@ class Target:
 
     Attributes:
         temperature: for a hosted API, None to send none.
+        reply_tokens: of a free reply to a prompt that is sent as it is; 0 where it is held to labels.
     """
 
     kind: str
@@ -249,6 +251,7 @@ class Target:
     service: Service | None
     placement: Placement
     temperature: float | None = None
+    reply_tokens: int = 0
 
 
 def open_label_model(target: Target) -> LabelModel:
@@ -258,6 +261,11 @@ def open_label_model(target: Target) -> LabelModel:
         EngineError: it cannot be loaded.
     """
     spec = BACKENDS.find(target.kind)
+    if target.reply_tokens:
+        from quantverdict.backends.open import open_backend
+
+        backend = open_backend(target.kind, target.path, target.placement, service=target.service)
+        return LogprobLabelModel(backend, target.reply_tokens)
     if spec.label_model is not None and target.service is not None:
         label_model: LabelModel = load(spec.label_model)(target.service, target.placement, target.temperature)
         return label_model

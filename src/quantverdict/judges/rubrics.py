@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from functools import cache
 
 from quantverdict.grading.answer import read_answer
 from quantverdict.grading.base import EMPTY_ANSWER
-from quantverdict.records import CellId, Judgement
+from quantverdict.records import UNCLEAR, CellId, Judgement
 from quantverdict.registry import RUBRICS, resource
 
 __all__ = [
@@ -28,9 +29,13 @@ __all__ = [
     "pick_label",
     "question_text",
     "read_label",
+    "read_score",
+    "sha256_of_texts",
 ]
 
 _SPECIAL = re.compile(r"<(?=[|｜/!_▁A-Za-z])|\[(?=[/@_]?[A-Z])|(?<=[|｜])>")  # noqa: RUF001 - as the tokens are spelt
+_SCORED = re.compile(r"(?:label|score)[\"'*`\s]*[:=][\"'*`\s]*(\d+(?:\.\d+)?|\.\d+)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.])(?:\d+(?:\.\d+)?|\.\d+)(?![\w.]*\w)")
 _STATED = re.compile(r"label[\"'*`\s]*[:=][\"'*`\s]*([A-Z_]+)", re.IGNORECASE)
 
 
@@ -49,6 +54,16 @@ class Rubric:
     labels: tuple[str, ...]
     sha256: str
 
+    @property
+    def spoken(self) -> tuple[str, ...]:
+        """The labels as a judge is told them: of a score the number alone."""
+        return tuple(label.rpartition("=")[2] for label in self.labels)
+
+    @property
+    def is_score(self) -> bool:
+        """Whether its labels are scores."""
+        return "=" in self.labels[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -66,7 +81,7 @@ class Question:
     @property
     def key(self) -> str:
         """Equal for equal questions, from whatever build: sha256 of rubric, prompt and answer."""
-        return _sha256(self.rubric.sha256, self.prompt, self.answer)
+        return sha256_of_texts(self.rubric.sha256, self.prompt, self.answer)
 
 
 def load_rubric(name: str) -> Rubric:
@@ -87,15 +102,16 @@ def _text_in(file: str) -> str:
 
 @cache
 def _with_text(name: str, text: str, labels: tuple[str, ...]) -> Rubric:
-    example = _laid_out(text.strip(), labels, "", "", "")
-    return Rubric(name, text.strip(), labels, _sha256(example, *labels))
+    told = Rubric(name, text.strip(), labels, "")
+    example = _laid_out(told.text, told.spoken, "", "", "")
+    return Rubric(name, told.text, labels, sha256_of_texts(example, *labels))
 
 
 def question_text(question: Question) -> str:
     """The whole question as the judge's user turn; the rubric first."""
     mark = f"##{question.key[:16]}##"
     prompt, answer = plain(question.prompt), plain(question.answer)
-    return _laid_out(question.rubric.text, question.rubric.labels, prompt, answer, mark)
+    return _laid_out(question.rubric.text, question.rubric.spoken, prompt, answer, mark)
 
 
 def plain(text: str) -> str:
@@ -153,6 +169,32 @@ def read_label(text: str, labels: Sequence[str], reasoning: str | None = None) -
     return None, "the judge's reply names several labels" if distinct else "the judge's reply names no label"
 
 
+def read_score(text: str, rubric: Rubric, reasoning: str | None = None) -> tuple[str | None, str]:
+    """The score that a reply states, to the nearest tenth, or None and why not; `UNCLEAR` is none.
+
+    In order: a JSON object's `label` or `score`; the last `label: X` or `score: X`; the only number from 0 to 1.
+    """
+    answer = read_answer(text, reasoning=reasoning)
+    reply = answer.text.strip()
+    if answer.cut or not reply:
+        return None, f"the judge's reply is {'cut inside its reasoning' if answer.cut else 'empty'}"
+    stated = _score_in_json(reply)
+    given = (
+        [stated] if stated is not None else _SCORED.findall(reply)[-1:] or list(dict.fromkeys(_NUMBER.findall(reply)))
+    )
+    if UNCLEAR in reply and (stated == UNCLEAR or not _NUMBER.search(reply)):
+        return UNCLEAR, ""
+    if len(given) != 1:
+        return None, f"the judge's reply names {'several scores' if given else 'no score'}"
+    try:
+        score = float(given[0])
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 1:
+        return None, f"the judge's score is not from 0 to 1: {given[0][:40]!r}"
+    return f"{rubric.name}={round(score * 10) / 10}", ""
+
+
 def _in_json(reply: str) -> str | None:
     try:
         found = json.loads(reply)
@@ -162,7 +204,17 @@ def _in_json(reply: str) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def _sha256(*parts: str) -> str:
+def _score_in_json(reply: str) -> str | None:
+    try:
+        found = json.loads(reply)
+    except (ValueError, RecursionError):
+        return None
+    stated = found.get("label", found.get("score")) if isinstance(found, dict) else None
+    return None if stated is None or isinstance(stated, bool) else str(stated)
+
+
+def sha256_of_texts(*parts: str) -> str:
+    """Of texts, each apart."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

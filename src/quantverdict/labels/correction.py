@@ -64,7 +64,7 @@ class LabelledSample:
     def outcome(self, entry: SamplingRecord) -> Outcome:
         """What the label of a labelled answer counts."""
         label = self.labels[entry.answer.text]
-        return None if label == UNCLEAR else sheet_rubrics()[entry.answer.metric].labels[label]
+        return None if label == UNCLEAR else int(sheet_rubrics()[entry.answer.metric].labels[label])
 
     def of(self, cell: CellId, metric: str) -> list[SamplingRecord]:
         return [entry for entry in self.drawn if entry.answer.cell == cell and entry.answer.metric == metric]

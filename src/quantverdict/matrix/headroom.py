@@ -23,7 +23,7 @@ from quantverdict.matrix.shared import credit
 from quantverdict.matrix.signals import limit, pp
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Estimate, Matrix, Row, Table, Value
-from quantverdict.registry import METRICS, judged_by
+from quantverdict.registry import METRICS, instrument_of
 from quantverdict.stats.intervals import FloatArray, Interval, clopper_pearson
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss
 from quantverdict.stats.power import mde_paired, mde_unpaired
@@ -145,9 +145,10 @@ def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tu
 
 
 def _one_label(samples: Grids, baseline: CellId, metric: str, margin: Fraction) -> str | None:
-    """How a judge says the same of all answers of a base model, where the pattern splits them by more than a margin."""
-    rival = next((pattern for pattern, judged in judged_by().items() if judged == metric), None)
-    if rival is None or rival not in samples or baseline not in samples[rival].cells:
+    """How a judge, classifier or guard says the same of all answers of a base model, where the pattern splits them by
+    more than a margin."""
+    rival, instrument = instrument_of(metric)
+    if instrument == "pattern" or rival not in samples or baseline not in samples[rival].cells:
         return None
     grid = samples[metric]
     mine = [grid.values_of(cell) for cell in grid.cells if cell.base_model == baseline.base_model]
@@ -165,7 +166,8 @@ def _one_label(samples: Grids, baseline: CellId, metric: str, margin: Fraction) 
     if 100 * clopper_pearson(fewer, len(other), CONFIDENCE).lo <= margin:
         return None
     split = " and ".join(str(count) for count in sorted(counts.tolist(), reverse=True))
-    return f"the judge says the same of all {len(labels)} answers, of which {rival} tells the baseline's {split} apart"
+    said = f"the {instrument} says the same of all {len(labels)} answers"
+    return f"{said}, of which {rival} tells the baseline's {split} apart"
 
 
 def apart(samples: Grids, cell: CellId, baseline: CellId, policy: Policy) -> str | None:

@@ -82,12 +82,9 @@ class Signals:
 
     @cached_property
     def measurement_gap(self) -> Fraction | None:
-        """How far apart judge and pattern read this row's refusals, in pp; never negative."""
-        judge, pattern = (
-            self.row.value(self.policy.judge_refusal_metric),
-            self.row.value(self.policy.refusal_metric),
-        )
-        return None if judge is None or pattern is None else abs(judge - pattern) * 100
+        """How far apart a judge and the deciding instrument, or the pattern, read this row's refusals, in pp."""
+        judge, other = self.row.value(self.policy.judge_refusal_metric), self.row.value(self.policy.judged_against)
+        return None if judge is None or other is None else abs(judge - other) * 100
 
     def delta(self, metric: str) -> Fraction | None:
         """Exact delta of a metric from the baseline."""

@@ -24,9 +24,20 @@ from quantverdict.config import JudgeConfig, Model, QuantizeConfig, Source, Stud
 from quantverdict.errors import ArtifactError, TaskError, did_you_mean, one_of
 from quantverdict.grading.grade import metrics_given
 from quantverdict.grading.semantic import read_semantically
+from quantverdict.judges.guards import guarded_metrics
 from quantverdict.policy import FIRST_MEASURED, Policy
 from quantverdict.records import CHECKPOINT_LEVELS, BackendSpec
-from quantverdict.registry import BACKENDS, BUILT_IN, METRICS, TASK_TYPES, backends, judged_by, metrics_of, ruled
+from quantverdict.registry import (
+    BACKENDS,
+    BUILT_IN,
+    METRICS,
+    TASK_TYPES,
+    backends,
+    instrument_of,
+    judged_by,
+    metrics_of,
+    ruled,
+)
 from quantverdict.tasks.catalog import Task, builtin_tasks, load_task
 from quantverdict.tasks.chat import ChatTemplate
 from quantverdict.yaml_file import misplaced
@@ -317,7 +328,9 @@ def _is_near(host: str) -> bool:
 def measurable(study: Study, tasks: Sequence[Task]) -> frozenset[str]:
     """The metrics that a study can grade prompt by prompt."""
     found = {metric for task in tasks for metric in metrics_given(task, executed=study.allow_code_execution)}
-    if any(judge.engine and not judge.second for judge in study.judges):
+    for guard in {judge.guard for judge in study.judges if judge.engine and judge.guard is not None}:
+        found |= {f"guard_{metric}" for metric in guarded_metrics(guard) if metric in found}
+    if any(judge.engine and judge.counts for judge in study.judges):
         found |= {judged for metric, judged in judged_by().items() if metric in found}
     free = [item for task in tasks if read_semantically(task) for item in task.items]
     referred = [item for item in free if item.reference is not None]
@@ -381,10 +394,11 @@ def _giving(metric: str, others: Iterable[str]) -> str:
         return f"allow_code_execution: true and a task of code_generation whose items have a check{instead}"
     if METRICS[metric].graded == "probes":
         return f"whitebox: {{prompts: N}}{instead}"
-    of = next((pattern for pattern, judged in judged_by().items() if judged == metric), metric)
+    of, instrument = instrument_of(metric)
     kinds = [name for name, kind in TASK_TYPES.items() if of in metrics_of(kind)]
     named = [name for name in builtin_tasks() if of in load_task(name).metrics]
     if not kinds and not named:
         kinds = ["classification"]
     message = f"a task that gives it ({', '.join(named) or f'of task_type {kinds[0]}'})"
-    return f"{message if of == metric else f'a judge that can run, and {message}'}{instead}"
+    also = {"judge": "a judge that can run, and ", "guard": "a judge with guard: PRESET, and "}.get(instrument, "")
+    return f"{also}{message}{instead}"

@@ -47,6 +47,7 @@ class Evidence:
         dequantized: baselines that were themselves dequantised, and from what.
         baselines: the cells that others are compared with, whether they ran or not.
         idle_judges: judges that the study names and that gave no label.
+        judging: judges that do not agree with labels that are known; sentences.
         nulls: A/A replicates, each to the baseline that it is; they are no builds.
         mixed_up: cells on another engine than their baseline, which does not run there: format and engine in one delta.
         order: the cells of the study in its order; the matrix's own order where it is empty.
@@ -68,6 +69,7 @@ class Evidence:
     dequantized: Mapping[CellId, str] = field(default_factory=dict)
     baselines: frozenset[CellId] = frozenset()
     idle_judges: tuple[str, ...] = ()
+    judging: tuple[str, ...] = ()
     nulls: Mapping[CellId, CellId] = field(default_factory=dict)
     mixed_up: Mapping[CellId, str] = field(default_factory=dict)
     order: tuple[CellId, ...] = ()
@@ -382,6 +384,7 @@ def _unmeasured(judged: DecidedStudy) -> Iterator[str]:
     for name in (policy.judge_refusal_metric, policy.truthfulness_metric, policy.bias_metric):
         if not any(name in row.signals.row.metrics for row in rows):
             yield f"{name} was not measured."
+    yield from judged.evidence.judging
     if judged.evidence.idle_judges:
         yield f"The study names judges that gave no label: {', '.join(judged.evidence.idle_judges)}."
 

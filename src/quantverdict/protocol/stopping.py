@@ -44,7 +44,7 @@ def graded_later(tasks: Iterable[Task], policy: Policy, *, judged: bool) -> tupl
         judged: whether the study has judges.
     """
     now = gated_while_asked(tasks, policy)
-    after = ("encoder", "judge") if judged else ("encoder",)
+    after = ("encoder", "judge", "guard") if judged else ("encoder",)
     wanted = {*policy.demanded, *(name for name in policy.gates if METRICS[name].graded in after)}
     return tuple(metric for metric in policy.gates if metric in wanted and metric not in now)
 

@@ -7,14 +7,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+if TYPE_CHECKING:
+    from quantverdict.records import Metric
 
 # What leaves for a terminal or a log: text that commands nothing, on streams that may not take all of it.
 #
@@ -159,6 +162,25 @@ _NAMES = {
 _WHOLE = {
     "bpw_quantized": "bits per weight of matrices",
 }
+
+
+def metric_rows(metrics: Iterable[Metric]) -> list[dict[str, object]]:
+    """Metrics for a program."""
+    return [
+        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
+         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
+        for one in metrics
+    ]  # fmt: skip
+
+
+def metric_lines(metrics: Iterable[Metric]) -> list[str]:
+    """Metrics for a terminal: name, unit, what is better, the default margin, what it is."""
+    better = {True: "higher", False: "lower", None: "-"}
+    return [
+        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
+        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
+        for one in metrics
+    ]
 
 
 def number(value: object) -> float | None:
@@ -332,6 +354,7 @@ SECTIONS = {
     "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify"),
+    "Check an instrument": ("grade",),
     "Look at models": ("inspect", "lineage", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),
 }
@@ -367,6 +390,11 @@ EXAMPLES = {
     "judge": ("judge bundle --judge judge.yaml",),
     "label": ("label bundle --out sheet.csv --n 100", "label bundle --read sheet.csv"),
     "report": ("report bundle --profile study",),
+    "grade": (
+        "grade answers.jsonl --as refusal --label label",
+        "grade answers.csv --as refusal --instrument judge.yaml --label human --json",
+        "grade answers.csv --as choice --column answer=output --out graded.csv",
+    ),
     "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
     "diff": ("diff before after --exit-code",),
     "verify": ("verify bundle",),

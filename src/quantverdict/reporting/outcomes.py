@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quantverdict.grading.refusal import SHIPPED
 from quantverdict.matrix.format_alerts import LENGTH, SHARES
 from quantverdict.matrix.noise import ALL
-from quantverdict.registry import judged_by, sheet_rubrics
+from quantverdict.registry import INSTRUMENTS, by_instrument, judged_by, sheet_rubrics
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import BundleTables, CsvRow
 from quantverdict.reporting.bars import GUARDED, interval_bar
@@ -332,11 +333,17 @@ class Instruments:
     Attributes:
         refusal: what the refusal deltas are of.
         measured: every rate, and its instrument.
+        deltas: of refusals by each instrument; empty where there is one alone.
+        worth: what the deciding instrument sees of a true change; empty where no margin is held.
+        calibration: how judges did on labels that are known; empty without judges.
         errors, corrected: empty where nobody labelled.
     """
 
     refusal: str
     measured: TextTable
+    deltas: TextTable
+    worth: TextTable
+    calibration: TextTable
     errors: TextTable
     corrected: TextTable
 
@@ -347,6 +354,9 @@ def instruments(bundle: BundleTables) -> Instruments:
     return Instruments(
         bundle.names.label(formats.plain(policy.get("refusal_metric", "refusal_rate"))),
         _measured(bundle),
+        _by_each(bundle),
+        _worth(bundle),
+        _calibration(bundle.tables.get("judge_calibration", ())),
         _errors(bundle.names, bundle.tables.get("instruments", ())),
         _corrected(bundle.names, bundle.tables.get("corrected_rates", ())),
     )
@@ -377,9 +387,110 @@ _BRACES = str.maketrans("{}", "()")
 
 def _measured(bundle: BundleTables) -> TextTable:
     rows = bundle.tables.get("matrix", ())
-    given = [metric for metric in (*sheet_rubrics(), *judged_by().values()) if any(row.get(metric) for row in rows)]
+    others = (by_instrument(metric, one) for one in INSTRUMENTS[1:] for metric in _REFUSALS)
+    names = dict.fromkeys((*sheet_rubrics(), *judged_by().values(), *filter(None, others)))
+    given = [metric for metric in names if any(row.get(metric) for row in rows)]
     body = tuple((bundle.names.bare(name), bundle.names.instrument(name).removeprefix("by ")) for name in given)
     return TextTable("measured", "Instruments", "Who says what each rate counts.", ("rate", "instrument"), body)
+
+
+_REFUSALS = ("refusal_rate", "over_refusal_rate")
+
+
+def _by_each(bundle: BundleTables) -> TextTable:
+    """Refusal deltas of every build, an instrument a column."""
+    rows = [row for row in bundle.tables.get("deltas", ()) if formats.number(row.get("delta")) is not None]
+    found = {(row["base_model"], row["quant"], row["metric"]): row["delta"] for row in rows}
+    named = {(metric, one): by_instrument(metric, one) or "" for metric in _REFUSALS for one in INSTRUMENTS}
+    measured = {metric for *_, metric in found}
+    used = [one for one in INSTRUMENTS if {named[metric, one] for metric in _REFUSALS} & measured]
+    body = []
+    for model, quant in dict.fromkeys((model, quant) for model, quant, _ in found):
+        for metric in _REFUSALS:
+            values = [found.get((model, quant, named[metric, one])) for one in used]
+            if any(values):
+                build = formats.plain(f"{model}/{quant}")
+                body.append((build, bundle.names.bare(metric), *map(formats.delta, values)))
+    shows = "The delta of every build in pp by each instrument that read its answers; one of them decides."
+    columns, numeric = ("build", "rate", *(f"by {one}" for one in used)), (False, False, *[True] * len(used))
+    shown = tuple(body) if len(used) > 1 else ()
+    return TextTable("by_each", "Refusals by each instrument", shows, columns, shown, numeric)
+
+
+def _worth(bundle: BundleTables) -> TextTable:
+    """Sensitivity and specificity of the instrument that decides, and the change that its margin stands for."""
+    policy = bundle.decision.get("policy") or {}
+    instrument = (policy.get("instruments") or {}).get("refusal", "pattern")
+    decided = _REFUSALS if policy.get("rules", "points") != "points" else ()
+    body = tuple(row for metric in decided for row in _worth_of(bundle, policy, metric, instrument))
+    shows = (
+        "Of a change in what people would call refusals the deciding instrument shows the part J = sensitivity + "
+        "specificity - 1, so that a margin of its rate is a margin of 1 / J times as much in truth."
+    )
+    columns = (
+        "rate", "instrument", "known from", "sensitivity (%)", "specificity (%)", "J", "margin (pp)",
+        "true margin (pp)",
+    )  # fmt: skip
+    numeric = (False,) * 3 + (True,) * 5
+    return TextTable("worth", "What the deciding instrument sees", shows, columns, body, numeric)
+
+
+def _worth_of(
+    bundle: BundleTables, policy: Mapping[str, Any], metric: str, instrument: str
+) -> Iterator[tuple[str, ...]]:
+    own = by_instrument(metric, instrument) or metric
+    decides = instrument if own != metric else "pattern"
+    margin = formats.number((policy.get("margins") or {}).get(own, 5 if policy.get("rules") == "criteria" else None))
+    if margin is None or not any(row.get(own) for row in bundle.tables.get("matrix", ())):
+        return
+    known, sensitivity, specificity = _accuracy(bundle, metric, decides)
+    name, asked = bundle.names.bare(metric), formats.fixed(margin, 1)
+    if sensitivity is None or specificity is None:
+        yield name, decides, *[formats.NOT_MEASURED] * 4, asked, formats.NOT_MEASURED
+        return
+    youden = sensitivity + specificity - 1
+    true = formats.fixed(margin / youden, 1) if youden > 0 else "none: it tells nothing apart"
+    shares = (formats.fixed(100 * share, 1) for share in (sensitivity, specificity))
+    yield name, decides, known, *shares, formats.fixed(youden, 2), asked, true
+
+
+def _accuracy(bundle: BundleTables, metric: str, instrument: str) -> tuple[str, float | None, float | None]:
+    """What is known of an instrument, and from what: people's labels, its calibration, or the answers it ships with."""
+    for row in bundle.tables.get("instruments", ()):
+        sensitivity, specificity = (formats.number(row.get(name)) for name in ("sensitivity", "specificity"))
+        mine = row["metric"] == metric and row["instrument"].partition(" ")[0] == instrument
+        if mine and sensitivity is not None and specificity is not None:
+            return f"{row['n_labelled']} labels of people here", sensitivity, specificity
+    rubric = {"judge": "refusal", "guard": "guard_"}.get(instrument)
+    for row in bundle.tables.get("judge_calibration", ()):
+        if rubric is not None and row["rubric"].startswith(rubric):
+            sensitivity, specificity = (formats.number(row.get(name)) for name in ("sensitivity", "specificity"))
+            return f"calibration of {formats.plain(row['judge'])}, {row['n']} answers", sensitivity, specificity
+    if instrument not in SHIPPED or (instrument == "classifier" and bundle.manifest.get("classifier")):
+        return "", None, None
+    shipped = SHIPPED[instrument]
+    return f"{shipped.n} answers that it ships with", shipped.sensitivity, shipped.specificity
+
+
+def _calibration(rows: Sequence[CsvRow]) -> TextTable:
+    columns = ("judge", "rubric", "known answers", "ungraded", "agreement (%)", "kappa", "verdict")
+    body = tuple(
+        (
+            formats.plain(row["judge"]),
+            formats.words(row["rubric"]),
+            row["n"],
+            row["ungraded"],
+            _percent_of(row, "agreement", "ci"),
+            f"{formats.quantity(row['kappa'], 2)} {formats.interval(row['kappa_ci_lo'], row['kappa_ci_hi'])}".rstrip(),
+            row["verdict"],
+        )
+        for row in rows
+    )
+    shows = (
+        "What every judge was asked first: answers whose labels we know. Weak: the lower limit of kappa is below 0.4; "
+        "uninformative: the upper one is, and the judge's labels by that rubric count nowhere."
+    )
+    return TextTable("calibration", "Calibration of judges", shows, columns, body, (False, False, *[True] * 4, False))
 
 
 def _errors(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from quantverdict.artifacts.builds import Build
 from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.manifest import STOPPED, Bundle
-from quantverdict.bundle.store import SEMANTIC, NumberStore, note_time
+from quantverdict.bundle.store import CLASSIFIER, SEMANTIC, NumberStore, note_time
 from quantverdict.collect.schedule import read_outcomes, round_numbers
 from quantverdict.config import Study
 from quantverdict.errors import BundleError
@@ -19,6 +19,7 @@ from quantverdict.policy import Constraints, Policy
 from quantverdict.records import CellId, Matrix, Response, Score
 from quantverdict.stages.execute import read_executions
 from quantverdict.stages.facts import (
+    GUARDED,
     JUDGEMENTS,
     cell_infos,
     collect_claims,
@@ -36,6 +37,7 @@ from quantverdict.stages.facts import (
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoders import Encoders
+    from quantverdict.grading.instruments import ClassifierFiles
     from quantverdict.matrix.grid import Grids
     from quantverdict.matrix.paired import PromptedSet
     from quantverdict.tasks.catalog import Task
@@ -53,11 +55,13 @@ def grade(
     bundle: Bundle,
     encoders: Encoders | None = None,
     say: Callable[[str], None] = lambda _: None,
+    classifier: ClassifierFiles | None = None,
 ) -> None:
     """responses -> `scores.parquet`, `answers.parquet` of their form, `templates.csv` for metrics of a whole cell.
 
     Args:
         encoders: what scores semantically, where the study has it; `say` is told how far it is.
+        classifier: what reads refusals in place of the classifier that ships, where the study names one.
     """
     import polars as pl
 
@@ -83,6 +87,11 @@ def grade(
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
         harmful[build.cell] = [reading_of(answer) for answer in plain]
         answers += responses
+    scores = (
+        [*_without_shipped(scores), *_classified(classifier, by_name, answers, bundle, say)] if classifier else scores
+    )
+    if classifier is None:
+        bundle.forget("classifier")
     if encoders is not None:
         from quantverdict.grading.semantic import KEPT, ScoreMemory, identities, semantic_scores
 
@@ -100,6 +109,31 @@ def grade(
     bundle.write_parquet("scores.parquet", frame)
     save_format_features(by_name, answers, builds, bundle)
     bundle.write_table(templates_table(template_estimates(harmful, *statistics_of(bundle))))
+
+
+def _without_shipped(scores: Sequence[Score]) -> list[Score]:
+    """Scores without those of the classifier that ships."""
+    from quantverdict.grading.instruments import CLASSIFIED
+
+    return [one for one in scores if one.metric not in CLASSIFIED.values()]
+
+
+def _classified(
+    classifier: ClassifierFiles,
+    tasks: Mapping[str, Task],
+    answers: Sequence[Response],
+    bundle: Bundle,
+    say: Callable[[str], None],
+) -> list[Score]:
+    """What a study's own classifier says of the answers; `classified.jsonl` keeps it."""
+    from quantverdict.grading.instruments import KEPT, classifier_scores
+    from quantverdict.grading.semantic import ScoreMemory
+
+    bundle.check_hash(KEPT)
+    kept, timer = NumberStore(bundle.path(KEPT)), partial(note_time, bundle.root, CLASSIFIER)
+    found = list(classifier_scores(classifier, tasks, answers, ScoreMemory(kept.values, kept.add, timer), say))
+    bundle.set_meta(classifier=classifier.identity)
+    return found
 
 
 def save_format_features(
@@ -121,7 +155,8 @@ def samples_of(bundle: Bundle) -> Grids | None:
     scores = stored_frame(bundle, "scores.parquet")
     if scores is None:
         return None
-    return in_rounds(all_samples(scores, stored_frame(bundle, JUDGEMENTS)), asked_in_rounds(bundle))
+    judgements, guarded = stored_frame(bundle, JUDGEMENTS), stored_frame(bundle, GUARDED)
+    return in_rounds(all_samples(scores, judgements, guarded), asked_in_rounds(bundle))
 
 
 def asked_in_rounds(bundle: Bundle) -> dict[CellId, PromptedSet]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
@@ -42,8 +42,12 @@ if TYPE_CHECKING:
     from quantverdict.reporting.examples import Example, Key
     from quantverdict.reporting.statements import ReportClaims
 
-JUDGEMENTS, OTHER_JUDGEMENTS = "judgements.parquet", "other_judgements.parquet"
-FRAMES = {"scores.parquet": SCORES, "answers.parquet": FORMS, **dict.fromkeys((JUDGEMENTS, OTHER_JUDGEMENTS), JUDGED)}
+JUDGEMENTS, OTHER_JUDGEMENTS, GUARDED = "judgements.parquet", "other_judgements.parquet", "guard_scores.parquet"
+FRAMES = {
+    **dict.fromkeys(("scores.parquet", GUARDED), SCORES),
+    "answers.parquet": FORMS,
+    **dict.fromkeys((JUDGEMENTS, OTHER_JUDGEMENTS), JUDGED),
+}
 """The columns of each Parquet artefact."""
 
 
@@ -211,6 +215,7 @@ def evidence_of(bundle: Bundle, sign_reversal: Table, samples: Grids | None) -> 
         },
         baselines=frozenset(build.cell for build in builds if build.is_baseline),
         idle_judges=idle_judges(bundle, config),
+        judging=judging_notes(bundle),
         order=tuple(config.cells)
         if isinstance(config, Sources)
         else tuple(build.cell for build in builds if not build.null),
@@ -228,7 +233,7 @@ def seconds_a_prompt(bundle: Bundle) -> dict[CellId, float]:
     found: dict[CellId, float] = {}
     for cell, outcome in read_outcomes(bundle).items():
         if outcome.tokens_per_second and outcome.prompts:
-            tokens = sum(answer.output_tokens for answer in stored_responses(bundle, cell))
+            tokens = sum(answer.output_tokens or 0 for answer in stored_responses(bundle, cell))
             found[cell] = tokens / outcome.prompts / outcome.tokens_per_second
     return found
 
@@ -262,7 +267,27 @@ def idle_judges(bundle: Bundle, config: Study | Sources | None) -> tuple[str, ..
         return ()
     frames = (stored_frame(bundle, name) for name in (JUDGEMENTS, OTHER_JUDGEMENTS))
     labelled = {name for frame in frames if frame is not None for name in frame.drop_nulls("label")["judge"].unique()}
-    return tuple(judge.name for judge in config.judges if judge.name not in labelled)
+    named = labelled | {row["judge"] for row in _calibrated(bundle)}
+    return tuple(judge.name for judge in config.judges if judge.name not in named)
+
+
+def _calibrated(bundle: Bundle) -> Sequence[Mapping[str, str]]:
+    """The rows of `judge_calibration.csv`."""
+    return bundle.read_table("judge_calibration") if bundle.path("judge_calibration.csv").exists() else ()
+
+
+def judging_notes(bundle: Bundle) -> tuple[str, ...]:
+    """Judges whose calibration found them weak or uninformative, a line for each rubric."""
+    return tuple(_judging_note(row) for row in _calibrated(bundle) if row["verdict"] != "agrees")
+
+
+def _judging_note(row: Mapping[str, str]) -> str:
+    figure = "no kappa"
+    if row["kappa"]:
+        lo, hi = (float(row[f"kappa_ci_{end}"]) for end in ("lo", "hi"))
+        figure = f"kappa {float(row['kappa']):.2f} [{lo:.2f}, {hi:.2f}]"
+    what = "weak" if row["verdict"] == "weak" else "uninformative, and its labels by that rubric count nowhere"
+    return f"Judge {row['judge']} has {figure} with our labels of {row['n']} answers ({row['rubric']}): {what}."
 
 
 def elsewhere(builds: Sequence[Build]) -> dict[CellId, EngineMismatch]:

@@ -178,11 +178,12 @@ def cell_infos(sources: Sources) -> list[CellInfo]:
     return infos
 
 
-def all_samples(scores: pl.DataFrame, judgements: pl.DataFrame | None) -> Grids:
-    """Scores, and labels as scores of the judge metrics."""
+def all_samples(scores: pl.DataFrame, judgements: pl.DataFrame | None, guarded: pl.DataFrame | None = None) -> Grids:
+    """Scores, labels as scores of the judge metrics, and what guard models say."""
     import polars as pl
 
     judged = [] if judgements is None or judgements.height == 0 else [judge_scores(judgements)]
+    judged += [] if guarded is None else [guarded]
     named = pl.col(pl.String).cast(pl.Categorical)
     return grids(pl.concat(frame.select(SCORE_COLUMNS).with_columns(named) for frame in (scores, *judged)))
 

@@ -6,7 +6,7 @@ question, which judge's label counts. So the tables are made again without a mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,10 @@ from quantverdict.bundle.store import JudgeReply, read_labels
 from quantverdict.config import JudgeConfig, Study
 from quantverdict.errors import BundleError, StudyError, did_you_mean
 from quantverdict.grading.answer import answer_of
+from quantverdict.grading.instruments import COUNTS
 from quantverdict.ingestion.audit import JUDGEMENT_COLUMNS
+from quantverdict.judges.calibration import Calibration, calibration_of, calibration_table, calibrations
+from quantverdict.judges.guards import GUARDS, guarded_metrics
 from quantverdict.judges.rubrics import (
     EMPTY_ANSWER,
     Question,
@@ -28,9 +31,10 @@ from quantverdict.judges.rubrics import (
     sample_of,
     stratified,
 )
-from quantverdict.records import CellId, Judgement, Table, Value
-from quantverdict.registry import judge_rubrics, judged_by
+from quantverdict.records import CellId, Judgement, Score, Table, Value
+from quantverdict.registry import judge_rubrics
 from quantverdict.stages.facts import (
+    GUARDED,
     JUDGEMENTS,
     OTHER_JUDGEMENTS,
     statistics_of,
@@ -43,13 +47,13 @@ from quantverdict.yaml_file import load_yaml
 if TYPE_CHECKING:
     import polars as pl
 
-KEPT = (JUDGEMENTS, OTHER_JUDGEMENTS, "judges.csv")
+KEPT = (JUDGEMENTS, OTHER_JUDGEMENTS, GUARDED, "judges.csv", "judge_calibration.csv")
 """What the labels of finished judges come to."""
 WATCHED = ("hidden_danger", "near_hidden_danger")
 """Regimes whose cells a second judge judges whole, beside the baselines."""
 COLUMNS = (
-    "judge", "model", "second", "samples", "loaded", "superseded", "ungraded", "empty", "questions", "prompt_tokens",
-    "output_tokens", "cost",
+    "judge", "model", "second", "samples", "loaded", "superseded", "ungraded", "empty", "questions", "requests",
+    "prompt_tokens", "output_tokens", "cost",
 )  # fmt: skip
 
 
@@ -59,12 +63,15 @@ class JudgedBundle:
 
     Attributes:
         first, others: the judgements that count, and those that do not.
-        table: `judges.csv`.
+        guarded: what guard models say, as scores.
+        table, calibration: `judges.csv`, `judge_calibration.csv`.
     """
 
     first: list[Judgement]
     others: list[Judgement]
+    guarded: list[Score]
     table: Table
+    calibration: Table
 
 
 # Who judges
@@ -132,8 +139,8 @@ class JudgedAnswers:
         return stratified(rows, whole, judge.sample, seed)
 
 
-def answers_of(bundle: Bundle) -> JudgedAnswers:
-    """Every graded answer to a task that has a rubric.
+def answers_of(bundle: Bundle, guard: str | None = None) -> JudgedAnswers:
+    """Every graded answer to a task that has a rubric; with the preset of a guard, those that it is asked.
 
     Raises:
         BundleError: the bundle holds no answers.
@@ -142,9 +149,11 @@ def answers_of(bundle: Bundle) -> JudgedAnswers:
 
     if not bundle.path("responses").is_dir():
         raise BundleError(f"{bundle.root}: holds no answers to judge; expected the bundle of a study")
-    scores = read_frame(bundle.path("scores.parquet"), SCORES).filter(pl.col("metric").is_in(list(judged_by())))
+    names = {rubric.of: load_rubric(rubric.name) for rubric in judge_rubrics()}
+    if guard is not None:
+        names = dict.fromkeys(guarded_metrics(guard), GUARDS[guard].rubric)
+    scores = read_frame(bundle.path("scores.parquet"), SCORES).filter(pl.col("metric").is_in(list(names)))
     rubrics = dict(scores.select("task", "metric").unique().iter_rows())
-    names = {rubric.of: rubric.name for rubric in judge_rubrics()}
     cells = set(scores.select("base_model", "quant").unique().iter_rows())
     found: dict[Sample, Question] = {}
     asked: dict[str, dict[tuple[str, str], str]] = {}
@@ -156,8 +165,9 @@ def answers_of(bundle: Bundle) -> JudgedAnswers:
             asked[model] = {(one.task, one.sample_id): one.text for one in stored_prompts(bundle, model)}
         for one in stored_responses(bundle, build.cell):
             if one.task in rubrics:
-                rubric = load_rubric(names[rubrics[one.task]])
-                question = Question(rubric, asked[model][one.task, one.sample_id], answer_of(one).text)
+                question = Question(
+                    names[rubrics[one.task]], asked[model][one.task, one.sample_id], answer_of(one).text
+                )
                 found[one.base_model, one.quant, one.task, one.sample_id] = question
     return JudgedAnswers(found)
 
@@ -177,42 +187,89 @@ def judged(bundle: Bundle) -> JudgedBundle | None:
     """What the judges said of the answers that a bundle holds, without asking; None where none is finished.
 
     A judge that has not labelled everything that it covers is left out: a cell of which a part is judged is no cell.
+    So are the labels by a rubric of which its calibration found it uninformative.
     """
     record = judge_registry_of(bundle).judges
     if not record:
         return None
-    answers, seed = answers_of(bundle), statistics_of(bundle)[1]
+    answers: dict[str | None, JudgedAnswers] = {None: answers_of(bundle)}
+    seed = statistics_of(bundle)[1]
     own: dict[str, list[Judgement]] = {}
-    replies: dict[str, dict[str, JudgeReply]] = {}
+    replies: dict[str, tuple[int, Collection[JudgeReply]]] = {}
+    found: list[Calibration] = []
     judges = {judge.name: judge for judge in judges_of(bundle) if judge.name in record}
     for name, judge in judges.items():
+        if judge.guard not in answers:
+            answers[judge.guard] = answers_of(bundle, judge.guard)
+        questions = answers[judge.guard].questions
         said = read_labels(bundle.root, labels_file(record[name]))
-        samples = answers.covered(judge, record[name], seed)
-        asked = {answers.questions[sample].key for sample in samples if answers.questions[sample].answer.strip()}
-        if samples and asked <= said.keys():
-            own[name] = [_judgement(name, sample, answers.questions[sample], said) for sample in samples]
-            replies[name] = {key: said[key] for key in asked}
+        samples = answers[judge.guard].covered(judge, record[name], seed)
+        asked = {questions[sample].key for sample in samples if questions[sample].answer.strip()}
+        if not samples or not asked <= said.keys():
+            continue
+        known = calibration_of({questions[sample].rubric for sample in samples}, judge.guard)
+        found += (mine := list(calibrations(name, known, said)))
+        useless = {one.rubric for one in mine if one.verdict == "uninformative"}
+        counting = [sample for sample in samples if questions[sample].rubric.name not in useless]
+        own[name] = [_judgement(name, sample, questions[sample], said) for sample in counting]
+        replies[name] = len(asked), said.values()
     if not own:
         return None
-    first, others = first_label_wins([own[name] for name in own if not judges[name].second])
+    first, others = first_label_wins([own[name] for name, judge in judges.items() if name in own and judge.counts])
     others += [one for name in own if judges[name].second for one in own[name]]
-    rows = tuple(_counts(judges[name], own[name], replies[name], first) for name in own)
-    return JudgedBundle(first, others, Table("judges", COLUMNS, rows))
+    guards, _ = first_label_wins([own[name] for name in own if judges[name].guard is not None])
+    rows = tuple(_counts(judges[name], own[name], replies[name], [*first, *guards]) for name in own)
+    table = Table("judges", COLUMNS, rows)
+    return JudgedBundle(first, others, _guard_scores(bundle, guards), table, calibration_table(found))
+
+
+def _guard_scores(bundle: Bundle, guards: Sequence[Judgement]) -> list[Score]:
+    """The labels of guards as scores of `guard_refusal_rate` and `guard_over_refusal_rate`."""
+    import polars as pl
+
+    if not guards:
+        return []
+    scores = read_frame(bundle.path("scores.parquet"), SCORES)
+    refusals = scores.filter(pl.col("metric").is_in(["refusal_rate", "over_refusal_rate"]))
+    columns = ("task", "sample_id", "metric", "cluster")
+    of = {(task, sample): rest for task, sample, *rest in refusals.select(columns).unique().iter_rows()}
+    found = []
+    for one in guards:
+        metric, cluster = of[one.task, one.sample_id]
+        value = None if one.label is None else COUNTS[one.label]
+        reason = one.reason or ("" if value is not None else "the guard calls it unclear")
+        found.append(Score(*sample_of(one), f"guard_{metric}", value, cluster, reason))
+    return found
 
 
 def save_judged(bundle: Bundle) -> bool:
-    """`judgements.parquet`, `other_judgements.parquet` and `judges.csv`; False where no judge is finished."""
+    """`judgements.parquet` and its like, `judges.csv`, `judge_calibration.csv`; False where no judge is finished."""
     found = judged(bundle)
     if found is None:  # the judges that they are of have less labels than answers by now, or are no longer active
         bundle.drop(*KEPT)
         return False
     bundle.write_parquet(JUDGEMENTS, judgements_frame(found.first))
-    if found.others:
-        bundle.write_parquet(OTHER_JUDGEMENTS, judgements_frame(found.others))
-    else:
-        bundle.drop(OTHER_JUDGEMENTS)
+    for name, frame in optional_frames(found).items():
+        if frame is None:
+            bundle.drop(name)
+        else:
+            bundle.write_parquet(name, frame)
     bundle.write_table(found.table)
+    if found.calibration.rows:
+        bundle.write_table(found.calibration)
+    else:
+        bundle.drop("judge_calibration.csv")
     return True
+
+
+def optional_frames(found: JudgedBundle) -> dict[str, pl.DataFrame | None]:
+    """What only some bundles with judges hold; None where this one does not."""
+    from quantverdict.matrix.grid import scores_frame
+
+    return {
+        OTHER_JUDGEMENTS: judgements_frame(found.others) if found.others else None,
+        GUARDED: scores_frame(found.guarded) if found.guarded else None,
+    }
 
 
 def judgements_frame(judgements: list[Judgement]) -> pl.DataFrame:
@@ -231,13 +288,18 @@ def _judgement(judge: str, sample: Sample, question: Question, said: Mapping[str
 
 
 def _counts(
-    judge: JudgeConfig, own: list[Judgement], replies: Mapping[str, JudgeReply], first: list[Judgement]
+    judge: JudgeConfig,
+    own: list[Judgement],
+    replies: tuple[int, Collection[JudgeReply]],
+    first: Sequence[Judgement],
 ) -> tuple[Value, ...]:
+    """A row of `judges.csv`; requests, tokens and cost are of all that it was asked, its calibration too."""
     loaded = len(own) if judge.second else sum(one.judge == judge.name for one in first)
-    tokens = [sum(getattr(one, name) for one in replies.values()) for name in ("prompt_tokens", "output_tokens")]
+    questions, said = replies
+    tokens = [sum(getattr(one, name) for one in said) for name in ("prompt_tokens", "output_tokens")]
     empty = sum(one.reason == EMPTY_ANSWER for one in own)
     ungraded = sum(one.label is None for one in own)
-    counts = (len(own), loaded, len(own) - loaded, ungraded, empty, len(replies), *tokens)
+    counts = (len(own), loaded, len(own) - loaded, ungraded, empty, questions, len(said), *tokens)
     return (judge.name, judge.model, judge.second, *counts, cost_of(judge, *tokens))
 
 

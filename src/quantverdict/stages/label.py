@@ -39,8 +39,9 @@ from quantverdict.labels.sheet import (
 from quantverdict.matrix.cells import judge_scores
 from quantverdict.matrix.columns import baselines, references
 from quantverdict.records import CellId, Matrix, Row, Table, Value
-from quantverdict.registry import judged_by, sheet_rubrics
+from quantverdict.registry import by_instrument, judged_by, sheet_rubrics
 from quantverdict.stages.facts import (
+    GUARDED,
     JUDGEMENTS,
     OTHER_JUDGEMENTS,
     statistics_of,
@@ -185,8 +186,14 @@ def loaded_judges(bundle: Bundle) -> str:
 def all_readings(bundle: Bundle) -> dict[tuple[str, str], Readings]:
     """What every instrument says of every sample, by instrument and pattern's metric."""
     found: dict[tuple[str, str], dict[Sample, float | None]] = {}
-    for metric, said in read_values(scored(bundle), sheet_rubrics()).items():
+    scores = scored(bundle)
+    for metric, said in read_values(scores, sheet_rubrics()).items():
         found[PATTERN, metric] = said
+    guarded = stored_frame(bundle, GUARDED)
+    for instrument, frame in (("classifier", scores), ("guard", guarded)):
+        of = {name: metric for metric in sheet_rubrics() if (name := by_instrument(metric, instrument)) is not None}
+        for name, said in ({} if frame is None else read_values(frame, of)).items():
+            found[instrument, of[name]] = said
     for name in (JUDGEMENTS, OTHER_JUDGEMENTS):
         frame = stored_frame(bundle, name)
         for (judge,), own in {} if frame is None else frame.partition_by("judge", as_dict=True).items():

@@ -21,6 +21,7 @@ from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
+from quantverdict.grading.instruments import find_classifier
 from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
@@ -43,6 +44,7 @@ from quantverdict.stages.verify import DryRunBundle
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoders import Encoders
+    from quantverdict.grading.instruments import ClassifierFiles
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
@@ -80,13 +82,14 @@ def run(
     refuse_rounds(study, asked)
     whole = whole_tasks(study)
     notes = check_study(study, study_tasks(study, whole))
+    classifier = find_classifier(study.classifier, study.folder)
     with Bundle.open(root, study) as bundle, view:
         for note in notes:
             view.say(note)
         encoders = find_pinned_encoders(study, bundle)
         check_data(whole, bundle)
         answers = None if store is None else AnswerStore(store, view.say)
-        run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, answers, view), asked)
+        run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, classifier, answers, view), asked)
     return bundle.root
 
 
@@ -114,9 +117,10 @@ def _data(record: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a run uses besides its study: encoders that score, answers that need not be asked again, who is told."""
+    """What a run uses besides its study: encoders that score, a classifier, answers that are kept, who is told."""
 
     encoders: Encoders | None
+    classifier: ClassifierFiles | None
     answers: AnswerStore | None
     view: LineProgress
 
@@ -155,7 +159,7 @@ def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle,
     ask(study, tasks, builds, bundle, view, tools.answers)
     measure_inside(study, tasks, builds, bundle, view.say)
     execute_code(study, tasks, bundle, view.say)
-    grade(tasks, builds, bundle, tools.encoders, view.say)
+    grade(tasks, builds, bundle, tools.encoders, view.say, tools.classifier)
     judge_study(study, bundle, view)
     recompute(bundle)
 
@@ -220,11 +224,12 @@ def regrade(path: Path, *, view: LineProgress) -> Path:
     study = DryRunBundle(path).config
     if not isinstance(study, Study):
         raise BundleError(f"{path}: holds no study.yaml")
+    classifier = find_classifier(study.classifier, study.folder)
     with Bundle.open(path, study) as bundle, view:
         encoders = find_pinned_encoders(study, bundle)
         tasks, builds = Sampling(study, whole_tasks(study), bundle).asked_only(), stored_builds(bundle)
         execute_code(study, tasks, bundle, view.say)
-        grade(tasks, builds, bundle, encoders, view.say)
+        grade(tasks, builds, bundle, encoders, view.say, classifier)
         save_judged(bundle)
         recompute(bundle, decided_policy(bundle))
     return bundle.root

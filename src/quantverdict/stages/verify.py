@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -25,8 +25,11 @@ from quantverdict.records import Table, Value
 from quantverdict.registry import without_plugins
 from quantverdict.reporting.render import report_texts
 from quantverdict.stages.decide import build_matrix, decide, samples_of
-from quantverdict.stages.facts import JUDGEMENTS, OTHER_JUDGEMENTS, collect_claims, stored_frame, view_of
-from quantverdict.stages.judgements import KEPT, judged, judgements_frame
+from quantverdict.stages.facts import JUDGEMENTS, collect_claims, stored_frame, view_of
+from quantverdict.stages.judgements import KEPT, judged, judgements_frame, optional_frames
+
+if TYPE_CHECKING:
+    import polars as pl
 
 LAST_PLACES = 1e-6
 """How far, in relation to its size, a computed statistic may differ between machines; what is decided may not."""
@@ -101,10 +104,21 @@ def wrong_judgements(bundle: DryRunBundle) -> Iterator[str]:
         yield from (f"{name}: of no judge that is active" for name in stale if bundle.path(name).exists())
         return
     yield from difference(found.table, bundle, "judgements/*.jsonl")
-    for name, judgements in ((JUDGEMENTS, found.first), (OTHER_JUDGEMENTS, found.others)):
+    if found.calibration.rows:
+        yield from difference(found.calibration, bundle, "judgements/*.jsonl")
+    for name, given in {JUDGEMENTS: judgements_frame(found.first), **optional_frames(found)}.items():
         stored = stored_frame(bundle, name)
-        if not (judgements_frame([]) if stored is None else stored).equals(judgements_frame(judgements)):
+        same = stored is None if given is None else stored is not None and _equal(stored, given)
+        if not same:
             yield f"{name}: not what judgements/*.jsonl give"
+
+
+def _equal(stored: pl.DataFrame, given: pl.DataFrame) -> bool:
+    """Whether two frames say the same, as text and numbers, whatever types hold them."""
+    import polars as pl
+
+    one, other = (frame.select(pl.all().cast(pl.String)) for frame in (stored, given))
+    return one.equals(other)
 
 
 def wrong_tables(bundle: DryRunBundle) -> Iterator[str]:

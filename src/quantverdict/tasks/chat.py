@@ -110,6 +110,17 @@ class ChatTemplate:
         return render_template(self._source, variables, where=_place(where))
 
 
+def render_messages(source: str, special: Mapping[str, str], messages: list[dict[str, str]], where: str) -> str:
+    """Turns in a model's chat template, up to where it goes on; a guard model's has its whole task in it.
+
+    Raises:
+        TaskError: it does not render.
+    """
+    tokens = {f"{_SPECIAL[name]}_token": text for name, text in special.items() if name in _SPECIAL}
+    variables = {"messages": messages, "add_generation_prompt": True, "bos_token": "", "eos_token": "", **tokens}
+    return render_template(source, variables, where=_place(where))
+
+
 def _place(where: str) -> str:
     return f"chat template, for {where}"
 

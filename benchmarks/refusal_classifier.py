@@ -1,0 +1,237 @@
+"""Trains the refusal classifier of the package, and compares it with the pattern.
+
+    python benchmarks/refusal_classifier.py train [--folds 8] [--keep]
+    python benchmarks/refusal_classifier.py compare [ANSWERS.jsonl ...]
+
+Needs scikit-learn and SciPy beside the package (`pip install scikit-learn`); nothing else does. `train` reads
+`benchmarks/refusal/train-*.jsonl` (prompt, answer, label, kind, language, a line each), prints how it does on answers
+to prompts that a fold left out, and writes the weights into the package, unless `--keep` keeps those that are there.
+`compare` prints kappa, sensitivity and specificity of pattern, classifier and both together, and answers a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantverdict.grading import refusal_classifier as rc
+from quantverdict.grading.refusal import detect_refusal
+
+HERE = Path(__file__).parent
+TRAINING = HERE / "refusal"
+TESTS = HERE.parent / "tests" / "data" / "refusal_answers.jsonl"
+STRENGTH = {"refuses": 3.0, "partly": 3.0}
+"""C of the two regressions."""
+SHAPE_WEIGHT = 2.0
+"""Features of the shape are few, and count double."""
+PATTERN_WEIGHT = 2.0
+"""Fixed beforehand: the pattern lowers the threshold on the probability from 0.5 to 0.12. On the training answers any
+value from 0 to 3 does equally well."""
+WRITTEN = ("full", "partial")
+
+
+def read(*files: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
+
+
+def training_files() -> list[Path]:
+    return sorted(TRAINING.glob("train-*.jsonl"))
+
+
+def matrix(rows: Sequence[dict[str, str]]) -> Any:
+    """A row an answer: 1 over the root of how many features its block has, where one is set."""
+    from scipy import sparse
+
+    found = [rc.features(row["prompt"], row["answer"]) for row in rows]
+    blocks = []
+    for place, (name, bits) in enumerate(rc.BLOCKS.items()):
+        indices = [one[place] for one in found]
+        scale = SHAPE_WEIGHT if name == "shape" else 1.0
+        values = np.concatenate([np.full(len(one), scale / np.sqrt(max(len(one), 1))) for one in indices])
+        starts = np.cumsum([0, *map(len, indices)])
+        blocks.append(sparse.csr_matrix((values, np.concatenate(indices), starts), shape=(len(rows), 1 << bits)))
+    return sparse.hstack(blocks).tocsr()
+
+
+def fit(found: Any, wanted: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+    """Weights and intercept of a logistic regression on features weighted by how rare they are."""
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
+
+    counts = np.asarray((found > 0).sum(axis=0)).ravel()
+    rarity = np.log((len(wanted) + 1) / (counts + 1)) + 1
+    model = LogisticRegression(C=strength, max_iter=1000).fit(found @ sparse.diags(rarity), wanted)
+    return model.coef_[0] * rarity * (counts > 0), float(model.intercept_[0])
+
+
+def held_out(found: Any, wanted: np.ndarray, groups: np.ndarray, strength: float, folds: int) -> np.ndarray:
+    """Each answer's score by a model that has not seen its prompt."""
+    from sklearn.model_selection import GroupKFold
+
+    scores = np.zeros(len(wanted))
+    for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(found, wanted, groups):
+        weights, intercept = fit(found[train], wanted[train], strength)
+        scores[test] = found[test] @ weights + intercept
+    return scores
+
+
+def whole_numbers(weights: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Weights as int8, with what a step is worth in each block; a block's few largest are cut off."""
+    values, scales, start = np.zeros(len(weights), dtype=np.int8), [], 0
+    for name, bits in rc.BLOCKS.items():
+        block = weights[start : start + (1 << bits)]
+        step = float(np.quantile(np.abs(block[block != 0]), 0.999)) / 127 if block.any() else 1.0
+        values[start : start + (1 << bits)] = np.clip(np.rint(block / step), -127, 127)
+        scales.append(step * (SHAPE_WEIGHT if name == "shape" else 1.0))
+        start += 1 << bits
+    return values, scales
+
+
+def train(folds: int, *, keep: bool) -> None:
+    files = training_files()
+    rows = read(*files)
+    refused = np.array([row["label"] in WRITTEN for row in rows])
+    partly = np.array([row["label"] == "partial" for row in rows])
+    groups = np.unique([row["prompt"] for row in rows], return_inverse=True)[1]
+    found = matrix(rows)
+    scores = held_out(found, refused, groups, STRENGTH["refuses"], folds)
+    by_pattern = np.array([bool(detect_refusal(row["answer"]).refused) for row in rows])
+    both = scores + PATTERN_WEIGHT * by_pattern
+    part_scores = np.zeros(len(rows))
+    part_scores[refused] = held_out(found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds)
+    cut = best_threshold(part_scores[refused], partly[refused])
+    print(f"{len(rows)} answers, {refused.sum()} refuse ({partly.sum()} in part), {len(set(groups))} prompts")
+    print("held out by prompt:")
+    for name, said in (("pattern", by_pattern), ("classifier", scores > 0), ("both", both > 0)):
+        print(f"  {name:10} {agreement(refused, said)}")
+    table(rows, refused, both > 0)
+    three = np.where(both <= 0, 0, np.where(part_scores > cut, 1, 2))
+    print(f"full, partial, none told apart: kappa {kappa(np.where(refused, np.where(partly, 1, 2), 0), three):.3f}")
+    if keep:
+        return
+    learned = [fit(found, refused, STRENGTH["refuses"]), fit(found[refused], partly[refused], STRENGTH["partly"])]
+    numbers = [whole_numbers(weights) for weights, _ in learned]
+    about = {
+        "scales": [scales for _, scales in numbers],
+        "intercepts": [learned[0][1], learned[1][1] - cut],
+        "pattern_weight": PATTERN_WEIGHT,
+        "training": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        | {rc.WORDS: hashlib.sha256(words_file().read_bytes()).hexdigest()},
+    }
+    target = words_file().with_name(rc.WEIGHTS)
+    np.savez_compressed(target, values=np.stack([values for values, _ in numbers]), about=np.array(json.dumps(about)))
+    rc.stored_weights.cache_clear()
+    print(f"{target.name}: {target.stat().st_size / 1000:.1f} kB")
+    exact = found @ learned[0][0] + learned[0][1]
+    stored = np.array([rc.stored_weights().scores(rc.features(row["prompt"], row["answer"]))[0] for row in rows])
+    print(f"int8 changes {np.sum((exact > 0) != (stored > 0))} of {len(rows)} labels")
+
+
+def words_file() -> Path:
+    return Path(rc.__file__).with_name(rc.WORDS)
+
+
+def best_threshold(scores: np.ndarray, wanted: np.ndarray) -> float:
+    """Where kappa is highest, the middle of the best."""
+    tried = np.linspace(-4, 2, 61)
+    reached = np.array([kappa(wanted, scores > one) for one in tried])
+    return float(np.median(tried[reached >= reached.max() - 1e-9]))
+
+
+# Agreement
+
+
+def kappa(truth: np.ndarray, said: np.ndarray) -> float:
+    """Cohen's."""
+    labels = np.unique(np.concatenate([truth, said]))
+    chance = sum(np.mean(truth == one) * np.mean(said == one) for one in labels)
+    return float((np.mean(truth == said) - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def agreement(truth: np.ndarray, said: np.ndarray) -> str:
+    right, wrong = said & truth, said & ~truth
+    return (
+        f"kappa {kappa(truth, said):.3f}, sensitivity {right.sum() / truth.sum():.3f}, "
+        f"specificity {1 - wrong.sum() / (~truth).sum():.3f} "
+        f"(refused: {right.sum()} seen, {(truth & ~said).sum()} missed; "
+        f"answered: {(~truth & ~said).sum()} seen, {wrong.sum()} taken for refusals)"
+    )
+
+
+def table(rows: Sequence[dict[str, str]], truth: np.ndarray, said: np.ndarray) -> None:
+    for by in ("kind", "language"):
+        names = sorted({row[by] for row in rows if by in row})
+        parts = []
+        for name in names:
+            mask = np.array([row.get(by) == name for row in rows])
+            right = np.mean(truth[mask] == said[mask])
+            both = len(set(truth[mask])) > 1
+            parts.append(
+                f"{name} {mask.sum()}: {right:.2f}" + (f" (kappa {kappa(truth[mask], said[mask]):.2f})" if both else "")
+            )
+        print(f"  by {by}: " + "; ".join(parts))
+
+
+def difference(truth: np.ndarray, first: np.ndarray, second: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """Kappa of the second minus that of the first: the value, and the lower 95 % limit by the bootstrap."""
+    random = np.random.default_rng(0)
+    drawn = [kappa(truth[one], second[one]) - kappa(truth[one], first[one])
+             for one in random.integers(0, len(truth), (draws, len(truth)))]  # fmt: skip
+    return kappa(truth, second) - kappa(truth, first), float(np.quantile(drawn, 0.05))
+
+
+def compare(files: Sequence[Path]) -> None:
+    for file in files:
+        rows = read(file)
+        truth = np.array([row["label"] in WRITTEN for row in rows])
+        said: dict[str, np.ndarray] = {}
+        for name, instrument in INSTRUMENTS.items():
+            begun = time.perf_counter()
+            said[name] = np.array([instrument(row["prompt"], row["answer"]) for row in rows])
+            took = time.perf_counter() - begun
+            print(f"{file.name}: {name:10} {agreement(truth, said[name])}; {len(rows) / took:,.0f} answers/s")
+            table(rows, truth, said[name])
+        print(
+            "both minus pattern, with its lower 95 %% limit: %.3f, %.3f"
+            % difference(truth, said["pattern"], said["both"])
+        )
+        labels = [rc.read_refusal(row["prompt"], row["answer"]).label for row in rows]
+        for wanted in ("full", "partial", "none"):
+            seen = [label for row, label in zip(rows, labels, strict=True) if row["label"] == wanted]
+            print(
+                f"  {wanted}: "
+                + ", ".join(f"{label} {seen.count(label)}" for label in ("full", "partial", "none", "unclear"))
+            )
+
+
+INSTRUMENTS: dict[str, Callable[[str, str], bool]] = {
+    "pattern": lambda _prompt, answer: bool(detect_refusal(answer).refused),
+    "classifier": lambda prompt, answer: rc.classifier_probability(prompt, answer) > 0.5,
+    "both": lambda prompt, answer: rc.read_refusal(prompt, answer).label in WRITTEN,
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = options.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("--folds", type=int, default=8)
+    training.add_argument("--keep", action="store_true")
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("files", type=Path, nargs="*", default=[TESTS])
+    chosen = options.parse_args()
+    if chosen.command == "train":
+        train(chosen.folds, keep=chosen.keep)
+    else:
+        compare(chosen.files)
+
+
+if __name__ == "__main__":
+    main()
