@@ -490,6 +490,7 @@ def try_all(mutants: Sequence[Mutant], known: dict, workers: int, scratch: Path)
         late += code < 0
         if code == SURVIVED:
             survivors.append(mutants[number])
+            sys.stderr.write(f"\r{mutants[number]}\n")
         sys.stderr.write(f"\r{done} of {len(mutants)}, {len(survivors)} not noticed ")
         sys.stderr.flush()
     sys.stderr.write("\n")
