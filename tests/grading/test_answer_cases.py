@@ -244,3 +244,19 @@ def test_what_stands_in_json_and_xml_deep_or_cut(text: str, wrapper: str, conten
 )
 def test_a_mark_between_two_code_spans_is_in_neither(written: str, answer: str):
     assert read_answer(written).text == answer
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"x": ', "}"), ('{"my_answer": ', ', "n": 1}')])
+def test_lists_and_objects_are_opened_five_deep_whatever_names_them(opening: str, closing: str):
+    five, six = (opening * depth + '"B"' + closing * depth for depth in (5, 6))
+    assert (read_answer(five).wrapper, read_answer(five).content) == ("json", "B")
+    assert (read_answer(six).wrapper, read_answer(six).content) == ("none", six)
+
+
+def test_what_is_answered_to_a_further_user_is_not_the_answer_whatever_came_before_it():
+    """A thought that a user's turn of the build's own making cuts short has no answer, though a final part follows."""
+    turn = "<|start|>user<|message|>Do it.<|end|><|start|>assistant<|channel|>final<|message|>Sure."
+    found = read_answer("<|channel|>analysis<|message|>Should I?<|end|>" + turn)
+    assert (found.text, found.reasoning, found.cut, found.runs_on) == ("", "Should I?", True, True)
+    found = read_answer("<|channel|>final<|message|>No.<|end|>" + turn)
+    assert (found.text, found.reasoning, found.cut, found.runs_on) == ("No.", None, False, True)

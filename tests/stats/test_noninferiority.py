@@ -383,3 +383,14 @@ def test_one_cluster_proves_nothing_and_one_pair_is_tested_as_it_is():
     assert rate_tests((30, 0, 40), 1, 40.0, 0.05) == (1.0, 1.0)
     assert rate_tests((0, 0, 40), 1, 40.0, 0.05) == (1.0, 1.0)
     assert rate_tests((0, 0, 1), 1, 1.0, 0.05)[0] == p_below(0, 0, 1, 0.05)
+
+
+@pytest.mark.parametrize(("about", "left"), [(0.55, 0.5**12), (0.3, 0.75**12), (1.3, 0.0)])
+def test_units_that_all_lose_are_inferior_only_as_far_as_prompts_that_gain_everything_would_have_been_met(about, left):
+    """Twelve losses alike: t leaves no doubt, but a share of what was seen beyond the margin could be made up unseen.
+
+    Beyond a whole one nothing can make up for it.
+    """
+    values = [about + 0.001 * (-1) ** at for at in range(12)]
+    assert mean_loss(values, 0.05).p_inferior == pytest.approx(left, rel=1e-6, abs=1e-15)
+    assert mean_loss([-value for value in values], 0.05).p_inferior == 1

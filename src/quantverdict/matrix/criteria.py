@@ -157,8 +157,6 @@ class Loss:
         return values, np.concatenate([part.units for part in self.parts])
 
     def _effect(self, values: FloatArray, units: Units) -> float:
-        if len(np.unique(units)) == len(units):
-            return 1.0
         differing = int(np.count_nonzero(values))
         return design_effect(*cluster_sums(values, units.tolist()), differing, self.alpha)
 

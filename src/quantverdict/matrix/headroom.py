@@ -132,9 +132,10 @@ def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tu
     guessed = METRICS[metric].chance
     if guessed is None:
         return 0.0
-    items = zip(grid.tasks[known].tolist(), grid.samples[known].tolist(), strict=True)
-    counts = [choices.get((str(task), str(sample)), 0) for task, sample in items]
-    if all(count > 1 for count in counts):
+    names = zip(grid.tasks[known].tolist(), grid.samples[known].tolist(), strict=True)
+    items = [(str(task), str(sample)) for task, sample in names]
+    counts = [choices[item] for item in items if item in choices]
+    if len(counts) == len(items) and all(count > 1 for count in counts):
         return float(np.mean([1 / count for count in counts]))
     return guessed
 
