@@ -6,8 +6,8 @@ A change is one comparison, operator, number, condition or returned value. Messa
 decorators and assertions are left alone. First the tests run once unchanged, and what each of them calls is kept: a
 change of a function is then tried against the tests that call it, the quickest first, until one fails; a change
 outside of functions against all tests whose file can import the module. Each try is a fork that has the libraries
-loaded and gets the changed module by an import hook, so that no file is ever changed. More than ten times the
-processor time of the unchanged tests counts as noticed.
+loaded and gets the changed module by an import hook, so that no file is ever changed. More than four times the
+processor time of the unchanged tests, or more memory than any of them needs, counts as noticed.
 
 What no test can notice stands in `mutants_explained.csv` with the reason. The exit code is 1 where a survivor is not
 explained there, or where fewer than 95 of 100 were noticed.
@@ -43,6 +43,8 @@ FOLDERS = ("stats", "matrix", "protocol", "grading", "labels", "judges")
 EXPLAINED = HERE / "mutants_explained.csv"
 CACHE = ROOT / ".pytest_cache" / "mutants"
 GOAL = 95
+MEMORY = 8 << 30
+"""Of address space, in bytes, that a change may take."""
 NOTICED, SURVIVED, BROKEN = 1, 0, 3
 NO_TESTS = 5
 """The exit code of pytest that collected none."""
@@ -330,6 +332,7 @@ def forked(work: Callable[[], int], log: Path, cpu_seconds: float) -> int:
     try:
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 1, int(cpu_seconds) + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(handle, stream)
@@ -481,7 +484,7 @@ def try_all(mutants: Sequence[Mutant], known: dict, workers: int, scratch: Path)
     jobs = []
     for number, mutant in enumerate(mutants):
         tests = tests_of(mutant, known)
-        limit = 60 + 10 * sum(known["seconds"][name] for name in tests)
+        limit = 30 + 4 * sum(known["seconds"][name] for name in tests)
         # Without tests there is nothing to run: no exit code of pytest may then pass for a failure.
         work = partial(tried, mutant, tests) if tests else (lambda: SURVIVED)
         jobs.append(partial(forked, work, scratch / f"{number}.log", limit))

@@ -287,3 +287,11 @@ def test_a_score_depends_on_files_libraries_and_where_there_is_one_the_layer():
     assert EncoderFiles("x", Path("y"), None, {"a": "1"}, {"torch": "2"}).identity == {
         "files": {"a": "1"}, "libraries": {"torch": "2"},
     }  # fmt: skip
+
+
+def test_only_a_pooler_may_be_missing_from_an_encoders_weights():
+    encoders._refuse_missing(["pooler.dense.weight", "pooler.dense.bias"], "e")
+    with pytest.raises(EngineError, match=r"e: its weights lack b\.1, b\.2, b\.3, 4 in all"):
+        encoders._refuse_missing(["b.4", "b.3", "pooler.x", "b.2", "b.1"], "e")
+    with pytest.raises(EngineError, match=r"lack b\.1, 1 in all"):
+        encoders._refuse_missing(["b.1"], "e")

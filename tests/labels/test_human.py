@@ -282,7 +282,7 @@ def test_a_judges_metric_is_corrected_as_its_patterns():
 
 
 def test_a_delta_has_the_design_effect_of_the_clusters_of_its_pairs():
-    """12 discordant pairs all labelled, 12 of which every second is, in clusters of two: by hand, no label is no value."""
+    """12 discordant pairs all labelled, 12 of which every second is, in clusters of two: by hand."""
     drawn, labels, clusters = [], {}, [f"k{at // 2}" for at in range(24)]
     gained, lost = {0, 1, 2, 3, 12}, {4, 5, 6}
     for at in range(24):

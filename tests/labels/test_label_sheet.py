@@ -71,3 +71,12 @@ def test_bad_sheets_are_refused_by_line_and_column():
     assert refused(text + '"x"\r\n').startswith("s.csv:8: 1 fields; expected 6")
     assert "not valid CSV" in refused(text + '"x')
     assert refused("").startswith("s.csv:1: id: missing column")
+
+
+def test_a_cell_may_hold_sixteen_million_characters_and_no_more():
+    """Csv itself stops at 131,072, which is less than some answers have."""
+    row = SheetRow("a1", "t", "refusal_rate", "p", "x" * (1 << 24))
+    assert read_sheet(sheet_text([row], {"a1": "COMPLIANCE"}), "s.csv", [row]) == {"a1": "COMPLIANCE"}
+    longer = SheetRow("a1", "t", "refusal_rate", "p", "x" * ((1 << 24) + 1))
+    with pytest.raises(DataError, match="field larger than field limit"):
+        read_sheet(sheet_text([longer], {}), "s.csv", [longer])

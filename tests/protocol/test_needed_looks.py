@@ -9,7 +9,15 @@ import pytest
 from scipy.stats import norm
 
 from quantverdict.matrix.criteria import Standing
-from quantverdict.protocol.criteria import MOST_LOOKS, Row, _Goal, _grown, _looks_to_accept, _looks_to_reject, look_share
+from quantverdict.protocol.criteria import (
+    MOST_LOOKS,
+    Row,
+    _Goal,
+    _grown,
+    _looks_to_accept,
+    _looks_to_reject,
+    look_share,
+)
 from quantverdict.records import CellId
 from quantverdict.stats.noninferiority import rate_tests
 

@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 from quantverdict.stats.noninferiority import (
     Loss,
     Room,
+    _unskewed,
     cluster_sums,
     clustered_rate_loss,
     design_effect,
@@ -394,3 +395,24 @@ def test_units_that_all_lose_are_inferior_only_as_far_as_prompts_that_gain_every
     values = [about + 0.001 * (-1) ** at for at in range(12)]
     assert mean_loss(values, 0.05).p_inferior == pytest.approx(left, rel=1e-6, abs=1e-15)
     assert mean_loss([-value for value in values], 0.05).p_inferior == 1
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.8])
+def test_nine_whole_losses_of_a_hundred_are_scipys_binomial(largest):
+    values = [largest] * 9 + [0.0] * 91
+    found = mean_loss(values, 0.05 * largest, largest=largest)
+    assert found.p_noninferior == pytest.approx(scipy_stats.binom.cdf(9, 100, 0.05))
+    assert found.p_inferior == pytest.approx(scipy_stats.binom.sf(8, 100, 0.05))
+    assert found.lo == pytest.approx(largest * scipy_stats.beta.ppf(0.025, 9, 92))
+    assert found.hi == pytest.approx(largest * scipy_stats.beta.ppf(0.975, 10, 91))
+
+
+def test_a_margin_beyond_the_largest_loss_is_never_lost():
+    assert mean_loss([0.03] * 3 + [0.0] * 47, 0.05, largest=0.03).p_noninferior == 0
+
+
+@pytest.mark.parametrize("skew", [0.0, 1e-10, -1e-10])
+def test_without_skewness_students_quantile_is_left_as_it_is(skew):
+    assert _unskewed(2.0, skew) == 2.0
+    assert _unskewed(2.0, skew + 1e-3) == pytest.approx(2.0, abs=5e-3)
+    assert _unskewed(2.0, skew + 1e-3) != 2.0

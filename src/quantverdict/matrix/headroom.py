@@ -115,16 +115,12 @@ def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, c
 
 def _room(metric: str, values: FloatArray, units: Codes) -> Interval:
     """Limits of the mean of what (prompts,) can lose."""
-    n, clusters = len(values), len(np.unique(units))
-    labels = units.tolist() if clusters < n else None
     if not METRICS[metric].proportion:
-        if n == 1 or clusters == 1:
-            return Interval(0.0, 1.0)
-        found = mean_loss(values, 0.5, ALPHA, labels)  # for its limits, which know of no margin
+        found = mean_loss(values, 0.5, ALPHA, units.tolist())  # for its limits, which know of no margin
         return Interval(max(found.lo, 0.0), found.hi)
     k = int(values.sum())
-    effect = 1.0 if labels is None else design_effect(*cluster_sums(values, labels), k, ALPHA)
-    return clopper_pearson(k / effect, n / effect, CONFIDENCE)
+    effect = design_effect(*cluster_sums(values, units.tolist()), k, ALPHA)
+    return clopper_pearson(k / effect, len(values) / effect, CONFIDENCE)
 
 
 def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tuple[str, str], int]) -> float:
@@ -200,8 +196,9 @@ def _change(samples: Grids, cell: CellId, baseline: CellId, metric: str) -> tupl
     if grid is None or not {cell, baseline} <= set(grid.cells):
         return None
     mine, theirs = grid.compared(cell, baseline)
-    known = ~np.isnan(mine - theirs)
-    return grid.prompts[known], (mine - theirs)[known]
+    change = mine - theirs
+    known = ~np.isnan(change)
+    return grid.prompts[known], change[known]
 
 
 # What the prompts of each cell can show: the smallest detectable drop beside every rate.
