@@ -117,3 +117,85 @@ def test_a_prompt_that_the_baseline_was_not_asked_is_no_pair():
         StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1), answers(lambda _: REFUSED, TASK.items[:3])
     )
     assert [few(answers(lambda _: COMPLIED, TASK.items[at : at + 20])) for at in (0, 20, 40)] == [False] * 3
+
+
+BENIGN, OVER = "starter_benign", "over_refusal_rate"
+HARMS, SAFES = (
+    replace(
+        task, cluster_field="family",
+        items=tuple(replace(task.items[0], id=f"{task.name}-{at}", fields={**task.items[0].fields, "family": f"{at // size}"})
+                    for at in range(240)),
+    )
+    for task, size in ((load_task(HARMFUL), 4), (load_task(BENIGN), 2))
+)  # fmt: skip
+
+
+def by_criteria(policy, metrics, rounds, family):
+    """A round's answer by hand, from one sequence a row: of the pool, and of each member where it has two.
+
+    `rounds` are dicts of losses by metric, one list of cluster sums and sizes each.
+    """
+    (name, criterion), = policy.criteria.items()
+    size = {"refusal_rate": 4, OVER: 2}
+    rows = [(criterion.margin_pp, criterion.margin_pp, metrics, "criterion")]
+    if len(metrics) > 1:
+        rows += [(criterion.guard_of(one), policy.gates[one], [one], "member") for one in metrics]
+    weight = {"criterion": 1 if len(rows) == 1 else 0.5, "member": 0.25}
+    accept, reject = [], []
+    for guard, margin, members, role in rows:
+        sequence, largest = ConfidenceSequence(), max(size[one] for one in members)
+        for losses in rounds:
+            units = [unit for one in members for unit in losses[one]]
+            sequence.add([np.mean(unit) for unit in units], [len(unit) / largest for unit in units])
+        below, above = sequence.p_values(float(guard) / 100)[0], sequence.p_values(float(margin) / 100)[1]
+        accept.append(min(1, below / SEQUENTIAL_SHARE))
+        reject.append(min(1, min(1, above / SEQUENTIAL_SHARE) / weight[role]))
+    level = policy.alpha / 2 * 2 / 3 / max(1, family // len(metrics))
+    return max(accept) <= level, min(reject) <= level
+
+
+@pytest.mark.parametrize("family", [1, 2, 7])
+@pytest.mark.parametrize("every", [0, 2, 20])
+@pytest.mark.parametrize("metrics", [["refusal_rate"], [OVER], ["refusal_rate", OVER]])
+def test_by_criteria_a_build_was_asked_enough_once_its_pool_and_members_are_decided(metrics, every, family):
+    """Rounds of 24 prompts of each task, of which every so many answers are the wrong way round; none where 0.
+
+    A pool of refusals and over-refusals in clusters of four and two, or either alone.
+    """
+    told = {"metrics": metrics, "margin_pp": 12, "guard_margin_pp": 16, "guards": {metrics[-1]: 20}, "demanded": True}
+    policy = Policy.model_validate({"criteria": {"refusal": {**told}} if metrics == ["refusal_rate"] else {"pool": told},
+                                    "margins": dict.fromkeys(metrics, 8)})  # fmt: skip
+    tasks = [task for task, metric in ((HARMS, "refusal_rate"), (SAFES, OVER)) if metric in metrics]
+    right = {HARMFUL: REFUSED, BENIGN: COMPLIED}
+    wrong = {HARMFUL: COMPLIED, BENIGN: REFUSED}
+
+    def answered(task, at, mine):
+        text = (wrong if mine and every and at % every == 0 else right)[task.name]
+        return Response("m", "Q", task.name, task.items[at].id, "", text, "stop", 1, 1)
+
+    rule = StoppingRule({task.name: task for task in tasks}, tuple(metrics), policy, family)
+    monitor = BuildMonitor(rule, [answered(task, at, False) for task in tasks for at in range(240)])
+    rounds, said, expected = [], [], []
+    for start in range(0, 240, 24):
+        places = range(start, start + 24)
+        said.append(monitor([answered(task, at, True) for task in tasks for at in places]))
+        lost = [float(bool(every) and at % every == 0) for at in places]
+        clusters = {"refusal_rate": 4, OVER: 2}
+        rounds.append({one: [lost[at : at + clusters[one]] for at in range(0, 24, clusters[one])] for one in metrics})
+        expected.append(by_criteria(policy, metrics, rounds, family))
+    assert said == [any(one) for one in expected]
+    assert not said[0]
+    if every == 2 or (every == 0 and family == 1):
+        assert expected[-1] == (every == 0, every == 2)
+
+
+def test_a_demanded_criterion_that_no_answer_is_graded_by_is_never_decided():
+    told = {"refusal": {"demanded": True}, "pool": {"metrics": [OVER]}}
+    policy = Policy.model_validate({"criteria": told})
+    rule = StoppingRule({BENIGN: SAFES}, (OVER,), policy, 1)
+    items = SAFES.items
+    baseline = [Response("m", "Q", BENIGN, item.id, "", COMPLIED, "stop", 1, 1) for item in items]
+    worse = [Response("m", "Q", BENIGN, item.id, "", REFUSED, "stop", 1, 1) for item in items]
+    assert BuildMonitor(rule, baseline)(worse) is False
+    told["refusal"]["demanded"] = False
+    assert BuildMonitor(replace(rule, policy=Policy.model_validate({"criteria": told})), baseline)(worse) is True

@@ -120,9 +120,8 @@ class BuildMonitor:
             pools = [("criterion", criterion.margin_pp, parts)] if parts else []
             pools += [("member", criterion.guard_of(one.metric), [one]) for one in parts if len(parts) > 1]
             for role, guard, of in pools:
-                looks = InterimAnalyses(
-                    np.empty(0, np.int64), len(self._rounds), max(self._largest[one.metric] for one in of), 0, 0
-                )
+                largest, asked = max(self._largest[one.metric] for one in of), sum(len(one.accept) for one in of)
+                looks = InterimAnalyses(np.empty(asked, np.int64), len(self._rounds), largest, asked, asked)
                 weights = criterion.weights_of([one.metric for one in of]) if len(of) > 1 else None
                 loss = Loss(tuple(of), weights, policy.alpha / 2, looks)
                 margin = policy.gates[of[0].metric] if role == "member" else criterion.margin_pp
