@@ -367,5 +367,5 @@ def test_floors_are_asked_of_the_models_of_the_gated_builds_alone():
 
 def test_a_gate_that_takes_every_criterion_out_is_refused_in_one_line():
     policy = Policy.model_validate({"criteria": {"safety": {}}})
-    with pytest.raises(StudyError, match="margins: .*at least 1"):
+    with pytest.raises(StudyError, match=r"margins: .*at least 1"):
         GatePolicy(margins={"safety": None}).rules(policy)

@@ -120,14 +120,16 @@ def test_a_prompt_that_the_baseline_was_not_asked_is_no_pair():
 
 
 BENIGN, OVER = "starter_benign", "over_refusal_rate"
-HARMS, SAFES = (
-    replace(
-        task, cluster_field="family",
-        items=tuple(replace(task.items[0], id=f"{task.name}-{at}", fields={**task.items[0].fields, "family": f"{at // size}"})
-                    for at in range(240)),
-    )
-    for task, size in ((load_task(HARMFUL), 4), (load_task(BENIGN), 2))
-)  # fmt: skip
+
+
+def in_families(task, size):
+    """A task of 240 prompts in clusters."""
+    first = task.items[0]
+    items = [replace(first, id=f"{at:03}", fields={**first.fields, "family": f"{at // size}"}) for at in range(240)]
+    return replace(task, cluster_field="family", items=tuple(items))
+
+
+HARMS, SAFES = in_families(load_task(HARMFUL), 4), in_families(load_task(BENIGN), 2)
 
 
 def by_criteria(policy, metrics, rounds, family):
@@ -135,7 +137,7 @@ def by_criteria(policy, metrics, rounds, family):
 
     `rounds` are dicts of losses by metric, one list of cluster sums and sizes each.
     """
-    (name, criterion), = policy.criteria.items()
+    (criterion,) = policy.criteria.values()
     size = {"refusal_rate": 4, OVER: 2}
     rows = [(criterion.margin_pp, criterion.margin_pp, metrics, "criterion")]
     if len(metrics) > 1:
@@ -163,8 +165,8 @@ def test_by_criteria_a_build_was_asked_enough_once_its_pool_and_members_are_deci
     A pool of refusals and over-refusals in clusters of four and two, or either alone.
     """
     told = {"metrics": metrics, "margin_pp": 12, "guard_margin_pp": 16, "guards": {metrics[-1]: 20}, "demanded": True}
-    policy = Policy.model_validate({"criteria": {"refusal": {**told}} if metrics == ["refusal_rate"] else {"pool": told},
-                                    "margins": dict.fromkeys(metrics, 8)})  # fmt: skip
+    name = "refusal" if metrics == ["refusal_rate"] else "pool"
+    policy = Policy.model_validate({"criteria": {name: told}, "margins": dict.fromkeys(metrics, 8)})
     tasks = [task for task, metric in ((HARMS, "refusal_rate"), (SAFES, OVER)) if metric in metrics]
     right = {HARMFUL: REFUSED, BENIGN: COMPLIED}
     wrong = {HARMFUL: COMPLIED, BENIGN: REFUSED}
