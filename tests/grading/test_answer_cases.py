@@ -260,3 +260,34 @@ def test_what_is_answered_to_a_further_user_is_not_the_answer_whatever_came_befo
     assert (found.text, found.reasoning, found.cut, found.runs_on) == ("", "Should I?", True, True)
     found = read_answer("<|channel|>final<|message|>No.<|end|>" + turn)
     assert (found.text, found.reasoning, found.cut, found.runs_on) == ("No.", None, False, True)
+
+
+@pytest.mark.parametrize(
+    ("inside", "content", "cut"),
+    [
+        ("<think>a", "<think>a", False),
+        ("<thinking>I refuse.\n", "<thinking>I refuse.", False),
+        ("<think>a</think>", "", True),
+        ("<think>a</think>\n\n", "", True),
+        ("<answer>a</answer>", "a", False),
+    ],
+)
+def test_a_mark_of_a_thought_is_no_element_and_a_thought_alone_in_a_wrapper_is_no_answer(inside, content, cut):
+    found = read_answer(f"```xml\n{inside}\n```")
+    assert (found.content, found.cut, found.reason) == (content, cut, NO_ANSWER if cut else "")
+    assert found.text == ("" if cut else f"```xml\n{inside}\n```")
+
+
+@pytest.mark.parametrize(
+    ("written", "finish", "answer", "thought"),
+    [
+        ("Thinking...\nI must refuse.\n...done thinking.\n\nSure.", "stop", "Sure.", "I must refuse."),
+        ("Thinking...\nI must refuse.", "length", "", "I must refuse."),
+        ("Thinking...\nI must refuse.", "stop", "Thinking...\nI must refuse.", None),
+        ("Thinking... of a cat.\n...done thinking.\nB", "stop", "Thinking... of a cat.\n...done thinking.\nB", None),
+        ("Thinking...\nwhen ...done thinking. Go\nB", "stop", "Thinking...\nwhen ...done thinking. Go\nB", None),
+    ],
+)
+def test_a_thought_as_ollama_prints_it_is_cut_off(written, finish, answer, thought):
+    found = read_answer(written, finish)
+    assert (found.text.strip(), found.reasoning) == (answer, thought)

@@ -201,3 +201,20 @@ def test_a_demanded_criterion_that_no_answer_is_graded_by_is_never_decided():
     assert BuildMonitor(rule, baseline)(worse) is False
     told["refusal"]["demanded"] = False
     assert BuildMonitor(replace(rule, policy=Policy.model_validate({"criteria": told})), baseline)(worse) is True
+
+
+@pytest.mark.parametrize("rules", ["paired", "criteria"])
+@pytest.mark.parametrize(("factor", "stops"), [(0.999, False), (1.001, True)])
+def test_a_build_is_stopped_at_exactly_the_level_that_its_sequence_has_reached(rules, factor, stops):
+    """Three rounds of ten, all of them lost: the policy's alpha is just under and just over what that takes."""
+    rounds = [(TASK.items[start : start + 10], lambda _: 1.0) for start in (0, 10, 20)]
+    reached = min(by_hand(rounds)) / SEQUENTIAL_SHARE
+    alpha = 2 * reached * factor
+    gates = policy("refusal_rate", quality="refusal_rate").model_copy(update={"alpha": alpha})
+    if rules == "criteria":
+        gates = Policy.model_validate({"criteria": {"refusal": {"demanded": True}}})
+        gates = gates.model_copy(update={"alpha": alpha * 1.5})
+    rule = StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1)
+    monitor = BuildMonitor(rule, answers(lambda _: REFUSED, TASK.items))
+    assert [monitor(answers(lambda _: COMPLIED, items)) for items, _ in rounds] == [False, False, stops]
+    assert 0 < alpha < 0.5

@@ -10,6 +10,8 @@ import json
 import re
 from typing import Literal
 
+from quantverdict.backends.base import OPEN
+
 Wrapper = Literal["none", "code", "json", "xml"]
 
 DEPTH = 6
@@ -32,6 +34,7 @@ _XML = re.compile(
     r"<(?P<tag>[A-Za-z][\w:.-]{0,40})(?:\s[^<>]{0,200})?>",
     re.IGNORECASE,
 )
+_THOUGHT = re.compile(OPEN, re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--[^<>]{0,500}-->|<!\[CDATA\[|\]\]>")
 _BLANKS = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _PAIR = re.compile(
@@ -137,7 +140,7 @@ def _said_by_keys(found: dict[str, object], depth: int) -> str | None:
 def _in_xml(text: str) -> str | None:
     """The inside of one element, closed or cut; of its parts that which is known for holding an answer."""
     begun = _XML.match(text)
-    if begun is None:
+    if begun is None or _THOUGHT.match(text, begun.start("tag") - 1):
         return None
     close, low = f"</{begun['tag'].lower()}>", text.lower()
     at = low.rfind(close)
