@@ -298,7 +298,7 @@ def test_only_a_pooler_may_be_missing_from_an_encoders_weights():
 
 
 def test_tokens_are_matched_greedily_and_weighted_on_both_sides(encoder):
-    """F1 of (best of each answer's token, weighted) and (best of each reference's token, weighted), by hand; two at once."""
+    """F1 of (best of each answer's token, weighted) and (best of each reference's token, weighted), by hand."""
     found = find_encoders(a_study(encoder))
     token = encoders.TokenEncoder(found.bertscore, encoders.place(found.settings))
 
