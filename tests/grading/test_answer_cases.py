@@ -291,3 +291,20 @@ def test_a_mark_of_a_thought_is_no_element_and_a_thought_alone_in_a_wrapper_is_n
 def test_a_thought_as_ollama_prints_it_is_cut_off(written, finish, answer, thought):
     found = read_answer(written, finish)
     assert (found.text.strip(), found.reasoning) == (answer, thought)
+
+
+@pytest.mark.parametrize(
+    ("written", "content"),
+    [
+        ('{"reasoning": "I should say C", "final": "B"}', "B"),
+        ('{"thoughts": "C?", "pick": "B"}', "B"),
+        ('{"Thinking": "C?", "Rationale": "no", "my pick": "B"}', "B"),
+        ('{"explanation": "C is wrong", "decision": "B"}', "B"),
+        ('{"reasoning": "B"}', "B"),
+        ('{"thought": "C?", "analysis": "D?"}', '{"thought": "C?", "analysis": "D?"}'),
+        ('{"thought": "C?", "one": "A", "two": "B"}', '{"thought": "C?", "one": "A", "two": "B"}'),
+        ("<r><analysis>C?</analysis><final>B</final></r>", "B"),
+    ],
+)
+def test_what_is_thought_in_an_object_is_not_what_it_says(written: str, content: str):
+    assert read_answer(written).content == content
