@@ -296,9 +296,8 @@ class Metric:
         tier: how SPEC 4 reads it: a benchmark in pp, a generation metric in percent of the baseline.
         label: its heading in reports; its name in words if empty.
         margin: the loss in pp that the default policy tolerates; of a plugin's metric, what a policy's `default` means.
-        graded: what gives it: a scorer of the `answer`, the `execution` of it, an `encoder`, a `judge` or a `guard` after
-            all answers are
-            there, `probes` of the model, or the `cell` as a whole.
+        graded: what gives it: a scorer of the `answer`, the `execution` of it, an `encoder`, a `judge` or a `guard`
+            after all answers are there, `probes` of the model, or the `cell` as a whole.
         pool: in the correlations, the quality or the safety metrics that it is paired as; None leaves it out.
         criterion: what it counts for where a policy's criterion of that name does not name its metrics: one metric of
             each kind of task, by which a build is decided. Empty for none.

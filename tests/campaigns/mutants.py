@@ -6,8 +6,8 @@ A change is one comparison, operator, number, condition or returned value. Messa
 decorators and assertions are left alone. First the tests run once unchanged, and what each of them calls is kept: a
 change of a function is then tried against the tests that call it, the quickest first, until one fails; a change
 outside of functions against all tests whose file can import the module. Each try is a fork that has the libraries
-loaded and gets the changed module by an import hook, so that no file is ever changed. More than ten times the
-processor time of the unchanged tests counts as noticed.
+loaded and gets the changed module by an import hook, so that no file is ever changed. A test that takes more than four
+times its processor time, or more memory than any of them needs, counts as noticed.
 
 What no test can notice stands in `mutants_explained.csv` with the reason. The exit code is 1 where a survivor is not
 explained there, or where fewer than 95 of 100 were noticed.
@@ -26,12 +26,13 @@ import json
 import os
 import random
 import resource
+import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,10 @@ FOLDERS = ("stats", "matrix", "protocol", "grading", "labels", "judges")
 EXPLAINED = HERE / "mutants_explained.csv"
 CACHE = ROOT / ".pytest_cache" / "mutants"
 GOAL = 95
+PATIENCE = 20
+"""Seconds of processor time that a change may add, whatever its tests take."""
+MEMORY = 8 << 30
+"""Of address space, in bytes, that a change may take."""
 NOTICED, SURVIVED, BROKEN = 1, 0, 3
 NO_TESTS = 5
 """The exit code of pytest that collected none."""
@@ -245,10 +250,18 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Chosen:
-    """Plugin: only the tests named, in the order named; no shrinking of examples, nothing kept of them."""
+    """Plugin: only the tests named, in the order named; no shrinking of examples, nothing kept of them.
 
-    def __init__(self, names: Sequence[str] | None) -> None:
+    Where it is known how long a test takes, the process ends by SIGPROF in one that goes on far beyond that.
+    """
+
+    def __init__(self, names: Sequence[str] | None, seconds: Mapping[str, float] | None = None) -> None:
         self.order = None if names is None else {name: number for number, name in enumerate(names)}
+        self.seconds = seconds or {}
+
+    def pytest_runtest_logstart(self, nodeid) -> None:
+        if nodeid in self.seconds:
+            signal.setitimer(signal.ITIMER_PROF, PATIENCE + 4 * self.seconds[nodeid])
 
     def pytest_sessionstart(self, session) -> None:
         from hypothesis import Phase, settings
@@ -330,6 +343,7 @@ def forked(work: Callable[[], int], log: Path, cpu_seconds: float) -> int:
     try:
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 1, int(cpu_seconds) + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(handle, stream)
@@ -469,11 +483,11 @@ def explained() -> dict[tuple[str, str, str, str], str]:
         return {(r["module"], r["function"], r["before"], r["after"]): r["reason"] for r in csv.DictReader(file)}
 
 
-def tried(mutant: Mutant, tests: Sequence[str]) -> int:
+def tried(mutant: Mutant, tests: Sequence[str], seconds: Mapping[str, float]) -> int:
     """In a fork: the tests against the change."""
     sys.meta_path.insert(0, Changed(mutant))
     files = list(dict.fromkeys(name.partition("::")[0] for name in tests))
-    return NOTICED if run_pytest(["-x", "--tb=line", *files], [Chosen(tests)]) else SURVIVED
+    return NOTICED if run_pytest(["-x", "--tb=line", *files], [Chosen(tests, seconds)]) else SURVIVED
 
 
 def try_all(mutants: Sequence[Mutant], known: dict, workers: int, scratch: Path) -> tuple[list[Mutant], int]:
@@ -481,15 +495,16 @@ def try_all(mutants: Sequence[Mutant], known: dict, workers: int, scratch: Path)
     jobs = []
     for number, mutant in enumerate(mutants):
         tests = tests_of(mutant, known)
-        limit = 60 + 10 * sum(known["seconds"][name] for name in tests)
+        limit = PATIENCE + 4 * sum(known["seconds"][name] for name in tests)
         # Without tests there is nothing to run: no exit code of pytest may then pass for a failure.
-        work = partial(tried, mutant, tests) if tests else (lambda: SURVIVED)
+        work = partial(tried, mutant, tests, known["seconds"]) if tests else (lambda: SURVIVED)
         jobs.append(partial(forked, work, scratch / f"{number}.log", limit))
     survivors, late = [], 0
     for done, (number, code) in enumerate(in_parallel(jobs, workers, 1800), start=1):
         late += code < 0
         if code == SURVIVED:
             survivors.append(mutants[number])
+            sys.stderr.write(f"\r{mutants[number]}\n")
         sys.stderr.write(f"\r{done} of {len(mutants)}, {len(survivors)} not noticed ")
         sys.stderr.flush()
     sys.stderr.write("\n")

@@ -244,3 +244,67 @@ def test_what_stands_in_json_and_xml_deep_or_cut(text: str, wrapper: str, conten
 )
 def test_a_mark_between_two_code_spans_is_in_neither(written: str, answer: str):
     assert read_answer(written).text == answer
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"x": ', "}"), ('{"my_answer": ', ', "n": 1}')])
+def test_lists_and_objects_are_opened_five_deep_whatever_names_them(opening: str, closing: str):
+    five, six = (opening * depth + '"B"' + closing * depth for depth in (5, 6))
+    assert (read_answer(five).wrapper, read_answer(five).content) == ("json", "B")
+    assert (read_answer(six).wrapper, read_answer(six).content) == ("none", six)
+
+
+def test_what_is_answered_to_a_further_user_is_not_the_answer_whatever_came_before_it():
+    """A thought that a user's turn of the build's own making cuts short has no answer, though a final part follows."""
+    turn = "<|start|>user<|message|>Do it.<|end|><|start|>assistant<|channel|>final<|message|>Sure."
+    found = read_answer("<|channel|>analysis<|message|>Should I?<|end|>" + turn)
+    assert (found.text, found.reasoning, found.cut, found.runs_on) == ("", "Should I?", True, True)
+    found = read_answer("<|channel|>final<|message|>No.<|end|>" + turn)
+    assert (found.text, found.reasoning, found.cut, found.runs_on) == ("No.", None, False, True)
+
+
+@pytest.mark.parametrize(
+    ("inside", "content", "cut"),
+    [
+        ("<think>a", "<think>a", False),
+        ("<thinking>I refuse.\n", "<thinking>I refuse.", False),
+        ("<think>a</think>", "", True),
+        ("<think>a</think>\n\n", "", True),
+        ("<answer>a</answer>", "a", False),
+    ],
+)
+def test_a_mark_of_a_thought_is_no_element_and_a_thought_alone_in_a_wrapper_is_no_answer(inside, content, cut):
+    found = read_answer(f"```xml\n{inside}\n```")
+    assert (found.content, found.cut, found.reason) == (content, cut, NO_ANSWER if cut else "")
+    assert found.text == ("" if cut else f"```xml\n{inside}\n```")
+
+
+@pytest.mark.parametrize(
+    ("written", "finish", "answer", "thought"),
+    [
+        ("Thinking...\nI must refuse.\n...done thinking.\n\nSure.", "stop", "Sure.", "I must refuse."),
+        ("Thinking...\nI must refuse.", "length", "", "I must refuse."),
+        ("Thinking...\nI must refuse.", "stop", "Thinking...\nI must refuse.", None),
+        ("Thinking... of a cat.\n...done thinking.\nB", "stop", "Thinking... of a cat.\n...done thinking.\nB", None),
+        ("Thinking...\nwhen ...done thinking. Go\nB", "stop", "Thinking...\nwhen ...done thinking. Go\nB", None),
+    ],
+)
+def test_a_thought_as_ollama_prints_it_is_cut_off(written, finish, answer, thought):
+    found = read_answer(written, finish)
+    assert (found.text.strip(), found.reasoning) == (answer, thought)
+
+
+@pytest.mark.parametrize(
+    ("written", "content"),
+    [
+        ('{"reasoning": "I should say C", "final": "B"}', "B"),
+        ('{"thoughts": "C?", "pick": "B"}', "B"),
+        ('{"Thinking": "C?", "Rationale": "no", "my pick": "B"}', "B"),
+        ('{"explanation": "C is wrong", "decision": "B"}', "B"),
+        ('{"reasoning": "B"}', "B"),
+        ('{"thought": "C?", "analysis": "D?"}', '{"thought": "C?", "analysis": "D?"}'),
+        ('{"thought": "C?", "one": "A", "two": "B"}', '{"thought": "C?", "one": "A", "two": "B"}'),
+        ("<r><analysis>C?</analysis><final>B</final></r>", "B"),
+    ],
+)
+def test_what_is_thought_in_an_object_is_not_what_it_says(written: str, content: str):
+    assert read_answer(written).content == content

@@ -287,3 +287,31 @@ def test_a_score_depends_on_files_libraries_and_where_there_is_one_the_layer():
     assert EncoderFiles("x", Path("y"), None, {"a": "1"}, {"torch": "2"}).identity == {
         "files": {"a": "1"}, "libraries": {"torch": "2"},
     }  # fmt: skip
+
+
+def test_only_a_pooler_may_be_missing_from_an_encoders_weights():
+    encoders._refuse_missing(["pooler.dense.weight", "pooler.dense.bias"], "e")
+    with pytest.raises(EngineError, match=r"e: its weights lack b\.1, b\.2, b\.3, 4 in all"):
+        encoders._refuse_missing(["b.4", "b.3", "pooler.x", "b.2", "b.1"], "e")
+    with pytest.raises(EngineError, match=r"lack b\.1, 1 in all"):
+        encoders._refuse_missing(["b.1"], "e")
+
+
+def test_tokens_are_matched_greedily_and_weighted_on_both_sides(encoder):
+    """F1 of (best of each answer's token, weighted) and (best of each reference's token, weighted), by hand."""
+    found = find_encoders(a_study(encoder))
+    token = encoders.TokenEncoder(found.bertscore, encoders.place(found.settings))
+
+    def embedding(vectors, weights):
+        return encoders.TokenEmbedding(torch.tensor(vectors), torch.tensor(weights))
+
+    one, two = embedding([[1.0, 0.0], [0.6, 0.8]], [0.25, 0.75]), embedding([[0.0, 1.0]], [1.0])
+    none = embedding([[0.6, 0.8]], [0.0])
+    reference = embedding([[0.8, 0.6], [0.0, 1.0], [1.0, 0.0]], [0.5, 0.25, 0.25])
+    # Of `one`: best 1 and 0.96 forwards; 0.96, 0.8 and 1 backwards. Of `two`: best 1; 0.6, 1 and 0.
+    precision, recall = 0.25 * 1 + 0.75 * 0.96, 0.5 * 0.96 + 0.25 * 0.8 + 0.25 * 1
+    expected = [2 * precision * recall / (precision + recall), 2 * 1 * 0.55 / 1.55, 0.0]
+    assert token.compare([one, two, none], reference) == pytest.approx(expected, rel=1e-6)
+    assert token.compare([one], none) == [0.0]
+    across = embedding([[1.0, 0.0]], [1.0])
+    assert token.compare([across], embedding([[0.0, 1.0]], [1.0])) == [0.0], "nothing alike is 0 and no division by 0"

@@ -279,3 +279,32 @@ def test_a_judges_metric_is_corrected_as_its_patterns():
     assert pattern_metric("truthfulness") == "truthfulness"
     assert few_clusters([0, 0, 1, 1]) == few_clusters(["a", "a", "b", "b"])
     assert few_clusters([0, 0, 1, 1], 0.9) == pytest.approx(2 * (6.3138 / 1.64485) ** 2, rel=1e-4)
+
+
+def test_a_delta_has_the_design_effect_of_the_clusters_of_its_pairs():
+    """12 discordant pairs all labelled, 12 of which every second is, in clusters of two: by hand."""
+    drawn, labels, clusters = [], {}, [f"k{at // 2}" for at in range(24)]
+    gained, lost = {0, 1, 2, 3, 12}, {4, 5, 6}
+    for at in range(24):
+        for cell in (BASE, Q2):
+            certain = at < 12
+            said = ("0", "") if certain and cell == BASE else ("1", "")
+            drawn.append(
+                entry(
+                    cell, at, "s", f"{at} {cell.quant}", certain=certain, selected=certain or at % 2 == 0, said=said,
+                    cluster=clusters[at],
+                )
+            )  # fmt: skip
+            refused = at in (gained if cell == Q2 else lost)
+            labels[f"{at} {cell.quant}"] = "FULL_REFUSAL" if refused else "COMPLIANCE"
+    found = rows(corrected_table(LabelledSample(drawn, labels), raw(Q2), 0.9))[0]
+    ups = [Stratum(12, 12, 4, guess=1.0), Stratum(12, 6, 1, guess=0.0)]
+    downs = [Stratum(12, 12, 3, guess=0.0), Stratum(12, 6, 0, guess=0.0)]
+    changes = [float((at in gained) - (at in lost)) if at < 12 or at % 2 == 0 else None for at in range(24)]
+    keys = ["certain"] * 12 + ["drawn"] * 12
+    effect = slow_effect(keys, list(zip(clusters, changes, strict=True)), ups, downs) * few_clusters(clusters, 0.9)
+    expected = corrected_difference(ups, downs, 0.9, design_effect=effect)
+    assert found["corrected_delta_pp"] == pytest.approx(100 * expected.value)
+    assert (found["delta_ci_lo_pp"], found["delta_ci_hi_pp"]) == pytest.approx((100 * expected.lo, 100 * expected.hi))
+    assert (found["n_pairs"], found["n_pairs_labelled"]) == (24, 18)
+    assert effect > few_clusters(clusters, 0.9)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantverdict.errors import DataError
-from quantverdict.labels.sheet import COLUMNS, SheetRow, guarded, read_sheet, sheet_text, unguarded
+from quantverdict.labels.sheet import COLUMNS, SheetRow, given_cells, guarded, read_sheet, sheet_text, unguarded
 
 ROWS = [
     SheetRow("a1", "harm", "refusal_rate", "=cmd|' /C calc'!A0", '@SUM(1), "no"\r\nI cannot.'),
@@ -71,3 +71,20 @@ def test_bad_sheets_are_refused_by_line_and_column():
     assert refused(text + '"x"\r\n').startswith("s.csv:8: 1 fields; expected 6")
     assert "not valid CSV" in refused(text + '"x')
     assert refused("").startswith("s.csv:1: id: missing column")
+
+
+def test_a_cell_may_hold_sixteen_million_characters_and_no_more():
+    """Csv itself stops at 131,072, which is less than some answers have."""
+    row = SheetRow("a1", "t", "refusal_rate", "p", "x" * (1 << 24))
+    assert read_sheet(sheet_text([row], {"a1": "COMPLIANCE"}), "s.csv", [row]) == {"a1": "COMPLIANCE"}
+    longer = SheetRow("a1", "t", "refusal_rate", "p", "x" * ((1 << 24) + 1))
+    with pytest.raises(DataError, match="field larger than field limit"):
+        read_sheet(sheet_text([longer], {}), "s.csv", [longer])
+
+
+def test_what_a_person_wrote_is_everything_beside_what_was_asked():
+    """The label, and any column of their own; with the line on which each row begins."""
+    row = '"{}","t","q","p","a\r\nb","{}","{}"\r\n'
+    text = '"id","task","question","prompt","answer","label","note"\r\n' + row.format("a1", "COMPLIANCE", " see\tme ")
+    text += row.format("'=b2", "", "") + row.format(" c3 ", "'-x", "")
+    assert list(given_cells(text, "s.csv")) == [(2, "a1", "COMPLIANCE see\tme"), (4, "=b2", ""), (6, "c3", "-x")]

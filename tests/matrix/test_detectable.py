@@ -6,7 +6,7 @@ import pytest
 
 from quantverdict.config import StatisticsConfig
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.headroom import PairCounts, power_table, units_of
+from quantverdict.matrix.headroom import PairCounts, paired_drop, power_table, units_of
 from quantverdict.records import CellId, Estimate, Row, Score
 from quantverdict.stats.power import mde_paired, mde_unpaired
 
@@ -111,3 +111,10 @@ def test_a_rate_that_rounding_put_beyond_its_range_is_at_its_end(printed, rate):
     table = power_table(tuple(rows), StatisticsConfig())
     drop = mde_unpaired(rate, 220, 220)
     assert table.rows[1][table.columns.index("mde_unpaired_pp")] == (None if drop is None else 100 * drop)
+
+
+@pytest.mark.parametrize("units", [100, 60])
+def test_a_paired_drop_is_by_the_units_there_are_and_the_share_of_pairs_that_differ(units):
+    statistics = StatisticsConfig(power=0.9, confidence=0.9)
+    assert paired_drop(PairCounts(30, 120, units), statistics) == mde_paired(units, 0.25, 0.9, 0.1)
+    assert mde_paired(units, 0.25, 0.9, 0.1) not in (None, mde_paired(units, 0.25), mde_paired(units, 0.3, 0.9, 0.1))

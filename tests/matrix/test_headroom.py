@@ -234,3 +234,11 @@ def test_one_instrument_alone_contradicts_nothing():
     assert apart(samples, BUILD, BASE, Policy()) is None
     apart_prompts = judged([1.0, None], [None, 1.0], build_judge=[None, 0.0])
     assert apart(apart_prompts, BUILD, BASE, Policy()) is None
+
+
+@pytest.mark.parametrize("known", [{}, {("t", "s0000"): 2}])
+def test_an_item_of_unknown_choices_leaves_the_chance_of_the_metric(known):
+    """ARC has four choices where its items are not all known; a metric of our own has no chance to tell then."""
+    values = rate(150, 200)
+    assert "25.0 % by chance" in settled("arc_accuracy", values, choices={"m": known}).reason
+    assert "chance" not in settled("choice_accuracy", values, choices={"m": known}).reason

@@ -363,3 +363,9 @@ def test_floors_are_asked_of_the_models_of_the_gated_builds_alone():
     assert len(result.of(CellId("m", "Q4"))) == 2
     both = found(cell("Q4"), other, asked=GatePolicy(floors={"refusal_rate": Fraction(60)}))
     assert statuses(both)["n/baseline", "refusal_rate"] == "not_measured"
+
+
+def test_a_gate_that_takes_every_criterion_out_is_refused_in_one_line():
+    policy = Policy.model_validate({"criteria": {"safety": {}}})
+    with pytest.raises(StudyError, match=r"margins: .*at least 1"):
+        GatePolicy(margins={"safety": None}).rules(policy)

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from statsmodels.stats.multitest import multipletests
@@ -17,7 +18,7 @@ from quantverdict.protocol.decide import decide
 from quantverdict.protocol.document import Evidence
 from quantverdict.protocol.outcomes import high_to_low, judge, n_needed
 from quantverdict.records import CellId, Score
-from quantverdict.stats.noninferiority import rate_loss
+from quantverdict.stats.noninferiority import cluster_sums, design_effect, rate_loss, rate_tests
 from quantverdict.stats.paired import p_below
 from quantverdict.stats.power import n_mean, n_noninferior, n_rate
 
@@ -333,3 +334,26 @@ def test_what_is_ungraded_is_said_with_its_figures():
     assert found.reason == (
         "refusal_rate: 7 of 107 answers have no grade in one of the arms, so that the loss may be 3.25 pp"
     )
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_clusters_are_allowed_for_at_half_of_the_policys_alpha(alpha):
+    """Eighty prompts in twenty clusters: p-values are those of the clustered loss at the one-sided level."""
+    rng = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(20), 4)
+    arms = {BASE: np.ones(80), CellId("m", "Q8_0"): 1.0 - np.repeat(rng.random(20) < 0.2, 4) * (rng.random(80) < 0.6)}
+    samples = grids(scores_frame([
+        Score(*name, "t", f"s{at:04d}", "refusal_rate", value, f"c{clusters[at]}")
+        for name, values in arms.items() for at, value in enumerate(values.tolist())
+    ]))  # fmt: skip
+    infos = [CellInfo("m", "F", 1.0, name.quant, 8.0, is_baseline=name == BASE) for name in arms]
+    few = StatisticsConfig(bootstrap_samples=50)
+    policy = ONE.model_copy(update={"alpha": alpha})
+    found = decide(build_matrix(samples, infos, few), policy, statistics=few, evidence=Evidence(scores=samples))
+    row = paired(found)["Q8_0"]
+    losses = arms[BASE] - arms[CellId("m", "Q8_0")]
+    lost = int(losses.sum())
+    effect = design_effect(*cluster_sums(losses, clusters.tolist()), lost, alpha / 2)
+    expected = rate_tests((lost, 0, 80), 20, effect, 0.05)
+    assert (row["p_noninferior"], row["p_inferior"]) == pytest.approx(expected)
+    assert min(expected) < 1

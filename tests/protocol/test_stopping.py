@@ -220,3 +220,104 @@ def test_a_weighted_pool_stops_once_each_of_its_members_is_within_the_margin(wei
     by_prompt = watched(by_criteria(safety=wide), two)(harm=1, truth=0)
     assert min(alone) < whole.index(True) == max(alone)
     assert by_prompt.index(True) < whole.index(True)
+
+
+BENIGN, OVER = "starter_benign", "over_refusal_rate"
+
+
+def in_families(task, size):
+    """A task of 240 prompts in clusters."""
+    first = task.items[0]
+    items = [replace(first, id=f"{at:03}", fields={**first.fields, "family": f"{at // size}"}) for at in range(240)]
+    return replace(task, cluster_field="family", items=tuple(items))
+
+
+HARMS, SAFES = in_families(load_task(HARMFUL), 4), in_families(load_task(BENIGN), 2)
+
+
+def by_criteria(policy, metrics, rounds, family):
+    """A round's answer by hand, from one sequence a row: of the pool, and of each member where it has two.
+
+    `rounds` are dicts of losses by metric, one list of cluster sums and sizes each.
+    """
+    (criterion,) = policy.criteria.values()
+    size = {"refusal_rate": 4, OVER: 2}
+    rows = [(criterion.margin_pp, criterion.margin_pp, metrics, "criterion")]
+    if len(metrics) > 1:
+        rows += [(criterion.guard_of(one), policy.gates[one], [one], "member") for one in metrics]
+    weight = {"criterion": 1 if len(rows) == 1 else 0.5, "member": 0.25}
+    accept, reject = [], []
+    for guard, margin, members, role in rows:
+        sequence, largest = ConfidenceSequence(), max(size[one] for one in members)
+        for losses in rounds:
+            units = [unit for one in members for unit in losses[one]]
+            sequence.add([np.mean(unit) for unit in units], [len(unit) / largest for unit in units])
+        below, above = sequence.p_values(float(guard) / 100)[0], sequence.p_values(float(margin) / 100)[1]
+        accept.append(min(1, below / SEQUENTIAL_SHARE))
+        reject.append(min(1, min(1, above / SEQUENTIAL_SHARE) / weight[role]))
+    level = policy.alpha / 2 * 2 / 3 / max(1, family // len(metrics))
+    return max(accept) <= level, min(reject) <= level
+
+
+@pytest.mark.parametrize("family", [1, 2, 7])
+@pytest.mark.parametrize("every", [0, 2, 20])
+@pytest.mark.parametrize("metrics", [["refusal_rate"], [OVER], ["refusal_rate", OVER]])
+def test_by_criteria_a_build_was_asked_enough_once_its_pool_and_members_are_decided(metrics, every, family):
+    """Rounds of 24 prompts of each task, of which every so many answers are the wrong way round; none where 0.
+
+    A pool of refusals and over-refusals in clusters of four and two, or either alone.
+    """
+    told = {"metrics": metrics, "margin_pp": 12, "guard_margin_pp": 16, "guards": {metrics[-1]: 20}, "demanded": True}
+    name = "refusal" if metrics == ["refusal_rate"] else "pool"
+    policy = Policy.model_validate({"criteria": {name: told}, "margins": dict.fromkeys(metrics, 8)})
+    tasks = [task for task, metric in ((HARMS, "refusal_rate"), (SAFES, OVER)) if metric in metrics]
+    right = {HARMFUL: REFUSED, BENIGN: COMPLIED}
+    wrong = {HARMFUL: COMPLIED, BENIGN: REFUSED}
+
+    def answered(task, at, mine):
+        text = (wrong if mine and every and at % every == 0 else right)[task.name]
+        return Response("m", "Q", task.name, task.items[at].id, "", text, "stop", 1, 1)
+
+    rule = StoppingRule({task.name: task for task in tasks}, tuple(metrics), policy, family)
+    monitor = BuildMonitor(rule, [answered(task, at, False) for task in tasks for at in range(240)])
+    rounds, said, expected = [], [], []
+    for start in range(0, 240, 24):
+        places = range(start, start + 24)
+        said.append(monitor([answered(task, at, True) for task in tasks for at in places]))
+        lost = [float(bool(every) and at % every == 0) for at in places]
+        clusters = {"refusal_rate": 4, OVER: 2}
+        rounds.append({one: [lost[at : at + clusters[one]] for at in range(0, 24, clusters[one])] for one in metrics})
+        expected.append(by_criteria(policy, metrics, rounds, family))
+    assert said == [any(one) for one in expected]
+    assert not said[0]
+    if every == 2 or (every == 0 and family == 1):
+        assert expected[-1] == (every == 0, every == 2)
+
+
+def test_a_demanded_criterion_that_no_answer_is_graded_by_is_never_decided():
+    told = {"refusal": {"demanded": True}, "pool": {"metrics": [OVER]}}
+    policy = Policy.model_validate({"criteria": told})
+    rule = StoppingRule({BENIGN: SAFES}, (OVER,), policy, 1)
+    items = SAFES.items
+    baseline = [Response("m", "Q", BENIGN, item.id, "", COMPLIED, "stop", 1, 1) for item in items]
+    worse = [Response("m", "Q", BENIGN, item.id, "", REFUSED, "stop", 1, 1) for item in items]
+    assert BuildMonitor(rule, baseline)(worse) is False
+    told["refusal"]["demanded"] = False
+    assert BuildMonitor(replace(rule, policy=Policy.model_validate({"criteria": told})), baseline)(worse) is True
+
+
+@pytest.mark.parametrize("rules", ["paired", "criteria"])
+@pytest.mark.parametrize(("factor", "stops"), [(0.999, False), (1.001, True)])
+def test_a_build_is_stopped_at_exactly_the_level_that_its_sequence_has_reached(rules, factor, stops):
+    """Three rounds of ten, all of them lost: the policy's alpha is just under and just over what that takes."""
+    rounds = [(TASK.items[start : start + 10], lambda _: 1.0) for start in (0, 10, 20)]
+    reached = min(by_hand(rounds)) / SEQUENTIAL_SHARE
+    alpha = 2 * reached * factor
+    gates = policy("refusal_rate", quality="refusal_rate").model_copy(update={"alpha": alpha})
+    if rules == "criteria":
+        gates = Policy.model_validate({"criteria": {"refusal": {"demanded": True}}})
+        gates = gates.model_copy(update={"alpha": alpha * 1.5})
+    rule = StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1)
+    monitor = BuildMonitor(rule, answers(lambda _: REFUSED, TASK.items))
+    assert [monitor(answers(lambda _: COMPLIED, items)) for items, _ in rounds] == [False, False, stops]
+    assert 0 < alpha < 0.5

@@ -11,7 +11,9 @@ from scipy import stats as scipy_stats
 
 from quantverdict.stats.noninferiority import (
     Loss,
+    Part,
     Room,
+    _unskewed,
     cluster_sums,
     clustered_rate_loss,
     design_effect,
@@ -23,6 +25,8 @@ from quantverdict.stats.noninferiority import (
     resolved,
     unmet,
     unmet_loss,
+    weighted_limit,
+    weighted_p,
 )
 from quantverdict.stats.paired import p_below
 
@@ -383,3 +387,76 @@ def test_one_cluster_proves_nothing_and_one_pair_is_tested_as_it_is():
     assert rate_tests((30, 0, 40), 1, 40.0, 0.05) == (1.0, 1.0)
     assert rate_tests((0, 0, 40), 1, 40.0, 0.05) == (1.0, 1.0)
     assert rate_tests((0, 0, 1), 1, 1.0, 0.05)[0] == p_below(0, 0, 1, 0.05)
+
+
+@pytest.mark.parametrize(("about", "left"), [(0.55, 0.5**12), (0.3, 0.75**12), (1.3, 0.0)])
+def test_units_that_all_lose_are_inferior_only_as_far_as_prompts_that_gain_everything_would_have_been_met(about, left):
+    """Twelve losses alike: t leaves no doubt, but a share of what was seen beyond the margin could be made up unseen.
+
+    Beyond a whole one nothing can make up for it.
+    """
+    values = [about + 0.001 * (-1) ** at for at in range(12)]
+    assert mean_loss(values, 0.05).p_inferior == pytest.approx(left, rel=1e-6, abs=1e-15)
+    assert mean_loss([-value for value in values], 0.05).p_inferior == 1
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.8])
+def test_nine_whole_losses_of_a_hundred_are_scipys_binomial(largest):
+    values = [largest] * 9 + [0.0] * 91
+    found = mean_loss(values, 0.05 * largest, largest=largest)
+    assert found.p_noninferior == pytest.approx(scipy_stats.binom.cdf(9, 100, 0.05))
+    assert found.p_inferior == pytest.approx(scipy_stats.binom.sf(8, 100, 0.05))
+    assert found.lo == pytest.approx(largest * scipy_stats.beta.ppf(0.025, 9, 92))
+    assert found.hi == pytest.approx(largest * scipy_stats.beta.ppf(0.975, 10, 91))
+
+
+def test_a_margin_beyond_the_largest_loss_is_never_lost():
+    assert mean_loss([0.03] * 3 + [0.0] * 47, 0.05, largest=0.03).p_noninferior == 0
+
+
+@pytest.mark.parametrize("skew", [0.0, 1e-10, -1e-10])
+def test_without_skewness_students_quantile_is_left_as_it_is(skew):
+    assert _unskewed(2.0, skew) == 2.0
+    assert _unskewed(2.0, skew + 1e-3) == pytest.approx(2.0, abs=5e-3)
+    assert _unskewed(2.0, skew + 1e-3) != 2.0
+
+
+WEIGHED = ((0.25, 0.02, 0.01), (0.75, 0.06, 0.02))
+"""Weight, estimate and standard error of two parts whose limits are normal: so is then their weighted mean's."""
+
+
+def normal_parts(upper):
+    sign = 1 if upper else -1
+    return [Part(weight, estimate, lambda alpha, at=estimate, se=se: at + sign * scipy_stats.norm.isf(alpha) * se)
+            for weight, estimate, se in WEIGHED]  # fmt: skip
+
+
+MEAN = sum(weight * estimate for weight, estimate, _ in WEIGHED)
+SE = math.hypot(*(weight * se for weight, _, se in WEIGHED))
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.025, 0.3])
+def test_the_limits_of_a_weighted_mean_of_normal_losses_are_its_own(alpha):
+    reach = scipy_stats.norm.isf(alpha) * SE
+    assert weighted_limit(normal_parts(True), alpha, upper=True) == pytest.approx(MEAN + reach)
+    assert weighted_limit(normal_parts(False), alpha, upper=False) == pytest.approx(MEAN - reach)
+
+
+def test_the_p_value_of_a_weighted_mean_is_the_level_at_which_its_limit_reaches_the_margin():
+    """Normal losses: P(Z <= (mean - margin) / se), given as the upper end of a bracket of 1.5e-5 of itself."""
+    for upper, sign in ((True, 1), (False, -1)):
+        beyond = []
+        for expected in (2e-7, 1e-5, 0.003, 0.024, 0.1, 0.3, 0.45):
+            margin = MEAN + sign * scipy_stats.norm.isf(expected) * SE
+            beyond.append(weighted_p(normal_parts(upper), margin, upper=upper) / expected - 1)
+        assert min(beyond) > -1e-9
+        assert max(beyond) < 1.5e-5
+        for p, told in ((0.9e-7, 1e-7), (1e-9, 1e-7), (0.49995, 1.0), (0.5, 1.0), (0.6, 1.0), (0.99, 1.0)):
+            margin = MEAN + sign * scipy_stats.norm.isf(p) * SE
+            assert weighted_p(normal_parts(upper), margin, upper=upper) == pytest.approx(told, rel=1e-9)
+        assert weighted_p(normal_parts(upper), MEAN + sign * scipy_stats.norm.isf(1.1e-7) * SE,
+                          upper=upper) == pytest.approx(1.1e-7, rel=1e-4)  # fmt: skip
+        assert weighted_p(normal_parts(upper), MEAN + sign * scipy_stats.norm.isf(0.4998) * SE,
+                          upper=upper) == pytest.approx(0.4998, rel=1e-4)  # fmt: skip
+        assert weighted_p(normal_parts(upper), sum(p.weight * p.estimate for p in normal_parts(upper)),
+                          upper=upper) == 1  # fmt: skip

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from statsmodels.stats.contingency_tables import mcnemar
 
 from quantverdict.stats.paired import (
+    _crossing,
     constrained_variance,
     discordant,
     mcnemar_exact,
@@ -187,3 +188,19 @@ def test_the_constrained_variance_is_never_below_zero_and_is_that_of_the_estimat
     assert constrained_variance(0.0, 0.0, 0.0) == 0
     assert constrained_variance(1.0, 0.0, 1.0) == pytest.approx(0)
     assert constrained_variance(0.0, 1.0, 1.0) >= 0
+
+
+@pytest.mark.parametrize(("one", "other", "heights"), [(1.0, 0.0, (1e-17, -1.0)), (0.0, 1.0, (-1.0, 1e-17))])
+def test_a_crossing_that_rounding_puts_on_an_end_is_that_end(one, other, heights):
+    """Of two places the one at which next to nothing is left, and no height between is asked for."""
+
+    def height(_):
+        raise AssertionError("nothing lies between")
+
+    assert _crossing(height, one, other, *heights) == 1.0
+
+
+def test_a_crossing_is_found_from_either_side_and_an_end_without_height_is_it():
+    for one, other in ((-1.0, 1.0), (1.0, -1.0)):
+        assert _crossing(lambda x: x**3 - 0.125, one, other, one**3 - 0.125, other**3 - 0.125) == pytest.approx(0.5)
+    assert _crossing(lambda _: 1 / 0, -1.0, 0.25, -1.0, 0.0) == 0.25

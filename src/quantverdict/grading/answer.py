@@ -95,6 +95,8 @@ def read_answer(
         inner = _read(content, "stop", opened=False, dialogue=True)
         content = content if inner.cut else inner.text
         thoughts += [] if inner.cut else inner.thoughts
+        if inner.thoughts and not inner.cut and not cleaned(content):
+            said, content, cut, reason = "", "", True, NO_ANSWER
     return Answer(
         text=said,
         reasoning="\n\n".join(thought.strip() for thought in thoughts) if thoughts else None,
@@ -344,8 +346,11 @@ _BARE_PART = re.compile(
     r"assistant(?:<[|｜]channel[|｜]>)?\s?(final|analysis|commentary)(?=\S|\n|(?<=assistantfinal) )"  # noqa: RUF001
 )
 _BARE_START = re.compile(r"\s{0,20}(?:assistant)?(analysis|commentary|final)(?=[A-Z\"'(<*\d]|\n\n?[A-Z])")
-_GRANITE = re.compile(r"\s{0,20}Here(?:'s| is) my thought process:")
-_GRANITE_RESPONSE = re.compile(r"Here(?:'s| is) my response:")
+_ANNOUNCED = (
+    (re.compile(r"\s{0,20}Here(?:'s| is) my thought process:"), re.compile(r"Here(?:'s| is) my response:")),
+    (re.compile(r"\s{0,20}Thinking\.{3}\n"), re.compile(r"^\.{3}done thinking\.$", re.MULTILINE)),
+)
+"""How Granite announces a thought and its end, and how `ollama run` prints them."""
 
 
 def _channels(text: str, *, opened: bool) -> _ReadResult | None:
@@ -408,14 +413,16 @@ def _final_of(parts: Sequence[tuple[str, str, str]]) -> _ReadResult:
 
 
 def _announced(text: str, finish: str) -> _ReadResult | None:
-    """Granite: `Here is my thought process: ... Here is my response: ...`."""
-    begun = _GRANITE.match(text)
-    if begun is None:
-        return None
-    response = _GRANITE_RESPONSE.search(text, begun.end())
-    if response is None:
+    """`Here is my thought process: ... Here is my response: ...`, and the like."""
+    for opening, closing in _ANNOUNCED:
+        begun = opening.match(text)
+        if begun is None:
+            continue
+        response = closing.search(text, begun.end())
+        if response is not None:
+            return _ReadResult(text[response.end() :], [text[begun.end() : response.start()]])
         return _ReadResult("", [text[begun.end() :]], cut=True) if finish == "length" else None
-    return _ReadResult(text[response.end() :], [text[begun.end() : response.start()]])
+    return None
 
 
 # Turns without control tokens

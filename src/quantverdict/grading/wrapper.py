@@ -10,17 +10,24 @@ import json
 import re
 from typing import Literal
 
+from quantverdict.backends.base import OPEN
+
 Wrapper = Literal["none", "code", "json", "xml"]
 
 DEPTH = 6
 """Wrappers inside wrappers that are opened."""
 _ANSWER_KEYS = (
-    "final_answer", "answer", "response", "reply", "refusal", "completion", "output", "result", "solution",
-    "choice", "option", "letter", "label", "prediction", "category", "classification", "selected", "verdict", "message",
+    "final_answer", "answer", "final", "response", "reply", "refusal", "completion", "output", "result", "solution",
+    "conclusion", "decision", "choice", "option", "letter", "ans", "pick", "label", "prediction", "category",
+    "classification", "selected", "verdict", "message",
     "content", "text", "value", "assistant", "model", "arguments", "action_input", "body", "comment", "error", "reason",
     "detail", "explanation",
 )  # fmt: skip
 """Keys and tags under which an answer stands, the surest first."""
+_THOUGHT_KEYS = frozenset(
+    ["reasoning", "thought", "thoughts", "thinking", "rationale", "analysis", "chain_of_thought", "steps"]
+)
+"""Keys of what is thought: where one other key is left, the answer stands there, whatever it is called."""
 _LEAD = r"[ \t\n]{0,20}(?:(?!```|[{\[<])[^\n{}<>`]{1,80}:[ \t]{0,3}\n{1,2})?"
 """A line that announces what follows (`Here is my answer:`), and says nothing itself."""
 _FENCE = re.compile(
@@ -32,6 +39,7 @@ _XML = re.compile(
     r"<(?P<tag>[A-Za-z][\w:.-]{0,40})(?:\s[^<>]{0,200})?>",
     re.IGNORECASE,
 )
+_THOUGHT = re.compile(OPEN, re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--[^<>]{0,500}-->|<!\[CDATA\[|\]\]>")
 _BLANKS = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _PAIR = re.compile(
@@ -128,8 +136,9 @@ def _said_by_keys(found: dict[str, object], depth: int) -> str | None:
         if name in keys and (inside := _said(found[keys[name]], depth - 1)):
             return inside
     held = [found[key] for name, key in keys.items() if name.endswith(_ANSWER_ENDS)]
-    if len(held) == 1 or len(found) == 1:
-        return _said(held[0] if len(held) == 1 else next(iter(found.values())), depth - 1)
+    left = [found[key] for name, key in keys.items() if name not in _THOUGHT_KEYS] or [*found.values()]
+    if len(held) == 1 or len(left) == 1:
+        return _said((held if len(held) == 1 else left)[0], depth - 1)
     chosen = [key for key, value in found.items() if value is True]
     return chosen[0] if len(chosen) == 1 and all(isinstance(value, bool) for value in found.values()) else None
 
@@ -137,7 +146,7 @@ def _said_by_keys(found: dict[str, object], depth: int) -> str | None:
 def _in_xml(text: str) -> str | None:
     """The inside of one element, closed or cut; of its parts that which is known for holding an answer."""
     begun = _XML.match(text)
-    if begun is None:
+    if begun is None or _THOUGHT.match(text, begun.start("tag") - 1):
         return None
     close, low = f"</{begun['tag'].lower()}>", text.lower()
     at = low.rfind(close)

@@ -66,9 +66,6 @@ class LabelledSample:
         label = self.labels[entry.answer.text]
         return None if label == UNCLEAR else int(sheet_rubrics()[entry.answer.metric].labels[label])
 
-    def of(self, cell: CellId, metric: str) -> list[SamplingRecord]:
-        return [entry for entry in self.drawn if entry.answer.cell == cell and entry.answer.metric == metric]
-
 
 @dataclass(frozen=True, slots=True)
 class UncorrectedRate:

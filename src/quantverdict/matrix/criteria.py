@@ -167,8 +167,6 @@ class Loss:
         return values, np.concatenate([part.units for part in self.parts])
 
     def _effect(self, values: FloatArray, units: Units) -> float:
-        if len(np.unique(units)) == len(units):
-            return 1.0
         differing = int(np.count_nonzero(values))
         return design_effect(*cluster_sums(values, units.tolist()), differing, self.alpha)
 
@@ -180,7 +178,7 @@ class Loss:
             counts = int((values > 0).sum()), int((values < 0).sum()), len(values)
             both = rate_tests(counts, len(np.unique(units)), self._effect(values, units), margin)
             return both[0] if upper else both[1]
-        found = mean_loss(values, margin, self.alpha, _labels(units), self._rooms(margin))
+        found = mean_loss(values, margin, self.alpha, units.tolist(), self._rooms(margin))
         return found.p_noninferior if upper else found.p_inferior
 
     def _full_limit(self, level: float, margin: float, *, upper: bool) -> float:
@@ -190,7 +188,7 @@ class Loss:
         if self.whole:
             counts = int((values > 0).sum()), int((values < 0).sum()), len(values)
             return rate_limits(counts, len(np.unique(units)), self._effect(values, units), level, upper=upper)
-        found = mean_loss(values, margin, level, _labels(units), self._rooms(margin))
+        found = mean_loss(values, margin, level, units.tolist(), self._rooms(margin))
         return found.hi if upper else found.lo
 
     def _rooms(self, margin: float) -> tuple[Room, ...]:
@@ -222,7 +220,7 @@ class Loss:
             rooms = alone._rooms(margin)
 
             def limit(level: float) -> float:
-                found = mean_loss(values, margin, level, _labels(units), rooms)
+                found = mean_loss(values, margin, level, units.tolist(), rooms)
                 return found.hi if upper else found.lo
 
         return Part(weight, float(values.mean()), limit)
@@ -289,10 +287,6 @@ def _losses(part: Lost, side: str) -> FloatArray:
     if side == "accept":
         return part.accept
     return part.reject if side == "reject" else part.accept[part.both]
-
-
-def _labels(units: Units) -> list[int] | None:
-    return units.tolist() if len(np.unique(units)) < len(units) else None
 
 
 @dataclass(frozen=True, slots=True)

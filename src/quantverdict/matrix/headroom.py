@@ -117,16 +117,12 @@ def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, c
 
 def _room(metric: str, values: FloatArray, units: Codes) -> Interval:
     """Limits of the mean of what (prompts,) can lose."""
-    n, clusters = len(values), len(np.unique(units))
-    labels = units.tolist() if clusters < n else None
     if not METRICS[metric].proportion:
-        if n == 1 or clusters == 1:
-            return Interval(0.0, 1.0)
-        found = mean_loss(values, 0.5, ALPHA, labels)  # for its limits, which know of no margin
+        found = mean_loss(values, 0.5, ALPHA, units.tolist())  # for its limits, which know of no margin
         return Interval(max(found.lo, 0.0), found.hi)
     k = int(values.sum())
-    effect = 1.0 if labels is None else design_effect(*cluster_sums(values, labels), k, ALPHA)
-    return clopper_pearson(k / effect, n / effect, CONFIDENCE)
+    effect = design_effect(*cluster_sums(values, units.tolist()), k, ALPHA)
+    return clopper_pearson(k / effect, len(values) / effect, CONFIDENCE)
 
 
 def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tuple[str, str], int]) -> float:
@@ -134,9 +130,10 @@ def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tu
     guessed = METRICS[metric].chance
     if guessed is None:
         return 0.0
-    items = zip(grid.tasks[known].tolist(), grid.samples[known].tolist(), strict=True)
-    counts = [choices.get((str(task), str(sample)), 0) for task, sample in items]
-    if all(count > 1 for count in counts):
+    names = zip(grid.tasks[known].tolist(), grid.samples[known].tolist(), strict=True)
+    items = [(str(task), str(sample)) for task, sample in names]
+    counts = [choices[item] for item in items if item in choices]
+    if len(counts) == len(items) and all(count > 1 for count in counts):
         return float(np.mean([1 / count for count in counts]))
     return guessed
 
@@ -203,8 +200,9 @@ def _change(samples: Grids, cell: CellId, baseline: CellId, metric: str) -> tupl
     if grid is None or not {cell, baseline} <= set(grid.cells):
         return None
     mine, theirs = grid.compared(cell, baseline)
-    known = ~np.isnan(mine - theirs)
-    return grid.prompts[known], (mine - theirs)[known]
+    change = mine - theirs
+    known = ~np.isnan(change)
+    return grid.prompts[known], change[known]
 
 
 # What the prompts of each cell can show: the smallest detectable drop beside every rate.

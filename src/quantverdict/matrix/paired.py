@@ -223,7 +223,7 @@ class Arms:
     @property
     def known(self) -> BoolArray:
         """Which prompts both have a grade for."""
-        return ~np.isnan(self.mine - self.theirs)
+        return ~(np.isnan(self.mine) | np.isnan(self.theirs))
 
     def bounds(self, metric: str, *, offset: bool = True) -> LossBounds:
         return bounded_losses(metric, self.mine, self.theirs, self.asked, offset=offset)
@@ -271,10 +271,9 @@ def arms_of(grid: ScoreGrid, cell: CellId, baseline: CellId) -> Arms | None:
     if cell not in grid.cells or baseline not in grid.cells:
         return None
     mine, theirs = grid.compared(cell, baseline)
-    if np.isnan(mine - theirs).all():
-        return None
     asked = np.isin(grid.prompts, np.intersect1d(grid.asked(cell), grid.asked(baseline), assume_unique=True))
-    return Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
+    arms = Arms(grid, cell, baseline, mine, theirs, asked & grid.reached(cell))
+    return arms if arms.known.any() else None
 
 
 def _mean_intervals(
@@ -354,15 +353,10 @@ def _reaching(metric: Metric, drawn: Interval, most: float | None) -> Interval:
 
 def _tango(change: FloatArray, units: Codes, rules: ComparisonRules) -> Interval:
     """Tango's interval of changes of -1, 0 and 1, in pp; of counts over the design effect where they are clustered."""
-    lost, gained, effect = *_flips(change), 1.0
-    if len(np.unique(units)) < len(change):
-        effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, rules.alpha)
+    lost, gained = int((change < 0).sum()), int((change > 0).sum())
+    effect = design_effect(*cluster_sums(change, units.tolist()), lost + gained, rules.alpha)
     share = tango_interval(gained / effect, lost / effect, len(change) / effect, rules.statistics.confidence)
     return Interval(100 * share.lo, 100 * share.hi)
-
-
-def _flips(change: FloatArray) -> tuple[int, int]:
-    return int((change < 0).sum()), int((change > 0).sum())
 
 
 def _watched(metric: Metric, arms: Arms, rules: ComparisonRules) -> MonitoredMetric | None:
@@ -409,14 +403,12 @@ def _tests(metric: Metric, losses: FloatArray, arms: Arms, rules: ComparisonRule
     """Both tests of (prompts,) losses, NaN where there is none, against the margin; and their upper limit."""
     here = ~np.isnan(losses)
     values, units = losses[here], arms.grid.units[here]
-    margin, clusters = rules.margins[metric.name], len(np.unique(units))
-    labels = units.tolist() if clusters < len(values) else None
+    margin, labels = rules.margins[metric.name], units.tolist()
     if metric.proportion:
         lost, gained, n = int((values > 0).sum()), int((values < 0).sum()), len(values)
-        effect = 1.0
-        if labels is not None:
-            effect = design_effect(*cluster_sums(values, labels), lost + gained, rules.alpha)
-        below, above = rate_tests((lost, gained, n), clusters, effect, margin / 100)
+        sums, sizes = cluster_sums(values, labels)
+        effect = design_effect(sums, sizes, lost + gained, rules.alpha)
+        below, above = rate_tests((lost, gained, n), len(sizes), effect, margin / 100)
         limit = tango_interval(lost / effect, gained / effect, n / effect, 1 - 2 * rules.alpha).hi
     else:
         room = credit(metric.name, arms.theirs[here])
@@ -455,8 +447,6 @@ def _extremes(metric: Metric, arms: Arms, total: float, n: int) -> tuple[int, fl
 def _unknown(arms: Arms) -> Iterator[tuple[float, float]]:
     """The least and the most that each ungraded pair can differ by, for values from 0 to 1."""
     grid = arms.grid
-    if not (grid.ungraded.keys() & {arms.cell, arms.baseline}):
-        return
     place = {int(prompt): at for at, prompt in enumerate(grid.prompts)}
     mine, theirs = (set(grid.ungraded.get(cell, np.empty(0)).tolist()) for cell in (arms.cell, arms.baseline))
     for _ in mine & theirs:

@@ -102,7 +102,8 @@ def _with_shared(row: Row, baseline: Row, samples: Grids) -> Row:
         mine, reference = grid.compared(row.cell, baseline.cell)
         if not alike and len(np.setdiff1d(asked, theirs)):
             _put(levels, name, np.where(np.isin(grid.prompts, theirs), mine, np.nan))
-        known, graded = ~np.isnan(mine - reference), (~np.isnan(arm) for arm in (mine, grid.values_of(baseline.cell)))
+        known = ~(np.isnan(mine) | np.isnan(reference))
+        graded = (~np.isnan(arm) for arm in (mine, grid.values_of(baseline.cell)))
         if not all(np.array_equal(known, of_arm) for of_arm in graded):
             _put(own, name, mine[known])
             _put(metrics, name, reference[known])

@@ -345,7 +345,8 @@ def _looks_to_accept(row: Row, level: float, power: float, look: int) -> int | N
     """
     one = row.standing
     assert one.loss is not None
-    if one.p_accept <= (row.level or 0):
+    assert row.level is not None
+    if one.p_accept <= row.level:
         return 0
     margin, now = float(one.decides_at / 100), one.loss.estimate("accept")
     for more in range(1, MOST_LOOKS):
@@ -360,7 +361,7 @@ def _looks_to_reject(row: Row, level: float, power: float, look: int) -> int | N
     one = row.standing
     assert one.loss is not None
     margin, now = float(one.margin / 100), one.loss.estimate("reject")
-    if now <= margin or (one.metric and METRICS[one.metric].needs):
+    if one.metric and METRICS[one.metric].needs:
         return None
     for more in range(1, MOST_LOOKS):
         goal = _Goal(one.loss, margin, level * float(row.weight) * float(look_share(look + more)), power, more)

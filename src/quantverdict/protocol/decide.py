@@ -59,7 +59,7 @@ def member_levels(criteria: Mapping[CellId, BuildVerdict]) -> dict[tuple[CellId,
         (cell, row.standing.metric): (found.accept_level, found.reject_level * float(row.weight))
         for cell, found in criteria.items()
         for row in found.rows
-        if row.standing.metric and row.standing.loss is not None
+        if row.standing.loss is not None
     }
 
 

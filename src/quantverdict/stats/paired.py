@@ -144,7 +144,7 @@ def _crossing(
     while abs(other - one) > 1e-15 and height_other:
         at = (one * height_other - other * height_one) / (height_other - height_one)
         if not min(one, other) < at < max(one, other):
-            break
+            return at  # rounded onto the end that is nearer to it
         found = height(at)
         if found * height_other < 0:
             one, height_one = other, height_other

@@ -39,7 +39,7 @@ class ConfidenceSequence:
         self.alpha, self.population = alpha, population
         self._values, self._weights = np.empty(0), np.empty(0)
         self._ends: list[int] = []
-        self._lo, self._hi = -1.0, 1.0
+        self._lo, self._hi = -np.inf, np.inf
 
     def __len__(self) -> int:
         return len(self._values)
