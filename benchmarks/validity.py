@@ -25,7 +25,14 @@ from quantverdict.collect.schedule import ROUNDS, MonitoredMetric, add_round, fu
 from quantverdict.matrix.shared import bounded_losses
 from quantverdict.stats.distributions import normal_cdf
 from quantverdict.stats.noninferiority import cluster_sums, design_effect, mean_loss, rate_tests
-from quantverdict.stats.paired import excess_flips, most_lost, paired_mean_ratio, paired_rate_ratio, score, tango_interval
+from quantverdict.stats.paired import (
+    excess_flips,
+    most_lost,
+    paired_mean_ratio,
+    paired_rate_ratio,
+    score,
+    tango_interval,
+)
 from quantverdict.stats.power import outcome_probabilities
 from quantverdict.stats.sequential import ConfidenceSequence
 
