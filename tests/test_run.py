@@ -328,7 +328,12 @@ def test_plan_says_what_the_study_asks_and_can_show(study, capsys):
     chances = planned["prospects"]
     assert chances["level"] == pytest.approx(0.025 * 2 / 3 / 3), "of three builds, at the first look"
     assert chances["metrics"][0]["metric"] == "refusal"
-    assert chances["sentence"].startswith("cannot decide: a build that loses nothing is accepted with a chance of ")
+    assert [(one["build"], one["decides"]) for one in planned["builds"]] == [
+        ("Q8_0", "neither"), ("Q4_K_M", "neither"), ("Q2_K", "neither"),
+    ]  # fmt: skip
+    needs = "needs more prompts than its tasks hold: refusal about "
+    assert planned["builds"][0]["sentence"].startswith(f"cannot decide Q8_0: {needs}")
+    assert planned["builds"][0]["details"].startswith(needs)
     assert all(sum(one["chances"].values()) == pytest.approx(1) for one in chances["metrics"])
 
 

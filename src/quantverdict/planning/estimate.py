@@ -156,6 +156,7 @@ class StudyEstimate:
     def as_json(self) -> dict[str, object]:
         """In plain values."""
         message = asdict(self)
+        message["builds"] = [{**asdict(one), "sentence": one.sentence} for one in self.builds]
         for name, one in () if self.memory is None else self.memory.builds.items():
             if one is not None:
                 message["memory"]["builds"][name]["total"] = one.total

@@ -221,7 +221,8 @@ class PlannedStudy:
         if self._is_mean(row):
             found = n_mean(_sd(pool), 0.0, row.accept, power, self.level)
         else:
-            found = n_rate(_share(pool), 0.0, row.accept, power, self.level)
+            share = _share(pool)
+            found = n_rate(share, 0.0, row.accept, power, self.level) if share else _if_none_differs(row, self.level)
         return 1 << 40 if found is None else math.ceil(found * pool.n / pool.counted)
 
     def _rejected(self, seen: Mapping[str, PilotStats], sizes: Mapping[str, int]) -> float | None:
@@ -288,9 +289,16 @@ def _passes(row: PlannedCriterion, pool: Pool, mean: bool, level: float, *, exac
     if exact:
         return outcome_probabilities(pool.counted, _share(pool), 0.0, row.accept, level).non_inferior
     share = _share(pool)
+    if share == 0:
+        return float(pool.counted >= _if_none_differs(row, level))
     null = math.sqrt(constrained_variance(share / 2, share / 2, -row.accept))
     reach = row.accept * math.sqrt(pool.counted) - normal_quantile(1 - level) * null
-    return normal_cdf(reach / math.sqrt(share)) if share > 0 else float(reach >= 0)
+    return normal_cdf(reach / math.sqrt(share))
+
+
+def _if_none_differs(row: PlannedCriterion, level: float) -> int:
+    """Pairs of which none differs that rule out a loss of the margin: (1 - margin)^n is the chance to have met none."""
+    return math.ceil(math.log(level) / math.log1p(-row.accept))
 
 
 def _share(pool: Pool) -> float:

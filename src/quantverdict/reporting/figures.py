@@ -133,7 +133,7 @@ def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, bundle: BundleTa
         return HeatCell(value, "", within)  # a measured value that has no change: nothing to say
     policy = bundle.decision.get("policy") or {}
     full = formats.number(policy.get(full_colour(pp=pp)))
-    around = formats.interval(change.get("ci_lo"), change.get("ci_hi"), 1, sign=True) if pp else ""
+    around = formats.bounded(change.get("ci_lo"), change.get("ci_hi"), 1) if pp else ""
     message = f"{formats.delta(amount)} {'pp' if pp else '%'} {around}".rstrip()
     return HeatCell(value, message, within, tone_of(metric, amount, full))
 

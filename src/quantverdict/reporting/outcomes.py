@@ -63,7 +63,7 @@ def engines(bundle: BundleTables) -> TextTable:
             row["n_pairs"],
             row["lost"],
             row["gained"],
-            f"{formats.delta(row['delta_pp'])} {formats.interval(row['ci_lo_pp'], row['ci_hi_pp'], 1, sign=True)}",
+            f"{formats.delta(row['delta_pp'])} {formats.bounded(row['ci_lo_pp'], row['ci_hi_pp'], 1)}",
         )
         for row in bundle.tables.get("engines", ())
     )
@@ -126,7 +126,7 @@ def _gated(names: DisplayNames, rows: Sequence[CsvRow]) -> TextTable:
 
 
 def _comparison(names: DisplayNames, row: CsvRow) -> tuple[str, ...]:
-    within = formats.interval(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 1, sign=True)
+    within = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp"), 1)
     outcome = row.get("outcome") or ""
     return (
         formats.plain(f"{row['base_model']}/{row['quant']}"),

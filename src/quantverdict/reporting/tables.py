@@ -173,7 +173,7 @@ def _build(own: Cell, shown: Cell, bundle: BundleTables) -> BuildRow:
         return "reference" if shown.get("is_baseline") else formats.delta(shown.get(f"{name}_delta_pp"))
 
     def within(name: str) -> str:
-        return formats.interval(shown.get(f"{name}_lo_pp"), shown.get(f"{name}_hi_pp"), sign=True)
+        return formats.bounded(shown.get(f"{name}_lo_pp"), shown.get(f"{name}_hi_pp"))
 
     return BuildRow(
         model=formats.plain(model),
