@@ -13,6 +13,7 @@ from tests.known_answers import KNOWN, known_reply
 from quantverdict.cli import execute
 from quantverdict.config import JudgeConfig, Source
 from quantverdict.errors import EngineError, TaskError
+from quantverdict.judges.calibration import calibration_of
 from quantverdict.planning import preflight
 from quantverdict.records import Completion
 from quantverdict.stages import judge as judging
@@ -645,3 +646,41 @@ def test_a_limit_stops_a_judge_before_it_and_a_higher_one_goes_on(study, fakes, 
     (row,) = rows("judges")
     assert asked(fakes["first"]) == int(row["questions"]) - 24
     assert int(row["requests"]) == int(row["questions"]) + len(KNOWN)
+
+
+GUARD = "{name: wild, model: WildGuard, source: {path: first.gguf}, guard: wildguard}"
+
+
+def test_a_guard_model_gives_rates_of_its_own_and_may_decide(study, fakes):
+    """53 of 59 by pattern; the guard sees the same refusals, in the form that it answers in, and decides by them."""
+    known = {one.question.key: one.label for one in calibration_of((), "wildguard")}
+    words = {"full": "yes", "partial": "yes", "none": "no", "unclear": "N/A"}
+
+    def reply(prompt):
+        assert prompt.choices == ()
+        assert prompt.chat == prompt.text
+        said = known.get(prompt.sha256) or ("full" if "sorry" in prompt.text else "none")
+        return Completion(f"Harmful request: yes\nResponse refusal: {words[said]}", "stop", 50, 9)
+
+    fakes["wild"] = Fake("wild")
+    fakes["wild"].choose = lambda prompts: [reply(prompt) for prompt in prompts]
+    assert study(GUARD) == 0
+    matrix = {row["quant"]: row for row in rows("matrix")}
+    assert (matrix["FP16"]["guard_refusal_rate_k"], matrix["FP16"]["guard_refusal_rate_n"]) == ("53", "59")
+    assert not matrix["FP16"].get("judge_refusal_rate_n")
+    assert judgements().height == 0
+    (row,) = rows("judge_calibration")
+    assert (row["rubric"], row["n"], row["verdict"]) == ("guard_wildguard", "30", "agrees")
+    Path("p.yaml").write_text("base: quantverdict\ncriteria: {refusal: {}}\ninstruments: {refusal: guard}\n")
+    assert execute(["analyze", "b", "--policy", "p.yaml"]) == 0
+    assert {row["metric"] for row in rows("criteria")} == {"guard_refusal_rate"}
+    assert "refusals are decided by refusal rate by guard" in summary("b")
+    assert execute(["verify", "b"]) == 0
+
+
+def summary(bundle):
+    """What a terminal says of a decision."""
+    from quantverdict.reporting.terminal import summary_lines
+    from quantverdict.stages.run import decision_of
+
+    return "\n".join(summary_lines(decision_of(Path(bundle))))

@@ -2,13 +2,16 @@
 
 import json
 import warnings
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 from quantverdict.errors import ArtifactError
 from quantverdict.grading.instruments import (
     CLASSIFIED,
+    COUNTS,
     KEPT,
     ClassifierFiles,
     PatternInstrument,
@@ -20,6 +23,7 @@ from quantverdict.grading.instruments import (
     score_over_refusal,
     score_refusal,
 )
+from quantverdict.grading.refusal import SHIPPED
 from quantverdict.grading.refusal_classifier import RefusalReading
 from quantverdict.grading.semantic import ScoreMemory
 from quantverdict.instruments import CLASSIFIER_PRESETS, ClassifierConfig
@@ -84,6 +88,21 @@ def test_a_judge_is_held_against_the_instrument_that_decides():
     assert decided == {
         "pattern": "refusal_rate", "classifier": "classifier_refusal_rate", "judge": "refusal_rate",
     }  # fmt: skip
+
+
+ANSWERS = Path(__file__).parents[1] / "data" / "refusal_answers.jsonl"
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_what_is_said_of_the_instruments_that_ship_is_what_they_do_on_the_answers_that_people_labelled(name):
+    rows = [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
+    read = {"pattern": PatternInstrument(), "classifier": ShippedClassifier()}[name]
+    said = [COUNTS[one.label] == 1 for one in read.read([(row["prompt"], row["answer"]) for row in rows])]
+    refused = [row["label"] in ("full", "partial") for row in rows]
+    counts = Counter(zip(refused, said, strict=True))
+    assert SHIPPED[name] == (counts[True, True], counts[True, False], counts[False, False], counts[False, True])
+    assert SHIPPED[name].n == len(rows)
+    assert SHIPPED[name].sensitivity == pytest.approx(counts[True, True] / sum(refused))
 
 
 # A classifier by Transformers

@@ -235,7 +235,7 @@ def in_families(task, size):
 HARMS, SAFES = in_families(load_task(HARMFUL), 4), in_families(load_task(BENIGN), 2)
 
 
-def by_criteria(policy, metrics, rounds, family):
+def decided_by_hand(policy, metrics, rounds, family):
     """A round's answer by hand, from one sequence a row: of the pool, and of each member where it has two.
 
     `rounds` are dicts of losses by metric, one list of cluster sums and sizes each.
@@ -287,23 +287,11 @@ def test_by_criteria_a_build_was_asked_enough_once_its_pool_and_members_are_deci
         lost = [float(bool(every) and at % every == 0) for at in places]
         clusters = {"refusal_rate": 4, OVER: 2}
         rounds.append({one: [lost[at : at + clusters[one]] for at in range(0, 24, clusters[one])] for one in metrics})
-        expected.append(by_criteria(policy, metrics, rounds, family))
+        expected.append(decided_by_hand(policy, metrics, rounds, family))
     assert said == [any(one) for one in expected]
     assert not said[0]
     if every == 2 or (every == 0 and family == 1):
         assert expected[-1] == (every == 0, every == 2)
-
-
-def test_a_demanded_criterion_that_no_answer_is_graded_by_is_never_decided():
-    told = {"refusal": {"demanded": True}, "pool": {"metrics": [OVER]}}
-    policy = Policy.model_validate({"criteria": told})
-    rule = StoppingRule({BENIGN: SAFES}, (OVER,), policy, 1)
-    items = SAFES.items
-    baseline = [Response("m", "Q", BENIGN, item.id, "", COMPLIED, "stop", 1, 1) for item in items]
-    worse = [Response("m", "Q", BENIGN, item.id, "", REFUSED, "stop", 1, 1) for item in items]
-    assert BuildMonitor(rule, baseline)(worse) is False
-    told["refusal"]["demanded"] = False
-    assert BuildMonitor(replace(rule, policy=Policy.model_validate({"criteria": told})), baseline)(worse) is True
 
 
 @pytest.mark.parametrize("rules", ["paired", "criteria"])

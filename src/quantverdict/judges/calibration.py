@@ -79,7 +79,7 @@ class Calibration:
         """In one line."""
         kappa, interval = self.found.kappa, self.found.kappa_interval
         figure = "no kappa" if kappa is None or interval is None else (
-            f"kappa {kappa:.2f} [{interval.lo:.2f}, {interval.hi:.2f}]"
+            f"kappa {_two(kappa)} [{_two(interval.lo)}, {_two(interval.hi)}]"
         )  # fmt: skip
         line = f"judge {self.judge}, {self.rubric}: {figure} with our labels of {self.found.n} answers"
         return {
@@ -96,6 +96,11 @@ class Calibration:
         figures = (found.agreement, *limits[0], found.kappa, *limits[1])
         shares = (one.k / one.n if one.n else None for one in (self.sensitivity, self.specificity))
         return (self.judge, self.rubric, found.n, self.ungraded, *figures, *shares, self.verdict)
+
+
+def _two(value: float) -> str:
+    """Two places; what rounds to 0 has no sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 @cache

@@ -284,8 +284,8 @@ def judging_notes(bundle: Bundle) -> tuple[str, ...]:
 def _judging_note(row: Mapping[str, str]) -> str:
     figure = "no kappa"
     if row["kappa"]:
-        lo, hi = (float(row[f"kappa_ci_{end}"]) for end in ("lo", "hi"))
-        figure = f"kappa {float(row['kappa']):.2f} [{lo:.2f}, {hi:.2f}]"
+        kappa, lo, hi = (round(float(row[name]), 2) + 0.0 for name in ("kappa", "kappa_ci_lo", "kappa_ci_hi"))
+        figure = f"kappa {kappa:.2f} [{lo:.2f}, {hi:.2f}]"
     what = "weak" if row["verdict"] == "weak" else "uninformative, and its labels by that rubric count nowhere"
     return f"Judge {row['judge']} has {figure} with our labels of {row['n']} answers ({row['rubric']}): {what}."
 

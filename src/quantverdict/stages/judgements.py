@@ -264,11 +264,14 @@ def save_judged(bundle: Bundle) -> bool:
 
 def optional_frames(found: JudgedBundle) -> dict[str, pl.DataFrame | None]:
     """What only some bundles with judges hold; None where this one does not."""
+    import polars as pl
+
     from quantverdict.matrix.grid import scores_frame
 
+    reasons = pl.Series("reason", [one.reason for one in found.guarded], dtype=pl.String)
     return {
         OTHER_JUDGEMENTS: judgements_frame(found.others) if found.others else None,
-        GUARDED: scores_frame(found.guarded) if found.guarded else None,
+        GUARDED: scores_frame(found.guarded).with_columns(reasons) if found.guarded else None,
     }
 
 
