@@ -248,6 +248,7 @@ def import_logs(  # noqa: PLR0913 - one argument an option
     arms: Mapping[str, PathLike] | Sequence[str] = (),
     baseline: str | None = None,
     model: str | None = None,
+    bits: Mapping[str, str | float] | Sequence[str] = (),
     form: str | None = None,
     chosen: str = "all",
     columns: Mapping[str, str] | Sequence[str] = (),
@@ -265,6 +266,7 @@ def import_logs(  # noqa: PLR0913 - one argument an option
         arms: further logs, each by what its build is called.
         baseline: the arm that the others are compared with; the first if not given.
         model: the base model's name; the bundle's if not given.
+        bits: per weight, by arm: what is fit and has the fewest is recommended.
         form: of the logs, where a file does not tell: a name of the registry's importers.
         chosen: the filter of lm-eval whose rows are taken; `all` takes each as a metric.
         columns: of tables, by role: `{"sample_id": "question_id"}`.
@@ -281,7 +283,9 @@ def import_logs(  # noqa: PLR0913 - one argument an option
     from quantverdict.stages.import_logs import import_logs as import_into
 
     places = [Path(logs)] if isinstance(logs, str | os.PathLike) else [Path(one) for one in logs]
-    how = {"baseline": baseline, "model": model, "margin": margin, "policy": policy, "quarantine": quarantine}
+    shown = {name: str(one) for name, one in bits.items()} if isinstance(bits, Mapping) else bits
+    how = {"baseline": baseline, "model": model, "bits": _pairs(shown, "--bits"), "margin": margin}
+    how |= {"policy": policy, "quarantine": quarantine}
     options = _options(form, chosen, columns, metrics)
     return open_bundle(import_into(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how))
 
@@ -490,6 +494,31 @@ def report(bundle: PathLike, profile: str | None = None) -> list[Path]:
     from quantverdict.stages.run import report as render_report
 
     return render_report(Path(bundle), profile)
+
+
+def export(bundle: PathLike, to: str, out: PathLike) -> list[Path]:
+    """Write a finished bundle in the format of another tool; the bundle is not changed.
+
+    Args:
+        to: `parquet` (every table and every sample), `mlflow` (a store of SQLite with a run a build) or
+            `every-eval-ever` (a document a build, and its instances where the bundle has answers).
+        out: the folder to write.
+
+    Returns:
+        The files.
+
+    Raises:
+        BundleError: the bundle is not finished.
+        QuantverdictError: what writes that format is not installed.
+        DataError: no such format.
+    """
+    from quantverdict.errors import one_of
+    from quantverdict.stages.export import FORMATS
+    from quantverdict.stages.export import export as write
+
+    if to not in FORMATS:
+        raise DataError(f"no format {to!r:.60}", field="to", expected=one_of(to, FORMATS))
+    return write(Path(bundle), to, Path(out))
 
 
 def inspect(artifact: PathLike) -> Artifact:

@@ -33,6 +33,7 @@ from quantverdict.reporting.formats import (
     is_utf8,
     json_option,
     json_text,
+    metric_listing,
     one_line,
     reading_logs,
 )
@@ -171,15 +172,13 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @click.option("--arm", "arms", multiple=True, help="NAME=PATH: a log, and what its build is called.")
 @click.option("--baseline", help="The arm that the others are compared with. Default: the first.")
 @click.option("--model", help="The base model's name. Default: the bundle's.")
+@click.option("--bits", multiple=True, help="NAME=BITS: bits per weight of an arm. Without them none is recommended.")
 @click.option("--policy", help="A policy by name, or its YAML file. Default: quality is what the logs measure.")
 @click.option("--quarantine", is_flag=True, help="Set broken rows aside. Without it the first is refused.")
 @reading_logs
 @json_option
 def import_(logs: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
-    """Decide from LOGS of other tools.
-
-    lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, and any CSV, JSONL or Parquet.
-    """
+    """Decide from LOGS of other tools: lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, tables."""
     from quantverdict import api
     from quantverdict.stages import ingest as ingestion
 
@@ -262,6 +261,19 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
     from quantverdict import api
 
     paths = api.report(bundle, profile)
+    show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@click.option("--to", required=True, type=click.Choice(["parquet", "mlflow", "every-eval-ever"]), help="The format.")
+@click.option("--out", type=Existing, required=True, help="The folder to write.")
+@json_option
+def export(bundle: Path, to: str, out: Path, as_json: bool) -> None:
+    """Write a finished bundle in the format of another tool."""
+    from quantverdict import api
+
+    paths = api.export(bundle, to, out)
     show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
 
 
@@ -414,20 +426,7 @@ def metrics() -> None:
 @json_option
 def metrics_list(as_json: bool) -> None:
     """List the metrics, those of plugins too: unit, what is better, the default margin, what it is."""
-    from quantverdict.registry import METRICS, load_plugins
-
-    load_plugins()
-    rows = [
-        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
-         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
-        for one in METRICS.values()
-    ]  # fmt: skip
-    better = {True: "higher", False: "lower", None: "-"}
-    lines = [
-        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
-        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
-        for one in METRICS.values()
-    ]
+    rows, lines = metric_listing()
     show(rows, lambda: lines, as_json)
 
 

@@ -301,7 +301,7 @@ SECTIONS = {
     "From a study to a decision": ("init", "plan", "run", "analyze"),
     "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
-    "Use a decision": ("gate", "diff", "verify"),
+    "Use a decision": ("gate", "diff", "verify", "export"),
     "Look at models": ("inspect", "lineage", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),
 }
@@ -339,6 +339,7 @@ EXAMPLES = {
     "report": ("report bundle --profile study",),
     "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
     "diff": ("diff before after --exit-code",),
+    "export": ("export bundle --to parquet --out tables", "export bundle --to mlflow --out store"),
     "verify": ("verify bundle",),
     "inspect": ("inspect my-model-Q4_K_M.gguf",),
     "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
@@ -391,6 +392,25 @@ class DocumentedGroup(DocumentedCommand, click.Group):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+def metric_listing() -> tuple[list[dict[str, object]], list[str]]:
+    """The metrics, those of plugins too, as rows for a program and as lines."""
+    from quantverdict.registry import METRICS, load_plugins
+
+    load_plugins()
+    rows: list[dict[str, object]] = [
+        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
+         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
+        for one in METRICS.values()
+    ]  # fmt: skip
+    better = {True: "higher", False: "lower", None: "-"}
+    lines = [
+        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
+        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
+        for one in METRICS.values()
+    ]
+    return rows, lines
 
 
 # Options that several commands have
