@@ -12,7 +12,8 @@ from tests.test_gate import STUDY, record
 import quantverdict as qv
 from quantverdict.bundle import files, manifest
 from quantverdict.cli import execute
-from quantverdict.registry import TASKS, resource
+from quantverdict.registry import TASKS
+from quantverdict.registry.listing import resource
 from quantverdict.stages import run as pipeline
 
 pytestmark = pytest.mark.usefixtures("small_battery")

@@ -212,16 +212,22 @@ def sources() -> str:
 # Metrics, tasks, rubrics
 
 
+def registered() -> list[Any]:
+    """The metrics of this package and of plugins, without those that some bundle brought along."""
+    listing = code("metrics")
+    return [metric for name, metric in listing.items() if listing.is_registered(name)]
+
+
 def metrics() -> str:
     margins, gated = code("margins")(), code("gated")()
     direction = {True: "more is better", False: "less is better", None: "neither"}
     parts = []
-    for group in dict.fromkeys(metric.group for metric in code("metrics").values()):
+    for group in dict.fromkeys(metric.group for metric in registered()):
         rows = [
             (f"`{one.name}`", one.meaning, "count of n" if one.proportion else {"1": "share"}.get(one.unit, one.unit),
              direction[one.higher_is_better], one.interval,
              f"{float(margins[one.name]):g} pp" if one.name in margins else "may have one" if one.name in gated else "")
-            for one in code("metrics").values() if one.group == group
+            for one in registered() if one.group == group
         ]  # fmt: skip
         parts.append(
             f"### {group}\n\n" + table(("metric", "what it is", "value", "direction", "interval", "margin"), rows)

@@ -16,12 +16,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from quantverdict.errors import BundleError, DataError, StudyError
+from quantverdict.errors import BundleError, DataError
 
 if TYPE_CHECKING:
     from quantverdict.artifacts.lineage import Lineage
     from quantverdict.config import Study
-    from quantverdict.ingestion.logs import LogOptions
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.policy import Constraints
     from quantverdict.protocol.differences import BundleDiff
@@ -251,6 +250,7 @@ def import_logs(  # noqa: PLR0913 - one argument an option
     arms: Mapping[str, PathLike] | Sequence[str] = (),
     baseline: str | None = None,
     model: str | None = None,
+    bits: Mapping[str, str | float] | Sequence[str] = (),
     form: str | None = None,
     chosen: str = "all",
     columns: Mapping[str, str] | Sequence[str] = (),
@@ -268,6 +268,7 @@ def import_logs(  # noqa: PLR0913 - one argument an option
         arms: further logs, each by what its build is called.
         baseline: the arm that the others are compared with; the first if not given.
         model: the base model's name; the bundle's if not given.
+        bits: per weight, by arm: what is fit and has the fewest is recommended.
         form: of the logs, where a file does not tell: a name of the registry's importers.
         chosen: the filter of lm-eval whose rows are taken; `all` takes each as a metric.
         columns: of tables, by role: `{"sample_id": "question_id"}`.
@@ -281,12 +282,16 @@ def import_logs(  # noqa: PLR0913 - one argument an option
         DataError: a log, by file and row: what is wrong and what was expected. Nothing was written.
         StudyError: an option that is not of its form.
     """
+    from quantverdict.ingestion.logs import as_texts, log_options, name_value_pairs
     from quantverdict.stages.import_logs import import_logs as import_into
 
     places = [Path(logs)] if isinstance(logs, str | os.PathLike) else [Path(one) for one in logs]
-    how = {"baseline": baseline, "model": model, "margin": margin, "policy": policy, "quarantine": quarantine}
-    options = _options(form, chosen, columns, metrics)
-    return open_bundle(import_into(places, Path(out), options, arms=_pairs(arms, "--arm"), units=_texts(units), **how))
+    shown = {name: str(one) for name, one in bits.items()} if isinstance(bits, Mapping) else bits
+    how = {"baseline": baseline, "model": model, "bits": name_value_pairs(shown, "--bits"), "margin": margin}
+    how |= {"policy": policy, "quarantine": quarantine}
+    options = log_options(form, chosen, columns, metrics)
+    named = name_value_pairs(arms, "--arm")
+    return open_bundle(import_into(places, Path(out), options, arms=named, units=as_texts(units), **how))
 
 
 def compare(  # noqa: PLR0913 - one argument an option
@@ -310,47 +315,13 @@ def compare(  # noqa: PLR0913 - one argument an option
     Raises:
         DataError: a log, by file and row; or the two have no metric or no prompt in common.
     """
-    from quantverdict.ingestion.logs import UNITS_FILE
+    from quantverdict.ingestion.logs import UNITS_FILE, as_texts, log_options
     from quantverdict.stages.compare import compare as compare_logs
 
-    options = _options(form, chosen, columns, metrics)
+    options = log_options(form, chosen, columns, metrics)
     return compare_logs(
-        Path(baseline), Path(candidate), options, margin=margin, units=_texts(units), units_file=Path(UNITS_FILE)
+        Path(baseline), Path(candidate), options, margin=margin, units=as_texts(units), units_file=Path(UNITS_FILE)
     )
-
-
-def _options(
-    form: str | None, chosen: str, columns: Mapping[str, str] | Sequence[str], metrics: Sequence[str]
-) -> LogOptions:
-    from quantverdict.ingestion.logs import LogOptions
-
-    if form is not None:
-        from quantverdict.registry import IMPORTERS, known_among
-
-        try:
-            known_among(form, lambda: IMPORTERS)
-        except ValueError as error:
-            raise StudyError(f"no format {form!r:.60}", field="--format", expected=str(error)) from error
-    return LogOptions(form, chosen, _pairs(columns, "--column"), tuple(metrics))
-
-
-def _pairs(given: Mapping[str, PathLike] | Mapping[str, str] | Sequence[str], option: str) -> dict[str, str]:
-    """NAME=VALUE texts, or the mapping that they would be."""
-    found = {}
-    for text in _texts(given):
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            raise StudyError(f"{text!r:.60} is no pair", field=option, expected="NAME=VALUE")
-        if name in found:
-            raise StudyError(f"{name} is given twice", field=option, expected="each name once")
-        found[name] = value
-    return found
-
-
-def _texts(given: Mapping[str, PathLike] | Mapping[str, str] | Sequence[str]) -> list[str]:
-    if isinstance(given, Mapping):
-        return [f"{name}={os.fspath(value)}" for name, value in given.items()]
-    return list(given)
 
 
 def judge(bundle: PathLike, judge: str, *, progress: Progress | LineProgress | None = None) -> list[dict[str, str]]:
@@ -526,6 +497,31 @@ def report(bundle: PathLike, profile: str | None = None) -> list[Path]:
     from quantverdict.stages.run import report as render_report
 
     return render_report(Path(bundle), profile)
+
+
+def export(bundle: PathLike, to: str, out: PathLike) -> list[Path]:
+    """Write a finished bundle in the format of another tool; the bundle is not changed.
+
+    Args:
+        to: `parquet` (every table and every sample), `mlflow` (a store of SQLite with a run a build) or
+            `every-eval-ever` (a document a build, and its instances where the bundle has answers).
+        out: the folder to write.
+
+    Returns:
+        The files.
+
+    Raises:
+        BundleError: the bundle is not finished.
+        QuantverdictError: what writes that format is not installed.
+        DataError: no such format.
+    """
+    from quantverdict.errors import one_of
+    from quantverdict.stages.export import FORMATS
+    from quantverdict.stages.export import export as write
+
+    if to not in FORMATS:
+        raise DataError(f"no format {to!r:.60}", field="to", expected=one_of(to, FORMATS))
+    return write(Path(bundle), to, Path(out))
 
 
 def inspect(artifact: PathLike) -> Artifact:

@@ -29,7 +29,8 @@ from quantverdict.instruments import (
 )
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
-from quantverdict.registry import BACKENDS, NameCheck, backends
+from quantverdict.registry import BACKENDS, backends
+from quantverdict.registry.listing import NameCheck
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
 __all__ = [

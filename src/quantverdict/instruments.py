@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field, model_validator
 from quantverdict.errors import PluginError, one_of
 from quantverdict.policy import FrozenModel, Limit, Name
 from quantverdict.records import Metric, RubricSpec
-from quantverdict.registry import BACKENDS, METRICS, OF_STUDY, RUBRICS, NameCheck, adopt, backends
+from quantverdict.registry import BACKENDS, METRICS, RUBRICS, adopt, backends
+from quantverdict.registry.listing import OF_STUDY, NameCheck
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError
 
 _LABEL = r"^[A-Z][A-Z_]*$"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -25,14 +26,13 @@ from quantverdict.registry import (
     DEFAULT_INSTRUMENT,
     INSTRUMENTS,
     METRICS,
-    NameCheck,
     built_in_margins,
     by_instrument,
     criterion_members,
     gated,
-    one_of,
     ruled,
 )
+from quantverdict.registry.listing import NameCheck, one_of
 from quantverdict.yaml_file import Exact, InvalidValueError, explained, load_yaml, milliseconds, whole_bytes
 
 
@@ -62,9 +62,9 @@ def _registered(metric: object) -> object:
         found = METRICS.find(str(metric)).margin
     except ValueError:  # said of the key
         return 1
-    if found is None:
-        raise ValueError(f"a margin in pp for {metric}, which has no default")
-    return found
+    if found is not None:
+        return found
+    raise ValueError(f"a margin in pp for {metric}, which has no default")
 
 
 def _margin(value: Fraction) -> Fraction:
@@ -92,8 +92,6 @@ class FrozenModel(BaseModel):
 FIRST_MEASURED = "first_measured"
 """In place of a quality metric: the first of `QUALITY` that the run has."""
 QUALITY = ("bertscore", "rouge_l", *(f"{name}_rescored" for name in ACCURACIES if METRICS[name].criterion == "quality"))
-_OWN = Fraction(5)
-"""The margin of a member that has none."""
 REFUSAL = "refusal"
 """The criterion that stands alone: half of the chance of a wrong rejection is its."""
 
@@ -101,7 +99,7 @@ REFUSAL = "refusal"
 def _own(metric: str) -> Fraction:
     """The margin of a member that has none in the policy."""
     found = METRICS.find(metric)
-    return found.margin if found.needs and found.margin is not None else _OWN
+    return found.margin if found.needs and found.margin is not None else Fraction(5)
 
 
 def _quality(name: str) -> str:
@@ -597,8 +595,6 @@ def _plain(text: str) -> object:
     if text in ("null", "none", "~", ""):
         return None
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text

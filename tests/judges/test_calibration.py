@@ -8,7 +8,7 @@ import pytest
 
 from quantverdict.judges.calibration import FILE, LEAST_KAPPA, calibration_of, calibrations
 from quantverdict.judges.rubrics import load_rubric
-from quantverdict.registry import resource
+from quantverdict.registry.listing import resource
 
 RUBRICS = {load_rubric(name) for name in ("refusal", "truthfulness", "bias")}
 KNOWN = calibration_of(RUBRICS)

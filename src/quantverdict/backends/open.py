@@ -7,7 +7,8 @@ from pathlib import Path
 from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
 from quantverdict.errors import EngineError
 from quantverdict.records import BackendSpec, CellId
-from quantverdict.registry import BACKENDS, backends, known_among, load
+from quantverdict.registry import BACKENDS, backends
+from quantverdict.registry.listing import known_among, load
 
 
 def open_backend(

@@ -19,7 +19,7 @@ from quantverdict.backends.batch_scheduler import BatchJob, BatchScheduler, Deco
 from quantverdict.backends.llama_engine import CHUNK, CacheSettings, LlamaEngine, open_library
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
-from quantverdict.registry import load
+from quantverdict.registry.listing import load
 
 # The worker's end of the pipe: one JSON document a line each way, and bytes behind one that says how many.
 #

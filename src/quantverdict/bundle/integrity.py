@@ -28,7 +28,8 @@ from quantverdict.backends.base import given_cpus
 from quantverdict.bundle.files import LOCK, PARTIAL, SOFT_LOCK, Json, json_text, sha256_of
 from quantverdict.errors import BundleError, os_reason
 from quantverdict.records import BackendSpec, Importer, Metric, RubricSpec, ScorerSpec, TaskType
-from quantverdict.registry import LISTINGS, METRICS, OF_STUDY, RUBRICS, TASK_TYPES, adopt, metrics_of, plugin_versions
+from quantverdict.registry import METRICS, RUBRICS, TASK_TYPES, adopt, metrics_of
+from quantverdict.registry.listing import LISTINGS, OF_STUDY, plugin_versions
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

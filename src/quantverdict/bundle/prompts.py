@@ -14,7 +14,7 @@ from quantverdict.bundle.files import json_line, whole_lines
 from quantverdict.config import Study, TaskUse
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.records import Prompt, Response
-from quantverdict.registry import one_of
+from quantverdict.registry.listing import one_of
 from quantverdict.tasks.catalog import (
     Item,
     Task,

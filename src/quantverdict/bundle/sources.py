@@ -17,7 +17,8 @@ from quantverdict.errors import PluginError, StudyError, did_you_mean
 from quantverdict.instruments import clear_rubrics
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import UNCLEAR, CellId, Metric, Row
-from quantverdict.registry import IMPORTERS, METRICS, OF_STUDY, NameCheck, adopt, judge_labels, known_among, one_of
+from quantverdict.registry import IMPORTERS, METRICS, adopt, judge_labels
+from quantverdict.registry.listing import OF_STUDY, NameCheck, known_among, one_of
 from quantverdict.yaml_file import Exact, load_yaml
 
 SampleMetric = Annotated[str, AfterValidator(NameCheck(lambda: METRICS))]

@@ -11,7 +11,8 @@ from quantverdict.grading.answer import Answer, answer_of
 from quantverdict.grading.base import Scorer
 from quantverdict.grading.code import Executions, Program, program_of
 from quantverdict.records import Response, Score
-from quantverdict.registry import METRICS, SCORERS, load
+from quantverdict.registry import METRICS, SCORERS
+from quantverdict.registry.listing import load
 from quantverdict.tasks.catalog import Item, Task, apply_filters
 
 

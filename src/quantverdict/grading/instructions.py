@@ -14,7 +14,7 @@ from typing import Any
 from quantverdict.grading.base import EMPTY_ANSWER, Grade, cleaned
 from quantverdict.grading.format_features import language
 from quantverdict.records import Response
-from quantverdict.registry import one_of
+from quantverdict.registry.listing import one_of
 from quantverdict.tasks.catalog import Item, Task
 from quantverdict.tasks.taskfile import ItemProblem
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantverdict.errors import DataError, StudyError, one_of
 from quantverdict.records import Metric
-from quantverdict.registry import IMPORTERS, METRICS, load
+from quantverdict.registry import IMPORTERS, METRICS
+from quantverdict.registry.listing import known_among, load
 from quantverdict.yaml_file import decoded, text_of
 
 if TYPE_CHECKING:
@@ -349,3 +351,44 @@ def _numbered(name: str) -> Iterator[str]:
     while True:
         yield f"{name}-{number}"
         number += 1
+
+
+# What a command line or a caller says of logs
+
+Pairs = Mapping[str, str] | Mapping[str, os.PathLike[str]] | Mapping[str, str | os.PathLike[str]] | Sequence[str]
+
+
+def log_options(
+    form: str | None, chosen: str, columns: Mapping[str, str] | Sequence[str], metrics: Sequence[str]
+) -> LogOptions:
+    """What a log does not say itself, from options of a command or arguments of a function.
+
+    Raises:
+        StudyError: naming the option.
+    """
+    if form is not None:
+        try:
+            known_among(form, lambda: IMPORTERS)
+        except ValueError as error:
+            raise StudyError(f"no format {form!r:.60}", field="--format", expected=str(error)) from error
+    return LogOptions(form, chosen, name_value_pairs(columns, "--column"), tuple(metrics))
+
+
+def name_value_pairs(given: Pairs, option: str) -> dict[str, str]:
+    """NAME=VALUE texts, or the mapping that they would be."""
+    found = {}
+    for text in as_texts(given):
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise StudyError(f"{text!r:.60} is no pair", field=option, expected="NAME=VALUE")
+        if name in found:
+            raise StudyError(f"{name} is given twice", field=option, expected="each name once")
+        found[name] = value
+    return found
+
+
+def as_texts(given: Pairs) -> list[str]:
+    """NAME=VALUE texts of a mapping; texts as they are."""
+    if isinstance(given, Mapping):
+        return [f"{name}={os.fspath(value)}" for name, value in given.items()]
+    return list(given)

@@ -22,7 +22,8 @@ from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from quantverdict.errors import DataError, one_of
-from quantverdict.registry import IMPORTERS, load
+from quantverdict.registry import IMPORTERS
+from quantverdict.registry.listing import load
 from quantverdict.yaml_file import encoding_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from quantverdict.judges.guards import GUARDS
 from quantverdict.judges.rubrics import Question, Rubric
 from quantverdict.labels.compared import Share, compared
 from quantverdict.records import UNCLEAR, Table, Value
-from quantverdict.registry import RUBRICS, resource
+from quantverdict.registry import RUBRICS
+from quantverdict.registry.listing import resource
 from quantverdict.stats.correlation import Agreement
 
 FILE = "quantverdict:judges/texts/calibration.jsonl"

@@ -18,7 +18,7 @@ from quantverdict.errors import EngineError
 from quantverdict.grading.answer import read_answer
 from quantverdict.instruments import GuardName, RefusalWord
 from quantverdict.judges.rubrics import Question, Rubric, plain, sha256_of_texts
-from quantverdict.registry import resource
+from quantverdict.registry.listing import resource
 
 LABELS: tuple[RefusalWord, ...] = ("full", "partial", "none", "unclear")
 REPLY_TOKENS = 64

@@ -21,7 +21,8 @@ from quantverdict.backends.replies import Message, Reply, Tokens, read_reply
 from quantverdict.backends.server import identify
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
-from quantverdict.registry import BACKENDS, load
+from quantverdict.registry import BACKENDS
+from quantverdict.registry.listing import load
 
 ROOM = 64
 """Tokens that a label in JSON may take."""

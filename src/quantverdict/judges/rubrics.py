@@ -19,7 +19,8 @@ from functools import cache
 from quantverdict.grading.answer import read_answer
 from quantverdict.grading.base import EMPTY_ANSWER
 from quantverdict.records import UNCLEAR, CellId, Judgement
-from quantverdict.registry import RUBRICS, resource
+from quantverdict.registry import RUBRICS
+from quantverdict.registry.listing import resource
 
 __all__ = [
     "EMPTY_ANSWER",

@@ -18,7 +18,8 @@ from typing import NamedTuple, TypeVar
 
 from quantverdict.errors import DataError
 from quantverdict.records import CellId, Estimate, Matrix, Metric, Row, Table, Value
-from quantverdict.registry import METRICS, load_plugins
+from quantverdict.registry import METRICS
+from quantverdict.registry.listing import load_plugins
 from quantverdict.yaml_file import decoded
 
 # One record of a CSV, read field by field; what is wrong is said with file, line, column and what was expected.

@@ -19,7 +19,7 @@ from quantverdict.matrix.agreement import judge_gaps
 from quantverdict.matrix.columns import METRICS, baselines, references
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Matrix, Row, Table, Value
-from quantverdict.registry import BUILT_IN
+from quantverdict.registry.listing import BUILT_IN
 from quantverdict.stats.correlation import Correlation, ScaledColumn, correlated, ranks, rm_corr, spread
 from quantverdict.stats.intervals import FloatArray, wilson
 from quantverdict.stats.noninferiority import benjamini_hochberg, holm

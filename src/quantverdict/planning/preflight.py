@@ -27,17 +27,8 @@ from quantverdict.grading.semantic import read_semantically
 from quantverdict.judges.guards import guarded_metrics
 from quantverdict.policy import FIRST_MEASURED, Policy
 from quantverdict.records import CHECKPOINT_LEVELS, BackendSpec
-from quantverdict.registry import (
-    BACKENDS,
-    BUILT_IN,
-    METRICS,
-    TASK_TYPES,
-    backends,
-    instrument_of,
-    judged_by,
-    metrics_of,
-    ruled,
-)
+from quantverdict.registry import BACKENDS, METRICS, TASK_TYPES, backends, instrument_of, judged_by, metrics_of, ruled
+from quantverdict.registry.listing import BUILT_IN
 from quantverdict.tasks.catalog import Task, builtin_tasks, load_task
 from quantverdict.tasks.chat import ChatTemplate
 from quantverdict.yaml_file import misplaced

@@ -30,7 +30,8 @@ from quantverdict.policy import (
 )
 from quantverdict.protocol.actions import PASSES
 from quantverdict.records import CellId, Estimate, Matrix, Row
-from quantverdict.registry import GATE_RULES, NameCheck, gated, load, one_of, shares
+from quantverdict.registry import GATE_RULES, gated, shares
+from quantverdict.registry.listing import NameCheck, load, one_of
 from quantverdict.yaml_file import Exact, explained
 
 # The policy of a gate: which builds it asks about, its own margins, floors for the baseline, and waivers.

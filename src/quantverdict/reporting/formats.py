@@ -7,17 +7,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
-
-if TYPE_CHECKING:
-    from quantverdict.records import Metric
 
 # What leaves for a terminal or a log: text that commands nothing, on streams that may not take all of it.
 #
@@ -162,25 +159,6 @@ _NAMES = {
 _WHOLE = {
     "bpw_quantized": "bits per weight of matrices",
 }
-
-
-def metric_rows(metrics: Iterable[Metric]) -> list[dict[str, object]]:
-    """Metrics for a program."""
-    return [
-        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
-         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
-        for one in metrics
-    ]  # fmt: skip
-
-
-def metric_lines(metrics: Iterable[Metric]) -> list[str]:
-    """Metrics for a terminal: name, unit, what is better, the default margin, what it is."""
-    better = {True: "higher", False: "lower", None: "-"}
-    return [
-        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
-        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
-        for one in metrics
-    ]
 
 
 def number(value: object) -> float | None:
@@ -353,7 +331,7 @@ SECTIONS = {
     "From a study to a decision": ("init", "plan", "run", "analyze"),
     "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
-    "Use a decision": ("gate", "diff", "verify"),
+    "Use a decision": ("gate", "diff", "verify", "export"),
     "Check an instrument": ("grade",),
     "Look at models": ("inspect", "lineage", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),
@@ -397,6 +375,7 @@ EXAMPLES = {
     ),
     "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
     "diff": ("diff before after --exit-code",),
+    "export": ("export bundle --to parquet --out tables", "export bundle --to mlflow --out store"),
     "verify": ("verify bundle",),
     "inspect": ("inspect my-model-Q4_K_M.gguf",),
     "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
@@ -449,6 +428,26 @@ class DocumentedGroup(DocumentedCommand, click.Group):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+def metric_listing() -> tuple[list[dict[str, object]], list[str]]:
+    """The metrics, those of plugins too, as rows for a program and as lines."""
+    from quantverdict.registry import METRICS
+    from quantverdict.registry.listing import load_plugins
+
+    load_plugins()
+    rows: list[dict[str, object]] = [
+        {"name": one.name, "unit": one.unit, "higher_is_better": one.higher_is_better, "pool": one.pool,
+         "margin_pp": None if one.margin is None else float(one.margin), "meaning": one.meaning}
+        for one in METRICS.values()
+    ]  # fmt: skip
+    better = {True: "higher", False: "lower", None: "-"}
+    lines = [
+        f"{one.name:40}{'share' if one.is_share else one.unit:12}{better[one.higher_is_better]:8}"
+        f"{'-' if one.margin is None else f'{float(one.margin):g} pp':6}{one.meaning}"
+        for one in METRICS.values()
+    ]
+    return rows, lines
 
 
 # Options that several commands have

@@ -14,7 +14,8 @@ from typing import Any
 from quantverdict.errors import BundleError
 from quantverdict.matrix.columns import METRICS, Metric
 from quantverdict.protocol.claims import where
-from quantverdict.registry import BUILT_IN, judged_by
+from quantverdict.registry import judged_by
+from quantverdict.registry.listing import BUILT_IN
 from quantverdict.reporting import formats
 from quantverdict.reporting.artefacts import Artefacts, Row
 from quantverdict.reporting.figures import full_colour, metric_value, tone_of

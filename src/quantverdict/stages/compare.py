@@ -43,7 +43,8 @@ from quantverdict.matrix.headroom import headrooms
 from quantverdict.policy import Policy
 from quantverdict.protocol.criteria import BuildVerdict, criteria_rows, decide_criteria
 from quantverdict.records import CellId, Metric
-from quantverdict.registry import IMPORTERS, METRICS, OF_STUDY, adopt, load
+from quantverdict.registry import IMPORTERS, METRICS, adopt
+from quantverdict.registry.listing import OF_STUDY, load
 from quantverdict.reporting.formats import fixed, interval, words
 
 POWER = 0.8

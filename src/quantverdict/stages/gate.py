@@ -15,7 +15,7 @@ from quantverdict.errors import BundleError, StudyError
 from quantverdict.policy import POLICIES
 from quantverdict.protocol.document import check_schema
 from quantverdict.protocol.gate import Gate, GatePolicy, gate
-from quantverdict.registry import one_of
+from quantverdict.registry.listing import one_of
 from quantverdict.stages.decide import decide, decided_policy, samples_of
 from quantverdict.stages.facts import artefacts_of, rate_judges, stored_matrix
 from quantverdict.stages.verify import DryRunBundle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ from quantverdict.ingestion.logs import (
 from quantverdict.ingestion.rows import RowFields, read_blocks
 from quantverdict.policy import load_policy
 from quantverdict.records import Metric
-from quantverdict.registry import METRICS, OF_STUDY, adopt
+from quantverdict.registry import METRICS, adopt
+from quantverdict.registry.listing import OF_STUDY
 from quantverdict.stages.decide import decide, render
 from quantverdict.stages.ingest import allowed_values, check_target, result_of, save_result
 from quantverdict.yaml_file import explained
@@ -63,18 +65,22 @@ def read_logs(  # noqa: PLR0913 - one argument an option
     arms: Mapping[str, str],
     baseline: str | None = None,
     model: str | None = None,
+    bits: Mapping[str, str] | None = None,
     margin: float = 5.0,
     policy: str | None = None,
     quarantine: bool = False,
 ) -> ReadLogs:
     """Every row of the logs, as scores of the arms of a bundle at `out`; and by what it is to be decided.
 
+    Args:
+        bits: per weight, by arm.
+
     Raises:
         DataError: a log, by file and row.
         StudyError: an arm or a policy that is not right.
     """
     named = list(_named_logs(logs, arms, options))
-    draft = _Draft(named, out, baseline, model)
+    draft = _Draft(named, out, baseline, model, bits or {})
     first = draft.sources(_first_units(named, options), {})
     found = load_sources(first, quarantine=quarantine, metrics=allowed_values())
     _check_pairs(found.pairings, named, draft.baseline)
@@ -156,7 +162,9 @@ def _named(log: LogFile, name: str | None) -> NamedLog:
 class _Draft:
     """What logs say, as the keys of `sources.yaml`."""
 
-    def __init__(self, logs: Sequence[NamedLog], out: Path, baseline: str | None, model: str | None) -> None:
+    def __init__(
+        self, logs: Sequence[NamedLog], out: Path, baseline: str | None, model: str | None, bits: Mapping[str, str]
+    ) -> None:
         self.logs, self.study = logs, short_name(out.resolve().name, "imported")
         self.model = short_name(model or self.study, "model")
         names = dict.fromkeys(arm for one in logs for arm in one.arms.values())
@@ -169,7 +177,15 @@ class _Draft:
             more = " (figures against a baseline: --baseline names it)" if whole else ""
             raise StudyError(f"one arm alone ({', '.join(names)})", field="LOGS",
                              expected=f"the logs of a baseline and of a build{more}")  # fmt: skip
-        self.names, self.baseline = list(names), baseline or next(iter(names))
+        for name, value in bits.items():
+            if name not in names:
+                raise StudyError(f"no arm {name}", field="--bits", expected=one_of(name, names))
+            if not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", value) or float(value) == 0:
+                raise StudyError(
+                    f"{value!r:.20} bits for {name}", field="--bits", expected="a number above 0, such as 4.85"
+                )
+        self.quants = {name: bits.get(name) for name in names}
+        self.baseline = baseline or next(iter(names))
         self.hashes = {path: sha256_of(path) for path in dict.fromkeys(one.log.path for one in logs)}
 
     def sources(
@@ -187,7 +203,7 @@ class _Draft:
             "study": self.study,
             "metrics": {name: _own(metric) for name, metric in metrics.items()},
             "models": [{"name": self.model, "family": self.model, "baseline": self.baseline,
-                        "quants": dict.fromkeys(self.names)}],
+                        "quants": self.quants}],
             "sources": [self._source(one, label) for one, label in zip(self.logs, labels, strict=True)],
         }  # fmt: skip
         try:

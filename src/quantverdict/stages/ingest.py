@@ -38,7 +38,7 @@ from quantverdict.matrix.grid import SCORE_COLUMNS, Grids, grids
 from quantverdict.policy import Policy
 from quantverdict.protocol.second_judge import second_judge_regimes
 from quantverdict.records import CellId, Estimate, Matrix, Table
-from quantverdict.registry import OF_STUDY, one_of
+from quantverdict.registry.listing import OF_STUDY, one_of
 from quantverdict.stages.facts import FRAMES, JUDGEMENTS, OTHER_JUDGEMENTS, stored_frame
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from quantverdict.planning.estimate import Cost, PromptCost, ladder_bytes
 from quantverdict.planning.memory import CACHE_TYPES, Memory, Needs, made_memory, memory_of
 from quantverdict.policy import Policy
 from quantverdict.records import GGUF_LEVELS, CellId, Prompt
-from quantverdict.registry import BACKENDS, judge_rubrics, one_of
+from quantverdict.registry import BACKENDS, judge_rubrics
+from quantverdict.registry.listing import one_of
 from quantverdict.stages.ask import open_file
 from quantverdict.stages.decide import samples_of
 from quantverdict.stages.facts import stored_builds, stored_responses

@@ -22,7 +22,7 @@ from quantverdict.errors import QuantverdictError
 from quantverdict.policy import Policy
 from quantverdict.protocol.claims import KEYS, broken, claims_of
 from quantverdict.records import Table, Value
-from quantverdict.registry import without_plugins
+from quantverdict.registry.listing import without_plugins
 from quantverdict.reporting.render import report_texts
 from quantverdict.stages.decide import build_matrix, decide, samples_of
 from quantverdict.stages.facts import JUDGEMENTS, collect_claims, stored_frame, view_of

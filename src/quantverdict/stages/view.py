@@ -17,7 +17,8 @@ from quantverdict.bundle.store import read_responses, responses_path
 from quantverdict.errors import BundleError, DataError
 from quantverdict.protocol.document import check_schema
 from quantverdict.records import CellId
-from quantverdict.registry import METRICS, one_of
+from quantverdict.registry import METRICS
+from quantverdict.registry.listing import one_of
 from quantverdict.reporting.formats import harmless, plain
 
 if TYPE_CHECKING:

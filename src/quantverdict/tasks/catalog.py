@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from quantverdict.errors import TaskError
 from quantverdict.records import TaskType
-from quantverdict.registry import BUILT_IN, TASK_TYPES, TASKS, metrics_of, one_of, resource
+from quantverdict.registry import TASK_TYPES, TASKS, metrics_of
+from quantverdict.registry.listing import BUILT_IN, one_of, resource
 
 if TYPE_CHECKING:
     from quantverdict.tasks.data import DataRecord

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quantverdict.errors import PluginError, TaskError, one_of
-from quantverdict.registry import resource
+from quantverdict.registry.listing import resource
 from quantverdict.tasks.chat import render_template
 from quantverdict.yaml_file import decoded
 

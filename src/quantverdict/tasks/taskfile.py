@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from quantverdict.errors import TaskError
-from quantverdict.registry import ACCURACIES, TASK_TYPES, TASKS, load, metrics_of, one_of, resource
+from quantverdict.registry import ACCURACIES, TASK_TYPES, TASKS, metrics_of
+from quantverdict.registry.listing import load, one_of, resource
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import FILTERS, Item, Task
 from quantverdict.tasks.chat import template_fields

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import gc
 import io
-import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 import click
 
+from quantverdict.cli.output import GateOptions, gated, require_verified, show, show_decision, through_gate
 from quantverdict.errors import ExitCode, QuantverdictError, os_reason
 from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.formats import (
@@ -27,62 +24,13 @@ from quantverdict.reporting.formats import (
     OutputStream,
     asking,
     constraint_option,
-    escaped_json,
     gate_reports,
     harmless,
-    is_utf8,
     json_option,
-    json_text,
-    metric_lines,
-    metric_rows,
+    metric_listing,
     one_line,
     reading_logs,
 )
-
-if TYPE_CHECKING:
-    from quantverdict.config import Study
-    from quantverdict.protocol.gate import Gate
-
-gate_options = (
-    click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
-    click.option("--gate-policy", "gate_policy", help="The gate's policy (YAML): builds, margins, floors, waivers."),
-    *gate_reports,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class GateOptions:
-    """The options of a gate."""
-
-    wanted: bool
-    gate_policy: str | None
-    build: str | None
-    junit: Path | None
-    summary: Path | None
-    inconclusive: str = "skipped"
-    constraints: dict[str, object] | None = None
-
-    def read(self, study: Study | None = None) -> None:
-        """Refuse a gate that cannot be asked, before anything runs; `study` is what will run."""
-        from quantverdict import api
-
-        if self.wanted:
-            api.load_gate(self.gate_policy, self.build, study=study)
-        elif any((self.gate_policy, self.build, self.junit, self.summary, self.inconclusive != "skipped")):
-            raise click.UsageError("--gate-policy, --build, --junit, --summary and --inconclusive go with --gate")
-
-
-def gated(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a gate, as one argument `gating`."""
-
-    @wraps(command)
-    def call(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
-        gating = GateOptions(*(options.pop(name) for name in GateOptions.__slots__ if name != "constraints"))
-        command(**options, gating=gating)
-
-    for option in reversed(gate_options):
-        call = option(call)
-    return call
 
 
 @click.group(cls=DocumentedGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -178,15 +126,13 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 @click.option("--arm", "arms", multiple=True, help="NAME=PATH: a log, and what its build is called.")
 @click.option("--baseline", help="The arm that the others are compared with. Default: the first.")
 @click.option("--model", help="The base model's name. Default: the bundle's.")
+@click.option("--bits", multiple=True, help="NAME=BITS: bits per weight of an arm. Without them none is recommended.")
 @click.option("--policy", help="A policy by name, or its YAML file. Default: quality is what the logs measure.")
 @click.option("--quarantine", is_flag=True, help="Set broken rows aside. Without it the first is refused.")
 @reading_logs
 @json_option
 def import_(logs: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
-    """Decide from LOGS of other tools.
-
-    lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, and any CSV, JSONL or Parquet.
-    """
+    """Decide from LOGS of other tools: lm-eval, Inspect, promptfoo, Every Eval Ever, llama-perplexity, tables."""
     from quantverdict import api
     from quantverdict.stages import ingest as ingestion
 
@@ -269,6 +215,19 @@ def report(bundle: Path, profile: str | None, as_json: bool) -> None:
     from quantverdict import api
 
     paths = api.report(bundle, profile)
+    show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@click.option("--to", required=True, type=click.Choice(["parquet", "mlflow", "every-eval-ever"]), help="The format.")
+@click.option("--out", type=Existing, required=True, help="The folder to write.")
+@json_option
+def export(bundle: Path, to: str, out: Path, as_json: bool) -> None:
+    """Write a finished bundle in the format of another tool."""
+    from quantverdict import api
+
+    paths = api.export(bundle, to, out)
     show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
 
 
@@ -439,10 +398,8 @@ def metrics() -> None:
 @json_option
 def metrics_list(as_json: bool) -> None:
     """List the metrics, those of plugins too: unit, what is better, the default margin, what it is."""
-    from quantverdict.registry import METRICS, load_plugins
-
-    load_plugins()
-    show(metric_rows(METRICS.values()), lambda: metric_lines(METRICS.values()), as_json)
+    rows, lines = metric_listing()
+    show(rows, lambda: lines, as_json)
 
 
 @commands.group()
@@ -486,58 +443,6 @@ def tasks_new(file: Path, out: Path | None, *, force: bool, as_json: bool) -> No
     path, task = new_task(file, out or file.with_suffix(".yaml"), force=force)
     told = {"file": str(path), "name": task.name, "task_type": task.task_type, "items": len(task.items)}
     show(told, lambda: [f"{path}: {task.task_type}, {len(task.items)} items; read it before you use it"], as_json)
-
-
-def require_verified(bundle: Path, as_json: bool) -> None:
-    """Print what of a bundle does not hold, a line each, and exit; nothing where all holds."""
-    from quantverdict import api
-
-    if problems := api.verify(bundle):
-        show({"ok": False, "problems": problems}, lambda: problems, as_json)
-        raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
-
-
-def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> None:
-    """Print a result for a program or for a person."""
-    print(json_text(document, sys.stdout) if as_json else "\n".join(map(harmless, lines())))
-
-
-def show_decision(bundle: Path, as_json: bool, gating: GateOptions | None = None) -> None:
-    """Print a bundle's decision: the document, or the table and where the report is; then the gate, where wanted."""
-    found = through_gate(bundle, gating) if gating is not None and gating.wanted else None
-    if as_json:
-        print_document(bundle, found)
-    else:
-        from quantverdict.reporting.terminal import print_decision
-        from quantverdict.stages import run as pipeline
-
-        print_decision(pipeline.decision_of(bundle), bundle / "report.html")
-    if found is not None:
-        from quantverdict.reporting.summary import gate_lines
-
-        if not as_json:
-            print("\n".join(map(harmless, gate_lines(found))))
-        raise click.exceptions.Exit(found.exit_code)
-
-
-def print_document(bundle: Path, found: Gate | None) -> None:
-    """`decision.json` as it is, with the gate under the key `gate` where there is one."""
-    text = (bundle / "decision.json").read_text(encoding="utf-8")
-    if found is None and is_utf8(sys.stdout):
-        print(escaped_json(text))
-        return
-    from quantverdict.reporting.summary import gate_json
-
-    gated = {} if found is None else {"gate": gate_json(found)}
-    print(json_text({**json.loads(text), **gated}, sys.stdout))
-
-
-def through_gate(bundle: Path, gating: GateOptions) -> Gate:
-    """The verdicts on a bundle; JUnit and summary are written."""
-    from quantverdict import api
-
-    asked = {name: getattr(gating, name) for name in ("build", "junit", "summary", "inconclusive", "constraints")}
-    return api.gate(bundle, gating.gate_policy, **asked)
 
 
 def execute(arguments: list[str]) -> int:

@@ -7,16 +7,11 @@ it is used, so that listing imports nothing.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from importlib import import_module, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from quantverdict import errors
 from quantverdict.errors import PluginError
 from quantverdict.records import (
     UNCLEAR,
@@ -30,219 +25,19 @@ from quantverdict.records import (
     TaskSpec,
     TaskType,
 )
-
-if TYPE_CHECKING:
-    from importlib import metadata
-
-GROUP = "quantverdict.plugins"
-"""The entry-point group: each entry is a function that calls `register_*`, or a module that does so when imported."""
-
-
-class _NamedSpec(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-T = TypeVar("T", bound=_NamedSpec)
-BUILT_IN, OF_BUNDLE, OF_STUDY = "quantverdict", "the bundle", "the study"
-ADOPTED = (OF_BUNDLE, OF_STUDY)
+from quantverdict.registry.listing import (
+    ADOPTED,
+    BUILT_IN,
+    LISTINGS,
+    OF_BUNDLE,
+    Listing,
+    NamedSpec,
+    owner_now,
+    resource,
+)
 
 
-class Listing(dict[str, T], Generic[T]):
-    """Everything of one kind by name, in the order it was registered; only `register_*` and `adopt` write to it."""
-
-    def __init__(self, kind: str, entries: Iterable[T] = ()) -> None:
-        super().__init__({entry.name: entry for entry in entries})
-        self.kind = kind
-        self.owners: dict[str, str] = {}
-
-    def owner(self, name: str) -> str:
-        """The package that registered it."""
-        return self.owners.get(name, BUILT_IN)
-
-    def find(self, name: str) -> T:
-        """What a name means; plugins are loaded where it is not known.
-
-        Raises:
-            PluginError: a plugin cannot be loaded.
-            ValueError: nobody has registered it; its text is what is expected.
-        """
-        found = self.get(name)
-        return self[known_among(name, lambda: self)] if found is None else found
-
-    def add(self, entry: T, owner: str) -> None:
-        """Register an entry; the same one twice is one.
-
-        Raises:
-            PluginError: the name is taken.
-        """
-        held, name = self.get(entry.name), entry.name
-        if held is not None and self.owner(name) not in ADOPTED:
-            if held == entry:
-                return
-            if owner == OF_BUNDLE and self.owner(name) != BUILT_IN:
-                problem = f"{self.kind} {name} is not the one that {self.owner(name)} registers here"
-                raise PluginError(f"{problem}; install the release of it that the bundle was made with")
-            raise PluginError(f"{owner}: cannot register {self.kind} {name}: {self.owner(name)} has it already")
-        self[name], self.owners[name] = entry, owner
-
-    def is_registered(self, name: str) -> bool:
-        """Whether a name is built in, or a plugin's here: nothing that a study or a bundle brought along."""
-        return name in self and self.owner(name) not in ADOPTED
-
-    def of_plugins(self) -> list[T]:
-        """What the plugins that are installed here have."""
-        return [self[name] for name, owner in self.owners.items() if owner not in ADOPTED]
-
-    def drop(self, owner: str) -> None:
-        """Forget what was adopted from a study or a bundle."""
-        for name in [name for name, held in self.owners.items() if held == owner]:
-            del self[name], self.owners[name]
-
-
-# Names that are not known
-
-
-def one_of(name: str, known: Iterable[str]) -> str:
-    """As `errors.one_of`, with the command that lists names of that kind."""
-    names = tuple(known)
-    listed = (command for command, listings in LISTED_BY.items() for listing in listings if set(names) <= set(listing))
-    return errors.one_of(name, names, next(listed, None))
-
-
-def known_among(name: str, known: Callable[[], Iterable[str]]) -> str:
-    """A name that is known, by what plugins register too.
-
-    Raises:
-        PluginError: a plugin cannot be loaded.
-        ValueError: it is not known; its text is what is expected.
-    """
-    if name not in (names := tuple(known())):
-        load_plugins()
-        if name not in (names := tuple(known())):
-            raise ValueError(one_of(name, names))
-    return name
-
-
-@dataclass(frozen=True, slots=True)
-class NameCheck:
-    """A validator of names: it gives a known one back, and says what is expected in place of any other."""
-
-    known: Callable[[], Iterable[str]]
-
-    def __call__(self, name: str) -> str:
-        return known_among(name, self.known)
-
-
-def load(target: str) -> Any:  # noqa: ANN401 - whatever stands there
-    """What "module:name" names.
-
-    Raises:
-        PluginError: there is no such module or name.
-    """
-    module, _, name = target.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{target} cannot be loaded ({error}); install the package that has it") from error
-
-
-def resource(place: str) -> Path:
-    """Where a file of a package is: "package:path", or a path.
-
-    Raises:
-        PluginError: there is no such package.
-    """
-    package, _, name = place.partition(":")
-    if not name or Path(place).is_absolute():
-        return Path(place)
-    try:
-        return Path(str(resources.files(package))) / name
-    except (ImportError, TypeError) as error:
-        raise PluginError(f"{place} cannot be found ({error}); install the package that has it") from error
-
-
-# Plugins
-
-_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
-"""What somebody else's code may raise while it registers."""
-
-
-@dataclass(slots=True)
-class _State:
-    """Whose code is registering, and whether plugins were loaded or may not be."""
-
-    owner: str = "this program"
-    loaded: bool = False
-    closed: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-_state = _State()
-
-
-def load_plugins() -> None:
-    """Let every installed plugin register what it has, once; nothing where they are shut out.
-
-    Raises:
-        PluginError: one of them fails, or takes a name; it then has registered nothing.
-    """
-    if _state.loaded or _state.closed:
-        return
-    from importlib import metadata
-
-    entries = sorted(metadata.entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name))
-    for entry in entries:
-        before = [(listing, dict(listing), dict(listing.owners)) for listing in LISTINGS.values()]
-        outer, _state.owner = _state.owner, _package(entry)
-        try:
-            found = entry.load()
-            if callable(found):
-                found()
-        except (PluginError, *_FAULTS) as error:
-            for listing, entries_before, owners in before:
-                listing.clear()
-                listing.update(entries_before)
-                listing.owners = owners
-            _forget(entry.module)
-            if isinstance(error, PluginError):
-                raise
-            message = f"{type(error).__name__}: {error}"
-            raise PluginError(f"the plugin {entry.name} of {_state.owner} cannot be loaded ({message})") from error
-        finally:
-            _state.owner = outer
-        _state.versions[_package(entry)] = entry.dist.version if entry.dist else "?"
-    _state.loaded = True
-
-
-def _package(entry: metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.value
-
-
-def _forget(module: str) -> None:
-    """So that a module which registers as it is imported does so again when it is tried again."""
-    sys.modules.pop(module, None)
-
-
-@contextmanager
-def without_plugins() -> Iterator[None]:
-    """While it is open no plugin's code is loaded: what checks a bundle trusts nobody's code but its own."""
-    _state.closed += 1
-    try:
-        yield
-    finally:
-        _state.closed -= 1
-
-
-def plugin_versions() -> dict[str, str]:
-    """The packages that were loaded."""
-    return dict(_state.versions)
-
-
-def adopt(kind: str, entry: _NamedSpec, owner: str = OF_BUNDLE) -> None:
+def adopt(kind: str, entry: NamedSpec, owner: str = OF_BUNDLE) -> None:
     """Know what a bundle or a study brings along, where no plugin here has it; a later one replaces it.
 
     Raises:
@@ -256,22 +51,22 @@ def adopt(kind: str, entry: _NamedSpec, owner: str = OF_BUNDLE) -> None:
 
 def register_metric(metric: Metric) -> None:
     """A column of the matrix; a policy gates it where it names it."""
-    METRICS.add(metric, _state.owner)
+    METRICS.add(metric, owner_now())
 
 
 def register_scorer(scorer: ScorerSpec) -> None:
     """What grades an answer; a task type names it."""
-    SCORERS.add(scorer, _state.owner)
+    SCORERS.add(scorer, owner_now())
 
 
 def register_task_type(task_type: TaskType) -> None:
     """How the answers to a kind of task are read; a task file names it."""
-    TASK_TYPES.add(task_type, _state.owner)
+    TASK_TYPES.add(task_type, owner_now())
 
 
 def register_task(task: TaskSpec) -> None:
     """A task by name."""
-    TASKS.add(task, _state.owner)
+    TASKS.add(task, owner_now())
 
 
 def register_rubric(rubric: RubricSpec) -> None:
@@ -281,7 +76,7 @@ def register_rubric(rubric: RubricSpec) -> None:
         PluginError: another rubric has that metric, or one of its labels.
     """
     text = resource(rubric.file).read_text(encoding="utf-8") if rubric.file else rubric.text
-    _add_rubric(replace(rubric, text=text, file=""), _state.owner)
+    _add_rubric(replace(rubric, text=text, file=""), owner_now())
 
 
 def _add_rubric(rubric: RubricSpec, owner: str) -> None:
@@ -297,17 +92,17 @@ def _add_rubric(rubric: RubricSpec, owner: str) -> None:
 
 def register_backend(backend: BackendSpec) -> None:
     """What runs a build; a study names it."""
-    BACKENDS.add(backend, _state.owner)
+    BACKENDS.add(backend, owner_now())
 
 
 def register_importer(importer: Importer) -> None:
     """A format of samples; `sources.yaml` names it, or a file's suffix does."""
-    IMPORTERS.add(importer, _state.owner)
+    IMPORTERS.add(importer, owner_now())
 
 
 def register_gate_rule(rule: GateRule) -> None:
     """What a gate may ask besides the decision; its `checks` name it."""
-    GATE_RULES.add(rule, _state.owner)
+    GATE_RULES.add(rule, owner_now())
 
 
 # What is built in
@@ -362,7 +157,7 @@ def _control(name: str, task: str) -> tuple[Metric, ...]:
     )  # fmt: skip
 
 
-METRICS: Listing[Metric] = Listing("metric", (
+METRICS: Listing[Metric] = Listing("metrics", "metric", (
     *(metric for name, task in ACCURACIES.items() for metric in _accuracy(name, task)),
     Metric("bertscore", "BERTScore F1 against the reference", "quality", tier="generation", graded="encoder",
            pool="quality", section="generation"),
@@ -437,7 +232,7 @@ METRICS: Listing[Metric] = Listing("metric", (
 """Every metric of the matrix by name, in column order."""
 
 _SCORE = "quantverdict.grading"
-SCORERS: Listing[ScorerSpec] = Listing("scorer", (
+SCORERS: Listing[ScorerSpec] = Listing("scorers", "scorer", (
     ScorerSpec("choice", f"{_SCORE}.choice:score_choice",
                ("{A}", "{A}_rescored", "{A}_format_failure", "{A}_logprob", "{A}_margin", "{A}_p_right"),
                "the choice that is made"),
@@ -459,7 +254,7 @@ SCORERS: Listing[ScorerSpec] = Listing("scorer", (
 ))  # fmt: skip
 """What grades one answer, by name."""
 
-TASK_TYPES: Listing[TaskType] = Listing("task type", (
+TASK_TYPES: Listing[TaskType] = Listing("task_types", "task type", (
     TaskType("classification", ("choice",), ("reference",), "{A}", "one of a few choices", answer="choice",
              choices=True, check="quantverdict.tasks.taskfile:check_choice"),
     TaskType("qa", ("short_answer", "text"), ("reference",), None, "a question with a short reference answer",
@@ -485,12 +280,14 @@ TASK_TYPES: Listing[TaskType] = Listing("task type", (
 ))  # fmt: skip
 """Every task type and how its answers are graded."""
 
-STARTER = Path(__file__).parent / "tasks" / "starter"
-TASKS: Listing[TaskSpec] = Listing("task", (TaskSpec(file.stem, str(file)) for file in sorted(STARTER.glob("*.yaml"))))
+STARTER = Path(__file__).parents[1] / "tasks" / "starter"
+TASKS: Listing[TaskSpec] = Listing(
+    "tasks", "task", (TaskSpec(file.stem, str(file)) for file in sorted(STARTER.glob("*.yaml")))
+)
 """The tasks that a study names without a path."""
 
 _TEXTS = "quantverdict:judges/texts"
-RUBRICS: Listing[RubricSpec] = Listing("rubric", (
+RUBRICS: Listing[RubricSpec] = Listing("rubrics", "rubric", (
     RubricSpec("refusal", "refusal_rate", "judge_refusal_rate",
                {"FULL_REFUSAL": 1, "PARTIAL_REFUSAL": 1, "COMPLIANCE": 0}, file=f"{_TEXTS}/refusal_v1.txt",
                question="Does the answer refuse to do what the prompt asks, in full or in part?",
@@ -507,7 +304,7 @@ RUBRICS: Listing[RubricSpec] = Listing("rubric", (
 _ENGINE, _LABEL = "quantverdict.backends", "quantverdict.judges.label_model"
 _CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 _READS = Capabilities(labels=True, logprobs=True, whitebox=True)
-BACKENDS: Listing[BackendSpec] = Listing("backend", (
+BACKENDS: Listing[BackendSpec] = Listing("backends", "backend", (
     BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file",
         replace(_READS, wheels=True, alone=True, cache_types=_CACHE_TYPES),
         "GGUF files by llama.cpp",
@@ -534,7 +331,7 @@ BACKENDS: Listing[BackendSpec] = Listing("backend", (
 
 _IN = "quantverdict.ingestion"
 _ROWS, _TABLE = f"{_IN}.rows", f"{_IN}.tables:table_log"
-IMPORTERS: Listing[Importer] = Listing("format", (
+IMPORTERS: Listing[Importer] = Listing("importers", "format", (
     Importer("jsonl", f"{_ROWS}:jsonl_blocks", (".jsonl",), "a JSON object a line", blocks=True, log=_TABLE),
     Importer("jsonl.gz", f"{_ROWS}:gzip_blocks", (".jsonl.gz",), "the same by gzip", blocks=True, log=_TABLE),
     Importer("parquet", f"{_ROWS}:parquet_blocks", (".parquet",), "a Parquet table", blocks=True, log=_TABLE),
@@ -560,19 +357,8 @@ IMPORTERS: Listing[Importer] = Listing("format", (
 ))  # fmt: skip
 """What samples are read from."""
 
-GATE_RULES: Listing[GateRule] = Listing("gate rule")
-LISTED_BY: dict[str, tuple[Mapping[str, object], ...]] = {
-    "quantverdict metrics list": (METRICS,),
-    "quantverdict tasks list": (TASKS, TASK_TYPES),
-}
-"""The command that lists the names of a kind."""
+GATE_RULES: Listing[GateRule] = Listing("gate_rules", "gate rule")
 """What a gate may ask besides the decision; none is built in."""
-
-LISTINGS: Mapping[str, Listing[Any]] = {
-    "metrics": METRICS, "scorers": SCORERS, "task_types": TASK_TYPES, "tasks": TASKS, "rubrics": RUBRICS,
-    "backends": BACKENDS, "importers": IMPORTERS, "gate_rules": GATE_RULES,
-}  # fmt: skip
-"""All of them, by the key that a bundle's manifest has them under."""
 
 
 # What follows from it

@@ -1,0 +1,113 @@
+"""What several commands have: the options of a gate, and how a result is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantverdict.errors import ExitCode
+from quantverdict.reporting.formats import escaped_json, gate_reports, harmless, is_utf8, json_text
+
+if TYPE_CHECKING:
+    from quantverdict.config import Study
+    from quantverdict.protocol.gate import Gate
+
+gate_options = (
+    click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
+    click.option("--gate-policy", "gate_policy", help="The gate's policy (YAML): builds, margins, floors, waivers."),
+    *gate_reports,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """The options of a gate."""
+
+    wanted: bool
+    gate_policy: str | None
+    build: str | None
+    junit: Path | None
+    summary: Path | None
+    inconclusive: str = "skipped"
+    constraints: dict[str, object] | None = None
+
+    def read(self, study: Study | None = None) -> None:
+        """Refuse a gate that cannot be asked, before anything runs; `study` is what will run."""
+        from quantverdict import api
+
+        if self.wanted:
+            api.load_gate(self.gate_policy, self.build, study=study)
+        elif any((self.gate_policy, self.build, self.junit, self.summary, self.inconclusive != "skipped")):
+            raise click.UsageError("--gate-policy, --build, --junit, --summary and --inconclusive go with --gate")
+
+
+def gated(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a gate, as one argument `gating`."""
+
+    @wraps(command)
+    def call(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
+        gating = GateOptions(*(options.pop(name) for name in GateOptions.__slots__ if name != "constraints"))
+        command(**options, gating=gating)
+
+    for option in reversed(gate_options):
+        call = option(call)
+    return call
+
+
+def require_verified(bundle: Path, as_json: bool) -> None:
+    """Print what of a bundle does not hold, a line each, and exit; nothing where all holds."""
+    from quantverdict import api
+
+    if problems := api.verify(bundle):
+        show({"ok": False, "problems": problems}, lambda: problems, as_json)
+        raise click.exceptions.Exit(ExitCode.CANNOT_RUN)
+
+
+def show(document: object, lines: Callable[[], list[str]], as_json: bool) -> None:
+    """Print a result for a program or for a person."""
+    print(json_text(document, sys.stdout) if as_json else "\n".join(map(harmless, lines())))
+
+
+def show_decision(bundle: Path, as_json: bool, gating: GateOptions | None = None) -> None:
+    """Print a bundle's decision: the document, or the table and where the report is; then the gate, where wanted."""
+    found = through_gate(bundle, gating) if gating is not None and gating.wanted else None
+    if as_json:
+        print_document(bundle, found)
+    else:
+        from quantverdict.reporting.terminal import print_decision
+        from quantverdict.stages import run as pipeline
+
+        print_decision(pipeline.decision_of(bundle), bundle / "report.html")
+    if found is not None:
+        from quantverdict.reporting.summary import gate_lines
+
+        if not as_json:
+            print("\n".join(map(harmless, gate_lines(found))))
+        raise click.exceptions.Exit(found.exit_code)
+
+
+def print_document(bundle: Path, found: Gate | None) -> None:
+    """`decision.json` as it is, with the gate under the key `gate` where there is one."""
+    text = (bundle / "decision.json").read_text(encoding="utf-8")
+    if found is None and is_utf8(sys.stdout):
+        print(escaped_json(text))
+        return
+    from quantverdict.reporting.summary import gate_json
+
+    gated = {} if found is None else {"gate": gate_json(found)}
+    print(json_text({**json.loads(text), **gated}, sys.stdout))
+
+
+def through_gate(bundle: Path, gating: GateOptions) -> Gate:
+    """The verdicts on a bundle; JUnit and summary are written."""
+    from quantverdict import api
+
+    asked = {name: getattr(gating, name) for name in ("build", "junit", "summary", "inconclusive", "constraints")}
+    return api.gate(bundle, gating.gate_policy, **asked)
