@@ -34,7 +34,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -441,7 +441,7 @@ def is_cached(mutant: Mutant) -> bool:
     return bool({names[0], names[-1]} & cached_functions(mutant.module))
 
 
-@lru_cache(maxsize=None)
+@cache
 def cached_functions(module: str) -> frozenset[str]:
     tree = ast.parse((SRC / "quantverdict" / module).read_text(encoding="utf-8"))
     return frozenset(
