@@ -34,7 +34,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -405,12 +405,13 @@ def profile(workers: int, scratch: Path) -> dict:
     for number, code in in_parallel(jobs, workers, 3600):
         if code:
             sys.exit(f"{missing[number]} fails unchanged:\n{logs[number].read_text()}")
-    whole: dict = {"tests": {}, "files": {}, "seconds": {}, "at_import": []}
+    whole: dict = {"tests": {}, "files": {}, "seconds": {}, "at_import": set()}
     for path in files:
         part = json.loads(kept[path].read_text())
-        for key in ("tests", "files", "seconds"):
-            whole[key] |= part[key]
-        whole["at_import"] += part["at_import"]
+        for key in ("tests", "files"):
+            whole[key] |= {name: frozenset(called) for name, called in part[key].items()}
+        whole["seconds"] |= part["seconds"]
+        whole["at_import"] |= set(part["at_import"])
     return whole
 
 
@@ -436,13 +437,18 @@ def tests_of(mutant: Mutant, known: dict) -> list[str]:
 
 def is_cached(mutant: Mutant) -> bool:
     """Whether only the first test that asks a function calls it."""
-    tree = ast.parse((SRC / "quantverdict" / mutant.module).read_text(encoding="utf-8"))
-    outermost = mutant.function.split(".")[0]
-    return any(
-        isinstance(node, ast.FunctionDef) and node.name in (outermost, mutant.function.split(".")[-1])
-        and any("cache" in ast.unparse(one) for one in node.decorator_list)
+    names = mutant.function.split(".")
+    return bool({names[0], names[-1]} & cached_functions(mutant.module))
+
+
+@cache
+def cached_functions(module: str) -> frozenset[str]:
+    tree = ast.parse((SRC / "quantverdict" / module).read_text(encoding="utf-8"))
+    return frozenset(
+        node.name
         for node in ast.walk(tree)
-    )  # fmt: skip
+        if isinstance(node, ast.FunctionDef) and any("cache" in ast.unparse(one) for one in node.decorator_list)
+    )
 
 
 def imports_of(file: str, seen: dict[str, frozenset[str]] = {}) -> frozenset[str]:  # noqa: B006 - a cache
