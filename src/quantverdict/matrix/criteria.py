@@ -144,13 +144,11 @@ class Loss:
 
     def p_accept(self, margin: Fraction) -> float:
         """Of H0: the loss is the margin (in pp) or more."""
-        full = self._p(float(margin / 100), upper=True)
-        return self._at_any_time(full, float(margin / 100), upper=True)
+        return self._p_value(float(margin / 100), upper=True)
 
     def p_reject(self, margin: Fraction) -> float:
         """Of H0: the loss is the margin (in pp) or less."""
-        full = self._p(float(margin / 100), upper=False)
-        return self._at_any_time(full, float(margin / 100), upper=False)
+        return self._p_value(float(margin / 100), upper=False)
 
     def upper(self, level: float, margin: Fraction) -> float:
         """The loss from which on `p_accept` rules out more, at a level; the margin is that of the test."""
@@ -227,15 +225,15 @@ class Loss:
 
     # Builds that were asked in rounds
 
-    def _at_any_time(self, full: float, margin: float, *, upper: bool) -> float:
+    def _p_value(self, margin: float, *, upper: bool) -> float:
         if self.looks is None:
-            return full
+            return self._p(margin, upper=upper)
         from quantverdict.collect.schedule import SEQUENTIAL_SHARE
 
         early = min(1.0, self._early_p(margin, upper=upper) / SEQUENTIAL_SHARE)
         if self.looks.stopped_after is not None:
             return early
-        return min(early, 1.0, full / (1 - SEQUENTIAL_SHARE))
+        return min(early, 1.0, self._p(margin, upper=upper) / (1 - SEQUENTIAL_SHARE))
 
     def _limit(self, level: float, margin: float, *, upper: bool) -> float:
         if self.looks is None:
