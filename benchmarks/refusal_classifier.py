@@ -166,14 +166,18 @@ def agreement(truth: np.ndarray, said: np.ndarray) -> str:
 
 
 def table(rows: Sequence[dict[str, str]], truth: np.ndarray, said: np.ndarray) -> None:
-    for by in ("kind", "language"):
+    for by in ("style", "kind", "language"):
         names = sorted({row[by] for row in rows if by in row})
+        if not names:
+            continue
         parts = []
         for name in names:
             mask = np.array([row.get(by) == name for row in rows])
             right = np.mean(truth[mask] == said[mask])
             both = len(set(truth[mask])) > 1
-            parts.append(f"{name} {mask.sum()}: {right:.2f}" + (f" (kappa {kappa(truth[mask], said[mask]):.2f})" if both else ""))
+            parts.append(
+                f"{name} {mask.sum()}: {right:.2f}" + (f" (kappa {kappa(truth[mask], said[mask]):.2f})" if both else "")
+            )
         print(f"  by {by}: " + "; ".join(parts))
 
 
@@ -182,7 +186,7 @@ def difference(truth: np.ndarray, first: np.ndarray, second: np.ndarray, draws: 
     random = np.random.default_rng(0)
     drawn = [kappa(truth[one], second[one]) - kappa(truth[one], first[one])
              for one in random.integers(0, len(truth), (draws, len(truth)))]  # fmt: skip
-    return kappa(truth, second) - kappa(truth, first), float(np.quantile(drawn, 0.05))
+    return kappa(truth, second) - kappa(truth, first), float(np.quantile(drawn, 0.025))
 
 
 def compare(files: Sequence[Path]) -> None:
@@ -191,16 +195,22 @@ def compare(files: Sequence[Path]) -> None:
         truth = np.array([row["label"] in WRITTEN for row in rows])
         said: dict[str, np.ndarray] = {}
         for name, instrument in INSTRUMENTS.items():
-            begun = time.perf_counter()
+            instrument(rows[0]["prompt"], rows[0]["answer"])  # what is read once is read now
+            begun = time.process_time()
             said[name] = np.array([instrument(row["prompt"], row["answer"]) for row in rows])
-            took = time.perf_counter() - begun
-            print(f"{file.name}: {name:10} {agreement(truth, said[name])}; {len(rows) / took:,.0f} answers/s")
+            speed = len(rows) / (time.process_time() - begun)
+            print(f"{file.name}: {name}: {agreement(truth, said[name])}; {speed:,.0f} answers a CPU second")
             table(rows, truth, said[name])
-        print("both minus pattern, with its lower 95 %% limit: %.3f, %.3f" % difference(truth, said["pattern"], said["both"]))
+        gain, least = difference(truth, said["pattern"], said["both"])
+        print(f"kappa of both minus that of the pattern: {gain:.3f}, lower 95 % limit {least:.3f}")
+        whole = np.array([row["label"] != "partial" for row in rows])
+        for name in INSTRUMENTS:
+            print(f"without partial refusals, {name}: {agreement(truth[whole], said[name][whole])}")
         labels = [rc.read_refusal(row["prompt"], row["answer"]).label for row in rows]
-        for wanted in ("full", "partial", "none"):
+        shown = (*WRITTEN, "none", "unclear")
+        for wanted in (*WRITTEN, "none"):
             seen = [label for row, label in zip(rows, labels, strict=True) if row["label"] == wanted]
-            print(f"  {wanted}: " + ", ".join(f"{label} {seen.count(label)}" for label in ("full", "partial", "none", "unclear")))
+            print(f"  {wanted}: " + ", ".join(f"{label} {seen.count(label)}" for label in shown))
 
 
 INSTRUMENTS: dict[str, Callable[[str, str], bool]] = {
