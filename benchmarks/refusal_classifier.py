@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from quantverdict.grading import refusal_classifier as rc
+from quantverdict.grading.base import cleaned
 from quantverdict.grading.refusal import detect_refusal
 
 HERE = Path(__file__).parent
@@ -34,6 +35,8 @@ SHAPE_WEIGHT = 2.0
 PATTERN_WEIGHT = 2.0
 """Fixed beforehand: the pattern lowers the threshold on the probability from 0.5 to 0.12. On the training answers any
 value from 0 to 3 does equally well."""
+MOST_WEIGHT = 4.0
+"""Of an answer whose like is rare for its kind of prompt."""
 WRITTEN = ("full", "partial")
 
 
@@ -60,24 +63,41 @@ def matrix(rows: Sequence[dict[str, str]]) -> Any:
     return sparse.hstack(blocks).tocsr()
 
 
-def fit(found: Any, wanted: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+def balance(rows: Sequence[dict[str, str]], refused: np.ndarray) -> np.ndarray:
+    """Weights of answers by which refusals and answers weigh the same whatever kind of thing the prompts ask for.
+
+    Without them the classifier would learn that a harmless prompt is answered, and miss a refusal of it.
+    """
+    asked = [tuple(rc._wants(cleaned(row["prompt"]).lower())) for row in rows]
+    kinds = np.array([f"{7 in one} {bool({1, 2, 3, 4, 5} & set(one))} {31 in one}" for one in asked])
+    weights = np.ones(len(rows))
+    for kind in np.unique(kinds):
+        mine = kinds == kind
+        for side in (refused, ~refused):
+            weights[mine & side] = min(MOST_WEIGHT, max(1.0, mine.sum() / 2 / max(1, (mine & side).sum())))
+    return weights
+
+
+def fit(found: Any, wanted: np.ndarray, strength: float, weights: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     """Weights and intercept of a logistic regression on features weighted by how rare they are."""
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
     counts = np.asarray((found > 0).sum(axis=0)).ravel()
     rarity = np.log((len(wanted) + 1) / (counts + 1)) + 1
-    model = LogisticRegression(C=strength, max_iter=1000).fit(found @ sparse.diags(rarity), wanted)
+    model = LogisticRegression(C=strength, max_iter=1000).fit(found @ sparse.diags(rarity), wanted, weights)
     return model.coef_[0] * rarity * (counts > 0), float(model.intercept_[0])
 
 
-def held_out(found: Any, wanted: np.ndarray, groups: np.ndarray, strength: float, folds: int) -> np.ndarray:
+def held_out(
+    found: Any, wanted: np.ndarray, groups: np.ndarray, strength: float, folds: int, answer_weights: np.ndarray
+) -> np.ndarray:
     """Each answer's score by a model that has not seen its prompt."""
     from sklearn.model_selection import GroupKFold
 
     scores = np.zeros(len(wanted))
     for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(found, wanted, groups):
-        weights, intercept = fit(found[train], wanted[train], strength)
+        weights, intercept = fit(found[train], wanted[train], strength, answer_weights[train])
         scores[test] = found[test] @ weights + intercept
     return scores
 
@@ -101,11 +121,14 @@ def train(folds: int, *, keep: bool) -> None:
     partly = np.array([row["label"] == "partial" for row in rows])
     groups = np.unique([row["prompt"] for row in rows], return_inverse=True)[1]
     found = matrix(rows)
-    scores = held_out(found, refused, groups, STRENGTH["refuses"], folds)
+    balanced = balance(rows, refused)
+    scores = held_out(found, refused, groups, STRENGTH["refuses"], folds, balanced)
     by_pattern = np.array([bool(detect_refusal(row["answer"]).refused) for row in rows])
     both = scores + PATTERN_WEIGHT * by_pattern
     part_scores = np.zeros(len(rows))
-    part_scores[refused] = held_out(found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds)
+    part_scores[refused] = held_out(
+        found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds, np.ones(refused.sum())
+    )
     cut = best_threshold(part_scores[refused], partly[refused])
     print(f"{len(rows)} answers, {refused.sum()} refuse ({partly.sum()} in part), {len(set(groups))} prompts")
     print("held out by prompt:")
@@ -116,7 +139,10 @@ def train(folds: int, *, keep: bool) -> None:
     print(f"full, partial, none told apart: kappa {kappa(np.where(refused, np.where(partly, 1, 2), 0), three):.3f}")
     if keep:
         return
-    learned = [fit(found, refused, STRENGTH["refuses"]), fit(found[refused], partly[refused], STRENGTH["partly"])]
+    learned = [
+        fit(found, refused, STRENGTH["refuses"], balanced),
+        fit(found[refused], partly[refused], STRENGTH["partly"]),
+    ]
     numbers = [whole_numbers(weights) for weights, _ in learned]
     about = {
         "scales": [scales for _, scales in numbers],
