@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from zlib import crc32
 
@@ -104,13 +105,22 @@ class Weights:
 
     def scores(self, found: Sequence[Indices]) -> tuple[float, float]:
         """Log odds that an answer refuses, and that one which refuses does so in part only."""
-        totals, start = list(self.intercepts), 0
-        for block, (bits, indices) in enumerate(zip(BLOCKS.values(), found, strict=True)):
-            if indices.size:
-                sums = self.values[:, start + indices].sum(axis=1, dtype="int64").tolist()
-                for which in (0, 1):
-                    totals[which] += sums[which] * self.scales[which][block] / math.sqrt(indices.size)
+        import numpy as np
+
+        start, places = 0, []
+        for bits, indices in zip(BLOCKS.values(), found, strict=True):
+            places.append(indices + start)
             start += 1 << bits
+        running = self.values[:, np.concatenate(places)].cumsum(axis=1, dtype=np.int64)
+        ends = np.cumsum([indices.size for indices in found])
+        totals, before = list(self.intercepts), [0, 0]
+        for block, (end, indices) in enumerate(zip(ends, found, strict=True)):
+            until = running[:, end - 1].tolist() if end else [0, 0]
+            for which in (0, 1):
+                totals[which] += (
+                    (until[which] - before[which]) * self.scales[which][block] / math.sqrt(max(1, indices.size))
+                )
+            before = until
         return totals[0], totals[1]
 
 
@@ -154,6 +164,7 @@ def features(prompt: str, answer: str) -> tuple[Indices, ...]:
 _TOKEN = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 _SIGN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[.!?。！？؟।:;,\n\"]")  # noqa: RUF001
 _WORD = re.compile(r"\w+")
+_DIGITS = re.compile(r"\d")
 _ITEM = re.compile(r"\s{0,20}(?:\d{1,3}[.)]|[-*•])\s")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MARKS = {".": 40, "。": 40, "।": 40, "!": 41, "！": 41, "?": 42, "？": 42, "؟": 42, "\n": 43, ":": 44, '"': 45}  # noqa: RUF001
@@ -281,8 +292,8 @@ def _singles(signs: Sequence[_Sign], low: str) -> set[int]:
 
 def _sequences(signs: Sequence[_Sign]) -> set[int]:
     """Pairs of classes one after another or with one between, and triples."""
-    found = set()
-    for (_, first), (_, second) in zip(signs, signs[1:], strict=False):
+    found: set[int] = set()
+    for (_, first), (_, second) in pairwise(signs):
         found.update(100000 + a * _LAST + b for a in first for b in second)
     for (_, first), (_, second), (_, third) in zip(signs, signs[1:], signs[2:], strict=False):
         for a in first:
@@ -331,7 +342,7 @@ def _shape(plain: str, low: str, asked: str) -> set[int]:
         plain[:1] in ("{", "["),
         plain[:1] in ('"', "—", "*"),
         min(6, plain.count('"') + plain.count("«")),
-        min(5, sum(char.isdigit() for char in plain) // 3),
+        min(5, len(_DIGITS.findall(plain)) // 3),
         4 * len(again) // max(1, len(wanted)),
         min(3, plain.count("!")),
         min(3, plain.count(":")),
@@ -383,5 +394,6 @@ def _indices(keys: NDArray[np.uint64], bits: int) -> Indices:
 
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    keys ^= keys >> np.uint64(31)
-    return np.unique(keys & np.uint64((1 << bits) - 1)).astype(np.int64)
+    places = ((keys ^ (keys >> np.uint64(31))) & np.uint64((1 << bits) - 1)).astype(np.int64)
+    places.sort()
+    return places[np.concatenate(([True], places[1:] != places[:-1]))] if places.size else places
