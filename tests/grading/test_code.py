@@ -16,7 +16,7 @@ ITEM = Item("1", {"check": CHECK, "function_name": "f"})
         ("```python\ndef f(x):\n    return x + 1\n```", "def f(x):\n    return x + 1\n"),
         ("Sure:\n```py\ndef f(x):\n    return 1\n```\nDone.", "def f(x):\n    return 1\n"),
         ("```\ndef f(x):\n    return 0\n```\nBetter:\n```\ndef f(x):\n    return 1\n```", "def f(x):\n    return 1\n"),
-        ("```\nimport re\n```\n```\ndef f(x):\n    return 1\n```\n```\nf(1)\n```", "import re\n\ndef f(x):\n    return 1\n"),
+        ("```\nimport re\n```\n```\ndef f(x):\n return 1\n```\n```\nf(1)\n```", "import re\n\ndef f(x):\n return 1\n"),
         ("```python\ndef f(x):\n    return 1", "def f(x):\n    return 1"),
         ("Here it is:\ndef f(x):\n    return 1\n\nThis adds one to it.", "def f(x):\n    return 1\n"),
         ("I cannot do that.", "I cannot do that."),

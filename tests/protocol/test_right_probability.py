@@ -1,4 +1,4 @@
-"""The probability of the right choice in a criterion, which decides nothing without the accuracies; the bias control."""
+"""The probability of the right choice in a criterion, which decides nothing without accuracies; the bias control."""
 
 from fractions import Fraction
 
