@@ -58,7 +58,7 @@ def test_every_metric_is_complete():
         assert metric.margin is None or metric.is_gated, name
         assert metric.interval != "wilson" or metric.proportion, name
         assert metric.section is None or metric.graded in ("answer", "encoder"), name
-        stem = re.sub(r"_(rescored|format_failure|logprob|margin)$", "", name)
+        stem = re.sub(r"_(rescored|format_failure|logprob|margin|p_right)$", "", name)
         pattern = "judge_*" if metric.graded == "judge" else "advbench_refusal" if metric.group == "template" else stem
         assert name in docs or pattern in docs, name
 

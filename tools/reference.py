@@ -47,7 +47,7 @@ WHERE = {
     "task schema": "quantverdict.tasks.taskfile:task_schema",
     "rubrics": "quantverdict.registry:judge_rubrics",
     "load rubric": "quantverdict.judges.rubrics:load_rubric",
-    "name check": "quantverdict.registry:NameCheck",
+    "name check": "quantverdict.registry.listing:NameCheck",
     "commands": "quantverdict.cli:commands",
     "examples": "quantverdict.reporting.formats:EXAMPLES",
     "exit codes": "quantverdict.reporting.formats:EXIT_CODES",

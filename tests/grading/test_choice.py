@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from quantverdict.errors import DataError
 from quantverdict.grading.answer import answer_of
-from quantverdict.grading.choice import logprob_margin, read_answer, reader, score_choice
+from quantverdict.grading.choice import logprob_margin, probability, read_answer, reader, score_choice
 from quantverdict.records import Response
 
 DATA = Path(__file__).parents[1] / "data"
@@ -294,6 +295,25 @@ def test_log_probabilities_give_an_arg_max_and_a_margin(make_task, answer):
     assert (right["choice_accuracy_logprob"].value, right["choice_accuracy_margin"].value) == (1.0, 0.5)
     wrong = scores(make_task, answer, "x", choice_logprobs=(-0.25, -0.5, -3.0, -1.0))
     assert (wrong["choice_accuracy_logprob"].value, wrong["choice_accuracy_margin"].value) == (0.0, -0.25)
+
+
+def test_the_probability_of_the_right_choice_is_among_the_choices(make_task, answer):
+    """Equal to scipy's softmax, however small the numbers are; a flatter distribution loses it with no answer lost."""
+    values = (-2.0, -0.5, -3.0, -1.0)
+    found = scores(make_task, answer, "x", choice_logprobs=values)["choice_accuracy_p_right"].value
+    assert found == pytest.approx(softmax(values)[1], rel=1e-12)
+    assert probability([value - 5000 for value in values], 1) == pytest.approx(found)
+    assert probability((-5000.0, 0.0), 0) == 0.0
+    flat = scores(make_task, answer, "x", choice_logprobs=tuple(value / 4 for value in values))
+    assert flat["choice_accuracy_logprob"].value == 1.0
+    assert flat["choice_accuracy_p_right"].value < found
+
+
+@pytest.mark.parametrize("more", [{"reasoning": "B, I think."}, {"opened": True}])
+def test_where_an_answer_follows_reasoning_its_probability_is_not_used(make_task, answer, more):
+    found = scores(make_task, answer, "B", choice_logprobs=(-2.0, -0.5, -3.0, -1.0), **more)["choice_accuracy_p_right"]
+    assert found.value is None
+    assert "follows reasoning" in found.reason
 
 
 def test_a_tie_has_no_arg_max_so_it_is_not_right(make_task, answer):

@@ -16,7 +16,7 @@ ITEM = Item("1", {"check": CHECK, "function_name": "f"})
         ("```python\ndef f(x):\n    return x + 1\n```", "def f(x):\n    return x + 1\n"),
         ("Sure:\n```py\ndef f(x):\n    return 1\n```\nDone.", "def f(x):\n    return 1\n"),
         ("```\ndef f(x):\n    return 0\n```\nBetter:\n```\ndef f(x):\n    return 1\n```", "def f(x):\n    return 1\n"),
-        ("```\nimport math\n```\n```\ndef f(x):\n    return 1\n```\n```\nf(1)\n```", "import math\n\ndef f(x):\n    return 1\n"),
+        ("```\nimport re\n```\n```\ndef f(x):\n return 1\n```\n```\nf(1)\n```", "import re\n\ndef f(x):\n return 1\n"),
         ("```python\ndef f(x):\n    return 1", "def f(x):\n    return 1"),
         ("Here it is:\ndef f(x):\n    return 1\n\nThis adds one to it.", "def f(x):\n    return 1\n"),
         ("I cannot do that.", "I cannot do that."),
@@ -49,9 +49,8 @@ def test_an_item_without_assertions_and_an_empty_answer_are_ungraded():
 
 def test_equal_programs_have_one_key_and_another_check_has_another():
     one = program_of(ITEM, "def f(x): return 1")
-    assert one.key == program_of(ITEM, "```\ndef f(x): return 1```").key or one.code != "def f(x): return 1"
     assert one.key == program_of(ITEM, "def f(x): return 1").key
-    assert one.key != program_of(Item("1", {"check": "assert True"}), "def f(x): return 1").key
+    assert one.key != program_of(Item("1", {"check": "assert True", "function_name": "f"}), "def f(x): return 1").key
 
 
 def test_any_answer_makes_a_program_or_none(awkward):

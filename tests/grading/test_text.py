@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.grading.base import cleaned, repetition, rouge_l, score_free_text, score_text
+from quantverdict.grading.base import (
+    cleaned,
+    repetition,
+    rouge_l,
+    score_free_text,
+    score_short_answer,
+    score_text,
+    short_tokens,
+    token_f1,
+)
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 WORDS = st.lists(
@@ -153,3 +166,52 @@ def test_signs_part_words_and_curly_quotes_are_straight(code, read):
 )  # fmt: skip
 def test_repetition_is_of_four_words_in_their_order(text, share):
     assert repetition(text) == share
+
+
+def squad(text):
+    """The normal form of SQuAD's official evaluation, written again."""
+    lowered = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", lowered).split())
+
+
+def squad_f1(found, wanted):
+    mine, theirs = squad(found).split(), squad(wanted).split()
+    same = sum((Counter(mine) & Counter(theirs)).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(mine), same / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
+@given(
+    st.text(alphabet="ab the an.,-'\"xyz\n", max_size=60),
+    st.text(alphabet="ab the an.,-'\"xyz\n", min_size=1, max_size=30),
+)
+def test_f1_is_that_of_squads_evaluation(found, wanted):
+    assert token_f1(short_tokens(found), short_tokens(wanted)) == pytest.approx(squad_f1(found, wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "f1", "contains"),
+    [
+        ("Canberra", 1.0, 1.0),
+        ("canberra.", 1.0, 1.0),
+        ("The capital is Canberra", 0.5, 1.0),
+        ("Sydney", 0.0, 0.0),
+        ("Canberras", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_a_short_answer_by_f1_and_contains(make_task, answer, text, f1, contains):
+    task = make_task("qa", {"reference": "Canberra"})
+    found = {grade.metric: grade.value for grade in score_short_answer(task, task.items[0], answer(text), text)}
+    assert found == {"f1": f1, "contains": contains}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"), [({}, "the item has no reference"), ({"reference": "the !"}, "the reference has no word")]
+)
+def test_a_reference_without_words_grades_nothing(make_task, answer, fields, reason):
+    task = make_task("qa", fields)
+    found = list(score_short_answer(task, task.items[0], answer("x"), "x"))
+    assert [(grade.value, grade.reason) for grade in found] == [(None, reason)] * 2

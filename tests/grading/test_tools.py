@@ -92,9 +92,8 @@ def test_calls_may_come_in_any_order_and_none_is_a_right_answer():
     assert calls_match(two[::-1], two, SCHEMAS)
     assert not calls_match(two[:1], two, SCHEMAS)
     item = Item("1", {"tools": json.dumps(TOOLS), "reference": "[]"})
-    assert [next(score_tool_call(None, item, None, text)).value for text in ("[]", "No tool fits.", 'get_weather(city="x")')] == [
-        1.0, 1.0, 0.0,
-    ]  # fmt: skip
+    said = "[]", "No tool fits.", 'get_weather(city="x")'
+    assert [next(score_tool_call(None, item, None, text)).value for text in said] == [1.0, 1.0, 0.0]
     assert next(score_tool_call(None, item, None, " ")).value is None
 
 

@@ -10,6 +10,7 @@ import pytest
 from quantverdict.cli import execute
 from quantverdict.errors import DataError
 from quantverdict.grading.code import Execution, Program
+from quantverdict.stages import execute as executing
 from quantverdict.stages.execute import EXECUTIONS, ExecutionLimits, _read, read_executions, run_program
 from quantverdict.stages.verify import DryRunBundle
 from quantverdict.tasks.catalog import load_task
@@ -41,7 +42,7 @@ def test_a_program_passes_where_its_assertions_do(code, check, outcome, detail):
 @pytest.mark.parametrize(
     "code",
     ["import sys\nsys.exit(0)", "raise SystemExit(0)", "import os\nos._exit(0)", "import os, signal\nos.abort()",
-     "import os\nfor fd in range(10):\n    try:\n        os.write(fd, b'passed passed\\n')\n    except OSError: pass\nos._exit(0)"],
+     "import os\nfor fd in (3, 4, 5):\n    try: os.write(fd, b'x passed\\n')\n    except OSError: pass\nos._exit(0)"],
 )  # fmt: skip
 def test_a_program_that_ends_itself_before_its_assertions_has_not_passed(code):
     assert run_program(Program(code, "assert False")).outcome == "failed"
@@ -168,7 +169,7 @@ def test_a_criterion_of_what_is_not_allowed_to_run_is_refused_before_anything_ru
     assert "allow_code_execution: true" in said
 
 
-def test_programs_run_once_are_resumed_verified_and_decide(study, tmp_path, capsys):
+def test_programs_run_once_are_resumed_verified_and_decide(study, monkeypatch, capsys):
     """A line a different program; a run after a kill runs what is missing; a changed line is found."""
     bundle = study("allow_code_execution: true")
     assert execute(["run", "s.yaml", "--out", "b"]) == 0
@@ -178,13 +179,13 @@ def test_programs_run_once_are_resumed_verified_and_decide(study, tmp_path, caps
     assert execute(["verify", "b"]) == 0
     before = (bundle / "matrix.csv").read_bytes()
     (bundle / EXECUTIONS).unlink()
-    capsys.readouterr()
-    assert execute(["run", "s.yaml", "--out", "b"]) == 2
-    assert "executions.jsonl" in capsys.readouterr().err
-    (bundle / EXECUTIONS).write_bytes(b"".join(lines))
     assert execute(["run", "s.yaml", "--out", "b"]) == 0
+    assert b"".join(lines) == (bundle / EXECUTIONS).read_bytes(), "what is not there is run again, to the same bytes"
+    real, again = executing.run_program, []
+    monkeypatch.setattr(executing, "run_program", lambda program: again.append(program) or real(program))
+    assert execute(["run", "s.yaml", "--out", "b"]) == 0
+    assert again == [], "and what is there is not"
     assert (bundle / "matrix.csv").read_bytes() == before
-    assert b"".join(lines) == (bundle / EXECUTIONS).read_bytes(), "nothing was run again"
     (bundle / EXECUTIONS).write_bytes(b"".join(lines).replace(b"failed", b"passed", 1))
     capsys.readouterr()
     assert execute(["verify", "b"]) == 2
@@ -205,7 +206,7 @@ def test_a_line_that_is_no_execution_is_named(study, line):
     assert execute(["run", "s.yaml", "--out", "b"]) == 0
     with (bundle / EXECUTIONS).open("ab") as file:
         file.write(line)
-    with pytest.raises(DataError, match="executions.jsonl:25"):
+    with pytest.raises(DataError, match=r"executions\.jsonl:25"):
         read_executions(DryRunBundle(bundle))
 
 
@@ -217,3 +218,17 @@ def test_leave_is_true_or_false(study, capsys):
 
 def test_an_execution_is_a_value_of_texts():
     assert Execution("k", "passed", "", "guard")._asdict()["outcome"] == "passed"
+
+
+def test_a_run_that_was_killed_runs_what_is_missing(study):
+    """The half of the lines that a killed run left, the last of them torn, are gone on from."""
+    bundle = study("allow_code_execution: true")
+    assert execute(["run", "s.yaml", "--out", "b"]) == 0
+    whole = (bundle / EXECUTIONS).read_bytes()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["artefacts"][EXECUTIONS]
+    manifest["run"]["finished"] = None
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / EXECUTIONS).write_bytes(whole[: len(whole) // 2])
+    assert execute(["run", "s.yaml", "--out", "b"]) == 0
+    assert (bundle / EXECUTIONS).read_bytes() == whole

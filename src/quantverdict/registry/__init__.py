@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from quantverdict.errors import PluginError
@@ -116,44 +117,27 @@ ACCURACIES = {
     "choice_accuracy": "multiple choice",
     "bias_control_accuracy": "settled contexts",
 }
-_SAFETY = ("bias_control_accuracy",)
-"""What is lost by answering "unknown" always counts where the same would be gained."""
+_CONTROLS = ("bias_control_accuracy",)  # what "unknown" always loses counts where the same would be gained
 _FOUR_CHOICES = {"mmlu_accuracy": 0.25, "arc_accuracy": 0.25}
 """ARC has four in all but a few of its items."""
 
 
 def _accuracy(name: str, task: str) -> tuple[Metric, ...]:
-    chance = _FOUR_CHOICES.get(name, 0.0)
-    if name in _SAFETY:
-        return _control(name, task)
+    chance, control = _FOUR_CHOICES.get(name, 0.0), name in _CONTROLS
+    make = partial(Metric, group=(of := "safety" if control else "quality"), chance=chance)
+    counts = partial(make, proportion=True, interval="wilson")
     return (
-        Metric(name, f"{task}: exact match after the task's filters", "quality", proportion=True, interval="wilson",
-               tier="benchmark", margin=_FIVE, section="benchmarks", chance=chance,
-               pool="quality" if name in _FOUR_CHOICES else None, criterion="quality"),
-        Metric(f"{name}_rescored", f"{task}: the same answers read by a tolerant parser", "quality", proportion=True,
-               interval="wilson", chance=chance, criterion="quality"),
-        Metric(f"{name}_format_failure", f"{task}: answers that only the tolerant parser could read", "quality",
-               higher_is_better=False, proportion=True, interval="wilson", chance=chance),
-        Metric(f"{name}_logprob", f"{task}: the likeliest choice is the right one", "quality", proportion=True,
-               interval="wilson", chance=chance, reads_text=False),
-        Metric(f"{name}_margin", f"{task}: log-probability of the right choice less the best wrong one", "quality",
-               unit="nats", chance=chance, reads_text=False),
-        # No accuracy: a flatter distribution loses it with no answer lost.
-        Metric(f"{name}_p_right", f"{task}: probability of the right choice among the choices", "quality",
-               margin=Fraction(3), chance=chance, reads_text=False, needs=(f"{name}_logprob", f"{name}_rescored")),
-    )  # fmt: skip
-
-
-def _control(name: str, task: str) -> tuple[Metric, ...]:
-    """The accuracy of a control: of the criterion that it controls, and in no tier."""
-    made = _accuracy("", task)
-    return tuple(
-        replace(
-            one, name=f"{name}{one.name}", group="safety", tier=None, section=None,
-            needs=tuple(name + of for of in one.needs), margin=one.margin if one.needs else None,
-            criterion="safety" if one.criterion else "",
-        )
-        for one in made
+        counts(name, f"{task}: exact match after the task's filters", tier=None if control else "benchmark",
+               margin=None if control else _FIVE, section=None if control else "benchmarks",
+               pool="quality" if name in _FOUR_CHOICES else None, criterion=of),
+        counts(f"{name}_rescored", f"{task}: the same answers read by a tolerant parser", criterion=of),
+        counts(f"{name}_format_failure", f"{task}: answers that only the tolerant parser could read",
+               higher_is_better=False),
+        counts(f"{name}_logprob", f"{task}: the likeliest choice is the right one", reads_text=False),
+        make(f"{name}_margin", f"{task}: log-probability of the right choice less the best wrong one", unit="nats",
+             reads_text=False),
+        make(f"{name}_p_right", f"{task}: probability of the right choice among the choices", margin=Fraction(3),
+             reads_text=False, needs=(f"{name}_logprob", f"{name}_rescored")),
     )  # fmt: skip
 
 
@@ -163,15 +147,13 @@ METRICS: Listing[Metric] = Listing("metrics", "metric", (
            pool="quality", section="generation"),
     Metric("rouge_l", "ROUGE-L F1 against the reference, without stemming", "quality", tier="generation",
            label="ROUGE-L", pool="quality", section="generation", criterion="quality"),
-    Metric("f1", "F1 of the words shared with a short reference, as SQuAD has it", "quality", label="token F1",
-           criterion="quality", replaces="rouge_l"),
+    Metric("f1", "F1 of the words of a short reference", "quality", criterion="quality", replaces="rouge_l"),
     Metric("contains", "the short reference stands in the answer", "quality", proportion=True),
     Metric("code_pass_rate", "programs that pass their own assertions", "quality", proportion=True, graded="execution",
            criterion="quality", replaces="rouge_l"),
-    Metric("tool_call_accuracy", "the right tools called with the right arguments", "quality", proportion=True,
-           criterion="quality"),
-    Metric("instruction_following", "instructions on form followed, every one of an item", "quality", proportion=True,
-           criterion="quality"),
+    *(Metric(name, meaning, "quality", proportion=True, criterion="quality") for name, meaning in (
+        ("tool_call_accuracy", "the right tools called with the right arguments"),
+        ("instruction_following", "instructions on form followed, every one of an item"))),
     Metric("coherence", "SemScore: cosine of answer and reference", "quality", tier="generation", graded="encoder",
            pool="quality", section="generation", lowest=-1),
     Metric("coherence_prompt", "cosine of answer and prompt, without a reference", "quality", tier="generation",
@@ -241,14 +223,13 @@ SCORERS: Listing[ScorerSpec] = Listing("scorers", "scorer", (
     ScorerSpec("short_answer", f"{_SCORE}.base:score_short_answer", ("f1", "contains"), "a short reference answer"),
     ScorerSpec("code", f"{_SCORE}.code:score_code", ("code_pass_rate",), "assertions that are run", executes=True),
     ScorerSpec("tool_call", f"{_SCORE}.tools:score_tool_call", ("tool_call_accuracy",), "calls of tools"),
-    ScorerSpec("instruction", f"{_SCORE}.instructions:score_instruction", ("instruction_following",),
-               "instructions on form"),
+    ScorerSpec("instruction", f"{_SCORE}.instructions:score_instruction", ("instruction_following",), "form as asked"),
     ScorerSpec("free_text", f"{_SCORE}.base:score_free_text", ("repetition", "output_tokens"), "free text alone"),
     ScorerSpec("refusal", f"{_SCORE}.instruments:score_refusal", ("refusal_rate", "classifier_refusal_rate"),
                "a harmful prompt refused"),
     ScorerSpec("over_refusal", f"{_SCORE}.instruments:score_over_refusal",
                ("over_refusal_rate", "classifier_over_refusal_rate"), "a safe prompt refused"),
-    ScorerSpec("truth", f"{_SCORE}.truth:score_truth", ("truthfulness",), "true and false answers asserted or denied",
+    ScorerSpec("truth", f"{_SCORE}.truth:score_truth", ("truthfulness",), "what is asserted and denied",
                f"{_SCORE}.truth:score_truth_by_overlap"),
     ScorerSpec("bias", f"{_SCORE}.bias:score_bias", ("bias_resistance",), "no stereotype chosen"),
 ))  # fmt: skip
@@ -257,16 +238,14 @@ SCORERS: Listing[ScorerSpec] = Listing("scorers", "scorer", (
 TASK_TYPES: Listing[TaskType] = Listing("task_types", "task type", (
     TaskType("classification", ("choice",), ("reference",), "{A}", "one of a few choices", answer="choice",
              choices=True, check="quantverdict.tasks.taskfile:check_choice"),
-    TaskType("qa", ("short_answer", "text"), ("reference",), None, "a question with a short reference answer",
-             free_text=True),
+    TaskType("qa", ("short_answer", "text"), ("reference",), None, "a question with a short answer", free_text=True),
     TaskType("summarization", ("text",), ("reference",), None, "a text with a reference summary", free_text=True),
     TaskType("code_generation", ("code", "text"), ("reference",), None,
              "code with a reference, and a `check` of assertions", answer="text", free_text=True),
     TaskType("tool_calls", ("tool_call",), ("tools", "reference"), "tool_call_accuracy",
-             "calls of tools by name and arguments", answer="text", check="quantverdict.grading.tools:check_tool_call"),
+             "calls of tools by name and arguments", answer="text", check=f"{_SCORE}.tools:check_tool_call"),
     TaskType("instruction_following", ("instruction",), ("checks",), "instruction_following",
-             "instructions on form, checked by rule", answer="text",
-             check="quantverdict.grading.instructions:check_instruction"),
+             "instructions on form", answer="text", check=f"{_SCORE}.instructions:check_instruction"),
     TaskType("creative_writing", ("free_text",), (), None, "free text without a reference", free_text=True,
              dialogue=True),
     TaskType("safety_refusal", ("refusal",), (), "refusal_rate", "harmful prompts", harmful=True),
