@@ -19,6 +19,7 @@ from quantverdict.matrix.cells import judge_scores
 from quantverdict.policy import Policy
 from quantverdict.records import BackendSpec, Metric, RubricSpec
 from quantverdict.registry import (
+    ADOPTED,
     BACKENDS,
     GATE_RULES,
     IMPORTERS,
@@ -43,6 +44,13 @@ from quantverdict.tasks.catalog import load_task
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+
+
+@pytest.fixture(autouse=True)
+def without_what_bundles_brought():
+    """What was read before in this process is none of the registry's."""
+    for owner in ADOPTED:
+        METRICS.drop(owner)
 
 
 def names(metrics):
