@@ -373,6 +373,16 @@ def test_arms_are_named_on_the_command_line_and_the_first_is_the_baseline(tmp_pa
     assert criteria(again.path)["acc"]["gained"] == "1"
 
 
+def test_arms_of_two_owners_with_one_name_are_two_arms(tmp_path):
+    """Else the rows of both would be one build's."""
+    rows = [{"model": model, "id": n, "correct": n % 2} for model in ("one/tiny", "two/tiny") for n in range(4)]
+    bundle = qv.import_logs(lines(tmp_path / "a.jsonl", rows), tmp_path / "b")
+    assert bundle.matrix["quant"].to_list() == ["one_tiny", "two_tiny"]
+    lines(tmp_path / "c.jsonl", [row | {"model": "one?x" if row["model"] == "one/tiny" else "one*x"} for row in rows])
+    with pytest.raises(DataError, match="two of its 2 arms cannot be told apart"):
+        qv.import_logs(tmp_path / "c.jsonl", tmp_path / "c")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -37,11 +37,18 @@ from quantverdict.registry import (
     register_rubric,
     sheet_rubrics,
 )
-from quantverdict.registry.listing import LISTINGS, load, resource
+from quantverdict.registry.listing import ADOPTED, LISTINGS, load, resource
 from quantverdict.tasks.catalog import load_task
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+
+
+@pytest.fixture(autouse=True)
+def without_what_bundles_brought():
+    """What was read before in this process is none of the registry's."""
+    for owner in ADOPTED:
+        METRICS.drop(owner)
 
 
 def names(metrics):

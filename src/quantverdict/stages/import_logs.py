@@ -150,7 +150,13 @@ def _named(log: LogFile, name: str | None) -> NamedLog:
         if name is not None and len(log.arms) > 1:
             raise StudyError(f"{name}: {log.path} holds {len(log.arms)} arms ({', '.join(log.arms[:4])})",
                              field="--arm", expected="a log of one; a log of several names its own")  # fmt: skip
-        return NamedLog(log, {arm: name or short_name(arm, "arm") for arm in log.arms})
+        names = {arm: name or short_name(arm, "arm") for arm in log.arms}
+        if len(set(names.values())) < len(names):  # of two owners: told apart by the whole name
+            names = {arm: short_name(re.sub(r"[/\\:]+", "_", arm), "arm") for arm in log.arms}
+        if len(set(names.values())) < len(names):
+            raise DataError(f"two of its {len(names)} arms cannot be told apart", file=log.path,
+                            expected="names that differ in letters, digits or . _ + -")  # fmt: skip
+        return NamedLog(log, names)
     own = short_name(name or log.arm)
     if not own or (name is not None and own != name):
         expected = "letters, digits and . _ + -" if name else "--arm NAME=PATH"
