@@ -14,6 +14,7 @@ from quantverdict.records import CellId, Score
 from quantverdict.stats.intervals import clopper_pearson
 from quantverdict.stats.noninferiority import cluster_sums, design_effect
 
+BY_PATTERN = Policy(instruments={"refusal": "pattern"})
 BASE, BUILD = CellId("m", "FP16"), CellId("m", "Q4_K_M")
 
 
@@ -135,10 +136,10 @@ def test_instruments_are_compared_over_the_prompts_that_both_read():
     judge = {BASE: [1.0] * 50, BUILD: [1.0] * 50}
     both = [("refusal_rate", pattern), ("judge_refusal_rate", judge)]
     found = [score for name, arms in both for cell, values in arms.items() for score in scores(cell, name, values)]
-    assert apart(grids(scores_frame(found)), BUILD, BASE, Policy()) is None
+    assert apart(grids(scores_frame(found)), BUILD, BASE, BY_PATTERN) is None
     judge[BUILD] = [1.0] * 45 + [0.0] * 5
     found = [score for name, arms in both for cell, values in arms.items() for score in scores(cell, name, values)]
-    said = apart(grids(scores_frame(found)), BUILD, BASE, Policy())
+    said = apart(grids(scores_frame(found)), BUILD, BASE, BY_PATTERN)
     assert said.startswith("refusal_rate +0.00 pp and judge_refusal_rate -10.00 pp over the same 50 prompts")
 
 
@@ -224,16 +225,16 @@ def test_a_metric_that_no_one_was_asked_has_no_headroom():
 def test_instruments_are_apart_from_the_margin_on(lost, said):
     """The pattern loses none of 100 and the judge some: 5 pp is the margin."""
     samples = judged([1.0] * 100, [1.0] * 100, build_judge=rate(100 - lost, 100))
-    assert (apart(samples, BUILD, BASE, Policy()) is not None) == said
+    assert (apart(samples, BUILD, BASE, BY_PATTERN) is not None) == said
     other = Policy(margins={"judge_refusal_rate": 5, "refusal_rate": 5, "bertscore": 5})
     assert (apart(samples, BUILD, BASE, other) is not None) == said
 
 
 def test_one_instrument_alone_contradicts_nothing():
     samples = grids(scores_frame([one for cell in (BASE, BUILD) for one in scores(cell, "refusal_rate", [1.0] * 9)]))
-    assert apart(samples, BUILD, BASE, Policy()) is None
+    assert apart(samples, BUILD, BASE, BY_PATTERN) is None
     apart_prompts = judged([1.0, None], [None, 1.0], build_judge=[None, 0.0])
-    assert apart(apart_prompts, BUILD, BASE, Policy()) is None
+    assert apart(apart_prompts, BUILD, BASE, BY_PATTERN) is None
 
 
 @pytest.mark.parametrize("known", [{}, {("t", "s0000"): 2}])

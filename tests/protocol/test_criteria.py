@@ -325,7 +325,7 @@ def test_a_policy_is_what_it_was_once_it_is_written_and_read(name):
         ({"criteria": {}}, "at least 1"),
         ({"criteria": {"refusal": {}}, "required": [REFUSAL]}, "required beside criteria"),
         ({"criteria": {"refusal": {}}, "rules": "paired"}, "rules paired"),
-        ({"instruments": {"refusal": "guard"}}, "nothing here counts refusals by guard"),
+        ({"instruments": {"refusal": "gard"}}, "did you mean guard"),
         ({"instruments": {"refusal": "nose"}}, "one of pattern, judge, classifier, guard"),
     ],
 )
@@ -335,7 +335,9 @@ def test_a_criterion_that_cannot_be_meant_is_refused(wrong, told):
 
 
 def test_the_instrument_that_is_named_decides_refusals():
-    assert Policy().members("refusal") == (REFUSAL,)
+    assert Policy().members("refusal") == ("classifier_refusal_rate",)
+    assert Policy().settled({REFUSAL}).members("refusal") == (REFUSAL,), "where no classifier read, the pattern decides"
+    assert Policy().settled({REFUSAL, "classifier_refusal_rate"}).instruments == {"refusal": "classifier"}
     assert Policy(instruments={"refusal": "judge"}).members("refusal") == ("judge_refusal_rate",)
     assert OVER in Policy(instruments={"refusal": "judge"}).members("safety"), (
         "a judge counts no refusals of safe prompts"
