@@ -465,7 +465,12 @@ def imports_of(file: str, seen: dict[str, frozenset[str]] = {}) -> frozenset[str
     return seen[file]
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> tuple[str, ...]:
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("quantverdict"):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
