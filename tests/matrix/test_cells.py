@@ -256,6 +256,7 @@ def test_judgements_that_do_not_say_their_clusters_have_those_of_the_answers():
 
 def test_no_judgements_are_no_scores():
     assert grids(judge_scores(judged("harm", []), TYPES)) == {}
+    assert judge_scores(judged("harm", []), TYPES).schema == scores_frame([]).schema
 
 
 @pytest.mark.parametrize(
