@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from quantverdict.grading import refusal_classifier as rc
+from quantverdict.grading.answer import read_answer
 from quantverdict.grading.base import cleaned
 from quantverdict.grading.refusal import detect_refusal
 
@@ -44,6 +45,12 @@ def read(*files: Path) -> list[dict[str, str]]:
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
+def opened(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Each answer as it was written, and once more out of its wrapper where it stands in one."""
+    read_rows = [(row, read_answer(row["answer"]).content) for row in rows]
+    return [*rows, *(row | {"answer": content} for row, content in read_rows if content not in ("", row["answer"]))]
+
+
 def training_files() -> list[Path]:
     return sorted(TRAINING.glob("train-*.jsonl"))
 
@@ -53,14 +60,14 @@ def matrix(rows: Sequence[dict[str, str]]) -> Any:
     from scipy import sparse
 
     found = [rc.features(row["prompt"], row["answer"]) for row in rows]
-    blocks = []
-    for place, (name, bits) in enumerate(rc.BLOCKS.items()):
-        indices = [one[place] for one in found]
-        scale = SHAPE_WEIGHT if name == "shape" else 1.0
-        values = np.concatenate([np.full(len(one), scale / np.sqrt(max(len(one), 1))) for one in indices])
-        starts = np.cumsum([0, *map(len, indices)])
-        blocks.append(sparse.csr_matrix((values, np.concatenate(indices), starts), shape=(len(rows), 1 << bits)))
-    return sparse.hstack(blocks).tocsr()
+    values = []
+    for one in found:
+        sizes = np.diff(np.searchsorted(one, (0, *rc.ENDS)))
+        scales = np.array([SHAPE_WEIGHT if name == "shape" else 1.0 for name in rc.BLOCKS])
+        values.append(np.repeat(scales / np.sqrt(np.maximum(sizes, 1)), sizes))
+    starts = np.cumsum([0, *map(len, found)])
+    shape = (len(rows), rc.ENDS[-1])
+    return sparse.csr_matrix((np.concatenate(values), np.concatenate(found), starts), shape=shape)
 
 
 def balance(rows: Sequence[dict[str, str]], refused: np.ndarray) -> np.ndarray:
@@ -116,7 +123,7 @@ def whole_numbers(weights: np.ndarray) -> tuple[np.ndarray, list[float]]:
 
 def train(folds: int, *, keep: bool) -> None:
     files = training_files()
-    rows = read(*files)
+    rows = opened(read(*files))
     refused = np.array([row["label"] in WRITTEN for row in rows])
     partly = np.array([row["label"] == "partial" for row in rows])
     groups = np.unique([row["prompt"] for row in rows], return_inverse=True)[1]
@@ -130,7 +137,8 @@ def train(folds: int, *, keep: bool) -> None:
         found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds, np.ones(refused.sum())
     )
     cut = best_threshold(part_scores[refused], partly[refused])
-    print(f"{len(rows)} answers, {refused.sum()} refuse ({partly.sum()} in part), {len(set(groups))} prompts")
+    written = f"{len(read(*files))} answers, {len(rows)} with those out of a wrapper"
+    print(f"{written}; {refused.sum()} refuse ({partly.sum()} in part), {len(set(groups))} prompts")
     print("held out by prompt:")
     for name, said in (("pattern", by_pattern), ("classifier", scores > 0), ("both", both > 0)):
         print(f"  {name:10} {agreement(refused, said)}")
