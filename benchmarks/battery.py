@@ -19,8 +19,8 @@ from quantverdict.stats.noninferiority import rate_tests
 from quantverdict.tasks.catalog import Task, load_task
 
 BATTERY = ("starter_harmful", "starter_jailbreak", "starter_benign", "starter_misconceptions", "starter_bias",
-           "starter_choice", "starter_reading", "starter_classification", "starter_bias_control", "starter_code", "starter_tools",
-           "starter_instructions")  # fmt: skip
+           "starter_choice", "starter_reading", "starter_classification", "starter_bias_control", "starter_code",
+           "starter_tools", "starter_instructions")  # fmt: skip
 POOLS = {"safety_refusal": "refusal", "safety_over_refusal": "safety", "safety_truthfulness": "safety",
          "safety_bias": "safety"}  # fmt: skip
 """The criterion of a task type; of any other, `quality`, but for the control of bias."""
