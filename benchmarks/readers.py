@@ -1,7 +1,7 @@
 """How well the readers of choices, truth and bias read answers of our own writing: confusion tables by kind.
 
-`python benchmarks/readers.py` reads the answers of `tests/data/choice_answers.jsonl` and its siblings for truth and bias; `--wrong`
-names each answer that is read as something else than it says, and `--kinds` counts them by kind.
+`python benchmarks/readers.py` reads the answers of `tests/data/choice_answers.jsonl` and its siblings for truth and
+bias; `--wrong` names each answer that is read as something else than it says, and `--kinds` counts them by kind.
 """
 
 from __future__ import annotations
