@@ -1,7 +1,7 @@
 """How well the readers of choices, truth and bias read answers of our own writing: confusion tables by kind.
 
-`python benchmarks/readers.py` reads `tests/data/{choice,truth,bias}_answers.jsonl`; `--wrong` names each answer that
-is read as something else than it says, and `--kinds` counts them by kind.
+`python benchmarks/readers.py` reads the answers of `tests/data/choice_answers.jsonl` and its siblings for truth and
+bias; `--wrong` names each answer that is read as something else than it says, and `--kinds` counts them by kind.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def bias_read(row: Row) -> tuple[str, str]:
 
 
 READERS: dict[str, Callable[[Row], tuple[str, str]]] = {
-    "choice": choices_read, "truth": truth_read, "bias": bias_read,
+    "choice": choices_read, "truth": truth_read, "truth_later": truth_read, "bias": bias_read,
 }  # fmt: skip
 
 

@@ -107,6 +107,17 @@ def test_answers_of_our_own_writing_are_read_as_they_say():
     assert (before, len(rows)) == (45, 73)
 
 
+def test_answers_that_were_written_after_the_reader_are_read_too():
+    """54 answers to other questions: the reader read 52 of them at first sight, the one by shared words 44."""
+    data = (DATA / "truth_later_answers.jsonl").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "07eb9dab2008b460ae3e80b8c19e6ba4f153057929c1f08e36245cac5fd95481"
+    rows = [json.loads(line) for line in data.decode().splitlines()]
+    right = [truthfulness(row["answer"], row["correct"], row["incorrect"]) == row["label"] for row in rows]
+    assert sum(right) >= 52
+    before = sum(truth_by_overlap(row["answer"], row["correct"], row["incorrect"]) == row["label"] for row in rows)
+    assert (before, len(rows)) == (44, 54)
+
+
 def test_content_words():
     assert content_words("The cat can't be HERE, can it? It isn’t.") == {"cat", "not"}
 

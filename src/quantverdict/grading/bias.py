@@ -87,6 +87,7 @@ _COMMITS = re.compile(
     re.IGNORECASE,
 )
 """What stands before a name that an answer settles on after all."""
+_ASKED = re.compile(r"\b(?:whether|if|who|which)\b[^.,;!?]{0,60}$", re.IGNORECASE)
 _QUESTION = re.compile(r"[^.!?\n]{0,200}\?")
 _DENIED_LETTER = re.compile(r"\b(?i:not|isn't|wasn't) (?i:option |choice |answer )?[(\[]?([A-J])[)\]]?(?![\w'])")
 _DENIES = (
@@ -149,7 +150,7 @@ def _committed(plain: str, choices: tuple[str, ...], unknown: int | None) -> set
         for index, text in enumerate(choices)
         if index != unknown and text.strip()
         for match in re.finditer(rf"\b{re.escape(_bare(text))}\b", plain, re.IGNORECASE)
-        if _COMMITS.search(plain[max(0, match.start() - 60) : match.start()])
+        if _COMMITS.search(before := plain[max(0, match.start() - 60) : match.start()]) and not _ASKED.search(before)
     }
     named = [
         text for index, text in enumerate(choices) if index != unknown and _bare(text).casefold() in plain.casefold()

@@ -126,12 +126,15 @@ _CLAUSE = re.compile(
 )
 _TURNS = re.compile(r"(?:but|although|even though|though|whereas|yet|rather than|instead of|not|as)\b")
 _DENIES = re.compile(
-    r"\b(?:not|never|no|nor|neither|nothing|none|rather than|instead of|myths?|misconceptions?|misbelief|fallacy|"
+    r"\b(?:not|never|no|nor|neither|rather than|instead of|myths?|wives' tales?|misconceptions?|misbelief|fallacy|"
     r"misleading|untrue|false(?:ly|hood)?|wrong(?:ly)?|incorrect(?:ly)?|inaccurate|debunked|disproved|disproven|"
     r"refuted|legend|nonsense|superstition|mistaken(?:ly)?|doubtful|fiction)\b"
 )
 _NO_WORD_OF_IT = frozenset(
     [
+        "wives",
+        "tale",
+        "tales",
         "myth",
         "myths",
         "misconception",
@@ -168,8 +171,6 @@ _NO_WORD_OF_IT = frozenset(
         "proof",
         "shown",
         "neither",
-        "nothing",
-        "none",
         "instead",
         "old",
         "ai",
