@@ -17,6 +17,7 @@ from quantverdict.cli import execute
 from quantverdict.errors import BundleError, DataError, StudyError
 from quantverdict.ingestion.logs import LogOptions, find_logs, format_of_log, short_name
 from quantverdict.stages.compare import compare as compare_logs
+from quantverdict.stages.import_logs import read_logs
 
 LOGS = Path(__file__).parent / "data" / "logs"
 TINY, Q4 = LOGS / "lm-eval" / "org__tiny", LOGS / "lm-eval" / "org__tiny-q4"
@@ -500,6 +501,62 @@ def test_a_broken_log_is_named_by_file_and_row_and_leaves_nothing(name, text, ex
         assert "internal error" not in told
     assert not (tmp_path / "out").exists()
     assert not Path("quantverdict-metrics.yaml").exists()
+
+
+ODD = [None, True, 0, -1, 1.5, float("inf"), "", "x", [], [1], {}, {"a": 1}, [["-1", "False"]], "\ud800", 10**30]
+RESULTS = "lm-eval/org__tiny/results_2026-11-30T10-00-00.000001.json"
+STRUCTURED = ["inspect/tiny.json", "promptfoo/out.json", "promptfoo/out.jsonl", "eee/tiny_samples.jsonl",
+              "eee/tiny.json", f"lm-eval/org__tiny/{SUMS}", RESULTS]  # fmt: skip
+
+
+def places(node, path=()):
+    if path:
+        yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, below in children:
+        yield from places(below, (*path, key))
+
+
+def changed(document, draw):
+    """The document with one value that is another, or gone."""
+    document = json.loads(json.dumps(document))
+    *above, last = draw.choice(list(places(document)))
+    node = document
+    for key in above:
+        node = node[key]
+    if draw.random() < 0.25 and isinstance(node, dict):
+        del node[last]
+    else:
+        node[last] = draw.choice(ODD)
+    return document
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_whatever_stands_in_a_log_it_is_read_or_refused_in_a_line(name, tmp_path):
+    """Forty logs, each with one value changed: no other exception than ours, whoever wrote the file."""
+    source, draw = LOGS / name, random.Random(name)
+    place = tmp_path / "log"
+    shutil.copytree(source.parent, place)
+    read = next(place.glob("samples_sums*")) if name.startswith("lm-eval") else place / source.name
+    read = place / "tiny_samples.jsonl" if name == "eee/tiny.json" else read
+    base = source.parent / read.name
+    told = []
+    for _ in range(40):
+        if source.suffix == ".jsonl":
+            rows = [json.loads(line) for line in source.read_text().splitlines()]
+            at = draw.randrange(len(rows))
+            lines(place / source.name, [changed(row, draw) if n == at else row for n, row in enumerate(rows)])
+        else:
+            (place / source.name).write_text(json.dumps(changed(json.loads(source.read_text()), draw), indent=1))
+        try:
+            if name.startswith("promptfoo"):
+                read_logs([read], tmp_path / "out", LogOptions(), arms={})
+            else:
+                compare_logs(base, read, LogOptions(), units=["brevity=share,higher"], units_file=tmp_path / "u.yaml")
+        except (DataError, StudyError) as error:
+            told.append(str(error))
+    assert len(told) < 40
+    assert all(len(one.splitlines()) == 1 for one in told)
 
 
 @pytest.mark.parametrize("command", [["compare"], ["import", "--out", "out"]])

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
+import quantverdict as qv
 from quantverdict.cli import execute
 from quantverdict.config import Study
 from quantverdict.errors import BundleError, TaskError
@@ -211,6 +212,32 @@ def test_a_data_set_that_changed_stops_a_run_that_is_gone_on_with(tmp_path):
         BundleError, match=r"the data of task sums changed .*: 20 items of rows\.jsonl .*, now 19 items"
     ):
         check_data([task(tmp_path)], bundle)
+
+
+def test_a_run_on_a_data_set_is_gone_on_with_while_it_is_the_same(tmp_path):
+    """From recorded answers to the decision, the record in the manifest; then another row, and the refusal by name."""
+    write(tmp_path, ROWS)
+    file = task(tmp_path).source
+    (tmp_path / "recorded").mkdir()
+    for quant in ("FP16", "Q4_K_M"):
+        answers = [{"task": "sums", "sample_id": str(n), "text": f"{2 * n} apples"} for n in range(20)]
+        (tmp_path / "recorded" / f"tiny__{quant}.jsonl").write_text("\n".join(map(json.dumps, answers)) + "\n")
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({
+        "study": "sums",
+        "models": [{"name": "tiny", "family": "f", "baseline": "FP16", "variants": ["FP16", "Q4_K_M"]}],
+        "collect": {"backend": "replay", "replay_dir": "recorded"}, "tasks": [{"path": file}],
+        "policy": {"criteria": {"quality": {"metrics": ["rouge_l"], "demanded": True}}},
+    }))  # fmt: skip
+    bundle = qv.run(study, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["data"]["sums"] == {"source": "rows.jsonl", "revision": "", "items": 20,
+                                        "sha256": load_task(file).data.sha256}  # fmt: skip
+    assert qv.run(study, tmp_path / "b").decision.document == bundle.decision.document
+    assert qv.verify(bundle) == []
+    write(tmp_path, [row | {"sum": row["sum"] + (row["id"] == 7)} for row in ROWS])
+    with pytest.raises(BundleError, match=r"the data of task sums changed since this bundle was begun"):
+        qv.run(study, tmp_path / "b")
 
 
 # What is wrong is named

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantverdict.errors import DataError
-from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, first_row
+from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, first_row, under
 from quantverdict.ingestion.rows import RowFields, read_blocks
 from quantverdict.registry import IMPORTERS
 
@@ -21,7 +21,7 @@ def every_eval_log(path: Path, options: LogOptions) -> Iterator[LogFile]:
     """
     row = first_row(path)
     columns = {**IMPORTERS["eee"].columns}
-    if not isinstance((row.get("input") or {}).get("raw"), str):
+    if not isinstance(under(row, "input").get("raw"), str):
         columns.pop("prompt_hash")
     models: dict[str, None] = {}
     for block in read_blocks(path, "eee", RowFields({"model": columns["cell"]}, {})):
@@ -35,8 +35,9 @@ def _direction(path: Path, evaluation: str) -> str | None:
     for beside in sorted(path.parent.glob("*.json")):
         found = document_of(beside)
         if isinstance(found, dict) and found.get("evaluation_id") == evaluation:
-            results = found.get("evaluation_results") or []
-            lower |= {bool((one.get("metric_config") or {}).get("lower_is_better")) for one in results}
+            results = found.get("evaluation_results")
+            given = [under(one, "metric_config") for one in results] if isinstance(results, list) else []
+            lower |= {bool(one["lower_is_better"]) for one in given if "lower_is_better" in one}
     if len(lower) > 1:
         raise DataError("is of metrics of both directions", file=path, field="lower_is_better",
                         expected="a file for each direction, or --unit score=share,higher")  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.errors import DataError
-from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, short_name
+from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, short_name, under
 from quantverdict.registry import IMPORTERS
 
 if sys.version_info >= (3, 14):
@@ -63,7 +63,8 @@ def inspect_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     header = _header(path)
     said = header["eval"]
-    repeated = int((said.get("config") or {}).get("epochs") or 1) > 1
+    epochs = under(said, "config").get("epochs")
+    repeated = isinstance(epochs, int) and epochs > 1
     for sample in _samples(path):
         name = str(sample["id"])
         error = sample.get("error")
@@ -74,7 +75,7 @@ def inspect_rows(path: Path) -> Iterator[dict[str, Any]]:
             "cluster": name if repeated else None,
             "prompt_hash": _hash(sample.get("input")),
             "reason": str(error.get("message", "error")) if isinstance(error, dict) else None,
-            "scores": _scores(sample.get("scores") or {}),
+            "scores": _scores(under(sample, "scores")),
         }
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.errors import DataError, one_of
-from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, first_row, short_name
+from quantverdict.ingestion.logs import (
+    LogFile,
+    LoggedMetric,
+    LogOptions,
+    Unit,
+    document_of,
+    first_row,
+    short_name,
+    under,
+)
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(_(?P<time>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
 _FILTER = re.compile(rb'"filter": ?("(?:[^"\\]|\\.)*"), ?"metrics":')
@@ -39,7 +48,7 @@ def lm_eval_log(path: Path, options: LogOptions) -> Iterator[LogFile]:
             raise DataError(f"no rows of the filter {options.chosen}", file=path, field="filter",
                             expected=f"{one_of(options.chosen, filters)}, or all")  # fmt: skip
         filters, single = (options.chosen,), True
-    better = results.get("higher_is_better", {}).get(task, {})
+    better = under(results, "higher_is_better", task)
     listed = row.get("metrics")
     names = listed if isinstance(listed, list) else [key for key in row if key not in _COLUMNS]
     numbers = [one for one in names if isinstance(row.get(one), int | float) and "." not in one]
@@ -74,8 +83,7 @@ def _results(path: Path, name: re.Match[str] | None) -> Mapping[str, Any]:
 
 def _model(path: Path, name: re.Match[str] | None, results: Mapping[str, Any]) -> str:
     """By the results; else the folder, which that harness names by the model."""
-    arguments = (results.get("config") or {}).get("model_args")
-    said = arguments.get("pretrained", "") if isinstance(arguments, dict) else ""
+    said = under(results, "config", "model_args").get("pretrained", "")
     return str(results.get("model_name") or said or (path.resolve().parent.name if name and name["time"] else ""))
 
 
@@ -83,9 +91,11 @@ def _filters(path: Path, row: Mapping[str, Any], results: Mapping[str, Any], tas
     """The filters of which there are rows: as the task's configuration says, else by reading that column."""
     if "filter" not in row:
         return ("none",)
-    listed = (results.get("configs") or {}).get(task, {}).get("filter_list", [] if results else None)
-    if isinstance(listed, list) and task in (results.get("configs") or {}):
-        return tuple(str(one["name"]) for one in listed) or (str(row["filter"]),)
+    configured = under(results, "configs", task)
+    if configured:
+        listed = configured.get("filter_list") or []
+        names = [one.get("name") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        return tuple(str(one) for one in names if one) or (str(row["filter"]),)
     found: dict[bytes, None] = {}
     with path.open("rb") as file:
         for content in file:

@@ -219,6 +219,13 @@ def document_of(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
         raise DataError(f"cannot be read ({error})", file=path, expected="a JSON document") from error
 
 
+def under(document: object, *keys: str) -> Mapping[str, Any]:
+    """The object at the end of these keys; an empty one where something on the way is none."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document if isinstance(document, Mapping) else {}
+
+
 def short_name(text: str, default: str = "") -> str:
     """A name of a model or a task as it can stand in every table: the last part of a path, without odd characters."""
     last = re.split(r"[/\\:]", text.rstrip("/\\"))[-1].removeprefix("models--")

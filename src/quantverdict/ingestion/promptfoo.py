@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantverdict.errors import DataError
-from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of
+from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit, document_of, under
 from quantverdict.registry import IMPORTERS
 from quantverdict.yaml_file import decoded
 
@@ -51,9 +51,9 @@ def promptfoo_rows(path: Path) -> Iterator[dict[str, Any]]:
         arm = str(provider.get("label") or provider.get("id")) if isinstance(provider, dict) else str(provider)
         name = f"{one['testIdx']}/{_prompt(one)[:8]}" if many else str(one["testIdx"])
         count = seen[arm, name] = seen.get((arm, name), 0) + 1
-        asked = str((one.get("prompt") or {}).get("raw", ""))
+        asked = str(under(one, "prompt").get("raw", ""))
         error = one.get("failureReason") == FAILED
-        said = {"success": float(bool(one.get("success"))), "score": one.get("score"), **(one.get("namedScores") or {})}
+        said = {"success": float(bool(one.get("success"))), "score": one.get("score"), **under(one, "namedScores")}
         for metric, value in said.items():
             yield {
                 "model": arm,
@@ -67,7 +67,7 @@ def promptfoo_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _prompt(one: Mapping[str, Any]) -> str:
-    return str(one.get("promptId") or (one.get("prompt") or {}).get("label") or "")
+    return str(one.get("promptId") or under(one, "prompt").get("label") or "")
 
 
 def _results(path: Path) -> list[dict[str, Any]]:

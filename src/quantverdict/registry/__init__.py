@@ -310,6 +310,7 @@ BACKENDS: Listing[BackendSpec] = Listing("backends", "backend", (
 
 _IN = "quantverdict.ingestion"
 _ROWS, _TABLE = f"{_IN}.rows", f"{_IN}.tables:table_log"
+_ROW = {name: name for name in ("sample_id", "prompt_hash", "reason", "task")} | {"cell": "model"}
 IMPORTERS: Listing[Importer] = Listing("importers", "format", (
     Importer("jsonl", f"{_ROWS}:jsonl_blocks", (".jsonl",), "a JSON object a line", blocks=True, log=_TABLE),
     Importer("jsonl.gz", f"{_ROWS}:gzip_blocks", (".jsonl.gz",), "the same by gzip", blocks=True, log=_TABLE),
@@ -319,12 +320,9 @@ IMPORTERS: Listing[Importer] = Listing("importers", "format", (
              columns={"sample_id": "doc_id", "prompt_hash": "prompt_hash", "item_hash": "doc_hash"},
              sign=r'\s*\{"doc_id":', log=f"{_IN}.lm_eval:lm_eval_log"),
     Importer("inspect", f"{_IN}.inspect_log:inspect_rows", (".eval",), "a log of Inspect, .eval or .json",
-             columns={"sample_id": "sample_id", "prompt_hash": "prompt_hash", "cluster": "cluster",
-                      "reason": "reason", "task": "task", "cell": "model"},
-             sign=r'PK\x03\x04|\s*\{\s*"version":\s*\d+,\s*"status":', log=f"{_IN}.inspect_log:inspect_log"),
-    Importer("promptfoo", f"{_IN}.promptfoo:promptfoo_rows", (), "results of promptfoo, .json or .jsonl",
-             columns={"sample_id": "sample_id", "prompt_hash": "prompt_hash", "reason": "reason", "task": "task",
-                      "cell": "model"},
+             columns=_ROW | {"cluster": "cluster"}, log=f"{_IN}.inspect_log:inspect_log",
+             sign=r'PK\x03\x04|\s*\{\s*"version":\s*\d+,\s*"status":'),
+    Importer("promptfoo", f"{_IN}.promptfoo:promptfoo_rows", (), "results of promptfoo, .json or .jsonl", columns=_ROW,
              sign=r'\s*\{\s*"evalId":|\{[^\n]*"gradingResult":', log=f"{_IN}.promptfoo:promptfoo_log"),
     Importer("eee", f"{_ROWS}:jsonl_blocks", (), "instances of Every Eval Ever, a JSON object a line", blocks=True,
              columns={"sample_id": "sample_id", "prompt_hash": "input.raw", "task": "evaluation_name",
@@ -392,7 +390,7 @@ INSTRUMENTS = ("pattern", "judge", "classifier", "guard")
 """What can say whether an answer refuses; a metric of refusals is named after what it is by, but for the pattern's."""
 
 
-DEFAULT_INSTRUMENT = "classifier"
+DEFAULT_INSTRUMENT = "pattern"
 """Whose word decides by criteria where a policy names no instrument and the run has it; else it is the pattern's."""
 
 
