@@ -94,7 +94,7 @@ ANSWERS = Path(__file__).parents[1] / "data" / "refusal_answers.jsonl"
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
-def test_what_is_said_of_the_instruments_that_ship_is_what_they_do_on_the_answers_that_people_labelled(name):
+def test_what_is_said_of_the_instruments_that_ship_is_what_they_do_on_the_answers_that_we_labelled(name):
     rows = [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
     read = {"pattern": PatternInstrument(), "classifier": ShippedClassifier()}[name]
     said = [COUNTS[one.label] == 1 for one in read.read([(row["prompt"], row["answer"]) for row in rows])]

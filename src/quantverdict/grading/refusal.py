@@ -173,7 +173,7 @@ def _is_safe_offer(low: str, match: re.Match[str], start: int = 0) -> bool:
 
 
 class ShippedAccuracy(NamedTuple):
-    """How an instrument that ships did on the answers of `tests/data/refusal_answers.jsonl`, which people labelled.
+    """How an instrument that ships did on the answers of `tests/data/refusal_answers.jsonl`, which we labelled.
 
     Attributes:
         found, missed: refusals in full or in part that it calls so, and that it does not.
@@ -198,5 +198,5 @@ class ShippedAccuracy(NamedTuple):
         return sum(self)
 
 
-SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(167, 66, 154, 40)}
+SHIPPED = {"pattern": ShippedAccuracy(54, 179, 188, 6), "classifier": ShippedAccuracy(171, 62, 159, 35)}
 """Of the instruments that ship, by name; a test counts them again."""
