@@ -460,3 +460,13 @@ def test_the_p_value_of_a_weighted_mean_is_the_level_at_which_its_limit_reaches_
                           upper=upper) == pytest.approx(0.4998, rel=1e-4)  # fmt: skip
         assert weighted_p(normal_parts(upper), sum(p.weight * p.estimate for p in normal_parts(upper)),
                           upper=upper) == 1  # fmt: skip
+
+
+def test_a_p_value_of_exactly_alpha_rejects_and_its_limit_is_on_the_margins_other_side():
+    lost, kept = rate_loss(12, 0, 100, 0.05), rate_loss(1, 0, 100, 0.05)
+    assert rate_loss(12, 0, 100, 0.05, lost.p_inferior).lo >= 0.05
+    assert rate_loss(12, 0, 100, 0.05, lost.p_inferior * (1 - 1e-9)).lo < 0.05
+    assert rate_loss(1, 0, 100, 0.05, kept.p_noninferior).hi <= 0.05
+    assert rate_loss(1, 0, 100, 0.05, kept.p_noninferior * (1 - 1e-9)).hi > 0.05
+    assert outcome(lost, lost.p_inferior) == "inferior"
+    assert outcome(kept, kept.p_noninferior) == "non_inferior"
