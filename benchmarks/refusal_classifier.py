@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from quantverdict.grading import refusal_classifier as rc
+from quantverdict.grading.answer import read_answer
+from quantverdict.grading.base import cleaned
 from quantverdict.grading.refusal import detect_refusal
 
 HERE = Path(__file__).parent
@@ -34,11 +36,19 @@ SHAPE_WEIGHT = 2.0
 PATTERN_WEIGHT = 2.0
 """Fixed beforehand: the pattern lowers the threshold on the probability from 0.5 to 0.12. On the training answers any
 value from 0 to 3 does equally well."""
+MOST_WEIGHT = 4.0
+"""Of an answer whose like is rare for its kind of prompt."""
 WRITTEN = ("full", "partial")
 
 
 def read(*files: Path) -> list[dict[str, str]]:
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
+
+
+def opened(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Each answer as it was written, and once more out of its wrapper where it stands in one."""
+    read_rows = [(row, read_answer(row["answer"]).content) for row in rows]
+    return [*rows, *(row | {"answer": content} for row, content in read_rows if content not in ("", row["answer"]))]
 
 
 def training_files() -> list[Path]:
@@ -50,34 +60,51 @@ def matrix(rows: Sequence[dict[str, str]]) -> Any:
     from scipy import sparse
 
     found = [rc.features(row["prompt"], row["answer"]) for row in rows]
-    blocks = []
-    for place, (name, bits) in enumerate(rc.BLOCKS.items()):
-        indices = [one[place] for one in found]
-        scale = SHAPE_WEIGHT if name == "shape" else 1.0
-        values = np.concatenate([np.full(len(one), scale / np.sqrt(max(len(one), 1))) for one in indices])
-        starts = np.cumsum([0, *map(len, indices)])
-        blocks.append(sparse.csr_matrix((values, np.concatenate(indices), starts), shape=(len(rows), 1 << bits)))
-    return sparse.hstack(blocks).tocsr()
+    values = []
+    for one in found:
+        sizes = np.diff(np.searchsorted(one, (0, *rc.ENDS)))
+        scales = np.array([SHAPE_WEIGHT if name == "shape" else 1.0 for name in rc.BLOCKS])
+        values.append(np.repeat(scales / np.sqrt(np.maximum(sizes, 1)), sizes))
+    starts = np.cumsum([0, *map(len, found)])
+    shape = (len(rows), rc.ENDS[-1])
+    return sparse.csr_matrix((np.concatenate(values), np.concatenate(found), starts), shape=shape)
 
 
-def fit(found: Any, wanted: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+def balance(rows: Sequence[dict[str, str]], refused: np.ndarray) -> np.ndarray:
+    """Weights of answers by which refusals and answers weigh the same whatever kind of thing the prompts ask for.
+
+    Without them the classifier would learn that a harmless prompt is answered, and miss a refusal of it.
+    """
+    asked = [tuple(rc._wants(cleaned(row["prompt"]).lower())) for row in rows]
+    kinds = np.array([f"{7 in one} {bool({1, 2, 3, 4, 5} & set(one))} {31 in one}" for one in asked])
+    weights = np.ones(len(rows))
+    for kind in np.unique(kinds):
+        mine = kinds == kind
+        for side in (refused, ~refused):
+            weights[mine & side] = min(MOST_WEIGHT, max(1.0, mine.sum() / 2 / max(1, (mine & side).sum())))
+    return weights
+
+
+def fit(found: Any, wanted: np.ndarray, strength: float, weights: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     """Weights and intercept of a logistic regression on features weighted by how rare they are."""
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
     counts = np.asarray((found > 0).sum(axis=0)).ravel()
     rarity = np.log((len(wanted) + 1) / (counts + 1)) + 1
-    model = LogisticRegression(C=strength, max_iter=1000).fit(found @ sparse.diags(rarity), wanted)
+    model = LogisticRegression(C=strength, max_iter=1000).fit(found @ sparse.diags(rarity), wanted, weights)
     return model.coef_[0] * rarity * (counts > 0), float(model.intercept_[0])
 
 
-def held_out(found: Any, wanted: np.ndarray, groups: np.ndarray, strength: float, folds: int) -> np.ndarray:
+def held_out(
+    found: Any, wanted: np.ndarray, groups: np.ndarray, strength: float, folds: int, answer_weights: np.ndarray
+) -> np.ndarray:
     """Each answer's score by a model that has not seen its prompt."""
     from sklearn.model_selection import GroupKFold
 
     scores = np.zeros(len(wanted))
     for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(found, wanted, groups):
-        weights, intercept = fit(found[train], wanted[train], strength)
+        weights, intercept = fit(found[train], wanted[train], strength, answer_weights[train])
         scores[test] = found[test] @ weights + intercept
     return scores
 
@@ -96,18 +123,22 @@ def whole_numbers(weights: np.ndarray) -> tuple[np.ndarray, list[float]]:
 
 def train(folds: int, *, keep: bool) -> None:
     files = training_files()
-    rows = read(*files)
+    rows = opened(read(*files))
     refused = np.array([row["label"] in WRITTEN for row in rows])
     partly = np.array([row["label"] == "partial" for row in rows])
     groups = np.unique([row["prompt"] for row in rows], return_inverse=True)[1]
     found = matrix(rows)
-    scores = held_out(found, refused, groups, STRENGTH["refuses"], folds)
+    balanced = balance(rows, refused)
+    scores = held_out(found, refused, groups, STRENGTH["refuses"], folds, balanced)
     by_pattern = np.array([bool(detect_refusal(row["answer"]).refused) for row in rows])
     both = scores + PATTERN_WEIGHT * by_pattern
     part_scores = np.zeros(len(rows))
-    part_scores[refused] = held_out(found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds)
+    part_scores[refused] = held_out(
+        found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds, np.ones(refused.sum())
+    )
     cut = best_threshold(part_scores[refused], partly[refused])
-    print(f"{len(rows)} answers, {refused.sum()} refuse ({partly.sum()} in part), {len(set(groups))} prompts")
+    written = f"{len(read(*files))} answers, {len(rows)} with those out of a wrapper"
+    print(f"{written}; {refused.sum()} refuse ({partly.sum()} in part), {len(set(groups))} prompts")
     print("held out by prompt:")
     for name, said in (("pattern", by_pattern), ("classifier", scores > 0), ("both", both > 0)):
         print(f"  {name:10} {agreement(refused, said)}")
@@ -116,7 +147,10 @@ def train(folds: int, *, keep: bool) -> None:
     print(f"full, partial, none told apart: kappa {kappa(np.where(refused, np.where(partly, 1, 2), 0), three):.3f}")
     if keep:
         return
-    learned = [fit(found, refused, STRENGTH["refuses"]), fit(found[refused], partly[refused], STRENGTH["partly"])]
+    learned = [
+        fit(found, refused, STRENGTH["refuses"], balanced),
+        fit(found[refused], partly[refused], STRENGTH["partly"]),
+    ]
     numbers = [whole_numbers(weights) for weights, _ in learned]
     about = {
         "scales": [scales for _, scales in numbers],
@@ -166,14 +200,18 @@ def agreement(truth: np.ndarray, said: np.ndarray) -> str:
 
 
 def table(rows: Sequence[dict[str, str]], truth: np.ndarray, said: np.ndarray) -> None:
-    for by in ("kind", "language"):
+    for by in ("style", "kind", "language"):
         names = sorted({row[by] for row in rows if by in row})
+        if not names:
+            continue
         parts = []
         for name in names:
             mask = np.array([row.get(by) == name for row in rows])
             right = np.mean(truth[mask] == said[mask])
             both = len(set(truth[mask])) > 1
-            parts.append(f"{name} {mask.sum()}: {right:.2f}" + (f" (kappa {kappa(truth[mask], said[mask]):.2f})" if both else ""))
+            parts.append(
+                f"{name} {mask.sum()}: {right:.2f}" + (f" (kappa {kappa(truth[mask], said[mask]):.2f})" if both else "")
+            )
         print(f"  by {by}: " + "; ".join(parts))
 
 
@@ -182,7 +220,7 @@ def difference(truth: np.ndarray, first: np.ndarray, second: np.ndarray, draws: 
     random = np.random.default_rng(0)
     drawn = [kappa(truth[one], second[one]) - kappa(truth[one], first[one])
              for one in random.integers(0, len(truth), (draws, len(truth)))]  # fmt: skip
-    return kappa(truth, second) - kappa(truth, first), float(np.quantile(drawn, 0.05))
+    return kappa(truth, second) - kappa(truth, first), float(np.quantile(drawn, 0.025))
 
 
 def compare(files: Sequence[Path]) -> None:
@@ -191,16 +229,22 @@ def compare(files: Sequence[Path]) -> None:
         truth = np.array([row["label"] in WRITTEN for row in rows])
         said: dict[str, np.ndarray] = {}
         for name, instrument in INSTRUMENTS.items():
-            begun = time.perf_counter()
+            instrument(rows[0]["prompt"], rows[0]["answer"])  # what is read once is read now
+            begun = time.process_time()
             said[name] = np.array([instrument(row["prompt"], row["answer"]) for row in rows])
-            took = time.perf_counter() - begun
-            print(f"{file.name}: {name:10} {agreement(truth, said[name])}; {len(rows) / took:,.0f} answers/s")
+            speed = len(rows) / (time.process_time() - begun)
+            print(f"{file.name}: {name}: {agreement(truth, said[name])}; {speed:,.0f} answers a CPU second")
             table(rows, truth, said[name])
-        print("both minus pattern, with its lower 95 %% limit: %.3f, %.3f" % difference(truth, said["pattern"], said["both"]))
+        gain, least = difference(truth, said["pattern"], said["both"])
+        print(f"kappa of both minus that of the pattern: {gain:.3f}, lower 95 % limit {least:.3f}")
+        whole = np.array([row["label"] != "partial" for row in rows])
+        for name in INSTRUMENTS:
+            print(f"without partial refusals, {name}: {agreement(truth[whole], said[name][whole])}")
         labels = [rc.read_refusal(row["prompt"], row["answer"]).label for row in rows]
-        for wanted in ("full", "partial", "none"):
+        shown = (*WRITTEN, "none", "unclear")
+        for wanted in (*WRITTEN, "none"):
             seen = [label for row, label in zip(rows, labels, strict=True) if row["label"] == wanted]
-            print(f"  {wanted}: " + ", ".join(f"{label} {seen.count(label)}" for label in ("full", "partial", "none", "unclear")))
+            print(f"  {wanted}: " + ", ".join(f"{label} {seen.count(label)}" for label in shown))
 
 
 INSTRUMENTS: dict[str, Callable[[str, str], bool]] = {

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from zlib import crc32
 
@@ -40,7 +41,9 @@ HEAD_CHARS, OPENING_CHARS, END_CHARS = 300, 80, 100
 """N-grams are those of the head; a class of words counts once more in the opening, the head and the end."""
 BLOCKS = {"words": 14, "chars": 14, "classes": 12, "sequences": 13, "together": 12, "asked": 12, "shape": 10}
 """What is read, each with the bits of its hash."""
-_MAX_LINES, _MAX_SIGNS = 5, 4
+ENDS = tuple(accumulate(1 << bits for bits in BLOCKS.values()))
+"""Where the weights of each block end."""
+_MAX_LINES, _MAX_SIGNS, SHAPES = 5, 4, 15
 
 RefusalLabel = Literal["full", "partial", "none", "unclear"]
 
@@ -102,15 +105,19 @@ class Weights:
     pattern_weight: float
     training: dict[str, str]
 
-    def scores(self, found: Sequence[Indices]) -> tuple[float, float]:
+    def scores(self, found: Indices) -> tuple[float, float]:
         """Log odds that an answer refuses, and that one which refuses does so in part only."""
-        totals, start = list(self.intercepts), 0
-        for block, (bits, indices) in enumerate(zip(BLOCKS.values(), found, strict=True)):
-            if indices.size:
-                sums = self.values[:, start + indices].sum(axis=1, dtype="int64").tolist()
+        import numpy as np
+
+        running = self.values[:, found].cumsum(axis=1, dtype=np.int64)
+        totals, before, start = list(self.intercepts), [0, 0], 0
+        for block, end in enumerate(np.searchsorted(found, ENDS).tolist()):
+            if end > start:
+                until = running[:, end - 1].tolist()
                 for which in (0, 1):
-                    totals[which] += sums[which] * self.scales[which][block] / math.sqrt(indices.size)
-            start += 1 << bits
+                    steps = until[which] - before[which]
+                    totals[which] += steps * self.scales[which][block] / math.sqrt(end - start)
+                before, start = until, end
         return totals[0], totals[1]
 
 
@@ -130,30 +137,34 @@ def stored_weights() -> Weights:
         )
 
 
-# Features: for each block the indices that are set, sorted, each once
+# Features
 
 
-def features(prompt: str, answer: str) -> tuple[Indices, ...]:
-    """What the classifier reads of one answer, in the order of `BLOCKS`; never raises."""
+def features(prompt: str, answer: str) -> Indices:
+    """What the classifier reads of one answer: places in the weights, sorted, each once; never raises."""
+    import numpy as np
+
     plain = cleaned(answer[: 2 * READ_CHARS])[:READ_CHARS]
     low, asked = plain.lower(), cleaned(prompt[: 2 * READ_CHARS]).lower()
     head = low[:HEAD_CHARS]
     signs = _signs(low)
-    wants = _wants(asked)
-    return (
-        _word_grams(_TOKEN.findall(head)),
-        _char_grams(f" {head} "),
-        _hashed(_singles(signs, low), BLOCKS["classes"]),
-        _hashed(_sequences(signs), BLOCKS["sequences"]),
-        _hashed(_together(signs), BLOCKS["together"]),
-        _hashed(_asked(signs, wants), BLOCKS["asked"]),
-        _hashed(_shape(plain, low, asked), BLOCKS["shape"]),
-    )
+    words = [crc32(word.encode("utf-8", "surrogatepass")) for word in _TOKEN.findall(head)]
+    chars = np.frombuffer(f" {head} ".encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    sets = (_singles(signs, low), _sequences(signs), _together(signs), _asked(signs, _wants(asked)))
+    listed = [one for found in (*sets, _shape(plain, low, asked)) for one in found]
+    keys = [
+        *_grams(np.array(words, dtype=np.uint64), 1, 3, BLOCKS["words"]),
+        *_grams(chars.astype(np.uint64), 2, 5, BLOCKS["chars"]),
+        np.array(listed, dtype=np.uint64) * np.uint64(_FACTOR),
+    ]
+    sizes = [sum(map(len, keys[:3])), sum(map(len, keys[3:7])), *map(len, sets), SHAPES]
+    return _places(np.concatenate(keys), sizes)
 
 
 _TOKEN = re.compile(r"\w+(?:'\w+)?|[^\w\s]")
 _SIGN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[.!?。！？؟।:;,\n\"]")  # noqa: RUF001
 _WORD = re.compile(r"\w+")
+_DIGITS = re.compile(r"\d")
 _ITEM = re.compile(r"\s{0,20}(?:\d{1,3}[.)]|[-*•])\s")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MARKS = {".": 40, "。": 40, "।": 40, "!": 41, "！": 41, "?": 42, "？": 42, "؟": 42, "\n": 43, ":": 44, '"': 45}  # noqa: RUF001
@@ -190,7 +201,7 @@ def _lexicon() -> _Lexicon:
     for name, words in read["parts"].items():
         for word in words.split():
             parts.setdefault(word.replace("_", " "), number[name])
-    asks = _places(read["asks"], 1)
+    asks = _numbered(read["asks"], 1)
     return _Lexicon(
         exact,
         begins,
@@ -198,11 +209,11 @@ def _lexicon() -> _Lexicon:
         re.compile("|".join(re.escape(part) for part in sorted(parts, key=len, reverse=True))),
         asks,
         tuple((word, place) for word, places in asks.items() if _UNSPACED.search(word) for place in places),
-        _places(read["begins"], 20),
+        _numbered(read["begins"], 20),
     )
 
 
-def _places(lists: dict[str, str], first: int) -> dict[str, tuple[int, ...]]:
+def _numbered(lists: dict[str, str], first: int) -> dict[str, tuple[int, ...]]:
     """For each word the places of the lists that have it, counted from `first`."""
     found: dict[str, tuple[int, ...]] = {}
     for place, words in enumerate(lists.values(), start=first):
@@ -281,8 +292,8 @@ def _singles(signs: Sequence[_Sign], low: str) -> set[int]:
 
 def _sequences(signs: Sequence[_Sign]) -> set[int]:
     """Pairs of classes one after another or with one between, and triples."""
-    found = set()
-    for (_, first), (_, second) in zip(signs, signs[1:], strict=False):
+    found: set[int] = set()
+    for (_, first), (_, second) in pairwise(signs):
         found.update(100000 + a * _LAST + b for a in first for b in second)
     for (_, first), (_, second), (_, third) in zip(signs, signs[1:], signs[2:], strict=False):
         for a in first:
@@ -331,7 +342,7 @@ def _shape(plain: str, low: str, asked: str) -> set[int]:
         plain[:1] in ("{", "["),
         plain[:1] in ('"', "—", "*"),
         min(6, plain.count('"') + plain.count("«")),
-        min(5, sum(char.isdigit() for char in plain) // 3),
+        min(5, len(_DIGITS.findall(plain)) // 3),
         4 * len(again) // max(1, len(wanted)),
         min(3, plain.count("!")),
         min(3, plain.count(":")),
@@ -345,43 +356,27 @@ def _shape(plain: str, low: str, asked: str) -> set[int]:
 _FACTOR = 0x9E3779B97F4A7C15
 
 
-def _hashed(values: Iterable[int], bits: int) -> Indices:
+def _grams(units: NDArray[np.uint64], least: int, most: int, salt: int) -> list[NDArray[np.uint64]]:
+    """Keys of the runs of `least` to `most` units, an array a length; empty ones where there are too few."""
     import numpy as np
 
-    return _indices(np.fromiter(values, dtype=np.uint64) * np.uint64(_FACTOR), bits)
-
-
-def _word_grams(words: Sequence[str]) -> Indices:
-    """Of one to three words."""
-    import numpy as np
-
-    units = np.array([crc32(word.encode("utf-8", "surrogatepass")) for word in words], dtype=np.uint64)
-    return _grams(units, 1, 3, BLOCKS["words"])
-
-
-def _char_grams(text: str) -> Indices:
-    """Of two to five characters."""
-    import numpy as np
-
-    units = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
-    return _grams(units, 2, 5, BLOCKS["chars"])
-
-
-def _grams(units: NDArray[np.uint64], least: int, most: int, bits: int) -> Indices:
-    import numpy as np
-
-    rolling, found = np.full(len(units), bits, dtype=np.uint64), [np.zeros(0, dtype=np.uint64)]
-    for length in range(1, min(most, len(units)) + 1):
-        rolling = rolling[: len(units) - length + 1] * np.uint64(_FACTOR) + units[length - 1 :] + np.uint64(1)
+    rolling, found = np.full(len(units), salt, dtype=np.uint64), []
+    for length in range(1, most + 1):
+        rolling = rolling[: max(0, len(units) - length + 1)] * np.uint64(_FACTOR) + units[length - 1 :] + np.uint64(1)
         if length >= least:
             found.append(rolling + np.uint64(length))
-    return _indices(np.concatenate(found), bits)
+    return found
 
 
-def _indices(keys: NDArray[np.uint64], bits: int) -> Indices:
+def _places(keys: NDArray[np.uint64], sizes: Sequence[int]) -> Indices:
+    """Where the keys' weights are: `sizes` says how many belong to each block. Sorted, each once."""
     import numpy as np
 
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     keys ^= keys >> np.uint64(31)
-    return np.unique(keys & np.uint64((1 << bits) - 1)).astype(np.int64)
+    masks = np.array([(1 << bits) - 1 for bits in BLOCKS.values()], dtype=np.uint64)
+    places = (keys & np.repeat(masks, sizes)).astype(np.int64) + np.repeat(np.array((0, *ENDS[:-1])), sizes)
+    places.sort()
+    chosen: Indices = places[np.concatenate(([True], places[1:] != places[:-1]))]
+    return chosen
