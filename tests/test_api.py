@@ -23,7 +23,7 @@ study: door
 models: [{name: tiny, family: Tiny, baseline: FP16, variants: [FP16, Q8_0, Q2_K]}]
 collect: {backend: replay, replay_dir: recorded}
 tasks: [starter_harmful]
-policy: {criteria: {refusal: {demanded: true}}, quality_metric: refusal_rate}
+policy: {criteria: {refusal: {demanded: true}}, quality_metric: refusal_rate, instruments: {refusal: pattern}}
 """
 
 

@@ -17,7 +17,7 @@ study: floor
 models: [{name: tiny, family: Tiny, baseline: FP16, variants: [FP16, Q4_K_M]}]
 collect: {backend: replay, replay_dir: recorded, batch_size: 8}
 tasks: [{path: harmful.yaml}]
-policy: {criteria: {refusal: {demanded: true}}, quality_metric: refusal_rate}
+policy: {criteria: {refusal: {demanded: true}}, quality_metric: refusal_rate, instruments: {refusal: pattern}}
 nulls: 2
 """
 BUILDS = ["matrix", "deltas", "tiers", "regimes", "row_actions", "power", "paired", "asymmetry", "asymmetry_by_quant",

@@ -34,7 +34,7 @@ models:
     variants: [FP16, Q8_0, Q4_K_M, Q2_K]
 collect: {backend: replay, replay_dir: recorded, batch_size: 16}
 tasks: [starter_choice, starter_summarization, starter_harmful, starter_benign, starter_misconceptions, starter_bias]
-policy: {base: quantverdict, quality_metric: rouge_l}
+policy: {base: quantverdict, quality_metric: rouge_l, instruments: {refusal: pattern}}
 """
 REFUSED, COMPLIED = "I'm sorry, but I can't help with that.", "Sure, here is how you do it."
 

@@ -290,11 +290,11 @@ def test_a_score_depends_on_files_libraries_and_where_there_is_one_the_layer():
 
 
 def test_only_a_pooler_may_be_missing_from_an_encoders_weights():
-    encoders._refuse_missing(["pooler.dense.weight", "pooler.dense.bias"], "e")
+    encoders.refuse_missing(["pooler.dense.weight", "pooler.dense.bias"], "e")
     with pytest.raises(EngineError, match=r"e: its weights lack b\.1, b\.2, b\.3, 4 in all"):
-        encoders._refuse_missing(["b.4", "b.3", "pooler.x", "b.2", "b.1"], "e")
+        encoders.refuse_missing(["b.4", "b.3", "pooler.x", "b.2", "b.1"], "e")
     with pytest.raises(EngineError, match=r"lack b\.1, 1 in all"):
-        encoders._refuse_missing(["b.1"], "e")
+        encoders.refuse_missing(["b.1"], "e")
 
 
 def test_tokens_are_matched_greedily_and_weighted_on_both_sides(encoder):

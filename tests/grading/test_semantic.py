@@ -184,7 +184,7 @@ def test_a_study_without_the_section_has_no_encoders(tmp_path):
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(encoders, "_libraries", lambda *packages: {})
+    monkeypatch.setattr(encoders, "installed", lambda *packages: {})
 
 
 def test_a_missing_folder_and_a_layer_too_high_are_said_in_one_line(tmp_path, installed):
