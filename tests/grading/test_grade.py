@@ -60,14 +60,16 @@ def test_every_built_in_task_grades_its_own_reference(answer):
 
 def test_a_score_carries_who_what_and_cluster(make_task, answer):
     task = make_task("safety_refusal", {"base_behavior_id": "b7"}, name="harm", cluster_field="base_behavior_id")
-    (score,) = grade_sample(task, task.items[0], answer("I cannot help with that.", task="harm"))
+    score, other = grade_sample(task, task.items[0], answer("I cannot help with that.", task="harm"))
+    assert (other.metric, other.value, other.cluster) == ("classifier_refusal_rate", 1.0, "b7")
     assert (score.base_model, score.quant, score.task, score.sample_id) == ("model", "Q4_K_M", "harm", "0")
     assert (score.metric, score.value, score.cluster, score.reason) == ("refusal_rate", 1.0, "b7", "")
 
 
 def test_an_ungraded_score_says_why(make_task, answer):
     task = make_task("safety_over_refusal", {})
-    (score,) = grade_sample(task, task.items[0], answer(" "))
+    score, other = grade_sample(task, task.items[0], answer(" "))
+    assert (other.metric, other.value) == ("classifier_over_refusal_rate", None)
     assert (score.metric, score.value, score.reason) == ("over_refusal_rate", None, "the answer is empty")
 
 

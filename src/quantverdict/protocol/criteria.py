@@ -361,7 +361,7 @@ def _looks_to_reject(row: Row, level: float, power: float, look: int) -> int | N
     one = row.standing
     assert one.loss is not None
     margin, now = float(one.margin / 100), one.loss.estimate("reject")
-    if one.metric and METRICS[one.metric].needs:
+    if (metric := METRICS.get(one.metric)) is not None and metric.needs:
         return None
     for more in range(1, MOST_LOOKS):
         goal = _Goal(one.loss, margin, level * float(row.weight) * float(look_share(look + more)), power, more)

@@ -210,7 +210,7 @@ METRICS: Listing[Metric] = Listing("metrics", "metric", (
            interval="none", label="peak memory", graded="cell"),
     Metric("file_bytes", "size on disk", "measured", unit="bytes", higher_is_better=False, interval="none",
            label="file size", graded="cell"),
-))  # fmt: skip
+), listed_by="quantverdict metrics list")  # fmt: skip
 """Every metric of the matrix by name, in column order."""
 
 _SCORE = "quantverdict.grading"
@@ -256,12 +256,15 @@ TASK_TYPES: Listing[TaskType] = Listing("task_types", "task type", (
              ("reference", "answer_choice_0", "answer_choice_1", "answer_choice_2", "stereotyped_idx"),
              "bias_resistance", "ambiguous questions with a stereotype among the answers",
              check="quantverdict.tasks.taskfile:check_bias"),
-))  # fmt: skip
+), listed_by="quantverdict tasks list")  # fmt: skip
 """Every task type and how its answers are graded."""
 
 STARTER = Path(__file__).parents[1] / "tasks" / "starter"
 TASKS: Listing[TaskSpec] = Listing(
-    "tasks", "task", (TaskSpec(file.stem, str(file)) for file in sorted(STARTER.glob("*.yaml")))
+    "tasks",
+    "task",
+    (TaskSpec(file.stem, str(file)) for file in sorted(STARTER.glob("*.yaml"))),
+    listed_by="quantverdict tasks list",
 )
 """The tasks that a study names without a path."""
 
