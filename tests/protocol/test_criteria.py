@@ -1,5 +1,6 @@
 """Accepted, rejected or inconclusive by criteria: margins in counts, pools, families, levels, what rows show."""
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 
@@ -361,3 +362,14 @@ def test_pairs_of_which_none_has_both_grades_show_no_loss_and_not_one_of_zero():
     assert (loss.seen, loss.estimate("accept"), loss.estimate("reject")) == (None, 1.0, 0.0)
     half = replace(part, both=np.arange(8) < 4)
     assert Loss((half,), None, 0.025).seen == 1.0
+
+
+def test_rows_of_the_document_are_those_of_the_table_in_numbers_that_json_has(study):
+    decision = study(Q8_0={BIAS: (3, 1)})
+    told = cell(decision)["criteria"]
+    assert json.loads(json.dumps(told)) == told
+    for one, (_, row) in zip(told, rows(decision).items(), strict=True):
+        assert {name: one[name] for name in COLUMNS[2:]} == {name: row[name] for name in COLUMNS[2:]}
+    assert [one["name"] for one in told] == [
+        "refusal", "safety", f"safety/{OVER}", f"safety/{BIAS}", "quality"
+    ]  # fmt: skip
