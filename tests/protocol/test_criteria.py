@@ -1,5 +1,6 @@
 """Accepted, rejected or inconclusive by criteria: margins in counts, pools, families, levels, what rows show."""
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -414,3 +415,14 @@ def test_a_time_is_in_the_unit_that_shows_it(seconds, words):
 )
 def test_an_interval_that_too_few_pairs_bound_says_so(lo, hi, words):
     assert within(lo, hi) == words
+
+
+def test_rows_of_the_document_are_those_of_the_table_in_numbers_that_json_has(study):
+    decision = study(Q8_0={BIAS: (3, 1)})
+    told = cell(decision)["criteria"]
+    assert json.loads(json.dumps(told)) == told
+    for one, (_, row) in zip(told, rows(decision).items(), strict=True):
+        assert {name: one[name] for name in COLUMNS[2:]} == {name: row[name] for name in COLUMNS[2:]}
+    assert [one["name"] for one in told] == [
+        "refusal", "safety", f"safety/{OVER}", f"safety/{BIAS}", "quality"
+    ]  # fmt: skip
