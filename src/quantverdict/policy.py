@@ -198,8 +198,8 @@ class Policy(FrozenModel):
     instruments: Mapping[Literal["refusal"], Annotated[str, AfterValidator(NameCheck(lambda: INSTRUMENTS))]] = Field(
         default_factory=dict, exclude_if=lambda instruments: not instruments
     )
-    """Whose word decides whether an answer refuses, harmful prompts and safe ones alike: `refusal: judge`. If not given,
-    by criteria that of the classifier that ships where it was measured, else the pattern's."""
+    """Whose word decides whether an answer refuses, harmful prompts and safe ones alike: `refusal: judge`. If not
+    given, by criteria that of the classifier that ships where it was measured, else the pattern's."""
     family: Literal["study", "base_model"] = Field(default="study", exclude_if=lambda family: family == "study")
     """Over what alpha is held by criteria: all builds of the study, or those of each base model."""
     margins: Annotated[Mapping[GatedMetric, Margin], BeforeValidator(with_defaults)] = Field(

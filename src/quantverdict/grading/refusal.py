@@ -198,5 +198,5 @@ class ShippedAccuracy(NamedTuple):
         return sum(self)
 
 
-SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(167, 66, 154, 40)}
+SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(171, 62, 155, 39)}
 """Of the instruments that ship, by name; a test counts them again."""
