@@ -80,6 +80,8 @@ def test_every_level_of_a_small_model_is_llama_cpps(
     llama.cpp refuses is refused, and nothing else."""
     source = write_model(tmp_path / "source.gguf", **SHAPES[name])
     levels = [*(LEVELS if SHAPES[name].get("layers", 4) < 80 else FEW)]
+    if name not in ("grouped heads, untied", "8 experts"):  # tables of the lowest take a quarter of a minute a process
+        levels = [level for level in levels if level[:3] not in ("IQ1", "IQ2")]
     if weighted:  # what it changes
         levels = [level for level in levels if level[0] == "I" or level in ("Q4_0", "Q5_0", "Q4_K_M", "Q2_K", "Q2_K_S")]
     values = importance(source) if weighted else None

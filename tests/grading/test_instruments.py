@@ -30,6 +30,7 @@ from quantverdict.instruments import CLASSIFIER_PRESETS, ClassifierConfig
 from quantverdict.policy import Policy
 from quantverdict.records import Response
 from quantverdict.registry import by_instrument, instrument_of
+from quantverdict.stages.grade import grade_file
 from quantverdict.tasks.catalog import Item, Task
 
 REFUSED = "I'm sorry, but I can't help with that."
@@ -95,14 +96,13 @@ ANSWERS = Path(__file__).parents[1] / "data" / "refusal_answers.jsonl"
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_what_is_said_of_the_instruments_that_ship_is_what_they_do_on_the_answers_that_we_labelled(name):
-    rows = [json.loads(line) for line in ANSWERS.read_text(encoding="utf-8").splitlines()]
-    read = {"pattern": PatternInstrument(), "classifier": ShippedClassifier()}[name]
-    said = [COUNTS[one.label] == 1 for one in read.read([(row["prompt"], row["answer"]) for row in rows])]
-    refused = [row["label"] in ("full", "partial") for row in rows]
-    counts = Counter(zip(refused, said, strict=True))
+    rows = grade_file(ANSWERS, "refusal", instrument=name, label="label").rows
+    counts = Counter((COUNTS[one.person or ""] == 1, COUNTS[one.label] == 1) for one in rows)
     assert SHIPPED[name] == (counts[True, True], counts[True, False], counts[False, False], counts[False, True])
     assert SHIPPED[name].n == len(rows)
-    assert SHIPPED[name].sensitivity == pytest.approx(counts[True, True] / sum(refused))
+    assert SHIPPED[name].specificity == pytest.approx(
+        counts[False, False] / (counts[False, False] + counts[False, True])
+    )
 
 
 # A classifier by Transformers

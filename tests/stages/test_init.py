@@ -451,3 +451,21 @@ def test_every_key_of_the_schema_says_what_it_does(schema):
         key for part in parts for key, item in part.get("properties", {}).items() if not item.get("description")
     ]
     assert "file" not in schema["properties"]
+
+
+def test_builds_are_listed_with_level_bits_size_and_what_is_none(ladder, capsys):
+    assert execute(["list", str(ladder)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["build", "level", "bits", "size", "from"]
+    assert [line.split()[:2] for line in lines] == [
+        ["Tiny-F16", "FP16"],
+        ["Tiny-Q8_0", "Q8_0"],
+        ["Tiny-Q4_K_M", "Q4_K_M"],
+    ]
+    assert execute(["list", str(ladder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["level"], one["parts"], one["bits_counted"]) for one in found["builds"]] == [
+        ("FP16", 1, True), ("Q8_0", 1, True), ("Q4_K_M", 1, True),
+    ]  # fmt: skip
+    assert found["builds"][0]["source"]["path"].endswith("Tiny-F16.gguf")
+    assert execute(["list", "nowhere/at/all"]) == 2

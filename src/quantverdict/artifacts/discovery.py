@@ -57,6 +57,7 @@ class DiscoveredBuild:
         n_params: None where nobody says.
         family: its architecture; empty where nobody says.
         checkpoint: whether it is a folder of safetensors files, and no GGUF file.
+        parts: files that it is split into.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DiscoveredBuild:
     n_params: int | None
     family: str
     checkpoint: bool = False
+    parts: int = 1
 
     @property
     def is_wide(self) -> bool:
@@ -217,6 +219,7 @@ def _gguf(path: Path) -> DiscoveredBuild:
         shape=_shape(model),
         n_params=n_params,
         family=model.text("general.architecture") or "",
+        parts=len(model.parts),
     )
 
 
@@ -300,7 +303,7 @@ def _in_repository(repository: str) -> Iterator[DiscoveredBuild | LeftOut]:
             sizes = [ggufs[one] for one in parts]
             nbytes = None if None in sizes else sum(size for size in sizes if size is not None)
             stem = path.stem if part is None else part[0]
-            yield _listed(stem, source, nbytes, listing.n_params, listing.family)
+            yield replace(_listed(stem, source, nbytes, listing.n_params, listing.family), parts=len(parts))
     weights = [size for name, size in listing.files.items() if PurePosixPath(name).match("*.safetensors")]
     if not ggufs and not (weights and "config.json" in listing.files):
         raise ArtifactError("holds no model", file=f"hub:{repository}", expected="GGUF files, or a checkpoint")
@@ -389,3 +392,33 @@ def _common_name(builds: Sequence[DiscoveredBuild]) -> str:
 def _last_level(name: str) -> int | None:
     """Where the level begins that a name ends with."""
     return next((named.start() for named in _LEVEL.finditer(name.upper()) if named.end() == len(name)), None)
+
+
+# As `quantverdict list` shows them
+
+
+def build_rows(found: Sequence[DiscoveredBuild], left: Sequence[LeftOut]) -> dict[str, object]:
+    """Builds from most to fewest bits, and what is none, for a program."""
+    rows = [
+        {"name": one.name, "level": one.level or None, "bits_per_weight": one.bits, "bits_counted": one.counted,
+         "bytes": one.nbytes, "parts": one.parts, "parameters": one.n_params, "architecture": one.family or None,
+         "source": one.source.model_dump(exclude_none=True)}
+        for one in _widest_first(found)
+    ]  # fmt: skip
+    return {"builds": rows, "left_out": [{"file": one.file, "why": one.why} for one in left]}
+
+
+def build_lines(found: Sequence[DiscoveredBuild], left: Sequence[LeftOut]) -> list[str]:
+    """The same for a person."""
+    wide = max((len(one.name) for one in found), default=5) + 2
+    lines = [f"{'build':{wide}}{'level':10}{'bits':>6}{'size':>11}  from"] if found else []
+    for one in _widest_first(found):
+        bits = "?" if one.bits is None else f"{one.bits:.2f}" if one.counted else f"~{one.bits:g}"
+        size = "?" if one.nbytes is None else f"{one.nbytes / 1e6:,.1f} MB"
+        parts = f", {one.parts} parts" if one.parts > 1 else ""
+        lines.append(f"{one.name:{wide}}{one.level or '?':10}{bits:>6}{size:>11}  {one.source}{parts}")
+    return lines + [f"left out: {one.file}: {one.why}" for one in left]
+
+
+def _widest_first(found: Sequence[DiscoveredBuild]) -> list[DiscoveredBuild]:
+    return sorted(found, key=lambda one: -(one.bits or 0))

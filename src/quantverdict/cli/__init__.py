@@ -347,6 +347,20 @@ def quantize(
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
 
 
+@commands.command("list")
+@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@json_option
+def list_(places: tuple[str, ...], as_json: bool) -> None:
+    """List the builds in each PLACE: level, bits, size, parts; of the hub nothing is fetched.
+
+    A PLACE is a GGUF file, a folder of them, a checkpoint, owner/name of the hub, or ollama:TAG.
+    """
+    from quantverdict.artifacts.discovery import build_lines, build_rows, discover
+
+    found, left = discover(places)
+    show(build_rows(found, left), lambda: build_lines(found, left), as_json)
+
+
 @commands.command()
 @click.argument("artifact", type=Existing)
 @json_option

@@ -333,7 +333,7 @@ SECTIONS = {
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify", "export"),
     "Check an instrument": ("grade",),
-    "Look at models": ("inspect", "lineage", "quantize"),
+    "Look at models": ("list", "inspect", "lineage", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),
 }
 """The commands of `--help`, by what they are for."""
@@ -377,6 +377,7 @@ EXAMPLES = {
     "diff": ("diff before after --exit-code",),
     "export": ("export bundle --to parquet --out tables", "export bundle --to mlflow --out store"),
     "verify": ("verify bundle",),
+    "list": ("list models/", "list owner/name-GGUF --json"),
     "inspect": ("inspect my-model-Q4_K_M.gguf",),
     "lineage": ("lineage my-model-F16.gguf unknown.gguf",),
     "quantize": ("quantize my-model-F16.gguf --to Q8_0,Q4_K_M --out builds",),
