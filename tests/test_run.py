@@ -392,7 +392,7 @@ def test_a_matrix_is_analysed_again_by_the_policy_it_was_decided_by(tmp_path, ca
 def test_every_built_in_task_is_listed_and_shown(capsys):
     assert execute(["tasks", "list", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert len(names) == 13
+    assert len(names) == 15
     for name in names:
         assert execute(["tasks", "show", name]) == 0
 
