@@ -304,8 +304,9 @@ REPOSITORY = {
     "siblings": [
         {"rfilename": "README.md", "size": 10}, {"rfilename": "Tiny-Q4_K_M.gguf", "size": 600_000},
         {"rfilename": "Tiny-F16.gguf", "size": 2_000_000}, {"rfilename": "mmproj-Tiny-F16.gguf", "size": 500_000},
-        {"rfilename": "Tiny-F32-00001-of-00002.gguf", "size": 9},
-        {"rfilename": "Tiny-F32-00002-of-00002.gguf", "size": 9},
+        {"rfilename": "big/Tiny-F32-00001-of-00002.gguf", "size": 2_500_000},
+        {"rfilename": "big/Tiny-F32-00002-of-00002.gguf", "size": 1_500_000},
+        {"rfilename": "Tiny-Q8_0-00002-of-00002.gguf", "size": 9},
     ],
 }  # fmt: skip
 
@@ -327,13 +328,17 @@ def test_a_repository_of_the_hub_is_listed_and_not_fetched(scripted, tmp_path, m
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {path.partition("?")[0] for path, _, _ in scripted.requests} == {"/api/models/owner/Tiny-GGUF"}
-    assert [one["file"] for one in told["left_out"]] == ["Tiny-F32-00001-of-00002.gguf", "mmproj-Tiny-F16.gguf"]
+    assert [(one["file"], one["why"]) for one in told["left_out"]] == [
+        ("Tiny-Q8_0-00002-of-00002.gguf", "is a part of a model whose part Tiny-Q8_0-00001-of-00002.gguf is missing"),
+        ("mmproj-Tiny-F16.gguf", "is a multimodal projector, by its name"),
+    ]
     assert [(one["quant"], one["bits_per_weight"]) for one in told["models"][0]["builds"]] == [
-        ("Tiny-F16", 16.0), ("Tiny-Q4_K_M", 4.8),
+        ("Tiny-F32", 32.0), ("Tiny-F16", 16.0), ("Tiny-Q4_K_M", 4.8),
     ]  # fmt: skip
     [model] = load_study(tmp_path / "study.yaml").models
     assert (model.name, model.family, model.params_b) == ("Tiny", "llama", 0.001)
-    assert model.variants[1].source.model_dump(exclude_none=True) == {
+    assert model.variants[0].source.file == "big/Tiny-F32-00001-of-00002.gguf"
+    assert model.variants[2].source.model_dump(exclude_none=True) == {
         "hub": "owner/Tiny-GGUF", "revision": REPOSITORY["sha"], "file": "Tiny-Q4_K_M.gguf",
     }  # fmt: skip
 

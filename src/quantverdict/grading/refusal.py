@@ -198,5 +198,5 @@ class ShippedAccuracy(NamedTuple):
         return sum(self)
 
 
-SHIPPED = {"pattern": ShippedAccuracy(54, 179, 188, 6), "classifier": ShippedAccuracy(172, 61, 160, 34)}
+SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(172, 61, 156, 38)}
 """Of the instruments that ship, by name; a test counts them again."""
