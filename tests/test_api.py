@@ -229,10 +229,10 @@ def test_every_public_name_is_what_it_is_called_even_when_every_module_is_import
 
 
 def test_every_command_is_a_function():
-    """`tasks`, `metrics` and `doctor` look at what is installed, not at a study; `import` is a word of the language."""
+    """Some look at what is installed or at folders, not at a study; `import` is a word of the language."""
     functions = {"import": "import_logs"}
     named = {functions.get(name, name) for name in commands.commands}
-    assert named - {"tasks", "metrics", "doctor"} <= set(qv.__all__)
+    assert named - {"tasks", "metrics", "doctor", "list"} <= set(qv.__all__)
 
 
 def test_every_function_is_typed_and_says_what_it_takes():

@@ -96,11 +96,12 @@ def test_labels_correct_what_the_pattern_misses(bundle, sheet, capsys):
     out = capsys.readouterr().out
     told = json.loads(out[out.index("{") :])
     assert told["discordant"] == 20
-    (errors,) = table(bundle, "instruments", metric="refusal_rate")
+    (errors,) = table(bundle, "instruments", metric="refusal_rate", instrument="pattern")
     assert float(errors["sensitivity"]) < 0.7
     assert float(errors["specificity"]) == 1
     (base,), (worst,), (same,) = (
-        table(bundle, "corrected_rates", quant=quant, metric="refusal_rate") for quant in ("FP16", "Q2_K", "Q8_0")
+        table(bundle, "corrected_rates", quant=quant, metric="refusal_rate", instrument="pattern")
+        for quant in ("FP16", "Q2_K", "Q8_0")
     )
     assert float(base["raw_rate"]) == pytest.approx(1 / 3)
     assert float(base["ci_lo"]) <= 2 / 3 <= float(base["ci_hi"])

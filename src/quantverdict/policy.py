@@ -98,8 +98,7 @@ REFUSAL = "refusal"
 
 def _own(metric: str) -> Fraction:
     """The margin of a member that has none in the policy."""
-    found = METRICS.find(metric)
-    return found.margin if found.needs and found.margin is not None else Fraction(5)
+    return (found.margin if (found := METRICS.find(metric)).needs else None) or Fraction(5)
 
 
 def _quality(name: str) -> str:

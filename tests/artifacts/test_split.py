@@ -170,7 +170,8 @@ def test_the_engine_answers_with_parts_as_with_the_file(tiny_gguf: Callable[...,
 
     whole = tiny_gguf(tmp_path / "whole.gguf")
     files = split(whole, tmp_path / "parts", 2)
-    asked, said = [Prompt("t", str(i), "", text, "", ("a", "b")) for i, text in enumerate(("ab", "hello"))], []
+    said = []
+    asked = [Prompt("t", str(i), "", text, "", ("t37", "t38")) for i, text in enumerate(("t37t37", "t37t37t37"))]
     for path in (whole, files[0]):
         backend = LlamaCppBackend(Path(inspect_gguf(path).path), Placement(parallel=2, threads=1, context=64))
         said.append(backend.complete(asked, Decoding(max_new_tokens=4)))

@@ -87,7 +87,12 @@ def tiny_files(tmp_path_factory, importance) -> dict[str, Path]:
     made = [level for level in LEVELS if level not in ("FP16", "BF16", "F32", "MXFP4_MOE")]
     matrix = ImportanceMatrix(folder / "made", "0" * 64, importance(files["F32"]), "", None)
     return files | {
-        level: make_level(files["F32"], level, folder / f"{level}.gguf", imatrix=matrix if "IQ" in level else None)
+        level: make_level(
+            files["F32"],
+            level,
+            folder / f"{level}.gguf",
+            imatrix=matrix if "IQ" in level or level == "Q2_K_S" else None,
+        )
         for level in made
     }
 

@@ -300,6 +300,9 @@ def test_a_study_bundle_does_not_become_an_ingested_one(tmp_path, kit):
     class Sources(BaseModel):
         study: str = "s"
 
+        def adopt(self) -> None:
+            """It brings nothing of its own."""
+
     Bundle.open(tmp_path, kit.make_study()).close()
     with pytest.raises(BundleError, match=r"was made from a study\.yaml"):
         Bundle.open(tmp_path, Sources())

@@ -141,6 +141,7 @@ class Judge:
             "FULL_REFUSAL" if "sorry" in prompt.text[prompt.text.index(" ANSWER\n") :] else fine[prompt.task]
             for prompt in prompts
         ]
+        sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
         from tests.known_answers import known_reply
 
         replies = [Completion(label, "stop", 100, 3) for label in labels]

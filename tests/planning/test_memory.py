@@ -110,7 +110,7 @@ def test_plan_says_what_each_build_will_hold(study):
     assert found.builds["m/Q8_0"].weights == round(2560 * 8.5 / 8)
     assert sum("over max_memory" in line for line in found.lines()) == 2
     assert needs_of(load_study(study)).context == 2048
-    with pytest.raises(StudyError, match=r"no type 'Q9' of a KV cache; expected one of F32, F16"):
+    with pytest.raises(StudyError, match=r"no type 'Q9' of a KV cache; expected one of F16, BF16"):
         needs_of(load_study(study), None, "Q9")
 
 

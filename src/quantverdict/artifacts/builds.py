@@ -280,7 +280,7 @@ def _row(build: Build) -> dict[str, object]:
 def artifact_json(artifact: Artifact) -> dict[str, object]:
     """What a model file is, in plain values."""
     values = {name: getattr(artifact, name) for name in Artifact.__slots__ if name != "calibration"}
-    values |= {"calibration": artifact.calibration} if artifact.calibration else {}
+    values |= {"calibration": artifact.calibration} if artifact.calibration != "" else {}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 

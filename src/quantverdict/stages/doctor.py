@@ -40,6 +40,7 @@ EXTRAS: Mapping[str, tuple[Group, str]] = {
     "hub": ("hub", "models and data sets from the Hugging Face hub"),
     "semantic": ("extra", "BERTScore and coherence by encoders"),
     "hosted": ("extra", "judges behind the APIs of Anthropic and OpenAI"),
+    "mlflow": ("extra", "`export --to mlflow`: a run for each build in a local store"),
     "pandas": ("extra", "frames of `open_bundle` for pandas"),
     "quantize": ("extra", "AWQ and GPTQ builds; where it is missing, they get an environment of their own"),
 }
