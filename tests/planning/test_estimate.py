@@ -9,9 +9,16 @@ import pytest
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.prompts import PromptPlan
 from quantverdict.config import Study
-from quantverdict.planning.estimate import NOMINAL_BITS, detectable_differences, ladder_bytes, made_bytes, speed_of_run
+from quantverdict.planning.estimate import (
+    NOMINAL_BITS,
+    detectable_differences,
+    ladder_bytes,
+    made_bytes,
+    measured_speed,
+    speed_of_run,
+)
 from quantverdict.planning.power import DecisionRules, PilotStats, build_power
-from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS, Response
+from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS, Completion, Response
 from quantverdict.tasks.catalog import load_task
 
 
@@ -92,3 +99,19 @@ def test_twice_a_large_margin_is_at_most_everything(margin):
     gate = DecisionRules({"refusal_rate": margin}, (), 2, (), 0.025, 0.8)
     found = build_power([load_task("starter_harmful")], gate, {}).metrics
     assert [one.true_loss_pp for one in found] == [0, pytest.approx(min(100, 200 * margin))]
+
+
+def test_a_backend_that_counts_no_tokens_has_no_measured_speed(kit):
+    """Not a speed of nothing: no time follows from it."""
+
+    class Uncounted:
+        def complete(self, prompts, decoding, progress=None):
+            return [Completion("fine", "stop", None, None) for _ in prompts]
+
+        def close(self):
+            pass
+
+    plan = kit.make_plan()
+    found = measured_speed(plan, Uncounted)
+    assert found.tokens_per_second is None
+    assert found.tokens == {task: decoding.max_new_tokens for task, decoding in plan.decoding.items()}

@@ -106,7 +106,7 @@ def _grades(metric: str, task: Task, item: Item, text: str) -> Iterator[Grade]:
     refused = found.refused
     yield Grade(metric, None if refused is None else float(refused), found.reason if refused is None else "")
     fields = json.dumps(item.fields, sort_keys=True, default=str)
-    yield as_grade(f"classifier_{metric}", _shipped(_Asked(task, item, fields), text))
+    yield as_grade(f"classifier_{metric}", _shipped(_PromptSource(task, item, fields), text))
 
 
 def as_grade(metric: str, reading: RefusalReading) -> Grade:
@@ -116,7 +116,7 @@ def as_grade(metric: str, reading: RefusalReading) -> Grade:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
+class _PromptSource:
     """An item of a task, known by what its prompt follows from."""
 
     task: Task
@@ -128,20 +128,20 @@ class _Asked:
         return self.task.prompt_template, self.item.id, self.fields
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and self._key == other._key
+        return isinstance(other, _PromptSource) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
 
 
 @lru_cache(maxsize=16384)
-def _prompt(asked: _Asked) -> str:
+def _prompt(asked: _PromptSource) -> str:
     """Kept, because every build is asked the same items."""
     return render_prompt(asked.task, asked.item)
 
 
 @lru_cache(maxsize=65536)
-def _shipped(asked: _Asked, text: str) -> RefusalReading:
+def _shipped(asked: _PromptSource, text: str) -> RefusalReading:
     """Kept, because builds of one model often say the same."""
     return read_refusals([(_prompt(asked), text)])[0]
 
@@ -324,7 +324,7 @@ def _pair(task: Task, item: Item, response: Response) -> tuple[Pair, str]:
     answer = answer_to(task, response)
     text = said_in(task, answer)
     fields = json.dumps(item.fields, sort_keys=True, default=str)
-    return (_prompt(_Asked(task, item, fields)), text), answer.reason or ("" if text.strip() else EMPTY_ANSWER)
+    return (_prompt(_PromptSource(task, item, fields)), text), answer.reason or ("" if text.strip() else EMPTY_ANSWER)
 
 
 def _read_missing(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from quantverdict.ingestion.rows import (
     schema_of,
 )
 from quantverdict.registry import METRICS
+from quantverdict.tasks.data import json_object
 from quantverdict.yaml_file import encoding_of
 
 if TYPE_CHECKING:
@@ -250,16 +250,7 @@ def _first_rows(path: Path, form: str) -> list[Mapping[str, Any]]:
 
 
 def _object(content: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(content)
-    except json.JSONDecodeError as error:
-        problem = f"not valid JSON ({error.msg} at column {error.colno})"
-        raise DataError(problem, file=path, line=number, expected="a JSON object a line") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON ({error})", file=path, line=number, expected="a JSON object") from error
-    if not isinstance(row, dict):
-        raise DataError("not a JSON object", file=path, line=number, expected="one a line")
-    return row
+    return json_object(content, partial(DataError, file=path, line=number))
 
 
 def _distinct(path: Path, form: str, column: str) -> tuple[str, ...]:

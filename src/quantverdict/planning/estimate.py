@@ -244,8 +244,8 @@ def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Pro
         limit = plan.decoding[prompt.task].max_new_tokens
         tokens[prompt.task].append(_length(completion, limit))
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
-    rate = sum(completion.output_tokens or 0 for completion in completions) / seconds
-    return PromptCost(means, rate, f"from {len(sample)} prompts timed just now")
+    counted = sum(completion.output_tokens or 0 for completion in completions)
+    return PromptCost(means, counted / seconds if counted else None, f"from {len(sample)} prompts timed just now")
 
 
 def _length(answer: Completion | Response, limit: int) -> int:

@@ -62,7 +62,7 @@ class Key(NamedTuple):
     sample: str
 
 
-class Asked(NamedTuple):
+class PromptRecord(NamedTuple):
     """What a log says of a prompt besides its scores: hashes, None where it has none; its cluster; where it stands."""
 
     prompt: str | None
@@ -82,7 +82,7 @@ class Arm:
         names: of the arms that the log names.
     """
 
-    asked: dict[Key, Asked]
+    asked: dict[Key, PromptRecord]
     scores: dict[str, dict[Key, float | None]]
     names: tuple[str, ...]
 
@@ -260,7 +260,7 @@ class _Fields:
             raise DataError("missing", file=path, line=line, field=self.log.columns["sample_id"], expected="an id")
         self.found = True
         key = Key(task, sample)
-        told = Asked(_hash(row.get("prompt_hash")), _hash(row.get("item_hash")), row.get("cluster"), path, line)
+        told = PromptRecord(_hash(row.get("prompt_hash")), _hash(row.get("item_hash")), row.get("cluster"), path, line)
         earlier = arm.asked.setdefault(key, told)
         if earlier is not told and earlier[:2] != told[:2]:
             raise DataError(f"sample {task}/{sample} has another prompt than in {earlier.path}:{earlier.line}",
@@ -409,7 +409,7 @@ def _paired(arms: Sequence[Arm], places: tuple[Path, Path]) -> tuple[LogPairing,
     return LogPairing(pairs, unpaired - other, len(own) - pairs - other, moved, other), ids
 
 
-def _alike(one: Asked, two: Asked) -> bool:
+def _alike(one: PromptRecord, two: PromptRecord) -> bool:
     return all(a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item)))
 
 

@@ -14,15 +14,16 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from quantverdict.errors import PluginError, TaskError, one_of
+from quantverdict.errors import InputError, PluginError, TaskError, one_of
 from quantverdict.registry.listing import resource
 from quantverdict.tasks.chat import render_template
 from quantverdict.yaml_file import decoded
@@ -304,16 +305,25 @@ def _json_lines(text: str, file: Path) -> Iterator[DataRow]:
 
 
 def _json_row(line: str, file: Path, number: int) -> DataRow:
+    return DataRow(json_object(line, partial(TaskError, file=file, line=number)), file, number)
+
+
+def json_object(content: str | bytes, refused: Callable[..., InputError]) -> dict[str, Any]:
+    """A line of JSON as the object that it must be.
+
+    Args:
+        refused: makes the error, from its problem and `expected`.
+    """
     try:
-        row = json.loads(line)
+        row = json.loads(content)
     except json.JSONDecodeError as error:
         problem = f"not valid JSON ({error.msg} at column {error.colno})"
-        raise TaskError(problem, file=file, line=number, expected="a JSON object a line") from error
+        raise refused(problem, expected="a JSON object a line") from error
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"not valid JSON ({error})", file=file, line=number, expected="a JSON object a line") from error
+        raise refused(f"not valid JSON ({error})", expected="a JSON object a line") from error
     if not isinstance(row, dict):
-        raise TaskError("not a JSON object", file=file, line=number, expected="an object with a column a key")
-    return DataRow(row, file, number)
+        raise refused("not a JSON object", expected="a JSON object a line")
+    return row
 
 
 def _json_list(text: str, file: Path) -> Iterator[DataRow]:
