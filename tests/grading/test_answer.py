@@ -210,6 +210,7 @@ def test_what_says_nothing_has_its_reason(text: str, reason: str):
         ('{{"reasoning": "A or C", "answer": "{}"}}', "json"), ('{{"answer": "{}', "json"),
         ("{{'answer': \"{}\"}}", "json"), ('```json\n{{"answer": "{}"}}\n```', "code"), ('["{}"]', "json"),
         ('[{{"role": "assistant", "content": "{}"}}]', "json"), ('{{"data": {{"message": "{}"}}}}', "json"),
+        ('{{"refusal": true, "message": "{}"}}', "json"), ('{{"refused": true, "reason": "{}"}}', "json"),
         ("<answer>{}</answer>", "xml"), ("<answer>\n{}", "xml"), ("<think>x</think>\n<answer>\n{}\n</answer>", "xml"),
         ("<r><reasoning>x</reasoning><answer>{}</answer></r>", "xml"), ("<html><body><p>{}</p></body></html>", "xml"),
         ('<?xml version="1.0"?>\n<response>{}</response>', "xml"), ("```xml\n<answer>{}</answer>\n```", "code"),

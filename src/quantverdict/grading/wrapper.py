@@ -132,8 +132,10 @@ def _said(found: object, depth: int) -> str | None:
 def _said_by_keys(found: dict[str, object], depth: int) -> str | None:
     """The same of an object."""
     keys = {key.strip().lower().replace(" ", "_").replace("-", "_"): key for key in reversed(found)}
-    for name in _ANSWER_KEYS:
-        if name in keys and (inside := _said(found[keys[name]], depth - 1)):
+    known = [keys[name] for name in _ANSWER_KEYS if name in keys]
+    known.sort(key=lambda key: isinstance(found[key], bool))  # `{"refusal": true, "message": "No."}` says "No."
+    for key in known:
+        if inside := _said(found[key], depth - 1):
             return inside
     held = [found[key] for name, key in keys.items() if name.endswith(_ANSWER_ENDS)]
     left = [found[key] for name, key in keys.items() if name not in _THOUGHT_KEYS] or [*found.values()]
