@@ -315,10 +315,10 @@ _IN = "quantverdict.ingestion"
 _ROWS, _TABLE = f"{_IN}.rows", f"{_IN}.tables:table_log"
 _ROW = {name: name for name in ("sample_id", "prompt_hash", "reason", "task")} | {"cell": "model"}
 IMPORTERS: Listing[Importer] = Listing("importers", "format", (
-    Importer("jsonl", f"{_ROWS}:jsonl_blocks", (".jsonl",), "a JSON object a line", blocks=True, log=_TABLE),
+    Importer("jsonl", f"{_ROWS}:jsonl_blocks", (".jsonl", ".ndjson"), "a JSON object a line", blocks=True, log=_TABLE),
     Importer("jsonl.gz", f"{_ROWS}:gzip_blocks", (".jsonl.gz",), "the same by gzip", blocks=True, log=_TABLE),
     Importer("parquet", f"{_ROWS}:parquet_blocks", (".parquet",), "a Parquet table", blocks=True, log=_TABLE),
-    Importer("csv", f"{_IN}.tables:csv_blocks", (".csv",), "a CSV file with a header", blocks=True, log=_TABLE),
+    Importer("csv", f"{_IN}.tables:csv_blocks", (".csv", ".tsv"), "a CSV file with a header", blocks=True, log=_TABLE),
     Importer("lm-eval", f"{_ROWS}:jsonl_blocks", (), "samples of lm-evaluation-harness (--log_samples)", blocks=True,
              columns={"sample_id": "doc_id", "prompt_hash": "prompt_hash", "item_hash": "doc_hash"},
              sign=r'\s*\{"doc_id":', log=f"{_IN}.lm_eval:lm_eval_log"),
