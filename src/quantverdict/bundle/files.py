@@ -55,10 +55,10 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = "the disk is full; what was collected is safe: make room and run the same command again"
+            problem = "the disk is full; what was collected is safe: make room and run the same command again"
         else:
-            told = f"cannot be written ({os_reason(error)})"
-        raise BundleError(f"{path}: {told}") from error
+            problem = f"cannot be written ({os_reason(error)})"
+        raise BundleError(f"{path}: {problem}") from error
 
 
 @contextmanager
@@ -128,9 +128,9 @@ def open_own(path: Path, flags: int) -> int:
         if path.is_symlink():  # that no folder of the bundle is one was seen when it was opened
             raise BundleError(f"{path}: is a symbolic link, and is not written through; put the file itself there")
         handle = os.open(path, flags | _OWN, 0o644)
-        told = os.fstat(handle)
-    wrong = None if stat.S_ISREG(told.st_mode) else "is not a file"
-    if wrong is None and told.st_nlink > 1:
+        status = os.fstat(handle)
+    wrong = None if stat.S_ISREG(status.st_mode) else "is not a file"
+    if wrong is None and status.st_nlink > 1:
         wrong = "has a second name (a hard link), whose content would change with it; put a copy of it there"
     if wrong:
         os.close(handle)

@@ -120,10 +120,10 @@ def write_frame(path: Path, frame: pl.DataFrame) -> None:
         text = frame.lazy().with_columns(pl.col(pl.Categorical).cast(pl.String))
         text.sink_parquet(path, compression="zstd", compression_level=3, row_group_size=1 << 18)
     except pl.exceptions.PolarsError as error:
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        if told is None:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
             raise
-        raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def unreadable(paths: Iterable[Path], columns: Sequence[str] = ()) -> dict[Path, str]:
@@ -139,12 +139,12 @@ def unreadable(paths: Iterable[Path], columns: Sequence[str] = ()) -> dict[Path,
         ended = subprocess.run(  # noqa: S603 - this interpreter
             [sys.executable, "-c", _TRY], input=asked.encode(), capture_output=True, check=False
         )
-        told = [json.loads(line) for line in ended.stdout.splitlines()]
-        found.update((path, why) for path, why in zip(rest, told, strict=False) if why)
-        if len(told) < len(rest):
+        replies = [json.loads(line) for line in ended.stdout.splitlines()]
+        found.update((path, why) for path, why in zip(rest, replies, strict=False) if why)
+        if len(replies) < len(rest):
             how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"exit {ended.returncode}"
-            found[rest[len(told)]] = f"its reader was ended by it: {how}"
-        rest = rest[len(told) + 1 :]
+            found[rest[len(replies)]] = f"its reader was ended by it: {how}"
+        rest = rest[len(replies) + 1 :]
     return found
 
 

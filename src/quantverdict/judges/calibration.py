@@ -76,7 +76,7 @@ class Calibration:
         return "weak" if interval.lo < LEAST_KAPPA else "agrees"
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """In one line."""
         kappa, interval = self.found.kappa, self.found.kappa_interval
         figure = "no kappa" if kappa is None or interval is None else (
@@ -138,8 +138,9 @@ def calibrations(judge: str, known: Sequence[KnownAnswer], said: Mapping[str, _R
             continue
         labels = [said[one.question.key].label for one in mine]
         pairs = [(_counted(name, one.label), _counted(name, label)) for one, label in zip(mine, labels, strict=True)]
-        told = compared(pairs)
-        yield Calibration(judge, name, labels.count(None), told.found, told.sensitivity, told.specificity)
+        agreement = compared(pairs)
+        rates = agreement.sensitivity, agreement.specificity
+        yield Calibration(judge, name, labels.count(None), agreement.found, *rates)
 
 
 def _counted(rubric: str, label: str | None) -> str:

@@ -103,9 +103,9 @@ def _text_in(file: str) -> str:
 
 @cache
 def _with_text(name: str, text: str, labels: tuple[str, ...]) -> Rubric:
-    told = Rubric(name, text.strip(), labels, "")
-    example = _laid_out(told.text, told.spoken, "", "", "")
-    return Rubric(name, told.text, labels, sha256_of_texts(example, *labels))
+    draft = Rubric(name, text.strip(), labels, "")
+    example = _laid_out(draft.text, draft.spoken, "", "", "")
+    return Rubric(name, draft.text, labels, sha256_of_texts(example, *labels))
 
 
 def question_text(question: Question) -> str:

@@ -95,10 +95,10 @@ def to_every_eval_ever(bundle: BundleView, out: Path) -> list[Path]:
 
 def _document(bundle: BundleView, row: Row, begun: str) -> dict[str, Any]:
     decided = bundle.decision.get(str(row.cell))
-    told = {"action": decided.action, "reason": decided.reason} if decided is not None else {}
+    decision = {"action": decided.action, "reason": decided.reason} if decided is not None else {}
     details = {
         "deployment_type": "self_deployed", "model_availability": "unknown", "base_model": row.base_model,
-        "quant": row.quant, "is_baseline": str(row.is_baseline).lower(), **told,
+        "quant": row.quant, "is_baseline": str(row.is_baseline).lower(), **decision,
     }  # fmt: skip
     if row.bpw is not None:
         details["bits_per_weight"] = f"{float(row.bpw):g}"

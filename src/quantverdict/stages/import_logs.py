@@ -140,8 +140,8 @@ def _named_logs(places: Sequence[Path], arms: Mapping[str, str], options: LogOpt
                     earlier = taken.setdefault((arm, log.task, metric.name), log.path)
                     if earlier != log.path:
                         expected = "one, or --arm NAME=PATH for each build"
-                        told = f"a second log of arm {arm}, task {log.task or 'of its rows'}: the first is {earlier}"
-                        raise DataError(told, file=log.path, expected=expected)
+                        problem = f"a second log of arm {arm}, task {log.task or 'of its rows'}: the first is {earlier}"
+                        raise DataError(problem, file=log.path, expected=expected)
             yield one
 
 
@@ -266,9 +266,9 @@ def _extremes(found: IngestSummary) -> dict[str, tuple[float, float, bool]]:
     import polars as pl
 
     value = pl.col("value")
-    told = found.scores.group_by("metric").agg(value.min().alias("low"), value.max().alias("high"),
+    limits = found.scores.group_by("metric").agg(value.min().alias("low"), value.max().alias("high"),
                                                value.drop_nulls().is_in([0.0, 1.0]).all().alias("binary"))  # fmt: skip
-    return {str(name): (low, high, binary) for name, low, high, binary in told.iter_rows() if low is not None}
+    return {str(name): (low, high, binary) for name, low, high, binary in limits.iter_rows() if low is not None}
 
 
 # What pairs
@@ -287,8 +287,8 @@ def _check_pairs(pairings: Sequence[Pairing], logs: Sequence[NamedLog], baseline
         mine, theirs = (_told(logs, arm, task, sample) for arm in (one.quant, baseline))
         where, line, said = mine
         other, number, wanted = theirs
-        told = f"the arms have other prompts: {said[0]} of {task}/{sample} is {said[1]:.24}"
-        raise DataError(told, file=where, line=line, expected=f"{wanted[1]:.24}, as in {other}:{number}")
+        problem = f"the arms have other prompts: {said[0]} of {task}/{sample} is {said[1]:.24}"
+        raise DataError(problem, file=where, line=line, expected=f"{wanted[1]:.24}, as in {other}:{number}")
 
 
 def _told(logs: Sequence[NamedLog], arm: str, task: str, sample: str) -> tuple[Path, int, tuple[str, str]]:

@@ -104,12 +104,12 @@ def result_of(found: IngestSummary, matrix_file: str) -> IngestResult:
     """
     sources = found.sources
     samples = all_samples(found.scores, found.judgements)
-    told = template_estimates(harmful_answers(found.scores, found.answers), sources.statistics, sources.seed)
+    templates = template_estimates(harmful_answers(found.scores, found.answers), sources.statistics, sources.seed)
     infos = cell_infos(sources)
-    matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=told, seed=sources.seed))
+    matrix = matrix_table(build_matrix(samples, infos, sources.statistics, templates=templates, seed=sources.seed))
     # What the file would be refused for is said while there is none.
     rows = parse_matrix(csv_bytes(matrix).decode(), matrix_file)
-    return IngestResult(found, samples, told, matrix, rows)
+    return IngestResult(found, samples, templates, matrix, rows)
 
 
 def save_result(loaded: IngestResult, bundle: Bundle) -> None:
@@ -129,7 +129,7 @@ def save_ingested(found: IngestSummary, bundle: Bundle) -> None:
         lines = [json_line({"source": label, **asdict(broken)}) for label, broken in found.quarantine]
         bundle.write_text("quarantine.jsonl", b"".join(lines).decode())
     bundle.write_table(audit_table(found))
-    audits, pairings = ([asdict(one) for one in told] for told in (found.audits, found.pairings))
+    audits, pairings = ([asdict(one) for one in found_ones] for found_ones in (found.audits, found.pairings))
     bundle.set_meta(sources=audits, pairings=pairings)
 
 
@@ -137,7 +137,7 @@ def source_lines(bundle: Path) -> list[str]:
     """What an ingested bundle was not made from in whole, and what is not paired; a line each."""
     manifest = read_manifest(bundle)
     pairings = pairings_of(manifest["pairings"])
-    others = [f"{cell}: {told}" for cell, told in other_prompts(pairings).items()]
+    others = [f"{cell}: {how}" for cell, how in other_prompts(pairings).items()]
     audits = audit_lines(SourceAudit(**audit) for audit in manifest["sources"])
     return [*audits, *map(plain_line, (*manifest.get("left_out", ()), *others, *unpaired(pairings)))]
 
@@ -228,9 +228,9 @@ def judge_tables(bundle: Bundle, matrix: Matrix, policy: Policy, confidence: flo
         refusals = scores.filter(pl.col("metric") == policy.refusal_metric).collect()
     for (name,), second in others.partition_by("judge", as_dict=True, maintain_order=True).items():
         labelled = [frame.filter(frame["label"].is_not_null()) for frame in (labels, second)]
-        told = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
-        if told:
-            judges = ("+".join(told), str(name))
+        judges_of_it = labelled[0].join(labelled[1], on=SAMPLE, how="semi")["judge"].unique().sort().to_list()
+        if judges_of_it:
+            judges = ("+".join(judges_of_it), str(name))
             agreement.append(judge_agreement(label_pairs(labels, second), judges, confidence))
             direction.append(judge_direction(labelled[0], labelled[1], judges))
             regimes.append(second_judge_regimes(matrix, policy, labels, second, judges, refusals))

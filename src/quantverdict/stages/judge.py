@@ -260,7 +260,7 @@ class Spending:
         return len(lengths)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What was spent so far, in words."""
         cost = cost_of(self.judge, self.read, self.written)
         price = "" if cost is None else f", cost {cost:.4g}"
@@ -271,8 +271,8 @@ class Spending:
         limits = ("max_cost", "max_requests", "max_tokens")
         held = ", ".join(f"{key} {value:g}" for key in limits if (value := getattr(self.judge, key)) is not None)
         raise EngineError(
-            f"judge {self.judge.name}: stopped at its limit ({held}) after {self.told}; {left} questions are left, and "
-            "its labels count once all are answered; raise the limit and give the same command to go on"
+            f"judge {self.judge.name}: stopped at its limit ({held}) after {self.summary}; {left} questions are left, "
+            "and its labels count once all are answered; raise the limit and give the same command to go on"
         )
 
 
@@ -295,7 +295,7 @@ def _ask_all(root: Path, judge_model: LoadedJudge, work: JudgeWork, spending: Sp
                 spending.stop(len(work.calibration) + len(work.missing) - done)
         if part is work.calibration and part:
             _tell_calibration(root, judge, work, say)
-    say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s; in all {spending.told}")
+    say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s; in all {spending.summary}")
 
 
 def ask_questions(model: LoadedJudge, judge: JudgeConfig, questions: Sequence[Question]) -> dict[str, JudgeReply]:
@@ -324,7 +324,7 @@ def _tell_calibration(root: Path, judge: JudgeConfig, work: JudgeWork, say: Say)
     """How a judge did on what we know, before it is asked what we do not."""
     rubrics = {question.rubric for question in work.missing}
     for one in calibrations(judge.name, calibration_of(rubrics, judge.guard), read_labels(root, work.file)):
-        say(one.told)
+        say(one.summary)
 
 
 def _ask_batch(judge_model: LoadedJudge, batch: Sequence[Question]) -> list[JudgeReply]:
