@@ -61,6 +61,13 @@ def test_a_batch_with_its_padding_stays_in_the_budget_unless_one_text_is_longer(
     assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= 40 for batch in made)
 
 
+def test_texts_of_one_token_or_none_fill_a_batch_to_its_last_token():
+    for length in (0, 1):
+        texts = [f"{n}" for n in range(50)]
+        made = list(batches(texts, dict.fromkeys(texts, length), 40))
+        assert [len(batch) for batch in made] == [40, 10]
+
+
 def test_embeddings_beyond_the_bound_are_dropped_and_made_again():
     pairs = [TextPair("same answer", f"{'r' * n}") for n in range(1, 30)]
     roomy, tight = Counting(), Counting()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from quantverdict.stats import regression
 from quantverdict.stats.regression import _singular, mixed_effects, ols
 
 
@@ -263,3 +264,21 @@ def test_a_line_in_each_group_without_rest_is_no_fit_and_one_with_little_is(nois
     y = x + groups + noise * rng.normal(size=60)
     found = mixed_effects(y, x, groups.tolist())
     assert (found.reason == "") == (noise > 1e-6)
+
+
+@pytest.mark.parametrize(("own", "mixed"), [(-1.0, 0.0), (0.0, 0.0), (1.0, 9.0)])
+def test_an_information_that_is_no_longer_positive_without_the_covariance_is_taken_as_if_that_were_known(
+    own, mixed, monkeypatch
+):
+    """Neither a covariance without a curvature, nor a rest without one, gives the error of a slope."""
+    blocks = np.full((1, 2), mixed), np.full((1, 1), own)
+    monkeypatch.setattr(regression, "_covariance_information", lambda *_: blocks)
+    whitened = np.array([np.diag([4.0, 16.0, 1.0])])
+    assert regression._slope_se(10, whitened, np.zeros(2), 1.0, 1) == pytest.approx(1 / 4)
+
+
+def test_the_error_of_a_slope_grows_by_what_the_covariance_is_estimated_from(monkeypatch):
+    blocks = np.array([[0.0, 2.0]]), np.array([[1.0]])
+    monkeypatch.setattr(regression, "_covariance_information", lambda *_: blocks)
+    whitened = np.array([np.diag([4.0, 16.0, 1.0])])
+    assert regression._slope_se(10, whitened, np.zeros(2), 1.0, 1) == pytest.approx(1 / 12**0.5)
