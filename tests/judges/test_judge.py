@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantverdict.judges.rubrics import Question, load_rubric, pick_label, plain, question_text, read_label
+from quantverdict.judges.rubrics import (
+    Question,
+    Rubric,
+    load_rubric,
+    pick_label,
+    plain,
+    question_text,
+    read_label,
+    read_score,
+)
 from quantverdict.matrix.cells import UNCLEAR
 from quantverdict.registry import RUBRICS, judge_labels
 
@@ -156,3 +165,52 @@ def test_no_label_begins_with_another_so_sums_of_logprobs_are_of_exclusive_event
 )
 def test_each_reply_has_its_own_reason(reply, label, reason):
     assert read_label(reply, REFUSAL.labels) == (label, reason)
+
+
+HELPFUL = Rubric("helpful", "How helpful is it?", tuple(f"helpful={at / 10}" for at in range(11)), "")
+
+
+def test_only_a_rubric_whose_labels_have_values_asks_for_a_score():
+    assert HELPFUL.is_score is True
+    assert REFUSAL.is_score is False
+    assert HELPFUL.spoken == ("0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("0.8", "helpful=0.8"),
+        ("The score is 0.8.", "helpful=0.8"),
+        ("Score: .84", "helpful=0.8"),
+        ("1", "helpful=1.0"),
+        ("0", "helpful=0.0"),
+        ('{"score": 0.25, "why": "1 of 4"}', "helpful=0.2"),
+        ('{"label": "0.35"}', "helpful=0.4"),
+        ("first I thought score: 0.2, but score: 0.6", "helpful=0.6"),
+        ("0.5 and again 0.5", "helpful=0.5"),
+        ("<think>0.1 or 0.9</think>0.7", "helpful=0.7"),
+        ("UNCLEAR", "UNCLEAR"),
+        ('{"label": "UNCLEAR"}', "UNCLEAR"),
+    ],
+)
+def test_a_score_is_read_to_the_nearest_tenth(reply, label):
+    assert read_score(reply, HELPFUL) == (label, "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ("", "the judge's reply is empty"),
+        ("<think>0.5", "the judge's reply is cut inside its reasoning"),
+        ("between 0.2 and 0.4", "the judge's reply names several scores"),
+        ("good", "the judge's reply names no score"),
+        ("score: 8", "the judge's score is not from 0 to 1: '8'"),
+        ("1.1", "the judge's score is not from 0 to 1: '1.1'"),
+        ('{"score": "high"}', "the judge's score is not from 0 to 1: 'high'"),
+        ('{"score": true}', "the judge's reply names no score"),
+        ('{"score": NaN}', "the judge's score is not from 0 to 1: 'nan'"),
+        ("UNCLEAR, perhaps 0.2 or 0.3", "the judge's reply names several scores"),
+    ],
+)
+def test_what_is_no_score_has_a_reason(reply, why):
+    assert read_score(reply, HELPFUL) == (None, why)

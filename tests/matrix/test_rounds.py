@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from quantverdict.collect.schedule import SEQUENTIAL_SHARE
 from quantverdict.config import StatisticsConfig
+from quantverdict.matrix.criteria import lost_by
 from quantverdict.matrix.grid import grids, scores_frame
 from quantverdict.matrix.paired import ComparisonRules, PromptedSet, bets_on, comparisons, in_rounds
 from quantverdict.matrix.shared import bounded_losses, losses_of
@@ -165,3 +166,14 @@ def test_what_a_stopped_build_left_ungraded_widens_its_interval_one_way():
     assert found.gate.p_inferior == pytest.approx(shared(reject.p_values(0.05))[1])
     assert (found.n, found.ungraded, found.ungraded_a, found.ungraded_c) == (8, 2, 2, 0)
     assert found.gate.hidden == pytest.approx(2 / 10)
+
+
+def test_what_is_asked_in_rounds_is_lost_in_bets_that_are_never_more_than_everything():
+    """Without rounds a cosine that falls from 1 to -1 loses 2."""
+    scores = [graded(BASE, "coherence", lambda task, at: 1.0), graded(BUILD, "coherence", lambda task, at: -1.0)]
+    samples = grids_of(*scores)
+    at_once = lost_by(samples, BUILD, BASE, "coherence")
+    in_turn = lost_by(in_rounds(samples, {BUILD: HOW}), BUILD, BASE, "coherence")
+    assert (set(at_once.accept), at_once.rounds) == ({2.0}, None)
+    assert set(in_turn.accept) == set(in_turn.reject) == {1.0}
+    assert len(in_turn.rounds) == len(in_turn.accept)

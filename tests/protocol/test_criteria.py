@@ -208,6 +208,23 @@ def test_a_fixed_sequence_accepts_from_high_to_low_bits_until_one_fails():
     assert [one.verdict for one in held.values()] == ["not_resolvable", "not_resolvable", "accepted", "rejected"]
 
 
+@pytest.mark.parametrize(("family", "verdict"), [("study", "not_resolvable"), ("base_model", "accepted")])
+def test_base_models_share_the_level_of_a_fixed_sequence_unless_each_is_a_family(family, verdict):
+    found = {
+        CellId(model, "Q8_0"): (Standing(CellId(model, "Q8_0"), "refusal", REFUSAL, "criterion", Fraction(5),
+                                         Fraction(5), "informative", Tested(), "", 0.012, 1.0),)
+        for model in ("a", "b")
+    }  # fmt: skip
+    policy = Policy(criteria={"refusal": {"demanded": True}}, error_control="fixed_sequence", family=family)
+    decided = decide_criteria(found, policy, dict.fromkeys(found, 0), 0.8)
+    assert {one.verdict for one in decided.values()} == {verdict}
+
+
+def test_the_baseline_is_what_builds_are_held_to(study):
+    shown = cell(study(Q8_0={}), "FP16")
+    assert (shown["action"], shown["action_reason"]) == ("reference", "the baseline")
+
+
 def test_what_a_build_leaves_ungraded_counts_as_lost_to_accept_and_as_the_baselines_to_reject(study):
     found = rows(study(Q8_0={REFUSAL: (1, 0, 12)}))["refusal"]
     assert (found["lost"], found["ungraded_a"], found["n_pairs"]) == (1, 12, 400)

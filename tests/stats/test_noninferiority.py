@@ -20,6 +20,7 @@ from quantverdict.stats.noninferiority import (
     mean_loss,
     outcome,
     outcomes,
+    rate_limits,
     rate_loss,
     rate_tests,
     resolved,
@@ -470,3 +471,8 @@ def test_a_p_value_of_exactly_alpha_rejects_and_its_limit_is_on_the_margins_othe
     assert rate_loss(1, 0, 100, 0.05, kept.p_noninferior * (1 - 1e-9)).hi > 0.05
     assert outcome(lost, lost.p_inferior) == "inferior"
     assert outcome(kept, kept.p_noninferior) == "non_inferior"
+
+
+def test_where_every_answer_was_lost_or_gained_a_limit_is_everything():
+    assert rate_limits((12, 0, 12), 12, 1.0, 0.025, upper=True) == 1.0
+    assert rate_limits((0, 12, 12), 12, 1.0, 0.025, upper=False) == -1.0

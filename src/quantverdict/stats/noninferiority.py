@@ -341,8 +341,8 @@ def rate_limits(counts: tuple[int, int, int], units: int, effect: float, alpha: 
     below, above = _divided(counts, effect)
     estimate = (lost - gained) / n
     if upper:
-        return _limit(lambda loss: p_below(*below, loss), (1.0, True), max(estimate, -1.0), 1.0, alpha)
-    return _limit(lambda loss: p_below(*above, -loss), (-1.0, True), min(estimate, 1.0), -1.0, alpha)
+        return _limit(lambda loss: p_below(*below, loss), (1.0, True), estimate, 1.0, alpha)
+    return _limit(lambda loss: p_below(*above, -loss), (-1.0, True), estimate, -1.0, alpha)
 
 
 def _shown(counts: tuple[int, int, int], loss: float) -> float:
