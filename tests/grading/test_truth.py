@@ -149,3 +149,9 @@ def test_awkward_answers_get_one_of_the_three_values(awkward):
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=4), st.lists(st.text(), min_size=1, max_size=4))
 def test_swapping_the_references_swaps_the_value(text, correct, incorrect):
     assert truthfulness(text, correct, incorrect) == 1 - truthfulness(text, incorrect, correct)
+
+
+@pytest.mark.parametrize(("correct", "value"), [("Marble", 1.0), ("Marble sand", 1.0), ("Marble sand dune", 0.5)])
+def test_a_word_that_both_references_have_counts_by_itself_from_half_of_what_is_said_on(correct, value):
+    """It weighs a half: of the answer's word and the two of `Marble sand` it is just one half, of three less."""
+    assert truthfulness("Marble", [correct], ["Marble snow falls deep"]) == value

@@ -72,6 +72,7 @@ def test_prompts_of_a_cluster_are_one_unit():
     once = paired_mean_ratio(mine, base)
     four = [np.repeat(values, 4) for values in (mine, base)]
     clustered, apart = paired_mean_ratio(*four, np.repeat(np.arange(50), 4).tolist()), paired_mean_ratio(*four)
+    assert paired_mean_ratio(*four, [None] * 200) == apart
     assert (clustered.lo, clustered.hi) == pytest.approx((once.lo, once.hi))
     assert (apart.hi - apart.lo) / (once.hi - once.lo) == pytest.approx(0.5, abs=0.03)
 

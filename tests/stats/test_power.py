@@ -293,6 +293,7 @@ def test_an_unpaired_effect_is_exact_to_its_last_digits_either_way(rise):
 
 def test_the_least_n_is_found_from_one_up_and_not_beyond_a_million_millions():
     assert n_continuous(50.0, 1.0) == 2
+    assert n_continuous(1.0, 2.0) == n_continuous(0.5, 1.0) == n_continuous(0.25, 0.5)
     assert n_continuous(-0.5, 1.0) == n_continuous(0.5, 1.0)
     assert n_continuous(0.5, 0.0) is None
     assert n_continuous(0.5, -1.0) is None

@@ -95,7 +95,7 @@ def bootstrap_mean(
     column = _columns(np.asarray(values, dtype=np.float64).reshape(-1, 1))
     if clusters is None:
         return _interval(bootstrap_means(column, samples=samples, seed=seed, confidence=confidence))
-    codes = _cluster_codes(clusters)
+    codes = cluster_codes(clusters)
     if len(codes) != len(column):
         raise ValueError(f"{len(column)} values for {len(codes)} cluster labels")
     sums = np.bincount(codes, weights=column[:, 0]).reshape(-1, 1)
@@ -211,7 +211,7 @@ def _columns(values: npt.ArrayLike) -> FloatArray:
     return columns
 
 
-def _cluster_codes(clusters: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+def cluster_codes(clusters: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     """0, 1, ... in order of first appearance."""
     seen: dict[tuple[bool, Hashable], int] = {}
     labels = ((label is None, i if label is None else label) for i, label in enumerate(clusters))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantverdict.stats.distributions import beta_quantile, critical_z, normal_cdf, normal_quantile, t_quantile
-from quantverdict.stats.intervals import FloatArray, Interval
+from quantverdict.stats.intervals import FloatArray, Interval, cluster_codes
 
 FEW = 10
 """Where fewer clusters differ, the spread of what they lose is not known from them."""
@@ -511,8 +511,7 @@ def paired_mean_ratio(
         differ, of which t knows too little.
     """
     arms = [np.asarray(values, dtype=np.float64) for values in (variant, baseline)]
-    labels = list(range(arms[0].size)) if clusters is None else clusters
-    _, codes = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
+    codes = np.arange(len(arms[0])) if clusters is None else cluster_codes(clusters)
     mine, theirs = (np.bincount(codes, weights=values) for values in arms)
     if np.count_nonzero(mine - theirs) < FEW:
         return None
