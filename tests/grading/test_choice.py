@@ -548,3 +548,20 @@ def test_choices_within_choices_and_other_labels(choices, text: str, index: int 
 
 def test_the_one_right_verdict_of_several_outweighs_what_else_is_marked():
     assert read_answer(reader(LETTERS, TEXTS), "A - true\nB - false\nOne picks (C) here") == 0
+
+
+LISTED = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, TEXTS, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        (LISTED, None),
+        (f"{LISTED}\n\nB) The vacuole", 1),
+        (f"{LISTED}\nA) The nucleus", 0),
+        (f"B) The vacuole\n{LISTED}", None),
+        ("A) The nucleus\nB) The vacuole\nB) The vacuole\nC) The cell wall", None),
+    ],
+)
+def test_of_choices_that_are_repeated_the_last_line_is_the_answer_where_it_stands_there_twice(text, index):
+    assert read_answer(reader(LETTERS, TEXTS), text) == index
