@@ -59,6 +59,7 @@ class Artifact:
             template as it renders; equal for one build under two names. Empty in a bundle of an older version.
         tokens_sha256: of everything that decides which tokens a text is.
         calibration: the importance matrix that it was made with, in words; empty where the file says nothing of one.
+        unread: what of it could not be read, and what its bits a weight are counted from then; empty where all was.
     """
 
     path: str
@@ -80,6 +81,7 @@ class Artifact:
     identity_sha256: str = ""
     tokens_sha256: str = ""
     calibration: str = ""
+    unread: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,9 @@ BF16 = "BF16"
 
 
 def _stored(value: object) -> tuple[str, np.ndarray]:
-    """Dtype name and the array to write, of an array or of ("BF16", float array)."""
+    """Dtype name and the array to write, of an array, of ("BF16", float array) or of (another dtype, its bits)."""
+    if isinstance(value, tuple) and value[0] != BF16:
+        return value[0], np.ascontiguousarray(value[1])
     if isinstance(value, tuple):
         bits = np.ascontiguousarray(value[1], np.float32).view(np.uint32).astype(np.uint64)
         return BF16, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even

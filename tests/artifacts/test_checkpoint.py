@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantverdict.artifacts.checkpoint_read import open_safetensors
 from quantverdict.artifacts.gguf import describe
 from quantverdict.artifacts.gguf_read import open_gguf
 from quantverdict.artifacts.inspect import inspect_artifact, inspect_checkpoint
 from quantverdict.artifacts.lineage import compare
 from quantverdict.artifacts.lineage_tokenizer import folder_facts, folder_files, gguf_facts
+from quantverdict.artifacts.safetensors_read import open_safetensors
 from quantverdict.errors import ArtifactError
 
 RNG = np.random.default_rng(3)

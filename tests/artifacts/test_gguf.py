@@ -192,7 +192,7 @@ BAD = {
     "nine dimensions": (gguf_bytes([], [entry(shape=(1,) * 9)]), "9 dimensions"),
     "an extent of zero": (gguf_bytes([], [entry(shape=(0, 2))]), "shape (0, 2)"),
     "a product beyond 64 bits": (gguf_bytes([], [entry(shape=(2**40, 2**40))]), "shape"),
-    "an unknown tensor type": (gguf_bytes([], [entry(kind=4)]), "tensor type 4"),
+    "an unknown tensor type": (gguf_bytes([], [entry(kind=4000)]), "tensor type 4000"),
     "rows that the type does not divide": (gguf_bytes([], [entry(shape=(33, 2), kind=2)]), "multiple of 32"),
     "an offset out of line": (gguf_bytes([], [entry(offset=8)]), "offset 8"),
     "data past the end": (gguf_bytes([], [entry(offset=224)]), "truncated: its data end"),
@@ -200,7 +200,7 @@ BAD = {
     "two tensors of one name": (gguf_bytes([], [entry(), entry(offset=256)], bytes(512)), "one name"),
     "no tensors": (gguf_bytes([], []), "no tensors"),
     "one part of two": (gguf_bytes([field("split.count", 2, b"\x02\0")], [entry()]), "part 1 of 2, by another name"),
-    "a name with a line end": (gguf_bytes([], [entry(name="a\nb", kind=99)]), r"a\nb"),
+    "a name with a line end": (gguf_bytes([], [entry(name="a\nb", kind=4000)]), r"a\nb"),
 }  # fmt: skip
 
 

@@ -121,6 +121,7 @@ class _BuildFactory:
             if variant.source is None and variant.format not in GGUF_LEVELS and self._wants_file(variant):
                 self._make_checkpoint(variant)
         artifacts = {quant: inspect_artifact(path) for quant, path in self.paths.items()}
+        self._refuse_unrunnable(artifacts)
         duplicates = self._duplicates(artifacts)
         for variant in self.model.variants:
             build = Build(
@@ -141,6 +142,22 @@ class _BuildFactory:
 
     def _wants_file(self, variant: Variant) -> bool:
         return BACKENDS[self.study.backend_of(variant)].reads != "recordings"
+
+    def _refuse_unrunnable(self, artifacts: Mapping[str, Artifact]) -> None:
+        """Note builds that no release of their engine can load: the others are compared all the same.
+
+        Raises:
+            ArtifactError: the baseline is one of them.
+        """
+        from quantverdict.artifacts.kinds import unrunnable
+
+        for variant in self.model.variants:
+            artifact, backend = artifacts.get(variant.quant), BACKENDS[self.study.backend_of(variant)]
+            why = None if artifact is None else unrunnable(artifact, backend)
+            if why is not None and variant.quant == self.model.baseline:
+                raise ArtifactError(why, file=self.paths[variant.quant], expected="a baseline that can be asked")
+            if why is not None:
+                self.failures[variant.quant] = why
 
     def _find(self, variant: Variant, source: Source) -> None:
         """The variant's own file; a program that holds the model may run where its file is not."""
@@ -279,8 +296,8 @@ def _row(build: Build) -> dict[str, object]:
 
 def artifact_json(artifact: Artifact) -> dict[str, object]:
     """What a model file is, in plain values."""
-    values = {name: getattr(artifact, name) for name in Artifact.__slots__ if name != "calibration"}
-    values |= {"calibration": artifact.calibration} if artifact.calibration != "" else {}
+    values = {name: getattr(artifact, name) for name in Artifact.__slots__}
+    values = {name: value for name, value in values.items() if name not in ("calibration", "unread") or value != ""}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 

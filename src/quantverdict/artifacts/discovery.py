@@ -6,14 +6,15 @@ Only headers are read, and a repository of the hub is listed, not fetched. What 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from quantverdict.artifacts.checkpoint_read import Checkpoint, open_checkpoint
+from quantverdict.artifacts.checkpoint_read import Checkpoint, Weight, open_checkpoint, pickles_in
 from quantverdict.artifacts.gguf import open_model
-from quantverdict.artifacts.gguf_mix import LEVELS
+from quantverdict.artifacts.gguf_mix import LEVELS, OTHER_FILE_TYPES
 from quantverdict.artifacts.gguf_read import Gguf, part_names, part_of
+from quantverdict.artifacts.inspect import pickled_params
 from quantverdict.artifacts.sources import hub_listing, resolve
 from quantverdict.config import Source
 from quantverdict.errors import ArtifactError
@@ -21,14 +22,16 @@ from quantverdict.records import ALSO_CALLED
 
 WIDE_BITS = 15.5
 """Bits a weight from which a build is unquantised; norms and biases are wide in every build."""
-_FILE_TYPES = {level.file_type: name for name, level in LEVELS.items()}
+_FILE_TYPES = {**OTHER_FILE_TYPES, **{level.file_type: name for name, level in LEVELS.items()}}
 """Levels by `general.file_type`, as llama.cpp numbers them."""
 _LEVEL = re.compile(
-    r"(?<![A-Z0-9])((?:I|T)?Q[1-8](?:_(?:K|XXS|XS|XL|NL|S|M|L|[01]))*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32|AWQ|GPTQ)"
+    r"(?<![A-Z0-9])((?:I|T)?Q[1-8](?:_(?:KV?|KSS?|KT|KL|XXS|XS|XL|NL|S|M|L|BN|[01]|R[48]))*|MXFP4(?:_MOE)?|BF16|FP?16"
+    r"|FP?32|AWQ|GPTQ|NVFP4|FP8(?:_DYNAMIC)?|W[48]A(?:16|8)|NF4|HQQ|EXL[23])"
     r"(?![A-Z0-9])"
 )
 _CALLED = {**ALSO_CALLED, "FP32": "F32"}
-_BITS = {"F32": 32.0, "FP16": 16.0, "BF16": 16.0, "AWQ": 4.0, "GPTQ": 4.0, "MXFP4": 4.0, "MXFP4_MOE": 4.0}
+_BITS = {"F32": 32.0, "FP16": 16.0, "BF16": 16.0, "AWQ": 4.0, "GPTQ": 4.0, "MXFP4": 4.0, "MXFP4_MOE": 4.0, "HQQ": 4.0,
+         "EXL2": 4.0, "EXL3": 4.0}  # fmt: skip
 _BESIDES = (
     (re.compile(r"mmproj", re.IGNORECASE), "a multimodal projector"),
     (re.compile(r"imatrix", re.IGNORECASE), "an importance matrix"),
@@ -38,7 +41,6 @@ _BESIDES = (
 _DEEP = 2
 """Folders that are looked into below one that is named."""
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_PACKINGS = {"awq": "AWQ", "gptq": "GPTQ", "packed": "", "scaled": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,9 @@ def _at(place: str) -> Iterator[DiscoveredBuild | LeftOut]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")))
+    if not path.is_dir():
+        return False
+    return any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")) or bool(pickles_in(path))
 
 
 def _in_folder(folder: Path) -> Iterator[DiscoveredBuild | LeftOut]:
@@ -215,7 +219,7 @@ def _gguf(path: Path) -> DiscoveredBuild:
         says="header" if said else "name",
         nbytes=model.nbytes,
         bits=bits,
-        counted=True,
+        counted=all(tensor.type.known for tensor in model.tensors),
         shape=_shape(model),
         n_params=n_params,
         family=model.text("general.architecture") or "",
@@ -245,19 +249,20 @@ def _checkpoint(path: Path) -> DiscoveredBuild:
         ArtifactError: it is no whole checkpoint of a language model.
     """
     model = open_checkpoint(path)
-    weights = model.weights
-    n_params = sum(weight.n_elements for weight in weights)
-    bits = 8 * sum(weight.nbytes for weight in weights) / n_params
+    weights, name = model.weights, path.resolve().name
+    n_params = sum(weight.n_elements for weight in weights) or pickled_params(model)[0]
+    bits = 8 * (sum(weight.nbytes for weight in weights) or model.nbytes) / n_params
     packing = next((weight.packing for weight in weights if weight.packing != "wide"), "wide")
-    level = _PACKINGS.get(packing) or _wide_level(model, bits)
+    level = packing.upper() if packing in ("awq", "gptq") else _wide_level(model, bits)
+    named = level_in(name)
     return DiscoveredBuild(
-        name=path.resolve().name,
+        name=name,
         source=Source(path=str(path)),
-        level=level or level_in(path.resolve().name),
-        says="header" if level else "name",
-        nbytes=sum(len(file.data) for file in model.files),
+        level=level or named or _stored_level(model),
+        says="header" if level or not named else "name",
+        nbytes=model.nbytes,
         bits=bits,
-        counted=True,
+        counted=not model.unread,
         shape=_config_shape(model),
         n_params=n_params,
         family=str(model.text_config.get("model_type") or ""),
@@ -266,13 +271,23 @@ def _checkpoint(path: Path) -> DiscoveredBuild:
 
 
 def _wide_level(model: Checkpoint, bits: float) -> str:
-    if bits < WIDE_BITS:
+    if bits < WIDE_BITS or not model.weights:
         return ""
-    sizes: dict[str, int] = {}
-    for weight in model.weights:
-        sizes[weight.type_name] = sizes.get(weight.type_name, 0) + weight.n_elements
-    most = max(sizes, key=lambda name: sizes[name])
+    most = _commonest(model.weights)
     return _CALLED.get(most, most)
+
+
+def _stored_level(model: Checkpoint) -> str:
+    """What most low-bit weights are stored as, where no maker's name is known: FP8, INT8, NVFP4, MLX-4, ..."""
+    low = [weight for weight in model.weights if weight.packing not in ("wide", "unknown")]
+    return _commonest(low).partition(" ")[0] if low else ""
+
+
+def _commonest(weights: Iterable[Weight]) -> str:
+    sizes: dict[str, int] = {}
+    for weight in weights:
+        sizes[weight.type_name] = sizes.get(weight.type_name, 0) + weight.n_elements
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def _config_shape(model: Checkpoint) -> tuple[int, int] | None:
@@ -413,7 +428,7 @@ def build_lines(found: Sequence[DiscoveredBuild], left: Sequence[LeftOut]) -> li
     wide = max((len(one.name) for one in found), default=5) + 2
     lines = [f"{'build':{wide}}{'level':10}{'bits':>6}{'size':>11}  from"] if found else []
     for one in _widest_first(found):
-        bits = "?" if one.bits is None else f"{one.bits:.2f}" if one.counted else f"~{one.bits:g}"
+        bits = "?" if one.bits is None else f"{one.bits:.2f}" if one.counted else f"~{round(one.bits, 2):g}"
         size = "?" if one.nbytes is None else f"{one.nbytes / 1e6:,.1f} MB"
         parts = f", {one.parts} parts" if one.parts > 1 else ""
         lines.append(f"{one.name:{wide}}{one.level or '?':10}{bits:>6}{size:>11}  {one.source}{parts}")

@@ -56,7 +56,15 @@ def inspect_gguf(path: Path) -> Artifact:
         special_tokens=special,
         identity_sha256=identity_sha256(weights_sha256, settings, rendered(template, special)),
         tokens_sha256=tokens_sha256(settings),
+        unread=_unread(model),
     )
+
+
+def _unread(model: Gguf) -> str:
+    """The tensors of types that llama.cpp does not have: where they end is known, and not what is in them."""
+    others = _by_count(tensor.type.name for tensor in model.tensors if not tensor.type.known)
+    bits = "their bits are counted from where their data lie in the file"
+    return f"{_counts(others)} tensors, of types that llama.cpp does not have: {bits}" if others else ""
 
 
 def open_model(path: Path) -> Gguf:
@@ -94,6 +102,8 @@ def describe(artifact: Artifact) -> list[str]:
         "special tokens": ", ".join(f"{name} {text!r}" for name, text in artifact.special_tokens.items()) or "none",
         "tokenizer sha256": artifact.tokenizer_sha256,
     }
+    if artifact.unread:
+        rows["not read"] = artifact.unread
     if artifact.calibration:
         rows["calibration"] = artifact.calibration
     if artifact.fallbacks:

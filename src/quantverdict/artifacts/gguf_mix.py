@@ -62,6 +62,13 @@ LEVELS: Mapping[str, Level] = {
 MAIN_TYPE_BY_FILE_TYPE: Mapping[int, str] = {level.file_type: level.type for level in LEVELS.values()}
 """The type a level is named after, by `general.file_type`."""
 
+OTHER_FILE_TYPES: Mapping[int, str] = {
+    39: "NVFP4", 40: "Q1_0", 41: "Q2_0", 135: "Q6_0", 136: "IQ1_BN", 137: "IQ2_BN", 138: "IQ2_K", 139: "IQ3_K",
+    140: "IQ4_K", 141: "IQ5_K", 142: "IQ6_K", 145: "IQ4_KS", 146: "IQ3_KL", 147: "IQ2_KS", 148: "IQ4_KSS", 149: "Q8_KV",
+    150: "IQ5_KS", 151: "IQ2_KT", 152: "IQ3_KT", 153: "IQ4_KT", 154: "IQ3_KS", 155: "IQ2_KL", 156: "IQ1_KT",
+}  # fmt: skip
+"""Names of levels that others make, by `general.file_type`: of newer llama.cpp, and of ik_llama.cpp from 135 on."""
+
 _VERY_LOW = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M")
 """Levels with rules of their own, and no other."""
 _IQ2_WIDER = ("IQ2_S", "IQ2_M")

@@ -11,7 +11,8 @@ import ctypes
 import mmap
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class GgmlType(NamedTuple):
-    """How a tensor type stores elements: `block` elements in `size` bytes."""
+    """How a tensor type stores elements: `block` elements in `size` bytes; a size of 0 where that is not known."""
 
     number: int
     name: str
@@ -38,8 +39,13 @@ class GgmlType(NamedTuple):
     size: int
 
     @property
+    def known(self) -> bool:
+        """Whether it is a type of llama.cpp; of others (`other_type`) only the name is known."""
+        return self.size > 0
+
+    @property
     def quantized(self) -> bool:
-        return self.block > 1
+        return self.block > 1 or not self.known
 
 
 TYPES = tuple(
@@ -58,6 +64,28 @@ TYPES = tuple(
 )  # fmt: skip
 TYPE_BY_NUMBER: Mapping[int, GgmlType] = {item.number: item for item in TYPES}
 TYPE_BY_NAME: Mapping[str, GgmlType] = {item.name: item for item in TYPES}
+_IK_TYPES: Mapping[int, str] = {
+    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 136: "Q8_K64", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K",
+    141: "IQ6_K", 144: "IQ4_KS", 145: "IQ2_KS", 146: "IQ4_KSS", 151: "Q8_KV", 152: "IQ5_KS", 153: "IQ2_KT",
+    154: "IQ3_KT", 155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT",
+    230: "BF16_R16", 398: "Q8_KV_R8", 399: "Q8_K_R8",
+}  # fmt: skip
+"""Types of ik_llama.cpp, whose blocks llama.cpp cannot read."""
+_OF_EIGHT_ROWS = (202, 208, 223)
+_REPACKED = 200
+"""ik_llama.cpp stores a type with four or eight rows interleaved under a number that is this much higher."""
+_HIGHEST_TYPE = 1023
+
+
+def other_type(number: int) -> GgmlType | None:
+    """A tensor type that llama.cpp does not have, by name; None for a number that none would take."""
+    if not 0 <= number <= _HIGHEST_TYPE:
+        return None
+    plain = TYPE_BY_NUMBER.get(number - _REPACKED)
+    base = _IK_TYPES.get(number - _REPACKED) or (None if plain is None else plain.name)
+    rows = "R8" if number in _OF_EIGHT_ROWS else "R4"
+    name = _IK_TYPES.get(number) or (f"TYPE_{number}" if base is None else f"{base}_{rows}")
+    return GgmlType(number, name, 1, 0)
 
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -260,7 +288,8 @@ class _Parser:
         entries = [self.tensor_entry() for _ in range(n_tensors)]
         alignment = self.alignment(fields)
         begin = -(-self.at // alignment) * alignment
-        tensors = tuple(self.placed(entry, begin, alignment) for entry in entries)
+        ends = sorted({*(begin + entry[3] for entry in entries), self.size})
+        tensors = tuple(self.placed(entry, begin, alignment, ends) for entry in entries)
         self.check_layout(tensors)
         return Gguf(self.path, self.data, fields, tensors, alignment)
 
@@ -347,9 +376,9 @@ class _Parser:
             raise self.fail(f"is corrupt: {n_dims} dimensions", f"1 to {_MAX_DIMS}", name)
         shape = tuple(self.number("Q") for _ in range(n_dims))
         kind, offset = self.number("I"), self.number("Q")
-        ggml_type = TYPE_BY_NUMBER.get(kind)
+        ggml_type = TYPE_BY_NUMBER.get(kind) or other_type(kind)
         if ggml_type is None:
-            raise self.fail(f"is corrupt or too new: tensor type {kind}", "a type this version knows", name)
+            raise self.fail(f"is corrupt: tensor type {kind}", f"a type from 0 to {_HIGHEST_TYPE}", name)
         if min(shape) < 1 or prod(shape) >= 2**63:
             raise self.fail(f"is corrupt: shape {shape}", "positive extents", name)
         if shape[0] % ggml_type.block:
@@ -358,11 +387,16 @@ class _Parser:
             )
         return name, shape, ggml_type, offset
 
-    def placed(self, entry: tuple[str, tuple[int, ...], GgmlType, int], begin: int, alignment: int) -> Tensor:
+    def placed(
+        self, entry: tuple[str, tuple[int, ...], GgmlType, int], begin: int, alignment: int, ends: Sequence[int]
+    ) -> Tensor:
+        """Where its data lie; those of a type whose size is not known end where the next begin."""
         name, shape, ggml_type, offset = entry
         if offset % alignment:
             raise self.fail(f"is corrupt: data offset {offset}", f"a multiple of {alignment}", name)
         nbytes = prod(shape) // ggml_type.block * ggml_type.size
+        if not ggml_type.known:
+            nbytes = max(0, ends[min(bisect_right(ends, begin + offset), len(ends) - 1)] - begin - offset)
         end = begin + offset + nbytes
         if end > self.size:
             raise self.fail(
@@ -441,19 +475,29 @@ class Kernels:
             raise EngineError(f"{_PACKAGE}: tensor type {number} is {found}; expected {tuple(expected[1:])}")
 
     def widen(self, kind: GgmlType, source: int, target: int, count: int) -> None:
-        """Decode `count` elements at address `source` to float32 at address `target`."""
+        """Decode `count` elements at address `source` to float32 at address `target`.
+
+        Raises:
+            EngineError: a type that the library cannot decode.
+        """
         if kind.name == "F32":
             ctypes.memmove(target, source, 4 * count)
             return
+        function = self._decoder(kind)
+        if function is None:
+            raise EngineError(f"{_PACKAGE} cannot decode {kind.name}")
+        function(ctypes.c_void_p(source), ctypes.c_void_p(target), ctypes.c_int64(count))
+
+    def decodes(self, kind: GgmlType) -> bool:
+        """Whether `widen` can read a type."""
+        return kind.name == "F32" or self._decoder(kind) is not None
+
+    def _decoder(self, kind: GgmlType) -> Callable[..., object] | None:
         if kind.name in ("F16", "BF16"):
             name = f"ggml_{kind.name.replace('F16', 'fp16').replace('Bfp', 'bf')}_to_fp32_row"
         else:
             name = "dequantize_row_" + kind.name.lower().replace("_k", "_K")
-        try:
-            function = self._library[name]
-        except AttributeError as error:
-            raise EngineError(f"{_PACKAGE} cannot decode {kind.name}") from error
-        function(ctypes.c_void_p(source), ctypes.c_void_p(target), ctypes.c_int64(count))
+        return getattr(self._library, name, None) if kind.known else None
 
     def narrow(
         self, kind: GgmlType, source: int, target: int, rows: int, row: int, importance: int | None = None

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantverdict.artifacts.checkpoint_read import Checkpoint, TensorLocation, Weight, open_checkpoint
+from quantverdict.artifacts.checkpoint_read import Checkpoint, Weight, named_bits, open_checkpoint, pickles_in
 from quantverdict.artifacts.gguf import inspect_gguf
 from quantverdict.artifacts.kinds import is_folder, require_model_folder
 from quantverdict.artifacts.lineage_tokenizer import checkpoint_settings, files_sha256, folder_facts, folder_files
 from quantverdict.artifacts.packings import raw, widened
+from quantverdict.artifacts.safetensors_read import TensorLocation
 from quantverdict.artifacts.settings import identity_sha256, rendered, tokens_sha256
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
@@ -31,7 +32,7 @@ _CHUNK = 1 << 22
 _BESIDES = (
     "config.json", "generation_config.json", "quantize_config.json", "quant_config.json", "chat_template.jinja",
     "chat_template.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "vocab.json", "merges.txt", "hf_quant_config.json",
 )  # fmt: skip
 """Files that belong to a checkpoint besides its weights."""
 _TENSORS, _BLOCKS, _BLOCK = 12, 96, 32
@@ -48,11 +49,14 @@ def inspect_checkpoint(folder: Path) -> Artifact:
         ArtifactError: a missing, truncated or corrupt file, or packed weights of an unknown kind.
     """
     found = open_checkpoint(folder)
+    if found.pickles:
+        return _inspect_pickles(found)
     weights = found.weights
     beside = [found.folder / name for name in _BESIDES if (found.folder / name).is_file()]
     with ThreadPoolExecutor(2) as pool:
         files = pool.submit(_files_sha256, found, beside)
-        data = pool.submit(_weights_sha256, weights)
+        stored = [piece for weight in weights for piece in weight.parts.values()]
+        data = pool.submit(_weights_sha256, [*stored, *found.cache_scales])
         sha256, weights_sha256 = files.result(), data.result()
     matrices = [weight for weight in weights if sum(extent > 1 for extent in weight.shape) > 1]
     read = folder_files(found.folder)
@@ -78,7 +82,80 @@ def inspect_checkpoint(folder: Path) -> Artifact:
         special_tokens=special,
         identity_sha256=identity_sha256(weights_sha256, read_as, rendered(template, special)),
         tokens_sha256=tokens_sha256(read_as),
+        unread=found.unread,
     )
+
+
+def _inspect_pickles(found: Checkpoint) -> Artifact:
+    """What the files beside a pickle say, and its size; it is hashed and not opened."""
+    beside = [found.folder / name for name in _BESIDES if (found.folder / name).is_file()]
+    read = folder_files(found.folder)
+    facts, settings = folder_facts(read), checkpoint_settings(found, read)
+    read_as = settings | {"tokenizer": facts.sha256}
+    files = {path.name: _file_sha256(path) for path in found.pickles}
+    weights = hashlib.sha256("".join(f"{name} {one}\n" for name, one in files.items()).encode()).hexdigest()
+    texts = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in beside]
+    n_params, how = pickled_params(found)
+    bits = 8 * found.nbytes / n_params
+    return Artifact(
+        path=str(found.path),
+        format="pickle",
+        sha256=hashlib.sha256("".join([weights, *texts]).encode()).hexdigest(),
+        weights_sha256=weights,
+        file_bytes=found.nbytes + sum(path.stat().st_size for path in beside),
+        n_params=n_params,
+        bpw=bits,
+        bpw_quantized=bits,
+        tensor_types={"pickle": len(files)},
+        fallbacks={},
+        architecture=str(found.text_config.get("model_type") or ""),
+        name=_name(found),
+        chat_template=facts.chat_template,
+        tokenizer_sha256=files_sha256(found.folder) if facts.tokens is None else facts.sha256,
+        dequantized_from=None,
+        special_tokens=facts.special_tokens,
+        identity_sha256=identity_sha256(weights, read_as, rendered(facts.chat_template, facts.special_tokens)),
+        tokens_sha256=tokens_sha256(read_as),
+        unread=f"{found.unread}; {how}",
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def pickled_params(found: Checkpoint) -> tuple[int, str]:
+    """About how many weights a pickle holds, and how that is known."""
+    described = described_params(found.text_config)
+    if described is not None:
+        return described, "its bits are its size over the weights that its configuration describes"
+    dtype = str(found.text_config.get("torch_dtype") or found.text_config.get("dtype") or "")
+    bits = named_bits(found.quantization) or (32 if "float32" in dtype else 16)
+    return max(
+        1, round(8 * found.nbytes / bits)
+    ), f"its weights are its size over the {bits:g} bits of its configuration"
+
+
+_LIKE_LLAMA = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gemma3",
+               "gemma3_text", "phi3", "olmo", "olmo2", "granite", "smollm3")  # fmt: skip
+
+
+def described_params(config: Mapping[str, object]) -> int | None:
+    """About how many weights a model of the llama family has, by its configuration; None for another."""
+    keys = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
+    numbers = [config.get(key) for key in keys]
+    if config.get("model_type") not in _LIKE_LLAMA or not all(type(one) is int and one > 0 for one in numbers):
+        return None
+    width, layers, vocabulary, inner, heads = (int(str(one)) for one in numbers)
+    given = [config.get(key) for key in ("num_key_value_heads", "head_dim", "moe_intermediate_size")]
+    kv, size, expert = (one if type(one) is int else usual
+                        for one, usual in zip(given, (heads, width // heads, inner), strict=True))  # fmt: skip
+    many = next((one for key in ("num_local_experts", "num_experts") if type(one := config.get(key)) is int), 0)
+    ffn = 3 * width * expert * many + width * many if many else 3 * width * inner
+    attention = 2 * width * size * (heads + kv)
+    tables = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
+    return tables + layers * (attention + ffn + 2 * width) + width
 
 
 def _bits_per_weight(path: Path, weights: Sequence[Weight]) -> float:
@@ -100,10 +177,9 @@ def _name(found: Checkpoint) -> str:
     return folder.name
 
 
-def _weights_sha256(weights: Iterable[Weight]) -> str:
+def _weights_sha256(stored: Iterable[TensorLocation]) -> str:
     """Over name, shape, type and data of every stored tensor, in the order of their names."""
     digest = hashlib.sha256()
-    stored = (piece for weight in weights for piece in weight.parts.values())
     for piece in sorted(stored, key=lambda item: item.tensor.name):
         tensor = piece.tensor
         data = _span_sha256(piece, tensor.start, tensor.start + tensor.nbytes)
@@ -186,6 +262,8 @@ def model_path(path: Path) -> Path:
         ArtifactError: a folder with neither, or with something that is no language model.
     """
     if not is_folder(path) or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
+        return path
+    if not any(path.glob("*.gguf")) and pickles_in(path):
         return path
     require_model_folder(path)
     found = sorted(path.glob("*.gguf"))

@@ -12,8 +12,9 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from quantverdict.artifacts.gguf_read import Gguf
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf
 from quantverdict.errors import ArtifactError, os_reason
+from quantverdict.records import Artifact, BackendSpec
 
 EXPECTED = "a model that generates text"
 _LORA, _HEAD = "a LoRA adapter", "a draft head, which drafts tokens for another model"
@@ -99,6 +100,37 @@ def is_folder(path: Path) -> bool:
     except OSError as error:
         shown = path.with_name(f"{path.name[:40]}...") if len(path.name) > 80 else path
         raise ArtifactError(f"cannot be read ({os_reason(error)})", file=shown, expected="a model") from error
+
+
+_OTHER_ENGINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "EXL2": ("ExLlamaV2", ("transformers", "vllm")),
+    "EXL3": ("ExLlamaV3", ("transformers", "vllm")),
+    "MLX": ("MLX", ("transformers", "vllm")),
+    "NVFP4 by ModelOpt": ("vLLM", ("transformers",)),
+}
+"""What a type's name begins with, what reads it, and the engines that do not."""
+
+
+def unrunnable(artifact: Artifact, backend: BackendSpec) -> str | None:
+    """Why no release of an engine loads a build, None where one may; a program that holds its own models is not judged.
+
+    The engine is the one of the study; a server that can load the file may be asked instead.
+    """
+    if backend.remote or backend.reads == "recordings":
+        return None
+    if artifact.format == "gguf":
+        others = [name for name in artifact.tensor_types if name not in TYPE_BY_NAME]
+        if backend.capabilities.wheels and others:
+            return f"has tensors of type {', '.join(others)}, which llama.cpp does not load; {_SERVER}"
+        return None
+    for name in artifact.tensor_types:
+        for begin, (engine, not_by) in _OTHER_ENGINES.items():
+            if name.startswith(begin) and backend.name in not_by:
+                return f"is stored as {name}, which {engine} reads and {backend.name} does not; {_SERVER}"
+    return None
+
+
+_SERVER = "expected a server that has it loaded (backend: server)"
 
 
 def require_model_gguf(model: Gguf) -> None:

@@ -84,11 +84,22 @@ class WeightPair:
         return min(self.baseline.n_rows, self.variant.n_rows)
 
     @property
+    def readable(self) -> bool:
+        """Whether the shapes of both are known."""
+        return not (self.baseline.elements or self.variant.elements)
+
+    @property
     def comparable(self) -> bool:
         """Whether the shapes agree; an embedding may have rows that pad its vocabulary."""
         ours, theirs = self.baseline.shape, self.variant.shape
         padded = self.name in (_EMBEDDINGS, _OUTPUT) and len(ours) == len(theirs) == 2
         return ours == theirs or (padded and ours[1] == theirs[1])
+
+
+def _not_read(pair: WeightPair) -> Finding:
+    side = pair.variant if pair.variant.low_bit else pair.baseline
+    note = f"cannot be read as {side.type_name}"
+    return Finding(pair.name, pair.variant.type_name, CANNOT_TELL, None, float("nan"), None, note)
 
 
 def pairs(baseline: Weights, variant: Weights) -> tuple[WeightPair, ...]:
@@ -150,9 +161,7 @@ class Comparison:
         read = self._read(pair, rows)
         type_name = pair.variant.type_name
         if read is None:
-            return Finding(
-                pair.name, type_name, CANNOT_TELL, None, float("nan"), None, f"cannot be read as {type_name}"
-            )
+            return _not_read(pair)
         ours, theirs = read
         if inputs is not None:
             ours = scaled(ours, inputs.factors[None, :], inputs.relative_error[None, :])
@@ -338,10 +347,11 @@ def compare(baseline: Path, variant: Path) -> Lineage:
 def _compare(baseline: Path, variant: Path) -> Lineage:
     ours, theirs = open_weights(baseline), open_weights(variant)
     both = pairs(ours, theirs)
-    fitting = {pair.name: pair for pair in both if pair.comparable}
+    fitting = {pair.name: pair for pair in both if pair.readable and pair.comparable}
     findings = Comparison(fitting, method=theirs.method).findings()
+    findings += tuple(_not_read(pair) for pair in both if not pair.readable)
     low_bit = {pair.name for pair in both if pair.variant.low_bit}
-    resolution = _resolution(findings, fitting)
+    resolution = _resolution(findings, {pair.name: pair for pair in both})
     checks = (
         *_reading_checks(_Side(ours), _Side(theirs)),
         _coverage(ours, theirs, both),
@@ -517,7 +527,10 @@ def _template(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
 
 def _coverage(ours: Weights, theirs: Weights, both: Sequence[WeightPair]) -> Check:
     """Whether both models have the same weights, in the same shapes."""
-    wrong = [pair for pair in both if not pair.comparable]
+    for weights in (ours, theirs):
+        if not weights.handles and not isinstance(weights.source, Gguf):
+            return Check("shapes", CANNOT_TELL, weights.source.unread or f"{weights.path} shows no weights")
+    wrong = [pair for pair in both if pair.readable and not pair.comparable]
     if wrong:
         pair = wrong[0]
         reason = f"{pair.name} has shape {pair.variant.shape} here, {pair.baseline.shape} in the baseline"

@@ -61,18 +61,21 @@ _LAYOUTS: Mapping[str, Layout] = {
 _WIDE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 
-def gguf_rows(model: Gguf, tensor: Tensor, rows: Whole) -> Rows:
-    """Some rows of a tensor, counted over all but its first extent.
+def gguf_rows(model: Gguf, tensor: Tensor, rows: Whole) -> Rows | None:
+    """Some rows of a tensor, counted over all but its first extent; None of a type that llama.cpp cannot decode.
 
     Raises:
         QuantverdictError: a low-bit type, and the llamacpp extra is not installed.
-        EngineError: the kernels cannot decode the type.
     """
+    from quantverdict.artifacts.gguf_read import kernels
+
     kind, length = tensor.type, tensor.shape[0]
     item = _WIDE.get(kind.name)
     stored = model.stored(tensor)
     if item is not None:
         return wide_rows(widened(stored.view(item).reshape(-1, length)[rows], kind.name), ROUNDING[kind.name])
+    if not (kind.known and kernels().decodes(kind)):
+        return None
     blocks = stored.reshape(-1, length // kind.block, kind.size)[rows]
     values = _decoded(blocks, kind)
     layout = _LAYOUTS.get(kind.name)
@@ -194,6 +197,7 @@ class WeightHandle:
         type_name: as it is stored, like `Q4_K` or `AWQ-4 g128`.
         low_bit: whether it is stored in fewer than 16 bits.
         read: some of its rows, by number; None where its packing cannot be read.
+        elements: how many there are about, where its shape is not known; else 0.
     """
 
     name: str
@@ -201,10 +205,11 @@ class WeightHandle:
     type_name: str
     low_bit: bool
     read: Callable[[Whole], Rows | None]
+    elements: int = 0
 
     @property
     def n_elements(self) -> int:
-        return int(np.prod(self.shape))
+        return self.elements or int(np.prod(self.shape))
 
     @property
     def n_rows(self) -> int:
@@ -269,13 +274,13 @@ def _of_gguf(model: Gguf) -> Weights:
     return Weights(model.path, "gguf", architecture, "", handles, model)
 
 
-def _gguf_handle_rows(model: Gguf, tensor: Tensor, order: Whole | None, rows: Whole) -> Rows:
+def _gguf_handle_rows(model: Gguf, tensor: Tensor, order: Whole | None, rows: Whole) -> Rows | None:
     if order is None:
         return gguf_rows(model, tensor, rows)
     if tensor.n_dims > 1:
         return gguf_rows(model, tensor, order[rows])
     found = gguf_rows(model, tensor, rows)
-    return found._replace(values=found.values[:, order], slack=found.slack[:, order])
+    return found and found._replace(values=found.values[:, order], slack=found.slack[:, order])
 
 
 def _row_order(model: Gguf, tensor: Tensor, name: str, architecture: str) -> Whole | None:
@@ -300,7 +305,8 @@ def _of_checkpoint(found: Checkpoint) -> Weights:
         name = from_checkpoint(weight.name)
         if is_weight(weight.name):
             read = partial(_checkpoint_rows, weight, norm_less_one(name, model_type))
-            handles[name] = WeightHandle(name, weight.shape, weight.type_name, weight.packing != "wide", read)
+            low_bit = weight.packing != "wide"
+            handles[name] = WeightHandle(name, weight.shape, weight.type_name, low_bit, read, weight.elements)
     method = str(found.quantization.get("quant_method", ""))
     return Weights(found.path, "safetensors", model_type, method, handles, found)
 

@@ -136,7 +136,8 @@ def _checkpoint_memory(path: Path, context: int, cache_types: tuple[str, str]) -
     size = config.get("head_dim")
     each = (kv if isinstance(kv, int) else heads) * (size if isinstance(size, int) else width // heads)
     shape = _Shape((layers * each, layers * each), width, inner)
-    return _memory(sum(weight.nbytes for weight in model.weights), shape, context, cache_types)
+    weights = sum(weight.nbytes for weight in model.weights) or model.nbytes
+    return _memory(weights, shape, context, cache_types)
 
 
 def _gguf_shape(model: Gguf) -> _Shape:
