@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from quantverdict.api import (
         analyze,
+        card,
         compare,
         diff,
         export,
@@ -101,6 +102,7 @@ __all__ = [
     "TaskType",
     "__version__",
     "analyze",
+    "card",
     "compare",
     "diff",
     "export",

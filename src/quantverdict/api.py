@@ -8,10 +8,7 @@ takes long tells each line of its progress to `progress`, where that is given. W
 from __future__ import annotations
 
 import os
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,11 +19,11 @@ if TYPE_CHECKING:
     from quantverdict.artifacts.lineage import Lineage
     from quantverdict.config import Study
     from quantverdict.planning.estimate import StudyEstimate
-    from quantverdict.policy import Constraints
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
     from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
+    from quantverdict.stages.card import WrittenCard
     from quantverdict.stages.compare import LogComparison
     from quantverdict.stages.grade import GradedFile
     from quantverdict.stages.init import Draft
@@ -185,45 +182,18 @@ def analyze(
     """
     from quantverdict.policy import constraints_of
     from quantverdict.stages.run import analyze as analyze_bundle
+    from quantverdict.stages.run import matrix_view
 
+    root = None if out is None else Path(out)
     held = None if constraints is None else constraints_of(constraints)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.is_dir():
-            return _analyze_matrix(path, policy, held, out)
+            return matrix_view(path, policy, held, root)
         if out is not None:
             raise BundleError(f"{path}: a bundle is decided anew in place; out is for a matrix")
         return open_bundle(analyze_bundle(path, policy, held))
-    with tempfile.TemporaryDirectory(prefix="quantverdict-") as folder:
-        matrix = Path(folder) / "matrix.csv"
-        _write_matrix(source, matrix)
-        return _analyze_matrix(matrix, policy, held, out)
-
-
-def _analyze_matrix(
-    matrix: Path, policy: str | None, constraints: Constraints | None, out: PathLike | None
-) -> BundleView:
-    from quantverdict.stages.run import analyze_matrix
-
-    if out is not None:
-        return open_bundle(analyze_matrix(matrix, Path(out), policy or "quantverdict", constraints))
-    with ExitStack() as undo:
-        folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="quantverdict-"))
-        found = open_bundle(analyze_matrix(matrix, Path(folder) / "matrix", policy or "quantverdict", constraints))
-        weakref.finalize(found, undo.pop_all().close)
-    return found
-
-
-def _write_matrix(frame: object, path: Path) -> None:
-    if hasattr(frame, "write_csv"):
-        frame.write_csv(path)
-    elif hasattr(frame, "to_csv"):
-        frame.to_csv(path, index=False)
-    else:
-        raise DataError(
-            f"{type(frame).__name__}: not a matrix",
-            expected="a bundle, a CSV file, or a data frame of polars or pandas",
-        )
+    return matrix_view(source, policy, held, root)
 
 
 def ingest(sources: PathLike, out: PathLike, *, quarantine: bool = False) -> BundleView:
@@ -515,13 +485,46 @@ def export(bundle: PathLike, to: str, out: PathLike) -> list[Path]:
         QuantverdictError: what writes that format is not installed.
         DataError: no such format.
     """
-    from quantverdict.errors import one_of
-    from quantverdict.stages.export import FORMATS
     from quantverdict.stages.export import export as write
 
-    if to not in FORMATS:
-        raise DataError(f"no format {to!r:.60}", field="to", expected=one_of(to, FORMATS))
     return write(Path(bundle), to, Path(out))
+
+
+def card(  # noqa: PLR0913 - one argument an option
+    bundle: PathLike,
+    out: PathLike = "card",
+    *,
+    model: str | None = None,
+    base_model: str | None = None,
+    quantized_by: str = "",
+    repo: str = "",
+    dataset: str = "",
+    files: Mapping[str, str] | Sequence[str] = (),
+    context: int | None = None,
+    png: bool = False,
+) -> WrittenCard:
+    """Write what a publisher of builds puts on the hub: a model card's section and front matter, charts, results.
+
+    Args:
+        out: the folder: README.md (one that is there is kept but for what is ours), `.eval_results/`, `quantverdict/`.
+        model: which base model of the bundle; not needed where there is one.
+        base_model, quantized_by: front matter; the original on the hub, `owner/name`, and who made the builds.
+        repo: the repository that the files are in, `owner/name`; links are relative if not given.
+        dataset: the data set of the hub that holds the tasks which are not of it, `owner/name`.
+        files: build to the name of its file, where the bundle's is not the published one.
+        context: tokens that memory is estimated for; the study's if not given.
+        png: draw the charts as PNG too, and show these: needs the extra png.
+
+    Raises:
+        BundleError: the bundle is not finished, or a file of somebody else's is in the way. Nothing was written.
+        DataError: no such base model or build, no name of the hub, or a README.md whose front matter cannot be read.
+    """
+    from quantverdict.ingestion.logs import name_value_pairs
+    from quantverdict.stages.card import CardOptions, write_card
+
+    named = name_value_pairs(files, "--file")
+    options = CardOptions(model, base_model, quantized_by, repo, dataset, context, named, png)
+    return write_card(Path(bundle), Path(out), options)
 
 
 def inspect(artifact: PathLike) -> Artifact:

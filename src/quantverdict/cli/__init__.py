@@ -23,6 +23,7 @@ from quantverdict.reporting.formats import (
     Existing,
     OutputStream,
     asking,
+    card_options,
     constraint_option,
     gate_reports,
     harmless,
@@ -229,6 +230,19 @@ def export(bundle: Path, to: str, out: Path, as_json: bool) -> None:
 
     paths = api.export(bundle, to, out)
     show({"files": [str(path) for path in paths]}, lambda: [str(path) for path in paths], as_json)
+
+
+@commands.command()
+@click.argument("bundle", type=Existing)
+@click.option("--out", type=Existing, default=Path("card"), help="The folder to write. A README.md there is kept.")
+@card_options
+@json_option
+def card(bundle: Path, out: Path, *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Write a model card's section, its front matter, charts and the results that the hub reads."""
+    from quantverdict import api
+
+    written = api.card(bundle, out, **how)
+    show(written.as_json(), written.lines, as_json)
 
 
 @commands.command()

@@ -63,7 +63,12 @@ class Headroom:
 
 
 def headrooms(
-    samples: Grids, baselines: Iterable[CellId], margins: Mapping[str, Fraction], choices: Choices
+    samples: Grids,
+    baselines: Iterable[CellId],
+    margins: Mapping[str, Fraction],
+    choices: Choices,
+    *,
+    figures: bool = True,
 ) -> dict[tuple[str, str], Headroom]:
     """The head-room of every gated metric, by base model and metric.
 
@@ -72,16 +77,19 @@ def headrooms(
         baselines: one a base model.
         margins: in pp.
         choices: of items, for what is right by chance.
+        figures: False leaves out how much of a metric can be lost that has plenty: this alone would import SciPy.
     """
     return {
-        (baseline.base_model, metric): _headroom(samples, baseline, metric, margin, choices)
+        (baseline.base_model, metric): _headroom(samples, baseline, metric, margin, choices, figures=figures)
         for baseline in baselines
         for metric, margin in margins.items()
         if metric in samples and len(samples[metric].asked(baseline))
     }
 
 
-def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, choices: Choices) -> Headroom:
+def _headroom(  # noqa: PLR0913 - those of `headrooms`, of one metric
+    samples: Grids, baseline: CellId, metric: str, margin: Fraction, choices: Choices, *, figures: bool
+) -> Headroom:
     grid = samples[metric]
     graded = baseline in grid.cells
     values = grid.values_of(baseline) if graded else np.full(len(grid.prompts), np.nan)
@@ -96,7 +104,10 @@ def _headroom(samples: Grids, baseline: CellId, metric: str, margin: Fraction, c
     if same is not None:
         return Headroom("uninformative", f"{metric}: {same}: uninformative", constant=True)
     chance = _chance(grid, known, metric, choices.get(baseline.base_model, {}))
-    room = _room(metric, credit(metric, values[known]), grid.units[known])
+    credits, units = credit(metric, values[known]), grid.units[known]
+    if not figures and METRICS[metric].proportion and _plenty(credits, units, float(margin) / 100 + chance):
+        return Headroom("informative", f"{metric}: more than its margin of {limit(margin)} can be lost")
+    room = _room(metric, credits, units)
     lo, hi = 100 * (room.lo - chance), 100 * (room.hi - chance)
     if METRICS[metric].proportion:
         level = f"{int(values[known].sum())} of {n}"
@@ -120,9 +131,31 @@ def _room(metric: str, values: FloatArray, units: Codes) -> Interval:
     if not METRICS[metric].proportion:
         found = mean_loss(values, 0.5, ALPHA, units.tolist())  # for its limits, which know of no margin
         return Interval(max(found.lo, 0.0), found.hi)
+    return clopper_pearson(*_counts(values, units), CONFIDENCE)
+
+
+def _counts(values: FloatArray, units: Codes) -> tuple[float, float]:
+    """How many of how many can be lost, divided by the design effect."""
     k = int(values.sum())
     effect = design_effect(*cluster_sums(values, units.tolist()), k, ALPHA)
-    return clopper_pearson(k / effect, len(values) / effect, CONFIDENCE)
+    return k / effect, len(values) / effect
+
+
+def _plenty(values: FloatArray, units: Codes, share: float) -> bool:
+    """Whether the lower limit of a rate is certain to lie above `share`, by Chernoff's bound of the binomial tail.
+
+    The limit is where P(Beta(k, n - k + 1) <= p) is ALPHA. Of counts that are not whole, fewer of more have a limit
+    no higher.
+    """
+    k, n = _counts(values, units)
+    lost, all_ = math.floor(k), math.floor(k) + math.ceil(n - k)
+    if not 0 < share < 1 or lost <= share * all_:
+        return False
+    rate = lost / all_
+    divergence = rate * math.log(rate / share)
+    if rate < 1:
+        divergence += (1 - rate) * math.log((1 - rate) / (1 - share))
+    return math.exp(-all_ * divergence) < ALPHA
 
 
 def _chance(grid: ScoreGrid, known: np.ndarray, metric: str, choices: Mapping[tuple[str, str], int]) -> float:

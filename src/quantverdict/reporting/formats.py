@@ -331,7 +331,7 @@ SECTIONS = {
     "From a study to a decision": ("init", "plan", "run", "analyze"),
     "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
-    "Use a decision": ("gate", "diff", "verify", "export"),
+    "Use a decision": ("gate", "diff", "verify", "export", "card"),
     "Check an instrument": ("grade",),
     "Look at models": ("list", "inspect", "lineage", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),
@@ -376,6 +376,10 @@ EXAMPLES = {
     "gate": ("gate bundle --build my-model/Q4_K_M", "gate bundle --policy gate.yaml --junit gate.xml --verify"),
     "diff": ("diff before after --exit-code",),
     "export": ("export bundle --to parquet --out tables", "export bundle --to mlflow --out store"),
+    "card": (
+        "card bundle --out my-model-GGUF --base-model owner/my-model --quantized-by me",
+        "card bundle --model my-model --repo me/my-model-GGUF --file Q4_K_M=my-model-Q4_K_M.gguf --png",
+    ),
     "verify": ("verify bundle",),
     "list": ("list models/", "list owner/name-GGUF --json"),
     "inspect": ("inspect my-model-Q4_K_M.gguf",),
@@ -524,5 +528,23 @@ log_options = (
 def reading_logs(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of what logs mean."""
     for option in reversed(log_options):
+        command = option(command)
+    return command
+
+
+def card_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of what is said on a card."""
+    options = (
+        click.option("--model", help="Of which base model. Not needed where the bundle has one."),
+        click.option("--base-model", help="The original's name on the hub: owner/name."),
+        click.option("--quantized-by", default="", help="Who made the builds."),
+        click.option("--repo", default="", help="The repository of the files: owner/name. Default: relative links."),
+        click.option("--dataset", default="", help="The data set of the hub, owner/name, with tasks of your own."),
+        click.option("--file", "files", multiple=True, help="BUILD=NAME: what a build's file is called there."),
+        click.option("--context", type=click.IntRange(1, 10_000_000),
+                     help="Tokens that memory is estimated for. Default: the study's."),
+        click.option("--png", is_flag=True, help="Draw the charts as PNG too, and show these. Needs the extra png."),
+    )  # fmt: skip
+    for option in reversed(options):
         command = option(command)
     return command

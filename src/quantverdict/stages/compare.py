@@ -172,7 +172,7 @@ def compare(
 
 def _decided(grids: Mapping[str, ScoreGrid], cells: tuple[CellId, CellId], policy: Policy) -> BuildVerdict:
     baseline, candidate = cells
-    rooms = headrooms(grids, [baseline], policy.gates, {})
+    rooms = headrooms(grids, [baseline], policy.gates, {}, figures=False)
     found = standings(grids, {candidate: baseline}, policy, rooms)
     return decide_criteria(found, policy, {candidate: 0}, POWER)[candidate]
 

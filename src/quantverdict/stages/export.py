@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantverdict.bundle.files import saving
 from quantverdict.bundle.integrity import read_manifest
-from quantverdict.errors import BundleError, QuantverdictError
+from quantverdict.errors import BundleError, DataError, QuantverdictError, one_of
 from quantverdict.records import CellId, Metric, Row
 from quantverdict.registry import METRICS
 from quantverdict.stages.facts import stored_matrix, stored_prompts, stored_responses
@@ -47,8 +47,11 @@ def export(path: Path, to: str, out: Path) -> list[Path]:
 
     Raises:
         BundleError: the bundle is not finished, or `out` cannot be written.
+        DataError: no such format.
         QuantverdictError: MLflow's client is not installed.
     """
+    if to not in FORMATS:
+        raise DataError(f"no format {to!r:.60}", field="to", expected=one_of(to, FORMATS))
     bundle = BundleView(path)
     if not bundle.finished:
         raise BundleError(f"{path}: the run is unfinished; run the same command again to finish it")

@@ -5,8 +5,11 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 
 from __future__ import annotations
 
+import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -41,6 +44,7 @@ from quantverdict.stages.execute import execute_code
 from quantverdict.stages.facts import stored_builds, view_of
 from quantverdict.stages.more import GrowthRequest, reason_to_stop, refuse_rounds
 from quantverdict.stages.verify import DryRunBundle
+from quantverdict.stages.view import BundleView, write_matrix
 
 if TYPE_CHECKING:
     from quantverdict.grading.encoders import Encoders
@@ -330,6 +334,17 @@ def analyze_matrix(matrix_file: Path, out: Path, policy: str, constraints: Const
         decide(bundle, rules, constraints=constraints)
         render(bundle)
     return bundle.root
+
+
+def matrix_view(source: object, policy: str | None, constraints: Constraints | None, out: Path | None) -> BundleView:
+    """`analyze_matrix` of a file or a data frame; without `out` in a folder that goes with the value returned."""
+    with ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="quantverdict-")))
+        matrix = source if isinstance(source, Path) else write_matrix(source, folder / "matrix.csv")
+        found = BundleView(analyze_matrix(matrix, out or folder / "matrix", policy or "quantverdict", constraints))
+        if out is None:
+            weakref.finalize(found, undo.pop_all().close)
+    return found
 
 
 def decision_of(path: Path) -> BundleTables:

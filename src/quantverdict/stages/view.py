@@ -241,6 +241,24 @@ class BundleView:
         return name + (self.decision._repr_html_() if self.finished else "<p>unfinished</p>")
 
 
+def write_matrix(frame: object, path: Path) -> Path:
+    """A matrix in a data frame of polars or pandas, as a CSV file.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if hasattr(frame, "write_csv"):
+        frame.write_csv(path)
+    elif hasattr(frame, "to_csv"):
+        frame.to_csv(path, index=False)
+    else:
+        raise DataError(
+            f"{type(frame).__name__}: not a matrix",
+            expected="a bundle, a CSV file, or a data frame of polars or pandas",
+        )
+    return path
+
+
 def _typed(column: pl.Series) -> pl.Series:
     """A column of text as whole numbers or numbers, where every value is one; names stay text."""
     import polars as pl
