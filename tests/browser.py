@@ -2,11 +2,13 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,8 @@ FLAGS = (
 )  # fmt: skip
 KEYS = {"Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
 WAIT = 120
+START = "import os, sys; [os.dup2(int(sys.argv[at]), at + 2) for at in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
+"""What the browser reads is its descriptor 3, what it writes its 4."""
 
 
 def chromium() -> str | None:
@@ -37,19 +41,21 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         self.console, self.requests, self.dialogs = [], [], []
         self._number, self._rest, self._events = 0, b"", []
-        # What the browser reads is its descriptor 3, what it writes 4.
-        there, self._out = os.pipe()
-        self._in, back = os.pipe()
+        (low, self._out), (self._in, high) = os.pipe(), os.pipe()
+        there, back = (fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (low, high))
+        os.close(low)
+        os.close(high)
         command = [chromium(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" 3<&{there} 4>&{back}', "sh", *command],
+            [sys.executable, "-c", START, str(there), str(back), *command],
             pass_fds=(there, back),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         os.close(there)
         os.close(back)
-        target = next(one for one in self.send("Target.getTargets", session=None)["targetInfos"] if one["type"] == "page")
+        targets = self.send("Target.getTargets", session=None)["targetInfos"]
+        target = next(one for one in targets if one["type"] == "page")
         attach = {"targetId": target["targetId"], "flatten": True}
         self.session = self.send("Target.attachToTarget", session=None, **attach)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
@@ -135,19 +141,21 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """The left button in the middle of the first element that matches."""
-        spot = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
-        )
+        x, y = self._middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=spot[0], y=spot[1], button="left", clickCount=1)
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def hover(self, selector: str) -> None:
-        spot = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
+        x, y = self._middle(selector)
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def _middle(self, selector: str) -> list[float]:
+        """Of the first element that matches, scrolled into view."""
+        return self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            "return [r.x + r.width / 2, r.y + r.height / 2] })()"
         )
-        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=spot[0], y=spot[1])
 
     def media(self, *, dark: bool = False, printed: bool = False) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

@@ -136,8 +136,9 @@ class ForestScale(_Scale):
         if lo < self.lo:
             parts.append(f'<path class="arrow" d="M8,{middle - 4:g} L2,{middle:g} L8,{middle + 4:g}"/>')
         if hi > self.hi:
-            end = ROW[0]
-            parts.append(f'<path class="arrow" d="M{end - 8},{middle - 4:g} L{end - 2},{middle:g} L{end - 8},{middle + 4:g}"/>')
+            end = ROW[0] - 2
+            tip = f"M{end - 6},{middle - 4:g} L{end},{middle:g} L{end - 6},{middle + 4:g}"
+            parts.append(f'<path class="arrow" d="{tip}"/>')
         if self.lo <= delta <= self.hi:
             radius = 4 if row.get("role") == "member" else 5.5
             parts.append(f'<circle class="point" cx="{_x(self, delta, ROW[0])}" cy="{middle:g}" r="{radius}"/>')

@@ -18,6 +18,8 @@ LOOKS = {"non_inferior": "ship", "inferior": "reject", "not_resolvable": "unknow
 """How a test came out, and the style class of a verdict that looks the same; anything else was not tested."""
 
 
+SCREENFUL = 24
+"""Rows of a forest plot that a screen shows."""
 SAID = {"non_inferior": "not worse", "inferior": "worse"}
 """By its margin, or by its guard margin: an outcome in the width of a column."""
 
@@ -56,8 +58,9 @@ class Forest:
     builds: tuple[tuple[BuildRow, tuple[ForestRow, ...]], ...]
 
     @property
-    def tested(self) -> int:
-        return sum(len(rows) for _, rows in self.builds)
+    def is_long(self) -> bool:
+        """Whether it has more rows than a screen."""
+        return sum(len(rows) for _, rows in self.builds) > SCREENFUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,6 @@ class Card:
     best: BuildRow | None
     facts: tuple[tuple[str, str], ...]
     ladder: tuple[BuildRow, ...]
-    groups: Mapping[str, tuple[BuildRow, ...]]
     steps: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -118,9 +120,10 @@ def cards(bundle: BundleTables, rows: Sequence[BuildRow], notes: Notes) -> list[
         ladder = sorted(mine, key=lambda row: _height(row, cells[row.model, row.quant]))
         facts = () if best is None else _facts(best, memory.get((model, best.quant)))
         steps = tuple(step for row in mine for step in _steps(row, cells[row.model, row.quant]))
-        about = [note for note in notes.heavy if _is_about(note, verdict.model)] if len(bundle.models) > 1 else notes.heavy
-        found.append(Card(verdict.model, verdict.headline, verdict.best_reason, best, facts, tuple(ladder), verdict.groups,
-                          steps, tuple(about)))  # fmt: skip
+        about = tuple(note for note in notes.heavy if len(bundle.models) == 1 or _is_about(note, verdict.model))
+        found.append(
+            Card(verdict.model, verdict.headline, verdict.best_reason, best, facts, tuple(ladder), steps, about)
+        )
     return found
 
 
@@ -233,6 +236,8 @@ def _forest_row(names: DisplayNames, row: CsvRow, scale: ForestScale, anchor: st
         margins += f", guard {guard:g}"
     n = row.get("n_pairs", "") if tested else ""
     said = SAID.get(outcome, formats.words(outcome))
-    hint = f"{formats.plain(row['quant'])}, {name}: {value} pp {within} of {n} pairs, {margins} pp, {said}" if tested else ""
+    build = formats.plain(row["quant"])
+    hint = f"{build}, {name}: {value} pp {within} of {n} pairs, {margins} pp, {said}" if tested else ""
     named = "-".join((criterion, row["metric"])) if member or not criterion else criterion
-    return ForestRow(f"{anchor}-{slug(named)}", name, member, look, scale.bar(row, look), value, within, n, margins, said, hint)
+    ident = f"{anchor}-{slug(named)}"
+    return ForestRow(ident, name, member, look, scale.bar(row, look), value, within, n, margins, said, hint)

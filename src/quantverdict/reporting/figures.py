@@ -82,7 +82,8 @@ def heat_maps(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[HeatMap]:
                     else _heat_cell(metric, row, change, margins.get((model, row.get("quant", ""), metric)))
                     for row, change in zip(of, deltas, strict=True)
                 )
-                shown = HeatRow(formats.plain(metric), bundle.names.label(metric), meaning(metric), direction(metric), line)
+                name = formats.plain(metric)
+                shown = HeatRow(name, bundle.names.label(metric), meaning(metric), direction(metric), line)
                 groups.setdefault(group_of(metric), []).append(shown)
         columns = tuple(row for row in rows if row.model == formats.plain(model) and row.same_as is None)
         maps.append(

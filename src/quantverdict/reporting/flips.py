@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.grading.answer import answer_of
@@ -146,7 +145,6 @@ def flips(bundle: BundleTables, found: Changes, material: Material) -> Flips:
     """The section's data: every prompt with its baseline's answer and those of all builds and A/A replicates."""
     document = _Document(bundle, found, material).write()
     names = bundle.names
-    columns = ("base model", "task", "prompt", "metric", "baseline", "builds that changed")
     body = []
     for (model, task, sample), rows in found.rows.items():
         for metric in dict.fromkeys(row[1] for row in rows):
@@ -154,9 +152,14 @@ def flips(bundle: BundleTables, found: Changes, material: Material) -> Flips:
             after = ", ".join(f"{formats.plain(row[0])} {formats.significant(row[3])}" for row in mine)
             body.append((formats.plain(model), formats.plain(task), formats.plain(sample), names.label(metric),
                          formats.significant(mine[0][2]), after))  # fmt: skip
-    title = "Prompts whose grade changed"
-    shows = "Each prompt and metric with the baseline's score and those of the builds that changed it."
-    return Flips(found.total, found.shown, found.prompts, TextTable("flips", title, shows, columns, tuple(body)), document)
+    table = TextTable(
+        "flips",
+        "Prompts whose grade changed",
+        "Each prompt and metric with the baseline's score and those of the builds that changed it.",
+        ("base model", "task", "prompt", "metric", "baseline", "builds that changed"),
+        tuple(body),
+    )
+    return Flips(found.total, found.shown, found.prompts, table, document)
 
 
 class _Document:
@@ -175,7 +178,8 @@ class _Document:
         self.frames = {task: _frame([text for key, text in self.prompts.items() if key[1] == task])
                        for task in self.tasks}  # fmt: skip
         texts = [text for key, text in self.prompts.items()]
-        texts += [text for said in map(answer_of, material.answers.values()) for text in (said.text, said.reasoning or "")]
+        for said in map(answer_of, material.answers.values()):
+            texts += [said.text, said.reasoning or ""]
         self.cut = next((cut for cut in CUTS if sum(min(len(text), cut) for text in texts) <= ROOM), CUTS[-1])
 
     def write(self) -> str:
@@ -214,7 +218,8 @@ class _Document:
         scored = {metric for key, scores in self.material.scores.items() if key[2] == task for metric in scores}
         harmful = any(instrument_of(metric)[0] == "refusal_rate" for metric in scored)
         start, end = self.frames[task]
-        return {"name": formats.plain(task), "harmful": harmful, "start": formats.plain(start), "end": formats.plain(end)}
+        shown = {"name": task, "start": start, "end": end}
+        return {"harmful": harmful, **{key: formats.plain(text) for key, text in shown.items()}}
 
     def _prompt(self, key: PromptKey) -> str:
         given = (self.material.prompts.get((key[0], quant, *key[1:])) for quant in self.builds[key[0]])
@@ -264,11 +269,17 @@ def _frame(texts: Sequence[str]) -> tuple[str, str]:
     """What all of some texts begin and end with, to a line's end; nothing where it is short or there is one text."""
     if len(set(texts)) < 2:
         return "", ""
-    start = commonprefix([*texts])
+    start = _common(texts)
     start = start[: start.rfind("\n") + 1]
     start = start if len(start) >= SHARED else ""
-    end = commonprefix([text[len(start) :][::-1] for text in texts])[::-1]
+    end = _common([text[len(start) :][::-1] for text in texts])[::-1]
     return start, end if len(end) >= SHARED else ""
+
+
+def _common(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    one, other = min(texts), max(texts)
+    return one[: next((at for at, char in enumerate(one) if char != other[at]), len(one))]
 
 
 def _direction(metric: str, before: float, value: float) -> str:

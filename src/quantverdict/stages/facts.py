@@ -456,17 +456,31 @@ def flips_of(bundle: Bundle, view: BundleTables) -> Flips | None:
     mine = scores.join(keys, on=keys.columns, how="semi").sort(*flips.KEY, "metric")
     rated = flips.scores_of(mine.rows())
     answers, prompts = _texts(bundle, rated.keys())
-    forms, labels = dict[flips.Key, list[str]](), dict[flips.Key, list[tuple[str, str]]]()
-    if (read := stored_frame(bundle, "answers.parquet")) is not None:
-        for *key, one in read.select(*flips.KEY, pl.struct(*flips.FORMS)).rows():
-            if (at := (*map(str, key),)) in rated and (held := [name for name in flips.FORMS if one[name]]):
-                forms[at] = held  # type: ignore[index]
-    for name in (JUDGEMENTS, OTHER_JUDGEMENTS):
-        if (read := stored_frame(bundle, name)) is not None:
-            for *key, judge, label in read.drop_nulls("label").select(*flips.KEY, "judge", "label").rows():
-                if (at := (*map(str, key),)) in rated:
-                    labels.setdefault(at, []).append((str(judge), str(label)))  # type: ignore[arg-type]
-    return flips.flips(view, found, flips.Material(answers, rated, forms, labels, prompts))
+    material = flips.Material(answers, rated, _alerts(bundle, rated.keys()), _labels(bundle, rated.keys()), prompts)
+    return flips.flips(view, found, material)
+
+
+def _alerts(bundle: Bundle, wanted: Set[Key]) -> dict[Key, list[str]]:
+    """The format alerts of each answer that has one."""
+    from quantverdict.reporting.flips import FORMS as ALERTS
+    from quantverdict.reporting.flips import KEY
+
+    read = stored_frame(bundle, "answers.parquet")
+    rows = [] if read is None else read.select(*KEY, *ALERTS).rows()
+    held = {(m, q, t, s): [name for name, one in zip(ALERTS, flags, strict=True) if one] for m, q, t, s, *flags in rows}
+    return {key: names for key, names in held.items() if names and key in wanted}
+
+
+def _labels(bundle: Bundle, wanted: Set[Key]) -> dict[Key, list[tuple[str, str]]]:
+    """Each judge's label of an answer."""
+    from quantverdict.reporting.flips import KEY
+
+    found: dict[Key, list[tuple[str, str]]] = {}
+    for read in (stored_frame(bundle, name) for name in (JUDGEMENTS, OTHER_JUDGEMENTS)):
+        for m, q, t, s, judge, label in [] if read is None else read.select(*KEY, "judge", "label").rows():
+            if label is not None and (m, q, t, s) in wanted:
+                found.setdefault((m, q, t, s), []).append((str(judge), str(label)))
+    return found
 
 
 def _all_scores(bundle: Bundle) -> pl.DataFrame:

@@ -247,7 +247,7 @@ function behind(model, build, names) {
     const rows = rowsOf(table).filter((row) => {
       const name = words(row.cells[at("build")]), thing = words(row.cells[what]);
       return (name === `${model}/${build}` || (name === build && (at("base model") < 0 || words(row.cells[at("base model")]) === model))) &&
-        names.some((one) => thing === one || thing.endsWith(`: ${one}`));
+        names.some((one) => thing === one || thing.endsWith(`: ${one}`) || thing.startsWith(`${one}: `));
     });
     if (rows.length) found.push({table, heads, rows});
   }
