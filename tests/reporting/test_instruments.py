@@ -41,7 +41,10 @@ def judge(root, *judgements):
     decision = json.loads((root / "decision.json").read_text())
     decision["policy"]["refusal_metric"] = "judge_refusal_rate"
     (root / "decision.json").write_text(json.dumps(decision))
-    pl.DataFrame(judgements, schema=["judge", "task", "label"], orient="row").write_parquet(root / "judgements.parquet")
+    frame = pl.DataFrame(judgements, schema=["judge", "task", "label"], orient="row")
+    # An answer each, which no build of the bundle gave.
+    names = {"base_model": pl.lit(MODEL), "quant": pl.lit("Q8_0"), "sample_id": pl.col("judge"), "reason": pl.lit("")}
+    frame.with_columns(**names).write_parquet(root / "judgements.parquet")
 
 
 def report_texts(root):

@@ -132,7 +132,7 @@ def test_sentences_in_code_type_no_digit(bundle, small, study):
 
 def test_no_template_of_any_kind_types_a_digit():
     for file in TEMPLATES.rglob("*"):
-        if file.is_file() and file.suffix != ".css":
+        if file.is_file() and file.suffix not in {".css", ".js"}:
             prose = re.sub(r"\{%.*?%\}|\{\{.*?\}\}|<[^>]*>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
             assert not re.search(r"\d", prose), file.name
 

@@ -15,6 +15,7 @@ from quantverdict.reporting.formats import DisplayNames
 
 if TYPE_CHECKING:
     from quantverdict.reporting.examples import Example
+    from quantverdict.reporting.flips import Flips
 
 Row = Mapping[str, str]
 
@@ -106,6 +107,7 @@ class BundleTables:
         manifest: `manifest.json`, empty where there is none.
         names: of metrics, with their judges.
         examples: prompts that a baseline refused and a build answered.
+        flips: answers whose grade changed; None where no answers are kept, or the report shows none.
     """
 
     decision: Mapping[str, Any]
@@ -114,6 +116,7 @@ class BundleTables:
     manifest: Mapping[str, Any]
     names: DisplayNames
     examples: Sequence[Example] = ()
+    flips: Flips | None = None
 
     @property
     def cells(self) -> list[Mapping[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantverdict.reporting import formats
@@ -83,5 +84,67 @@ def _svg(scale: _Scale, seen: tuple[float, float, float], margin: float, guard: 
     return f'<svg class="margins" {size} role="img" aria-label="{words}">{lines}{reach}{point}</svg>'
 
 
-def _x(scale: _Scale, value: float) -> str:
-    return f"{4 + scale.at(value) * (WIDTH - 8):.1f}"
+def _x(scale: _Scale, value: float, width: float = WIDTH) -> str:
+    return f"{4 + scale.at(value) * (width - 8):.1f}"
+
+
+# A forest plot: rows of one scale under one axis, each a drawing of its own, so that its words can stand in a table.
+
+ROW = (360, 24)
+"""Width and height of a row's drawing."""
+
+
+class ForestScale(_Scale):
+    """One scale for many rows: from two of the widest margins below zero to one above it."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        margins = [known for row in rows for key in ("margin_pp", "guard_margin_pp")
+                   if (known := formats.number(row.get(key))) is not None]  # fmt: skip
+        widest = max(margins, default=5.0)
+        super().__init__(-2 * widest, widest)
+
+    def axis(self) -> str:
+        """Ticks with their numbers, for the head of the column."""
+        step = next((step for step in (1, 2, 2.5, 5, 10, 20, 25) if (self.hi - self.lo) / step <= 7), 50)
+        first = math.ceil(self.lo / step)
+        parts = []
+        for k in range(first, math.floor(self.hi / step) + 1):
+            x = _x(self, k * step, ROW[0])
+            label = f"{k * step:+g}".replace("-", formats.MINUS) if k else "0"
+            parts.append(f'<line class="zero" x1="{x}" x2="{x}" y1="18" y2="24"/>')
+            parts.append(f'<text class="tick" x="{x}" y="13" text-anchor="{_anchor(float(x))}">{label}</text>')
+        return f'<svg class="forest-bar axis" viewBox="0 0 {ROW[0]} {ROW[1]}" aria-hidden="true">{"".join(parts)}</svg>'
+
+    def bar(self, row: Mapping[str, Any], look: str) -> str:
+        """One interval with its margins; an end beyond the scale is an arrow. Empty where nothing was tested.
+
+        Args:
+            look: a class that says how it came out.
+        """
+        delta, lo, hi = (formats.number(row.get(key)) for key in ("delta_pp", "ci_lo_pp", "ci_hi_pp"))
+        if delta is None or lo is None or hi is None:
+            return ""
+        margin, guard = (formats.number(row.get(key)) for key in ("margin_pp", "guard_margin_pp"))
+        marks = [(0.0, "zero"), (margin and -margin, "margin")]
+        if row.get("role") == "member" and guard != margin:
+            marks.append((guard and -guard, "guard"))
+        middle = ROW[1] / 2
+        parts = [f'<line class="{kind}" x1="{x}" x2="{x}" y1="0" y2="{ROW[1]}"/>'
+                 for at, kind in marks if at is not None for x in [_x(self, at, ROW[0])]]  # fmt: skip
+        left, right = (_x(self, end, ROW[0]) for end in (lo, hi))
+        parts.append(f'<line class="reach" x1="{left}" x2="{right}" y1="{middle:g}" y2="{middle:g}"/>')
+        if lo < self.lo:
+            parts.append(f'<path class="arrow" d="M8,{middle - 4:g} L2,{middle:g} L8,{middle + 4:g}"/>')
+        if hi > self.hi:
+            end = ROW[0] - 2
+            tip = f"M{end - 6},{middle - 4:g} L{end},{middle:g} L{end - 6},{middle + 4:g}"
+            parts.append(f'<path class="arrow" d="{tip}"/>')
+        if self.lo <= delta <= self.hi:
+            radius = 4 if row.get("role") == "member" else 5.5
+            parts.append(f'<circle class="point" cx="{_x(self, delta, ROW[0])}" cy="{middle:g}" r="{radius}"/>')
+        size = f'viewBox="0 0 {ROW[0]} {ROW[1]}"'
+        return f'<svg class="forest-bar {look}" {size} aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _anchor(x: float) -> str:
+    return "start" if x < ROW[0] / 20 else "end" if x > ROW[0] * 19 / 20 else "middle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,19 +22,27 @@ from quantverdict.reporting.tables import BuildRow
 class HeatCell:
     """A metric of a build with its interval, and its delta with the one that belongs to it.
 
-    `tone` is a style class: better, worse or just different, in five steps.
+    Attributes:
+        tone: a style class. `worse` or `better` with how far the interval of the delta lies beyond zero: 1 where it
+            excludes zero, 2 from half a margin on, 3 beyond the margin, 4 from twice and 5 from four times of it, and 2
+            where no margin is held;
+            `other` likewise where neither way is better; `cheaper` or `dearer` by the ratio of a size, a speed or a
+            time to the baseline's.
+        n: of how many answers it is, empty where it is a measurement.
     """
 
     value: str
     delta: str = ""
     interval: str = ""
     tone: str = ""
+    n: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HeatRow:
-    """A metric over the builds of one base model."""
+    """A metric over the builds of one base model: its name in the matrix, and as a heading."""
 
+    name: str
     metric: str
     meaning: str
     direction: str
@@ -56,6 +65,7 @@ def heat_maps(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[HeatMap]:
         return []
     metrics = matrix_metrics(matrix[0])
     changes = {(row["base_model"], row["quant"], row["metric"]): row for row in bundle.tables.get("deltas", ())}
+    margins = _margins(bundle)
     by_cell = bundle.by_cell("matrix")
     maps = []
     for model in bundle.models:
@@ -65,8 +75,15 @@ def heat_maps(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[HeatMap]:
         for metric in metrics:
             if any(row.get(metric) for row in of):
                 deltas = [changes.get((model, cell["quant"], metric)) for cell in cells]
-                line = tuple(_heat_cell(metric, *pair, bundle) for pair in zip(of, deltas, strict=True))
-                shown = HeatRow(bundle.names.label(metric), meaning(metric), direction(metric), line)
+                base = next((row.get(metric) for row in of if row.get("is_baseline") == "1"), None)
+                line = tuple(
+                    _cost_cell(metric, row, base)
+                    if group_of(metric) == "measured"
+                    else _heat_cell(metric, row, change, margins.get((model, row.get("quant", ""), metric)))
+                    for row, change in zip(of, deltas, strict=True)
+                )
+                name = formats.plain(metric)
+                shown = HeatRow(name, bundle.names.label(metric), meaning(metric), direction(metric), line)
                 groups.setdefault(group_of(metric), []).append(shown)
         columns = tuple(row for row in rows if row.model == formats.plain(model) and row.same_as is None)
         maps.append(
@@ -120,22 +137,76 @@ def metric_interval(metric: str, row: CsvRow) -> str:
     return formats.interval(lo, hi, 3 if schema is not None and schema.is_share else 2)
 
 
-def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, bundle: BundleTables) -> HeatCell:
+def _margins(bundle: BundleTables) -> dict[tuple[str, str, str], float]:
+    """The margin of each metric of each build, where one is held."""
+    found: dict[tuple[str, str, str], float] = {}
+    for row in (*bundle.tables.get("paired", ()), *bundle.tables.get("criteria", ())):
+        margin = formats.number(row.get("margin_pp"))
+        if row.get("metric") and margin is not None:
+            found[row["base_model"], row["quant"], row["metric"]] = margin
+    policy = bundle.decision.get("policy") or {}
+    for metric, given in (policy.get("margins") or {}).items():
+        if (margin := formats.number(given)) is not None:
+            for cell in bundle.cells:
+                found.setdefault((cell["base_model"], cell["quant"], metric), margin)
+    return found
+
+
+def _heat_cell(metric: str, row: CsvRow, change: CsvRow | None, margin: float | None) -> HeatCell:
     value = metric_value(metric, row.get(metric))
     if value == NOT_MEASURED:
         return HeatCell(value, tone="missing")
-    within = metric_interval(metric, row)
+    within, n = metric_interval(metric, row), row.get(f"{metric}_n") or ""
     if change is None:
-        return HeatCell(value, "baseline" if row.get("is_baseline") == "1" else "", within, "reference")
+        return HeatCell(value, "baseline" if row.get("is_baseline") == "1" else "", within, "reference", n)
     pp = change.get("unit") == "pp"
     amount = formats.number(change.get("delta" if pp else "delta_percent"))
     if amount is None:
-        return HeatCell(value, "", within)  # a measured value that has no change: nothing to say
-    policy = bundle.decision.get("policy") or {}
-    full = formats.number(policy.get(full_colour(pp=pp)))
+        return HeatCell(value, "", within, "", n)  # a measured value that has no change: nothing to say
     around = formats.bounded(change.get("ci_lo"), change.get("ci_hi"), 1) if pp else ""
     message = f"{formats.delta(amount)} {'pp' if pp else '%'} {around}".rstrip()
-    return HeatCell(value, message, within, tone_of(metric, amount, full))
+    ends = formats.number(change.get("ci_lo")), formats.number(change.get("ci_hi"))
+    return HeatCell(value, message, within, evidence_tone(metric, ends, margin if pp else None), n)
+
+
+STEPS = (0.5, 1.0, 2.0, 4.0)
+"""In margins: how far an interval lies beyond zero from one step of the colour to the next."""
+
+
+def evidence_tone(metric: str, ends: tuple[float | None, float | None], margin: float | None) -> str:
+    """The style class of a change by what is known of it: empty where its interval holds zero or is not known."""
+    lo, hi = ends
+    if lo is None or hi is None or lo <= 0 <= hi:
+        return ""
+    beyond = lo if lo > 0 else -hi
+    step = 1 + sum(beyond >= part * margin for part in STEPS) if margin else 2
+    better = METRICS[metric].higher_is_better if metric in METRICS else None
+    if better is None:
+        return f"other{step}"
+    return f"{'better' if (lo > 0) == better else 'worse'}{step}"
+
+
+def _cost_cell(metric: str, row: CsvRow, base: str | None) -> HeatCell:
+    """A size, a speed or a time, coloured by its ratio to the baseline's: no loss of quality, so no colour of one."""
+    value = metric_value(metric, row.get(metric))
+    if value == NOT_MEASURED:
+        return HeatCell(value, tone="missing")
+    if row.get("is_baseline") == "1":
+        return HeatCell(value, "baseline", "", "reference")
+    amount, before = formats.number(row.get(metric)), formats.number(base)
+    if not amount or not before or amount < 0 or before < 0:
+        return HeatCell(value)
+    ratio = amount / before
+    return HeatCell(value, f"\N{MULTIPLICATION SIGN}{formats.significant(ratio, 2)}", "", cost_tone(metric, ratio))
+
+
+def cost_tone(metric: str, ratio: float) -> str:
+    """`cheaper` or `dearer` in four steps, one a factor of the square root of two; empty within 5 %."""
+    better = METRICS[metric].higher_is_better if metric in METRICS else False
+    gain = math.log2(ratio if better else 1 / ratio)
+    if abs(gain) < math.log2(1.05):
+        return ""
+    return f"{'cheaper' if gain > 0 else 'dearer'}{min(4, max(1, round(2 * abs(gain))))}"
 
 
 def full_colour(*, pp: bool) -> str:

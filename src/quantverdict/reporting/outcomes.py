@@ -166,7 +166,7 @@ def _standing(names: DisplayNames, row: CsvRow, shares: Mapping[tuple[str, str, 
     tested = row.get("delta_pp") not in (None, "")
     return (
         formats.plain(f"{row['base_model']}/{row['quant']}"),
-        f"{name}: {names.label(row['metric'])}" if member else name,
+        f"{name}: {names.label(row['metric'])}" if row["metric"] else name,
         *((row[key] or "") if tested else "" for key in ("n_pairs", "lost", "gained")),
         f"{formats.delta(row.get('delta_pp'))} {within}".rstrip() if tested else "",
         formats.table_value("margin", row["guard_margin_pp" if member else "margin_pp"]),

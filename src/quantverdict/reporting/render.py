@@ -11,20 +11,38 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from quantverdict.reporting import figures, formats, tables
+from quantverdict.reporting import cards, figures, formats, tables
 from quantverdict.reporting.artefacts import BundleTables, profile_of
 from quantverdict.reporting.outcomes import firing, instruments, outcomes
 from quantverdict.reporting.statements import ReportClaims
 from quantverdict.reporting.summary import TEMPLATES, markdown
 from quantverdict.reporting.tables import BuildRow, ClaimLedger, TextTable, marked, spoken_marked
 
-SECTIONS = (
-    "decision", "builds", "outcomes", "alarms", "instruments", "matrix", "regimes", "bits", "trade", "tables",
-    "examples", "provenance",
-)  # fmt: skip
-"""The sections of the default report: a template of this name in `templates/html` and in `templates/md` each.
-
-That of alerts is left out where there was nothing to test."""
+SECTIONS = {
+    "decision": "Decision",
+    "builds": "Builds",
+    "matrix": "Matrix",
+    "flips": "Answers that changed",
+    "outcomes": "Prompt by prompt",
+    "alarms": "Format alerts",
+    "regimes": "Quality against refusal",
+    "bits": "Bits per weight",
+    "trade": "Size and speed",
+    "instruments": "Instruments",
+    "tables": "Tables",
+    "provenance": "Do it again",
+}
+"""The sections of the default report, each with its name in the list of them: a template of this name in
+`templates/html` and in `templates/md` each. One that holds nothing is left out."""
+MISSING = {
+    "matrix": "the matrix",
+    "flips": "answers (the bundle keeps none)",
+    "outcomes": "pairs of answers",
+    "regimes": "quality against refusal",
+    "bits": "bits per weight",
+    "trade": "file sizes and speeds",
+}
+"""What a section that is left out says was not measured."""
 
 CONSTRAINTS = {
     "max_file_bytes": "file size at most",
@@ -55,6 +73,8 @@ def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str
     return {
         **frame_context(bundle, rows),
         "ledger": report_claims.ledger,
+        "anchor": {},
+        "unmeasured": list(cards.notes_of(bundle).unmeasured),
         "study_sections": report_claims.sections,
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
@@ -63,6 +83,7 @@ def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
         "bits_legend": figures.model_legend(bundle),
+        "flips": None,
         "claims": list(report_claims.everything.claims.values()),
         "provenance": provenance(bundle),
     }
@@ -71,29 +92,51 @@ def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str
 def report_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, Any]:
     """All that the templates show, formatted."""
     rows = tables.builds(bundle)
-    return {
-        **frame_context(bundle, rows),
-        "ledger": report_claims.ledger,
-        "sections": tuple(name for name in SECTIONS if name != "alarms" or bundle.tables.get("alarms")),
+    shown = {
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
         "instruments": instruments(bundle),
         "heat_maps": figures.heat_maps(bundle, rows),
         "regimes": figures.regime_figures(bundle, rows),
-        "regime_legend": figures.regime_legend(bundle, rows),
         "bits": figures.bits_figures(bundle),
-        "bits_legend": figures.model_legend(bundle),
         "trade": figures.trade_figures(bundle, rows),
-        "trade_legend": figures.trade_legend(rows, bundle.decision),
         "grids": tables.grids(bundle),
-        "examples": bundle.examples,
         "provenance": provenance(bundle),
     }
+    empty = _empty(bundle, shown)
+    return {
+        **frame_context(bundle, rows),
+        **shown,
+        "ledger": report_claims.ledger,
+        "anchor": cards.anchors(bundle),
+        "sections": tuple(name for name in SECTIONS if name not in empty),
+        "titles": SECTIONS,
+        "unmeasured": [*cards.notes_of(bundle).unmeasured, *(what for name, what in MISSING.items() if name in empty)],
+        "regime_legend": figures.regime_legend(bundle, rows),
+        "bits_legend": figures.model_legend(bundle),
+        "trade_legend": figures.trade_legend(rows, bundle.decision),
+        "examples": bundle.examples,
+        "flips": bundle.flips,
+    }
+
+
+def _empty(bundle: BundleTables, shown: Mapping[str, Any]) -> set[str]:
+    """The sections that hold nothing."""
+    held = {
+        "matrix": shown["heat_maps"],
+        "flips": bundle.flips or bundle.examples,
+        "outcomes": shown["outcomes"].gated.rows,
+        "alarms": bundle.tables.get("alarms"),
+        "instruments": shown["instruments"].measured.rows,
+        "tables": shown["grids"],
+        **{name: shown[name] for name in ("regimes", "bits", "trade")},
+    }
+    return {name for name, what in held.items() if not what}
 
 
 def frame_context(bundle: BundleTables, rows: list[BuildRow]) -> dict[str, Any]:
     """What both reports open with: the study and its decision."""
-    decision = bundle.decision
+    decision, notes = bundle.decision, cards.notes_of(bundle)
     policy = decision.get("policy") or {}
     return {
         "study": formats.plain(decision.get("study") or formats.NOT_MEASURED),
@@ -103,6 +146,12 @@ def frame_context(bundle: BundleTables, rows: list[BuildRow]) -> dict[str, Any]:
         "not_measured": formats.NOT_MEASURED,
         "verdict_words": tables.verdict_words(decision),
         "models": tables.verdicts(bundle, rows),
+        "cards": cards.cards(bundle, rows, notes),
+        "forests": cards.forests(bundle, rows),
+        "general_notes": cards.unclaimed(bundle, notes),
+        "light_notes": notes.light,
+        # Of one base model under criteria it is the build that ships, or none: the card says so.
+        "shows_floor": decision.get("rules") != "criteria" or len(bundle.models) > 1,
         "builds": rows,
         "floor": _floor(decision.get("floor")),
         "notes": [tables.readable(bundle.names, note) for note in decision.get("notes") or ()],
@@ -193,7 +242,7 @@ def _artifact_value(column: str, value: object) -> str:
 
 
 def html(context: dict[str, Any], template: str = "report") -> str:
-    """One file that asks the network for nothing: its policy admits its own style sheet, by hash, and no more."""
+    """One file that asks the network for nothing: its policy admits its own style and script, by hash, and no more."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -207,9 +256,20 @@ def html(context: dict[str, Any], template: str = "report") -> str:
     env.filters["table_rows"] = table_rows
     env.globals["claim"] = partial(_claim, context["ledger"])
     env.globals["say"] = partial(spoken_marked, context["ledger"].names)
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    return env.get_template(f"html/{template}.html").render(**context, style=_drawing(style), style_hash=digest)
+    env.filters["json"] = _drawing
+    own = {name: (TEMPLATES / file).read_text(encoding="utf-8") for name, file in OWN.items()}
+    hashes = {f"{name}_hash": _digest(text) for name, text in own.items()}
+    markup = {name: _drawing(text) for name, text in own.items()}
+    return env.get_template(f"html/{template}.html").render(**context, **markup, **hashes)
+
+
+OWN = {"style": "style.css", "script": "page.js"}
+"""What stands in the page besides its text."""
+
+
+def _digest(text: str) -> str:
+    """As a content policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def by_model(rows: Sequence[BuildRow]) -> list[tuple[str, list[BuildRow]]]:
@@ -241,7 +301,7 @@ def table_rows(grid: TextTable) -> Markup:
 
 
 def _drawing(markup: str) -> Markup:
-    """Markup made by `charts`, where everything from a bundle is escaped, or the style sheet."""
+    """Markup made by `charts` and `bars`, where all of a bundle is escaped; the style, the script; `page_json`."""
     return Markup(markup)  # noqa: S704
 
 

@@ -54,7 +54,7 @@ def default_ledger(book: StudyData) -> ClaimLedger:
     by_criteria = criteria_sentences(book.read.table("criteria"))
     tested = by_criteria or outcome_sentences(book.read.table("paired"))
     counted = (*tested, *alert_sentences(book.read.table("alarms")))
-    ledger.render_sentences([_floor(), _colours(), *counted])
+    ledger.render_sentences([_floor(), *counted])
     ledger.render_sentences(
         Sentence(f"best_{model}", "{quant}: {reason}", _both(f"decision.json#best/{escaped(model)}", "quant", "reason"))
         for model in book.models
@@ -82,17 +82,5 @@ def _floor() -> Sentence:
         {
             "quant": Citation("decision.json#floor", "", "quant"),
             "signal": Citation("decision.json#floor", "", "max_refusal_signal_pp", unit="pp"),
-        },
-    )
-
-
-def _colours() -> Sentence:
-    policy = "decision.json#policy"
-    return Sentence(
-        "matrix_colour",
-        "The matrix is coloured fullest at {pp}, or {percent} where the metric is no share.",
-        {
-            "pp": Citation(policy, "", "refusal_collapse_pp", unit="pp size"),
-            "percent": Citation(policy, "", "tier_concerning_percent", unit="percent size"),
         },
     )

@@ -299,6 +299,8 @@ OVERVIEW = (
     ("checklist", "Protocol checklist", "Each step of the protocol: what it requires and what was observed."),
     ("taxonomy", "Failure modes", "Each failure mode, what triggers it, the rows that fire it, and what to do."),
 )
+PROTOCOL = ("quant_roles", "floor", "checklist", "taxonomy")
+"""Those of a protocol of thresholds: a study that criteria decide did not ask for them."""
 INSIDE = (
     "whitebox",
     "Inside the builds",
@@ -321,14 +323,15 @@ PER_BUILD = (
 
 
 def grids(bundle: BundleTables) -> list[TextTable]:
-    """The CSV artefacts as tables, those that are not there with no rows."""
-    open_ = [grid(bundle.names, *table, bundle.tables.get(table[0])) for table in OVERVIEW]
-    others = (beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, *JUDGES))
-    open_ += [found for found in others if found.rows]
-    decided = "criteria" if bundle.decision.get("rules") == "criteria" else "paired"
+    """The CSV artefacts as tables, those that hold something; a protocol's own where its thresholds decide."""
+    by_criteria = bundle.decision.get("rules") == "criteria"
+    overview = [table for table in OVERVIEW if table[0] not in PROTOCOL or not by_criteria]
+    open_ = [grid(bundle.names, *table, bundle.tables.get(table[0])) for table in overview]
+    open_ += [beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, *JUDGES)]
+    decided = "criteria" if by_criteria else "paired"
     tables = [table for table in PER_BUILD if table[0] not in ("criteria", "paired") or table[0] == decided]
     folded = (grid(bundle.names, *table, bundle.tables.get(table[0])) for table in tables)
-    return open_ + [replace(one, folded=True) for one in folded]
+    return [one for one in (*open_, *(replace(one, folded=True) for one in folded)) if one.rows]
 
 
 def beside(names: DisplayNames, table: tuple[str, str, str], rows: Sequence[CsvRow]) -> TextTable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from quantverdict.protocol.criteria import Pace
     from quantverdict.protocol.document import Evidence
     from quantverdict.reporting.examples import Example, Key
+    from quantverdict.reporting.flips import Flips
     from quantverdict.reporting.statements import ReportClaims
 
 JUDGEMENTS, OTHER_JUDGEMENTS, GUARDED = "judgements.parquet", "other_judgements.parquet", "guard_scores.parquet"
@@ -408,7 +409,7 @@ def view_of(bundle: Bundle, claims: ReportClaims | None = None) -> BundleTables:
     view = artefacts.view_of(read, DisplayNames(rate_judges(bundle, read)) if claims is None else claims.names)
     if claims is None or artefacts.profile_of(view.manifest) == "study":
         return view
-    return replace(view, examples=examples_of(bundle, view))
+    return replace(view, examples=examples_of(bundle, view), flips=flips_of(bundle, view))
 
 
 def examples_of(bundle: Bundle, view: BundleTables) -> list[Example]:
@@ -416,7 +417,12 @@ def examples_of(bundle: Bundle, view: BundleTables) -> list[Example]:
     from quantverdict.reporting.examples import chosen, examples
 
     pairs = chosen(view, _refusals(bundle, view))
-    wanted = {key for pair in pairs for key in pair}
+    answers, prompts = _texts(bundle, {key for pair in pairs for key in pair})
+    return examples(pairs, answers, prompts)
+
+
+def _texts(bundle: Bundle, wanted: Set[Key]) -> tuple[dict[Key, Response], dict[Key, str]]:
+    """The answers that are wanted, and the prompts of them, as far as they are kept."""
     answers: dict[Key, Response] = {}
     prompts: dict[Key, str] = {}
     for cell in sorted({CellId(*key[:2]) for key in wanted}):
@@ -426,8 +432,69 @@ def examples_of(bundle: Bundle, view: BundleTables) -> list[Example]:
             given = (((*cell, one.task, one.sample_id), one) for one in stored_responses(bundle, cell))
             answers |= {key: one for key, one in given if key in wanted}
         if asked.parent == bundle.path("prompts") and asked.is_file():
-            prompts |= {(*cell, one.task, one.sample_id): one.text for one in stored_prompts(bundle, cell.base_model)}
-    return examples(pairs, answers, prompts)
+            turns = (((*cell, one.task, one.sample_id), one.text) for one in stored_prompts(bundle, cell.base_model))
+            prompts |= {key: text for key, text in turns if key in wanted}
+    return answers, prompts
+
+
+def flips_of(bundle: Bundle, view: BundleTables) -> Flips | None:
+    """The answers whose grade changed, with their texts; None where no scored answers are kept.
+
+    Raises:
+        BundleError, DataError: scores, labels or answers that cannot be read.
+    """
+    if not bundle.path("scores.parquet").is_file() or not bundle.path("responses").is_dir():
+        return None
+    import polars as pl
+
+    from quantverdict.reporting import flips
+
+    scores = _all_scores(bundle)
+    found = flips.changes(view, scores)
+    keys = pl.DataFrame([*found.rows], schema=["base_model", "task", "sample_id"], orient="row")
+    keys = keys.cast(pl.String)
+    mine = scores.join(keys, on=keys.columns, how="semi").sort(*flips.KEY, "metric")
+    rated = flips.scores_of(mine.rows())
+    answers, prompts = _texts(bundle, rated.keys())
+    material = flips.Material(answers, rated, _alerts(bundle, rated.keys()), _labels(bundle, rated.keys()), prompts)
+    return flips.flips(view, found, material)
+
+
+def _alerts(bundle: Bundle, wanted: Set[Key]) -> dict[Key, list[str]]:
+    """The format alerts of each answer that has one."""
+    from quantverdict.reporting.flips import FORMS as ALERTS
+    from quantverdict.reporting.flips import KEY
+
+    read = stored_frame(bundle, "answers.parquet")
+    rows = [] if read is None else read.select(*KEY, *ALERTS).rows()
+    held = {(m, q, t, s): [name for name, one in zip(ALERTS, flags, strict=True) if one] for m, q, t, s, *flags in rows}
+    return {key: names for key, names in held.items() if names and key in wanted}
+
+
+def _labels(bundle: Bundle, wanted: Set[Key]) -> dict[Key, list[tuple[str, str]]]:
+    """Each judge's label of an answer."""
+    from quantverdict.reporting.flips import KEY
+
+    found: dict[Key, list[tuple[str, str]]] = {}
+    for read in (stored_frame(bundle, name) for name in (JUDGEMENTS, OTHER_JUDGEMENTS)):
+        for m, q, t, s, judge, label in [] if read is None else read.select(*KEY, "judge", "label").rows():
+            if label is not None and (m, q, t, s) in wanted:
+                found.setdefault((m, q, t, s), []).append((str(judge), str(label)))
+    return found
+
+
+def _all_scores(bundle: Bundle) -> pl.DataFrame:
+    """Every score of a bundle: those of scorers and guards, and of judges by their labels."""
+    import polars as pl
+
+    from quantverdict.matrix.cells import judge_scores
+
+    columns = ("base_model", "quant", "task", "sample_id", "metric")
+    frames = [stored_frame(bundle, name) for name in ("scores.parquet", GUARDED)]
+    judged = stored_frame(bundle, JUDGEMENTS)
+    frames.append(None if judged is None or judged.is_empty() else judge_scores(judged))
+    chosen = [*(pl.col(name).cast(pl.String) for name in columns), pl.col("value").cast(pl.Float64)]
+    return pl.concat([frame.select(chosen) for frame in frames if frame is not None])
 
 
 def _refusals(bundle: Bundle, view: BundleTables) -> Iterator[tuple[Key, float]]:
