@@ -44,7 +44,7 @@ WHERE = {
     "metrics of": "quantverdict.registry:metrics_of",
     "task list": "quantverdict.tasks.catalog:task_summaries",
     "filters": "quantverdict.tasks.catalog:FILTERS",
-    "task schema": "quantverdict.tasks.taskfile:task_schema",
+    "task schema": "quantverdict.tasks.draft:task_schema",
     "rubrics": "quantverdict.registry:judge_rubrics",
     "load rubric": "quantverdict.judges.rubrics:load_rubric",
     "name check": "quantverdict.registry.listing:NameCheck",

@@ -280,6 +280,8 @@ class Study(FrozenModel):
     """Where task paths start: relative to the study file."""
     tasks: tuple[Annotated[TaskUse, BeforeValidator(_task_use)], ...] = Field(min_length=1, strict=False)
     """What is asked: a name, or a mapping."""
+    system_prompt: str | None = Field(default=None, exclude_if=lambda text: text is None)
+    """Stands before every prompt, for every build alike; a task may have its own, or none by `system_prompt: ""`."""
     decoding: DecodingConfig = DecodingConfig()
     """How answers are decoded, equal for every build."""
     collect: CollectConfig = CollectConfig()

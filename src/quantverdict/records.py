@@ -85,16 +85,27 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says in a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One question as every cell gets it.
 
     Attributes:
         task, sample_id: which item.
-        text: the rendered task template: the user's turn.
-        chat: `text` inside the model's chat template, ready to tokenise; None where the server applies its own.
-        sha256: of `chat` where there is one, else of `text`.
+        text: the rendered task template: the user's turn; of a conversation its turns as text.
+        chat: `text` inside the model's chat template, ready to tokenise; None where the server applies its own. Of a
+            conversation, up to the first turn that the model answers.
+        sha256: of `chat` where there is one, else of `text`; of the turns too where the model answers several.
         choices: continuations whose log-probabilities are wanted, empty where none are.
         draw: which answer to it this is, from 0; each is drawn by the study's seed plus this.
+        messages: the turns of a conversation (`tasks.conversation`), empty where the user's turn is all of it.
+        replies: what the model answered before, while it is asked turn by turn; never stored.
     """
 
     task: str
@@ -104,6 +115,8 @@ class Prompt:
     sha256: str
     choices: tuple[str, ...] = ()
     draw: int = 0
+    messages: tuple[Turn, ...] = ()
+    replies: tuple[str, ...] = ()
 
 
 WITHHELD = "withheld"
@@ -124,6 +137,7 @@ class Completion:
         ttft_ms: time to first token, None where unknown; not part of what is compared or resumed.
         reasoning: what a server split off from the text, None where it split nothing.
         opened: the prompt ended inside a thought that its template opened.
+        replies: of a conversation, the texts of the model's turns before this one.
     """
 
     text: str
@@ -135,14 +149,15 @@ class Completion:
     ttft_ms: float | None = None
     reasoning: str | None = None
     opened: bool = False
+    replies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """One stored answer: a line of `responses/*.jsonl`. Holds no timing, so that equal runs give equal bytes.
 
-    What of `text` is the answer, `grading.answer` tells. A line has `reasoning` and `opened` only where they say
-    something.
+    What of `text` is the answer, `grading.answer` tells. A line has `reasoning`, `opened` and `replies` (the model's
+    earlier turns) only where they say something.
     """
 
     base_model: str
@@ -158,6 +173,7 @@ class Response:
     choice_logprobs: tuple[float, ...] | None = None
     reasoning: str | None = None
     opened: bool = False
+    replies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

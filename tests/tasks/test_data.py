@@ -18,7 +18,7 @@ from quantverdict.config import Study
 from quantverdict.errors import BundleError, TaskError
 from quantverdict.stages.run import check_data
 from quantverdict.tasks.catalog import choice_continuations, load_task, render_prompt
-from quantverdict.tasks.taskfile import task_schema
+from quantverdict.tasks.draft import task_schema
 
 ROWS = [{"id": n, "Question text": f"What is {n} + {n}?", "sum": 2 * n, "kind": "even" if n % 2 else "odd",
          "choices": [str(2 * n), str(2 * n + 1), "none"], "right": 0} for n in range(20)]  # fmt: skip

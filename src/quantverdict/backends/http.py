@@ -472,3 +472,9 @@ def without_start(text: str, starts: Sequence[str]) -> str:
     """A text without the start token written at its beginning, for a server that puts one itself."""
     written = next((start for start in starts if start and text.startswith(start)), "")
     return text.removeprefix(written)
+
+
+def chat_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as the messages of a chat: its turns, or the user's alone."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+    return turns or [{"role": "user", "content": prompt.text}]

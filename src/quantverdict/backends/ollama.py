@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service
-from quantverdict.backends.http import HttpClient, ask_all, closed_unless_ready, without_start
+from quantverdict.backends.http import HttpClient, ask_all, chat_messages, closed_unless_ready, without_start
 from quantverdict.backends.replies import Message, Reply, Shape, Tokens, is_loaded, read_reply
 from quantverdict.errors import EngineError
 from quantverdict.records import Completion, Prompt
@@ -211,7 +211,7 @@ class OllamaBackend:
             **(more or {}),
         }
         if prompt.chat is None:
-            body["messages"] = [{"role": "user", "content": prompt.text}]
+            body["messages"] = chat_messages(prompt)
             return self._checked(self._client.post(_Answer, "/api/chat", body))
         text = without_start(prompt.chat, (self._start,)) if self._puts_start else prompt.chat
         return self._checked(self._client.post(_Answer, "/api/generate", body | {"prompt": text, "raw": True}))

@@ -2,8 +2,9 @@
 
 One file a cell, `BASE__QUANT.jsonl`. A line has `task`, `sample_id` and `text`; it may have `finish`, `prompt_tokens`,
 `output_tokens`, `prompt_ids_sha256`, `choice_logprobs`, `reasoning` (also as `reasoning_content` or `thinking`, by
-the names of servers), `opened` (the prompt ended inside a thought), and `prompt_sha256`, which must then be the
-prompt's. Other keys are ignored, so the `responses/` of a bundle can be replayed as they are.
+the names of servers), `opened` (the prompt ended inside a thought), `replies` (to the earlier turns of a
+conversation, in their order), and `prompt_sha256`, which must then be the prompt's. Other keys are ignored, so the
+`responses/` of a bundle can be replayed as they are.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class RecordedAnswer(BaseModel):
         str | None, Field(validation_alias=AliasChoices("reasoning", "reasoning_content", "thinking"))
     ] = None
     opened: bool = False
+    replies: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class ReplayBackend:
@@ -123,7 +125,13 @@ class ReplayBackend:
             raise EngineError(f"{self.path}: no answer to {name} is recorded")
         if recorded.prompt_sha256 not in (None, prompt.sha256):
             raise EngineError(f"{self.path}: the recorded answer to {name} is to another prompt")
-        asked = prompt.text if prompt.chat is None else prompt.chat
+        asked, turn = prompt.text if prompt.chat is None else prompt.chat, len(prompt.replies)
+        if turn > len(recorded.replies):
+            problem = f"{len(recorded.replies)} replies are recorded besides the answer, and turn {turn + 1} is asked"
+            raise EngineError(f"{self.path}: {name}: {problem}")
+        if turn < len(recorded.replies):
+            reply, ids = recorded.replies[turn], recorded.prompt_ids_sha256
+            return Completion(reply, "stop", words(asked), words(reply), ids, opened=recorded.opened)
         return Completion(
             text=recorded.text,
             finish=recorded.finish,

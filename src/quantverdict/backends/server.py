@@ -18,7 +18,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from quantverdict.backends.base import Decoding, Placement, Progress, Service, hash_ids
-from quantverdict.backends.http import HttpClient, RejectedReplyError, ask_all, closed_unless_ready, without_start
+from quantverdict.backends.http import (
+    HttpClient,
+    RejectedReplyError,
+    ask_all,
+    chat_messages,
+    closed_unless_ready,
+    without_start,
+)
 from quantverdict.backends.replies import Message, Reply, Tokens, is_loaded, read_finish, read_reply
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import WITHHELD, Completion, Prompt
@@ -492,8 +499,7 @@ class ServerBackend:
         )
 
     def _in_chat(self, prompt: Prompt, decoding: Decoding) -> Completion:
-        messages = [{"role": "user", "content": prompt.text}]
-        return self._ask("/chat/completions", {"messages": messages}, decoding.max_new_tokens, decoding)
+        return self._ask("/chat/completions", {"messages": chat_messages(prompt)}, decoding.max_new_tokens, decoding)
 
     def _room(self, prompt: int, choices: Sequence[Ids], max_new_tokens: int) -> int:
         """Tokens that may be generated, so that every backend ends an answer at the same length."""

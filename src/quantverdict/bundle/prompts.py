@@ -8,24 +8,27 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.files import json_line, whole_lines
 from quantverdict.config import Study, TaskUse
 from quantverdict.errors import BundleError, StudyError
-from quantverdict.records import Prompt, Response
+from quantverdict.records import Prompt, Response, Turn
 from quantverdict.registry.listing import one_of
 from quantverdict.tasks.catalog import (
     Item,
     Task,
     builtin_tasks,
     choice_continuations,
+    conversation,
     load_task,
     render_prompt,
     select_items,
     with_seeds,
 )
 from quantverdict.tasks.chat import ChatTemplate
+from quantverdict.tasks.conversation import AS_TEXT, SYSTEM, Dialogue, as_text, merged_system, opening
 from quantverdict.yaml_file import misplaced
 
 Batches = tuple[tuple[int, ...], ...]
@@ -54,6 +57,9 @@ class PromptPlan:
         decoding: by task.
         rounds: None where every cell is asked everything.
         content: how the chat template takes a question, `text` or `parts`; None without a template.
+        system: how it takes a system prompt: a `role` of its own, or `merged` into the first turn of the user; None
+            where nobody gives one, or without a template.
+        dialogue: goes on with prompts that are asked turn by turn.
         left_out: numbers of batches that were asked of some cell, and are of a task that the study has no longer.
     """
 
@@ -62,6 +68,8 @@ class PromptPlan:
     decoding: Mapping[str, Decoding]
     rounds: StoppingSchedule | None = None
     content: str | None = None
+    system: str | None = None
+    dialogue: Dialogue = AS_TEXT
     left_out: frozenset[int] = frozenset()
 
 
@@ -120,7 +128,7 @@ def make_plan(
 ) -> PromptPlan:
     """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's, `name` its own."""
     chat = None if chat_template is None else open_chat(tasks, chat_template, special, name)
-    prompts = _frozen(tasks, chat, name)
+    prompts = _frozen(tasks, chat, name, study.system_prompt)
     decoding = {
         task.name: Decoding(use.max_new_tokens or study.decoding.max_new_tokens, study.decoding.temperature, study.seed)
         for task, use in zip(tasks, study.tasks, strict=True)
@@ -130,6 +138,8 @@ def make_plan(
         plan_batches(prompts, study.collect.batch_size),
         decoding,
         content=None if chat is None else chat.content,
+        system=None if chat is None else _system_form(chat, prompts, tasks, study.system_prompt, name),
+        dialogue=Dialogue(chat),
     )
 
 
@@ -155,17 +165,51 @@ def open_chat(
     return None if first is None else ChatTemplate(chat_template, special, _sample(*first, name))
 
 
-def _frozen(tasks: Sequence[Task], chat: ChatTemplate | None, name: str = "") -> tuple[Prompt, ...]:
+def _frozen(
+    tasks: Sequence[Task], chat: ChatTemplate | None, name: str = "", system_prompt: str | None = None
+) -> tuple[Prompt, ...]:
     prompts = []
     for task in tasks:
         for item in task.items:
+            where, choices = _sample(task, item, name), choice_continuations(task, item)
+            turns = conversation(task, item, system_prompt)
+            if turns:
+                made = _frozen_turns(turns, chat, where, Prompt(task.name, item.id, "", None, "", choices, item.draw))
+                prompts.append(made)
+                continue
             text = render_prompt(task, item)
-            rendered = None if chat is None else chat.render(text, _sample(task, item, name))
+            rendered = None if chat is None else chat.render(text, where)
             asked = text if rendered is None else rendered
-            sha256 = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-            choices = choice_continuations(task, item)
-            prompts.append(Prompt(task.name, item.id, text, rendered, sha256, choices, item.draw))
+            prompts.append(Prompt(task.name, item.id, text, rendered, _hash(asked), choices, item.draw))
     return tuple(prompts)
+
+
+def _frozen_turns(turns: tuple[Turn, ...], chat: ChatTemplate | None, where: str, bare: Prompt) -> Prompt:
+    """A conversation as it is asked: its hash is of all that is asked, whatever the model will reply in between."""
+    if chat is not None and not chat.takes_system(where):
+        turns = merged_system(turns)
+    prompt = replace(bare, messages=turns, text=as_text(turns))
+    first = opening(prompt)
+    rendered = None if chat is None else chat.render_turns(first.messages, where)
+    asked = rendered if rendered is not None and first is prompt else json.dumps(
+        [rendered, *(asdict(turn) for turn in turns)], ensure_ascii=True
+    )  # fmt: skip
+    return replace(prompt, chat=rendered, sha256=_hash(asked))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _system_form(
+    chat: ChatTemplate, prompts: Sequence[Prompt], tasks: Sequence[Task], system_prompt: str | None, name: str
+) -> str | None:
+    own = (system_prompt if task.system_prompt is None else task.system_prompt for task in tasks)
+    if not any(text and text.strip() for text in own) and not any(
+        turn.role == SYSTEM for prompt in prompts for turn in prompt.messages[:1]
+    ):
+        return None
+    return "role" if chat.takes_system(name) else "merged"
 
 
 def _sample(task: Task, item: Item, name: str) -> str:
@@ -222,8 +266,11 @@ def prompts_file(base_model: str) -> str:
 def prompt_lines(prompts: Sequence[Prompt]) -> str:
     """The frozen prompts as JSONL."""
     rows = (asdict(prompt) for prompt in prompts)
-    # Where a prompt is asked once there is no draw to tell of.
-    return b"".join(json_line({k: v for k, v in row.items() if k != "draw" or v}) for row in rows).decode()
+    # Where a prompt is asked once there is no draw to tell of, and one turn of the user is no conversation.
+    return b"".join(json_line({k: v for k, v in row.items() if k not in _SELDOM or v}) for row in rows).decode()
+
+
+_SELDOM = ("draw", "messages", "replies")
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
@@ -234,14 +281,20 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """
     try:
         rows = [json.loads(line) for line in whole_lines(path.read_bytes())]
-        found = tuple(Prompt(**{**row, "choices": tuple(row["choices"])}) for row in rows)
+        found = tuple(map(_as_prompt, rows))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
     for number, prompt in enumerate(found, start=1):
-        texts = (prompt.task, prompt.sample_id, prompt.text, prompt.sha256, prompt.chat or "", *prompt.choices)
+        said = [text for turn in prompt.messages for text in (turn.role, turn.content)]
+        texts = (prompt.task, prompt.sample_id, prompt.text, prompt.sha256, prompt.chat or "", *prompt.choices, *said)
         if not all(isinstance(text, str) for text in texts):
             raise BundleError(f"{path}: line {number}: not as it was written: a value is not a text")
     return found
+
+
+def _as_prompt(row: dict[str, Any]) -> Prompt:
+    turns = tuple(Turn(**turn) for turn in row.get("messages", ()))
+    return Prompt(**{**row, "choices": tuple(row["choices"]), "messages": turns})
 
 
 def first_changed(stored: Sequence[Prompt], given: Sequence[Prompt]) -> str | None:

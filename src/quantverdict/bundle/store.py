@@ -21,7 +21,7 @@ from quantverdict.errors import DataError, os_reason
 from quantverdict.records import FINISHES, CellId, Completion, Prompt, Response
 
 FIELDS = tuple(field.name for field in fields(Response))
-OPTIONAL = {field.name: field.default for field in fields(Response) if field.name in ("reasoning", "opened")}
+OPTIONAL = {field.name: field.default for field in fields(Response) if field.name in ("reasoning", "opened", "replies")}
 """Keys that a line has only where they say something, with what they are where it has not."""
 
 
@@ -236,6 +236,7 @@ def as_response(cell: CellId, prompt: Prompt, completion: Completion) -> Respons
         choice_logprobs=completion.choice_logprobs,
         reasoning=completion.reasoning or None,
         opened=completion.opened or opens_reasoning(prompt.chat),
+        replies=completion.replies,
     )
 
 
@@ -280,7 +281,8 @@ def parse_response(line: bytes, path: Path, number: int) -> Response:
     if wrong is not None:
         raise DataError(f"{str(data[wrong])[:60]!r} is not valid", file=path, line=number, field=wrong)
     logprobs = data["choice_logprobs"]
-    return Response(**{**data, "choice_logprobs": None if logprobs is None else tuple(map(float, logprobs))})
+    own = {"choice_logprobs": None if logprobs is None else tuple(map(float, logprobs))}
+    return Response(**{**data, **own, "replies": tuple(data["replies"])})
 
 
 def _refuse_constant(name: str) -> None:
@@ -293,8 +295,9 @@ def _fits(name: str, value: object) -> bool:
             return value is None or (type(value) is int and value >= 0)
         case "finish":
             return value in FINISHES
-        case "opened":
-            return isinstance(value, bool)
+        case "opened" | "replies":
+            texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+            return texts if name == "replies" else isinstance(value, bool)
         case "prompt_ids_sha256" | "reasoning":
             return value is None or isinstance(value, str)
         case "choice_logprobs":

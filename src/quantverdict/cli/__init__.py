@@ -466,7 +466,7 @@ def tasks_show(task: str, as_json: bool) -> None:
 @json_option
 def tasks_new(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
     """Write a task file for the rows of FILE: CSV, JSONL or Parquet."""
-    from quantverdict.tasks.taskfile import new_task
+    from quantverdict.tasks.draft import new_task
 
     path, task = new_task(file, out or file.with_suffix(".yaml"), force=force)
     told = {"file": str(path), "name": task.name, "task_type": task.task_type, "items": len(task.items)}

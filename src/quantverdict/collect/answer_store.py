@@ -143,6 +143,8 @@ def _values(said: Completion) -> dict[str, object]:
     """Without its time: that is of the run that asked."""
     values = asdict(said)
     del values["ttft_ms"]
+    if not said.replies:
+        del values["replies"]
     return values
 
 
@@ -151,14 +153,14 @@ def _entry(line: bytes) -> tuple[str, Completion] | None:
     try:
         values = dict(proved_value(line))
         key = values.pop("key")
-        said = Completion(**values)
+        said = Completion(**{**values, "replies": tuple(values.get("replies", ()))})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return (key, replace(said, choice_logprobs=_numbers(said.choice_logprobs))) if _fits(key, said) else None
 
 
 def _fits(key: object, said: Completion) -> bool:
-    texts = all(one is None or isinstance(one, str) for one in (said.prompt_ids_sha256, said.reasoning))
+    texts = all(one is None or isinstance(one, str) for one in (said.prompt_ids_sha256, said.reasoning, *said.replies))
     counts = all(one is None or type(one) is int for one in (said.prompt_tokens, said.output_tokens))
     numbers = said.choice_logprobs is None or (
         isinstance(said.choice_logprobs, list) and all(type(one) in (int, float) for one in said.choice_logprobs)

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from quantverdict.backends.base import Backend, Decoding, MeteredBackend, Usage
+from quantverdict.backends.base import Backend, Decoding, MeteredBackend, Progress, Usage
 from quantverdict.bundle.store import BatchTiming, CellStore, as_response
 from quantverdict.errors import BundleError, EngineError
 from quantverdict.records import FINISHES, WITHHELD, CellId, Completion, Prompt, Response
+from quantverdict.tasks.conversation import Dialogue, last_answer, opening
 
 # Whether a cell that is asked in rounds need be asked any further.
 
@@ -135,6 +136,14 @@ class KeptAnswers(Protocol):
         ...
 
 
+ReadAnswer = Callable[[Prompt, Completion], str | None]
+
+
+def whole_text(_prompt: Prompt, said: Completion) -> str | None:
+    """All that was generated, as an answer."""
+    return said.text or None
+
+
 OpenAnswers = Callable[[Identity], KeptAnswers]
 """The kept answers of a build, once it is known what its engine is."""
 
@@ -147,11 +156,13 @@ class AnswerSource:
         open_backend: loads the build; not called where nothing is missing.
         kept: answers that are had without asking; None where each is asked for.
         watch: says after each round whether to stop; None asks everything.
+        answer: what of a completion is its answer, as later turns of a conversation show it; None is none.
     """
 
     open_backend: OpenBackend
     kept: OpenAnswers | None = None
     watch: OpenWatch | None = None
+    answer: ReadAnswer = whole_text
 
 
 def collect_cell(
@@ -174,7 +185,7 @@ def collect_cell(
         KeyboardInterrupt: after the backend is closed; all whole batches are stored.
     """
     view.start_cell(store.cell, store.wanted, store.asked)
-    run = _CellRun(store, view, known, CellStopping(store, source.watch, known.stopped_after))
+    run = _CellRun(store, view, known, CellStopping(store, source.watch, known.stopped_after), source.answer)
     failure = None
     try:
         if not run.stopping.enough():
@@ -191,8 +202,10 @@ def collect_cell(
 class _CellRun:
     """One cell while it is asked."""
 
-    def __init__(self, store: CellStore, view: ProgressView, known: CellRecord, stopping: CellStopping) -> None:
-        self.store, self.view, self.stopping = store, view, stopping
+    def __init__(
+        self, store: CellStore, view: ProgressView, known: CellRecord, stopping: CellStopping, answer: ReadAnswer
+    ) -> None:
+        self.store, self.view, self.stopping, self.answer = store, view, stopping, answer
         self.known, self.identity, self.peak, self.halved = (
             known, known.identity, known.peak_memory_bytes, known.halved
         )  # fmt: skip
@@ -227,17 +240,18 @@ class _CellRun:
         known = self._known(prompts, decoding)
         open_ = [prompt for prompt, said in zip(prompts, known, strict=True) if said is None]
         cpu_before, start = usage_of(backend).cpu_seconds, time.perf_counter()
-        completions = backend.complete(open_, decoding, steps) if open_ else []
+        completions, every = (
+            converse(backend, open_, decoding, steps, (plan.dialogue, self.answer)) if open_ else ([], [])
+        )
         wall, cpu_after = time.perf_counter() - start, usage_of(backend).cpu_seconds
-        check_completions(open_, completions, decoding.max_new_tokens)
         asked = iter(completions)
         said = [next(asked) if one is None else one for one in known]
         self._refuse_silence(said)
         timing = BatchTiming(
             batch=number,
             prompts=len(open_),
-            prompt_tokens=sum(completion.prompt_tokens or 0 for completion in completions),
-            output_tokens=sum(completion.output_tokens or 0 for completion in completions),
+            prompt_tokens=sum(completion.prompt_tokens or 0 for completion in every),
+            output_tokens=sum(completion.output_tokens or 0 for completion in every),
             wall_s=wall if open_ else 0.0,
             cpu_s=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
             ttft_ms=tuple(completion.ttft_ms for completion in completions if completion.ttft_ms is not None),
@@ -305,6 +319,60 @@ class _Steps:
     def __call__(self, prompts: int, tokens: int) -> None:
         self.view.advance(prompts - self.prompts, tokens - self.tokens)
         self.prompts, self.tokens = prompts, tokens
+
+
+def converse(
+    backend: Backend,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    progress: Progress,
+    how: tuple[Dialogue, ReadAnswer],
+) -> tuple[list[Completion], list[Completion]]:
+    """Ask a batch; conversations turn by turn, all of them that go on at the same time.
+
+    A conversation ends early where a turn has no answer that could be shown: that turn is then what is graded.
+
+    Returns:
+        The completion of each prompt, and those of all turns.
+
+    Raises:
+        EngineError: what no engine that works returns, by sample.
+        TaskError: the chat template does not take what was said.
+    """
+    every: list[Completion] = []
+    dialogue, answer = how
+
+    def ask(step: Sequence[Prompt], progress: Progress | None = None) -> list[Completion]:
+        found = backend.complete(step, decoding, progress)
+        check_completions(step, found, decoding.max_new_tokens)
+        every.extend(found)
+        return found
+
+    step = [opening(prompt) for prompt in prompts]
+    done, talks = ask(step, progress), {at: _Talk() for at, prompt in enumerate(prompts) if prompt.messages}
+    first = list(done)
+    while talks:
+        following: dict[int, Prompt] = {}
+        for at, talk in list(talks.items()):
+            reply = answer(step[at], done[at])
+            if reply is None:
+                continue
+            said = _Talk([*talk.shown, reply], [*talk.raw, done[at].text])
+            more = dialogue.follow(prompts[at], said.shown, said.raw)
+            if more is not None:
+                following[at] = step[at] = more
+                talks[at] = said
+        talks = {at: talks[at] for at in following}
+        for at, one in zip(following, ask(list(following.values())) if following else (), strict=True):
+            done[at] = last_answer(one, talks[at].raw, first[at])
+    return done, every
+
+
+class _Talk(NamedTuple):
+    """What a model said in a conversation so far: as it is shown to it, and as it was generated."""
+
+    shown: Sequence[str] = ()
+    raw: Sequence[str] = ()
 
 
 def check_completions(prompts: Sequence[Prompt], completions: Sequence[Completion], max_new_tokens: int) -> None:

@@ -33,7 +33,9 @@ from quantverdict.collect.generate import (
     OpenBackend,
     OpenWatch,
     ProgressView,
+    ReadAnswer,
     collect_cell,
+    whole_text,
 )
 from quantverdict.errors import BundleError
 from quantverdict.records import CellId, Prompt
@@ -54,6 +56,7 @@ class CellJob:
         plan_name: whose plan it is, its base model's if empty.
         watch: says after each of the plan's rounds whether to stop; None asks everything.
         kept: answers that are had without asking; None where each is asked for.
+        answer: what of a completion is its answer, for the next turn of a conversation.
     """
 
     cell: CellId
@@ -62,6 +65,7 @@ class CellJob:
     plan_name: str = ""
     watch: OpenWatch | None = None
     kept: OpenAnswers | None = None
+    answer: ReadAnswer = whole_text
 
     @property
     def asked_as(self) -> str:
@@ -99,7 +103,7 @@ def run_cells(
         store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
         if store.unproved:
             say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
-        source, reused = AnswerSource(job.open_backend, job.kept, job.watch), store.reused
+        source, reused = AnswerSource(job.open_backend, job.kept, job.watch, job.answer), store.reused
         log.add(collect_cell(store, source, view, log.noting(job.cell), log.known(job.cell)))
         if (new := store.reused - reused) > 0:
             say(f"{job.cell}: {new} answers were kept from another run, and take no part in speed and memory")

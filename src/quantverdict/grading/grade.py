@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 from quantverdict.errors import DataError, TaskError, one_of
-from quantverdict.grading.answer import Answer, answer_of
+from quantverdict.grading.answer import Answer, answer_of, read_answer
 from quantverdict.grading.base import Scorer
 from quantverdict.grading.code import Executions, Program, program_of
 from quantverdict.records import Response, Score
@@ -69,8 +69,17 @@ def _scorer(name: str, *, published: bool) -> Scorer:
 
 
 def answer_to(task: Task, response: Response) -> Answer:
-    """The answer in a response to a task."""
-    return answer_of(response, dialogue=task.type.dialogue)
+    """The answer in a response to a task; to a conversation that is graded as a whole, all turns of the model."""
+    found = answer_of(response, dialogue=task.type.dialogue)
+    if task.graded == "last" or not response.replies or found.reason:
+        return found
+    said = [read_answer(text, opened=response.opened, dialogue=task.type.dialogue) for text in response.replies]
+    return replace(
+        found,
+        text="\n\n".join([*(one.text for one in said), found.text]),
+        content="\n\n".join([*(one.content for one in said), found.content]),
+        wrapper="none",
+    )
 
 
 def said_in(task: Task, answer: Answer) -> str:

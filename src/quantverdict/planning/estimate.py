@@ -20,6 +20,7 @@ from quantverdict.records import Completion, Response
 from quantverdict.registry import BACKENDS
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
 from quantverdict.tasks.catalog import Task
+from quantverdict.tasks.conversation import opening
 
 SAMPLE_PROMPTS = 16
 SAMPLE_TOKENS = 32
@@ -230,7 +231,7 @@ def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Pro
         EngineError: the engine cannot run.
     """
     step = max(1, len(plan.prompts) // SAMPLE_PROMPTS)
-    sample = plan.prompts[::step]
+    sample = [opening(prompt) for prompt in plan.prompts[::step]]
     longest = min(SAMPLE_TOKENS, max(decoding.max_new_tokens for decoding in plan.decoding.values()))
     backend = open_backend()
     try:

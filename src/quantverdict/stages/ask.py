@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
 from quantverdict.artifacts.sources import commit_of, is_pinned, resolve
-from quantverdict.backends.base import Backend, Placement, Service, Tokenizer
+from quantverdict.backends.base import Backend, Placement, Service, Tokenizer, opens_reasoning
 from quantverdict.backends.ollama import ollama_url
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import Batches, PromptPlan, grown, make_plan, prompts_file
@@ -23,8 +23,9 @@ from quantverdict.collect.generate import OpenAnswers, OpenWatch, Watch
 from quantverdict.collect.schedule import CellJob, asked_before, in_rounds, read_outcomes, run_cells
 from quantverdict.config import Model, Source, Study, Variant
 from quantverdict.errors import BundleError
+from quantverdict.grading.answer import read_answer
 from quantverdict.grading.encoders import Encoders, find_encoders
-from quantverdict.records import CellId, Prompt
+from quantverdict.records import WITHHELD, CellId, Completion, Prompt
 from quantverdict.registry import BACKENDS
 from quantverdict.stages.facts import stored_builds, stored_responses
 
@@ -47,6 +48,8 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     check_same_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name, bundle) for model in study.models}
     for name, plan in plans.items():
+        if plan.system == "merged":
+            view.say(f"{name}: its chat template has no system role: the system prompt begins the user's first turn")
         if (message := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
             view.say(f"{name}: {message}")
     builds = check_builds(
@@ -56,6 +59,8 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
         chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None},
         files=known_files(bundle, stored) | known_files(bundle, made),
     )
+    if forms := {name: plan.system for name, plan in plans.items() if plan.system is not None}:
+        bundle.hold(chat_system=forms)
     if bundle.sealed:
         require_compatible(builds)  # a build that is added in vain leaves it finished
     bundle.write_json("artifacts.json", build_list.as_json(builds))
@@ -114,7 +119,8 @@ def ask(
                 plan = null_plan(asked, study, build, bundle) if build.null else asked
                 watch = watch_of(study, tasks, builds, build, bundle)
                 kept = None if store is None else kept_answers(study, build, store)
-                jobs.append(CellJob(build.cell, plan, partial(open_build, study, build), plan_name(build), watch, kept))
+                opens = partial(open_build, study, build)
+                jobs.append(CellJob(build.cell, plan, opens, plan_name(build), watch, kept, shown_answer))
     if study.stopping == "sequential":
         # A build is stopped by its losses, so what it is compared with has answered before.
         baselines = {build.cell for build in builds if build.is_baseline}
@@ -124,6 +130,13 @@ def ask(
         if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
             view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
     run_cells(bundle, jobs, view, say=view.say)
+
+
+def shown_answer(prompt: Prompt, said: Completion) -> str | None:
+    """What of a reply later turns of its conversation show: its answer, without what was thought; None for none."""
+    opened = said.opened or opens_reasoning(prompt.chat)
+    found = read_answer(said.text, said.finish, opened=opened, reasoning=said.reasoning)
+    return None if found.reason or said.finish == WITHHELD else found.text
 
 
 def watch_of(
@@ -217,7 +230,7 @@ def null_plan(asked: PromptPlan, study: Study, build: Build, bundle: Bundle) -> 
     size = max(1, study.collect.batch_size // (build.null + 1))
     kept = [one for one in before if one.task in wanted]
     ordered = (*kept, *(prompt for of_task in by_task.values() for prompt in of_task))
-    return grown(PromptPlan(ordered, (), asked.decoding), place, before, batches, size)
+    return grown(PromptPlan(ordered, (), asked.decoding, dialogue=asked.dialogue), place, before, batches, size)
 
 
 def open_build(study: Study, build: Build) -> Backend:

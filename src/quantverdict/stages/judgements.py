@@ -17,7 +17,7 @@ from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.store import JudgeReply, read_labels
 from quantverdict.config import JudgeConfig, Study
 from quantverdict.errors import BundleError, StudyError, did_you_mean
-from quantverdict.grading.answer import answer_of
+from quantverdict.grading.answer import answer_of, read_answer
 from quantverdict.grading.instruments import COUNTS
 from quantverdict.ingestion.audit import JUDGEMENT_COLUMNS
 from quantverdict.judges.calibration import Calibration, calibration_of, calibration_table, calibrations
@@ -31,7 +31,7 @@ from quantverdict.judges.rubrics import (
     sample_of,
     stratified,
 )
-from quantverdict.records import CellId, Judgement, Score, Table, Value
+from quantverdict.records import CellId, Judgement, Prompt, Response, Score, Table, Value
 from quantverdict.registry import judge_rubrics
 from quantverdict.stages.facts import (
     GUARDED,
@@ -42,6 +42,7 @@ from quantverdict.stages.facts import (
     stored_prompts,
     stored_responses,
 )
+from quantverdict.tasks.conversation import as_text, turns_with
 from quantverdict.yaml_file import load_yaml
 
 if TYPE_CHECKING:
@@ -156,20 +157,27 @@ def answers_of(bundle: Bundle, guard: str | None = None) -> JudgedAnswers:
     rubrics = dict(scores.select("task", "metric").unique().iter_rows())
     cells = set(scores.select("base_model", "quant").unique().iter_rows())
     found: dict[Sample, Question] = {}
-    asked: dict[str, dict[tuple[str, str], str]] = {}
+    asked: dict[str, dict[tuple[str, str], Prompt]] = {}
     for build in stored_builds(bundle):
         if tuple(build.cell) not in cells:
             continue
         model = build.cell.base_model
         if model not in asked:
-            asked[model] = {(one.task, one.sample_id): one.text for one in stored_prompts(bundle, model)}
+            asked[model] = {(one.task, one.sample_id): one for one in stored_prompts(bundle, model)}
         for one in stored_responses(bundle, build.cell):
             if one.task in rubrics:
-                question = Question(
-                    names[rubrics[one.task]], asked[model][one.task, one.sample_id], answer_of(one).text
-                )
+                prompt = question_asked(asked[model][one.task, one.sample_id], one)
+                question = Question(names[rubrics[one.task]], prompt, answer_of(one).text)
                 found[one.base_model, one.quant, one.task, one.sample_id] = question
     return JudgedAnswers(found)
+
+
+def question_asked(prompt: Prompt, response: Response) -> str:
+    """What was asked before an answer; of a conversation with what the model itself said in it."""
+    if not response.replies:
+        return prompt.text
+    said = [read_answer(text, opened=response.opened).text for text in response.replies]
+    return as_text(turns_with(prompt.messages, said))
 
 
 def whole_cells(bundle: Bundle) -> list[str]:

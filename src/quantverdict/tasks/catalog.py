@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantverdict.errors import TaskError
-from quantverdict.records import TaskType
+from quantverdict.records import TaskType, Turn
 from quantverdict.registry import TASK_TYPES, TASKS, metrics_of
 from quantverdict.registry.listing import BUILT_IN, one_of, resource
 
@@ -103,6 +103,11 @@ class Task:
         source: the file, or `built-in:NAME`.
         examples: worked examples that stand before every prompt, as text; empty for none.
         data: what was used of a data set, None where the items stand in the file.
+        system_prompt: stands before every conversation; None is the study's, empty is none.
+        messages: turns of every item, each content a template; empty where `prompt_template` is the user's one turn.
+        messages_field: the field of an item that is its conversation; empty for none.
+        example_turns: worked examples as turns of the user and of the assistant.
+        graded: of a conversation, the model's `last` turn, or `all` of them.
     """
 
     name: str
@@ -117,6 +122,11 @@ class Task:
     source: str
     examples: str = ""
     data: DataRecord | None = None
+    system_prompt: str | None = None
+    messages: tuple[Turn, ...] = ()
+    messages_field: str = ""
+    example_turns: tuple[Turn, ...] = ()
+    graded: str = "last"
 
     def cluster(self, item: Item) -> str | None:
         """The cluster an item belongs to, None where it stands alone; askings by several seeds are one."""
@@ -183,17 +193,50 @@ def load_task(name_or_path: str | Path) -> Task:
 
 
 def render_prompt(task: Task, item: Item) -> str:
-    """The user's turn for one item.
+    """The user's turn for one item; of a conversation the last one.
 
     Raises:
         TaskError: the template does not render.
     """
+    if task.messages or task.messages_field:
+        return next(turn.content for turn in reversed(_own_turns(task, item)) if turn.role == "user")
+    return task.examples + _rendered(task, item, task.prompt_template, "prompt_template")
+
+
+def conversation(task: Task, item: Item, system_prompt: str | None = None) -> tuple[Turn, ...]:
+    """The turns of an item, those of its examples and the system prompt before; empty where one turn is all.
+
+    Args:
+        system_prompt: the study's, for a task that has none of its own.
+
+    Raises:
+        TaskError: a template does not render.
+    """
+    from quantverdict.tasks.conversation import with_system
+
+    system = task.system_prompt if task.system_prompt is not None else system_prompt or ""
+    turns = with_system((*task.example_turns, *_own_turns(task, item)), system)
+    return turns if len(turns) > 1 else ()
+
+
+def _own_turns(task: Task, item: Item) -> tuple[Turn, ...]:
+    from quantverdict.tasks.conversation import asked_and_reference, read_turns
+
+    if task.messages_field:
+        return asked_and_reference(read_turns(item.fields[task.messages_field]))[0]
+    if not task.messages:
+        return (Turn("user", render_prompt(task, item)),)
+    return tuple(
+        Turn(turn.role, _rendered(task, item, turn.content, f"messages.{number}"))
+        for number, turn in enumerate(task.messages)
+    )
+
+
+def _rendered(task: Task, item: Item, template: str, key: str) -> str:
     from quantverdict.tasks.chat import render_template
 
-    where = f"{task.source}: prompt_template: {item.id}"
-    return task.examples + render_template(
-        task.prompt_template, {"id": item.id, **item.fields}, where=where, strict=True
-    )
+    where = f"{task.source}: {key}: {item.id}"
+    return render_template(template, {"id": item.id, **item.fields}, where=where, strict=True)
 
 
 def apply_filters(task: Task, text: str) -> str:

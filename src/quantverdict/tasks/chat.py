@@ -15,16 +15,18 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from quantverdict.errors import TaskError
+from quantverdict.records import Turn
 
 TEXT, PARTS = "text", "parts"
 """How a template takes the content of a turn: as text, or as `[{"type": "text", "text": ...}]`."""
 _PROBE = "quantverdict asks whether this question is shown"
+_SYSTEM_PROBE = "quantverdict asks whether what stands before all turns is shown"
 _NONE = {"tools": None, "documents": None}
 _MANNERS: tuple[tuple[str, Mapping[str, object]], ...] = ((TEXT, _NONE), (PARTS, _NONE), (TEXT, {}), (PARTS, {}))
 """Tried in this order. Transformers gives tools and documents as none; some templates render only without them, as
@@ -79,6 +81,40 @@ class ChatTemplate:
             raise _refused(problem, where)
         return rendered
 
+    def takes_system(self, where: str) -> bool:
+        """Whether it shows a system turn and the user's, each once."""
+        try:
+            rendered = self._render(_PROBE, self.content, self._given, where, [Turn("system", _SYSTEM_PROBE)])
+        except TaskError:
+            return False
+        return rendered.count(_SYSTEM_PROBE) == 1 and rendered.count(_PROBE) == 1
+
+    def render_turns(self, turns: Sequence[Turn], where: str, answers: Collection[str] = ()) -> str:
+        """A conversation, up to where the model answers its last turn.
+
+        Args:
+            answers: turns that the model made itself: how a template shows these is its own.
+
+        Raises:
+            TaskError: it does not render, or does not show every turn whole, in their order, and the last one once.
+        """
+        *before, last = turns
+        rendered = self._render(last.content, self.content, self._given, where, before)
+        at = 0
+        for number, turn in enumerate(turns, 1):
+            core = turn.content.strip()
+            if turn.role == "assistant" and turn.content in answers:
+                continue
+            spelt = dict.fromkeys((core, *_as_json(core)))
+            found = [place for text in spelt if (place := rendered.find(text, 0 if turn.role == "system" else at)) >= 0]
+            if not found:
+                raise _refused(f"does not hold turn {number} ({turn.role}) whole", where)
+            at = at if turn.role == "system" else min(found) + len(core)
+        around = f"{self._frame.before}\0{self._frame.after}".count(last.content.strip()) * len(turns)
+        if rendered.count(last.content.strip()) > around + sum(t.content.count(last.content.strip()) for t in turns):
+            raise _refused("shows the question more than once", where)
+        return rendered
+
     def _try(self, where: str) -> tuple[str, Mapping[str, object], _Frame]:
         errors: list[TaskError] = []
         shown: list[int] = []
@@ -99,10 +135,13 @@ class ChatTemplate:
         times = max(shown)
         raise _refused(f"shows the question {times} times" if times else "does not show the question", where)
 
-    def _render(self, text: str, content: str, given: Mapping[str, object], where: str) -> str:
-        said: object = text if content == TEXT else [{"type": "text", "text": text}]
+    def _render(
+        self, text: str, content: str, given: Mapping[str, object], where: str, before: Sequence[Turn] = ()
+    ) -> str:
+        turns = [(turn.role, turn.content) for turn in before] + [("user", text)]
+        said = [(role, one if content == TEXT else [{"type": "text", "text": one}]) for role, one in turns]
         variables = {
-            "messages": [{"role": "user", "content": said}],
+            "messages": [{"role": role, "content": one} for role, one in said],
             "add_generation_prompt": True,
             **given,
             **self._tokens,

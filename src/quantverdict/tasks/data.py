@@ -36,7 +36,7 @@ FORMATS = {
 AT_ONCE = 64
 """Rows for which the sandbox is asked at the same time."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SEPARATOR = "\u241e"
 """Between the values of rows: a sign that no text has."""
 
@@ -342,11 +342,14 @@ def _json_list(text: str, file: Path) -> Iterator[DataRow]:
 # What rows mean
 
 
-def samples_of_rows(rows: Sequence[DataRow], keys: DataKeys, where: str) -> list[tuple[DataRow, dict[str, Any]]]:
+def samples_of_rows(
+    rows: Sequence[DataRow], keys: DataKeys, where: str, messages: str = ""
+) -> list[tuple[DataRow, dict[str, Any]]]:
     """Each row that the filter leaves, and its item as a sample of a task file: `id` and fields.
 
     Args:
         where: the task file, for messages about its expressions.
+        messages: the column that is a conversation, as a list of turns or as JSON; empty for none.
 
     Raises:
         TaskError: a missing column, an expression that cannot be computed, or a filter that leaves nothing.
@@ -365,10 +368,23 @@ def samples_of_rows(rows: Sequence[DataRow], keys: DataKeys, where: str) -> list
         samples.append(sample)
     if keys.choices:
         _put_choices(rows, samples, keys)
+    if messages:
+        for row, sample in zip(rows, samples, strict=True):
+            sample[messages] = _turns(row, messages)
     ids = _ids(rows, samples, keys, where)
     for sample, name in zip(samples, ids, strict=True):
         sample["id"] = name
     return list(zip(rows, samples, strict=True))
+
+
+def _turns(row: DataRow, column: str) -> Any:  # noqa: ANN401 - whatever a column holds
+    value = _value(row, column, "messages")
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise row.error("not valid JSON", column, "a list of turns, each with role and content") from error
 
 
 def _plain_fields(row: DataRow) -> dict[str, Any]:
@@ -422,27 +438,27 @@ def _computed(rows: Sequence[DataRow], source: str, where: str) -> Iterator[str]
 def _put_choices(rows: Sequence[DataRow], samples: Sequence[dict[str, Any]], keys: DataKeys) -> None:
     """Choices as `option_a` and so on, the right one as the letter in `reference`."""
     for row, sample in zip(rows, samples, strict=True):
-        texts = _choices(row, keys)
-        sample |= {f"option_{letter.lower()}": text for letter, text in zip(_LETTERS, texts, strict=False)}
+        texts = choices_of(row, keys)
+        sample |= {f"option_{letter.lower()}": text for letter, text in zip(LETTERS, texts, strict=False)}
         if keys.answer is not None:
             sample["reference"] = _letter(row, _value(row, keys.answer, "answer"), texts)
 
 
-def _choices(row: DataRow, keys: DataKeys) -> list[str]:
+def choices_of(row: DataRow, keys: DataKeys) -> list[str]:
     if isinstance(keys.choices, list):
         texts = [str(_value(row, column, "choices")) for column in keys.choices]
     else:
         found = _value(row, keys.choices, "choices")
         found = found.get("text") if isinstance(found, Mapping) else found
         texts = [str(one) for one in found] if isinstance(found, list) else []
-    if not 2 <= len(texts) <= len(_LETTERS):
+    if not 2 <= len(texts) <= len(LETTERS):
         raise row.error(f"{len(texts)} choices", field=str(keys.choices), expected="2 to 26, as a list of texts")
     return texts
 
 
 def _letter(row: DataRow, said: object, texts: Sequence[str]) -> str:
     """The letter of the right choice, which is given by its place from 0, its letter, its label or its text."""
-    letters, text = _LETTERS[: len(texts)], str(said).strip()
+    letters, text = LETTERS[: len(texts)], str(said).strip()
     if isinstance(said, bool) or said is None:
         raise row.error(f"the answer is {said!r}", expected="a place from 0, a letter or a text")
     if text in texts:
@@ -479,67 +495,3 @@ def hash_of(items: Sequence[tuple[str, Mapping[str, object]]]) -> str:
     for name, fields in items:
         found.update(_canonical([name, fields]) + b"\n")
     return found.hexdigest()
-
-
-# A task file from a table
-
-
-def draft_task(path: Path, folder: Path) -> str:
-    """A task file in a folder for the rows of a file, guessed from its columns; what is guessed is said beside it.
-
-    Raises:
-        TaskError: the file cannot be read.
-    """
-    rows, _ = read_rows(DataSource(path=str(path.resolve())), path.parent)
-    columns = list(dict.fromkeys(column for row in rows[:200] for column in row.values))
-    found = {role: next((one for one in columns if one.lower() in names), None) for role, names in _GUESSES.items()}
-    listed = [one for one in columns if re.fullmatch(r"(option|choice|answer_choice)_?([a-z]|\d)|[A-D]", one)]
-    choices: object = found["choices"] or (listed if len(listed) > 1 else None)
-    asked = found["question"] or next((one for one in columns if one not in found.values()), columns[0])
-    kind = "classification" if choices and found["answer"] else "qa" if found["answer"] else "creative_writing"
-    context = f"{{{{ {_field(found['context'])} }}}}\n\n  " if found["context"] else ""
-    lines = [
-        f"# Made from the columns of {path.name}: {', '.join(columns)}.",
-        f"name: {json.dumps(re.sub(r'[^A-Za-z0-9._+-]+', '_', path.stem).lstrip('._+-') or 'task')}",
-        f"task_type: {kind}  # {_WHY[kind]}",
-        "prompt_template: |",
-        f"  {context}{{{{ {_field(asked)} }}}}",
-    ]
-    if kind == "classification":
-        letters = _LETTERS[: _count(rows[0], choices)]
-        lines += [
-            *(f"  {letter}. {{{{ option_{letter.lower()} }}}}" for letter in letters),
-            "  Answer with the letter.",
-        ]
-    near = path.name if path.resolve().parent == folder.resolve() else str(path.resolve())
-    lines += [f"data: {{path: {json.dumps(near)}}}", "fields:"]
-    lines += [f"  {_field(one)}: {json.dumps(one)}" for one in dict.fromkeys([asked, found["context"]]) if one]
-    if kind == "qa":
-        lines.append(f"  reference: {json.dumps(found['answer'])}")
-    if kind == "classification":
-        lines += [f"choices: {json.dumps(choices)}", f"answer: {json.dumps(found['answer'])}"]
-    lines.append(f"id: {json.dumps(found['id'])}" if found["id"] else "# id: a column; else it is a hash of the fields")
-    return "\n".join([*lines, f"# {len(rows)} rows; sample: 200 and stratify: FIELD ask fewer of them", ""])
-
-
-def _count(row: DataRow, choices: object) -> int:
-    return len(_choices(row, DataKeys(data=DataSource(path="x"), choices=choices)))  # type: ignore[arg-type]
-
-
-def _field(column: str | None) -> str:
-    name = re.sub(r"\W+", "_", column or "text").strip("_").lower()
-    return name if name.isidentifier() else f"field_{name}"
-
-
-_GUESSES = {
-    "id": ("id", "sample_id", "question_id", "idx"),
-    "question": ("question", "prompt", "instruction", "input", "query", "text", "goal", "behavior"),
-    "context": ("context", "passage", "article", "document"),
-    "choices": ("choices", "options"),
-    "answer": ("answer", "reference", "target", "label", "answerkey", "gold", "answer_index", "output", "summary"),
-}
-_WHY = {
-    "classification": "choices and an answer",
-    "qa": "an answer, compared by ROUGE-L; a choice needs choices, a refusal safety_refusal",
-    "creative_writing": "no column of answers was found",
-}

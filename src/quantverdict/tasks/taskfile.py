@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, Protocol
 
@@ -18,18 +14,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from quantverdict.errors import TaskError
+from quantverdict.records import Turn
 from quantverdict.registry import ACCURACIES, TASK_TYPES, TASKS, metrics_of
 from quantverdict.registry.listing import load, one_of, resource
 from quantverdict.tasks import catalog
 from quantverdict.tasks.catalog import FILTERS, Item, Task
 from quantverdict.tasks.chat import template_fields
+from quantverdict.tasks.conversation import TurnError, asked_and_reference, read_turns
 from quantverdict.tasks.data import (
     DataKeys,
     DataRecord,
     DataRow,
     DataSource,
     FewShot,
-    draft_task,
     hash_of,
     read_rows,
     samples_of_rows,
@@ -99,10 +96,12 @@ _Filter = _checked(lambda entry: entry in [{"type": name} for name in FILTERS], 
                    lambda entry: f"type: {one_of(str(_filter_name(entry)), FILTERS)}")  # fmt: skip
 _Kind = _checked(_is_type, "unknown type {!r}", lambda kind: one_of(kind, TASK_TYPES))
 _Generated = _checked(lambda kind: kind == "generate", "unknown type {!r}", lambda _: "generate")
+_FewShotForm = _checked(lambda form: form in ("text", "turns"), "unknown form {!r}", lambda _: "text or turns")
+_Graded = _checked(lambda which: which in ("last", "all"), "unknown choice {!r}", lambda _: "last or all")
 _Examples = _checked(lambda n: type(n) is int and 0 <= n <= 100, "not supported", lambda _: "a number from 0 to 100")
 
 
-class _Head(BaseModel):
+class TaskHead(BaseModel):
     """The keys of a task file; its samples are rows of data, which are looked at one by one."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -111,8 +110,16 @@ class _Head(BaseModel):
     """Letters, digits and `._+-`; in every table."""
     task_type: Annotated[_Text, _Kind]
     """How answers are graded."""
-    prompt_template: _Text
-    """Jinja over the fields of an item; no file, network or Python is within its reach."""
+    prompt_template: _Text = ""
+    """Jinja over the fields of an item: the user's turn; no file, network or Python is within its reach."""
+    messages: Any = None
+    """In place of `prompt_template`, a conversation: turns, each a `role` and a `content` that is Jinja; or the name of
+    the field (of the column of `data`) that holds the turns of an item. Where two turns of the user follow each other
+    the model answers in between; a last turn of the assistant is the reference."""
+    system_prompt: str | None = None
+    """Stands before every prompt, in place of the study's; empty for none. A conversation keeps one of its own."""
+    graded: Annotated[object, _Graded] = "last"
+    """Of a conversation: the model's `last` turn, or `all` its turns together."""
     description: _Text = ""
     """One line."""
     metric_group: _Text = ""
@@ -121,6 +128,8 @@ class _Head(BaseModel):
     """Read for files of other tools: `generate` alone."""
     num_fewshot: Annotated[object, _Examples] = 0
     """Beside `data`: so many worked examples stand before every prompt, each a prompt with its reference."""
+    fewshot_as: Annotated[object, _FewShotForm] = "text"
+    """How worked examples stand before a prompt: as `text` in the user's turn, or as `turns` of user and assistant."""
     filters: Annotated[list[Annotated[Any, _Filter]], BeforeValidator(lambda given: given or [])] = []
     """What is done to an answer before it is compared, in order."""
     samples: Annotated[list[Any], Field(min_length=1)] = []
@@ -182,7 +191,8 @@ def read_task(path: Path) -> Task:
     elif source is not None:
         items = source.items
     else:
-        items = tuple(_item(file.data["samples"][index], index, refuse) for index in range(len(head.samples)))
+        field = _messages_field(head)
+        items = tuple(_item(file.data["samples"][index], index, refuse, field) for index in range(len(head.samples)))
     fallback = catalog.BEHAVIOR if any(catalog.BEHAVIOR in item.fields for item in items) else None
     accuracy = head.accuracy_metric or catalog.ACCURACY_OF.get(head.name, "choice_accuracy")
     task = Task(
@@ -198,10 +208,31 @@ def read_task(path: Path) -> Task:
         or catalog.CLUSTER_OF.get(head.name, fallback if source is None else source.cluster_field),
         source=str(path),
         data=record,
+        system_prompt=head.system_prompt,
+        messages=_message_templates(file, head),
+        messages_field=_messages_field(head),
+        graded=str(head.graded),
     )
     _check_items(file, task, refuse)
     _check_template(file, task, refuse)
-    return task if keys is None else _drawn(task, keys, examples)
+    return task if keys is None else _drawn(task, keys, examples, in_turns=head.fewshot_as == "turns")
+
+
+def _messages_field(head: TaskHead) -> str:
+    return head.messages if isinstance(head.messages, str) else ""
+
+
+def _message_templates(file: TaskSource, head: TaskHead) -> tuple[Turn, ...]:
+    """The turns of a task file."""
+    if head.messages is None or isinstance(head.messages, str):
+        return ()
+    try:
+        turns = read_turns(head.messages)
+    except TurnError as error:
+        file.refuse(("messages", *([] if error.place is None else [error.place])), error.problem, error.expected)
+    if turns[-1].role != "user":
+        file.refuse(("messages", len(turns) - 1), "the last turn is not the user's", "a turn that the model answers")
+    return turns
 
 
 def _hash(file: TaskSource, source: Task | None, record: DataRecord | None) -> str:
@@ -229,14 +260,15 @@ def _data_keys(file: TaskSource) -> DataKeys:
 
 
 def _items_of_data(
-    file: TaskSource, head: _Head, keys: DataKeys
+    file: TaskSource, head: TaskHead, keys: DataKeys
 ) -> tuple[tuple[Item, ...], tuple[Item, ...], DataRecord, Refusal]:
     """The items of the rows, those that are worked examples, what was used, and what refuses an item by its row."""
     folder, where = file.path.parent, str(file.path)
     rows, revision = read_rows(keys.data, folder)
-    found = samples_of_rows(rows, keys, where)
+    field = _messages_field(head)
+    found = samples_of_rows(rows, keys, where, field)
     every = _refusal([row for row, _ in found])
-    own = [(row, _item(sample, index, every)) for index, (row, sample) in enumerate(found)]
+    own = [(row, _item(sample, index, every, field)) for index, (row, sample) in enumerate(found)]
     examples: tuple[Item, ...] = ()
     wanted = int(head.num_fewshot)  # type: ignore[call-overload]
     if wanted:
@@ -246,7 +278,7 @@ def _items_of_data(
             examples = tuple(item for _, item in order[:wanted])
             own = [(row, item) for row, item in own if item.id not in taken]
         else:
-            examples = _examples(file, head, keys, wanted)
+            examples = _examples(file, head, keys, wanted, [item for _, item in own])
         if len(examples) < wanted or not own:
             file.refuse(("num_fewshot",), f"{wanted} examples of {len(examples)} rows", "fewer, or more rows")
     items = tuple(item for _, item in own)
@@ -255,7 +287,8 @@ def _items_of_data(
     return items, examples, record, _refusal([row for row, _ in own])
 
 
-def _examples(file: TaskSource, head: _Head, keys: DataKeys, wanted: int) -> tuple[Item, ...]:
+def _examples(file: TaskSource, head: TaskHead, keys: DataKeys, wanted: int, asked: Sequence[Item]) -> tuple[Item, ...]:
+    """Rows of another place; what is asked is no example, should it stand there too."""
     assert keys.fewshot is not None
     given = {name: value for name, value in keys.fewshot.model_dump().items() if value is not None}
     place = keys.data.model_dump() | ({"hub": None, "revision": "main", "config": None, "split": None, "files": None,
@@ -267,7 +300,9 @@ def _examples(file: TaskSource, head: _Head, keys: DataKeys, wanted: int) -> tup
     rows, _ = read_rows(source, file.path.parent)
     found = samples_of_rows(rows, keys, str(file.path))
     refuse = _refusal([row for row, _ in found])
+    same = {hash_of([("", item.fields)]) for item in asked}
     items = [_item(sample, index, refuse) for index, (_, sample) in enumerate(found)]
+    items = [item for item in items if hash_of([("", item.fields)]) not in same]
     return tuple(sorted(items, key=lambda item: _order(keys.seed, head.name, item.id))[:wanted])
 
 
@@ -286,20 +321,22 @@ def _refusal(rows: Sequence[DataRow]) -> Refusal:
     return refuse
 
 
-def _drawn(task: Task, keys: DataKeys, examples: Sequence[Item]) -> Task:
+def _drawn(task: Task, keys: DataKeys, examples: Sequence[Item], *, in_turns: bool) -> Task:
     """The task with its sample, and its examples before every prompt: each is a prompt with its reference."""
     if keys.sample is not None:
         task = catalog.select_items(task, keys.sample, keys.stratify, keys.seed)
         assert task.data is not None
         used = [(item.id, item.fields) for item in (*examples, *task.items)]
         task = replace(task, data=replace(task.data, sha256=hash_of(used), items=len(task.items)))
-    texts = []
+    texts, turns = [], list[Turn]()
     for item in examples:
         if item.reference is None:
             raise TaskError(f"{item.id}: an example has no reference", file=task.source, field="num_fewshot",
                             expected="a field reference: what the example answers")  # fmt: skip
-        texts.append(f"{catalog.render_prompt(task, item)} {item.reference}\n\n")
-    return replace(task, examples="".join(texts))
+        prompt = catalog.render_prompt(task, item)
+        texts.append(f"{prompt} {item.reference}\n\n")
+        turns += [Turn("user", prompt), Turn("assistant", item.reference)]
+    return replace(task, example_turns=tuple(turns)) if in_turns else replace(task, examples="".join(texts))
 
 
 def _source(file: TaskSource, name: str) -> Task:
@@ -313,11 +350,11 @@ def _source(file: TaskSource, name: str) -> Task:
     return read_task(path)
 
 
-def _head(file: TaskSource) -> _Head:
+def _head(file: TaskSource) -> TaskHead:
     if not isinstance(file.data, dict):
-        file.refuse((), "is not a mapping", f"the keys {', '.join(_Head.model_fields)}")
+        file.refuse((), "is not a mapping", f"the keys {', '.join(TaskHead.model_fields)}")
     try:
-        head = _Head.model_validate(file.data)
+        head = TaskHead.model_validate(file.data)
     except ValidationError as error:
         # Unknown keys first: a misspelt one is the reason why another is missing.
         _refuse_head(file, min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN))
@@ -330,8 +367,23 @@ def _head(file: TaskSource) -> _Head:
     return head
 
 
-def _check_places(file: TaskSource, head: _Head) -> None:
+def _check_messages(file: TaskSource, head: TaskHead) -> None:
+    """A prompt or a conversation, and what is said of conversations beside one."""
+    if bool(head.prompt_template) == ("messages" in file.data):
+        there = "stands beside prompt_template" if head.prompt_template else "missing"
+        at = "messages" if head.prompt_template else "prompt_template"
+        file.refuse((at,), there, "prompt_template, text; or messages: the turns of a conversation")
+    if "messages" in file.data and not isinstance(head.messages, str | list):
+        file.refuse(("messages",), f"is {head.messages!r:.40}", "a list of turns, or the name of a field")
+    if head.graded != "last" and "messages" not in file.data:
+        file.refuse(("graded",), "stands without messages", "messages: a conversation of several turns")
+    if head.num_fewshot and "messages" in file.data:
+        file.refuse(("num_fewshot",), "stands beside messages", "examples among the turns of messages")
+
+
+def _check_places(file: TaskSource, head: TaskHead) -> None:
     """The items stand in one place, and what is said of rows stands beside `data`."""
+    _check_messages(file, head)
     places = {"samples_of": bool(head.samples_of), "data": "data" in file.data, "samples": "samples" in file.data}
     named = [key for key, there in places.items() if there]
     if len(named) != 1:
@@ -347,13 +399,13 @@ def _check_places(file: TaskSource, head: _Head) -> None:
         file.refuse(("num_fewshot",), "not supported", "0 without data; examples are written into prompt_template")
 
 
-def _is_chosen(head: _Head) -> bool:
+def _is_chosen(head: TaskHead) -> bool:
     """Whether its answers are choices, which have an accuracy."""
     return any("{A}" in metric for metric in metrics_of(TASK_TYPES[head.task_type]))
 
 
 def _refuse_head(file: TaskSource, found: ErrorDetails) -> NoReturn:
-    kind, at, keys = found["type"], found["loc"], _Head.model_fields
+    kind, at, keys = found["type"], found["loc"], TaskHead.model_fields
     if kind in _UNKNOWN:
         file.refuse(at, "unknown key", one_of(str(at[0]), keys))
     if kind == "mistake":
@@ -361,22 +413,45 @@ def _refuse_head(file: TaskSource, found: ErrorDetails) -> NoReturn:
     file.refuse(at, *_LISTED.get(str(at[0]), ("missing" if kind == "missing" else "is not text", "text")))
 
 
-def _item(sample: Any, index: int, refuse: Refusal) -> Item:  # noqa: ANN401 - whatever stands there
+def _item(sample: Any, index: int, refuse: Refusal, messages: str = "") -> Item:  # noqa: ANN401 - whatever stands there
     if not isinstance(sample, dict):
         refuse(("samples", index), "is not a mapping", "an id and fields")
     if not isinstance(sample.get("id"), str) or not sample["id"].strip():
         refuse(("samples", index, "id"), "missing or not text", "an id in quotes")
     for key, value in sample.items():
-        at = ("samples", index, key)
-        if not isinstance(key, str) or not key.isidentifier():
-            refuse(at, "is not a field name", "letters, digits and '_'")
-        if key in _LISTS and not _is_answers(value):
-            refuse(at, "is not a list of texts", "answers in quotes")
-        if key not in _LISTS and not isinstance(value, str | int | float):
-            refuse(at, f"a {type(value).__name__} is not allowed", "text, or a number")
+        if key != messages:
+            _check_field(key, value, ("samples", index, key), refuse)
+    if messages:
+        sample = _with_turns(sample, index, refuse, messages)
     if not _is_text(sample.get("reference", "text")):
         refuse(("samples", index, "reference"), "empty, or not text", "text; quotes keep yes, no and 12 as they are")
     return Item(sample["id"], {key: value for key, value in sample.items() if key != "id"})
+
+
+def _check_field(key: Any, value: object, at: tuple[str | int, ...], refuse: Refusal) -> None:  # noqa: ANN401
+    if not isinstance(key, str) or not key.isidentifier():
+        refuse(at, "is not a field name", "letters, digits and '_'")
+    if key in _LISTS and not _is_answers(value):
+        refuse(at, "is not a list of texts", "answers in quotes")
+    if key not in _LISTS and not isinstance(value, str | int | float):
+        refuse(at, f"a {type(value).__name__} is not allowed", "text, or a number")
+
+
+def _with_turns(sample: dict[str, Any], index: int, refuse: Refusal, field: str) -> dict[str, Any]:
+    """An item whose conversation was looked at; where that ends with an answer, it is the reference."""
+    if field not in sample:
+        refuse(("samples", index, field), "missing", "the turns of the conversation")
+    try:
+        asked, said = asked_and_reference(read_turns(sample[field]))
+    except TurnError as error:
+        refuse(
+            ("samples", index, field, *([] if error.place is None else [error.place])), error.problem, error.expected
+        )
+    if not asked or asked[-1].role != "user":
+        refuse(("samples", index, field), "the last turn is not the user's", "a turn that the model answers")
+    turns = [{"role": turn.role, "content": turn.content} for turn in asked]
+    found = {**sample, field: turns}
+    return found if said is None else {"reference": said, **found}
 
 
 def _is_text(value: object) -> bool:
@@ -437,82 +512,19 @@ def check_bias(_task: Task, item: Item) -> ItemProblem | None:
 
 
 def _check_template(file: TaskSource, task: Task, refuse: Refusal) -> None:
-    names = template_fields(task.prompt_template, where=f"{file.path}: prompt_template")
+    if task.messages_field:
+        return
+    templates = [turn.content for turn in task.messages] or [task.prompt_template]
+    key = "messages" if task.messages else "prompt_template"
+    names = frozenset().union(*(template_fields(text, where=f"{file.path}: {key}") for text in templates))
     for index, item in enumerate(task.items):
         missing = sorted(names - {"id", *item.fields})
         try:
             if index == 0 or missing:
                 # A missing field is no mistake where the template asks `is defined` first: rendering tells.
+                catalog.conversation(task, item)
                 catalog.render_prompt(task, item)
         except TaskError as error:
             if not missing:
                 raise
-            refuse(("samples", index), f"no field {missing[0]}: {error.problem}", "every field of prompt_template")
-
-
-# A task file from a table, and what a task file may hold
-
-
-def new_task(file: Path, out: Path, *, force: bool = False) -> tuple[Path, Task]:
-    """Write a task file for the rows of a file, guessed from its columns, and read it.
-
-    Raises:
-        TaskError: `out` is there already, or the rows cannot be read.
-    """
-    if out.exists() and not force:
-        raise TaskError("is there already", file=out, expected="--out, another name; or --force")
-    text = draft_task(file, out.parent)
-    temporary = out.with_name(f".{out.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        task = read_task(temporary)
-        temporary.replace(out)
-    except OSError as error:
-        raise TaskError(
-            f"cannot be written ({unread(error)})", file=out, expected="a folder that may be written"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return out, replace(task, source=str(out))
-
-
-def task_schema() -> dict[str, Any]:
-    """The JSON schema of a task file, for editors: every key with what it does."""
-    found = DataKeys.model_json_schema()
-    described = {**_described(DataKeys), **_described(_Head)}
-    keys: dict[str, Any] = {
-        **{name: {"type": "string"} for name in _Head.model_fields},
-        **found["properties"],
-        "task_type": {"enum": list(TASK_TYPES)},
-        "output_type": {"const": "generate"},
-        "num_fewshot": {"type": "integer", "minimum": 0, "maximum": 100},
-        "filters": {"type": "array", "items": {"type": "object", "properties": {"type": {"enum": list(FILTERS)}},
-                                               "required": ["type"], "additionalProperties": False}},
-        "samples": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["id"]}},
-        "accuracy_metric": {"enum": list(ACCURACIES)},
-    }  # fmt: skip
-    properties = {name: {**schema, "description": described.get(name, "")} for name, schema in keys.items()}
-    for model in (DataSource, FewShot):
-        for name, text in _described(model).items():
-            found["$defs"][model.__name__]["properties"][name]["description"] = text
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A task file of quantverdict",
-        "type": "object",
-        "properties": properties,
-        "required": ["name", "task_type", "prompt_template"],
-        "oneOf": [{"required": [place]} for place in ("samples", "samples_of", "data")],
-        "additionalProperties": False,
-        "$defs": found.get("$defs", {}),
-    }
-
-
-def _described(model: type[BaseModel]) -> dict[str, str]:
-    """What the string below each field says."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    found = {}
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
-    return found
+            refuse(("samples", index), f"no field {missing[0]}: {error.problem}", f"every field of {key}")
