@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from quantverdict.records import (
         BackendSpec,
         Capabilities,
+        ExecutorSpec,
         GateRule,
         Importer,
         Metric,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     )
     from quantverdict.registry import (
         register_backend,
+        register_executor,
         register_gate_rule,
         register_importer,
         register_metric,
@@ -84,6 +86,7 @@ __all__ = [
     "DataError",
     "Decision",
     "EngineError",
+    "ExecutorSpec",
     "ExitCode",
     "GateRule",
     "Importer",
@@ -120,6 +123,7 @@ __all__ = [
     "plan",
     "quantize",
     "register_backend",
+    "register_executor",
     "register_gate_rule",
     "register_importer",
     "register_metric",
@@ -140,6 +144,7 @@ _ELSEWHERE = {
         (
             "BackendSpec",
             "Capabilities",
+            "ExecutorSpec",
             "GateRule",
             "Importer",
             "Metric",
