@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from quantverdict.records import (
         BackendSpec,
         Capabilities,
+        ExecutorSpec,
         GateRule,
         Importer,
         Metric,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     )
     from quantverdict.registry import (
         register_backend,
+        register_executor,
         register_gate_rule,
         register_importer,
         register_metric,
@@ -85,6 +87,7 @@ __all__ = [
     "DataError",
     "Decision",
     "EngineError",
+    "ExecutorSpec",
     "ExitCode",
     "GateRule",
     "Importer",
@@ -122,6 +125,7 @@ __all__ = [
     "plan",
     "quantize",
     "register_backend",
+    "register_executor",
     "register_gate_rule",
     "register_importer",
     "register_metric",
@@ -142,6 +146,7 @@ _ELSEWHERE = {
         (
             "BackendSpec",
             "Capabilities",
+            "ExecutorSpec",
             "GateRule",
             "Importer",
             "Metric",

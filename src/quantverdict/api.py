@@ -100,6 +100,7 @@ def run(  # noqa: PLR0913 - one argument an option
     budget: str | None = None,
     store: PathLike | None = None,
     cache: bool = True,
+    ray: str | bool | None = None,
     progress: Progress | LineProgress | None = None,
 ) -> BundleView:
     """Run a study, from builds to the decision and its report. Run it again to resume: only what is missing is asked.
@@ -113,6 +114,7 @@ def run(  # noqa: PLR0913 - one argument an option
         store: the folder of answers that are reused, and kept; if not given, QUANTVERDICT_STORE, else one in the
             user's cache folder.
         cache: False asks for every answer, and keeps none.
+        ray: HOST:PORT of a Ray cluster to run builds on; True for this machine's.
 
     Raises:
         InputError: a study, task or model file is wrong; nothing was run.
@@ -120,14 +122,15 @@ def run(  # noqa: PLR0913 - one argument an option
         EngineError: not one baseline could be run.
     """
     from quantverdict.collect.answer_store import chosen_folder
+    from quantverdict.stages.ask import ray_executor
     from quantverdict.stages.more import GrowthRequest, read_budget
     from quantverdict.stages.run import run as run_study
 
     asked = GrowthRequest(more, until_decided, None if budget is None else read_budget(budget))
     folder = chosen_folder(None if store is None else Path(store), cache=cache)
     root = None if out is None else Path(out)
-    done = run_study(_study(study, task_dir), root, view=_view(progress), store=folder, asked=asked)
-    return open_bundle(done)
+    given, where = _study(study, task_dir), ray_executor(ray)
+    return open_bundle(run_study(given, root, view=_view(progress), store=folder, asked=asked, executor=where))
 
 
 def plan(  # noqa: PLR0913 - one argument an option

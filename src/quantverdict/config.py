@@ -29,7 +29,7 @@ from quantverdict.instruments import (
 )
 from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, as_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
-from quantverdict.registry import BACKENDS, backends
+from quantverdict.registry import BACKENDS, EXECUTORS, backends
 from quantverdict.registry.listing import NameCheck
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
@@ -38,6 +38,7 @@ __all__ = [
     "Price", "QuantizeConfig", "RubricConfig", "Seed", "SemanticConfig", "Source", "StatisticsConfig", "Study",
     "TaskUse", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
 ]  # fmt: skip
+ExecutorName = Annotated[str, AfterValidator(NameCheck(lambda: EXECUTORS))]
 BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.answers)))]
 
 
@@ -226,6 +227,10 @@ class CollectConfig(FrozenModel):
     """The environment variable that holds the server's key; the key itself is never stored."""
     request_fields: RequestFields = Field(default={}, exclude_if=lambda fields: not fields)
     """Fields of a request a server names otherwise or refuses: {max_tokens: max_completion_tokens, seed: null}."""
+    workers: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"] = Field(
+        default=1, exclude_if=lambda most: most == 1
+    )
+    """Builds that run at once: a number, or `auto` for as many as cores, memory and GPUs hold (docs/scale.md)."""
     replay_dir: str | None = None
     """Recorded responses, for the replay backend."""
 
@@ -306,6 +311,10 @@ class Study(FrozenModel):
     """Builds that are asked although a check says that they differ."""
     nulls: int = Field(default=0, ge=0, le=20)
     """A/A replicates: how often the baseline is run again, in another order, batch size and thread count."""
+    executor: Annotated[dict[ExecutorName, str | None], Field(min_length=1, max_length=1)] | None = Field(
+        default=None, exclude_if=lambda executor: executor is None
+    )
+    """Where builds run, if not on this machine alone: {ray: HOST:PORT}, {ray: } for the cluster of this machine."""
     stopping: Literal["none", "sequential"] = "none"
     """Ask every build everything, or in rounds, and stop where every gated metric is decided: see docs/decisions.md."""
     policy: Annotated[Policy, BeforeValidator(as_policy)] = Policy()

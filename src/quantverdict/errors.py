@@ -9,7 +9,8 @@ QuantverdictError            exit 2
 ├── BundleError              a bundle: locked, of another version, changed since it was written
 ├── PluginError              a plugin that cannot be loaded, or that registers a name which is taken
 └── EngineError              a backend could not run a cell: the cell fails, the run goes on
-    └── PromptTooLongError   a prompt does not fit the context; nothing was computed
+    ├── PromptTooLongError   a prompt does not fit the context; nothing was computed
+    └── ReplicaLostError     a node is gone with what ran there; its batch is asked again elsewhere
 """
 
 from __future__ import annotations
@@ -157,3 +158,7 @@ class PromptTooLongError(EngineError):
 
     def of_prompt(self, prompt: str) -> PromptTooLongError:
         return PromptTooLongError(f"{prompt}: {self}", prompt)
+
+
+class ReplicaLostError(EngineError):
+    """A loaded build that is gone with its process or its node, through no fault of the engine."""

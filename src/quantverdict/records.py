@@ -542,6 +542,19 @@ class BackendSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutorSpec:
+    """Where builds run, if not on this machine alone; a study's `executor` names it.
+
+    Attributes:
+        target: "module:Class" of a `collect.executor.Executor`, made with the text that the study gives it, or None.
+    """
+
+    name: str
+    target: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Importer:
     """A format of other people's samples.
 

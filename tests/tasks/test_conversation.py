@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from quantverdict.bundle.prompts import freeze_prompts, make_plan, prompt_lines,
 from quantverdict.bundle.store import as_response, parse_response, response_line
 from quantverdict.cli import execute as main
 from quantverdict.collect.answer_store import AnswerStore
-from quantverdict.collect.generate import converse, whole_text
+from quantverdict.collect.generate import BatchRequest, answer_batch, converse, whole_text
 from quantverdict.errors import TaskError
 from quantverdict.grading.grade import answer_to
 from quantverdict.records import CellId, Completion, Prompt, Turn
@@ -238,17 +239,23 @@ def talk(prompts, backend, template=CHATML, special=None):
     from quantverdict.tasks.chat import ChatTemplate
 
     chat = None if template is None else ChatTemplate(template, special or {}, "tiny")
-    return converse(backend, prompts, Decoding(16), lambda *_: None, (Dialogue(chat), shown_answer))
+    request = BatchRequest(0, prompts, Decoding(16), [None] * len(prompts), Dialogue(chat), shown_answer)
+    reply = converse(partial(answer_batch, backend), request)
+    return list(reply.completions), reply
 
 
 def test_a_model_is_asked_turn_by_turn_and_sees_its_own_answers(tmp_path):
     prompts, backend = freeze_prompts([two_turns(tmp_path)], CHATML, {}), Talker()
-    done, every = talk(prompts, backend)
+    done, whole = talk(prompts, backend)
     first, second = backend.asked
     assert [prompt.chat for prompt in first] == ["<|user|>Hello.<|end|><|assistant|>"] * 2
     assert second[1].chat == "<|user|>Hello.<|end|><|assistant|>fine 0<|end|><|user|>And then?<|end|><|assistant|>"
     assert chat_messages(second[1])[1] == {"role": "assistant", "content": "fine 0"}
-    assert (done[1].text, done[1].replies, len(every)) == ("<think>hm</think>fine 1", ("<think>hm</think>fine 0",), 4)
+    assert (done[1].text, done[1].replies, whole.prompt_tokens) == (
+        "<think>hm</think>fine 1",
+        ("<think>hm</think>fine 0",),
+        20,
+    )
 
 
 def test_two_builds_that_answer_otherwise_were_asked_the_same(tmp_path):
@@ -262,8 +269,8 @@ def test_two_builds_that_answer_otherwise_were_asked_the_same(tmp_path):
 def test_a_turn_without_an_answer_ends_the_conversation_and_is_what_is_graded(tmp_path):
     found = two_turns(tmp_path)
     backend = Talker(silent=0)
-    done, every = talk(freeze_prompts([found], CHATML, {}), backend)
-    assert (len(backend.asked), len(every), done[0].text, done[0].replies) == (1, 2, "", ())
+    done, whole = talk(freeze_prompts([found], CHATML, {}), backend)
+    assert (len(backend.asked), whole.prompt_tokens, done[0].text, done[0].replies) == (1, 10, "", ())
     response = as_response(CellId("m", "q"), freeze_prompts([found], CHATML, {})[0], done[0])
     assert answer_to(found, response).reason
 

@@ -119,6 +119,7 @@ def revised(stored: Study, given: Study, *, stopped: bool) -> Study:
     new: dict[str, object] = {key: getattr(given, key) for key in MAY_CHANGE}
     if stored.judges or not stopped:
         new["judges"] = given.judges
+    new["collect"] = stored.collect.model_copy(update={"workers": given.collect.workers})
     models = {model.name: model for model in stored.models}
     new["models"] = tuple(_revised_model(models.get(model.name, model), model) for model in given.models)
     if stored.stopping == given.stopping == "none":
@@ -128,7 +129,7 @@ def revised(stored: Study, given: Study, *, stopped: bool) -> Study:
 
 MAY_CHANGE = (
     "policy", "constraints", "statistics", "classifier", "semantic", "whitebox", "waivers", "nulls", "reuse_servers",
-    "allow_code_execution",
+    "allow_code_execution", "executor",
 )  # fmt: skip
 """Keys of a study by which no answer is asked."""
 

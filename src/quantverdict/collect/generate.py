@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple, Protocol
 
@@ -57,12 +59,25 @@ class CellStopping:
         return self._stopped or not self._store.missing
 
     @property
+    def reach(self) -> int:
+        """How many batches may be stored before it is to be looked at again."""
+        rounds = self._store.plan.rounds
+        ends = () if rounds is None or self._open_watch is None else rounds.ends
+        return next((end for end in ends if end > self._store.done), len(self._store.plan.batches))
+
+    @property
     def _asked(self) -> int:
         return self._store.asked
 
 
 Identity = Mapping[str, str | int | bool]
-OpenBackend = Callable[[], Backend]
+
+
+class OpenBackend(Protocol):
+    """Loads a build; `moved` is where its file is on this machine, if not where the study has it."""
+
+    def __call__(self, *, moved: Path | None = None) -> Backend: ...
+
 
 SMOKE_PROMPTS = 8
 """First answers of at least this many prompts that are all empty are those of an engine that does not work."""
@@ -81,6 +96,10 @@ class ProgressView(Protocol):
 
     def finish_cell(self, outcome: CellOutcome) -> None:
         """The cell ended, well or not."""
+        ...
+
+    def beside(self) -> ProgressView:
+        """A view of one of several cells that are asked at once."""
         ...
 
 
@@ -184,84 +203,174 @@ def collect_cell(
         BundleError: the disk is full, or the stored part was made by another engine: the run cannot go on.
         KeyboardInterrupt: after the backend is closed; all whole batches are stored.
     """
-    view.start_cell(store.cell, store.wanted, store.asked)
-    run = _CellRun(store, view, known, CellStopping(store, source.watch, known.stopped_after), source.answer)
-    failure = None
-    try:
-        if not run.stopping.enough():
-            run.ask(source, note_identity)
-    except BundleError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever an engine does, the other cells go on
-        failure = one_line(error)
+    run = CellRun(store, source, view, known)
+    failure = attempt(partial(run.ask, note_identity))
     outcome = run.outcome(failure)
     view.finish_cell(outcome)
     return outcome
 
 
-class _CellRun:
-    """One cell while it is asked."""
+def attempt(step: Callable[[], object]) -> str | None:
+    """Why a step of a cell failed, in one line; None where it did not.
 
-    def __init__(
-        self, store: CellStore, view: ProgressView, known: CellRecord, stopping: CellStopping, answer: ReadAnswer
-    ) -> None:
-        self.store, self.view, self.stopping, self.answer = store, view, stopping, answer
-        self.known, self.identity, self.peak, self.halved = (
-            known, known.identity, known.peak_memory_bytes, known.halved
-        )  # fmt: skip
+    Raises:
+        BundleError: the disk is full, or the stored part was made by another engine: that is no fault of the cell.
+    """
+    try:
+        step()
+    except BundleError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever an engine does, the other cells go on
+        return one_line(error)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A batch of the plan that is to be answered.
+
+    Attributes:
+        number: in the plan.
+        known: the answers that need not be asked for, None where one does.
+        dialogue, answer: how a conversation goes on.
+    """
+
+    number: int
+    prompts: Sequence[Prompt]
+    decoding: Decoding
+    known: Sequence[Completion | None]
+    dialogue: Dialogue
+    answer: ReadAnswer
+
+    @property
+    def open(self) -> list[Prompt]:
+        """What the engine is asked."""
+        return [prompt for prompt, said in zip(self.prompts, self.known, strict=True) if said is None]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReply:
+    """What an engine answered to the open prompts of a batch, and what that took.
+
+    Attributes:
+        prompt_tokens, output_tokens: of all turns.
+        wall_s, cpu_s: seconds; `cpu_s` None where the backend does not tell.
+        usage: of the backend so far.
+    """
+
+    completions: Sequence[Completion] = ()
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    wall_s: float = 0.0
+    cpu_s: float | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+def answer_batch(
+    backend: Backend, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None
+) -> BatchReply:
+    """Ask a backend and measure it, wherever it runs; raises what the backend does."""
+    cpu_before, start = usage_of(backend).cpu_seconds, time.perf_counter()
+    completions = backend.complete(prompts, decoding, progress)
+    wall, used = time.perf_counter() - start, usage_of(backend)
+    cpu = None if cpu_before is None or used.cpu_seconds is None else used.cpu_seconds - cpu_before
+    return BatchReply(
+        completions=completions,
+        prompt_tokens=sum(completion.prompt_tokens or 0 for completion in completions),
+        output_tokens=sum(completion.output_tokens or 0 for completion in completions),
+        wall_s=wall,
+        cpu_s=cpu,
+        usage=used,
+    )
+
+
+class CellRun:
+    """One cell while it is asked: which batches are to be asked, and what becomes of their answers."""
+
+    def __init__(self, store: CellStore, source: AnswerSource, view: ProgressView, known: CellRecord) -> None:
+        self.store, self.source, self.view, self.known = store, source, view, known
+        self.stopping = CellStopping(store, source.watch, known.stopped_after)
+        self.identity = known.identity
         self.spoke = False
         """Whether a prompt is known to be answered with more than nothing."""
         self.kept: KeptAnswers | None = None
         self.asked = 0
         """Prompts that the engine was given."""
+        self.used: dict[object, Usage] = {}
+        """What each loaded build used, by what it is."""
+        view.start_cell(store.cell, store.wanted, store.asked)
 
-    def ask(self, source: AnswerSource, note_identity: Callable[[Identity], None]) -> None:
-        backend = source.open_backend()
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is to be asked."""
+        return self.stopping.enough()
+
+    def ask(self, note_identity: Callable[[Identity], None]) -> None:
+        """Load the build here and ask one batch after another, where any is missing."""
+        if self.finished:
+            return
+        backend = self.source.open_backend()
         try:
-            identity = dict(backend.identity)
-            if self.store.done and self.known.identity is not None:
-                check_same_engine(self.store.cell, self.known.identity, identity)
-            self.identity = identity
-            note_identity(identity)
-            self.kept = None if source.kept is None else source.kept(identity)
-            while not self.stopping.enough():
-                self._ask_batch(backend, self.store.missing[0])
-            used = usage_of(backend) if self.asked else Usage()
-            self.peak = max(filter(None, (self.peak, used.peak_memory_bytes)), default=None)
-            self.halved = self.halved if used.halved is None else used.halved + (self.halved or 0)
+            self.begin(backend.identity, note_identity)
+            while not self.finished:
+                request, steps = self.request(self.store.missing[0]), _Steps(self.view)
+                reply = converse(partial(answer_batch, backend), request, steps) if request.open else BatchReply()
+                self.commit(request, reply, steps)
+            if self.asked:
+                self.used[backend] = usage_of(backend)
         finally:
             backend.close()
 
-    def _ask_batch(self, backend: Backend, number: int) -> None:
+    def begin(self, identity: Identity, note_identity: Callable[[Identity], None]) -> None:
+        """Know the engine, before it is asked anything.
+
+        Raises:
+            BundleError: the stored part was made by another.
+        """
+        if self.store.done and self.known.identity is not None:
+            check_same_engine(self.store.cell, self.known.identity, identity)
+        self.identity = dict(identity)
+        note_identity(self.identity)
+        self.kept = None if self.source.kept is None else self.source.kept(self.identity)
+
+    def request(self, number: int) -> BatchRequest:
+        """A batch of the plan, with what is known of it."""
         plan = self.store.plan
         prompts = [plan.prompts[index] for index in plan.batches[number]]
         decoding = plan.decoding[prompts[0].task]
-        steps = _Steps(self.view)
         known = self._known(prompts, decoding)
-        open_ = [prompt for prompt, said in zip(prompts, known, strict=True) if said is None]
-        cpu_before, start = usage_of(backend).cpu_seconds, time.perf_counter()
-        completions, every = (
-            converse(backend, open_, decoding, steps, (plan.dialogue, self.answer)) if open_ else ([], [])
-        )
-        wall, cpu_after = time.perf_counter() - start, usage_of(backend).cpu_seconds
+        return BatchRequest(number, prompts, decoding, known, plan.dialogue, self.source.answer)
+
+    def commit(self, request: BatchRequest, reply: BatchReply, steps: Progress | None = None) -> None:
+        """Store the answers to the batch that is next in the plan.
+
+        Args:
+            steps: was told how the batch went so far.
+
+        Raises:
+            EngineError: no engine that works answers so.
+            BundleError: they cannot be stored.
+        """
+        open_, completions = request.open, reply.completions
+        check_completions(open_, completions, request.decoding.max_new_tokens)
         asked = iter(completions)
-        said = [next(asked) if one is None else one for one in known]
+        said = [next(asked) if one is None else one for one in request.known]
         self._refuse_silence(said)
         timing = BatchTiming(
-            batch=number,
+            batch=request.number,
             prompts=len(open_),
-            prompt_tokens=sum(completion.prompt_tokens or 0 for completion in every),
-            output_tokens=sum(completion.output_tokens or 0 for completion in every),
-            wall_s=wall if open_ else 0.0,
-            cpu_s=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
+            prompt_tokens=reply.prompt_tokens,
+            output_tokens=reply.output_tokens,
+            wall_s=reply.wall_s,
+            cpu_s=reply.cpu_s,
             ttft_ms=tuple(completion.ttft_ms for completion in completions if completion.ttft_ms is not None),
         )
-        answers = [as_response(self.store.cell, prompt, done) for prompt, done in zip(prompts, said, strict=True)]
-        self.store.append(answers, timing)
+        pairs = zip(request.prompts, said, strict=True)
+        self.store.append([as_response(self.store.cell, prompt, done) for prompt, done in pairs], timing)
         self.asked += len(open_)
         if self.kept is not None and open_:
-            self.kept.keep(prompts, decoding, said)
-        steps(len(prompts), sum(completion.output_tokens or 0 for completion in said))
+            self.kept.keep(request.prompts, request.decoding, said)
+        (steps or _Steps(self.view))(len(said), sum(completion.output_tokens or 0 for completion in said))
 
     def _known(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Completion | None]:
         """What need not be asked: kept answers that an engine that works could have given."""
@@ -294,6 +403,9 @@ class _CellRun:
         cpu = [timing.cpu_s for timing in timings if timing.cpu_s is not None]
         ttft = [value for timing in timings for value in timing.ttft_ms]
         tokens = sum(timing.output_tokens for timing in timings)
+        peaks = [self.known.peak_memory_bytes, *(used.peak_memory_bytes for used in self.used.values())]
+        halved = [self.known.halved, *(used.halved for used in self.used.values())]
+        counted = [count for count in halved if count is not None]
         return CellOutcome(
             cell=self.store.cell,
             status="ok" if failure is None else "failed",
@@ -304,9 +416,9 @@ class _CellRun:
             ttft_ms=median(ttft) if ttft else None,
             cpu_seconds=sum(cpu) if cpu and len(cpu) == len(timings) else None,
             wall_seconds=wall if timings else None,
-            peak_memory_bytes=self.peak,
+            peak_memory_bytes=max(filter(None, peaks), default=None),
             stopped_after=self.stopping.stopped_after,
-            halved=self.halved,
+            halved=sum(counted) if counted else None,
         )
 
 
@@ -321,51 +433,66 @@ class _Steps:
         self.prompts, self.tokens = prompts, tokens
 
 
-def converse(
-    backend: Backend,
-    prompts: Sequence[Prompt],
-    decoding: Decoding,
-    progress: Progress,
-    how: tuple[Dialogue, ReadAnswer],
-) -> tuple[list[Completion], list[Completion]]:
-    """Ask a batch; conversations turn by turn, all of them that go on at the same time.
+Ask = Callable[..., BatchReply]
+"""Asks a loaded build: prompts and decoding, and where it stands here, who is told of progress."""
+
+
+def converse(ask: Ask, request: BatchRequest, progress: Progress | None = None) -> BatchReply:
+    """Ask the open prompts of a batch; conversations turn by turn, all of them that go on at the same time.
 
     A conversation ends early where a turn has no answer that could be shown: that turn is then what is graded.
 
+    Args:
+        ask: asks the build one step.
+        progress: is told of the first step.
+
     Returns:
-        The completion of each prompt, and those of all turns.
+        The completion of each prompt, and what all turns took.
 
     Raises:
         EngineError: what no engine that works returns, by sample.
         TaskError: the chat template does not take what was said.
     """
-    every: list[Completion] = []
-    dialogue, answer = how
+    prompts, taken = request.open, list[BatchReply]()
 
-    def ask(step: Sequence[Prompt], progress: Progress | None = None) -> list[Completion]:
-        found = backend.complete(step, decoding, progress)
-        check_completions(step, found, decoding.max_new_tokens)
-        every.extend(found)
-        return found
+    def ask_step(step: Sequence[Prompt], *more: Progress) -> Sequence[Completion]:
+        found = ask(step, request.decoding, *more)
+        check_completions(step, found.completions, request.decoding.max_new_tokens)
+        taken.append(found)
+        return found.completions
 
     step = [opening(prompt) for prompt in prompts]
-    done, talks = ask(step, progress), {at: _Talk() for at, prompt in enumerate(prompts) if prompt.messages}
+    done = list(ask_step(step, *(() if progress is None else (progress,))))
+    talks = {at: _Talk() for at, prompt in enumerate(prompts) if prompt.messages}
     first = list(done)
     while talks:
         following: dict[int, Prompt] = {}
         for at, talk in list(talks.items()):
-            reply = answer(step[at], done[at])
+            reply = request.answer(step[at], done[at])
             if reply is None:
                 continue
             said = _Talk([*talk.shown, reply], [*talk.raw, done[at].text])
-            more = dialogue.follow(prompts[at], said.shown, said.raw)
+            more = request.dialogue.follow(prompts[at], said.shown, said.raw)
             if more is not None:
                 following[at] = step[at] = more
                 talks[at] = said
         talks = {at: talks[at] for at in following}
-        for at, one in zip(following, ask(list(following.values())) if following else (), strict=True):
+        for at, one in zip(following, ask_step(list(following.values())) if following else (), strict=True):
             done[at] = last_answer(one, talks[at].raw, first[at])
-    return done, every
+    return _together(done, taken)
+
+
+def _together(completions: Sequence[Completion], steps: Sequence[BatchReply]) -> BatchReply:
+    """The steps of a batch as one reply."""
+    cpu = [one.cpu_s for one in steps if one.cpu_s is not None]
+    return BatchReply(
+        completions=completions,
+        prompt_tokens=sum(one.prompt_tokens for one in steps),
+        output_tokens=sum(one.output_tokens for one in steps),
+        wall_s=sum(one.wall_s for one in steps),
+        cpu_s=sum(cpu) if len(cpu) == len(steps) else None,
+        usage=steps[-1].usage,
+    )
 
 
 class _Talk(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where cells run: in this process, one after another."""
+"""The cells of a run: what each is asked is frozen, what is missing of it is asked for, how it went is kept."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from quantverdict.bundle.prompts import (
     read_prompts,
 )
 from quantverdict.bundle.store import CellStore, responses_path
+from quantverdict.collect.executor import ActiveCell, BuildRequest, CellCrew, Executor
 from quantverdict.collect.generate import (
     AnswerSource,
     CellOutcome,
     CellRecord,
+    CellRun,
     Identity,
     OpenAnswers,
     OpenBackend,
@@ -57,6 +59,7 @@ class CellJob:
         watch: says after each of the plan's rounds whether to stop; None asks everything.
         kept: answers that are had without asking; None where each is asked for.
         answer: what of a completion is its answer, for the next turn of a conversation.
+        build: what an executor loads it from; None where it is loaded here alone.
     """
 
     cell: CellId
@@ -66,6 +69,7 @@ class CellJob:
     watch: OpenWatch | None = None
     kept: OpenAnswers | None = None
     answer: ReadAnswer = whole_text
+    build: BuildRequest | None = None
 
     @property
     def asked_as(self) -> str:
@@ -79,11 +83,13 @@ def run_cells(
     *,
     retry: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    executor: Executor | None = None,
 ) -> tuple[CellOutcome, ...]:
     """Ask every cell what is missing of it; the outcomes in the order of `jobs`, kept in `cells.json`.
 
     Args:
         say: is told what a user should know of stored answers.
+        executor: where builds run, several at once; None runs them here, one after another.
         retry: try again a cell that failed in an earlier run; else its row stays as it was.
 
     Raises:
@@ -93,21 +99,57 @@ def run_cells(
     """
     for job in jobs:
         freeze_plan(bundle, job)
-    log = _Log(bundle)
+    log = _Log(bundle, [job.cell for job in jobs])
     proved = {job.cell: bundle.check_hash(responses_path(Path(), job.cell).as_posix()) for job in jobs}
     bundle.begin()
-    for job in jobs:
-        stored = log.outcomes.get(job.cell)
-        if stored is not None and stored.status == "failed" and not retry:
-            continue
-        store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
-        if store.unproved:
-            say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
-        source, reused = AnswerSource(job.open_backend, job.kept, job.watch, job.answer), store.reused
-        log.add(collect_cell(store, source, view, log.noting(job.cell), log.known(job.cell)))
-        if (new := store.reused - reused) > 0:
-            say(f"{job.cell}: {new} answers were kept from another run, and take no part in speed and memory")
+    wanted = [job for job in jobs if retry or (was := log.outcomes.get(job.cell)) is None or was.status != "failed"]
+    if executor is None:
+        for job in wanted:
+            store = _open_store(bundle, job, proved[job.cell], say)
+            source, reused = AnswerSource(job.open_backend, job.kept, job.watch, job.answer), store.reused
+            log.add(collect_cell(store, source, view, log.noting(job.cell), log.known(job.cell)))
+            _say_reused(store, reused, say)
+    else:
+        stores = [_open_store(bundle, job, proved[job.cell], say) for job in wanted]
+        _run_together(wanted, stores, executor, log, (view, say))
     return tuple(log.outcomes[job.cell] for job in jobs)
+
+
+def _open_store(bundle: Bundle, job: CellJob, proved: int, say: Callable[[str], None]) -> CellStore:
+    store = CellStore(bundle.root, job.cell, job.plan, proved)
+    if store.unproved:
+        say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")
+    return store
+
+
+def _say_reused(store: CellStore, before: int, say: Callable[[str], None]) -> None:
+    if (new := store.reused - before) > 0:
+        say(f"{store.cell}: {new} answers were kept from another run, and take no part in speed and memory")
+
+
+def _run_together(
+    jobs: Sequence[CellJob],
+    stores: Sequence[CellStore],
+    executor: Executor,
+    log: _Log,
+    tell: tuple[ProgressView, Callable[[str], None]],
+) -> None:
+    """The same by an executor. What is watched is compared while it is asked, so that all others come before it."""
+    view, say = tell
+    first = frozenset(job.cell for job in jobs if job.watch is None)
+    reused = {store.cell: store.reused for store in stores}
+    cells = [
+        ActiveCell(
+            CellRun(store, AnswerSource(job.open_backend, job.kept, job.watch, job.answer), view.beside(), log.known(job.cell)),
+            job.build or BuildRequest(job.cell, job.open_backend),
+            log.noting(job.cell),
+            frozenset() if job.watch is None else first,
+        )
+        for job, store in zip(jobs, stores, strict=True)
+    ]
+    CellCrew(executor, cells, log.add, say).work()
+    for store in stores:
+        _say_reused(store, reused[store.cell], say)
 
 
 def read_outcomes(bundle: Bundle) -> Mapping[CellId, CellOutcome]:
@@ -170,8 +212,8 @@ def _refuse_other(bundle: Bundle, key: str, whose: str, *, same: bool) -> None:
 class _Log:
     """`cells.json`, and the backends' identities in the manifest."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, order: Sequence[CellId]) -> None:
+        self.bundle, self._order = bundle, order
         self.outcomes = dict(read_outcomes(bundle))
         recorded: Mapping[str, Identity] = bundle.get_meta("backends") or {}
         self.identities = {CellId(*name.split("/", 1)): identity for name, identity in recorded.items()}
@@ -196,6 +238,9 @@ class _Log:
     def add(self, outcome: CellOutcome) -> None:
         if self.outcomes.get(outcome.cell) != outcome:
             self.outcomes[outcome.cell] = outcome
+            # Cells that are asked at once end in any order.
+            rank = {cell: number for number, cell in enumerate((*self.outcomes, *self._order))}
+            self.outcomes = dict(sorted(self.outcomes.items(), key=lambda item: rank[item[0]]))
             self.bundle.write_json(CELLS, [as_row(entry) for entry in self.outcomes.values()])
         # What is decided rests on it, so it is not left among the times of `cells.json`.
         stopped = {str(cell): one.stopped_after for cell, one in self.outcomes.items() if one.stopped_after is not None}

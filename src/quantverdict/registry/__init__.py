@@ -1,4 +1,5 @@
-"""The one place that lists things: metrics, task types, tasks, scorers, rubrics, backends, importers, gate rules.
+"""The one place that lists things: metrics, task types, tasks, scorers, rubrics, backends, executors, importers,
+gate rules.
 
 A leaf. What is built in stands below; a package of the entry-point group `quantverdict.plugins` adds its own with
 `register_*`, and is loaded when a name is met that is not known. What runs is named as "module:name" and imported when
@@ -18,6 +19,7 @@ from quantverdict.records import (
     UNCLEAR,
     BackendSpec,
     Capabilities,
+    ExecutorSpec,
     GateRule,
     Importer,
     Metric,
@@ -94,6 +96,11 @@ def _add_rubric(rubric: RubricSpec, owner: str) -> None:
 def register_backend(backend: BackendSpec) -> None:
     """What runs a build; a study names it."""
     BACKENDS.add(backend, owner_now())
+
+
+def register_executor(executor: ExecutorSpec) -> None:
+    """Where builds run; a study names it."""
+    EXECUTORS.add(executor, owner_now())
 
 
 def register_importer(importer: Importer) -> None:
@@ -310,6 +317,11 @@ BACKENDS: Listing[BackendSpec] = Listing("backends", "backend", (
         label_model=f"{_LABEL}:OpenAILabelModel", packages=("openai",), extra="hosted", key="OPENAI_API_KEY"),
 ))  # fmt: skip
 """What runs builds and judges."""
+
+EXECUTORS: Listing[ExecutorSpec] = Listing("executors", "executor", (
+    ExecutorSpec("ray", "quantverdict.collect.ray_executor:RayExecutor", "the nodes of a Ray cluster"),
+))  # fmt: skip
+"""Where builds run, if not on this machine alone."""
 
 _IN = "quantverdict.ingestion"
 _ROWS, _TABLE = f"{_IN}.rows", f"{_IN}.tables:table_log"

@@ -496,6 +496,8 @@ asking_options = (
     click.option("--store", type=Existing, metavar="DIR",
                  help="The folder of kept answers. Default: QUANTVERDICT_STORE, else one in the user's cache."),
     click.option("--no-cache", is_flag=True, help="Ask for every answer, and keep none beyond the bundle."),
+    click.option("--ray", is_flag=False, flag_value="", metavar="[ADDRESS]",
+                 help="Run builds on a Ray cluster: HOST:PORT; without an address, the one of this machine."),
 )  # fmt: skip
 
 
@@ -504,7 +506,7 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**given: Any) -> None:  # noqa: ANN401 - whatever click parsed
-        names = ("more", "until_decided", "budget", "store")
+        names = ("more", "until_decided", "budget", "store", "ray")
         options = {name: given.pop(name) for name in names} | {"cache": not given.pop("no_cache")}
         command(**given, options=options)
 

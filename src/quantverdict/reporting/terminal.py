@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -214,6 +215,9 @@ class LineProgress(ProgressView):
     def finish_cell(self, outcome: CellOutcome) -> None:
         self.say(self.line(outcome))
 
+    def beside(self) -> LineProgress:
+        return LineProgress(self.stream)
+
     def line(self, outcome: CellOutcome) -> str:
         """What is left to read when a cell has ended."""
         if outcome.failure is not None:
@@ -240,6 +244,9 @@ class CalledProgress(LineProgress):
     def say(self, line: str) -> None:
         if self.tell is not None:
             self.tell(one_line(line))
+
+    def beside(self) -> LineProgress:
+        return CalledProgress(self.tell)
 
 
 class BarProgress(LineProgress):
@@ -284,6 +291,11 @@ class BarProgress(LineProgress):
     def advance(self, prompts: int, tokens: int) -> None:
         super().advance(prompts, tokens)
         self.bars.update(self.task, advance=prompts, speed=f"{self.rates()}, {self.left()} left")
+
+    def beside(self) -> LineProgress:
+        other = copy(self)
+        other.task = self.bars.add_task("", visible=False, speed="")
+        return other
 
     def left(self) -> str:
         """Time left at the speed so far, `-:--` before the first prompt is finished."""

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantverdict.artifacts import builds as build_list
 from quantverdict.artifacts.builds import Build
+from quantverdict.artifacts.gguf_read import part_names
 from quantverdict.artifacts.sources import commit_of, is_pinned, resolve
-from quantverdict.backends.base import Backend, Placement, Service, Tokenizer, opens_reasoning
+from quantverdict.backends.base import Backend, Placement, Service, Tokenizer, opens_reasoning, physical_cores
 from quantverdict.backends.ollama import ollama_url
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import Batches, PromptPlan, grown, make_plan, prompts_file
 from quantverdict.bundle.store import responses_path
 from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.compatibility import check_builds, configured_otherwise, require_compatible
-from quantverdict.collect.generate import OpenAnswers, OpenWatch, Watch
+from quantverdict.collect.executor import (
+    BuildRequest,
+    Executor,
+    LocalExecutor,
+    ModelFile,
+    Node,
+    Resources,
+    threads_of,
+)
+from quantverdict.collect.generate import OpenAnswers, OpenBackend, OpenWatch, Watch
 from quantverdict.collect.schedule import CellJob, asked_before, in_rounds, read_outcomes, run_cells
 from quantverdict.config import Model, Source, Study, Variant
-from quantverdict.errors import BundleError
+from quantverdict.errors import ArtifactError, BundleError
 from quantverdict.grading.answer import read_answer
 from quantverdict.grading.encoders import Encoders, find_encoders
-from quantverdict.records import WITHHELD, CellId, Completion, Prompt
-from quantverdict.registry import BACKENDS
+from quantverdict.planning.memory import memory_of
+from quantverdict.records import WITHHELD, Artifact, CellId, Completion, Prompt
+from quantverdict.registry import BACKENDS, EXECUTORS
+from quantverdict.registry.listing import load
 from quantverdict.stages.facts import stored_builds, stored_responses
 
 if TYPE_CHECKING:
+    from quantverdict.grading.instruments import ClassifierFiles
     from quantverdict.reporting.terminal import LineProgress
     from quantverdict.tasks.catalog import Task
 
+_FLOAT32 = 4
+"""Bytes of a weight as a CPU computes with it."""
 SHORTEST_MARK = 3
 """Characters of a special token that a text would not hold by chance."""
 
@@ -94,19 +109,27 @@ def known_files(bundle: Bundle, builds: Sequence[Build]) -> dict[str, str]:
     return known | {str(build.cell): build.artifact.sha256 for build in builds if build.artifact}
 
 
-def ask(
-    study: Study,
-    tasks: Sequence[Task],
-    builds: Sequence[Build],
-    bundle: Bundle,
-    view: LineProgress,
-    store: AnswerStore | None = None,
-) -> None:
-    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row.
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a run uses besides its study.
 
-    Args:
-        store: answers that need not be asked again.
+    Attributes:
+        encoders, classifier: that score answers.
+        answers: that need not be asked again.
+        view: who is told.
+        executor: where builds run, several at once; None runs them here, one after another.
     """
+
+    encoders: Encoders | None
+    classifier: ClassifierFiles | None
+    answers: AnswerStore | None
+    view: LineProgress
+    executor: Executor | None = None
+
+
+def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bundle, tools: Tools) -> None:
+    """builds -> `responses/*.jsonl`: every build answers the same prompts; a cell that cannot run is a row."""
+    view, store, executor = tools.view, tools.answers, tools.executor
     answered = {cell for cell, one in read_outcomes(bundle).items() if one.failure is None and one.prompts}
     mine = [build.cell for build in builds if build.runs and build.cell in answered]
     if gone := [str(cell) for cell in mine if not responses_path(bundle.root, cell).exists()]:
@@ -119,8 +142,9 @@ def ask(
                 plan = null_plan(asked, study, build, bundle) if build.null else asked
                 watch = watch_of(study, tasks, builds, build, bundle)
                 kept = None if store is None else kept_answers(study, build, store)
-                opens = partial(open_build, study, build)
-                jobs.append(CellJob(build.cell, plan, opens, plan_name(build), watch, kept, shown_answer))
+                open_ = partial(open_build, study, build)
+                request = None if executor is None else build_request(study, build, open_, executor.nodes())
+                jobs.append(CellJob(build.cell, plan, open_, plan_name(build), watch, kept, shown_answer, request))
     if study.stopping == "sequential":
         # A build is stopped by its losses, so what it is compared with has answered before.
         baselines = {build.cell for build in builds if build.is_baseline}
@@ -129,7 +153,7 @@ def ask(
 
         if later := graded_later(tasks, study.policy, judged=bool(study.judges)):
             view.say(f"stopping: every build is asked everything, as {', '.join(later)} cannot be graded while asking")
-    run_cells(bundle, jobs, view, say=view.say)
+    run_cells(bundle, jobs, view, say=view.say, executor=executor)
 
 
 def shown_answer(prompt: Prompt, said: Completion) -> str | None:
@@ -233,8 +257,12 @@ def null_plan(asked: PromptPlan, study: Study, build: Build, bundle: Bundle) -> 
     return grown(PromptPlan(ordered, (), asked.decoding, dialogue=asked.dialogue), place, before, batches, size)
 
 
-def open_build(study: Study, build: Build) -> Backend:
-    """Load a build; recorded answers where it has no file. an A/A replicate has other slots and threads."""
+def open_build(study: Study, build: Build, *, moved: Path | None = None) -> Backend:
+    """Load a build; recorded answers where it has no file. An A/A replicate has other slots and threads.
+
+    Args:
+        moved: where its file is on this machine, if not where the build says.
+    """
     if BACKENDS[build.backend].reads == "recordings":
         return open_file(study, study.folder / (study.collect.replay_dir or "."), build.backend, build.cell)
     from quantverdict.backends.open import open_backend
@@ -242,11 +270,86 @@ def open_build(study: Study, build: Build) -> Backend:
     path = None if build.artifact is None else Path(build.artifact.path)
     return open_backend(
         build.backend,
-        path,
+        moved or path,
         placement_of(study, build.null, build.runtime),
         cell=build.cell,
         service=service_of(study, build),
     )
+
+
+# Where builds run
+
+
+def open_executor(study: Study, given: Mapping[str, str | None] | None = None) -> Executor | None:
+    """What runs several builds at once; None where they run here, one after another.
+
+    Args:
+        given: in place of the study's own `executor`.
+
+    Raises:
+        StudyError: what it needs is not installed, or nobody answers at its address.
+    """
+    for name, address in (given or study.executor or {}).items():
+        executor: Executor = load(EXECUTORS[name].target)(address)
+        return executor
+    workers = study.collect.workers
+    return None if workers == 1 else LocalExecutor(None if workers == "auto" else workers, study.collect.threads)
+
+
+def ray_executor(address: str | bool | None) -> dict[str, str | None] | None:
+    """`executor` as a study has it, of what a command is given: an address, True or an empty text for none."""
+    return None if address is None or address is False else {"ray": str(address or "") if address is not True else None}
+
+
+def with_threads(study: Study, executor: Executor | None) -> Study:
+    """The study with the threads that each build has beside others: machines of other cores answer with as many.
+
+    Where they run here, each has its share of the cores; elsewhere, as many as it would have here.
+    """
+    if executor is None or study.collect.threads is not None:
+        return study
+    workers = study.collect.workers
+    cores = physical_cores()
+    threads = cores
+    if isinstance(executor, LocalExecutor):
+        threads = threads_of(None if workers == "auto" else workers, None, cores) or cores
+    return study.model_copy(update={"collect": study.collect.model_copy(update={"threads": threads})})
+
+
+def build_request(study: Study, build: Build, open_: OpenBackend, nodes: Sequence[Node]) -> BuildRequest:
+    """What an executor loads a build from, and what that needs: threads, memory by its file, an accelerator."""
+    spec, file = BACKENDS[build.backend], build.artifact
+    stays = spec.remote or spec.reads == "recordings" or file is None
+    if stays or file is None:
+        return BuildRequest(build.cell, open_, Resources(0), most=1, stays=True)
+    gpus = int(spec.capabilities.checkpoints and (spec.name == "vllm" or any(node.has.gpus for node in nodes)))
+    need = Resources(study.collect.threads or physical_cores(), held_bytes(study, build, on_gpu=bool(gpus)), gpus)
+    return BuildRequest(build.cell, open_, need, model_file(file))
+
+
+def held_bytes(study: Study, build: Build, *, on_gpu: bool) -> int:
+    """About how much memory a build takes: its weights as they are computed with, the cache of all its slots."""
+    assert build.artifact is not None
+    file, settings = build.artifact, study.collect
+    keys, values = (build.runtime.get(key, "f16").upper() for key in ("cache_k", "cache_v"))
+    try:
+        one = memory_of(Path(file.path), settings.context, (keys, values))
+    except (ArtifactError, KeyError):  # of a kind whose header does not say it, or a cache of another engine's types
+        return file.file_bytes * 6 // 5
+    slots = min(settings.parallel, max(2, settings.batch_size)) if settings.parallel > 1 else 1
+    computed = BACKENDS[build.backend].capabilities.checkpoints and not on_gpu and settings.dtype in ("auto", "float32")
+    weights = max(one.weights, _FLOAT32 * file.n_params) if computed else one.weights
+    return weights + slots * one.cache + one.engine
+
+
+def model_file(file: Artifact) -> ModelFile:
+    """The files of a build, as another machine may have them."""
+    path = Path(file.path)
+    if path.is_dir():
+        names = sorted(str(one.relative_to(path)) for one in path.rglob("*") if one.is_file())
+        return ModelFile(path, tuple((name, (path / name).stat().st_size) for name in names), is_folder=True)
+    parts = part_names(path.name) if file.format == "gguf" else [path.name]
+    return ModelFile(path, tuple((name, path.with_name(name).stat().st_size) for name in parts), file.sha256)
 
 
 def tokenizer_of(study: Study, build: Build) -> Tokenizer | None:

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from quantverdict.bundle.integrity import MANIFEST
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks, whole_tasks
 from quantverdict.collect.answer_store import AnswerStore
+from quantverdict.collect.executor import nodes_lines
 from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import Study, quantize_config
 from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
@@ -29,7 +30,7 @@ from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
-from quantverdict.stages.ask import ask, find_pinned_encoders, make_builds, pinned
+from quantverdict.stages.ask import Tools, ask, find_pinned_encoders, make_builds, open_executor, pinned, with_threads
 from quantverdict.stages.decide import (
     build_matrix,
     check_policy_unchanged,
@@ -47,8 +48,6 @@ from quantverdict.stages.verify import DryRunBundle
 from quantverdict.stages.view import BundleView, write_matrix
 
 if TYPE_CHECKING:
-    from quantverdict.grading.encoders import Encoders
-    from quantverdict.grading.instruments import ClassifierFiles
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
@@ -63,10 +62,12 @@ def run(
     view: LineProgress,
     store: Path | None = None,
     asked: GrowthRequest | None = None,
+    executor: Mapping[str, str | None] | None = None,
 ) -> Path:
     """The whole pipeline. Run again to resume: only what is missing is asked.
 
     Args:
+        executor: where builds run, in place of the study's own.
         store: a folder of answers that need not be asked again.
         asked: how many prompts, where that is not the study's to say.
 
@@ -87,13 +88,19 @@ def run(
     whole = whole_tasks(study)
     notes = check_study(study, study_tasks(study, whole))
     classifier = find_classifier(study.classifier, study.folder)
-    with Bundle.open(root, study) as bundle, view:
-        for note in notes:
+    with ExitStack() as stack:
+        crew = open_executor(study, executor)
+        if crew is not None:
+            stack.callback(crew.close)
+        bundle = stack.enter_context(Bundle.open(root, study))
+        stack.enter_context(view)
+        for note in (*notes, *nodes_lines(crew)):
             view.say(note)
         encoders = find_pinned_encoders(study, bundle)
         check_data(whole, bundle)
         answers = None if store is None else AnswerStore(store, view.say)
-        run_looks(pinned(study, bundle), whole, bundle, Tools(encoders, classifier, answers, view), asked)
+        tools = Tools(encoders, classifier, answers, view, crew)
+        run_looks(with_threads(pinned(study, bundle), crew), whole, bundle, tools, asked)
     return bundle.root
 
 
@@ -117,16 +124,6 @@ def check_data(tasks: Sequence[Task], bundle: Bundle) -> None:
 def _data(record: Mapping[str, object]) -> str:
     revision = f" at {str(record['revision'])[:12]}" if record["revision"] else ""
     return f"{record['items']} items of {record['source']}{revision} ({str(record['sha256'])[:12]})"
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What a run uses besides its study: encoders that score, a classifier, answers that are kept, who is told."""
-
-    encoders: Encoders | None
-    classifier: ClassifierFiles | None
-    answers: AnswerStore | None
-    view: LineProgress
 
 
 def run_looks(study: Study, whole: Sequence[Task], bundle: Bundle, tools: Tools, asked: GrowthRequest) -> None:
@@ -160,7 +157,7 @@ def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle,
         if bundle.path("labels.csv").exists():
             view.say("people's labels are of answers of an earlier look, and so are the rates that they correct")
     builds = make_builds(study, tasks, bundle, view)
-    ask(study, tasks, builds, bundle, view, tools.answers)
+    ask(study, tasks, builds, bundle, tools)
     measure_inside(study, tasks, builds, bundle, view.say)
     execute_code(study, tasks, bundle, view.say)
     grade(tasks, builds, bundle, tools.encoders, view.say, tools.classifier)
