@@ -36,7 +36,7 @@ from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_ya
 __all__ = [
     "BertScoreConfig", "ClassifierConfig", "CoherenceConfig", "CollectConfig", "DecodingConfig", "JudgeConfig", "Model",
     "Price", "QuantizeConfig", "RubricConfig", "Seed", "SemanticConfig", "Source", "StatisticsConfig", "Study",
-    "TaskUse", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
+    "TaskUse", "TextKlConfig", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
 ]  # fmt: skip
 BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.answers)))]
 
@@ -256,6 +256,17 @@ class WhiteboxConfig(FrozenModel):
     """Of such an answer, at most."""
 
 
+class TextKlConfig(FrozenModel):
+    """A text along which every build is compared with its baseline, token by token: see docs/metrics.md."""
+
+    text: str = "shipped"
+    """`shipped`, which is of this package, or a UTF-8 text file of yours."""
+    context: int = Field(default=512, ge=8, le=MOST_TOKENS)
+    """Tokens of a window; the second half of each is predicted."""
+    windows: int | None = Field(default=None, gt=0, le=1_000_000)
+    """Read at most so many; all of the text if not given."""
+
+
 class Waiver(FrozenModel):
     """A comparison that is made although it was not proved: shown wherever the build is."""
 
@@ -298,6 +309,8 @@ class Study(FrozenModel):
     """Scores by encoders (bertscore, coherence); none of them if not given."""
     whitebox: WhiteboxConfig = WhiteboxConfig()
     """What is read inside the builds; nothing if not given."""
+    text_kl: TextKlConfig | None = Field(default=None, exclude_if=lambda text: text is None)
+    """A text that every build reads beside its baseline; none if not given."""
     quantize: QuantizeConfig = QuantizeConfig()
     """How AWQ and GPTQ builds are made."""
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)

@@ -468,6 +468,7 @@ class Capabilities:
         labels: it can be a judge.
         logprobs: it gives the log-probability of any continuation: a label is then read, not generated.
         whitebox: it is a `WhiteBox`.
+        texts: it is a `TextReader`.
         checkpoints: it runs folders of safetensors, AWQ and GPTQ among them.
         wheels: it is run by the package that the study names as `wheel`.
         samples: it draws tokens at a temperature above 0, by a seed.
@@ -480,6 +481,7 @@ class Capabilities:
     labels: bool = False
     logprobs: bool = False
     whitebox: bool = False
+    texts: bool = False
     checkpoints: bool = False
     wheels: bool = False
     samples: bool = False

@@ -123,6 +123,42 @@ class WhiteBox(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class TextTokens:
+    """A text as a backend reads it.
+
+    Attributes:
+        ids: token ids of all of it, the start token included where the model wants one.
+        start: the start token; None where the model wants none.
+        vocabulary: how many tokens a distribution is over.
+    """
+
+    ids: tuple[int, ...]
+    start: int | None
+    vocabulary: int
+
+
+@runtime_checkable
+class TextReader(Protocol):
+    """A backend that shows its whole distribution along a text; no part of `Backend`, as most cannot."""
+
+    def text_tokens(self, text: str) -> TextTokens:
+        """The tokens of a text, in which no special token is written."""
+        ...
+
+    def window_logits(self, windows: Sequence[tuple[int, ...]], part: range) -> npt.NDArray[np.float32]:
+        """Logits after the places of `part` in windows of a text: (windows, places, vocabulary).
+
+        Args:
+            windows: token ids, all equally many, each a sequence of its own.
+            part: places in each; one that follows the last call's, of the same windows, goes on from there.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What an engine used so far; None is not counted.
 

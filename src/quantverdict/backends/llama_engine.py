@@ -340,13 +340,14 @@ class LlamaEngine:
         self._batch = self._api.llama_batch_init(CHUNK, 0, 1)
         self._piece = self._ffi.new("char[]", _PAGE)
 
-    def tokenize(self, text: str, *, start: bool) -> list[int]:
-        """Token ids of a text; special tokens written in it are read as such.
+    def tokenize(self, text: str, *, start: bool, special: bool = True) -> list[int]:
+        """Token ids of a text.
 
         Args:
             text: any text.
             start: it begins the sequence: the start token is put before it where the model wants one and the text
                 does not begin with it already.
+            special: special tokens written in it are read as such.
         """
         try:
             data = text.encode()
@@ -354,15 +355,20 @@ class LlamaEngine:
             raise EngineError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         room = len(data) + 8
         ids = self._ffi.new("llama_token[]", room)
-        n = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)
+        n = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
         if n < 0:
             raise EngineError(f"a text of {len(data)} bytes could not be tokenised")
         tokens: list[int] = list(ids[0:n])
-        if start and self._api.llama_vocab_get_add_bos(self._vocab):
-            first: int = self._api.llama_vocab_bos(self._vocab)
-            if first >= 0 and tokens[:1] != [first]:
-                tokens.insert(0, first)
+        first = self.start_token
+        if start and first is not None and tokens[:1] != [first]:
+            tokens.insert(0, first)
         return tokens
+
+    @property
+    def start_token(self) -> int | None:
+        """The token that begins a sequence; None where the model wants none."""
+        first: int = self._api.llama_vocab_bos(self._vocab)
+        return first if first >= 0 and self._api.llama_vocab_get_add_bos(self._vocab) else None
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out but those that structure an answer (`marks`).

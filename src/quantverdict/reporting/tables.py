@@ -304,6 +304,11 @@ INSIDE = (
     "Inside the builds",
     "The refusal rate beside the log-probability of refusing, and how far each build is from its baseline, by token.",
 )
+ALONG_TEXT = (
+    "text_kl",
+    "Along a text",
+    "How far each build is from its baseline along a text, token by token; KL in nats, shares from 0 to 1.",
+)
 JUDGES = (
     ("judges", "Judges", "What each judge was asked, how many of its labels count, and what it took."),
     ("judge_agreement", "Judge against judge", "How often two judges give the same answer the same label."),
@@ -323,7 +328,7 @@ PER_BUILD = (
 def grids(bundle: BundleTables) -> list[TextTable]:
     """The CSV artefacts as tables, those that are not there with no rows."""
     open_ = [grid(bundle.names, *table, bundle.tables.get(table[0])) for table in OVERVIEW]
-    others = (beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, *JUDGES))
+    others = (beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, ALONG_TEXT, *JUDGES))
     open_ += [found for found in others if found.rows]
     decided = "criteria" if bundle.decision.get("rules") == "criteria" else "paired"
     tables = [table for table in PER_BUILD if table[0] not in ("criteria", "paired") or table[0] == decided]
