@@ -34,7 +34,8 @@ from quantverdict.registry.listing import NameCheck
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
 __all__ = [
-    "BertScoreConfig", "ClassifierConfig", "CoherenceConfig", "CollectConfig", "DecodingConfig", "JudgeConfig", "Model",
+    "BertScoreConfig", "ClassifierConfig", "CoherenceConfig", "CollectConfig", "DecodingConfig", "JudgeConfig",
+    "LlamaServerConfig", "Model",
     "Price", "QuantizeConfig", "RubricConfig", "Seed", "SemanticConfig", "Source", "StatisticsConfig", "Study",
     "TaskUse", "TextKlConfig", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
 ]  # fmt: skip
@@ -149,7 +150,7 @@ def _check_runtime(variant: Variant, backend: str, here: tuple[str | int, ...]) 
         problem = f"the backend {backend} keeps keys and values in one type"
         raise InvalidValueError(problem, f"k and v both {cache.k}, or both {cache.v}", *here, "kv_cache")
     if not variant.flash_attention:
-        if not can.wheels:
+        if not can.gpu:
             problem = f"the backend {backend} has one kind of attention"
             raise InvalidValueError(problem, "backend: llamacpp", *here, "flash_attention")
         if cache.v not in ("f16", "bf16", "f32"):
@@ -201,6 +202,17 @@ class DecodingConfig(FrozenModel):
         return self
 
 
+class LlamaServerConfig(FrozenModel):
+    """How your own llama-server is started, for the backend `llama-server`."""
+
+    binary: str = Field(default="llama-server", min_length=1)
+    """The program: a path, relative to the study, or a name that PATH knows."""
+    slots: int = Field(default=1, gt=0, le=256)
+    """Answers written at once. With more than one they are not the same run by run: what else is answered counts."""
+    arguments: tuple[str, ...] = Field(default=(), strict=False)
+    """Further arguments, as on its command line: ["--tensor-split", "3,1"]."""
+
+
 class CollectConfig(FrozenModel):
     """How prompts are asked. Text depends on these, so they are equal for every cell and kept in the manifest."""
 
@@ -218,6 +230,14 @@ class CollectConfig(FrozenModel):
     """The package whose llama.cpp runs GGUF builds; the second is faster for FP16 builds (see benchmarks)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of a checkpoint's arithmetic; auto is float32 on a CPU, where bfloat16 answers change with the batch."""
+    gpu_layers: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] | None = Field(
+        default=None, exclude_if=lambda layers: layers is None
+    )
+    """Layers of a GGUF build on a GPU: a number, or `auto`; if not given none, with llama-server as it does itself."""
+    llama_server: LlamaServerConfig = Field(
+        default=LlamaServerConfig(), exclude_if=lambda given: given == LlamaServerConfig()
+    )
+    """Your own llama-server, for `backend: llama-server`."""
     timeout_s: float = Field(default=120.0, gt=0, le=86_400)
     """How long a server may take for one answer."""
     retries: int = Field(default=5, ge=0, le=100)

@@ -475,6 +475,7 @@ class Capabilities:
         alone: with two sequences at once or more, an answer follows from its prompt and the build alone, whatever is
             asked beside it.
         cache_types: of keys and values that a study may choose; none where there is one precision.
+        gpu: a study may say how many layers are on a GPU, and whether attention is in one pass.
     """
 
     answers: bool = True
@@ -487,6 +488,7 @@ class Capabilities:
     samples: bool = False
     alone: bool = False
     cache_types: tuple[str, ...] = ()
+    gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import signal
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from statistics import median
 
 import pytest
 
@@ -506,8 +507,6 @@ def test_checkpoints_are_read_as_transformers_reads_whole_windows(tiny_checkpoin
         kl += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
         ratio += (log_p - log_q).gather(1, window[0, 33:64, None])[:, 0].tolist()
     assert row["tokens"] == len(kl)
-    assert (row["mean"], row["median"]) == (
-        pytest.approx(np.mean(kl), rel=1e-3),
-        pytest.approx(np.median(kl), rel=1e-3),
-    )
+    assert row["mean"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
+    assert row["median"] == pytest.approx(median(kl), rel=1e-3)
     assert row["ppl_ratio"] == pytest.approx(math.exp(sum(ratio) / len(ratio)), rel=1e-4)

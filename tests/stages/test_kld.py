@@ -113,7 +113,7 @@ def test_windows_are_those_of_llama_perplexity():
     [
         (Reader(vocabulary=12), "its distribution is over 12 tokens, the baseline's over 11"),
         (Reader(start=3), "it reads the text as other tokens than the baseline, from token 1 on"),
-        (Reader(start=None), "other tokens than the baseline, from token 1 on"),
+        (Reader(start=None), "it reads the text as other tokens than the baseline, from token 1 on"),
         (object(), "its backend does not show its distribution along a text"),
     ],
 )

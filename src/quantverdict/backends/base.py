@@ -46,6 +46,11 @@ class Placement:
         dtype: of a checkpoint's arithmetic; `auto` is float32 on a CPU.
         cache_k, cache_v: types of the keys and values that a sequence keeps.
         flash_attention: attention in one pass; without it sums are made in another order.
+        gpu_layers: layers of a GGUF build on a GPU: a number, or `auto` for what fits; None is none in the embedded
+            engine, and what the program does by itself in llama-server.
+        binary: llama-server, by its path or a name that PATH knows.
+        slots: answers that llama-server writes at once; with more than one they depend on each other in last bits.
+        arguments: further ones of llama-server.
     """
 
     parallel: int = 16
@@ -56,6 +61,10 @@ class Placement:
     cache_k: str = "f16"
     cache_v: str = "f16"
     flash_attention: bool = True
+    gpu_layers: int | str | None = None
+    binary: str = "llama-server"
+    slots: int = 1
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

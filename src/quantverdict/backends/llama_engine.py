@@ -109,6 +109,7 @@ struct llama_context_params llama_context_default_params(void);
 llama_model * llama_model_load_from_file(const char * path, struct llama_model_params params);
 void llama_model_free(llama_model * model);
 const llama_vocab * llama_model_get_vocab(const llama_model * model);
+bool llama_supports_gpu_offload(void);
 bool llama_model_has_encoder(const llama_model * model);
 bool llama_model_is_recurrent(const llama_model * model);
 bool llama_model_is_hybrid(const llama_model * model);
@@ -305,9 +306,13 @@ class LlamaEngine:
             which only matters where there are others.
         vocab_only: leave the weights where they are: text to tokens and back is all that works.
         cache: how keys and values are kept; in f16 if not given.
+        gpu_layers: on a GPU: a number, or `auto` for all where the library can do that, else none.
+
+    Attributes:
+        gpu_layers: that were asked of the library; -1 is all.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument a setting
         self,
         library: Library,
         path: Path,
@@ -316,6 +321,7 @@ class LlamaEngine:
         repack: bool = False,
         vocab_only: bool = False,
         cache: CacheSettings | None = None,
+        gpu_layers: int | str = 0,
     ) -> None:
         self._library, self._ffi, self._api = library, library.ffi, library.api
         self._threads, self._cache = threads, cache or CacheSettings()
@@ -323,7 +329,7 @@ class LlamaEngine:
         self._memory: Any = None
         self._shape = (0, 0)
         params = self._api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        self.gpu_layers = params.n_gpu_layers = self._layers_on_gpu(path, gpu_layers)
         params.use_extra_bufts, params.vocab_only = repack, vocab_only
         library.log.clear()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
@@ -339,6 +345,14 @@ class LlamaEngine:
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
         self._batch = self._api.llama_batch_init(CHUNK, 0, 1)
         self._piece = self._ffi.new("char[]", _PAGE)
+
+    def _layers_on_gpu(self, path: Path, wanted: int | str) -> int:
+        able = bool(self._api.llama_supports_gpu_offload())
+        if wanted == "auto":
+            return -1 if able else 0
+        if wanted and not able:
+            raise EngineError(f"{path}: {wanted} layers on a GPU are asked for, and this build of llama.cpp uses none")
+        return int(wanted)
 
     def tokenize(self, text: str, *, start: bool, special: bool = True) -> list[int]:
         """Token ids of a text.

@@ -151,7 +151,6 @@ class LlamaWorker:
         settings: `path`, `threads`, `parallel`, `context`, `wheel`; `vocab_only` to tokenise and no more.
     """
 
-    ready = True
     measured: Mapping[str, int] = {}
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -163,7 +162,9 @@ class LlamaWorker:
             repack=self.parallel == 1,
             vocab_only=bool(settings.get("vocab_only")),
             cache=CacheSettings(*settings.get("cache", ())),
+            gpu_layers=settings.get("gpu_layers") or 0,
         )
+        self.ready = {"gpu_layers": self.engine.gpu_layers}
         self._windows: list[tuple[int, ...]] = []  # of a text, as far as `_read` is evaluated in each
         self._read = 0
 

@@ -296,9 +296,11 @@ _CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "i
 _READS = Capabilities(labels=True, logprobs=True, whitebox=True, texts=True)
 BACKENDS: Listing[BackendSpec] = Listing("backends", "backend", (
     BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file",
-        replace(_READS, wheels=True, alone=True, cache_types=_CACHE_TYPES),
+        replace(_READS, wheels=True, alone=True, gpu=True, cache_types=_CACHE_TYPES),
         "GGUF files by llama.cpp",
         tokenizer=f"{_ENGINE}.llamacpp:LlamaTokenizer"),
+    BackendSpec("llama-server", f"{_ENGINE}.llama_server:LlamaServerBackend", "file",
+        Capabilities(samples=True, gpu=True, cache_types=_CACHE_TYPES), "GGUF files by your own llama-server"),
     BackendSpec("replay", f"{_ENGINE}.replay:ReplayBackend", "recordings", meaning="recorded answers"),
     BackendSpec("transformers", f"{_ENGINE}.hf:TransformersBackend", "file", replace(_READS, checkpoints=True),
         "checkpoints by Transformers",

@@ -171,9 +171,7 @@ class _TextReading:
         if tokens == mine:
             return
         if tokens.vocabulary != mine.vocabulary:
-            problem = (
-                f"its distribution is over {tokens.vocabulary} tokens, that of the baseline over {mine.vocabulary}"
-            )
+            problem = f"its distribution is over {tokens.vocabulary} tokens, the baseline's over {mine.vocabulary}"
         elif tokens.ids == mine.ids:
             problem = f"a window begins with token {tokens.start}, of the baseline with {mine.start}"
         else:
