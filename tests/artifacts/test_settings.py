@@ -156,12 +156,12 @@ TEMPLATES = {
         "{% if tools %}{{ tools }}{% endif %}" + TEMPLATE, "same", "16 conversations render the same",
     ),
     "another role": (
-        TEMPLATE.replace("assistant\\n", "model\\n"), "different",
-        "a question: '_start|>model\\\\n' here, '_start|>assistant\\\\n' in the baseline, from character 68 on",
+        TEMPLATE.replace("assistant\n", "model\n"), "different",
+        "a question: 'im_start|>model\\n' here, 'im_start|>assistant\\n' in the baseline, from character 71 on",
     ),
     "thinking": (
         TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}", "different",
-        "thinking off: 'assistant\\\\n<think></think>' here, 'assistant\\\\n' in the baseline",
+        "thinking off: 'assistant\\n<think></think>' here, 'assistant\\n' in the baseline",
     ),
     "white space": (TEMPLATE.replace("m['content']", "m['content'] | string | trim"), "different", "; odd signs: "),
     "no system turn": (
