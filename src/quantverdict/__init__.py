@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         register_task,
         register_task_type,
     )
+    from quantverdict.stages.kld import kld
     from quantverdict.stages.view import BundleView, Decision
 
 __all__ = [
@@ -117,6 +118,7 @@ __all__ = [
     "init",
     "inspect",
     "judge",
+    "kld",
     "label",
     "lineage",
     "load_gate",
@@ -142,6 +144,7 @@ _ELSEWHERE = {
     "BundleView": "stages.view",
     "Decision": "stages.view",
     "Study": "config",
+    "kld": "stages.kld",
     **dict.fromkeys(
         (
             "BackendSpec",

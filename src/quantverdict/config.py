@@ -34,9 +34,10 @@ from quantverdict.registry.listing import NameCheck
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
 __all__ = [
-    "BertScoreConfig", "ClassifierConfig", "CoherenceConfig", "CollectConfig", "DecodingConfig", "JudgeConfig", "Model",
+    "BertScoreConfig", "ClassifierConfig", "CoherenceConfig", "CollectConfig", "DecodingConfig", "JudgeConfig",
+    "LlamaServerConfig", "Model",
     "Price", "QuantizeConfig", "RubricConfig", "Seed", "SemanticConfig", "Source", "StatisticsConfig", "Study",
-    "TaskUse", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
+    "TaskUse", "TextKlConfig", "Variant", "Waiver", "WhiteboxConfig", "load_study", "quantize_config",
 ]  # fmt: skip
 ExecutorName = Annotated[str, AfterValidator(NameCheck(lambda: EXECUTORS))]
 BackendName = Annotated[str, AfterValidator(NameCheck(lambda: backends(lambda can: can.answers)))]
@@ -150,7 +151,7 @@ def _check_runtime(variant: Variant, backend: str, here: tuple[str | int, ...]) 
         problem = f"the backend {backend} keeps keys and values in one type"
         raise InvalidValueError(problem, f"k and v both {cache.k}, or both {cache.v}", *here, "kv_cache")
     if not variant.flash_attention:
-        if not can.wheels:
+        if not can.gpu:
             problem = f"the backend {backend} has one kind of attention"
             raise InvalidValueError(problem, "backend: llamacpp", *here, "flash_attention")
         if cache.v not in ("f16", "bf16", "f32"):
@@ -202,6 +203,17 @@ class DecodingConfig(FrozenModel):
         return self
 
 
+class LlamaServerConfig(FrozenModel):
+    """How your own llama-server is started, for the backend `llama-server`."""
+
+    binary: str = Field(default="llama-server", min_length=1)
+    """The program: a path, relative to the study, or a name that PATH knows."""
+    slots: int = Field(default=1, gt=0, le=256)
+    """Answers written at once. With more than one they are not the same run by run: what else is answered counts."""
+    arguments: tuple[str, ...] = Field(default=(), strict=False)
+    """Further arguments, as on its command line: ["--tensor-split", "3,1"]."""
+
+
 class CollectConfig(FrozenModel):
     """How prompts are asked. Text depends on these, so they are equal for every cell and kept in the manifest."""
 
@@ -219,6 +231,14 @@ class CollectConfig(FrozenModel):
     """The package whose llama.cpp runs GGUF builds; the second is faster for FP16 builds (see benchmarks)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of a checkpoint's arithmetic; auto is float32 on a CPU, where bfloat16 answers change with the batch."""
+    gpu_layers: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000)] | None = Field(
+        default=None, exclude_if=lambda layers: layers is None
+    )
+    """Layers of a GGUF build on a GPU: a number, or `auto`; if not given none, with llama-server as it does itself."""
+    llama_server: LlamaServerConfig = Field(
+        default=LlamaServerConfig(), exclude_if=lambda given: given == LlamaServerConfig()
+    )
+    """Your own llama-server, for `backend: llama-server`."""
     timeout_s: float = Field(default=120.0, gt=0, le=86_400)
     """How long a server may take for one answer."""
     retries: int = Field(default=5, ge=0, le=100)
@@ -259,6 +279,17 @@ class WhiteboxConfig(FrozenModel):
     """Whose answers by the baseline every build is compared along, for `baseline_kl`; 0 leaves it out."""
     tokens: int = Field(default=64, gt=0, le=100_000)
     """Of such an answer, at most."""
+
+
+class TextKlConfig(FrozenModel):
+    """A text along which every build is compared with its baseline, token by token: see docs/metrics.md."""
+
+    text: str = "shipped"
+    """`shipped`, which is of this package, or a UTF-8 text file of yours."""
+    context: int = Field(default=512, ge=8, le=MOST_TOKENS)
+    """Tokens of a window; the second half of each is predicted."""
+    windows: int | None = Field(default=None, gt=0, le=1_000_000)
+    """Read at most so many; all of the text if not given."""
 
 
 class Waiver(FrozenModel):
@@ -305,6 +336,8 @@ class Study(FrozenModel):
     """Scores by encoders (bertscore, coherence); none of them if not given."""
     whitebox: WhiteboxConfig = WhiteboxConfig()
     """What is read inside the builds; nothing if not given."""
+    text_kl: TextKlConfig | None = Field(default=None, exclude_if=lambda text: text is None)
+    """A text that every build reads beside its baseline; none if not given."""
     quantize: QuantizeConfig = QuantizeConfig()
     """How AWQ and GPTQ builds are made."""
     waivers: tuple[Waiver, ...] = Field(default=(), strict=False)

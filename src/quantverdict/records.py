@@ -486,23 +486,27 @@ class Capabilities:
         labels: it can be a judge.
         logprobs: it gives the log-probability of any continuation: a label is then read, not generated.
         whitebox: it is a `WhiteBox`.
+        texts: it is a `TextReader`.
         checkpoints: it runs folders of safetensors, AWQ and GPTQ among them.
         wheels: it is run by the package that the study names as `wheel`.
         samples: it draws tokens at a temperature above 0, by a seed.
         alone: with two sequences at once or more, an answer follows from its prompt and the build alone, whatever is
             asked beside it.
         cache_types: of keys and values that a study may choose; none where there is one precision.
+        gpu: a study may say how many layers are on a GPU, and whether attention is in one pass.
     """
 
     answers: bool = True
     labels: bool = False
     logprobs: bool = False
     whitebox: bool = False
+    texts: bool = False
     checkpoints: bool = False
     wheels: bool = False
     samples: bool = False
     alone: bool = False
     cache_types: tuple[str, ...] = ()
+    gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,56 @@ def test_a_template_that_renders_nothing_is_compared_as_it_is_written():
     assert rendered(None, {}) == ()
 
 
+TEMPLATES = {
+    "a comment": ("{# long #}" + TEMPLATE, "same", "16 conversations render the same, by other words"),
+    "a dead branch": ("{% if false %}never{% endif %}" + TEMPLATE, "same", "16 conversations render the same"),
+    "a branch for tools": (
+        "{% if tools %}{{ tools }}{% endif %}" + TEMPLATE, "same", "16 conversations render the same",
+    ),
+    "another role": (
+        TEMPLATE.replace("assistant\n", "model\n"), "different",
+        "a question: 'im_start|>model\\n' here, 'im_start|>assistant\\n' in the baseline, from character 71 on",
+    ),
+    "thinking": (
+        TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}", "different",
+        "thinking off: 'assistant\\n<think></think>' here, 'assistant\\n' in the baseline",
+    ),
+    "white space": (TEMPLATE.replace("m['content']", "m['content'] | string | trim"), "different", "; odd signs: "),
+    "no system turn": (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE, "different",
+        "; a system turn: is refused by the variant alone",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_are_compared_by_what_they_render_and_the_conversation_is_named(base, tmp_path, tiny_gguf, name):
+    template, verdict, reason = TEMPLATES[name]
+    found = compare(base, tiny_gguf(tmp_path / "o.gguf", {"tokenizer.chat_template": (STRING, template)}))
+    (check,) = (one for one in found.checks if one.name == "chat template")
+    assert check.verdict == verdict
+    assert reason in check.reason
+
+
+def test_templates_that_refuse_the_same_conversations_agree_about_them_whatever_they_say(tmp_path, tiny_gguf):
+    """One more refused by one of the two is another template; where all are refused nothing can be told."""
+    alike = ["{% if messages[0]['role'] == 'system' %}{{ raise_exception('WORD') }}{% endif %}".replace("WORD", word)
+             + TEMPLATE for word in ("no system turn here", "not supported")]  # fmt: skip
+    nothing = ["{{ raise_exception('no') }}", "{{ raise_exception('never') }}"]
+
+    def checked(pair):
+        files = [tiny_gguf(tmp_path / f"{n}.gguf", {"tokenizer.chat_template": (STRING, one)})
+                 for n, one in enumerate(pair)]  # fmt: skip
+        (check,) = (one for one in compare(*files).checks if one.name == "chat template")
+        return check.verdict, check.reason
+
+    verdict, reason = checked(alike)
+    assert (verdict, "4 more are refused by both" in reason) == ("same", True)
+    verdict, reason = checked(nothing)
+    assert (verdict, reason.endswith("and render none of 16 conversations")) == ("cannot_tell", True)
+    assert checked([alike[0], nothing[0]])[0] == "different"
+
+
 def test_every_key_that_cannot_matter_says_why():
     assert all(why and not why.endswith(".") for why in HARMLESS.values())
 

@@ -12,6 +12,7 @@ import signal
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from statistics import median
 
 import pytest
 
@@ -21,6 +22,7 @@ from quantverdict.backends.checkpoint_tokenizer import CheckpointTokenizer
 from quantverdict.backends.hf import TransformersBackend, TransformersEngine
 from quantverdict.errors import EngineError
 from quantverdict.records import Prompt
+from quantverdict.stages.kld import kld
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -477,3 +479,34 @@ def test_the_distribution_along_an_answer_is_that_of_its_log_probability(tiny_ch
     assert along == pytest.approx(scored.choice_logprobs[0], abs=1e-4)
     assert found.logits.shape == (len(found.ids), 300)
     assert part.logits == pytest.approx(found.logits[1:3], abs=1e-5)
+
+
+def test_checkpoints_are_read_as_transformers_reads_whole_windows(tiny_checkpoint, tmp_path):
+    """Against one forward pass over every whole window, in float64."""
+    import transformers
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    model = transformers.AutoModelForCausalLM.from_pretrained(other, trust_remote_code=False)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_pretrained(other)
+    text = tmp_path / "text.txt"
+    text.write_text("what is a primary colour? red, blue and yellow, yes or no, is water wet; " * 12)
+    (row,) = kld(tiny_checkpoint, other, text=text, context=64)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_checkpoint, trust_remote_code=False)
+    ids = tokenizer(text.read_text(), add_special_tokens=True).input_ids
+    ends = [transformers.AutoModelForCausalLM.from_pretrained(one, trust_remote_code=False).double()
+            for one in (tiny_checkpoint, other)]  # fmt: skip
+    kl, ratio = [], []
+    for at in range(0, len(ids) - 63, 64):
+        window = torch.tensor([ids[at : at + 64]])
+        with torch.no_grad():
+            log_p, log_q = (one(window).logits[0, 32:63].log_softmax(-1) for one in ends)
+        kl += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
+        ratio += (log_p - log_q).gather(1, window[0, 33:64, None])[:, 0].tolist()
+    assert row["tokens"] == len(kl)
+    assert row["mean"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
+    assert row["median"] == pytest.approx(median(kl), rel=1e-3)
+    assert row["ppl_ratio"] == pytest.approx(math.exp(sum(ratio) / len(ratio)), rel=1e-4)

@@ -350,7 +350,7 @@ def test_another_build_of_llama_cpp_runs_when_it_is_named(demo_gguf):
 def test_the_distribution_along_an_answer_is_that_of_its_log_probability_and_no_distance_from_itself(opened):
     """Two workers of one build agree to the bit, so that the baseline's divergence from itself is 0."""
     from quantverdict.backends.batch_scheduler import log_softmax
-    from quantverdict.stats.correlation import divergence
+    from quantverdict.stats.divergence import divergence
 
     answer = " The capital of France is Paris."
     asked = prompt(QUESTIONS[0], choices=[answer])

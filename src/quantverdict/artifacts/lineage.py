@@ -50,7 +50,7 @@ from quantverdict.artifacts.settings import (
     gguf_differences,
     gguf_settings,
     misstated,
-    rendered,
+    renderings,
     shown,
 )
 from quantverdict.artifacts.weights import WeightHandle, Weights, open_weights
@@ -513,16 +513,26 @@ def _template(ours: TokenizerFacts, theirs: TokenizerFacts) -> Check:
     # Jinja drops one line end at the end of a template.
     if left.removesuffix("\n") == right.removesuffix("\n"):
         return Check("chat template", SAME, f"equal, {len(left)} characters")
-    texts = rendered(left, ours.special_tokens), rendered(right, theirs.special_tokens)
-    if texts[0] == texts[1]:
-        return Check("chat template", SAME, f"{len(texts[0])} conversations render the same, by other words")
     reason = f"the templates differ ({len(right)} characters here, {len(left)} in the baseline)"
-    pair = next(((one, two) for one, two in zip(*texts, strict=False) if one != two), None)
-    if pair is not None and len(texts[0]) == len(texts[1]) > 1:
-        at = next((n for n, (one, two) in enumerate(zip(*pair, strict=False)) if one != two), min(map(len, pair)))
-        one, two = (text[max(0, at - 10) : at + 20] for text in pair)
-        reason += f": {two!r} here, {one!r} in the baseline"
-    return Check("chat template", DIFFERENT, reason)
+    one, two = renderings(left, ours.special_tokens), renderings(right, theirs.special_tokens)
+    for name, text in one.items():
+        if text != two[name]:
+            return Check("chat template", DIFFERENT, f"{reason}; {name}: {_first_difference(text, two[name])}")
+    refused = sum(text is None for text in one.values())
+    if refused == len(one):
+        return Check("chat template", CANNOT_TELL, f"{reason}, and render none of {refused} conversations")
+    more = f"; {refused} more are refused by both" if refused else ""
+    return Check("chat template", SAME, f"{len(one) - refused} conversations render the same, by other words{more}")
+
+
+def _first_difference(ours: str | None, theirs: str | None) -> str:
+    """Where a conversation first renders as something else."""
+    if ours is None or theirs is None:
+        return f"is refused by the {'baseline' if ours is None else 'variant'} alone"
+    pair = ours, theirs
+    at = next((n for n, (one, two) in enumerate(zip(*pair, strict=False)) if one != two), min(map(len, pair)))
+    one, two = (text[max(0, at - 10) : at + 20] for text in pair)
+    return f"{two!r} here, {one!r} in the baseline, from character {at + 1} on"
 
 
 def _coverage(ours: Weights, theirs: Weights, both: Sequence[WeightPair]) -> Check:

@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import NamedTuple
 
 from quantverdict.artifacts.gguf_read import Gguf
@@ -150,40 +151,68 @@ def tokens_sha256(settings: Settings) -> str:
 def rendered(template: str | None, special: Mapping[str, str]) -> tuple[str, ...]:
     """What a chat template makes of some conversations; the template itself where it renders none of them.
 
+    A part of a build's identity: what is asked of it here stays as it is.
+
     Args:
         special: `bos`, `eos`, ... to their text.
     """
     if template is None:
         return ()
+    made = tuple(islice(_renderings(template, special), _OF_IDENTITY))
+    return (template,) if made[0].startswith(_FAILED) and made[1].startswith(_FAILED) else made
+
+
+def renderings(template: str, special: Mapping[str, str]) -> dict[str, str | None]:
+    """What a chat template makes of each conversation, by what the conversation is; None where it refuses it."""
+    found = zip(conversations(), _renderings(template, special), strict=True)
+    return {name: None if text.startswith(_FAILED) else text for name, text in found}
+
+
+_FAILED, _OF_IDENTITY = "\0", 9
+
+
+def _renderings(template: str, special: Mapping[str, str]) -> Iterator[str]:
     from quantverdict.errors import TaskError
     from quantverdict.tasks.chat import render_template
 
-    made = []
     names = {"bos_token": special.get("bos", ""), "eos_token": special.get("eos", ""), "tools": None, "documents": None}
-    for probe in _probes():
+    for probe in conversations().values():
         try:
-            made.append(render_template(template, names | probe, where="chat template"))
+            yield render_template(template, names | probe, where="chat template")
         except TaskError as error:
-            made.append(f"\0{error.problem}")
-    return (template,) if made[0].startswith("\0") and made[1].startswith("\0") else tuple(made)
+            yield f"{_FAILED}{error.problem}"
 
 
-def _probes() -> Iterator[dict[str, object]]:
-    """Conversations as they are asked here, and as people ask: the first two, the same question in both forms."""
+def conversations() -> dict[str, dict[str, object]]:
+    """What chat templates are compared on, by what it is: as is asked here, and as people ask."""
     question = "What is the capital of France?"
-    for content in (question, [{"type": "text", "text": question}]):
-        yield {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "  Two lines,\n<b>odd</b> {{ signs }}: \u00e9\u4e16 \U0001f600\n\n"},
         {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nYes."},
         {"role": "user", "content": "And?"},
     ]
-    for messages in (turns[1:2], turns[:2], turns, turns[1:]):
-        yield {"messages": messages, "add_generation_prompt": True}
-    yield {"messages": turns[1:3], "add_generation_prompt": False}
+    plain = [*turns[1:2], {"role": "assistant", "content": "Yes."}, turns[3]]
+    asked = {"a question": [{"role": "user", "content": question}],
+             "a question in parts": [{"role": "user", "content": [{"type": "text", "text": question}]}],
+             "odd signs": turns[1:2], "a system turn": turns[:2], "several turns after a system turn": turns,
+             "several turns": turns[1:]}  # fmt: skip
+    found: dict[str, dict[str, object]] = {
+        name: {"messages": messages, "add_generation_prompt": True} for name, messages in asked.items()
+    }
+    found["an answer that ends it"] = {"messages": turns[1:3], "add_generation_prompt": False}
     for thinking in (True, False):
-        yield {"messages": turns[1:2], "add_generation_prompt": True, "enable_thinking": thinking}
+        found[f"thinking {'on' if thinking else 'off'}"] = {
+            "messages": turns[1:2], "add_generation_prompt": True, "enable_thinking": thinking
+        }  # fmt: skip
+    more = {"several turns without a thought": plain, "a system turn alone": turns[:1], "two questions": [turns[3]] * 2}
+    found |= {name: {"messages": messages, "add_generation_prompt": True} for name, messages in more.items()}
+    found["a question that nothing goes on from"] = {"messages": turns[1:2], "add_generation_prompt": False}
+    for thinking in (True, False):
+        found[f"several turns, thinking {'on' if thinking else 'off'}"] = {
+            "messages": turns, "add_generation_prompt": True, "enable_thinking": thinking
+        }  # fmt: skip
+    return found
 
 
 # GGUF

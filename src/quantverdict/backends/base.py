@@ -46,6 +46,11 @@ class Placement:
         dtype: of a checkpoint's arithmetic; `auto` is float32 on a CPU.
         cache_k, cache_v: types of the keys and values that a sequence keeps.
         flash_attention: attention in one pass; without it sums are made in another order.
+        gpu_layers: layers of a GGUF build on a GPU: a number, or `auto` for what fits; None is none in the embedded
+            engine, and what the program does by itself in llama-server.
+        binary: llama-server, by its path or a name that PATH knows.
+        slots: answers that llama-server writes at once; with more than one they depend on each other in last bits.
+        arguments: further ones of llama-server.
     """
 
     parallel: int = 16
@@ -56,6 +61,10 @@ class Placement:
     cache_k: str = "f16"
     cache_v: str = "f16"
     flash_attention: bool = True
+    gpu_layers: int | str | None = None
+    binary: str = "llama-server"
+    slots: int = 1
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,42 @@ class WhiteBox(Protocol):
 
         Raises:
             EngineError: the engine failed, or prompt and answer do not fit the context.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """A text as a backend reads it.
+
+    Attributes:
+        ids: token ids of all of it, the start token included where the model wants one.
+        start: the start token; None where the model wants none.
+        vocabulary: how many tokens a distribution is over.
+    """
+
+    ids: tuple[int, ...]
+    start: int | None
+    vocabulary: int
+
+
+@runtime_checkable
+class TextReader(Protocol):
+    """A backend that shows its whole distribution along a text; no part of `Backend`, as most cannot."""
+
+    def text_tokens(self, text: str) -> TextTokens:
+        """The tokens of a text, in which no special token is written."""
+        ...
+
+    def window_logits(self, windows: Sequence[tuple[int, ...]], part: range) -> npt.NDArray[np.float32]:
+        """Logits after the places of `part` in windows of a text: (windows, places, vocabulary).
+
+        Args:
+            windows: token ids, all equally many, each a sequence of its own.
+            part: places in each; one that follows the last call's, of the same windows, goes on from there.
+
+        Raises:
+            EngineError: the engine failed.
         """
         ...
 

@@ -89,6 +89,11 @@ class CheckpointTokenizer:
         """
         return tuple(self._begin(_asked(prompt)))
 
+    @property
+    def start(self) -> int | None:
+        """The token that begins a sequence; None where the model wants none."""
+        return self._start[0] if self._start else None
+
     def piece(self, token: int) -> str:
         """The text of one token, special tokens by their name."""
         return self.text((token,), special=True)

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantverdict.backends.base import Decoding, Placement, Progress, TeacherForcedLogits, physical_cores
+from quantverdict.backends.base import (
+    Decoding,
+    Placement,
+    Progress,
+    TeacherForcedLogits,
+    TextTokens,
+    physical_cores,
+)
 from quantverdict.backends.batch_scheduler import BatchJob, GeneratedAnswer
 from quantverdict.backends.checkpoint_tokenizer import (
     INSTALL,
@@ -69,6 +76,9 @@ class BatchModel:
         model.generation_config = transformers.GenerationConfig()
         self._takes = set(inspect.signature(model.forward).parameters)
         self.halved = 0
+        self._windows: list[tuple[int, ...]] = []  # of a text, with what the model keeps of them so far
+        self._kept: Any = None
+        self._read = 0
 
     def answer(
         self, jobs: Sequence[BatchJob], max_new_tokens: int, context: int, report: Report
@@ -118,6 +128,25 @@ class BatchModel:
             return np.empty((0, self._model.config.get_text_config().vocab_size), np.float32)
         found = self._log_probs([prompt + answer[: stop - 1]], stop - part.start)[0]
         return np.asarray(found.cpu().numpy(), np.float32)
+
+    def window_logits(self, windows: Sequence[tuple[int, ...]], part: range) -> npt.NDArray[np.float32]:
+        """Logits after the places of a part of windows: (windows, places, vocabulary).
+
+        Raises:
+            EngineError: logits that are not finite.
+        """
+        if [*windows] != self._windows or part.start < self._read:
+            self._windows, self._kept, self._read = [*windows], None, 0
+        options: dict[str, Any] = {"logits_to_keep": len(part)} if "logits_to_keep" in self._takes else {}
+        keeps = "past_key_values" in self._takes
+        begun = self._read if keeps else 0
+        options |= {"past_key_values": self._kept, "use_cache": True} if keeps else {}
+        with self._torch.inference_mode():
+            found = self._model(input_ids=self._tensor([one[begun : part.stop] for one in windows]), **options)
+            logits = found.logits[:, -len(part) :].float()
+            _check(logits)
+        self._kept, self._read = found.get("past_key_values"), part.stop
+        return np.asarray(logits.cpu().numpy(), np.float32)
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], report: Report
@@ -375,6 +404,18 @@ class TransformersEngine:
         (job,) = read_jobs(self._tokenizer, [replace(prompt, choices=(answer,))], 0, self._placement.context)
         try:
             return TeacherForcedLogits(job.choices[0], self._batches.force(job.prompt, job.choices[0], part))
+        except LIBRARY_ERRORS as error:
+            raise EngineError(f"the model fails: {one_line(error)}") from error
+
+    def text_tokens(self, text: str) -> TextTokens:
+        """A text as the tokenizer reads it; see `TextReader`."""
+        size = int(self._model.config.get_text_config().vocab_size)
+        return TextTokens(self._tokenizer.ids(Prompt("", "", text, None, "")), self._tokenizer.start, size)
+
+    def window_logits(self, windows: Sequence[tuple[int, ...]], part: range) -> npt.NDArray[np.float32]:
+        """Logits along windows of a text; see `TextReader`."""
+        try:
+            return self._batches.window_logits(windows, part)
         except LIBRARY_ERRORS as error:
             raise EngineError(f"the model fails: {one_line(error)}") from error
 

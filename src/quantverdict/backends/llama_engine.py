@@ -109,6 +109,7 @@ struct llama_context_params llama_context_default_params(void);
 llama_model * llama_model_load_from_file(const char * path, struct llama_model_params params);
 void llama_model_free(llama_model * model);
 const llama_vocab * llama_model_get_vocab(const llama_model * model);
+bool llama_supports_gpu_offload(void);
 bool llama_model_has_encoder(const llama_model * model);
 bool llama_model_is_recurrent(const llama_model * model);
 bool llama_model_is_hybrid(const llama_model * model);
@@ -305,9 +306,13 @@ class LlamaEngine:
             which only matters where there are others.
         vocab_only: leave the weights where they are: text to tokens and back is all that works.
         cache: how keys and values are kept; in f16 if not given.
+        gpu_layers: on a GPU: a number, or `auto` for all where the library can do that, else none.
+
+    Attributes:
+        gpu_layers: that were asked of the library; -1 is all.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument a setting
         self,
         library: Library,
         path: Path,
@@ -316,6 +321,7 @@ class LlamaEngine:
         repack: bool = False,
         vocab_only: bool = False,
         cache: CacheSettings | None = None,
+        gpu_layers: int | str = 0,
     ) -> None:
         self._library, self._ffi, self._api = library, library.ffi, library.api
         self._threads, self._cache = threads, cache or CacheSettings()
@@ -323,7 +329,7 @@ class LlamaEngine:
         self._memory: Any = None
         self._shape = (0, 0)
         params = self._api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        self.gpu_layers = params.n_gpu_layers = self._layers_on_gpu(path, gpu_layers)
         params.use_extra_bufts, params.vocab_only = repack, vocab_only
         library.log.clear()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), params)
@@ -340,13 +346,22 @@ class LlamaEngine:
         self._batch = self._api.llama_batch_init(CHUNK, 0, 1)
         self._piece = self._ffi.new("char[]", _PAGE)
 
-    def tokenize(self, text: str, *, start: bool) -> list[int]:
-        """Token ids of a text; special tokens written in it are read as such.
+    def _layers_on_gpu(self, path: Path, wanted: int | str) -> int:
+        able = bool(self._api.llama_supports_gpu_offload())
+        if wanted == "auto":
+            return -1 if able else 0
+        if wanted and not able:
+            raise EngineError(f"{path}: {wanted} layers on a GPU are asked for, and this build of llama.cpp uses none")
+        return int(wanted)
+
+    def tokenize(self, text: str, *, start: bool, special: bool = True) -> list[int]:
+        """Token ids of a text.
 
         Args:
             text: any text.
             start: it begins the sequence: the start token is put before it where the model wants one and the text
                 does not begin with it already.
+            special: special tokens written in it are read as such.
         """
         try:
             data = text.encode()
@@ -354,15 +369,20 @@ class LlamaEngine:
             raise EngineError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         room = len(data) + 8
         ids = self._ffi.new("llama_token[]", room)
-        n = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)
+        n = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
         if n < 0:
             raise EngineError(f"a text of {len(data)} bytes could not be tokenised")
         tokens: list[int] = list(ids[0:n])
-        if start and self._api.llama_vocab_get_add_bos(self._vocab):
-            first: int = self._api.llama_vocab_bos(self._vocab)
-            if first >= 0 and tokens[:1] != [first]:
-                tokens.insert(0, first)
+        first = self.start_token
+        if start and first is not None and tokens[:1] != [first]:
+            tokens.insert(0, first)
         return tokens
+
+    @property
+    def start_token(self) -> int | None:
+        """The token that begins a sequence; None where the model wants none."""
+        first: int = self._api.llama_vocab_bos(self._vocab)
+        return first if first >= 0 and self._api.llama_vocab_get_add_bos(self._vocab) else None
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out but those that structure an answer (`marks`).

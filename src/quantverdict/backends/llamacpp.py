@@ -59,9 +59,14 @@ class LlamaCppBackend(WorkerBackend):
             "context": placement.context,
             "wheel": placement.wheel,
             "cache": (placement.cache_k, placement.cache_v, placement.flash_attention),
+            "gpu_layers": placement.gpu_layers,
         }
         environment = ENVIRONMENT | ({} if lone else SEVERAL_SLOTS)
-        super().__init__(WorkerProcess("llama.cpp", MODULE, environment, settings), identity)
+        worker = WorkerProcess("llama.cpp", MODULE, environment, settings)
+        if placement.gpu_layers is not None:
+            layers = int(worker.ready["gpu_layers"])
+            identity["gpu_layers"] = "all" if layers < 0 else layers
+        super().__init__(worker, identity)
 
     def complete(
         self, prompts: Sequence[Prompt], decoding: Decoding, progress: Progress | None = None

@@ -14,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
 
-from quantverdict.backends.base import Decoding, Placement, Progress, WhiteBox, hash_ids
+import numpy as np
+
+from quantverdict.backends.base import Decoding, Placement, Progress, TextReader, WhiteBox, hash_ids
 from quantverdict.backends.batch_scheduler import BatchJob, BatchScheduler, DecodeLimits, checked, even_parts
 from quantverdict.backends.llama_engine import CHUNK, CacheSettings, LlamaEngine, open_library
 from quantverdict.errors import EngineError, PromptTooLongError
@@ -149,7 +151,6 @@ class LlamaWorker:
         settings: `path`, `threads`, `parallel`, `context`, `wheel`; `vocab_only` to tokenise and no more.
     """
 
-    ready = True
     measured: Mapping[str, int] = {}
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -161,7 +162,11 @@ class LlamaWorker:
             repack=self.parallel == 1,
             vocab_only=bool(settings.get("vocab_only")),
             cache=CacheSettings(*settings.get("cache", ())),
+            gpu_layers=settings.get("gpu_layers") or 0,
         )
+        self.ready = {"gpu_layers": self.engine.gpu_layers}
+        self._windows: list[tuple[int, ...]] = []  # of a text, as far as `_read` is evaluated in each
+        self._read = 0
 
     def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """To one line of input."""
@@ -171,9 +176,42 @@ class LlamaWorker:
             return {"tokens": [token for token in range(self.engine.n_vocab) if self.engine.is_end(token)]}
         if "piece" in request:
             return {"text": self.engine.piece(int(request["piece"]))}
-        if "force" in request:
-            return self.force(request["force"])
-        return {"completions": self.answer(request, progress)}
+        return self._read_along(request) or self._asked(request, progress)
+
+    def _asked(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        self._windows = []  # the engine begins anew
+        return self.force(request["force"]) if "force" in request else {"completions": self.answer(request, progress)}
+
+    def _read_along(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of a text; empty where nothing is."""
+        if "text" in request:
+            tokens = self.engine.tokenize(request["text"], start=True, special=False)
+            return {"ids": tokens, "start": self.engine.start_token, "vocabulary": self.engine.n_vocab}
+        return self.read_windows(**request["windows"]) if "windows" in request else {}
+
+    def read_windows(self, tokens: Sequence[Sequence[int]], start: int, stop: int) -> dict[str, Any]:
+        """Logits after the places of a part of windows, which are evaluated side by side: of each `FEW` rows at once.
+
+        So they are those by which answers are chosen, and no other than those of a window by itself.
+        """
+        windows = [tuple(window) for window in tokens]
+        if windows != self._windows or start < self._read:
+            self.engine.start(len(windows), len(windows[0]))
+            self._windows, self._read = windows, 0
+        self._evaluate_windows(range(self._read, start), None)
+        found = np.empty((len(windows), stop - start, self.engine.n_vocab), np.float32)
+        self._evaluate_windows(range(start, stop), found)
+        self._read = stop
+        return {"vocabulary": self.engine.n_vocab, PAYLOAD: found.data.cast("B")}
+
+    def _evaluate_windows(self, places: range, found: np.ndarray[Any, Any] | None) -> None:
+        most = max(1, min(FEW, CHUNK // len(self._windows)))
+        for block in even_parts(len(places), most):
+            rows = [(s, window[places[i]], places[i]) for s, window in enumerate(self._windows) for i in block]
+            shown = self.engine.evaluate(rows, () if found is None else range(len(rows)))
+            for at, logits in enumerate(shown):
+                assert found is not None  # else none is asked for
+                found[at // len(block), block[at % len(block)]] = checked(logits)
 
     def force(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Logits before the tokens of an answer, evaluated with the prompt as one sequence that is alone."""
@@ -278,11 +316,21 @@ class EngineWorker:
 
     def reply(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """To one line of input."""
+        if "text" in request:
+            assert isinstance(self._engine, TextReader)  # only such an engine's backend asks
+            return asdict(self._engine.text_tokens(request["text"]))
+        if "windows" in request:
+            return self._read_windows(**request["windows"])
         if "force" in request:
             return self._force(**request["force"])
         prompts = [_prompt(values) for values in request["prompts"]]
         done = self._engine.complete(prompts, Decoding(**request["decoding"]), progress)
         return {"completions": [asdict(completion) for completion in done]}
+
+    def _read_windows(self, tokens: Sequence[Sequence[int]], start: int, stop: int) -> dict[str, Any]:
+        assert isinstance(self._engine, TextReader)
+        found = np.ascontiguousarray(self._engine.window_logits([tuple(one) for one in tokens], range(start, stop)))
+        return {"vocabulary": found.shape[2], PAYLOAD: found.data.cast("B")}
 
     def _force(self, prompt: Mapping[str, Any], answer: str, start: int, stop: int) -> dict[str, Any]:
         assert isinstance(self._engine, WhiteBox)  # only such an engine's backend asks

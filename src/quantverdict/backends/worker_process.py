@@ -22,12 +22,16 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from quantverdict.backends.base import Decoding, Placement, Progress, TeacherForcedLogits, Usage
+from quantverdict.backends.base import Decoding, Placement, Progress, TeacherForcedLogits, TextTokens, Usage
 from quantverdict.backends.worker import PAYLOAD
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MODULE = "quantverdict.backends.worker"
 """What every engine that has a process of its own is run by."""
@@ -311,6 +315,19 @@ class WorkerBackend:
     def close(self) -> None:
         """End the worker and wait for it."""
         self._worker.close()
+
+    def text_tokens(self, text: str) -> TextTokens:
+        """A text as the engine reads it; see `TextReader`."""
+        reply = self._worker.ask({"text": text})
+        return TextTokens(tuple(reply["ids"]), reply["start"], reply["vocabulary"])
+
+    def window_logits(self, windows: Sequence[tuple[int, ...]], part: range) -> npt.NDArray[np.float32]:
+        """Logits along windows of a text; see `TextReader`."""
+        import numpy as np
+
+        reply = self._worker.ask({"windows": {"tokens": windows, "start": part.start, "stop": part.stop}})
+        logits = np.frombuffer(reply[PAYLOAD], dtype=np.float32)
+        return logits.reshape(len(windows), len(part), reply["vocabulary"])
 
     def _completions(self, request: Mapping[str, Any], progress: Progress | None) -> list[Completion]:
         """What a batch is answered with; raises as `WorkerProcess.ask`."""

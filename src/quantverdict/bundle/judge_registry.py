@@ -128,8 +128,8 @@ def revised(stored: Study, given: Study, *, stopped: bool) -> Study:
 
 
 MAY_CHANGE = (
-    "policy", "constraints", "statistics", "classifier", "semantic", "whitebox", "waivers", "nulls", "reuse_servers",
-    "allow_code_execution", "executor",
+    "policy", "constraints", "statistics", "classifier", "semantic", "whitebox", "text_kl", "waivers", "nulls",
+    "reuse_servers", "allow_code_execution", "executor",
 )  # fmt: skip
 """Keys of a study by which no answer is asked."""
 

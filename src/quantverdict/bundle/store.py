@@ -320,6 +320,7 @@ def parse_timing(line: bytes) -> BatchTiming | None:
 # What scoring stored answers took: a line a pass in `timings/NAME.jsonl`, for the plan of the next run.
 
 SEMANTIC, CLASSIFIER, MARGINS, DRIFTS = "semantic", "classifier", "whitebox~margins", "whitebox~drifts"
+TEXT_KL = "text_kl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -408,6 +408,26 @@ def lineage(baseline: Path, variants: tuple[Path, ...], as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("baseline", type=Existing)
+@click.argument("builds", type=Existing, nargs=-1, required=True)
+@click.option("--text", type=Existing, help="A UTF-8 text file. Default: the text that ships.")
+@click.option("--context", type=int, default=512, help="Tokens of a window; the second half of each is predicted.")
+@click.option("--windows", type=int, help="Read at most so many windows. Default: all of the text.")
+@click.option("--backend", help="What runs them. Default: llamacpp for GGUF files, transformers for checkpoints.")
+@json_option
+def kld(baseline: Path, builds: tuple[Path, ...], as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Say how far each of the BUILDS is from the BASELINE along a text.
+
+    KL divergence, same top token and perplexity, as publishers print them.
+    """
+    from quantverdict.reporting.terminal import progress_view
+    from quantverdict.stages import kld as texts
+
+    rows = texts.kld(baseline, *builds, progress=progress_view().say, **how)
+    show(rows, lambda: texts.kld_lines(rows), as_json)
+
+
+@commands.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Say which engines, extras and hardware are at hand, and what to install."""

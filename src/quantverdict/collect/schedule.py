@@ -140,7 +140,12 @@ def _run_together(
     reused = {store.cell: store.reused for store in stores}
     cells = [
         ActiveCell(
-            CellRun(store, AnswerSource(job.open_backend, job.kept, job.watch, job.answer), view.beside(), log.known(job.cell)),
+            CellRun(
+                store,
+                AnswerSource(job.open_backend, job.kept, job.watch, job.answer),
+                view.beside(),
+                log.known(job.cell),
+            ),
             job.build or BuildRequest(job.cell, job.open_backend),
             log.noting(job.cell),
             frozenset() if job.watch is None else first,

@@ -7,6 +7,7 @@ build, the judge or the metric, and what would be right.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import metadata, util
@@ -91,6 +92,8 @@ def _check_build(study: Study, model: Model, variant: Variant, at: Place) -> Non
     if backend.reads == "recordings":
         return
     _require(backend, name, at, study.collect.wheel)
+    if backend.name == "llama-server":
+        _check_program(study, name)
     if study.decoding.temperature > 0 and not backend.capabilities.samples:
         others = ", or ".join(backends(lambda can: can.samples))
         problem = f"{name}: {backend.name} decodes greedily, not at a temperature of {study.decoding.temperature:g}"
@@ -105,6 +108,14 @@ def _check_build(study: Study, model: Model, variant: Variant, at: Place) -> Non
         _check_checkpoint(study, model, variant, at)
     else:
         _check_ladder(study, model, name, at)
+
+
+def _check_program(study: Study, name: str) -> None:
+    program = study.collect.llama_server.binary
+    found = shutil.which(program if Path(program).name == program else study.folder / Path(program).expanduser())
+    if found is None:
+        problem = f"{name} is run by {program}, which is not there"
+        raise Finding(problem, "the path of llama.cpp's llama-server", ("collect", "llama_server", "binary"))
 
 
 def _check_ladder(study: Study, model: Model, name: str, at: Place) -> None:

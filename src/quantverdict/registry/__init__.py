@@ -209,6 +209,14 @@ METRICS: Listing[Metric] = Listing("metrics", "metric", (
            graded="cell"),
     Metric("mean_refusal_chars", "characters of a refusal", "template", unit="characters", higher_is_better=None,
            graded="cell"),
+    Metric("text_kl_mean", "KL divergence from the baseline, a token of a text", "measured", unit="nats",
+           higher_is_better=False, interval="none", label="KL on a text (nats)", graded="cell"),
+    Metric("text_kl_p999", "the same at the token above which one in a thousand lies", "measured", unit="nats",
+           higher_is_better=False, interval="none", label="99.9 % of KL on a text (nats)", graded="cell"),
+    Metric("text_same_top", "tokens of a text before which both find the same one likeliest", "measured",
+           interval="none", label="same top token on a text", graded="cell"),
+    Metric("text_ppl_ratio", "perplexity on a text over the baseline's", "measured", unit="ratio",
+           higher_is_better=False, interval="none", label="perplexity ratio on a text", graded="cell"),
     Metric("tokens_per_second", "tokens generated a second", "measured", unit="tokens/s", interval="none",
            label="tokens/s", graded="cell"),
     Metric("ttft_ms", "time to the first token", "measured", unit="ms", higher_is_better=False, interval="none",
@@ -292,19 +300,21 @@ RUBRICS: Listing[RubricSpec] = Listing("rubrics", "rubric", (
 
 _ENGINE, _LABEL = "quantverdict.backends", "quantverdict.judges.label_model"
 _CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-_READS = Capabilities(labels=True, logprobs=True, whitebox=True)
+_READS = Capabilities(labels=True, logprobs=True, whitebox=True, texts=True)
 BACKENDS: Listing[BackendSpec] = Listing("backends", "backend", (
     BackendSpec("llamacpp", f"{_ENGINE}.llamacpp:LlamaCppBackend", "file",
-        replace(_READS, wheels=True, alone=True, cache_types=_CACHE_TYPES),
+        replace(_READS, wheels=True, alone=True, gpu=True, cache_types=_CACHE_TYPES),
         "GGUF files by llama.cpp",
         tokenizer=f"{_ENGINE}.llamacpp:LlamaTokenizer"),
+    BackendSpec("llama-server", f"{_ENGINE}.llama_server:LlamaServerBackend", "file",
+        Capabilities(samples=True, gpu=True, cache_types=_CACHE_TYPES), "GGUF files by your own llama-server"),
     BackendSpec("replay", f"{_ENGINE}.replay:ReplayBackend", "recordings", meaning="recorded answers"),
     BackendSpec("transformers", f"{_ENGINE}.hf:TransformersBackend", "file", replace(_READS, checkpoints=True),
         "checkpoints by Transformers",
         tokenizer=f"{_ENGINE}.checkpoint_tokenizer:CheckpointTokenizer",
         packages=("torch", "transformers", "accelerate")),
     BackendSpec("vllm", f"{_ENGINE}.vllm:VllmBackend", "file",
-        replace(_READS, checkpoints=True, cache_types=("f16", "fp8", "fp8_e4m3", "fp8_e5m2")),
+        replace(_READS, texts=False, checkpoints=True, cache_types=("f16", "fp8", "fp8_e4m3", "fp8_e5m2")),
         "checkpoints by vLLM",
         tokenizer=f"{_ENGINE}.checkpoint_tokenizer:CheckpointTokenizer", packages=("vllm",), platforms=("linux",)),
     BackendSpec("ollama", f"{_ENGINE}.ollama:OllamaBackend", "server", Capabilities(labels=True, samples=True),

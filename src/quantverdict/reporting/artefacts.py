@@ -81,7 +81,7 @@ def plain(value: object) -> str:
 
 TABLES = (
     "matrix", "deltas", "tiers", "regimes", "row_actions", "quant_roles", "floor", "taxonomy", "checklist", "paired",
-    "noise_floor", "engines", "criteria", "recovery", "whitebox", "alarms", "instruments", "corrected_rates",
+    "noise_floor", "engines", "criteria", "recovery", "whitebox", "text_kl", "alarms", "instruments", "corrected_rates",
     "judges", "judge_calibration", "judge_agreement", "judge_direction",
 )  # fmt: skip
 

@@ -333,7 +333,7 @@ SECTIONS = {
     "Add to a bundle": ("judge", "label", "report"),
     "Use a decision": ("gate", "diff", "verify", "export", "card"),
     "Check an instrument": ("grade",),
-    "Look at models": ("list", "inspect", "lineage", "quantize"),
+    "Look at models": ("list", "inspect", "lineage", "kld", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),
 }
 """The commands of `--help`, by what they are for."""
@@ -381,6 +381,10 @@ EXAMPLES = {
         "card bundle --model my-model --repo me/my-model-GGUF --file Q4_K_M=my-model-Q4_K_M.gguf --png",
     ),
     "verify": ("verify bundle",),
+    "kld": (
+        "kld my-model-F16.gguf my-model-Q4_K_M.gguf",
+        "kld checkpoint/ checkpoint-AWQ/ --text mine.txt --windows 64",
+    ),
     "list": ("list models/", "list owner/name-GGUF --json"),
     "inspect": ("inspect my-model-Q4_K_M.gguf",),
     "lineage": ("lineage my-model-F16.gguf unknown.gguf",),

@@ -306,6 +306,11 @@ INSIDE = (
     "Inside the builds",
     "The refusal rate beside the log-probability of refusing, and how far each build is from its baseline, by token.",
 )
+ALONG_TEXT = (
+    "text_kl",
+    "Along a text",
+    "How far each build is from its baseline along a text, token by token; KL in nats, shares from 0 to 1.",
+)
 JUDGES = (
     ("judges", "Judges", "What each judge was asked, how many of its labels count, and what it took."),
     ("judge_agreement", "Judge against judge", "How often two judges give the same answer the same label."),
@@ -327,7 +332,7 @@ def grids(bundle: BundleTables) -> list[TextTable]:
     by_criteria = bundle.decision.get("rules") == "criteria"
     overview = [table for table in OVERVIEW if table[0] not in PROTOCOL or not by_criteria]
     open_ = [grid(bundle.names, *table, bundle.tables.get(table[0])) for table in overview]
-    open_ += [beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, *JUDGES)]
+    open_ += [beside(bundle.names, table, bundle.tables.get(table[0], ())) for table in (INSIDE, ALONG_TEXT, *JUDGES)]
     decided = "criteria" if by_criteria else "paired"
     tables = [table for table in PER_BUILD if table[0] not in ("criteria", "paired") or table[0] == decided]
     folded = (grid(bundle.names, *table, bundle.tables.get(table[0])) for table in tables)

@@ -389,6 +389,10 @@ def placement_of(study: Study, null: int = 0, runtime: Mapping[str, str] | None 
     own = dict(runtime or {})
     flash_attention = own.pop("flash_attention", "on") == "on"
     placed = Placement(parallel, threads, settings.context, settings.wheel, settings.dtype)
+    server = settings.llama_server
+    binary = server.binary if Path(server.binary).name == server.binary else str(study.folder / server.binary)
+    placed = replace(placed, gpu_layers=settings.gpu_layers, binary=binary, slots=server.slots,
+                     arguments=server.arguments)  # fmt: skip
     return replace(placed, **own, flash_attention=flash_attention)  # type: ignore[arg-type]
 
 

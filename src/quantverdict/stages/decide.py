@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = (
     "whitebox", "judge_agreement", "judge_direction", "second_judge_regimes", "alarms", "instruments",
-    "corrected_rates", "criteria", "recovery",
+    "corrected_rates", "criteria", "recovery", "text_kl",
 )  # fmt: skip
 """Tables of a decision that only some bundles have; one is deleted with what it came of."""
 
@@ -206,6 +206,7 @@ def decide(
     from quantverdict.protocol.decide import decide as decide_matrix
     from quantverdict.protocol.regimes import regime_counts
     from quantverdict.stages.ingest import judge_tables
+    from quantverdict.stages.kld import text_kl_tables
     from quantverdict.stages.label import label_tables
     from quantverdict.stages.whitebox import whitebox_tables
 
@@ -227,7 +228,7 @@ def decide(
     engines = engines_table(samples, elsewhere(stored_builds(bundle)), statistics, seed)
     deltas = next(table for table in decision.tables if table.name == "deltas")
     tables = (*synthesis.values(), *decision.tables, regime_counts(decision.regimes), engines)
-    tables += whitebox_tables(matrix, deltas, samples)
+    tables += (*whitebox_tables(matrix, deltas, samples), *text_kl_tables(bundle, matrix))
     judged = judge_tables(bundle, matrix, rules, statistics.confidence)
     written = (*tables, *judged, *label_tables(bundle, matrix, statistics.confidence))
     for table in written:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.builds import Build, engine_baseline, from_json
 from quantverdict.bundle.files import Json, sha256_of
@@ -158,7 +158,7 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
             quant=build.cell.quant,
             bpw=build.artifact.bpw_quantized if build.artifact else None,
             is_baseline=build.is_baseline,
-            measured=measurements(build, outcomes[build.cell]),
+            measured=measurements(build, outcomes[build.cell]) | _text_figures(bundle, build.cell),
         )
         for build in builds
     ]
@@ -172,6 +172,38 @@ def measurements(build: Build, outcome: CellOutcome) -> dict[str, Estimate]:
     if BACKENDS[build.backend].reads != "recordings":
         values |= {name: getattr(outcome, name) for name in ("tokens_per_second", "ttft_ms", "peak_memory_bytes")}
     return {name: measured(value) for name, value in values.items() if value is not None}
+
+
+def text_kl_file(cell: CellId) -> str:
+    return f"text_kl/{responses_path(Path(), cell).stem}.json"
+
+
+TEXT_FIGURES = {"text_kl_mean": "mean", "text_kl_p999": "p999", "text_same_top": "same_top",
+                "text_ppl_ratio": "ppl_ratio"}  # fmt: skip
+"""Metrics of the matrix, and what they are called in `text_kl.csv`."""
+
+
+def stored_text_kl(bundle: Bundle, cell: CellId) -> Mapping[str, Any]:
+    """What a build came to along a text, as it was stored; empty where nothing is.
+
+    Raises:
+        BundleError: it is not as it was written.
+    """
+    name = text_kl_file(cell)
+    if not bundle.path(name).exists():
+        return {}
+    found = bundle.read_json(name)
+    numbers = {"tokens", *TEXT_FIGURES.values()}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), int | float) for key in numbers):
+        raise BundleError(f"{bundle.path(name)}: not as it was written")
+    return found
+
+
+def _text_figures(bundle: Bundle, cell: CellId) -> dict[str, Estimate]:
+    from quantverdict.matrix.cells import measured
+
+    found = stored_text_kl(bundle, cell)
+    return {name: measured(found[key]) for name, key in TEXT_FIGURES.items()} if found else {}
 
 
 def read_templates(bundle: Bundle) -> dict[CellId, dict[str, Estimate]]:

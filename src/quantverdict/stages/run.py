@@ -147,6 +147,7 @@ def run_looks(study: Study, whole: Sequence[Task], bundle: Bundle, tools: Tools,
 
 def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle, tools: Tools) -> None:
     """From builds to the report, over what was asked so far and what is missing of it, or `more`."""
+    from quantverdict.stages.kld import measure_text
     from quantverdict.stages.whitebox import measure as measure_inside
 
     view = tools.view
@@ -159,6 +160,7 @@ def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle,
     builds = make_builds(study, tasks, bundle, view)
     ask(study, tasks, builds, bundle, tools)
     measure_inside(study, tasks, builds, bundle, view.say)
+    measure_text(study, builds, bundle, view.say)
     execute_code(study, tasks, bundle, view.say)
     grade(tasks, builds, bundle, tools.encoders, view.say, tools.classifier)
     judge_study(study, bundle, view)

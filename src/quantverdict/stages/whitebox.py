@@ -35,7 +35,7 @@ from quantverdict.registry import BACKENDS
 from quantverdict.stages.ask import open_build, tokenizer_of
 from quantverdict.stages.facts import stored_prompts, stored_responses
 from quantverdict.stats import plain_sum
-from quantverdict.stats.correlation import divergence
+from quantverdict.stats.divergence import divergence
 from quantverdict.stats.paired import mcnemar_exact
 
 if TYPE_CHECKING:

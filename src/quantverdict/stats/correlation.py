@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -230,48 +229,3 @@ def cohen_kappa(
     se = max(0.0, variance / n) ** 0.5 / (1 - expected)
     reach = critical_z(confidence) * se
     return Agreement(n, observed, interval, kappa, se, Interval(max(-1.0, kappa - reach), min(1.0, kappa + reach)))
-
-
-# How far one distribution over tokens is from another.
-
-AnyFloatArray = npt.NDArray[np.floating]
-
-
-class Divergence(NamedTuple):
-    """Over so many places.
-
-    Attributes:
-        kl: the sum of KL(reference || other) in nats.
-        agreed: places where both find the same token the likeliest.
-        places: how many there are.
-    """
-
-    kl: float
-    agreed: int
-    places: int
-
-
-def divergence(reference: AnyFloatArray, other: AnyFloatArray) -> Divergence:
-    """KL(p || q) = sum over tokens of p (ln p - ln q), added up over the places, in float64; 0 for equal logits.
-
-    Args:
-        reference, other: (places, tokens) logits, each row up to a constant of its own. One row at a time is widened.
-
-    Raises:
-        ValueError: they are not of one shape.
-    """
-    if reference.shape != other.shape:
-        raise ValueError(f"logits of shapes {reference.shape} and {other.shape}")
-    kl, agreed = 0.0, 0
-    for mine, theirs in zip(reference, other, strict=True):
-        log_p, log_q = _log_softmax(mine), _log_softmax(theirs)
-        kl += float((np.exp(log_p) * (log_p - log_q)).sum())
-        agreed += int(mine.argmax() == theirs.argmax())
-    return Divergence(kl, agreed, len(reference))
-
-
-def _log_softmax(logits: AnyFloatArray) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    wide -= np.log(np.exp(wide).sum())
-    return wide
