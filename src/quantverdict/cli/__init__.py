@@ -538,6 +538,8 @@ def main() -> None:
         commands(prog_name="quantverdict")  # a shell asks what could come next, and reads bytes
     # The products are small and many: threads of the linear algebra would wait for each other. No result depends on it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Plugins of pydantic watch models of others; to look for them takes every installed package's list of entry points.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     code = execute(sys.argv[1:])
     # What is left ends with the process; looking through it for cycles first would take a tenth of a short command.
     gc.freeze()
