@@ -122,6 +122,7 @@ def hostile(folder: Path, payloads) -> None:
         lines = []
         for number, sample in enumerate(samples):
             text = f"{REFUSED} {payloads[-1 - number]}" if quant == "FP16" else f"Sure. {payloads[number]}"
+            text = f"<think>{payloads[-1 - number]}</think>{text}" if quant == "Q2_K" else text
             lines.append(json.dumps({"task": "harmful", "sample_id": sample["id"], "text": text}) + "\n")
         (folder / "recorded" / f"tiny__{quant}.jsonl").write_text("".join(lines))
     study = {
