@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from quantverdict.artifacts.gguf_read import Gguf
+from quantverdict.artifacts.imatrix import IMATRIX_KEY, IMATRIX_SHA256_KEY, read_imatrix
 from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, COARSEST, DIFFERENT, SAME, Finding
 from quantverdict.artifacts.lineage_tokenizer import (
     TokenizerFacts,
@@ -34,7 +35,7 @@ from quantverdict.artifacts.settings import (
     rendered,
     shown,
 )
-from quantverdict.artifacts.weights import Weights, open_weights
+from quantverdict.artifacts.weights import Importance, Weights, open_weights
 
 _COVERED = 0.99
 """Share of either model's weights that must have been compared for `same`."""
@@ -82,22 +83,30 @@ class Lineage:
     resolution: float | None
 
 
-def compare(baseline: Path, variant: Path) -> Lineage:
+def compare(baseline: Path, variant: Path, imatrix: Path | None = None, *, remake: bool = False) -> Lineage:
     """Compare a variant with the baseline it is said to come from; GGUF files and checkpoints, in any pairing.
+
+    Args:
+        imatrix: the importance matrix that the variant was made with; looked for beside both files, by the name that
+            the variant records, if not given.
+        remake: encode every low-bit weight of a GGUF again, whole, and not only some rows of those whose types show
+            nothing else: minutes for each billion weights.
 
     Raises:
         ArtifactError: a file is missing, corrupt, or of neither format.
         QuantverdictError: a low-bit GGUF, and the llamacpp extra is not installed.
     """
     with np.errstate(all="ignore"):  # weights may hold what is no number, and the verdict says so
-        return _compare(baseline, variant)
+        return _compare(baseline, variant, imatrix, remake)
 
 
-def _compare(baseline: Path, variant: Path) -> Lineage:
+def _compare(baseline: Path, variant: Path, imatrix: Path | None, remake: bool) -> Lineage:
     ours, theirs = open_weights(baseline), open_weights(variant)
     both = pairs(ours, theirs)
     fitting = {pair.name: pair for pair in both if pair.readable and pair.comparable}
-    findings = Comparison(fitting, method=theirs.method).findings()
+    importance, lacking = _importance(ours, theirs, imatrix)
+    comparison = Comparison(fitting, method=theirs.method, importance=importance, remakes=remake)
+    findings = comparison.findings()
     findings += tuple(not_read(pair) for pair in both if not pair.readable)
     low_bit = {pair.name for pair in both if pair.variant.low_bit}
     resolution = _resolution(findings, {pair.name: pair for pair in both})
@@ -105,10 +114,47 @@ def _compare(baseline: Path, variant: Path) -> Lineage:
         *_reading_checks(_Side(ours), _Side(theirs)),
         _coverage(ours, theirs, both),
         _weights_check("weights left wide", [item for item in findings if item.name not in low_bit], 0),
-        _weights_check("quantised weights", [item for item in findings if item.name in low_bit], len(low_bit)),
+        _with_recipe(
+            _weights_check("quantised weights", [item for item in findings if item.name in low_bit], len(low_bit)),
+            comparison,
+            lacking,
+        ),
     )
     verdict, reason = _decide(checks, resolution)
     return Lineage(str(baseline), str(variant), verdict, reason, checks, resolution)
+
+
+def _importance(ours: Weights, theirs: Weights, given: Path | None) -> tuple[Importance | None, str]:
+    """The importance matrix that a GGUF was made with, and why there is none where it records one."""
+    if not isinstance(theirs.source, Gguf):
+        return None, ""
+    recorded = theirs.source.text(f"{IMATRIX_KEY}file")
+    if given is not None:
+        return read_imatrix(given).values, ""
+    if recorded is None:
+        return None, ""
+    name = recorded.replace("\\", "/").rpartition("/")[2]
+    near = [weights.path.parent / name for weights in (theirs, ours) if name]
+    file = next((path for path in near if path.is_file()), None)
+    if file is None:
+        return None, f"its importance matrix, {name[:60]!r}, is not beside it (--imatrix says where it is)"
+    found, known = read_imatrix(file), theirs.source.text(IMATRIX_SHA256_KEY)
+    if known is not None and known != found.sha256:
+        return None, f"{file.name} is not the importance matrix that it was made with"
+    return found.values, ""
+
+
+def _with_recipe(check: Check, comparison: Comparison, lacking: str) -> Check:
+    """What making the weights again showed, behind what the check says."""
+    if comparison.proved and check.verdict == SAME:
+        whole = "whole" if comparison.remakes else "in the rows that were read"
+        said = f"proved: {comparison.proved} made again from the baseline with the same bytes, {whole}"
+    elif comparison.unlike and check.verdict != DIFFERENT:
+        why = lacking or "another llama.cpp, importance matrix or source made it"
+        said = f"made again, {comparison.unlike} has other bytes: {why}"
+    else:
+        return check
+    return replace(check, reason=f"{check.reason}; {said}")
 
 
 def lineage_lines(found: Lineage) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from quantverdict.artifacts.lineage_tensors import (
     joined,
     judge,
     judge_columns,
+    judge_experts,
+    judge_remade,
     norm_before,
     norm_fold,
     pair_fold,
@@ -31,11 +34,13 @@ from quantverdict.artifacts.lineage_tensors import (
     scaled,
 )
 from quantverdict.artifacts.packings import Rows, Whole
-from quantverdict.artifacts.weights import WeightHandle, Weights
+from quantverdict.artifacts.weights import Importance, WeightHandle, Weights
 
 _BUDGET = 24_000_000
 """Values read of each model in the first pass: a second or two."""
 _ROWS = (24, 256)
+_LEAST_EXPERT_ROWS, _TRIED = 4, 2
+"""Rows of each expert; weights that all come out otherwise before the variant is taken for one of another maker."""
 _COLUMN_ROWS, _LEAST_LAYERS, _COLUMN_BUDGET = 1536, 4, 32_000_000
 """For makers that move weights: rows of a matrix that are looked at for a first column, and in how many layers."""
 _LEAST_MOVED = 0.05
@@ -56,6 +61,11 @@ class WeightPair:
     @property
     def rows(self) -> int:
         return min(self.baseline.n_rows, self.variant.n_rows)
+
+    @property
+    def experts(self) -> int:
+        """How many matrices are stacked in it."""
+        return max(1, prod(self.variant.shape[:-2])) if len(self.variant.shape) > 2 else 1
 
     @property
     def readable(self) -> bool:
@@ -103,11 +113,19 @@ class Comparison:
         method: how the variant's checkpoint says it was made.
         checked: pairs by name.
         folds: factors found in the norms, by name of the norm.
+        importance: of the columns, as the variant's maker had it; None where it used none.
+        remakes: whether all low-bit weights are encoded again, and not those alone that show nothing else.
+        proved: how many weights came out with the bytes that are stored.
+        unlike: the weight that ended the remaking, as none of its rows came out with the bytes that are stored.
     """
 
     checked: dict[str, WeightPair]
     method: str = ""
     folds: dict[str, ScaleFold | None] = field(default_factory=dict)
+    importance: Importance | None = None
+    remakes: bool = False
+    unlike: str = ""
+    proved: int = 0
 
     def findings(self) -> tuple[Finding, ...]:
         """One finding a weight, in the order of the pairs."""
@@ -115,6 +133,7 @@ class Comparison:
         self._unfold_pairs(found)
         self._look_for_first_columns(found)
         self._unfolded_norms(found)
+        self._make_again(found)
         if any(name in self.method.lower() for name in _LEARNED_ROUNDING):
             found = {name: _learned(finding) for name, finding in found.items()}
         return tuple(found.values())
@@ -123,8 +142,13 @@ class Comparison:
         return self._judged(pair, None, None)
 
     def _sample(self, pair: WeightPair) -> Whole:
-        share = _BUDGET // max(1, len(self.checked) * pair.baseline.shape[-1])
-        return _spread(pair.rows, min(max(share, _ROWS[0]), _ROWS[1]))
+        share = min(max(_BUDGET // max(1, len(self.checked) * pair.baseline.shape[-1]), _ROWS[0]), _ROWS[1])
+        experts = pair.experts
+        if experts == 1:
+            return _spread(pair.rows, share)
+        each = pair.rows // experts
+        own = _spread(each, max(share // experts, _LEAST_EXPERT_ROWS))
+        return np.asarray((np.arange(experts)[:, None] * each + own).reshape(-1))
 
     def _judged(self, pair: WeightPair, inputs: ScaleFold | None, outputs: ScaleFold | None) -> Finding:
         """One weight's finding, with these further factors of its inputs and of its rows.
@@ -133,7 +157,6 @@ class Comparison:
         """
         rows = self._sample(pair)
         read = self._read(pair, rows)
-        type_name = pair.variant.type_name
         if read is None:
             return not_read(pair)
         ours, theirs = read
@@ -142,10 +165,10 @@ class Comparison:
         if outputs is not None:
             ours = scaled(ours, outputs.factors[rows, None], outputs.relative_error[rows, None])
         if pair.baseline.low_bit:
-            decoded = judge(pair.name, type_name, residual(as_decoded(ours), theirs))
+            decoded = _judge(pair, rows, as_decoded(ours), theirs)
             if decoded.verdict == SAME:
                 return decoded
-        return judge(pair.name, type_name, residual(ours, theirs))
+        return _judge(pair, rows, ours, theirs)
 
     def _read(self, pair: WeightPair, rows: Whole) -> tuple[Rows, Rows] | None:
         """Both sides' rows, the factors of the norm before them on the baseline's."""
@@ -210,6 +233,39 @@ class Comparison:
                 kept, note = found[norm], "its factors are in the matrices that read it"
                 found[norm] = Finding(norm, kept.type_name, SAME, kept.off, kept.error, kept.resolution, note)
 
+    def _make_again(self, found: dict[str, Finding]) -> None:
+        """Encode rows of the baseline as the variant stores them: equal bytes prove what no error can.
+
+        Where the first weights come out otherwise, another kernel or importance matrix made them, and nothing follows.
+        Where most come out equal, what does not is another model's.
+        """
+        wanted = [
+            name
+            for name, pair in self.checked.items()
+            if pair.variant.remade is not None
+            and name in found
+            and (self.remakes or (found[name].verdict == CANNOT_TELL and found[name].off is None))
+        ]
+        made: dict[str, Finding] = {}
+        for name in wanted:
+            pair = self.checked[name]
+            rows = np.arange(pair.rows) if self.remakes else self._sample(pair)
+            ours = pair.baseline.read(rows)
+            if ours is None or pair.variant.remade is None:
+                continue
+            equal = pair.variant.remade(rows, ours.values, self.importance)
+            self.unlike = self.unlike or ("" if equal.any() else name)
+            experts = rows // max(1, pair.rows // pair.experts)
+            made[name] = judge_remade(found[name], equal, ours.values.size, pair.rows, experts)
+            if self.unlike and len(made) >= _TRIED and all(one.verdict == DIFFERENT for one in made.values()):
+                return
+        same = sum(one.verdict == SAME for one in made.values())
+        if 2 * same > len(made):
+            for name, one in made.items():
+                # Where levels say that a weight is the baseline's, other bytes say that another kernel made it.
+                found[name] = one if one.verdict == SAME or found[name].verdict != SAME else found[name]
+            self.proved, self.unlike = same, ""
+
     def _look_for_first_columns(self, found: dict[str, Finding]) -> None:
         """Judge again, by their first column, matrices whose maker may have moved weights.
 
@@ -237,6 +293,19 @@ class Comparison:
             for name, part in parts.items():
                 said, type_name = verdicts[key], self.checked[name].variant.type_name
                 found[name] = Finding(name, type_name, said.verdict, said.off, part.error, said.resolution, said.note)
+
+
+def _judge(pair: WeightPair, rows: Whole, ours: Rows, theirs: Rows) -> Finding:
+    name, type_name = pair.name, pair.variant.type_name
+    if pair.experts == 1 or not pair.variant.low_bit:
+        return judge(name, type_name, residual(ours, theirs))
+    each = len(rows) // pair.experts
+    spans = [slice(at * each, (at + 1) * each) for at in range(pair.experts)]
+    return judge_experts(name, type_name, [residual(_part(ours, one), _part(theirs, one)) for one in spans])
+
+
+def _part(rows: Rows, span: slice) -> Rows:
+    return Rows(*(item if item is None or len(item) == 1 else item[span] for item in rows))
 
 
 def _may_move(finding: Finding) -> bool:

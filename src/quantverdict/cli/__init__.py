@@ -380,15 +380,17 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @commands.command()
 @click.argument("baseline", type=Existing)
 @click.argument("variants", type=Existing, nargs=-1, required=True)
+@click.option("--imatrix", type=Existing, help="GGUF: what the variants were made with, if it is not beside them.")
+@click.option("--remake", is_flag=True, help="GGUF: encode every weight again, whole, and compare the bytes.")
 @json_option
-def lineage(baseline: Path, variants: tuple[Path, ...], as_json: bool) -> None:
+def lineage(baseline: Path, variants: tuple[Path, ...], *, imatrix: Path | None, remake: bool, as_json: bool) -> None:
     """Say whether each VARIANT comes from the BASELINE.
 
     With the weights and settings that say so.
     """
     from quantverdict.artifacts import lineage as lineages
 
-    found = [lineages.compare(baseline, variant) for variant in variants]
+    found = [lineages.compare(baseline, variant, imatrix, remake=remake) for variant in variants]
     lines = [line for one in found for line in lineages.lineage_lines(one)]
     show([lineages.as_json(one) for one in found], lambda: lines, as_json)
 
