@@ -422,11 +422,19 @@ def tasks() -> None:
 
 
 @tasks.command("list")
+@click.option(
+    "--all", "benchmarks", is_flag=True, help="The benchmarks too, whose data are fetched when they are asked."
+)
 @json_option
-def tasks_list(as_json: bool) -> None:
+def tasks_list(*, benchmarks: bool, as_json: bool) -> None:
     """List the built-in tasks: items, type, metrics."""
     from quantverdict.tasks.catalog import task_summaries
 
+    if benchmarks:
+        from quantverdict.tasks.benchmark_list import benchmark_lines, listed
+
+        show(listed(), benchmark_lines, as_json)
+        return
     rows = task_summaries()
     lines = [f"{row.name:24}{row.items:>4}  {row.task_type:22}{', '.join(row.metrics)}" for row in rows]
     show([row._asdict() for row in rows], lambda: lines, as_json)
