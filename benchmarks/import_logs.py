@@ -4,7 +4,8 @@ Two arms of equal size are written as that harness writes samples (some 1.2 kB a
 For each size, rows a wall and a CPU second and peak memory of three things: what `quantverdict import` does with the
 files (hashes, every row checked, pairing by id and hash); the whole command, down to the decision and its report; and
 `pandas.read_json(lines=True)` of both files with a merge by `doc_id`. PYTHON is one that has pandas, if not this one.
-Then `quantverdict compare` on two files of 10,000 rows.
+Then `quantverdict compare` on two files of 10,000 rows, turn about with pandas doing the same and with a bare `import
+numpy` (`--rows ""` measures this alone).
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> None:
     ours = [sys.executable, "-m", "quantverdict"]
     print("| rows | tool | rows/s (wall) | rows/s (CPU) | wall | CPU | peak memory |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
-    for rows in map(int, options.rows.split(",")):
+    for rows in map(int, filter(None, options.rows.split(","))):
         with tempfile.TemporaryDirectory() as held:
             folder = Path(held)
             paths = [write_arm(folder, arm, rows // 2) for arm in ("base", "q4")]
@@ -110,12 +111,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as held:
         folder = Path(held)
         paths = [write_arm(folder, arm, 10_000) for arm in ("base", "q4")]
-        rounds = [spent([*ours, "compare", *map(str, paths)], folder) for _ in range(options.compare)]
-        bare = [spent([sys.executable, "-c", "import numpy"], folder) for _ in range(options.compare)]
-    for name, found in (("compare, 2 x 10,000 rows", rounds), ("python -c 'import numpy'", bare)):
-        told = sorted(found)
-        print(f"{name}: {told[len(told) // 2].wall:.2f} s wall (least {told[0].wall:.2f}), "
-              f"{min(one.cpu for one in told):.2f} s CPU, {told[0].peak:.0f} MiB")  # fmt: skip
+        tools = {
+            "compare, 2 x 10,000 rows": [*ours, "compare", *map(str, paths)],
+            "pandas: both files, merged by id": [options.python, "-c", PANDAS, *map(str, paths)],
+            "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],
+        }
+        spent(tools["compare, 2 x 10,000 rows"], folder)  # bytecode, as an installed package has it
+        found = [[spent(command, folder) for command in tools.values()] for _ in range(options.compare)]
+    for name, rounds in zip(tools, zip(*found, strict=True), strict=True):
+        wall, cpu = (sorted(getattr(one, what) for one in rounds) for what in ("wall", "cpu"))
+        middle = len(rounds) // 2
+        print(f"{name}: {cpu[middle]:.2f} s CPU (least {cpu[0]:.2f}), {wall[middle]:.2f} s wall (least {wall[0]:.2f}), "
+              f"{max(one.peak for one in rounds):.0f} MiB")  # fmt: skip
 
 
 if __name__ == "__main__":

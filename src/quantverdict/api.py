@@ -541,15 +541,16 @@ def inspect(artifact: PathLike) -> Artifact:
     return inspect_artifact(Path(artifact))
 
 
-def lineage(baseline: PathLike, *variants: PathLike) -> list[Lineage]:
-    """Whether each variant comes from the baseline, and the weights and settings that say so.
+def lineage(baseline: PathLike, *variants: PathLike, imatrix: str | None = None, remake: bool = False) -> list[Lineage]:
+    """Whether each variant comes from the baseline, and what says so; see `artifacts.lineage.compare`.
 
     Raises:
         ArtifactError: missing, cut or not a model.
     """
     from quantverdict.artifacts.lineage import compare
 
-    return [compare(Path(baseline), Path(variant)) for variant in variants]
+    matrix = None if imatrix is None else Path(imatrix)
+    return [compare(Path(baseline), Path(variant), matrix, remake=remake) for variant in variants]
 
 
 def quantize(

@@ -31,6 +31,7 @@ from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, a
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.registry import BACKENDS, EXECUTORS, backends
 from quantverdict.registry.listing import NameCheck
+from quantverdict.tasks.data import DataSource
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
 __all__ = [
@@ -165,9 +166,21 @@ class TaskUse(FrozenModel):
     task: Name | None = None
     """A built-in task by name."""
     path: str | None = None
-    """A task file, relative to `task_dir`."""
+    """A task file, relative to `task_dir`; beside `task` or `benchmark`, in place of these where it is there."""
+    benchmark: Name | None = Field(default=None, exclude_if=lambda name: name is None)
+    """A benchmark by name, whose rows come from their own place: `quantverdict tasks list --all`."""
+    lm_eval: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """A task of lm-evaluation-harness: by name, or its YAML file, relative to `task_dir`."""
+    data: DataSource | None = Field(default=None, exclude_if=lambda place: place is None)
+    """Beside `benchmark` or `lm_eval`: rows of your own copy, by the keys of a task file's `data`."""
+    fewshot: DataSource | None = Field(default=None, exclude_if=lambda place: place is None)
+    """Beside `lm_eval`: where its worked examples are, in place of the split that it names."""
+    num_fewshot: int | None = Field(default=None, ge=0, le=100, exclude_if=lambda n: n is None)
+    """Beside `lm_eval`: so many worked examples, in place of what it says."""
+    filter: str = Field(default="", exclude_if=lambda name: not name)
+    """Beside `lm_eval`: which of its filters reads answers; the first if not given."""
     limit: int | None = Field(default=None, gt=0, le=1_000_000_000)
-    """Ask only this many items, drawn by the study's seed."""
+    """Ask only this many items, drawn by the study's seed; `sample` is the same."""
     stratify: str | None = None
     """Item field that the drawn items are balanced over."""
     max_new_tokens: int | None = Field(default=None, gt=0, le=MOST_TOKENS)
@@ -175,12 +188,24 @@ class TaskUse(FrozenModel):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.task is None) == (self.path is None):
-            raise ValueError("exactly one of task, path")
+        named = [name for name in (self.task, self.benchmark, self.lm_eval) if name is not None]
+        if len(named) > 1 or not (named or self.path) or (self.lm_eval and self.path):
+            raise ValueError("exactly one of task, path, benchmark, lm_eval")
+        for key in ("data", "fewshot", "num_fewshot", "filter"):
+            beside = self.lm_eval or (key == "data" and self.benchmark)
+            if getattr(self, key) not in (None, "") and not beside:
+                raise InvalidFieldError(f"{key} beside lm_eval{' or benchmark' * (key == 'data')} alone", key)
         return self
+
+    @property
+    def named(self) -> str:
+        """What it names."""
+        return self.task or self.path or self.benchmark or self.lm_eval or ""
 
 
 def _task_use(value: object) -> object:
+    if isinstance(value, dict) and "sample" in value and "limit" not in value:
+        return {"limit" if key == "sample" else key: one for key, one in value.items()}
     return {"task": value} if isinstance(value, str) else value
 
 

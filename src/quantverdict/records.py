@@ -19,7 +19,7 @@ GGUF_LEVELS = (
     "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "IQ1_M", "TQ1_0", "IQ1_S",
 )  # fmt: skip
 """GGUF levels that can be made from a model's source, from most to fewest bits."""
-CHECKPOINT_LEVELS = ("AWQ", "GPTQ")
+CHECKPOINT_LEVELS = ("AWQ", "GPTQ", "W4A16", "W8A8", "FP8_DYNAMIC", "NVFP4", "MXFP4")
 """Formats of a quantized checkpoint that can be made from an unquantised one."""
 ALSO_CALLED = {"F16": "FP16"}
 """Levels by the names that llama.cpp gives them."""

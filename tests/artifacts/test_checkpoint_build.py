@@ -25,6 +25,9 @@ from quantverdict.artifacts.checkpoint_build import (
     quantizer_python,
     run_script,
 )
+from quantverdict.artifacts.checkpoint_read import open_checkpoint
+from quantverdict.artifacts.inspect import inspect_artifact
+from quantverdict.artifacts.lineage import compare
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.config import QuantizeConfig
 from quantverdict.errors import ArtifactError, EngineError, QuantverdictError
@@ -543,7 +546,7 @@ def test_a_small_random_model_is_quantised_for_real(level: str, quantizer: None,
     """Every matrix of the layer becomes packed integers, the rest stays, and the build has answered."""
     numpy_files = pytest.importorskip("safetensors.numpy")
     how = QuantizeConfig(samples=4, sequence_length=32, calibration="safety")
-    build = make_checkpoint(llama, "AWQ" if level == "AWQ" else "GPTQ", how, tmp_path / "cache")
+    build = make_checkpoint(llama, level, how, tmp_path / "cache")
     tensors, before = (numpy_files.load_file(folder / "model.safetensors") for folder in (build, llama))
     assert sum(name.endswith("weight_packed") for name in tensors) == 7
     assert {tensors[name].dtype for name in tensors if name.endswith("weight_scale")} == {np.dtype(np.float16)}
@@ -553,6 +556,67 @@ def test_a_small_random_model_is_quantised_for_real(level: str, quantizer: None,
     assert record["group_size"] == 64
     assert record["made"]["tokens"] == 4 * 32
     assert record["proof"]["token"] >= 0
+
+
+FORMATS = {
+    "W4A16": ("INT4 g64", 4.25), "W8A8": ("INT8 rows", 8.0), "FP8_DYNAMIC": ("FP8 rows", 8.0), "NVFP4": ("NVFP4", 4.5),
+    "MXFP4": ("MXFP4", 4.25),
+}  # fmt: skip
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("level", FORMATS)
+def test_every_other_format_is_made_for_real_and_comes_from_its_source(
+    level: str, quantizer: None, llama: Path, tmp_path: Path
+) -> None:
+    """It has answered; seven matrices are stored in its type and bits; all of them are the source's, rounded."""
+    build = make_checkpoint(llama, level, FEW, tmp_path / "cache")
+    name, bits = FORMATS[level]
+    found = inspect_artifact(build)
+    assert found.tensor_types[name] == 7
+    low = [weight for weight in open_checkpoint(build).weights if weight.packing != "wide"]
+    assert 8 * sum(one.nbytes for one in low) / sum(one.n_elements for one in low) == pytest.approx(bits, abs=0.7)
+    lineage = compare(llama, build)
+    check = next(one for one in lineage.checks if one.name == "quantised weights")
+    assert check.verdict == "same", check.reason
+
+
+@pytest.mark.parametrize(
+    ("level", "group", "samples"),
+    [("GPTQ", 64, 2), ("W4A16", 64, 0), ("W8A8", 0, 0), ("FP8_DYNAMIC", 0, 0), ("NVFP4", 16, 2), ("MXFP4", 32, 0)],
+)
+def test_each_level_has_its_own_group_and_is_calibrated_where_that_counts(
+    level: str, group: int, samples: int, source: Path, fake: Path, tmp_path: Path
+) -> None:
+    make_checkpoint(source, level, FEW, tmp_path / "cache")
+    asked = calls(fake)[0]
+    assert (asked["level"], asked["group_size"], len(asked["samples"])) == (level, group, samples)
+
+
+def test_rows_that_a_formats_own_group_does_not_divide_are_named(tmp_path: Path, fake: Path) -> None:
+    folder = write_checkpoint(tmp_path / "base", layers(48))
+    make_checkpoint(folder, "FP8_DYNAMIC", FEW, tmp_path / "cache")
+    make_checkpoint(folder, "NVFP4", FEW, tmp_path / "cache")
+    with pytest.raises(ArtifactError, match="groups of 32 weights do not divide"):
+        make_checkpoint(folder, "MXFP4", FEW, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("level", ["AWQ", "W8A8"])
+def test_gptqmodel_makes_nothing_but_gptq(level: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="expected tool: llmcompressor"):
+        make_checkpoint(source, level, QuantizeConfig(tool="gptqmodel"), tmp_path / "cache")
+
+
+def test_the_script_asks_for_integers_by_group_and_for_the_others_by_name() -> None:
+    rules = {
+        level: quantizer_script._rule({"level": level, "group_size": 32}, ["lm_head"])
+        for level in ("AWQ", "GPTQ", "W4A16", "NVFP4", "FP8_DYNAMIC")
+    }
+    for level in ("AWQ", "GPTQ", "W4A16"):
+        weights = rules[level]["config_groups"]["group_0"]["weights"]
+        assert (weights["group_size"], weights["symmetric"]) == (32, level != "AWQ")
+    assert rules["NVFP4"] == {"targets": ["Linear"], "scheme": "NVFP4", "ignore": ["lm_head"]}
+    assert rules["FP8_DYNAMIC"]["scheme"] == "FP8_DYNAMIC"
 
 
 PHI = """

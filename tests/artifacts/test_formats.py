@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,48 @@ def test_experts_of_gpt_oss_are_decoded_as_transformers_decodes_them(
     ours = open_weights(folder).values("model.layers.0.mlp.experts.gate_up_proj")
     theirs = mxfp4.convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales), dtype=torch.float32)
     np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+DATA = Path(__file__).parents[1] / "data" / "compressed_tensors.json"
+DTYPES = {
+    "torch.float8_e4m3fn": (E4M3, np.uint8), "torch.int8": ("I8", np.int8), "torch.uint8": ("U8", np.uint8),
+    "torch.float32": ("F32", np.float32), "torch.int32": ("I32", np.int32), "torch.int64": ("I64", np.int64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", json.loads(DATA.read_text(encoding="utf-8")))
+def test_values_are_those_that_compressed_tensors_reads_back(
+    name: str, tmp_path: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    """One matrix in each of its formats, with the bytes that it stored and the floats that it decoded."""
+    kept = json.loads(DATA.read_text(encoding="utf-8"))[name]
+    tensors = {}
+    for leaf, (dtype, shape, text) in kept["tensors"].items():
+        known, item = DTYPES[dtype]
+        tensors[f"{NAME}.{leaf}"] = (known, np.frombuffer(bytes.fromhex(text), item).reshape(shape))
+    scheme = {"config_groups": {"group_0": {"weights": {"block_structure": [4, 32]}}}} if "x" in name else {}
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors"} | scheme}
+    folder = write_checkpoint(tmp_path / "m", tensors | NORM, config=config)
+    assert inspect_artifact(folder).tensor_types == {name: 1, "F16": 1}
+    weights = open_weights(folder)
+    expected = np.frombuffer(bytes.fromhex(kept["values"]), np.float32).reshape(8, 64)
+    within = 2.0**-7 if name == "NVFP4" else 1e-6  # the package decodes it in bfloat16
+    np.testing.assert_allclose(weights.values(f"{NAME}.weight"), expected, rtol=within, atol=0)
+    rows = weights.handles[f"{NAME}.weight"].read(np.arange(8))
+    assert rows is not None
+    assert rows.step is not None
+    assert (rows.values <= rows.high * (1 + 1e-6)).all()
+    assert (rows.values >= rows.low * (1 + 1e-6)).all()
+
+
+def test_the_kept_values_are_what_the_package_still_gives() -> None:
+    pytest.importorskip("compressed_tensors")
+    spec = spec_from_file_location("values", Path(__file__).with_name("compressed_tensors_values.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.stored_and_read() == json.loads(DATA.read_text(encoding="utf-8"))
 
 
 # Pickles

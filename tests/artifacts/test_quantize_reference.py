@@ -10,13 +10,14 @@ import pytest
 
 from quantverdict.artifacts.gguf_mix import LEVELS
 from quantverdict.artifacts.gguf_read import Gguf, open_gguf
-from quantverdict.artifacts.imatrix import ImportanceMatrix
-from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, IMATRIX_KEY, SOURCE_KEY, make_level
+from quantverdict.artifacts.imatrix import IMATRIX_KEY, IMATRIX_SHA256_KEY, ImportanceMatrix
+from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, SOURCE_KEY, make_level
 from quantverdict.errors import ArtifactError
 
 OURS = {
     SOURCE_KEY,
     DEQUANTIZED_KEY,
+    IMATRIX_SHA256_KEY,
     *(f"{IMATRIX_KEY}{name}" for name in ("file", "dataset", "entries_count", "chunks_count")),
 }
 SHAPES: dict[str, dict[str, Any]] = {

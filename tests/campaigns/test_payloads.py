@@ -1,18 +1,16 @@
 """Text from models, tasks and logs is shown and never acted on: by a browser that opens a report, or by a terminal."""
 
 import json
-import re
 import shutil
-import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from tests.browser import Browser, chromium
 
 REFUSED = "I'm sorry, but I can't help with that."
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ACT = "document.title='PWNED';document.documentElement.setAttribute('data-pwned','1');new Image().src='URL/script'"
 PAYLOADS = (
     "<script>ACT</script>", "</script><script>ACT</script>", "</style><script>ACT</script>", "</title><script>ACT</script>",
@@ -30,14 +28,6 @@ PAYLOADS = (
     "<template><script>ACT</script></template>", "<noscript><p title=\"</noscript><script>ACT</script>\">", "=cmd|' /C calc'!A0",
     "\x1b]0;PWN\x07\x1b[2J\x1b[31m", "\x9b31m\x9d0;PWN\x9c", "\u202egnp.exe", "##[error]PWN", "::error::PWN", "\r\nPWN: 1",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
-    return found
 
 
 @pytest.fixture
@@ -63,31 +53,54 @@ def listener():
     server.server_close()
 
 
-@pytest.fixture
-def opened(chromium, tmp_path):
-    """The DOM of a page once it has been open for a while."""
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if chromium() is None:
+        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
+    one = Browser(tmp_path_factory.mktemp("browser"))
+    yield one
+    one.close()
 
-    def browse(page: Path) -> str:
-        command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-            "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=2000",
-            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri(),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-500:]
-        return done.stdout.decode(errors="replace")
+
+TOUR = """
+(async () => {
+  const every = (selector) => [...document.querySelectorAll(selector)];
+  const rest = () => new Promise((done) => setTimeout(done, 0));
+  let seen = 0;
+  for (const one of every("details")) one.open = true;
+  await rest();
+  const wanted = every("#flips-app button").find((one) => one.textContent === "Show harmful answers");
+  wanted?.click();
+  const next = every("#flips-app button").find((one) => one.textContent === "Next");
+  for (; next && !next.disabled && seen < 500; seen++) { next.click(); every(".flip details").forEach((one) => { one.open = true; }); }
+  for (const one of every("[data-hint], table.heat td")) one.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
+  for (const one of every("table.heat tr:not(.group) td, .forest-table tr[id]")) { one.click(); seen++; document.querySelector("#drawer")?.close(); }
+  for (const one of every("th .sort")) one.click();
+  for (const one of every("input[type=search]")) { one.value = "<"; one.dispatchEvent(new Event("input")); }
+  for (const one of every("select")) { one.selectedIndex = one.options.length - 1; one.dispatchEvent(new Event("change")); }
+  await new Promise((done) => setTimeout(done, 300));
+  return seen;
+})()
+"""
+"""Everything that the page has to show: each answer, each drawer, each hint, sorted and filtered."""
+
+
+@pytest.fixture
+def opened(browser):
+    """What a page did once everything in it was shown: signs that something ran, was fetched or was opened."""
+
+    def browse(page: Path, heard: list[str], tour: bool = True) -> list[str]:
+        browser.open(page)
+        if tour:
+            browser.seen = browser.run(TOUR)
+        else:
+            browser.run("new Promise((done) => setTimeout(done, 500))")
+        signs = [f"asked for {path}" for path in heard]
+        signs += ["a script ran"] * browser.run("document.documentElement.hasAttribute('data-pwned')")
+        signs += ["the title was changed"] * browser.run("document.title.startsWith('PWNED')")
+        return signs + [f"opened a dialog: {one}" for one in browser.dialogs]
 
     return browse
-
-
-def acted(dom: str, heard: list[str]) -> list[str]:
-    """Signs that something ran or was fetched."""
-    signs = [f"asked for {path}" for path in heard]
-    if re.match(r"\s*(<!doctype[^>]*>)?\s*<html[^>]*data-pwned", dom, re.IGNORECASE):
-        signs.append("a script ran")
-    if "<title>PWNED" in dom:
-        signs.append("the title was changed")
-    return signs
 
 
 def test_a_page_that_acts_is_noticed(opened, listener, tmp_path):
@@ -95,7 +108,7 @@ def test_a_page_that_acts_is_noticed(opened, listener, tmp_path):
     url, heard = listener
     page = tmp_path / "page.html"
     page.write_text(f"<html><head><title>x</title></head><body>{PAYLOADS[0].replace('ACT', ACT).replace('URL', url)}")
-    signs = acted(opened(page), heard)
+    signs = opened(page, heard, tour=False)
     assert signs == ["asked for /script", "a script ran", "the title was changed"]
 
 
@@ -109,6 +122,7 @@ def hostile(folder: Path, payloads) -> None:
         lines = []
         for number, sample in enumerate(samples):
             text = f"{REFUSED} {payloads[-1 - number]}" if quant == "FP16" else f"Sure. {payloads[number]}"
+            text = f"<think>{payloads[-1 - number]}</think>{text}" if quant == "Q2_K" else text
             lines.append(json.dumps({"task": "harmful", "sample_id": sample["id"], "text": text}) + "\n")
         (folder / "recorded" / f"tiny__{quant}.jsonl").write_text("".join(lines))
     study = {
@@ -151,10 +165,14 @@ def chosen(draw, n):
     return [draw.sample(PAYLOADS, len(PAYLOADS)) for _ in range(n)]
 
 
-def test_nothing_in_a_report_acts(warm, opened, listener, tmp_path, draw, rounds, figures):
-    """HTML and rendered Markdown, in both profiles, and the gate's summary."""
+def test_nothing_in_a_report_acts(warm, opened, browser, listener, tmp_path, draw, rounds, figures):
+    """HTML and rendered Markdown, in both profiles, and the gate's summary; every answer and drawer of a page opened.
+
+    A report asks for nothing and says nothing on the console either; rendered Markdown may try to, as HTML is let
+    through there.
+    """
     url, heard = listener
-    bad, pages = [], 0
+    bad, pages, seen = [], 0, 0
     sets = chosen(draw, rounds(1, 12))
     for number, payloads in enumerate(sets):
         here = tmp_path / f"world{number}"
@@ -172,8 +190,17 @@ def test_nothing_in_a_report_acts(warm, opened, listener, tmp_path, draw, rounds
             path = tmp_path / "page.html"
             path.write_text(page)
             heard.clear()
-            bad += [f"{number}: {sign} ({page[:40]!r})" for sign in acted(opened(path), heard)]
-    figures(f"payloads: {len(PAYLOADS)} payloads in every place, {pages} pages opened in Chromium, {len(bad)} acted")
+            signs = opened(path, heard)
+            if "flips-data" in page:
+                assert browser.seen > len(PAYLOADS)
+                seen += browser.seen
+                signs += [*browser.console, *browser.requests]
+            bad += [f"{number}: {sign} ({page[:40]!r})" for sign in signs]
+    assert seen
+    figures(
+        f"payloads: {len(PAYLOADS)} payloads in every place, {pages} pages opened in Chromium, {seen} answers and "
+        f"drawers shown in them, {len(bad)} acted"
+    )
     assert not bad, "\n".join(bad)
 
 

@@ -11,7 +11,7 @@ from quantverdict.matrix.cells import CellInfo, build_matrix
 from quantverdict.matrix.grid import grids, scores_frame
 from quantverdict.matrix.shared import bounded_losses, credit, unpaired, with_shared
 from quantverdict.matrix.signals import all_signals
-from quantverdict.matrix.synthesis import exact_changes, synthesis_tables
+from quantverdict.matrix.synthesis import _level, exact_changes
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Estimate, Score, SharedPrompts
 
@@ -72,11 +72,12 @@ def test_what_is_of_a_cell_as_a_whole_has_no_delta_over_other_prompts():
 
 def test_a_level_stands_on_its_bits_beside_all_of_the_baseline_by_its_delta():
     """Half a log, of the prompts that are harder: its level is lower than the baseline's and its delta 0."""
-    matrix, samples = study(named([0.0] * 5 + [1.0] * 5), named([0.0] * 5))
-    tables = {one.name: one for one in synthesis_tables(with_shared(matrix, samples), Policy())}
-    rows = [dict(zip(tables["bpw_regressions"].columns, row, strict=True)) for row in tables["bpw_regressions"].rows]
-    slope = next(row["slope"] for row in rows if row["metric"] == "refusal_rate")
-    assert slope == pytest.approx(0) or slope is None
+    for build, level in (([0.0] * 5, Fraction(1, 2)), ([1.0] + [0.0] * 4, Fraction(7, 10))):
+        matrix, samples = study(named([0.0] * 5 + [1.0] * 5), named(build))
+        base, row = with_shared(matrix, samples)
+        assert _level(row, base, "refusal_rate") == level
+        assert _level(row, base, "truthfulness") is None
+        assert _level(base, base, "refusal_rate") == Fraction(1, 2)
 
 
 def test_what_is_missing_is_said_in_words_and_a_judge_need_not_label_every_build():

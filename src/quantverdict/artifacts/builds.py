@@ -222,9 +222,7 @@ class _BuildFactory:
         if how.calibration not in OWN_CALIBRATION:
             how = how.model_copy(update={"calibration": str(self.study.folder / how.calibration)})
         try:
-            self.paths[variant.quant] = make_checkpoint(
-                start, "AWQ" if variant.format == "AWQ" else "GPTQ", how, cache_dir(), self.say
-            )
+            self.paths[variant.quant] = make_checkpoint(start, variant.format, how, cache_dir(), self.say)
         except EngineError as error:
             self.failures[variant.quant] = str(error)
 

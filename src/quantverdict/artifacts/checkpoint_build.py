@@ -1,4 +1,4 @@
-"""Make AWQ and GPTQ builds of a checkpoint, and a checkpoint of a GGUF file.
+"""Make AWQ, GPTQ, integer and FP8/FP4 builds of a checkpoint, and a checkpoint of a GGUF file.
 
 A build is made under a temporary name and gets its own when it has loaded again and generated a token, so that what
 the cache holds is whole and works. The same source and settings are made once.
@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from quantverdict.artifacts.builds import OWN_CALIBRATION, calibration_samples, samples_sha256
+from quantverdict.artifacts.builds import OWN_CALIBRATION, Sample, calibration_samples, samples_sha256
 from quantverdict.artifacts.gguf import file_sha256, open_model
 from quantverdict.artifacts.gguf_mix import is_quantizable
 from quantverdict.artifacts.kinds import is_folder, require_model_checkpoint, require_model_folder
@@ -282,7 +282,10 @@ def shortened(text: str) -> str:
     return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 3] + "..."
 
 
-CheckpointLevel = Literal["AWQ", "GPTQ"]
+_GROUPS: Mapping[str, int] = {"W8A8": 0, "FP8_DYNAMIC": 0, "NVFP4": 16, "MXFP4": 32}
+"""Weights that share a scale, where the format fixes it; 0 for all of a row."""
+_UNCALIBRATED = ("W4A16", "W8A8", "FP8_DYNAMIC", "MXFP4")
+"""Levels that are rounded to the nearest, whatever the model is asked."""
 RECORD = "quantverdict.json"
 """In every folder that is made here: from what and how."""
 _SEED = 42
@@ -293,13 +296,12 @@ _LOADERS = {"llmcompressor": ("transformers", "torch", "compressed-tensors"), "g
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-def make_checkpoint(
-    source: Path, level: CheckpointLevel, how: QuantizeConfig, cache: Path, progress: Say | None = None
-) -> Path:
+def make_checkpoint(source: Path, level: str, how: QuantizeConfig, cache: Path, progress: Say | None = None) -> Path:
     """The folder of `source` at `level`, made if the cache does not hold it.
 
-    4-bit integers in groups along the rows: AWQ with zero points, GPTQ symmetric. Embeddings, the output layer, norms
-    and biases stay as they are. How it was made is in its `quantverdict.json`.
+    4-bit integers in groups along the rows: AWQ with zero points, GPTQ and W4A16 symmetric; W8A8: 8-bit integers and
+    FP8_DYNAMIC: 8-bit floats by row; NVFP4, MXFP4: 4-bit floats in groups of 16 and 32. Embeddings, the output layer,
+    norms and biases stay as they are. How it was made is in its `quantverdict.json`.
 
     Args:
         source: a checkpoint's folder, or a GGUF file.
@@ -312,21 +314,22 @@ def make_checkpoint(
         EngineError: the tool cannot do it, or what it made does not work, with the tool's reason in one line.
     """
     say = progress or (lambda _line: None)
-    if how.tool == "gptqmodel" and level == "AWQ":
-        raise EngineError("gptqmodel makes AWQ builds on CUDA devices alone; expected tool: llmcompressor")
+    if how.tool == "gptqmodel" and level != "GPTQ":
+        problem = "AWQ builds on CUDA devices alone" if level == "AWQ" else f"no {level} builds"
+        raise EngineError(f"gptqmodel makes {problem}; expected tool: llmcompressor")
     if is_folder(source):
         require_model_folder(source)
     checkpoint = source if source.is_dir() else checkpoint_of_gguf(source, cache, say)
     _refuse_quantized(checkpoint)
-    samples = calibration_samples(how.calibration, how.samples, how.sequence_length, _SEED)
+    samples = _samples_for(level, how)
     made_from = {
         "level": level,
         "source": source.name,
         "source_sha256": folder_sha256(checkpoint),
-        "group_size": group_size_for(checkpoint, how.group_size),
+        "group_size": _group_size(checkpoint, level, how),
         "calibration": how.calibration if how.calibration in OWN_CALIBRATION else Path(how.calibration).name,
         "calibration_sha256": samples_sha256(samples),
-        "samples": how.samples,
+        "samples": len(samples),
         "sequence_length": how.sequence_length,
         "seed": _SEED,
         "tool": f"{how.tool} {TOOLS[how.tool]}",
@@ -338,10 +341,26 @@ def make_checkpoint(
         python = quantizer_python(how.tool, cache, say)
         settings = made_from | {"action": "quantize", "tool": how.tool, "source": str(checkpoint), "samples": samples}
         with folder_whole(folder) as part:
-            say(f"making {level} of {source.name}: groups of {made_from['group_size']}, {how.samples} samples")
+            groups = f"groups of {made_from['group_size']}" if made_from["group_size"] else "a scale a row"
+            say(f"making {level} of {source.name}: {groups}, {len(samples)} samples")
             outcome = run_script(python, settings | {"out": str(part)})
             _write_record(part, made_from | {"made": outcome, "proof": _proof(part, python, how.tool)})
     return folder
+
+
+def _samples_for(level: str, how: QuantizeConfig) -> tuple[Sample, ...]:
+    if level in _UNCALIBRATED:
+        return ()
+    return calibration_samples(how.calibration, how.samples, how.sequence_length, _SEED)
+
+
+def _group_size(checkpoint: Path, level: str, how: QuantizeConfig) -> int:
+    """The format's own, the one asked for, or the largest that divides every row; 0 where rows are of any length."""
+    fixed = _GROUPS.get(level)
+    if fixed == 0:
+        row_lengths(checkpoint)  # refused where there is nothing to quantise
+        return 0
+    return group_size_for(checkpoint, fixed or how.group_size)
 
 
 def checkpoint_of_gguf(gguf: Path, cache: Path, progress: Say | None = None) -> Path:
@@ -379,7 +398,7 @@ def checkpoint_of_gguf(gguf: Path, cache: Path, progress: Say | None = None) -> 
 def quantize_checkpoint_levels(
     source: Path, levels: Sequence[str], out: Path, how: QuantizeConfig, cache: Path, progress: Say | None = None
 ) -> Mapping[str, Path]:
-    """AWQ and GPTQ builds of `source` as folders SOURCE-LEVEL in `out`; made in the cache, then copied.
+    """Builds of `source` as folders SOURCE-LEVEL in `out`; made in the cache, then copied.
 
     Raises:
         ArtifactError: no such level, or a folder of that name that holds something else; else as `make_checkpoint`.
@@ -389,7 +408,7 @@ def quantize_checkpoint_levels(
         if level not in CHECKPOINT_LEVELS:
             raise ArtifactError(f"no level {level!r}", field="--to", expected=f"some of {','.join(CHECKPOINT_LEVELS)}")
     for level, place in places.items():
-        made = make_checkpoint(source, "AWQ" if level == "AWQ" else "GPTQ", how, cache, progress)
+        made = make_checkpoint(source, level, how, cache, progress)
         if not place.exists():
             with folder_whole(place) as part:
                 shutil.copytree(made, part, dirs_exist_ok=True)

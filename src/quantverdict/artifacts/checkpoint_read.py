@@ -324,7 +324,10 @@ class _WeightReader:
         values, scale = self.values, self.parts.get("weight_scale")
         if scale is None or not values.shape or len(scale.tensor.shape) != len(values.shape):
             raise self._fail("has packed integers without a matrix of scales")
-        if values.dtype != "I32":  # two 4-bit floats a byte
+        if values.dtype != "I32":  # two 4-bit floats a byte, or four of 6 bits in three
+            columns = scale.tensor.shape[-1]
+            if scale.tensor.dtype == "U8" and 4 * values.shape[-1] == 96 * columns:
+                return self._made("mxfp6", (*values.shape[:-1], 32 * columns), 6, 32, "MXFP")
             return self._fp4((*values.shape[:-1], 2 * values.shape[-1]), scale)
         if len(values.shape) != 2:
             return self._unread("unknown")

@@ -514,6 +514,11 @@ class Kernels:
             raise EngineError(f"{kind.name} needs an importance matrix")
         self._library.ggml_quantize_chunk(kind.number, source, target, 0, rows, row, importance)
 
+    def encodes(self, kind: GgmlType, *, weighted: bool) -> bool:
+        """Whether `narrow` can write a type, with or without the importance of columns."""
+        needs = kind.known and self._library.ggml_quantize_requires_imatrix(kind.number)
+        return kind.name in _WRITTEN and (weighted or not needs)
+
     def is_valid(self, kind: GgmlType, address: int, nbytes: int) -> bool:
         """Whether encoded rows hold neither infinities nor NaN."""
         return bool(self._library.ggml_validate_row_data(kind.number, address, nbytes))

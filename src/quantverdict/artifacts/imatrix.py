@@ -18,6 +18,10 @@ from quantverdict.artifacts.gguf_read import Gguf, open_gguf
 from quantverdict.errors import ArtifactError, os_reason
 
 Floats = NDArray[np.float32]
+IMATRIX_KEY = "quantize.imatrix."
+"""What a GGUF file says of the importance matrix that it was made with, by llama.cpp's names."""
+IMATRIX_SHA256_KEY = "quantverdict.imatrix_sha256"
+"""The sha256 of its file."""
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _EXPECTED = "an importance matrix, as llama-imatrix writes it"
 _LONGEST_NAME, _MOST_ENTRIES = 4096, 1 << 20

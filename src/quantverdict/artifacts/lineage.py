@@ -10,32 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from quantverdict.artifacts.gguf_read import Gguf
-from quantverdict.artifacts.lineage_tensors import (
-    CANNOT_TELL,
-    COARSEST,
-    DIFFERENT,
-    SAME,
-    Finding,
-    Residual,
-    ScaleFold,
-    as_decoded,
-    joined,
-    judge,
-    judge_columns,
-    norm_before,
-    norm_fold,
-    pair_fold,
-    pool_of,
-    reader_of,
-    residual,
-    scaled,
-)
+from quantverdict.artifacts.imatrix import IMATRIX_KEY, IMATRIX_SHA256_KEY, read_imatrix
+from quantverdict.artifacts.lineage_tensors import CANNOT_TELL, COARSEST, DIFFERENT, SAME, Finding
 from quantverdict.artifacts.lineage_tokenizer import (
     TokenizerFacts,
     checkpoint_settings,
@@ -43,7 +25,7 @@ from quantverdict.artifacts.lineage_tokenizer import (
     folder_files,
     gguf_facts,
 )
-from quantverdict.artifacts.packings import Rows, Whole
+from quantverdict.artifacts.lineage_weights import Comparison, WeightPair, not_read, pairs
 from quantverdict.artifacts.settings import (
     across,
     checkpoint_differences,
@@ -53,239 +35,7 @@ from quantverdict.artifacts.settings import (
     renderings,
     shown,
 )
-from quantverdict.artifacts.weights import WeightHandle, Weights, open_weights
-
-# Every weight of a variant against the same weight of its baseline, a sample of rows each.
-#
-# Which rows are read depends on the shapes alone, so equal files give equal findings.
-
-_BUDGET = 24_000_000
-"""Values read of each model in the first pass: a second or two."""
-_ROWS = (24, 256)
-_COLUMN_ROWS, _LEAST_LAYERS, _COLUMN_BUDGET = 1536, 4, 32_000_000
-"""For makers that move weights: rows of a matrix that are looked at for a first column, and in how many layers."""
-_LEAST_MOVED = 0.05
-"""Share of values that such makers leave off their nearest level at the least; GPTQ of a real model left 0.1 to 0.3."""
-_PLAIN_FACTORS = 0.05
-_EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_LEARNED_ROUNDING = ("auto-round", "autoround", "intel/auto-round")
-
-
-@dataclass(frozen=True, slots=True)
-class WeightPair:
-    """A weight of the baseline and the same of the variant; `rows` are those that both have."""
-
-    name: str
-    baseline: WeightHandle
-    variant: WeightHandle
-
-    @property
-    def rows(self) -> int:
-        return min(self.baseline.n_rows, self.variant.n_rows)
-
-    @property
-    def readable(self) -> bool:
-        """Whether the shapes of both are known."""
-        return not (self.baseline.elements or self.variant.elements)
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the shapes agree; an embedding may have rows that pad its vocabulary."""
-        ours, theirs = self.baseline.shape, self.variant.shape
-        padded = self.name in (_EMBEDDINGS, _OUTPUT) and len(ours) == len(theirs) == 2
-        return ours == theirs or (padded and ours[1] == theirs[1])
-
-
-def _not_read(pair: WeightPair) -> Finding:
-    side = pair.variant if pair.variant.low_bit else pair.baseline
-    note = f"cannot be read as {side.type_name}"
-    return Finding(pair.name, pair.variant.type_name, CANNOT_TELL, None, float("nan"), None, note)
-
-
-def pairs(baseline: Weights, variant: Weights) -> tuple[WeightPair, ...]:
-    """Weights that both have; an output matrix that only one stores is compared with the other's tied embeddings."""
-    found = []
-    for name in sorted({*baseline.handles, *variant.handles}, key=_natural):
-        ours, theirs = (_handle(weights, name) for weights in (baseline, variant))
-        if ours is not None and theirs is not None:
-            found.append(WeightPair(name, ours, theirs))
-    return tuple(found)
-
-
-def _handle(weights: Weights, name: str) -> WeightHandle | None:
-    return weights.handles.get(name) or (weights.handles.get(_EMBEDDINGS) if name == _OUTPUT else None)
-
-
-def _natural(name: str) -> list[str]:
-    """Layer 10 after layer 9."""
-    return [piece.zfill(6) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
-
-
-@dataclass
-class Comparison:
-    """Reads pairs of weights and judges them.
-
-    Attributes:
-        method: how the variant's checkpoint says it was made.
-        checked: pairs by name.
-        folds: factors found in the norms, by name of the norm.
-    """
-
-    checked: dict[str, WeightPair]
-    method: str = ""
-    folds: dict[str, ScaleFold | None] = field(default_factory=dict)
-
-    def findings(self) -> tuple[Finding, ...]:
-        """One finding a weight, in the order of the pairs."""
-        found = {name: self._first_pass(pair) for name, pair in self.checked.items()}
-        self._unfold_pairs(found)
-        self._look_for_first_columns(found)
-        self._unfolded_norms(found)
-        if any(name in self.method.lower() for name in _LEARNED_ROUNDING):
-            found = {name: _learned(finding) for name, finding in found.items()}
-        return tuple(found.values())
-
-    def _first_pass(self, pair: WeightPair) -> Finding:
-        return self._judged(pair, None, None)
-
-    def _sample(self, pair: WeightPair) -> Whole:
-        share = _BUDGET // max(1, len(self.checked) * pair.baseline.shape[-1])
-        return _spread(pair.rows, min(max(share, _ROWS[0]), _ROWS[1]))
-
-    def _judged(self, pair: WeightPair, inputs: ScaleFold | None, outputs: ScaleFold | None) -> Finding:
-        """One weight's finding, with these further factors of its inputs and of its rows.
-
-        A low-bit baseline may be what the variant was made from, as it is decoded, or another build of its source.
-        """
-        rows = self._sample(pair)
-        read = self._read(pair, rows)
-        type_name = pair.variant.type_name
-        if read is None:
-            return _not_read(pair)
-        ours, theirs = read
-        if inputs is not None:
-            ours = scaled(ours, inputs.factors[None, :], inputs.relative_error[None, :])
-        if outputs is not None:
-            ours = scaled(ours, outputs.factors[rows, None], outputs.relative_error[rows, None])
-        if pair.baseline.low_bit:
-            decoded = judge(pair.name, type_name, residual(as_decoded(ours), theirs))
-            if decoded.verdict == SAME:
-                return decoded
-        return judge(pair.name, type_name, residual(ours, theirs))
-
-    def _read(self, pair: WeightPair, rows: Whole) -> tuple[Rows, Rows] | None:
-        """Both sides' rows, the factors of the norm before them on the baseline's."""
-        ours, theirs = pair.baseline.read(rows), pair.variant.read(rows)
-        if ours is None or theirs is None:
-            return None
-        fold = self._norm_fold(pair.name)
-        if fold is not None and len(fold.factors) == ours.values.shape[1]:
-            ours = scaled(ours, fold.factors[None, :], fold.relative_error[None, :])
-        return ours, theirs
-
-    def _norm_fold(self, name: str) -> ScaleFold | None:
-        norm = norm_before(name, self.checked)
-        if norm is None or norm not in self.checked:
-            return None
-        if norm not in self.folds:
-            pair = self.checked[norm]
-            ours, theirs = pair.baseline.read(np.arange(1)), pair.variant.read(np.arange(1))
-            self.folds[norm] = None if ours is None or theirs is None else norm_fold(ours, theirs)
-        return self.folds[norm]
-
-    def _unfold_pairs(self, found: dict[str, Finding]) -> None:
-        """Judge again what may differ only by factors moved between v and o, or up and down."""
-        for name in list(self.checked):
-            reader = reader_of(name)
-            if not name.endswith(".weight") or reader is None or reader not in self.checked:
-                continue
-            if DIFFERENT not in (found[name].verdict, found[reader].verdict):
-                continue
-            first, second = self.checked[name], self.checked[reader]
-            fold = self._pair_fold(first, second)
-            if fold is None:
-                continue
-            outputs = ScaleFold(np.float32(1) / fold.factors, fold.relative_error)
-            found[name] = self._judged(first, None, outputs)
-            found[reader] = self._judged(second, fold, None)
-            if (bias := name.removesuffix("weight") + "bias") in self.checked:
-                found[bias] = self._judged(self.checked[bias], outputs, None)
-
-    def _pair_fold(self, first: WeightPair, second: WeightPair) -> ScaleFold | None:
-        if first.rows != second.baseline.shape[-1] or not (first.variant.low_bit and second.variant.low_bit):
-            return None
-        writer = self._read(first, np.arange(first.rows))
-        reader = self._read(second, _spread(second.rows, _COLUMN_ROWS))
-        return None if writer is None or reader is None else pair_fold(writer, reader)
-
-    def _unfolded_norms(self, found: dict[str, Finding]) -> None:
-        """A norm that differs is the same where its factors are in a matrix that reads it.
-
-        Where that was seen in a first column alone, factors near 1 are not believed: it would not have shown them.
-        """
-        for norm, fold in self.folds.items():
-            readers = [name for name in self.checked if norm_before(name, self.checked) == norm]
-            read = [found[name] for name in readers if name in found]
-            if fold is None or found[norm].verdict != DIFFERENT:
-                continue
-            if readers and not read:
-                del found[norm]
-                continue
-            plain = float(np.std(np.log(fold.factors))) < _PLAIN_FACTORS
-            if any(item.verdict == SAME and not (plain and (item.off or 0) > _LEAST_MOVED) for item in read):
-                kept, note = found[norm], "its factors are in the matrices that read it"
-                found[norm] = Finding(norm, kept.type_name, SAME, kept.off, kept.error, kept.resolution, note)
-
-    def _look_for_first_columns(self, found: dict[str, Finding]) -> None:
-        """Judge again, by their first column, matrices whose maker may have moved weights.
-
-        Where there are many layers some of them are read, evenly spread, and the others are left without a finding.
-        """
-        moved = [name for name, finding in found.items() if finding.verdict == DIFFERENT and _may_move(finding)]
-        if not moved or np.median([found[name].off or 0 for name in moved]) < _LEAST_MOVED:
-            return
-        layers = sorted({_layer(name) for name in moved})
-        sizes = {
-            name: min(self.checked[name].rows, _COLUMN_ROWS) * self.checked[name].baseline.shape[-1] for name in moved
-        }
-        share = _COLUMN_BUDGET / max(1, sum(sizes.values()))
-        read = {layers[at] for at in _spread(len(layers), max(_LEAST_LAYERS, int(share * len(layers))))}
-        pools: dict[tuple[str, str], dict[str, Residual]] = {}
-        for name in moved:
-            rows = _spread(self.checked[name].rows, _COLUMN_ROWS)
-            both = self._read(self.checked[name], rows) if _layer(name) in read else None
-            if both is not None:
-                pools.setdefault(pool_of(name), {})[name] = residual(*both)
-            else:
-                del found[name]
-        verdicts = judge_columns({key: joined(tuple(parts.values())) for key, parts in pools.items()})
-        for key, parts in pools.items():
-            for name, part in parts.items():
-                said, type_name = verdicts[key], self.checked[name].variant.type_name
-                found[name] = Finding(name, type_name, said.verdict, said.off, part.error, said.resolution, said.note)
-
-
-def _may_move(finding: Finding) -> bool:
-    """Types of which the maker may be GPTQ: `INT4` is how compressed-tensors stores any maker's integers."""
-    return finding.off is not None and finding.type_name.startswith(("GPTQ-", "INT"))
-
-
-def _learned(finding: Finding) -> Finding:
-    if finding.verdict != DIFFERENT or finding.off is None:
-        return finding
-    note = f"{finding.off:.1%} of values are not at their nearest level, and its maker learns which level to take"
-    return Finding(finding.name, finding.type_name, CANNOT_TELL, finding.off, finding.error, None, note)
-
-
-def _layer(name: str) -> int:
-    match = re.search(r"layers\.(\d+)\.", name)
-    return int(match[1]) if match else -1
-
-
-def _spread(count: int, wanted: int) -> Whole:
-    """At most `wanted` of `count` numbers from 0 on, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64)) if count else np.arange(0)
-
+from quantverdict.artifacts.weights import Importance, Weights, open_weights
 
 _COVERED = 0.99
 """Share of either model's weights that must have been compared for `same`."""
@@ -333,33 +83,78 @@ class Lineage:
     resolution: float | None
 
 
-def compare(baseline: Path, variant: Path) -> Lineage:
+def compare(baseline: Path, variant: Path, imatrix: Path | None = None, *, remake: bool = False) -> Lineage:
     """Compare a variant with the baseline it is said to come from; GGUF files and checkpoints, in any pairing.
+
+    Args:
+        imatrix: the importance matrix that the variant was made with; looked for beside both files, by the name that
+            the variant records, if not given.
+        remake: encode every low-bit weight of a GGUF again, whole, and not only some rows of those whose types show
+            nothing else: minutes for each billion weights.
 
     Raises:
         ArtifactError: a file is missing, corrupt, or of neither format.
         QuantverdictError: a low-bit GGUF, and the llamacpp extra is not installed.
     """
     with np.errstate(all="ignore"):  # weights may hold what is no number, and the verdict says so
-        return _compare(baseline, variant)
+        return _compare(baseline, variant, imatrix, remake)
 
 
-def _compare(baseline: Path, variant: Path) -> Lineage:
+def _compare(baseline: Path, variant: Path, imatrix: Path | None, remake: bool) -> Lineage:
     ours, theirs = open_weights(baseline), open_weights(variant)
     both = pairs(ours, theirs)
     fitting = {pair.name: pair for pair in both if pair.readable and pair.comparable}
-    findings = Comparison(fitting, method=theirs.method).findings()
-    findings += tuple(_not_read(pair) for pair in both if not pair.readable)
+    importance, lacking = _importance(ours, theirs, imatrix)
+    comparison = Comparison(fitting, method=theirs.method, importance=importance, remakes=remake)
+    findings = comparison.findings()
+    findings += tuple(not_read(pair) for pair in both if not pair.readable)
     low_bit = {pair.name for pair in both if pair.variant.low_bit}
     resolution = _resolution(findings, {pair.name: pair for pair in both})
     checks = (
         *_reading_checks(_Side(ours), _Side(theirs)),
         _coverage(ours, theirs, both),
         _weights_check("weights left wide", [item for item in findings if item.name not in low_bit], 0),
-        _weights_check("quantised weights", [item for item in findings if item.name in low_bit], len(low_bit)),
+        _with_recipe(
+            _weights_check("quantised weights", [item for item in findings if item.name in low_bit], len(low_bit)),
+            comparison,
+            lacking,
+        ),
     )
     verdict, reason = _decide(checks, resolution)
     return Lineage(str(baseline), str(variant), verdict, reason, checks, resolution)
+
+
+def _importance(ours: Weights, theirs: Weights, given: Path | None) -> tuple[Importance | None, str]:
+    """The importance matrix that a GGUF was made with, and why there is none where it records one."""
+    if not isinstance(theirs.source, Gguf):
+        return None, ""
+    recorded = theirs.source.text(f"{IMATRIX_KEY}file")
+    if given is not None:
+        return read_imatrix(given).values, ""
+    if recorded is None:
+        return None, ""
+    name = recorded.replace("\\", "/").rpartition("/")[2]
+    near = [weights.path.parent / name for weights in (theirs, ours) if name]
+    file = next((path for path in near if path.is_file()), None)
+    if file is None:
+        return None, f"its importance matrix, {name[:60]!r}, is not beside it (--imatrix says where it is)"
+    found, known = read_imatrix(file), theirs.source.text(IMATRIX_SHA256_KEY)
+    if known is not None and known != found.sha256:
+        return None, f"{file.name} is not the importance matrix that it was made with"
+    return found.values, ""
+
+
+def _with_recipe(check: Check, comparison: Comparison, lacking: str) -> Check:
+    """What making the weights again showed, behind what the check says."""
+    if comparison.proved and check.verdict == SAME:
+        whole = "whole" if comparison.remakes else "in the rows that were read"
+        said = f"proved: {comparison.proved} made again from the baseline with the same bytes, {whole}"
+    elif comparison.unlike and check.verdict != DIFFERENT:
+        why = lacking or "another llama.cpp, importance matrix or source made it"
+        said = f"made again, {comparison.unlike} has other bytes: {why}"
+    else:
+        return check
+    return replace(check, reason=f"{check.reason}; {said}")
 
 
 def lineage_lines(found: Lineage) -> list[str]:

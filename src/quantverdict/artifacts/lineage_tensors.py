@@ -9,8 +9,8 @@ build of a changed model: far below the rounding error itself, which a small fin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import log, sqrt
 from typing import NamedTuple
 
@@ -31,6 +31,15 @@ _UNRELATED = 0.5
 """Correlation below which weights are not the baseline's, whatever their type: 2-bit types keep more than 0.9."""
 COARSEST = 0.03
 """A relative change of weights that must have been seen for `same`: fine-tunes change weights by 0.01 to 0.05."""
+
+
+_MOST_ERROR: Mapping[str, float] = {
+    "IQ3_S": 0.24, "IQ3_XXS": 0.33, "IQ2_S": 0.48, "IQ2_XS": 0.52, "IQ2_XXS": 0.73, "IQ1_M": 0.78, "IQ1_S": 0.84,
+}  # fmt: skip
+"""How far rounding to a type without regular levels moves weights at the most, relative to them: 1.3 times the largest
+error of normal, Laplace and Student-t weights, with importance of columns from even to log-normal of sigma 2."""
+_APART = 2.0
+"""An expert whose error is this many times that of the usual one is not of the same source."""
 
 
 class TensorVerdict(NamedTuple):
@@ -61,6 +70,10 @@ class Finding:
     error: float
     resolution: float | None
     note: str
+
+    def saying(self, verdict: str, note: str) -> Finding:
+        """The same with another verdict, which rests on something else."""
+        return replace(self, verdict=verdict, note=note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +151,12 @@ def judge(name: str, type_name: str, found: Residual) -> Finding:
             note = "a value is no finite number here or in the baseline, and not in the other"
         return Finding(name, type_name, DIFFERENT, None, found.error, None, note)
     if found.off is None:
-        note = f"{type_name} has no regular levels: an error of {found.error:.1%} hides any smaller change"
+        most = _MOST_ERROR.get(type_name)
+        if most is not None and found.error > most:
+            note = f"an error of {found.error:.1%}, where rounding to {type_name} leaves {most:.0%} at the most"
+            return Finding(name, type_name, DIFFERENT, None, found.error, None, note)
+        bound = "" if most is None else f" (of {most:.0%} at the most)"
+        note = f"{type_name} has no regular levels: an error of {found.error:.1%}{bound} hides any smaller change"
         return Finding(name, type_name, CANNOT_TELL, None, found.error, None, note)
     off = float(np.mean(found.off))
     usual = _USUALLY_OFF if found.step > 0 else 0.0
@@ -149,6 +167,45 @@ def judge(name: str, type_name: str, found: Residual) -> Finding:
         return Finding(name, type_name, DIFFERENT, off, found.error, resolution, f"{off:.2%} of values are not {what}")
     note = f"{off:.2%} of values off, error {found.error:.2%}"
     return Finding(name, type_name, SAME, off, found.error, resolution, note)
+
+
+def judge_experts(name: str, type_name: str, parts: Sequence[Residual]) -> Finding:
+    """The verdict of stacked experts: each by itself, and where one stands out from the others, by its number."""
+    found = [judge(name, type_name, part) for part in parts]
+    errors = np.array([one.error for one in found])
+    usual = float(np.median(errors))
+    broken = [at for at, one in enumerate(found) if one.verdict == DIFFERENT]
+    if not broken:
+        broken = [at for at, one in enumerate(found) if one.off is None and one.error > _APART * usual > 0]
+    if broken:
+        many = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        worst = found[broken[0]]
+        why = worst.note if worst.verdict == DIFFERENT else f"an error of {worst.error:.1%}, {usual:.1%} usually"
+        note = f"expert {broken[0]}{many} of {len(parts)}: {why}"
+        return worst.saying(DIFFERENT, note)
+    worst = max(found, key=lambda one: (one.verdict == CANNOT_TELL, one.resolution or 0.0, one.error))
+    return worst.saying(worst.verdict, f"{worst.note}; the worst of {len(parts)} experts")
+
+
+def judge_remade(
+    finding: Finding, equal: NDArray[np.bool_], values: int, of: int, experts: NDArray[np.int64]
+) -> Finding:
+    """A verdict from rows that were encoded again from the baseline's: which of them have the very bytes.
+
+    Args:
+        values: numbers in the rows that were read.
+        of: how many rows there are in all.
+        experts: the expert of each row.
+    """
+    if equal.all():
+        # A change that puts five of these values over the edge of their level would have been seen, on average.
+        resolution = 5 * sqrt(12) * finding.error / (_MEAN_ABS * values)
+        note = f"made again from the baseline: {len(equal)} of {of} rows read, all with the same bytes"
+        return Finding(finding.name, finding.type_name, SAME, 0.0, finding.error, resolution, note)
+    wrong = np.unique(experts[~equal])
+    who = f"expert {wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: " if experts.any() else ""
+    note = f"{who}made again from the baseline, {np.count_nonzero(~equal)} of {len(equal)} rows have other bytes"
+    return Finding(finding.name, finding.type_name, DIFFERENT, finding.off, finding.error, None, note)
 
 
 def resolution_of(found: Residual, share: float) -> float:

@@ -156,7 +156,9 @@ def _scaled(weight: Weight, rows: Whole) -> Rows | None:
         return None
     width, dtype = weight.shape[-1], main.tensor.dtype
     shape = scale.tensor.shape
-    scales = widened(raw(scale), scale.tensor.dtype).reshape(-1, shape[-1] if len(shape) > 1 else 1)
+    columns = shape[-1] if len(shape) > 1 else 1
+    powers = scale.tensor.dtype == "U8"  # exponents, as MXFP8 has them
+    scales = _powers(scale, columns) if powers else widened(raw(scale), scale.tensor.dtype).reshape(-1, columns)
     scales = scales[np.minimum(rows // weight.rows, len(scales) - 1)]
     groups = np.minimum(np.arange(width) // weight.group, scales.shape[1] - 1)
     stored = raw(main).reshape(-1, width)[rows]

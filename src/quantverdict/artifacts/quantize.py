@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_sha256, open_model
 from quantverdict.artifacts.gguf_mix import LEVELS, in_writing_order, is_quantizable, mix
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, GgmlType, Gguf, Tensor, kernels, kernels_version
-from quantverdict.artifacts.imatrix import Floats, ImportanceMatrix
+from quantverdict.artifacts.imatrix import IMATRIX_KEY, IMATRIX_SHA256_KEY, Floats, ImportanceMatrix
 from quantverdict.artifacts.sources import written_whole
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
@@ -97,7 +97,6 @@ BuildProgress = Callable[[str, int, int], None]
 """`Progress` with the level first, for a ladder."""
 
 SOURCE_KEY = "quantverdict.source_sha256"
-IMATRIX_KEY = "quantize.imatrix."
 _FILE_TYPE, _QUANTIZATION_VERSION = "general.file_type", "general.quantization_version"
 _GGML_QUANTIZATION_VERSION = 2
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -257,7 +256,9 @@ def _is_intact(path: Path, record: Path) -> bool:
 
 def _fields(model: Gguf, level: str, imatrix: ImportanceMatrix | None) -> Iterator[bytes]:
     """The metadata of a made level: the source's, in its order, then what was set, then what this package adds."""
-    replaced = (_FILE_TYPE, _QUANTIZATION_VERSION, SOURCE_KEY, DEQUANTIZED_KEY, *_SPLIT_KEYS)
+    replaced = (
+        _FILE_TYPE, _QUANTIZATION_VERSION, SOURCE_KEY, DEQUANTIZED_KEY, IMATRIX_SHA256_KEY, *_SPLIT_KEYS,
+    )  # fmt: skip
     for key in model.fields:
         if key not in replaced and not key.startswith(IMATRIX_KEY):
             yield copied_field(model, key)
@@ -278,6 +279,7 @@ def _imatrix_fields(imatrix: ImportanceMatrix) -> Iterator[bytes]:
     yield uint32_field(f"{IMATRIX_KEY}entries_count", len(imatrix.values))
     if imatrix.chunks is not None:
         yield uint32_field(f"{IMATRIX_KEY}chunks_count", imatrix.chunks)
+    yield text_field(IMATRIX_SHA256_KEY, imatrix.sha256)
 
 
 # One tensor from its stored type to another, in row chunks over a pool of threads.

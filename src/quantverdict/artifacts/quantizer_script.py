@@ -40,7 +40,7 @@ def dequantize(settings: Settings) -> Settings:
 
 
 def quantize(settings: Settings) -> Settings:
-    """Write the checkpoint `source` with 4-bit weights to `out`, by `tool`."""
+    """Write the checkpoint `source` with weights of few bits to `out`, by `tool`."""
     import torch
     from transformers import AutoTokenizer
 
@@ -68,6 +68,8 @@ def prove(settings: Settings) -> Settings:
     model = AutoModelForCausalLM.from_pretrained(
         settings["source"], dtype=_compute_dtype(), trust_remote_code=False, weights_only=True, **options
     ).to(_device())
+    if _device() == "cpu":
+        model = model.float()  # 4-bit floats are decoded to bfloat16, whatever was asked for
     inputs = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False).to(model.device)
     with torch.no_grad():
         logits = model(**inputs).logits
@@ -98,24 +100,31 @@ def _by_llmcompressor(settings: Settings, samples: list[list[int]]) -> Settings:
         settings["source"], dtype=_compute_dtype(), trust_remote_code=False, weights_only=True
     )
     ignored = sorted(set(_output_layers(model)))
-    _refuse_rows(model, ignored, settings["group_size"])
-    symmetric = settings["level"] == "GPTQ"
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": symmetric}
-    group = {"targets": ["Linear"], "weights": weights | {"group_size": settings["group_size"]}}
-    rule = {"config_groups": {"group_0": group}, "ignore": ignored}
-    recipe = [GPTQModifier(**rule)] if symmetric else [AWQModifier(), QuantizationModifier(**rule)]
+    _refuse_rows(model, ignored, settings["group_size"] or 1)
+    level, rule = settings["level"], _rule(settings, ignored)
+    recipe = {"GPTQ": lambda: [GPTQModifier(**rule)], "AWQ": lambda: [AWQModifier(), QuantizationModifier(**rule)]}.get(
+        level, lambda: [QuantizationModifier(**rule)]
+    )()
     batches = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in samples]
-    oneshot(
-        model=model, dataset=DataLoader(batches, batch_size=None), recipe=recipe, num_calibration_samples=len(batches)
-    )
+    data = {"dataset": DataLoader(batches, batch_size=None), "num_calibration_samples": len(batches)} if batches else {}
+    oneshot(model=model, recipe=recipe, **data)
     _store_matrices_in(model, stored)
     model.save_pretrained(settings["out"], save_compressed=True)
     return {
-        "symmetric": symmetric,
+        "symmetric": level != "AWQ",
         "unquantized": ignored,
         "compute_dtype": _name(_compute_dtype()),
         "stored_dtype": _name(stored),
     }
+
+
+def _rule(settings: Settings, ignored: list[str]) -> Settings:
+    """Which layers get which numbers: integers in groups of the size that was chosen, else a scheme by its name."""
+    if settings["level"] not in ("AWQ", "GPTQ", "W4A16"):
+        return {"targets": ["Linear"], "scheme": settings["level"], "ignore": ignored}
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": settings["level"] != "AWQ"}
+    group = {"targets": ["Linear"], "weights": weights | {"group_size": settings["group_size"]}}
+    return {"config_groups": {"group_0": group}, "ignore": ignored}
 
 
 def _by_gptqmodel(settings: Settings, samples: list[list[int]]) -> Settings:

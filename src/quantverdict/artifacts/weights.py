@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -57,7 +58,12 @@ _LAYOUTS: Mapping[str, Layout] = {
     "Q4_K": Layout(((16, 144, 0x00, 0x11, 0xFF),), 2.0**-20),
     "Q5_K": Layout(((16, 48, 0x00, 0x00, 0xFF), (48, 176, 0x00, 0x11, 0xFF)), 2.0**-20),
     "Q6_K": Layout(((0, 128, 0x00, 0x11, 0xFF), (128, 192, 0x00, 0x00, 0xFF)), 2.0**-20),
+    # Three levels: 0, 1 and 2 less one. TQ1_0 keeps five of them in a byte, as a fraction of 243 scaled up to 256.
+    "TQ1_0": Layout(((0, 48, 0, 128, 255), (48, 52, 0, 127, 253)), _F16_SCALE),
+    "TQ2_0": Layout(((0, 64, 0x00, 0x55, 0xAA),), _F16_SCALE),
 }
+_TABLES: Mapping[str, tuple[int, int]] = {"IQ4_NL": (2, 18), "IQ4_XS": (8, 136), "MXFP4": (1, 17), "NVFP4": (4, 36)}
+"""Where a block keeps its 4-bit numbers, of types whose 16 levels are no equal steps apart."""
 _WIDE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 
@@ -79,6 +85,8 @@ def gguf_rows(model: Gguf, tensor: Tensor, rows: Whole) -> Rows | None:
     blocks = stored.reshape(-1, length // kind.block, kind.size)[rows]
     values = _decoded(blocks, kind)
     layout = _LAYOUTS.get(kind.name)
+    if kind.name in _TABLES:
+        return _table_levels(blocks, kind, values)
     if layout is None:
         nothing = np.zeros((1, 1), np.float32)
         return Rows(values, None, nothing, nothing, nothing)
@@ -86,6 +94,26 @@ def gguf_rows(model: Gguf, tensor: Tensor, rows: Whole) -> Rows | None:
     low, high = np.minimum(first, last), np.maximum(first, last)
     slack = np.maximum(np.abs(low), np.abs(high)) * np.float32(layout.slack)
     return Rows(values, np.abs(second - first), low, high, slack)
+
+
+def _table_levels(blocks: Bytes, kind: GgmlType, values: Floats) -> Rows:
+    """The wider one of the steps to the levels on either side of each value, from all 16 levels of its block."""
+    first, end = _TABLES[kind.name]
+    levels = np.empty((16, *values.shape), np.float32)
+    for number in range(16):
+        changed = blocks.copy()
+        changed[..., first:end] = 0x11 * number
+        levels[number] = _decoded(changed, kind)
+    levels.sort(axis=0)
+    above, below = np.full_like(values, np.inf), np.full_like(values, np.inf)
+    for level in levels:
+        apart = level - values
+        np.minimum(above, np.where(apart > 0, apart, np.inf), out=above)
+        np.minimum(below, np.where(apart < 0, -apart, np.inf), out=below)
+    step = np.maximum(np.where(np.isfinite(above), above, 0), np.where(np.isfinite(below), below, 0))
+    low, high = levels[0], levels[-1]
+    slack = np.maximum(np.abs(low), np.abs(high)) * np.float32(_F16_SCALE)
+    return Rows(values, step.astype(np.float32), low, high, slack)
 
 
 def _with_numbers(blocks: Bytes, layout: Layout, which: int) -> Bytes:
@@ -188,6 +216,10 @@ def norm_less_one(name: str, model_type: str) -> bool:
     return model_type in _LESS_ONE and name.endswith("norm.weight")
 
 
+Importance: TypeAlias = Mapping[str, Floats]
+"""How much each column of a tensor counts, expert after expert, by the names of a GGUF."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightHandle:
     """A weight that can be read.
@@ -198,6 +230,8 @@ class WeightHandle:
         low_bit: whether it is stored in fewer than 16 bits.
         read: some of its rows, by number; None where its packing cannot be read.
         elements: how many there are about, where its shape is not known; else 0.
+        remade: which of some rows have the bytes that a GGUF stores when they are encoded again from these values;
+            None for a weight that is not of few bits or is no GGUF's.
     """
 
     name: str
@@ -206,6 +240,7 @@ class WeightHandle:
     low_bit: bool
     read: Callable[[Whole], Rows | None]
     elements: int = 0
+    remade: Callable[[Whole, Floats, Importance | None], NDArray[np.bool_]] | None = None
 
     @property
     def n_elements(self) -> int:
@@ -268,9 +303,11 @@ def _of_gguf(model: Gguf) -> Weights:
         name = from_gguf(tensor.name, architecture)
         if is_weight(tensor.name):
             extents = tensor.shape[: max(tensor.n_dims, 1)]
-            read = partial(_gguf_handle_rows, model, tensor, _row_order(model, tensor, name, architecture))
-            low_bit = tensor.type.quantized
-            handles[name] = WeightHandle(name, tuple(reversed(extents)), tensor.type.name, low_bit, read)
+            order = _row_order(model, tensor, name, architecture)
+            read = partial(_gguf_handle_rows, model, tensor, order)
+            low_bit, shape = tensor.type.quantized, tuple(reversed(extents))
+            remade = partial(_remade_rows, model, tensor, order) if low_bit and tensor.type.known else None
+            handles[name] = WeightHandle(name, shape, tensor.type.name, low_bit, read, remade=remade)
     return Weights(model.path, "gguf", architecture, "", handles, model)
 
 
@@ -281,6 +318,36 @@ def _gguf_handle_rows(model: Gguf, tensor: Tensor, order: Whole | None, rows: Wh
         return gguf_rows(model, tensor, order[rows])
     found = gguf_rows(model, tensor, rows)
     return found and found._replace(values=found.values[:, order], slack=found.slack[:, order])
+
+
+def _remade_rows(
+    model: Gguf, tensor: Tensor, order: Whole | None, rows: Whole, values: Floats, importance: Importance | None
+) -> NDArray[np.bool_]:
+    """Which rows are what llama.cpp's kernels make of these values today; none where the type needs more than is given.
+
+    Kernels encode each row by itself, so some rows say of themselves what all would.
+    """
+    from quantverdict.artifacts.gguf_read import kernels
+
+    kind, row = tensor.type, tensor.shape[0]
+    columns = None if importance is None else importance.get(tensor.name)
+    experts = prod(tensor.shape[2:]) if len(tensor.shape) > 2 else 1
+    if columns is not None and len(columns) != row * experts:
+        columns = None
+    if not kernels().encodes(kind, weighted=columns is not None):
+        return np.zeros(len(rows), np.bool_)
+    at = rows if order is None else order[rows]
+    stored = model.stored(tensor).reshape(-1, row // kind.block * kind.size)[at]
+    made = np.zeros_like(stored)
+    wide = np.ascontiguousarray(values, np.float32)
+    for expert in range(experts):
+        own = np.flatnonzero(at // (tensor.n_elements // row // experts) == expert)
+        if len(own):
+            part, out = np.ascontiguousarray(wide[own]), np.zeros((len(own), stored.shape[1]), np.uint8)
+            weights = None if columns is None else columns.ctypes.data + expert * row * columns.itemsize
+            kernels().narrow(kind, part.ctypes.data, out.ctypes.data, len(own), row, weights)
+            made[own] = out
+    return np.asarray((made == stored).all(axis=1))
 
 
 def _row_order(model: Gguf, tensor: Tensor, name: str, architecture: str) -> Whole | None:

@@ -444,6 +444,8 @@ class TransformersEngine:
             missing = sorted(loaded["missing_keys"])
             if missing and self._method == "none" and path.is_dir():  # filled with random numbers
                 raise ValueError(f"the weights lack {missing[0]}, {len(missing)} in all")
+            if self._method == "compressed-tensors" and chosen == "float32":
+                model = model.float()  # 4-bit floats are decoded to bfloat16, whatever was asked for
         return model.eval()
 
     def _smoke(self, path: Path) -> None:

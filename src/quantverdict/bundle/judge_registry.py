@@ -141,10 +141,9 @@ def _revised_model(stored: Model, given: Model) -> Model:
 
 def _revised_tasks(stored: Study, given: Study) -> tuple[TaskUse, ...]:
     """The tasks of the given study, with the answers' length as it was."""
-    lengths = {(use.task, use.path): use.max_new_tokens for use in stored.tasks}
+    lengths = {use.named: use.max_new_tokens for use in stored.tasks}
     return tuple(
-        use.model_copy(update={"max_new_tokens": lengths.get((use.task, use.path), use.max_new_tokens)})
-        for use in given.tasks
+        use.model_copy(update={"max_new_tokens": lengths.get(use.named, use.max_new_tokens)}) for use in given.tasks
     )
 
 

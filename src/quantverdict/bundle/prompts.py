@@ -16,6 +16,7 @@ from quantverdict.config import Study, TaskUse
 from quantverdict.errors import BundleError, StudyError
 from quantverdict.records import Prompt, Response, Turn
 from quantverdict.registry.listing import one_of
+from quantverdict.tasks.benchmark_list import benchmark_task
 from quantverdict.tasks.catalog import (
     Item,
     Task,
@@ -29,6 +30,7 @@ from quantverdict.tasks.catalog import (
 )
 from quantverdict.tasks.chat import ChatTemplate
 from quantverdict.tasks.conversation import AS_TEXT, SYSTEM, Dialogue, as_text, merged_system, opening
+from quantverdict.tasks.lm_eval import HarnessUse, lm_eval_task
 from quantverdict.yaml_file import misplaced
 
 Batches = tuple[tuple[int, ...], ...]
@@ -112,15 +114,26 @@ def whole_tasks(study: Study) -> tuple[Task, ...]:
     """
     tasks: list[Task] = []
     for number, use in enumerate(study.tasks):
-        if use.path is None and use.task not in builtin_tasks():
-            expected = one_of(use.task or "", builtin_tasks())
-            raise misplaced(study.file, f"{use.task}: no such task", "tasks", number, expected=expected)
-        place = use.task if use.path is None else study.folder / study.task_dir / use.path
-        task = load_task(place or "")
+        task = _named_task(study, use, number)
         if task.name in [other.name for other in tasks]:
             raise StudyError(f"{task.name} twice", file=study.file, field=f"tasks.{number}", expected="each task once")
         tasks.append(with_seeds(task, study.decoding.seeds))
     return tuple(tasks)
+
+
+def _named_task(study: Study, use: TaskUse, number: int) -> Task:
+    folder = study.folder / study.task_dir
+    if use.lm_eval is not None:
+        return lm_eval_task(HarnessUse(use.lm_eval, use.data, use.fewshot, use.num_fewshot, use.filter), folder)
+    own = None if use.path is None else folder / use.path
+    if own is not None and ((use.task is None and use.benchmark is None) or own.is_file()):
+        return load_task(own)
+    if use.benchmark is not None:
+        return benchmark_task(use.benchmark, use.data, folder)
+    if use.task not in builtin_tasks():
+        expected = one_of(use.task or "", builtin_tasks())
+        raise misplaced(study.file, f"{use.task}: no such task", "tasks", number, expected=expected)
+    return load_task(use.task or "")
 
 
 def make_plan(
@@ -130,7 +143,11 @@ def make_plan(
     chat = None if chat_template is None else open_chat(tasks, chat_template, special, name)
     prompts = _frozen(tasks, chat, name, study.system_prompt)
     decoding = {
-        task.name: Decoding(use.max_new_tokens or study.decoding.max_new_tokens, study.decoding.temperature, study.seed)
+        task.name: Decoding(
+            use.max_new_tokens or task.max_new_tokens or study.decoding.max_new_tokens,
+            study.decoding.temperature,
+            study.seed,
+        )
         for task, use in zip(tasks, study.tasks, strict=True)
     }
     return PromptPlan(
@@ -172,6 +189,7 @@ def _frozen(
     for task in tasks:
         for item in task.items:
             where, choices = _sample(task, item, name), choice_continuations(task, item)
+            choices = choices if chat is not None else tuple(f"{task.delimiter}{choice}" for choice in choices)
             turns = conversation(task, item, system_prompt)
             if turns:
                 made = _frozen_turns(turns, chat, where, Prompt(task.name, item.id, "", None, "", choices, item.draw))

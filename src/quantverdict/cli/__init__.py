@@ -394,15 +394,17 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @commands.command()
 @click.argument("baseline", type=Existing)
 @click.argument("variants", type=Existing, nargs=-1, required=True)
+@click.option("--imatrix", type=Existing, help="GGUF: what the variants were made with, if it is not beside them.")
+@click.option("--remake", is_flag=True, help="GGUF: encode every weight again, whole, and compare the bytes.")
 @json_option
-def lineage(baseline: Path, variants: tuple[Path, ...], as_json: bool) -> None:
+def lineage(baseline: Path, variants: tuple[Path, ...], *, imatrix: Path | None, remake: bool, as_json: bool) -> None:
     """Say whether each VARIANT comes from the BASELINE.
 
     With the weights and settings that say so.
     """
     from quantverdict.artifacts import lineage as lineages
 
-    found = [lineages.compare(baseline, variant) for variant in variants]
+    found = [lineages.compare(baseline, variant, imatrix, remake=remake) for variant in variants]
     lines = [line for one in found for line in lineages.lineage_lines(one)]
     show([lineages.as_json(one) for one in found], lambda: lines, as_json)
 
@@ -456,11 +458,19 @@ def tasks() -> None:
 
 
 @tasks.command("list")
+@click.option(
+    "--all", "benchmarks", is_flag=True, help="The benchmarks too, whose data are fetched when they are asked."
+)
 @json_option
-def tasks_list(as_json: bool) -> None:
+def tasks_list(*, benchmarks: bool, as_json: bool) -> None:
     """List the built-in tasks: items, type, metrics."""
     from quantverdict.tasks.catalog import task_summaries
 
+    if benchmarks:
+        from quantverdict.tasks.benchmark_list import benchmark_lines, listed
+
+        show(listed(), benchmark_lines, as_json)
+        return
     rows = task_summaries()
     lines = [f"{row.name:24}{row.items:>4}  {row.task_type:22}{', '.join(row.metrics)}" for row in rows]
     show([row._asdict() for row in rows], lambda: lines, as_json)
@@ -558,6 +568,8 @@ def main() -> None:
         commands(prog_name="quantverdict")  # a shell asks what could come next, and reads bytes
     # The products are small and many: threads of the linear algebra would wait for each other. No result depends on it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Plugins of pydantic watch models of others; to look for them takes every installed package's list of entry points.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     code = execute(sys.argv[1:])
     # What is left ends with the process; looking through it for cycles first would take a tenth of a short command.
     gc.freeze()

@@ -19,7 +19,7 @@ from quantverdict.records import Artifact, CellId, Prompt
 from quantverdict.registry import BACKENDS
 
 SAME, DIFFERENT, CANNOT_TELL = "same", "different", "cannot_tell"
-_RECIPE = "3"
+_RECIPE = "4"
 """Part of a proof's key; raise it when the same files would get another verdict."""
 
 
@@ -114,12 +114,23 @@ def _baseline(builds: Sequence[Build], build: Build) -> Build | None:
     return next(same, None)
 
 
+def _imatrix_of(study: Study, cell: CellId) -> Path | None:
+    """The importance matrix that the study made a build with, where it made one by itself."""
+    for model in study.models:
+        for variant in model.variants:
+            if CellId(model.name, variant.quant) == cell and variant.source is None:
+                file = (variant.quantize or study.quantize).imatrix
+                return None if file is None else study.folder / file
+    return None
+
+
 class _Case:
     """One build against its baseline."""
 
     def __init__(self, study: Study, build: Build, base: Build, plan: PromptPlan, tokenizer_of: TokenizerOf) -> None:
         self.build, self.base, self.plan, self.tokenizer_of = build, base, plan, tokenizer_of
         self.known: dict[str, CompatibilityCheck] = {}
+        self.imatrix = _imatrix_of(study, build.cell)
         self.waived: dict[str, str] = {
             str(waiver.check): waiver.reason for waiver in study.waivers if waiver.cell == str(build.cell)
         }
@@ -154,7 +165,7 @@ class _Case:
             return CompatibilityCheck("lineage", SAME, "the same weights and settings", key)
         from quantverdict.artifacts import lineage
 
-        found = lineage.compare(Path(ours.path), Path(theirs.path))
+        found = lineage.compare(Path(ours.path), Path(theirs.path), self.imatrix)
         details = lineage.as_json(found)["checks"]
         assert isinstance(details, list | tuple)
         return CompatibilityCheck("lineage", found.verdict, found.reason, key, details=tuple(details))

@@ -21,7 +21,7 @@ from quantverdict.tasks.taskfile import ItemProblem
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")  # noqa: RUF001
 _BULLET, _NUMBERED = re.compile(r"^[ \t]*[-*•+] +\S", re.MULTILINE), re.compile(r"^[ \t]*\d{1,3}[.)] +\S", re.MULTILINE)
 _SENTENCE = re.compile(r"[.!?…。！？]+[\"'”’)]*(?=\s|$)|(?<=[。！？])")  # noqa: RUF001
-_FENCE = re.compile(r"\A\s*```[\w+-]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+FENCE = re.compile(r"\A\s*```[\w+-]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 UNITS: Mapping[str, Callable[[str], int]] = {
     "words": lambda text: len(_WORD.findall(text)),
@@ -78,7 +78,7 @@ def _keywords(check: Mapping[str, Any], text: str) -> bool:
 
 
 def _json(text: str) -> Any:  # noqa: ANN401 - whatever it holds
-    inside = _FENCE.match(text)
+    inside = FENCE.match(text)
     return json.loads(inside[1] if inside else text)
 
 

@@ -99,5 +99,16 @@ def _filters(path: Path, row: Mapping[str, Any], results: Mapping[str, Any], tas
     found: dict[bytes, None] = {}
     with path.open("rb") as file:
         for content in file:
-            found |= dict.fromkeys(_FILTER.findall(content)[-1:])
+            if (last := _last_filter(content)) is not None:
+                found[last] = None
     return tuple(json.loads(one) for one in found) or (str(row["filter"]),)
+
+
+def _last_filter(content: bytes) -> bytes | None:
+    """The filter of a row, as it stands in JSON: keys of the row come after those of the item that it holds."""
+    place = content.rfind(b'"filter":')
+    while place >= 0:
+        if found := _FILTER.match(content, place):
+            return found[1]
+        place = content.rfind(b'"filter":', 0, place)
+    return None

@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from pydantic_core import from_json
+
 from quantverdict.errors import DataError, one_of
 from quantverdict.registry import IMPORTERS
 from quantverdict.registry.listing import load
@@ -81,9 +83,10 @@ class RowFields:
         return tuple((read, name.partition(".")[0], name) for read, names in kinds for name in names.values())
 
     @cached_property
-    def quoted(self) -> tuple[bytes, ...]:
-        """Each key as it stands in JSON."""
-        return tuple(f'"{key}"'.encode() for key in sorted(self.keys))
+    def quoted(self) -> tuple[tuple[bytes, re.Pattern[bytes]], ...]:
+        """Each key as it stands in JSON, alone and before its value."""
+        names = [f'"{key}"'.encode() for key in sorted(self.keys)]
+        return tuple((name, re.compile(re.escape(name) + rb"[ \t\r\n]*:")) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,17 +389,30 @@ def schema_of(wanted: RowFields) -> dict[str, type[pl.DataType]]:
 def parse_line(content: bytes, wanted: RowFields) -> list[object]:
     """The wanted values of one line; ValueError says what is wrong with it."""
     # Objects are looked through for keys that are given twice only where some key stands there twice.
-    plain = b"\\u" not in content and all(content.count(key) < 2 for key in wanted.quoted)
-    hook = None if plain else partial(_object, keys=wanted.keys)
+    twice = b"\\u" in content
+    for name, key in wanted.quoted:
+        twice = twice or (content.count(name) > 1 and len(key.findall(content)) > 1)
+    row = _parsed_with_care(content, wanted.keys) if twice else _parsed(content)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one exception for all that can be wrong with a line
+    return values_of(row, wanted)
+
+
+def _parsed(content: bytes) -> Json:
+    """A line by the fastest parser, which pydantic brings; what that refuses is left to Python's, and its words."""
     try:
-        row = json.loads(content.decode(), object_pairs_hook=hook)
+        return from_json(content)
+    except ValueError:
+        return _parsed_with_care(content, frozenset())
+
+
+def _parsed_with_care(content: bytes, keys: frozenset[str]) -> Json:
+    try:
+        return json.loads(content.decode(), object_pairs_hook=partial(_object, keys=keys))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - one exception for all that can be wrong with a line
-    return values_of(row, wanted)
 
 
 def values_of(row: Json, wanted: RowFields) -> list[object]:
@@ -424,9 +440,11 @@ def _at(row: Json, column: str) -> Json:
 
 
 def _as_text(value: object, column: str) -> str | None:
-    if value is None or isinstance(value, str):
+    if isinstance(value, str):
         # Neither Parquet nor UTF-8 has lone surrogates.
-        return None if value is None else value.encode("utf-8", "backslashreplace").decode()
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if value is None:
+        return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"{column}: a {type(value).__name__}; expected text")

@@ -87,7 +87,7 @@ def headrooms(
     }
 
 
-def _headroom(  # noqa: PLR0913 - those of `headrooms`, of one metric
+def _headroom(
     samples: Grids, baseline: CellId, metric: str, margin: Fraction, choices: Choices, *, figures: bool
 ) -> Headroom:
     grid = samples[metric]
@@ -104,10 +104,10 @@ def _headroom(  # noqa: PLR0913 - those of `headrooms`, of one metric
     if same is not None:
         return Headroom("uninformative", f"{metric}: {same}: uninformative", constant=True)
     chance = _chance(grid, known, metric, choices.get(baseline.base_model, {}))
-    credits, units = credit(metric, values[known]), grid.units[known]
-    if not figures and METRICS[metric].proportion and _plenty(credits, units, float(margin) / 100 + chance):
+    lost, units = credit(metric, values[known]), grid.units[known]
+    if not figures and METRICS[metric].proportion and _plenty(lost, units, float(margin) / 100 + chance):
         return Headroom("informative", f"{metric}: more than its margin of {limit(margin)} can be lost")
-    room = _room(metric, credits, units)
+    room = _room(metric, lost, units)
     lo, hi = 100 * (room.lo - chance), 100 * (room.hi - chance)
     if METRICS[metric].proportion:
         level = f"{int(values[known].sum())} of {n}"

@@ -278,7 +278,8 @@ def detectable_differences(
 NOMINAL_BITS: Mapping[str, float] = {
     "F32": 32.0, "FP16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_K_S": 5.5, "Q5_1": 6.0,
     "Q5_0": 5.5, "Q4_K_M": 4.9, "Q4_K_S": 4.6, "Q4_1": 5.0, "Q4_0": 4.5, "Q3_K_L": 4.2, "Q3_K_M": 3.9, "Q3_K_S": 3.5,
-    "Q2_K": 3.0, "AWQ": 4.25, "GPTQ": 4.25, "IQ4_NL": 4.5, "IQ4_XS": 4.3, "MXFP4_MOE": 4.25, "IQ3_M": 3.7, "IQ3_S": 3.5,
+    "Q2_K": 3.0, "AWQ": 4.25, "GPTQ": 4.25, "W4A16": 4.25, "W8A8": 8.0, "FP8_DYNAMIC": 8.0, "NVFP4": 4.5, "MXFP4": 4.25,
+     "IQ4_NL": 4.5, "IQ4_XS": 4.3, "MXFP4_MOE": 4.25, "IQ3_M": 3.7, "IQ3_S": 3.5,
     "IQ3_XS": 3.3, "IQ3_XXS": 3.1, "Q2_K_S": 2.8, "IQ2_M": 2.7, "IQ2_S": 2.5, "IQ2_XS": 2.3, "IQ2_XXS": 2.1,
     "TQ2_0": 2.1, "IQ1_M": 1.8, "TQ1_0": 1.7, "IQ1_S": 1.6,
 }  # fmt: skip

@@ -153,8 +153,9 @@ def _check_checkpoint(study: Study, model: Model, variant: Variant, at: Place) -
 
 def _check_tool(how: QuantizeConfig, level: str, name: str, at: Place) -> None:
     if how.tool == "gptqmodel":
-        if level == "AWQ":
-            raise Finding(f"{name}: gptqmodel makes AWQ builds on CUDA devices alone", "tool: llmcompressor", at)
+        if level != "GPTQ":
+            problem = "AWQ builds on CUDA devices alone" if level == "AWQ" else f"no {level} builds"
+            raise Finding(f"{name}: gptqmodel makes {problem}", "tool: llmcompressor", at)
         if _version("gptqmodel") != TOOLS["gptqmodel"]:
             pip = f"pip install gptqmodel=={TOOLS['gptqmodel']} optimum"
             raise Finding(f"{name} is made by gptqmodel {TOOLS['gptqmodel']}, which is not installed", pip, at)

@@ -143,12 +143,16 @@ def unclaimed(bundle: BundleTables, notes: Notes) -> list[str]:
 
 
 def _facts(best: BuildRow, memory: str | None) -> tuple[tuple[str, str], ...]:
-    given = (
+    given: tuple[tuple[str, str], ...] = (
         ("file", best.size),
         ("bits per weight", best.bpw),
         ("tokens/s", best.speed),
         ("peak memory", formats.size(memory)),
     )
+    if not best.criteria and best.group != "reference":
+        changes = (("quality", best.quality, best.quality_interval), ("refusals", best.refusal, best.refusal_interval))
+        given += tuple((name, f"{value} pp {within}".rstrip() if value != NOT_MEASURED else value)
+                       for name, value, within in changes)  # fmt: skip
     return tuple((name, value) for name, value in given if value != NOT_MEASURED)
 
 

@@ -182,12 +182,12 @@ def _free_place(
     return crossing
 
 
-SIZES = {"regimes": (380.0, 320.0), "alone": (440.0, 360.0), "bits": (380.0, 265.0), "trade": (400.0, 280.0)}
+SIZES = {"regimes": (380.0, 340.0), "alone": (460.0, 400.0), "bits": (380.0, 310.0), "trade": (400.0, 300.0)}
 """Width and height of each kind of panel, in units that are about a pixel where it is shown."""
-SMALL, TICK, TITLE = 11.0, 11.5, 12.0
-"""Sizes of labels, of ticks and of the titles of axes, as in the style sheet."""
-TOP, BOTTOM = 10.0, 46.0
-"""Room above and under where the data is drawn."""
+SMALL, TICK, TITLE = 13.5, 13.5, 13.5
+"""Sizes of labels, of ticks and of the titles of axes in print; on a screen the style sheet has them smaller."""
+TOP, BOTTOM, LEVELS = 10.0, 48.0, 52.0
+"""Room above and under where the data is drawn, and above it where names of levels stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +309,12 @@ def metric_panel(name: str, series: Sequence[Sequence[Mark]], axes: tuple[Axis, 
         name: an id, unique in the page.
         series: the marks of each base model from few bits to many.
         axes: bits per weight, the metric.
-        labelled: write each build's name at its mark.
+        labelled: write each build's name at its mark; else the names of the levels stand over the bits of each.
     """
-    frame = _frame(SIZES["bits"], axes[1])
+    frame = _frame(SIZES["bits"], axes[1], TOP if labelled else LEVELS)
     x, y = _scales(axes, frame)
     body = _axes(axes, x, y, frame)
+    body += [] if labelled else _levels([mark for marks in series for mark in marks], x, frame)
     for index, marks in enumerate(series):
         # Side by side, so that intervals at the same bits per weight stay apart.
         shift = (index - (len(series) - 1) / 2) * 2.5
@@ -329,6 +330,25 @@ def metric_panel(name: str, series: Sequence[Sequence[Mark]], axes: tuple[Axis, 
     return _svg(name, body, _describe(marks, axes), SIZES["bits"])
 
 
+def _levels(marks: Sequence[Mark], x: Scale, frame: Box) -> list[str]:
+    """The names of builds over their bits per weight, slanted, each once, those that have no room left out."""
+    bits: dict[str, list[float]] = {}
+    for mark in marks:
+        bits.setdefault(mark.label, []).append(mark.x)
+    at_bits: dict[float, list[str]] = {}
+    for label, values in bits.items():
+        at_bits.setdefault(x(plain_sum(values) / len(values)), []).append(label)
+    places = sorted((at, ", ".join(labels)) for at, labels in at_bits.items())
+    parts, last = [], -math.inf
+    for at, label in places:
+        if at - last >= SMALL:
+            top = frame.top - 5
+            turn = f"rotate(-45 {at:.1f} {top:.1f})"
+            parts.append(text(label, at, top, class_="tick", transform=turn))
+            last = at
+    return parts
+
+
 def trade_panel(name: str, marks: Sequence[Mark], axes: tuple[Axis, Axis]) -> str:
     """One axis of the trade: quality delta against size, or against speed."""
     frame = _frame(SIZES["trade"], axes[1])
@@ -338,7 +358,10 @@ def trade_panel(name: str, marks: Sequence[Mark], axes: tuple[Axis, Axis]) -> st
         if axes[1].lo < 0 < axes[1].hi
         else []
     )
-    body = [*_axes(axes, x, y, frame), *zero, *_marks(marks, x, y), *_labels(marks, x, y, frame, ())]
+    front = sorted((x(mark.x), y(mark.y)) for mark in marks if mark.joined)
+    points = " ".join(f"{left:.1f},{top:.1f}" for left, top in front)
+    line = [element("polyline", points=points, class_="front")] if len(front) > 1 else []
+    body = [*_axes(axes, x, y, frame), *zero, *line, *_marks(marks, x, y), *_labels(marks, x, y, frame, ())]
     return _svg(name, body, _describe(marks, axes), SIZES["trade"])
 
 
@@ -380,10 +403,10 @@ def _patterns(name: str, only: str | None = None) -> str:
     return "".join(made)
 
 
-def _frame(size: tuple[float, float], up: Axis) -> Box:
+def _frame(size: tuple[float, float], up: Axis, top: float = TOP) -> Box:
     """Where the data is drawn: beside the axis title and the widest label of a tick, above those of the other axis."""
     widest = max(text_width(_tick(value), TICK) for value in ticks(up.lo, up.hi, 5))
-    return Box(26 + widest, TOP, size[0] - 10, size[1] - BOTTOM)
+    return Box(28 + widest, top, size[0] - 12, size[1] - BOTTOM)
 
 
 def _scales(axes: tuple[Axis, Axis], frame: Box) -> tuple[Scale, Scale]:
@@ -396,13 +419,13 @@ def _axes(axes: tuple[Axis, Axis], x: Scale, y: Scale, frame: Box) -> list[str]:
     parts = []
     for value in log_ticks(x.lo, x.hi) if x.log else ticks(x.lo, x.hi, 6):
         parts.append(element("line", x1=x(value), x2=x(value), y1=frame.top, y2=frame.bottom, class_="grid"))
-        parts.append(text(_tick(value), x(value), frame.bottom + 15, class_="tick", text_anchor="middle"))
+        parts.append(text(_tick(value), x(value), frame.bottom + 17, class_="tick", text_anchor="middle"))
     for value in ticks(y.lo, y.hi, 5):
         parts.append(element("line", x1=frame.left, x2=frame.right, y1=y(value), y2=y(value), class_="grid"))
         parts.append(text(_tick(value), frame.left - 6, y(value) + 4, class_="tick", text_anchor="end"))
     middle = (frame.top + frame.bottom) / 2
     parts.append(
-        text(axes[0].title, (frame.left + frame.right) / 2, frame.bottom + 35, class_="title", text_anchor="middle")
+        text(axes[0].title, (frame.left + frame.right) / 2, frame.bottom + 38, class_="title", text_anchor="middle")
     )
     parts.append(
         text(axes[1].title, 13, middle, class_="title", text_anchor="middle", transform=f"rotate(-90 13 {middle:.0f})")

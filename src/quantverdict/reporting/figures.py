@@ -277,7 +277,12 @@ def _regime_marks(bundle: BundleTables, rows: Sequence[BuildRow], model: str) ->
             continue
         quality, refusal = formats.number(cell.get("quality_delta_pp")), formats.number(cell.get("refusal_delta_pp"))
         if quality is not None and refusal is not None and row.group != "failed":
-            hint = f"{row.label}: quality {row.quality} pp, refusal {row.refusal} pp, {row.regime}, {row.verdict}"
+            ends = (
+                f"{row.quality} pp {row.quality_interval}".rstrip(),
+                f"{row.refusal} pp {row.refusal_interval}".rstrip(),
+            )
+            pairs = f", {cell['n_pairs']} pairs" if cell.get("n_pairs") else ""
+            hint = f"{row.label}: quality {ends[0]}, refusal {ends[1]}, {row.regime}, {row.verdict}{pairs}"
             yield Mark(row.label, quality, refusal, _range(cell, "quality"), _range(cell, "refusal"), row.group, hint)
 
 
@@ -342,14 +347,24 @@ def bits_title(bundle: BundleTables) -> str:
 def leading(metric: str) -> bool:
     """Whether a metric has a chart of its own: what decides, not what only explains."""
     schema = METRICS.get(metric)
+    if metric in OF_TEXT:
+        return True
     return schema is not None and (schema.tier is not None or schema.group in {"safety", "judge"})
+
+
+OF_TEXT = ("text_kl_mean", "text_kl_p999", "text_same_top", "text_ppl_ratio")
+"""Metrics of a text that no prompt asks for, where the matrix has them."""
+
+
+def _in_percent(metric: str) -> bool:
+    return metric in METRICS and METRICS[metric].proportion
 
 
 def _bits_figure(name: str, metric: str, names: DisplayNames, series: Sequence[Sequence[Mark]], across: Axis) -> Figure:
     ends = [end for marks in series for mark in marks for end in (mark.y, *(mark.y_range or ()))]
     lo, hi = span(ends)
     shorter = (DisplayNames().label(metric), DisplayNames().bare(metric))
-    titles = [title + (" (%)" if METRICS[metric].proportion else "") for title in (names.label(metric), *shorter)]
+    titles = [title + (" (%)" if _in_percent(metric) else "") for title in (names.label(metric), *shorter)]
     up = Axis(charts.fitting(titles, charts.SIZES["bits"][1]), lo, hi)
     drawn = charts.metric_panel(name, series, (across, up), labelled=len(series) == 1)
     return Figure(name, names.label(metric), direction(metric), drawn)
@@ -357,14 +372,15 @@ def _bits_figure(name: str, metric: str, names: DisplayNames, series: Sequence[S
 
 def _series(bundle: BundleTables, metric: str, model: str) -> list[Mark]:
     shape = str(bundle.models.index(model) % 8)
-    factor = 100 if METRICS[metric].proportion else 1
+    factor = 100 if _in_percent(metric) else 1
     marks = []
     for row in (row for row in bundle.tables["matrix"] if row["base_model"] == model):
         value, bits = formats.number(row.get(metric)), formats.number(row.get("bpw"))
         if value is not None and bits is not None and bits > 0:
             label = formats.plain(" = ".join((row["quant"], *tables.duplicates_of(bundle, model, row["quant"]))))
             shown = f"{metric_value(metric, value)} {metric_interval(metric, row)}".rstrip()
-            hint = f"{formats.plain(model)} {label}: {shown}"
+            n = row.get(f"{metric}_n")
+            hint = f"{formats.plain(model)} {label}: {shown}" + (f", n {n}" if n else "")
             ends = _metric_range(metric, row, factor)
             joined = row["quant"] in GGUF_LEVELS
             marks.append(Mark(label, bits, value * factor, None, ends, shape, hint, joined=joined))

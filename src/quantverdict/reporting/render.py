@@ -252,6 +252,7 @@ def html(context: dict[str, Any], template: str = "report") -> str:
     )
     env.filters["svg"] = _drawing
     env.filters["by_model"] = by_model
+    env.filters["measured"] = measured
     env.filters["by_first"] = by_first
     env.filters["table_rows"] = table_rows
     env.globals["claim"] = partial(_claim, context["ledger"])
@@ -275,6 +276,11 @@ def _digest(text: str) -> str:
 def by_model(rows: Sequence[BuildRow]) -> list[tuple[str, list[BuildRow]]]:
     """Builds in groups of their base model, both in study order."""
     return [(model, [row for row in rows if row.model == model]) for model in dict.fromkeys(row.model for row in rows)]
+
+
+def measured(columns: Sequence[tuple[str, str]], rows: Sequence[BuildRow]) -> list[tuple[str, str]]:
+    """Headings and fields of which some build has a value; the others are in the line of what was not measured."""
+    return [one for one in columns if any(getattr(row, one[1]) != formats.NOT_MEASURED for row in rows)]
 
 
 def by_first(rows: Sequence[Sequence[str]], grouped: bool) -> list[tuple[str, list[tuple[int, Sequence[str]]]]]:

@@ -246,39 +246,44 @@ class _Fields:
         for number, metric in enumerate(() if self.long else log.metrics):
             (words if metric.values else numbers)[f"m{number}"] = metric.column
         self.wanted = RowFields(texts, numbers, (), words)
-        self.names = tuple(self.wanted.columns)
-        self.where = [(self.names.index(f"where_{n}"), value) for n, value in enumerate(log.where.values())]
+        self.at = {name: place for place, name in enumerate(self.wanted.columns)}
+        self.where = [(self.at[f"where_{n}"], value) for n, value in enumerate(log.where.values())]
         self.takes = {metric.name for metric in log.metrics}
+        self.measured = [] if self.long else [(self.at[f"m{n}"], metric) for n, metric in enumerate(log.metrics)]
 
     def put(self, arm: Arm, line: int, values: Sequence[Any]) -> None:
         """Take a row, where it is one of those that are read."""
         if any(values[place] != value for place, value in self.where):
             return
-        path, row = self.log.path, dict(zip(self.names, values, strict=True))
-        sample, task = row["sample_id"], self.log.task or str(row.get("task") or "")
+        path, sample, task = self.log.path, values[self.at["sample_id"]], self.log.task or self._of(values, "task")
         if sample is None:
             raise DataError("missing", file=path, line=line, field=self.log.columns["sample_id"], expected="an id")
         self.found = True
-        key = Key(task, sample)
-        told = PromptRecord(_hash(row.get("prompt_hash")), _hash(row.get("item_hash")), row.get("cluster"), path, line)
+        key = Key(str(task or ""), sample)
+        hashes = _hash(self._of(values, "prompt_hash")), _hash(self._of(values, "item_hash"))
+        told = PromptRecord(*hashes, self._of(values, "cluster"), path, line)
         earlier = arm.asked.setdefault(key, told)
         if earlier is not told and earlier[:2] != told[:2]:
-            raise DataError(f"sample {task}/{sample} has another prompt than in {earlier.path}:{earlier.line}",
+            raise DataError(f"sample {key.task}/{sample} has another prompt than in {earlier.path}:{earlier.line}",
                             file=path, line=line, expected="one prompt a sample")  # fmt: skip
-        for name, value in self._scores(row, line):
+        for name, value in self._scores(values, line):
             scores = arm.scores.setdefault(name, {})
             if key in scores:
-                raise DataError(f"sample {task}/{sample} is given twice", file=path, line=line,
+                raise DataError(f"sample {key.task}/{sample} is given twice", file=path, line=line,
                                 expected=f"once (first in {earlier.path}:{earlier.line})")  # fmt: skip
             scores[key] = value
 
-    def _scores(self, row: Mapping[str, Any], line: int) -> Iterator[tuple[str, float | None]]:
+    def _of(self, values: Sequence[Any], name: str) -> Any:  # noqa: ANN401 - a text, where the log has that column
+        place = self.at.get(name)
+        return None if place is None else values[place]
+
+    def _scores(self, values: Sequence[Any], line: int) -> Iterator[tuple[str, float | None]]:
         if self.long:
-            if row["metric"] in self.takes:
-                yield str(row["metric"]), row["value"]
+            if (name := self._of(values, "metric")) in self.takes:
+                yield str(name), self._of(values, "value")
             return
-        for number, metric in enumerate(self.log.metrics):
-            value = row[f"m{number}"]
+        for place, metric in self.measured:
+            value = values[place]
             if metric.values and value is not None:
                 if value not in metric.values and not _is_number(value):
                     raise DataError(f"{value!r}", file=self.log.path, line=line, field=metric.column,
@@ -299,6 +304,8 @@ def _hash(text: str | None) -> str | None:
     """A hash is the same in capitals and behind `sha256:`; what is no hash (a prompt) stays as it is."""
     if not text:
         return None
+    if len(text) == 64 and not text.strip("0123456789abcdef"):  # as most logs have it
+        return text
     bare = _KIND.sub("", text.strip())
     return bare.lower() if _HEX.fullmatch(bare) else text.strip()
 
@@ -410,7 +417,7 @@ def _paired(arms: Sequence[Arm], places: tuple[Path, Path]) -> tuple[LogPairing,
 
 
 def _alike(one: PromptRecord, two: PromptRecord) -> bool:
-    return all(a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item)))
+    return one[:2] == two[:2] or all(a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item)))
 
 
 def _nothing_pairs(arms: Sequence[Arm], places: tuple[Path, Path], first: Key | None) -> DataError:

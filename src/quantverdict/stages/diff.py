@@ -81,7 +81,7 @@ def check_same_study(one: Bundle, two: Bundle) -> None:
     if was.study != now.study:
         raise BundleError(f"{where}: {was.study} and {now.study}")
     if isinstance(was, Study) and isinstance(now, Study) and was.tasks != now.tasks:
-        names = [", ".join(use.task or use.path or "" for use in study.tasks) for study in (was, now)]
+        names = [", ".join(use.named for use in study.tasks) for study in (was, now)]
         what = f"{names[0]} and {names[1]}" if names[0] != names[1] else "items are limited otherwise"
         raise BundleError(f"{where}: other tasks: {what}")
     check_same_prompts(one, two, where)

@@ -41,6 +41,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What a study asks that says nothing else, by the criterion that it is for."""
 LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
+CHECKPOINT_LADDER = ("AWQ", "GPTQ")
 """Made of a GGUF model that is named alone."""
 CRITERIA = """\
 # A build is accepted where every criterion rules out a loss of its margin or more, and rejected where one shows it:
@@ -254,7 +255,7 @@ def _model(group: Group, out: Path) -> Iterator[str]:
         yield f"    params_b: {float(f'{first.n_params / 1e9:.4g}'):.10f}".rstrip("0").rstrip(".")
     if first.is_wide:
         key = "checkpoint" if first.checkpoint else "source"
-        made = ", ".join(CHECKPOINT_LEVELS if first.checkpoint else LADDER)
+        made = ", ".join(CHECKPOINT_LADDER if first.checkpoint else LADDER)
         yield f"    {key}: {_source(first.source, out)}"
         yield f"    # a level without a file of its own ({made}) is made from it: add its name to the variants"
     why = f"every build is compared with the baseline; guessed: {group.why}"
@@ -266,7 +267,7 @@ def _model(group: Group, out: Path) -> Iterator[str]:
     if len(group.builds) == 1:
         yield "      # named alone, so these are made from it:"
         if first.checkpoint:
-            yield from (f"      - {{quant: {level}, backend: transformers}}" for level in CHECKPOINT_LEVELS)
+            yield from (f"      - {{quant: {level}, backend: transformers}}" for level in CHECKPOINT_LADDER)
         else:
             yield from (f"      - {level}" for level in LADDER)
 

@@ -286,6 +286,8 @@ def cluster_sums(values: FloatArray, clusters: Sequence[Hashable]) -> tuple[Floa
     """
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or len(clusters) != values.size:
         raise ValueError(f"{len(clusters)} cluster labels for {values.size} values: a label for each finite value")
+    if None not in clusters and len(set(clusters)) == values.size:
+        return values + 0.0, np.ones(values.size)  # sums from zero, of one value each
     seen: dict[tuple[bool, Hashable], int] = {}
     labels = ((label is None, i if label is None else label) for i, label in enumerate(clusters))
     codes = np.array([seen.setdefault(label, len(seen)) for label in labels])

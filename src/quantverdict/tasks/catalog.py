@@ -108,6 +108,8 @@ class Task:
         messages_field: the field of an item that is its conversation; empty for none.
         example_turns: worked examples as turns of the user and of the assistant.
         graded: of a conversation, the model's `last` turn, or `all` of them.
+        delimiter: between a prompt without a chat template and each of its choices.
+        max_new_tokens: of an answer, where the study sets no limit of its own to it; None is the study's.
     """
 
     name: str
@@ -127,6 +129,8 @@ class Task:
     messages_field: str = ""
     example_turns: tuple[Turn, ...] = ()
     graded: str = "last"
+    delimiter: str = ""
+    max_new_tokens: int | None = None
 
     def cluster(self, item: Item) -> str | None:
         """The cluster an item belongs to, None where it stands alone; askings by several seeds are one."""
@@ -247,9 +251,12 @@ def apply_filters(task: Task, text: str) -> str:
 
 
 def choice_continuations(task: Task, item: Item) -> tuple[str, ...]:
-    """Answers to choose among: letters (`option_a`... or the lines of `choices_text`), labels (`categories`) or ()."""
+    """Answers to choose among: `choices` as they are, letters (`option_a`... or the lines of `choices_text`), labels
+    (`categories`) or ()."""
     if not task.type.choices:
         return ()
+    if isinstance(texts := item.fields.get("choices"), list):
+        return tuple(map(str, texts))
     lettered = choice_texts(item)
     if lettered:
         return tuple(lettered)

@@ -214,7 +214,9 @@ _TICK_SECONDS = 0.05
 _TOO_MUCH = "makes too much text or too many steps"
 
 
-def render_template(source: str, variables: Mapping[str, object], *, where: str, strict: bool = False) -> str:
+def render_template(
+    source: str, variables: Mapping[str, object], *, where: str, strict: bool = False, harness: bool = False
+) -> str:
     """The text of a template.
 
     Blocks are trimmed as chat templates expect (`trim_blocks`, `lstrip_blocks`), one newline at the end is dropped.
@@ -224,12 +226,19 @@ def render_template(source: str, variables: Mapping[str, object], *, where: str,
         variables: JSON-like values.
         where: file (and field) for the message.
         strict: refuse a variable that is missing; else it is empty, as chat templates expect.
+        harness: as lm-evaluation-harness renders: blocks are not trimmed, and the last newline stays.
 
     Raises:
         TaskError: a wrong template, one that calls `raise_exception`, reaches for what it may not, or does not end
             within its bounds.
     """
-    text: str = _ask({"source": source, "variables": dict(variables), "strict": strict}, where)["text"]
+    request = {
+        "source": source,
+        "variables": dict(variables),
+        "strict": strict,
+        **({"harness": True} if harness else {}),
+    }
+    text: str = _ask(request, where)["text"]
     return text
 
 

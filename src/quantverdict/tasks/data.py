@@ -207,8 +207,10 @@ def _hub_files(source: DataSource) -> tuple[list[Path], str]:
         )
     except failures as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        gated = " with a token that may read it" if "gated" in type(error).__name__.lower() else ""
-        expected = f"a data set and revision that exist{gated}, and a network; offline a full commit that is cached"
+        expected = "a data set and revision that exist, and a network; offline a full commit that is cached"
+        if _is_gated(error):
+            terms = f"https://huggingface.co/datasets/{source.hub}"
+            expected = f"that its terms are accepted at {terms}, and HF_TOKEN with a token that may read it"
         raise TaskError(f"cannot be had from the hub ({reason})", file=str(source), expected=expected) from error
     inside = sorted(path for path in folder.rglob("*") if path.is_file() and _form(path) is not None)
     found = [path for path in inside if _matches(path.relative_to(folder), source, pattern)]
@@ -219,6 +221,12 @@ def _hub_files(source: DataSource) -> tuple[list[Path], str]:
         expected = one_of(pattern or parts, names) if names else "files of JSONL, CSV or Parquet"
         raise TaskError(problem, file=f"hub:{source.hub}", field="data.files", expected=expected)
     return found, revision
+
+
+def _is_gated(error: Exception) -> bool:
+    """Whether the hub wants to know who asks: its client has a class for it, and else the status says so."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return "gated" in type(error).__name__.lower() or status in (401, 403)
 
 
 def _patterns(source: DataSource, pattern: str | None) -> list[str]:
@@ -441,7 +449,17 @@ def _put_choices(rows: Sequence[DataRow], samples: Sequence[dict[str, Any]], key
         texts = choices_of(row, keys)
         sample |= {f"option_{letter.lower()}": text for letter, text in zip(LETTERS, texts, strict=False)}
         if keys.answer is not None:
-            sample["reference"] = _letter(row, _value(row, keys.answer, "answer"), texts)
+            said, labels = _value(row, keys.answer, "answer"), _labels(row, keys)
+            if said in labels and len(labels) == len(texts):
+                said = LETTERS[labels.index(said)]
+            sample["reference"] = _letter(row, said, texts)
+
+
+def _labels(row: DataRow, keys: DataKeys) -> list[Any]:
+    """The labels of a column of choices that has them beside its texts, as ARC has: {text: [...], label: [...]}."""
+    found = _value(row, keys.choices, "choices") if isinstance(keys.choices, str) else None
+    labels = found.get("label") if isinstance(found, Mapping) else None
+    return labels if isinstance(labels, list) else []
 
 
 def choices_of(row: DataRow, keys: DataKeys) -> list[str]:

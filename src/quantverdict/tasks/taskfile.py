@@ -173,8 +173,11 @@ class ItemProblem(NamedTuple):
     expected: str
 
 
-def read_task(path: Path) -> Task:
+def read_task(path: Path, place: tuple[DataSource, Path] | None = None) -> Task:
     """A task from its file.
+
+    Args:
+        place: where its rows are, in place of what its `data` says, and the folder where that starts.
 
     Raises:
         TaskError: the first mistake, with file, line, field and what was expected.
@@ -183,11 +186,14 @@ def read_task(path: Path) -> Task:
     head = _head(file)
     source = _source(file, head.samples_of) if head.samples_of else None
     keys = _data_keys(file) if "data" in file.data else None
+    if keys is not None and place is not None:
+        keys = keys.model_copy(update={"data": place[0]})
     refuse: Refusal = file.refuse
     record: DataRecord | None = None
     examples: tuple[Item, ...] = ()
     if keys is not None:
-        items, examples, record, refuse = _items_of_data(file, head, keys)
+        folder = path.parent if place is None else place[1]
+        items, examples, record, refuse = _items_of_data(file, head, keys, folder)
     elif source is not None:
         items = source.items
     else:
@@ -260,10 +266,10 @@ def _data_keys(file: TaskSource) -> DataKeys:
 
 
 def _items_of_data(
-    file: TaskSource, head: TaskHead, keys: DataKeys
+    file: TaskSource, head: TaskHead, keys: DataKeys, folder: Path
 ) -> tuple[tuple[Item, ...], tuple[Item, ...], DataRecord, Refusal]:
     """The items of the rows, those that are worked examples, what was used, and what refuses an item by its row."""
-    folder, where = file.path.parent, str(file.path)
+    where = str(file.path)
     rows, revision = read_rows(keys.data, folder)
     field = _messages_field(head)
     found = samples_of_rows(rows, keys, where, field)
@@ -418,6 +424,8 @@ def _item(sample: Any, index: int, refuse: Refusal, messages: str = "") -> Item:
         refuse(("samples", index), "is not a mapping", "an id and fields")
     if not isinstance(sample.get("id"), str) or not sample["id"].strip():
         refuse(("samples", index, "id"), "missing or not text", "an id in quotes")
+    if str(sample.get("stereotyped_idx")) in ("0", "1", "2"):  # tables and expressions give numbers as text
+        sample = {**sample, "stereotyped_idx": int(sample["stereotyped_idx"])}
     for key, value in sample.items():
         if key != messages:
             _check_field(key, value, ("samples", index, key), refuse)
@@ -433,7 +441,8 @@ def _check_field(key: Any, value: object, at: tuple[str | int, ...], refuse: Ref
         refuse(at, "is not a field name", "letters, digits and '_'")
     if key in _LISTS and not _is_answers(value):
         refuse(at, "is not a list of texts", "answers in quotes")
-    if key not in _LISTS and not isinstance(value, str | int | float):
+    listed = key in _LISTS or (key == "choices" and _is_answers(value))
+    if not listed and not isinstance(value, str | int | float):
         refuse(at, f"a {type(value).__name__} is not allowed", "text, or a number")
 
 

@@ -99,15 +99,16 @@ def _reply(request: dict[str, Any], size: int) -> dict[str, Any]:
     try:
         if "variables" not in request:
             return {"fields": _fields(request["source"])}
-        return {"text": _render(request["source"], request["strict"], request["variables"], size)}
+        form = request.get("harness", False)
+        return {"text": _render(request["source"], request["strict"], request["variables"], size, form)}
     except _WRONG as error:
         return {"problem": _problem(error)}
 
 
-def _render(source: str, strict: bool, variables: dict[str, Any], size: int) -> str:
-    template = _template(source, strict)
+def _render(source: str, strict: bool, variables: dict[str, Any], size: int, harness: bool = False) -> str:
+    template = _template(source, strict, harness)
     left = MADE + MADE_PER_INPUT * size
-    _environment(strict).most = left
+    _environment(strict, harness).most = left
     pieces = []
     for piece in template.generate(variables):
         left -= len(piece)
@@ -135,16 +136,16 @@ def _problem(error: BaseException) -> str:
     return text + line
 
 
-@lru_cache(maxsize=2)
-def _environment(strict: bool) -> _Environment:
-    return _Environment(strict)
+@lru_cache(maxsize=4)
+def _environment(strict: bool, harness: bool = False) -> _Environment:
+    return _Environment(strict, harness)
 
 
 @lru_cache(maxsize=16)
-def _template(source: str, strict: bool) -> jinja2.Template:
+def _template(source: str, strict: bool, harness: bool = False) -> jinja2.Template:
     if len(source) > MAX_SOURCE:
         raise SecurityError(f"is {len(source)} characters long, more than {MAX_SOURCE}")
-    return _environment(strict).from_string(source)
+    return _environment(strict, harness).from_string(source)
 
 
 class _Generation(Extension):
@@ -160,24 +161,30 @@ class _Generation(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox as Transformers sets it up, without what is random, and with bounds.
 
+    Args:
+        harness: as lm-evaluation-harness has it: blocks are not trimmed, the last newline stays, `regex_replace`.
+
     Attributes:
         most: characters or elements that one value may have.
     """
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, harness: bool = False) -> None:
         undefined = jinja2.StrictUndefined if strict else jinja2.Undefined
         extensions = ["jinja2.ext.loopcontrols", _Generation]
         super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
+            trim_blocks=not harness,
+            lstrip_blocks=not harness,
+            keep_trailing_newline=harness,
             undefined=undefined,
             extensions=extensions,
             loader=jinja2.FunctionLoader(_no_files),
         )
         self.most = MADE
         self.filters["tojson"] = _tojson
+        if harness:
+            self.filters["regex_replace"] = _regex_replace
         self.filters = {
             name: self._within(function, widths=name in _WIDTH_FILTERS)
             for name, function in self.filters.items()
@@ -280,6 +287,10 @@ def _tojson(
     if indent is not None and not 0 <= int(indent) <= 16:
         raise SecurityError("tojson indents by at most 16")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _regex_replace(text: str, pattern: str, new: str, count: int = 0) -> str:
+    return re.sub(pattern, new, text, count=count)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -270,6 +270,7 @@ function openDrawer(title, facts, {model, build, names, artefacts, hash}, opener
       el("button", {type: "button", click: () => copy(location.href.split("#")[0] + hash, "link")}, "Copy link")),
     ...sections,
     artefacts.length ? el("section", {}, el("h3", {}, "Read from"), el("ul", {}, artefacts.map((one) => el("li", {}, el("code", {}, one))))) : "");
+  if (opener && !opener.hasAttribute("tabindex")) opener.setAttribute("tabindex", "-1");
   if (!drawer.open) drawer.showModal();
   drawer.scrollTop = 0;
   setHash(hash);
