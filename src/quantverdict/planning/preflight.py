@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from quantverdict.artifacts.builds import OWN_CALIBRATION
 from quantverdict.artifacts.checkpoint_build import TOOLS
+from quantverdict.artifacts.gguf_mix import type_patterns
 from quantverdict.artifacts.gguf_read import LIBRARY, library_file, open_gguf
 from quantverdict.artifacts.sources import cache_dir, find
 from quantverdict.backends.llama_engine import WHEELS
@@ -105,6 +106,7 @@ def _check_build(study: Study, model: Model, variant: Variant, at: Place) -> Non
         _check_checkpoint(study, model, variant, at)
     else:
         _check_ladder(study, model, name, at)
+        _check_recipe(study, variant.quantize or study.quantize)
 
 
 def _check_ladder(study: Study, model: Model, name: str, at: Place) -> None:
@@ -116,6 +118,15 @@ def _check_ladder(study: Study, model: Model, name: str, at: Place) -> None:
     if library_file("xllamacpp", LIBRARY) is None:
         _lacking(f"{name} is made by llama.cpp's kernels, which are", "llamacpp", at)
     _check_cache(name, at)
+
+
+def _check_recipe(study: Study, how: QuantizeConfig) -> None:
+    """Whether what a level is made with is there."""
+    type_patterns(how.tensor_types)
+    for key, file in (("imatrix", how.imatrix), ("imatrix_text", how.imatrix_text)):
+        if file is not None and not (study.folder / file).is_file():
+            expected = "a text file" if key == "imatrix_text" else "an importance matrix of this model"
+            raise ArtifactError("does not exist", file=study.folder / file, field=f"quantize.{key}", expected=expected)
 
 
 def _check_checkpoint(study: Study, model: Model, variant: Variant, at: Place) -> None:
