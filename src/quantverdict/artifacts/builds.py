@@ -209,7 +209,8 @@ class _BuildFactory:
             return
         try:
             for (file, text, types), quants in self._by_recipe(made).items():
-                place = self._computed(start, text) if text is not None else file and self.study.folder / file
+                place = self.study.folder / file if file is not None else None
+                place = place if text is None else self._computed(start, text)
                 imatrix = None if place is None else read_imatrix(place)
                 wanted = tuple(dict.fromkeys(levels[quant] for quant in quants))
                 ladder = build_ladder(start, wanted, cache_dir(), self.progress, imatrix, dict(types))

@@ -79,9 +79,10 @@ class _Collector:
         sums = self.found.setdefault(name, _Sums(np.zeros((experts, columns), np.float32), np.zeros(experts, np.int64)))
         values = self._values(activations, np.float32)
         if tensor.op == self.by_expert:
-            self._add_experts(sums, values[0], self._values(tensor.src[2], np.int32)[0, 0])
+            chosen = self._values(tensor.src[2], np.int32)[0, 0]
+            self._add_experts(sums, np.asarray(values[0], np.float32), np.asarray(chosen, np.int32))
         else:
-            self._add(sums, 0, values.reshape(-1, columns))
+            self._add(sums, 0, np.asarray(values.reshape(-1, columns), np.float32))
         return True
 
     def _add_experts(self, sums: _Sums, values: Floats, chosen: NDArray[np.int32]) -> None:
