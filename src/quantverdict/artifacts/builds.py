@@ -175,7 +175,7 @@ class _BuildFactory:
 
         for variant in self.model.variants:
             artifact, backend = artifacts.get(variant.quant), BACKENDS[self.study.backend_of(variant)]
-            why = None if artifact is None else unrunnable(artifact, backend)
+            why = None if artifact is None else unrunnable(artifact.format, artifact.tensor_types, backend)
             if why is not None and variant.quant == self.model.baseline:
                 raise ArtifactError(why, file=self.paths[variant.quant], expected="a baseline that can be asked")
             if why is not None:
