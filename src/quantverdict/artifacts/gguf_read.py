@@ -440,10 +440,11 @@ def _value(data: mmap.mmap, field: Field) -> Value:
 _PACKAGE = "xllamacpp"
 LIBRARY = ("xllamacpp*.so", "xllamacpp*.pyd", "xllamacpp*.dylib")
 """The extension module of the wheel, by platform."""
-_WRITTEN = (
+WRITTEN = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL",
     "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ1_0", "TQ2_0", "MXFP4",
 )  # fmt: skip
+"""Types that levels are made of."""
 _MISSING = "GGUF levels are made by llama.cpp's kernels, which are not installed; pip install 'quantverdict[llamacpp]'"
 
 
@@ -464,7 +465,7 @@ class Kernels:
         library.ggml_type_size.restype = ctypes.c_size_t
         library.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
         library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-        for name in _WRITTEN:
+        for name in WRITTEN:
             self._check(TYPE_BY_NAME[name])
 
     def _check(self, expected: GgmlType) -> None:
@@ -517,7 +518,7 @@ class Kernels:
     def encodes(self, kind: GgmlType, *, weighted: bool) -> bool:
         """Whether `narrow` can write a type, with or without the importance of columns."""
         needs = kind.known and self._library.ggml_quantize_requires_imatrix(kind.number)
-        return kind.name in _WRITTEN and (weighted or not needs)
+        return kind.name in WRITTEN and (weighted or not needs)
 
     def is_valid(self, kind: GgmlType, address: int, nbytes: int) -> bool:
         """Whether encoded rows hold neither infinities nor NaN."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf
 from quantverdict.errors import ArtifactError, os_reason
-from quantverdict.records import Artifact, BackendSpec
+from quantverdict.records import BackendSpec
 
 EXPECTED = "a model that generates text"
 _LORA, _HEAD = "a LoRA adapter", "a draft head, which drafts tokens for another model"
@@ -106,24 +106,26 @@ _OTHER_ENGINES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "EXL2": ("ExLlamaV2", ("transformers", "vllm")),
     "EXL3": ("ExLlamaV3", ("transformers", "vllm")),
     "MLX": ("MLX", ("transformers", "vllm")),
-    "NVFP4 by ModelOpt": ("vLLM", ("transformers",)),
 }
 """What a type's name begins with, what reads it, and the engines that do not."""
 
 
-def unrunnable(artifact: Artifact, backend: BackendSpec) -> str | None:
+def unrunnable(form: str, types: Collection[str], backend: BackendSpec) -> str | None:
     """Why no release of an engine loads a build, None where one may; a program that holds its own models is not judged.
 
     The engine is the one of the study; a server that can load the file may be asked instead.
+
+    Args:
+        form, types: `Artifact.format`, and the names of the types that the build's weights are stored in.
     """
     if backend.remote or backend.reads == "recordings":
         return None
-    if artifact.format == "gguf":
-        others = [name for name in artifact.tensor_types if name not in TYPE_BY_NAME]
+    if form == "gguf":
+        others = sorted({name for name in types if name not in TYPE_BY_NAME})
         if backend.capabilities.wheels and others:
             return f"has tensors of type {', '.join(others)}, which llama.cpp does not load; {_SERVER}"
         return None
-    for name in artifact.tensor_types:
+    for name in types:
         for begin, (engine, not_by) in _OTHER_ENGINES.items():
             if name.startswith(begin) and backend.name in not_by:
                 return f"is stored as {name}, which {engine} reads and {backend.name} does not; {_SERVER}"

@@ -35,6 +35,7 @@ from quantverdict.artifacts.settings import (
     renderings,
     shown,
 )
+from quantverdict.artifacts.sources import cache_dir
 from quantverdict.artifacts.weights import Importance, Weights, open_weights
 
 _COVERED = 0.99
@@ -134,7 +135,8 @@ def _importance(ours: Weights, theirs: Weights, given: Path | None) -> tuple[Imp
     if recorded is None:
         return None, ""
     name = recorded.replace("\\", "/").rpartition("/")[2]
-    near = [weights.path.parent / name for weights in (theirs, ours) if name]
+    places = (theirs.path.parent, ours.path.parent, cache_dir() / "imatrix")
+    near = [folder / name for folder in places if name]
     file = next((path for path in near if path.is_file()), None)
     if file is None:
         return None, f"its importance matrix, {name[:60]!r}, is not beside it (--imatrix says where it is)"

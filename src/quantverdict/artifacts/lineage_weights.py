@@ -305,7 +305,9 @@ def _judge(pair: WeightPair, rows: Whole, ours: Rows, theirs: Rows) -> Finding:
 
 
 def _part(rows: Rows, span: slice) -> Rows:
-    return Rows(*(item if item is None or len(item) == 1 else item[span] for item in rows))
+    values, low, high, slack = (item if len(item) == 1 else item[span] for item in (rows[0], *rows[2:]))
+    step = rows.step if rows.step is None or len(rows.step) == 1 else rows.step[span]
+    return Rows(values, step, low, high, slack)
 
 
 def _may_move(finding: Finding) -> bool:

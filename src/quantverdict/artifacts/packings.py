@@ -165,7 +165,7 @@ def _scaled(weight: Weight, rows: Whole) -> Rows | None:
     if dtype != "I8":
         return _float8_rows(widened(stored, dtype), scales[:, groups], dtype)
     given = weight.parts.get("weight_zero_point")
-    zeros = np.zeros(scales.shape, np.int64)
+    zeros: NDArray[np.int64] = np.zeros(scales.shape, np.int64)
     if given is not None:
         zeros = raw(given).reshape(-1, scales.shape[1]).astype(np.int64)
         zeros = zeros[np.minimum(rows // weight.rows, len(zeros) - 1)]

@@ -6,6 +6,7 @@ The same source gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -20,7 +21,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, dequantized_from, file_sha256, open_model
+from quantverdict.artifacts.gguf import DEQUANTIZED_KEY, TENSOR_TYPES_KEY, dequantized_from, file_sha256, open_model
 from quantverdict.artifacts.gguf_mix import LEVELS, in_writing_order, is_quantizable, mix
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, GgmlType, Gguf, Tensor, kernels, kernels_version
 from quantverdict.artifacts.imatrix import IMATRIX_KEY, IMATRIX_SHA256_KEY, Floats, ImportanceMatrix
@@ -105,7 +106,13 @@ _RECIPE = "1"
 
 
 def make_level(
-    source: Path, level: str, out: Path, *, imatrix: ImportanceMatrix | None = None, progress: Progress | None = None
+    source: Path,
+    level: str,
+    out: Path,
+    *,
+    imatrix: ImportanceMatrix | None = None,
+    tensor_types: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write `source` at `level` to `out`, tensor for tensor what llama.cpp's quantiser writes.
 
@@ -115,6 +122,7 @@ def make_level(
 
     Args:
         imatrix: how much each column counts; levels of few bits need it.
+        tensor_types: types of tensors by patterns of their names, as `gguf_mix.mix` takes them; they are recorded.
 
     Raises:
         ArtifactError: an unreadable source, an unknown level, a shape or value the level cannot store, an importance
@@ -123,11 +131,11 @@ def make_level(
     """
 
     model = open_model(source)
-    types = mix(model, level, None if imatrix is None else imatrix.values)
+    types = mix(model, level, None if imatrix is None else imatrix.values, tensor_types)
     weights = {} if imatrix is None else _column_weights(model, imatrix, types)
     tensors = in_writing_order(model.tensors)
     entries = tuple(TensorEntry(item.name, item.shape, TYPE_BY_NAME[types[item.name]]) for item in tensors)
-    header = header_bytes(_fields(model, level, imatrix), entries, model.alignment)
+    header = header_bytes(_fields(model, level, imatrix, tensor_types or {}), entries, model.alignment)
     total, done = sum(item.n_elements for item in tensors), 0
     size = len(header) + sum(entry.nbytes + model.alignment for entry in entries)
     with written_whole(out, size) as file, ThreadPoolExecutor(_cores()) as pool:
@@ -166,6 +174,7 @@ def build_ladder(
     cache_dir: Path,
     progress: BuildProgress | None = None,
     imatrix: ImportanceMatrix | None = None,
+    tensor_types: Mapping[str, str] | None = None,
 ) -> Mapping[str, Path]:
     """Every level of a source, each made once and kept under `cache_dir`.
 
@@ -178,11 +187,15 @@ def build_ladder(
     model = open_model(source)
     plain = cache_dir / "gguf" / f"{file_sha256(model)[:16]}-{kernels_version()}-{_RECIPE}"
     folder = plain if imatrix is None else plain.with_name(f"{plain.name}-{imatrix.sha256[:16]}")
+    if tensor_types:
+        own = hashlib.sha256(json.dumps([*tensor_types.items()]).encode()).hexdigest()[:8]
+        folder = folder.with_name(f"{folder.name}-{own}")
+    how = _Recipe(imatrix, tensor_types or {})
     start = source
-    if _low_bit_origin(model) and any(not _is_level(model, level, imatrix) for level in levels):
+    if _low_bit_origin(model) and any(not _is_level(model, level, how) for level in levels):
         start = _cached(source, "FP16", plain, progress)
     return {
-        level: source if _is_level(model, level, imatrix) else _cached(start, level, folder, progress, imatrix)
+        level: source if _is_level(model, level, how) else _cached(start, level, folder, progress, how)
         for level in levels
     }
 
@@ -215,23 +228,29 @@ def _low_bit_origin(model: Gguf) -> str | None:
     return next(named, types.most_common(1)[0][0])
 
 
-def _is_level(model: Gguf, level: str, imatrix: ImportanceMatrix | None) -> bool:
+class _Recipe(NamedTuple):
+    """How a level is made besides its name."""
+
+    imatrix: ImportanceMatrix | None = None
+    tensor_types: Mapping[str, str] = {}
+
+
+def _is_level(model: Gguf, level: str, how: _Recipe) -> bool:
     """Whether making `level` would change neither a tensor nor the file type."""
     if model.integer(_FILE_TYPE) != LEVELS[level].file_type:
         return False
-    types = mix(model, level, None if imatrix is None else imatrix.values)
+    types = mix(model, level, None if how.imatrix is None else how.imatrix.values, how.tensor_types)
     return all(types[tensor.name] == tensor.type.name for tensor in model.tensors)
 
 
-def _cached(
-    source: Path, level: str, folder: Path, progress: BuildProgress | None, imatrix: ImportanceMatrix | None = None
-) -> Path:
+def _cached(source: Path, level: str, folder: Path, progress: BuildProgress | None, how: _Recipe | None = None) -> Path:
     path = folder / f"{level}.gguf"
     record = path.with_suffix(".json")
     if not _is_intact(path, record):
         folder.mkdir(parents=True, exist_ok=True)
         steps = None if progress is None else lambda done, total: progress(level, done, total)
-        make_level(source, level, path, imatrix=imatrix, progress=steps)
+        own = how or _Recipe()
+        make_level(source, level, path, imatrix=own.imatrix, tensor_types=own.tensor_types, progress=steps)
         _write_record(path, record)
     return path
 
@@ -254,10 +273,13 @@ def _is_intact(path: Path, record: Path) -> bool:
         return False
 
 
-def _fields(model: Gguf, level: str, imatrix: ImportanceMatrix | None) -> Iterator[bytes]:
+def _fields(
+    model: Gguf, level: str, imatrix: ImportanceMatrix | None, tensor_types: Mapping[str, str]
+) -> Iterator[bytes]:
     """The metadata of a made level: the source's, in its order, then what was set, then what this package adds."""
     replaced = (
-        _FILE_TYPE, _QUANTIZATION_VERSION, SOURCE_KEY, DEQUANTIZED_KEY, IMATRIX_SHA256_KEY, *_SPLIT_KEYS,
+        _FILE_TYPE, _QUANTIZATION_VERSION, SOURCE_KEY, DEQUANTIZED_KEY, IMATRIX_SHA256_KEY, TENSOR_TYPES_KEY,
+        *_SPLIT_KEYS,
     )  # fmt: skip
     for key in model.fields:
         if key not in replaced and not key.startswith(IMATRIX_KEY):
@@ -265,6 +287,8 @@ def _fields(model: Gguf, level: str, imatrix: ImportanceMatrix | None) -> Iterat
     yield uint32_field(_QUANTIZATION_VERSION, _GGML_QUANTIZATION_VERSION)
     yield uint32_field(_FILE_TYPE, LEVELS[level].file_type)
     yield from () if imatrix is None else _imatrix_fields(imatrix)
+    if tensor_types:
+        yield text_field(TENSOR_TYPES_KEY, " ".join(f"{pattern}={kind}" for pattern, kind in tensor_types.items()))
     yield text_field(SOURCE_KEY, file_sha256(model))
     origin = dequantized_from(model) or _low_bit_origin(model)
     if origin is not None:

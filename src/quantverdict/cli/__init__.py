@@ -343,22 +343,31 @@ def verify(bundle: Path, as_json: bool) -> None:
 )
 @click.option("--out", type=Existing, required=True, help="The folder to write to.")
 @click.option("--imatrix", type=Existing, help="GGUF: an importance matrix of the model; IQ1 to IQ3 need one.")
+@click.option("--imatrix-text", type=Existing, help="GGUF: a text to compute the importance matrix on, kept in --out.")
+@click.option("--tensor-type", "types", multiple=True, metavar="PATTERN=TYPE", help="GGUF: a type by tensor name.")
 @click.option("--group-size", type=int, help="AWQ, GPTQ: weights that share a scale. Default: the most that fit.")
 @click.option("--calibration", default="default", help="AWQ, GPTQ: default, safety, or a text file.")
 @click.option("--samples", type=int, default=128, help="AWQ, GPTQ: number of calibration texts.")
 @json_option
 def quantize(
-    model: Path, levels: str, out: Path, *, imatrix: Path | None, as_json: bool, **how: str | int | None
+    model: Path, levels: str, out: Path, *, types: tuple[str, ...], as_json: bool, **how: Path | str | int | None
 ) -> None:
-    """Make GGUF levels, AWQ and GPTQ builds from a model."""
+    """Make GGUF levels, AWQ, GPTQ, FP8 and FP4 builds from a model."""
     from quantverdict import api
     from quantverdict.reporting.terminal import progress_view
 
     wanted = [level.strip() for level in levels.split(",")]
-    how = {name: value for name, value in how.items() if value is not None}
-    how |= {} if imatrix is None else {"imatrix": str(imatrix)}
-    made = api.quantize(model, wanted, out, progress=progress_view(), **how)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in how.items() if value is not None}
+    named = {"tensor_types": dict(_pattern_and_type(one) for one in types)} if types else {}
+    made = api.quantize(model, wanted, out, progress=progress_view(), **given, **named)
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
+
+
+def _pattern_and_type(given: str) -> tuple[str, str]:
+    pattern, _, kind = given.rpartition("=")
+    if not pattern or not kind:
+        raise QuantverdictError(f"--tensor-type: {given!r}; expected PATTERN=TYPE, such as ffn_down=Q6_K")
+    return pattern, kind
 
 
 @commands.command("list")

@@ -18,8 +18,11 @@ from urllib.parse import urlsplit
 
 from quantverdict.artifacts.builds import OWN_CALIBRATION
 from quantverdict.artifacts.checkpoint_build import TOOLS
+from quantverdict.artifacts.gguf_mix import type_patterns
 from quantverdict.artifacts.gguf_read import LIBRARY, library_file, open_gguf
+from quantverdict.artifacts.kinds import unrunnable
 from quantverdict.artifacts.sources import cache_dir, find
+from quantverdict.artifacts.weights import open_weights
 from quantverdict.backends.llama_engine import WHEELS
 from quantverdict.config import JudgeConfig, Model, QuantizeConfig, Source, Study, Variant
 from quantverdict.errors import ArtifactError, TaskError, did_you_mean, one_of
@@ -68,9 +71,27 @@ def check_study(study: Study, tasks: Sequence[Task]) -> tuple[str, ...]:
         for j, judge in enumerate(study.judges):
             _check_covered(study, judge, ("judges", j))
             _check_judge(judge, study.folder, ("judges", j))
-        return (*_check_policy(study, tasks), *_check_execution(study, tasks))
+        return (*_left_out(study), *_check_policy(study, tasks), *_check_execution(study, tasks))
     except Finding as found:
         raise misplaced(study.file, found.problem, *found.at, expected=found.expected) from None
+
+
+def _left_out(study: Study) -> Iterator[str]:
+    """Builds that no release of their engine loads; only headers are read, and what is no model is said elsewhere."""
+    for model in study.models:
+        for variant in model.variants:
+            source, backend = variant.source, BACKENDS[study.backend_of(variant)]
+            if source is None or not source.has_file or backend.remote or backend.reads == "recordings":
+                continue
+            try:
+                path = find(source, study.folder)
+                weights = None if path is None else open_weights(path)
+            except ArtifactError:
+                continue
+            types = [] if weights is None else [handle.type_name for handle in weights.handles.values()]
+            why = None if weights is None else unrunnable(weights.format, types, backend)
+            if why is not None:
+                yield f"note: {model.name}/{variant.quant} {why}: it is left out"
 
 
 def _check_execution(study: Study, tasks: Sequence[Task]) -> Iterator[str]:
@@ -108,6 +129,7 @@ def _check_build(study: Study, model: Model, variant: Variant, at: Place) -> Non
         _check_checkpoint(study, model, variant, at)
     else:
         _check_ladder(study, model, name, at)
+        _check_recipe(study, variant.quantize or study.quantize)
 
 
 def _check_program(study: Study, name: str) -> None:
@@ -127,6 +149,15 @@ def _check_ladder(study: Study, model: Model, name: str, at: Place) -> None:
     if library_file("xllamacpp", LIBRARY) is None:
         _lacking(f"{name} is made by llama.cpp's kernels, which are", "llamacpp", at)
     _check_cache(name, at)
+
+
+def _check_recipe(study: Study, how: QuantizeConfig) -> None:
+    """Whether what a level is made with is there."""
+    type_patterns(how.tensor_types)
+    for key, file in (("imatrix", how.imatrix), ("imatrix_text", how.imatrix_text)):
+        if file is not None and not (study.folder / file).is_file():
+            expected = "a text file" if key == "imatrix_text" else "an importance matrix of this model"
+            raise ArtifactError("does not exist", file=study.folder / file, field=f"quantize.{key}", expected=expected)
 
 
 def _check_checkpoint(study: Study, model: Model, variant: Variant, at: Place) -> None:

@@ -14,6 +14,7 @@ from quantverdict.artifacts.builds import Build
 from quantverdict.artifacts.gguf_read import part_names
 from quantverdict.artifacts.sources import commit_of, is_pinned, resolve
 from quantverdict.backends.base import Backend, Placement, Service, Tokenizer, opens_reasoning, physical_cores
+from quantverdict.backends.imatrix import compute_imatrix
 from quantverdict.backends.ollama import ollama_url
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import Batches, PromptPlan, grown, make_plan, prompts_file
@@ -58,7 +59,7 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     Raises:
         ArtifactError: a build is not of its baseline, or reads the prompts as other tokens; nothing was asked.
     """
-    made = build_list.prepare_builds(study, view.build, view.say)
+    made = build_list.prepare_builds(study, view.build, view.say, compute_imatrix)
     stored = stored_builds(bundle)
     check_same_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name, bundle) for model in study.models}

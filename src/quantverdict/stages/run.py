@@ -468,13 +468,16 @@ def verify(path: Path) -> list[str]:
     return verify_bundle(path)
 
 
+GGUF_OPTIONS = ("imatrix", "imatrix_text", "tensor_types")
+
+
 def quantize(
     model: Path, levels: Sequence[str], out: Path, how: Mapping[str, object] | None = None, *, view: LineProgress
 ) -> Mapping[str, Path]:
     """Make GGUF levels of a model file, and AWQ and GPTQ builds of a file or a checkpoint, in a folder.
 
     Args:
-        how: fields of `QuantizeConfig`: for AWQ and GPTQ, and `imatrix` for GGUF levels.
+        how: fields of `QuantizeConfig`; `GGUF_OPTIONS` are for GGUF levels, the others for checkpoints.
 
     Raises:
         ArtifactError: no such level (nothing is made then), or not a model.
@@ -483,6 +486,7 @@ def quantize(
     from quantverdict.artifacts.checkpoint_build import quantize_checkpoint_levels
     from quantverdict.artifacts.imatrix import read_imatrix
     from quantverdict.artifacts.quantize import make_level
+    from quantverdict.backends.imatrix import compute_imatrix
 
     known = GGUF_LEVELS + CHECKPOINT_LEVELS
     levels = [ALSO_CALLED.get(level, level) for level in levels]
@@ -492,10 +496,15 @@ def quantize(
                 f"no level {level!r}", field="--to", expected=f"some of {','.join(known)}{did_you_mean(level, known)}"
             )
     how = dict(how or {})
-    file = how.pop("imatrix", None)
-    imatrix = None if file is None else read_imatrix(Path(str(file)))
+    recipe = quantize_config({name: how.pop(name) for name in GGUF_OPTIONS if name in how})
+    file = recipe.imatrix
+    if recipe.imatrix_text is not None:
+        text = Path(recipe.imatrix_text)
+        file = str(compute_imatrix(model, text, out / f"{model.stem}-{text.stem}.imatrix.gguf"))
+    imatrix = None if file is None else read_imatrix(Path(file))
+    types = recipe.tensor_types
     made = {
-        level: make_level(model, level, out / f"{model.stem}-{level}.gguf", imatrix=imatrix)
+        level: make_level(model, level, out / f"{model.stem}-{level}.gguf", imatrix=imatrix, tensor_types=types)
         for level in levels
         if level in GGUF_LEVELS
     }
