@@ -89,30 +89,39 @@ class Build:
         return self.failure is None and self.twin_of is None
 
 
-def prepare_builds(study: Study, progress: BuildProgress | None = None, say: Say | None = None) -> tuple[Build, ...]:
+def prepare_builds(
+    study: Study,
+    progress: BuildProgress | None = None,
+    say: Say | None = None,
+    step: BuildProgress | None = None,
+) -> tuple[Build, ...]:
     """Find or make, then read, every build of the study, in study order; after a baseline its A/A replicates.
 
     Args:
         progress: told how far a GGUF level is.
         say: told what begins that takes long.
+        step: told how many of a model's files are read and hashed.
 
     Raises:
         ArtifactError: a named file does not exist or is not what it should be: nothing runs on a guess.
     """
-    return tuple(build for model in study.models for build in _BuildFactory(study, model, progress, say).builds())
+    return tuple(
+        build for model in study.models for build in _BuildFactory(study, model, (progress, say, step)).builds()
+    )
 
 
 class _BuildFactory:
     """The builds of one model."""
 
-    def __init__(self, study: Study, model: Model, progress: BuildProgress | None, say: Say | None) -> None:
-        self.study, self.model, self.progress, self.say = study, model, progress, say
+    def __init__(
+        self, study: Study, model: Model, told: tuple[BuildProgress | None, Say | None, BuildProgress | None]
+    ) -> None:
+        self.study, self.model = study, model
+        self.progress, self.say, self.step = told
         self.paths: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
 
     def builds(self) -> Iterator[Build]:
-        from quantverdict.artifacts.inspect import inspect_artifact
-
         for variant in self.model.variants:
             if variant.source is not None:
                 self._find(variant, variant.source)
@@ -120,7 +129,7 @@ class _BuildFactory:
         for variant in self.model.variants:
             if variant.source is None and variant.format not in GGUF_LEVELS and self._wants_file(variant):
                 self._make_checkpoint(variant)
-        artifacts = {quant: inspect_artifact(path) for quant, path in self.paths.items()}
+        artifacts = dict(self._artifacts())
         duplicates = self._duplicates(artifacts)
         for variant in self.model.variants:
             build = Build(
@@ -138,6 +147,15 @@ class _BuildFactory:
             yield build
             if build.is_baseline:
                 yield from (null_arm(build, number) for number in range(1, self.study.nulls + 1))
+
+    def _artifacts(self) -> Iterator[tuple[str, Artifact]]:
+        from quantverdict.artifacts.inspect import inspect_artifact
+
+        step = self.step or (lambda *_: None)
+        for at, (quant, path) in enumerate(self.paths.items()):
+            step(f"reading and hashing {self.model.name}/{quant}", at, len(self.paths))
+            yield quant, inspect_artifact(path)
+        step(f"read {self.model.name}", len(self.paths), len(self.paths))
 
     def _wants_file(self, variant: Variant) -> bool:
         return BACKENDS[self.study.backend_of(variant)].reads != "recordings"

@@ -92,10 +92,11 @@ def run_cells(
     log = _Log(bundle)
     proved = {job.cell: bundle.check_hash(responses_path(Path(), job.cell).as_posix()) for job in jobs}
     bundle.begin()
-    for job in jobs:
-        stored = log.outcomes.get(job.cell)
-        if stored is not None and stored.status == "failed" and not retry:
-            continue
+    left_out = {cell for cell, stored in log.outcomes.items() if stored.status == "failed" and not retry}
+    asked = {cell: stored.prompts for cell, stored in log.outcomes.items()}
+    todo = [job for job in jobs if job.cell not in left_out]
+    view.start_cells({job.cell: max(0, len(job.plan.prompts) - asked.get(job.cell, 0)) for job in todo})
+    for job in todo:
         store = CellStore(bundle.root, job.cell, job.plan, proved[job.cell])
         if store.unproved:
             say(f"{job.cell}: some answers have no checksum (of an older version, or lost), and are taken as they are")

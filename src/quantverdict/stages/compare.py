@@ -417,7 +417,9 @@ def _paired(arms: Sequence[Arm], places: tuple[Path, Path]) -> tuple[LogPairing,
 
 
 def _alike(one: PromptRecord, two: PromptRecord) -> bool:
-    return one[:2] == two[:2] or all(a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item)))
+    return one[:2] == two[:2] or all(
+        a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item))
+    )
 
 
 def _nothing_pairs(arms: Sequence[Arm], places: tuple[Path, Path], first: Key | None) -> DataError:
