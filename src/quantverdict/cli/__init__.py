@@ -27,7 +27,7 @@ from quantverdict.cli.output import (
     show_decision,
     through_gate,
 )
-from quantverdict.errors import ExitCode, QuantverdictError, os_reason
+from quantverdict.errors import ExitCode, QuantverdictError, count_of, os_reason
 from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.formats import (
     DocumentedGroup,
@@ -477,7 +477,11 @@ def tasks_new(file: Path, out: Path | None, *, force: bool, as_json: bool) -> No
 
     path, task = new_task(file, out or file.with_suffix(".yaml"), force=force)
     told = {"file": str(path), "name": task.name, "task_type": task.task_type, "items": len(task.items)}
-    show(told, lambda: [f"{path}: {task.task_type}, {len(task.items)} items; read it before you use it"], as_json)
+    show(
+        told,
+        lambda: [f"{path}: {task.task_type}, {count_of(len(task.items), 'item')}; read it before you use it"],
+        as_json,
+    )
 
 
 def execute(arguments: list[str]) -> int:

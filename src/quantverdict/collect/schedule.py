@@ -103,7 +103,12 @@ def run_cells(
         source, reused = AnswerSource(job.open_backend, job.kept, job.watch), store.reused
         log.add(collect_cell(store, source, view, log.noting(job.cell), log.known(job.cell)))
         if (new := store.reused - reused) > 0:
-            say(f"{job.cell}: {new} answers were kept from another run, and take no part in speed and memory")
+            kept = (
+                "answer was kept from another run, and takes"
+                if new == 1
+                else "answers were kept from another run, and take"
+            )
+            say(f"{job.cell}: {new} {kept} no part in speed and memory")
     return tuple(log.outcomes[job.cell] for job in jobs)
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantverdict.collect.generate import CellOutcome, ProgressView
+from quantverdict.errors import count_of
 from quantverdict.records import CellId
 from quantverdict.registry import by_instrument
 from quantverdict.reporting import formats, tables
@@ -267,11 +268,11 @@ class LineProgress(ProgressView):
         if outcome.failure is not None:
             return f"{outcome.cell}: failed: {outcome.failure}"
         if not self.new:
-            return f"{outcome.cell}: {outcome.prompts} answers, all from an earlier run"
+            return f"{outcome.cell}: {count_of(outcome.prompts, 'answer')}, all from an earlier run"
         enough = "" if outcome.stopped_after is None else " were enough"
         seconds = time.perf_counter() - self.start
         self.now = self.new  # nothing more of it comes
-        told = f"{outcome.cell}: {outcome.prompts} answers{enough}, {self.rates()}, {seconds:.0f} s"
+        told = f"{outcome.cell}: {count_of(outcome.prompts, 'answer')}{enough}, {self.rates()}, {seconds:.0f} s"
         return told + (self.whole() if self.waiting else "")
 
     def rates(self) -> str:
