@@ -262,6 +262,9 @@ class RecordingView:
     def __init__(self):
         self.started, self.finished, self.prompts, self.tokens = [], [], 0, 0
 
+    def start_cells(self, cells):
+        self.announced = cells
+
     def start_cell(self, cell, total, done):
         self.started.append((cell, total, done))
 

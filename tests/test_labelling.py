@@ -186,7 +186,7 @@ def test_a_sheet_that_holds_labels_which_were_not_read_is_never_written_over(bun
     for rows in ("40", "10"):
         assert execute(["label", str(bundle), "--out", str(sheet), "--n", rows]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "holds 1 labels that were not read yet, the first at line" in line
+        assert "holds 1 label not read yet, the first at line" in line
         assert (sheet.read_bytes(), (bundle / "manifest.json").read_bytes()) == (before, manifest)
     assert execute(["label", str(bundle), "--read", str(sheet)]) == 0
     assert execute(["label", str(bundle), "--out", str(sheet), "--n", "40"]) == 0
@@ -208,7 +208,7 @@ def test_whatever_a_person_wrote_into_a_sheet_is_kept(bundle, sheet, capsys, cha
         writer.writerows(rows)
     before = sheet.read_bytes()
     assert execute(["label", str(bundle), "--out", str(sheet), "--n", "40"]) == 2
-    assert "holds 1 labels that were not read yet" in capsys.readouterr().err
+    assert "holds 1 label not read yet" in capsys.readouterr().err
     assert sheet.read_bytes() == before
 
 

@@ -57,6 +57,15 @@ class QuantverdictError(Exception):
     exit_code: ExitCode = ExitCode.CANNOT_RUN
 
 
+def count_of(number: int, noun: str, several: str | None = None) -> str:
+    """`1 prompt`, `2 prompts`: a count with its noun.
+
+    Args:
+        several: the plural, where it is not the noun with an s.
+    """
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean NEAREST?)` where a known name is near to a misspelt one, else nothing."""
     names = {other.casefold(): other for other in known}

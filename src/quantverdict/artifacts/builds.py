@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import yaml
 
@@ -93,10 +93,20 @@ ImatrixOf = Callable[[Path, Path], Path]
 """Computes the importance matrix of a model on a text, both given as files; gives its file."""
 
 
+class BuildHooks(NamedTuple):
+    """Who is told of builds that are made and read, and who computes what they are made with; see `prepare_builds`."""
+
+    progress: BuildProgress | None = None
+    say: Say | None = None
+    step: BuildProgress | None = None
+    imatrix_of: ImatrixOf | None = None
+
+
 def prepare_builds(
     study: Study,
     progress: BuildProgress | None = None,
     say: Say | None = None,
+    step: BuildProgress | None = None,
     imatrix_of: ImatrixOf | None = None,
 ) -> tuple[Build, ...]:
     """Find or make, then read, every build of the study, in study order; after a baseline its A/A replicates.
@@ -104,13 +114,14 @@ def prepare_builds(
     Args:
         progress: told how far a GGUF level is.
         say: told what begins that takes long.
+        step: told how many of a model's files are read and hashed.
         imatrix_of: needed where the study names a text to compute one on.
 
     Raises:
         ArtifactError: a named file does not exist or is not what it should be: nothing runs on a guess.
     """
-    factories = [_BuildFactory(study, model, progress, say, imatrix_of) for model in study.models]
-    return tuple(build for factory in factories for build in factory.builds())
+    hooks = BuildHooks(progress, say, step, imatrix_of)
+    return tuple(build for model in study.models for build in _BuildFactory(study, model, hooks).builds())
 
 
 _Recipe = tuple[str | None, str | None, tuple[tuple[str, str], ...]]
@@ -123,18 +134,14 @@ class _BuildFactory:
         self,
         study: Study,
         model: Model,
-        progress: BuildProgress | None,
-        say: Say | None,
-        imatrix_of: ImatrixOf | None,
+        hooks: BuildHooks,
     ) -> None:
-        self.study, self.model, self.progress, self.say = study, model, progress, say
-        self.imatrix_of = imatrix_of
+        self.study, self.model = study, model
+        self.progress, self.say, self.step, self.imatrix_of = hooks
         self.paths: dict[str, Path] = {}
         self.failures: dict[str, str] = {}
 
     def builds(self) -> Iterator[Build]:
-        from quantverdict.artifacts.inspect import inspect_artifact
-
         for variant in self.model.variants:
             if variant.source is not None:
                 self._find(variant, variant.source)
@@ -142,7 +149,7 @@ class _BuildFactory:
         for variant in self.model.variants:
             if variant.source is None and variant.format not in GGUF_LEVELS and self._wants_file(variant):
                 self._make_checkpoint(variant)
-        artifacts = {quant: inspect_artifact(path) for quant, path in self.paths.items()}
+        artifacts = dict(self._artifacts())
         self._refuse_unrunnable(artifacts)
         duplicates = self._duplicates(artifacts)
         for variant in self.model.variants:
@@ -161,6 +168,15 @@ class _BuildFactory:
             yield build
             if build.is_baseline:
                 yield from (null_arm(build, number) for number in range(1, self.study.nulls + 1))
+
+    def _artifacts(self) -> Iterator[tuple[str, Artifact]]:
+        from quantverdict.artifacts.inspect import inspect_artifact
+
+        step = self.step or (lambda *_: None)
+        for at, (quant, path) in enumerate(self.paths.items()):
+            step(f"reading and hashing {self.model.name}/{quant}", at, len(self.paths))
+            yield quant, inspect_artifact(path)
+        step(f"read {self.model.name}", len(self.paths), len(self.paths))
 
     def _wants_file(self, variant: Variant) -> bool:
         return BACKENDS[self.study.backend_of(variant)].reads != "recordings"

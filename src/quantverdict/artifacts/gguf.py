@@ -14,7 +14,7 @@ from quantverdict.artifacts.gguf_mix import MAIN_TYPE_BY_FILE_TYPE, is_quantizab
 from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, Gguf, Tensor, open_gguf, part_of
 from quantverdict.artifacts.kinds import is_folder, require_model_folder, require_model_gguf
 from quantverdict.artifacts.settings import gguf_settings, identity_sha256, rendered, tokens_sha256
-from quantverdict.errors import ArtifactError
+from quantverdict.errors import ArtifactError, count_of
 from quantverdict.records import Artifact
 
 TENSOR_TYPES_KEY = "quantverdict.tensor_types"
@@ -109,8 +109,10 @@ def describe(artifact: Artifact) -> list[str]:
     if artifact.calibration:
         rows["calibration"] = artifact.calibration
     if artifact.fallbacks:
+        count = sum(artifact.fallbacks.values())
+        verb = "is" if count == 1 else "are"
         rows["fallbacks"] = (
-            f"{sum(artifact.fallbacks.values())} matrices ({_counts(artifact.fallbacks)}) are not in the type this "
+            f"{count_of(count, 'matrix', 'matrices')} ({_counts(artifact.fallbacks)}) {verb} not in the type this "
             "level is named after: their rows are not a multiple of 256, so llama.cpp stores them in another one"
         )
     if artifact.dequantized_from:
@@ -195,7 +197,7 @@ def _importance(model: Gguf) -> str:
     said = {key: model.get(f"quantize.imatrix.{key}") for key in ("dataset", "file", "chunks_count", "entries_count")}
     if any(value is not None for value in said.values()):
         chunks = "" if said["chunks_count"] is None else f", {said['chunks_count']} chunks"
-        entries = "" if said["entries_count"] is None else f", {said['entries_count']} tensors"
+        entries = "" if said["entries_count"] is None else f", {count_of(int(said['entries_count']), 'tensor')}"
         return f"importance matrix of {said['dataset'] or said['file'] or 'a text that is not named'}{chunks}{entries}"
     few = [tensor for tensor in model.tensors if tensor.type.name.startswith(("IQ1_", "IQ2_", "IQ3_"))]
     return "no importance matrix is recorded: so few bits lose more without one" if few else ""

@@ -9,18 +9,30 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import click
 
-from quantverdict.cli.output import GateOptions, gated, require_verified, show, show_decision, through_gate
-from quantverdict.errors import ExitCode, QuantverdictError, os_reason
+from quantverdict.cli.output import (
+    SIGNALLED,
+    GateOptions,
+    failed,
+    gated,
+    progress,
+    require_verified,
+    show,
+    show_decision,
+    through_gate,
+)
+from quantverdict.errors import ExitCode, QuantverdictError, count_of, os_reason
 from quantverdict.records import CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.formats import (
     DocumentedGroup,
     Existing,
+    MessageOptions,
     OutputStream,
     asking,
     card_options,
@@ -53,9 +65,8 @@ def commands() -> None:
 def init(models: tuple[str, ...], out: Path, *, force: bool, schema: bool, measure: bool, as_json: bool) -> None:
     """Write a commented study of MODELS: files, folders, owner/name of the hub, ollama:TAG."""
     from quantverdict import api
-    from quantverdict.reporting.terminal import progress_view
 
-    draft = api.init(models, out, force=force, schema=schema, measure=measure, progress=progress_view())
+    draft = api.init(models, out, force=force, schema=schema, measure=measure, progress=progress())
     show(draft.as_json(), draft.lines, as_json)
 
 
@@ -74,11 +85,10 @@ def run(
     What the study decides by, its builds, tasks and limits may change in between: only what is missing is asked.
     """
     from quantverdict import api
-    from quantverdict.reporting.terminal import progress_view
 
     loaded = api.load_study(study, task_dir=task_dir)
     gating.read(loaded)
-    show_decision(api.run(loaded, out, progress=progress_view(), **options).path, as_json, gating)
+    show_decision(api.run(loaded, out, progress=progress(), **options).path, as_json, gating)
 
 
 @commands.command()
@@ -93,9 +103,8 @@ def run(
 def plan(study: Path, bundle: Path | None, as_json: bool, **how: Any) -> None:  # noqa: ANN401
     """Say what a study would ask, take and be able to show."""
     from quantverdict import api
-    from quantverdict.reporting.terminal import progress_view
 
-    planned = api.plan(study, bundle, progress=progress_view(), **how)
+    planned = api.plan(study, bundle, progress=progress(), **how)
     if planned.target is not None and not as_json:
         print(one_line(f"# {planned.target.line()}"), file=sys.stderr)
         print(planned.target.yaml, end="")
@@ -117,7 +126,7 @@ def ingest(sources: Path, out: Path, quarantine: bool, as_json: bool) -> None:
 
     bundle = api.ingest(sources, out, quarantine=quarantine).path
     for line in ingestion.source_lines(bundle):
-        print(one_line(line), file=sys.stderr)
+        progress().say(line)
     show_decision(bundle, as_json)
 
 
@@ -139,7 +148,7 @@ def import_(logs: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> 
 
     bundle = api.import_logs(logs, out, **how).path
     for line in ingestion.source_lines(bundle):
-        print(one_line(line), file=sys.stderr)
+        progress().say(line)
     show_decision(bundle, as_json)
 
 
@@ -199,9 +208,8 @@ def judge(bundle: Path, name: str, as_json: bool) -> None:
     What the judge has labelled already is not asked again.
     """
     from quantverdict import api
-    from quantverdict.reporting.terminal import progress_view
 
-    rows = api.judge(bundle, name, progress=progress_view())
+    rows = api.judge(bundle, name, progress=progress())
     show(rows, lambda: [", ".join(f"{key} {value}" for key, value in row.items() if value) for row in rows], as_json)
 
 
@@ -354,12 +362,11 @@ def quantize(
 ) -> None:
     """Make GGUF levels, AWQ, GPTQ, FP8 and FP4 builds from a model."""
     from quantverdict import api
-    from quantverdict.reporting.terminal import progress_view
 
     wanted = [level.strip() for level in levels.split(",")]
     given = {name: str(value) if isinstance(value, Path) else value for name, value in how.items() if value is not None}
     named = {"tensor_types": dict(_pattern_and_type(one) for one in types)} if types else {}
-    made = api.quantize(model, wanted, out, progress=progress_view(), **given, **named)
+    made = api.quantize(model, wanted, out, progress=progress(), **given, **named)
     show({level: str(path) for level, path in made.items()}, lambda: [str(path) for path in made.values()], as_json)
 
 
@@ -509,7 +516,11 @@ def tasks_new(file: Path, out: Path | None, *, force: bool, as_json: bool) -> No
 
     path, task = new_task(file, out or file.with_suffix(".yaml"), force=force)
     told = {"file": str(path), "name": task.name, "task_type": task.task_type, "items": len(task.items)}
-    show(told, lambda: [f"{path}: {task.task_type}, {len(task.items)} items; read it before you use it"], as_json)
+    show(
+        told,
+        lambda: [f"{path}: {task.task_type}, {count_of(len(task.items), 'item')}; read it before you use it"],
+        as_json,
+    )
 
 
 def execute(arguments: list[str]) -> int:
@@ -518,8 +529,8 @@ def execute(arguments: list[str]) -> int:
     A command makes many values and few cycles of them, so these are looked for a thousandth as often.
 
     Returns:
-        The exit code (errors.ExitCode; 130 where the user interrupted): that of the work, whether or not what it says
-        could be written.
+        The exit code (errors.ExitCode; 130 where the user interrupted, 143 after SIGTERM): that of the work, whether or
+        not what it says could be written.
     """
     gc.set_threshold(700_000, 10, 10)
     streams = sys.stdout, sys.stderr
@@ -539,30 +550,48 @@ def execute(arguments: list[str]) -> int:
 
 def attempt(arguments: list[str]) -> int:
     """Run one command, and say in one line why it cannot be done."""
+    options = MessageOptions()
     try:
-        result = commands.main(arguments, prog_name="quantverdict", standalone_mode=False)
+        result = commands.main(arguments, prog_name="quantverdict", standalone_mode=False, obj=options)
     except click.ClickException as error:
         captured = io.StringIO()
         error.show(captured)
-        print(harmless(captured.getvalue().rstrip("\n")), file=sys.stderr)
-        return ExitCode.CANNOT_RUN
-    except (KeyboardInterrupt, click.Abort):
-        return say("interrupted; the same command goes on where it stopped", 130)
+        text = harmless(captured.getvalue().rstrip("\n"))
+        usage, _, message = text.rpartition("\n")
+        print(usage, end="\n" if usage else "", file=sys.stderr)
+        return failed(options, arguments, error, (message, ExitCode.CANNOT_RUN))
+    except (KeyboardInterrupt, click.Abort) as error:
+        ended = isinstance(error.__cause__ or error, TerminatedError)
+        code = SIGNALLED + (signal.SIGTERM if ended else signal.SIGINT)
+        words = f"{'ended by SIGTERM' if ended else 'interrupted'}; the same command goes on where it stopped"
+        return failed(options, arguments, error, (words, code))
     except QuantverdictError as error:
-        return say(f"error: {error}", error.exit_code)
+        return failed(options, arguments, error, (f"error: {error}", error.exit_code))
     except Exception as error:
-        if os.environ.get("QUANTVERDICT_TRACEBACK"):
+        if options.verbose or os.environ.get("QUANTVERDICT_TRACEBACK"):
             raise
-        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
-            # Before it is opened a file is looked for, and a system refuses that too: a name too long, links in a ring.
-            name = Path(error.filename)
-            shown = name.with_name(f"{name.name[:40]}...") if len(name.name) > 80 else name
-            return say(f"error: {shown}: cannot be used ({os_reason(error)})", ExitCode.CANNOT_RUN)
-        return say(
-            f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)",
-            ExitCode.CANNOT_RUN,
-        )
+        return failed(options, arguments, error, (unforeseen(error), ExitCode.CANNOT_RUN))
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def unforeseen(error: Exception) -> str:
+    """One line on what no part of the program expected."""
+    if isinstance(error, OSError) and isinstance(error.filename, str | Path):
+        # Before it is opened a file is looked for, and a system refuses that too: a name too long, links in a ring.
+        name = Path(error.filename)
+        shown = name.with_name(f"{name.name[:40]}...") if len(name.name) > 80 else name
+        return f"error: {shown}: cannot be used ({os_reason(error)})"
+    return f"internal error: {type(error).__name__}: {error} (QUANTVERDICT_TRACEBACK=1 shows where)"
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: what is stored stays whole, as where the user interrupts."""
+
+
+def terminate(_signal: int, _frame: object) -> None:
+    """The second one ends the process at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise TerminatedError
 
 
 def say(message: str, code: int) -> int:
@@ -579,6 +608,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Plugins of pydantic watch models of others; to look for them takes every installed package's list of entry points.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    signal.signal(signal.SIGTERM, terminate)
     code = execute(sys.argv[1:])
     # What is left ends with the process; looking through it for cycles first would take a tenth of a short command.
     gc.freeze()

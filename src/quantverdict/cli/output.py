@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantverdict.errors import ExitCode
-from quantverdict.reporting.formats import escaped_json, gate_reports, harmless, is_utf8, json_text
+from quantverdict.errors import ExitCode, InputError
+from quantverdict.reporting.formats import (
+    MessageOptions,
+    escaped_json,
+    gate_reports,
+    harmless,
+    is_utf8,
+    json_text,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from quantverdict.config import Study
     from quantverdict.protocol.gate import Gate
+    from quantverdict.reporting.terminal import LineProgress
 
 gate_options = (
     click.option("--gate", "wanted", is_flag=True, help="Exit 3, 4 or 5 where a build is not accepted. Without it: 0."),
@@ -111,3 +121,60 @@ def through_gate(bundle: Path, gating: GateOptions) -> Gate:
 
     asked = {name: getattr(gating, name) for name in ("build", "junit", "summary", "inconclusive", "constraints")}
     return api.gate(bundle, gating.gate_policy, **asked)
+
+
+# Messages: what goes to stderr besides results, and what is said where a command fails
+
+
+def progress() -> LineProgress:
+    """Who is told of the progress of this command, as loud as it was asked to be."""
+    from quantverdict.reporting.terminal import progress_view
+
+    options = click.get_current_context().find_root().ensure_object(MessageOptions)
+    return progress_view(quiet=options.quiet, verbose=options.verbose, log=noted(options))
+
+
+def noted(options: MessageOptions) -> Callable[[str], object] | None:
+    """What adds a line to the log, where there is one: with the time in UTC."""
+    path = options.log
+    if path is None:
+        return None
+
+    def note(line: str) -> None:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+
+    return note
+
+
+def failed(options: MessageOptions, arguments: Sequence[str], error: BaseException, told: tuple[str, int]) -> int:
+    """Say in one line on stderr why a command ends, and with --json as the one document on stdout.
+
+    Args:
+        told: the line and the exit code.
+
+    Returns:
+        The exit code.
+    """
+    message, code = told
+    print(one_line(message), file=sys.stderr)
+    if (note := noted(options)) is not None:
+        note(one_line(message))
+    given = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in given and not getattr(sys.stdout, "written", 0):
+        kind = "Interrupted" if code >= SIGNALLED else type(error).__name__
+        kind = "UsageError" if isinstance(error, click.ClickException) else kind
+        document: dict[str, object] = {
+            "kind": kind,
+            "message": message.removeprefix("error: ").removeprefix("Error: "),
+            "exit_code": code,
+        }
+        if isinstance(error, InputError):
+            document |= {"problem": error.problem, "expected": error.expected, "field": error.field, "line": error.line}
+            document |= {"file": None if error.file is None else str(error.file)}
+        print(json_text({"error": document}, sys.stdout))
+    return code
+
+
+SIGNALLED = 128
+"""And the number of the signal: the exit code of what a signal ended."""

@@ -33,6 +33,7 @@ def check_builds(
     plans: Mapping[str, PromptPlan],
     known: Mapping[CellId, tuple[CompatibilityCheck, ...]],
     tokenizer_of: TokenizerOf,
+    step: Callable[[str, int, int], None] = lambda *_: None,
 ) -> tuple[Build, ...]:
     """Every build with its proofs; baselines, duplicates, A/A replicates and recorded answers need none.
 
@@ -40,22 +41,23 @@ def check_builds(
         plans: what each base model is asked.
         known: proofs of an earlier run.
         tokenizer_of: asked only where two builds differ in engine, format or tokenizer.
+        step: told how many builds are compared with their baselines.
 
     Raises:
         ArtifactError: a file cannot be read.
     """
-    return tuple(
-        replace(
-            build, proofs=tuple(_Case(study, build, base, plans[build.cell.base_model], tokenizer_of).proofs(known))
-        )
-        if base is not None
-        and build.runs
-        and not build.is_baseline
-        and not build.null
-        and BACKENDS[build.backend].reads != "recordings"
-        else build
-        for build, base in ((build, _baseline(builds, build)) for build in builds)
-    )
+    found = []
+    for at, build in enumerate(builds):
+        base = _baseline(builds, build)
+        asked = build.runs and not build.is_baseline and not build.null
+        if base is not None and asked and BACKENDS[build.backend].reads != "recordings":
+            step(f"comparing {build.cell} with its baseline", at, len(builds))
+            proofs = _Case(study, build, base, plans[build.cell.base_model], tokenizer_of).proofs(known)
+            found.append(replace(build, proofs=tuple(proofs)))
+        else:
+            found.append(build)
+    step("compared with their baselines", len(builds), len(builds))
+    return tuple(found)
 
 
 def require_compatible(builds: Sequence[Build]) -> None:

@@ -86,6 +86,10 @@ SMOKE_PROMPTS = 8
 class ProgressView(Protocol):
     """Who is told how collecting goes."""
 
+    def start_cells(self, cells: Mapping[CellId, int]) -> None:
+        """The cells that will be asked in this order, with how many prompts each may still be asked."""
+        ...
+
     def start_cell(self, cell: CellId, total: int, done: int) -> None:
         """A cell of `total` prompts begins; `done` of them were stored by an earlier run."""
         ...

@@ -39,7 +39,7 @@ from quantverdict.collect.generate import (
     collect_cell,
     whole_text,
 )
-from quantverdict.errors import BundleError
+from quantverdict.errors import BundleError, count_of
 from quantverdict.records import CellId, Prompt
 from quantverdict.stats import plain_sum
 from quantverdict.stats.sequential import ConfidenceSequence
@@ -103,6 +103,8 @@ def run_cells(
     proved = {job.cell: bundle.check_hash(responses_path(Path(), job.cell).as_posix()) for job in jobs}
     bundle.begin()
     wanted = [job for job in jobs if retry or (was := log.outcomes.get(job.cell)) is None or was.status != "failed"]
+    asked = {cell: stored.prompts for cell, stored in log.outcomes.items()}
+    view.start_cells({job.cell: max(0, len(job.plan.prompts) - asked.get(job.cell, 0)) for job in wanted})
     if executor is None:
         for job in wanted:
             store = _open_store(bundle, job, proved[job.cell], say)
@@ -124,7 +126,9 @@ def _open_store(bundle: Bundle, job: CellJob, proved: int, say: Callable[[str], 
 
 def _say_reused(store: CellStore, before: int, say: Callable[[str], None]) -> None:
     if (new := store.reused - before) > 0:
-        say(f"{store.cell}: {new} answers were kept from another run, and take no part in speed and memory")
+        verbs = ("was", "takes") if new == 1 else ("were", "take")
+        kept = f"{count_of(new, 'answer')} {verbs[0]} kept from another run"
+        say(f"{store.cell}: {kept}, and {verbs[1]} no part in speed and memory")
 
 
 def _run_together(

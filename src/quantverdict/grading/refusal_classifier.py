@@ -331,7 +331,9 @@ def _coded(token: str) -> int:
     """A hash in the lowest 32 bits of a number, then up to three classes of 6 bits."""
     mark = _MARKS.get(token)
     classes = (mark,) if mark else _classes(token)[:3] if token[0].isalnum() else ()
-    return crc32(token.encode("utf-8", "surrogatepass")) | sum(one << 32 + 6 * place for place, one in enumerate(classes))
+    return crc32(token.encode("utf-8", "surrogatepass")) | sum(
+        one << 32 + 6 * place for place, one in enumerate(classes)
+    )
 
 
 @lru_cache(maxsize=1 << 15)
@@ -405,9 +407,7 @@ def _singles(tokens: _Tokens) -> Found:
     for level, share in enumerate((50, 20, 10)):
         dense = counts * share > size
         found.append((owner[dense], 50000 + 100 * level + one[dense]))
-    place, behind, nth, quoted = (
-        part[tokens.at] for part in (tokens.place, tokens.behind, tokens.nth, tokens.quoted)
-    )
+    place, behind, nth, quoted = (part[tokens.at] for part in (tokens.place, tokens.behind, tokens.nth, tokens.quoted))
     wheres = (place < OPENING_WORDS, place < 40, behind < END_WORDS, quoted == 1, quoted == 0, nth == 0, nth == 1)
     found += [(answer[where], 20000 + 1000 * number + kind[where]) for number, where in enumerate(wheres)]
     return _joined(found)

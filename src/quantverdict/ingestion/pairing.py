@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from quantverdict.bundle.sources import Sources
-from quantverdict.errors import DataError
+from quantverdict.errors import DataError, count_of
 from quantverdict.ingestion.matching import HASHES, SAMPLE
 from quantverdict.records import CellId
 
@@ -259,7 +259,8 @@ def other_prompts(pairings: Iterable[Pairing]) -> dict[CellId, str]:
 def _others(one: Pairing) -> str:
     said = []
     if one.other_words:
-        said.append(f"{one.other_words} of {one.prompts} prompts were asked in other words than the baseline's")
+        asked = f"{one.other_words} of {count_of(one.prompts, 'prompt')} {'was' if one.other_words == 1 else 'were'}"
+        said.append(f"{asked} asked in other words than the baseline's")
     if one.other_items:
         said.append(f"{one.other_items} of {one.prompts} ids are another item than in the baseline")
     return f"{' and '.join(said)}, and are not compared ({_some(one.other_first, one.other_words + one.other_items)})"
@@ -272,9 +273,9 @@ def unpaired(pairings: Iterable[Pairing]) -> Iterator[str]:
             first = _some(one.missing_first, one.missing)
             yield f"{one.cell} lacks {one.missing} of the {one.prompts} prompts of its baseline ({first})."
         if one.extra:
-            yield f"{one.cell} has {one.extra} prompts that its baseline lacks: they are not compared."
+            yield f"{one.cell} has {count_of(one.extra, 'prompt')} that its baseline lacks: not compared."
         if one.moved:
-            yield f"{one.cell} has {one.moved} prompts of its baseline under another id: they are paired by their hash."
+            yield f"{one.cell} has {count_of(one.moved, 'prompt')} of its baseline under another id: paired by hash."
 
 
 def pairing_notes(pairings: Sequence[Pairing]) -> Iterator[str]:

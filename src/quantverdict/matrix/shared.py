@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from quantverdict.errors import count_of
 from quantverdict.matrix.columns import METRICS, baselines, decimal
 from quantverdict.matrix.grid import Codes, Grids, ScoreGrid
 from quantverdict.records import CellId, Estimate, Matrix, Row, SharedPrompts
@@ -38,8 +39,10 @@ class UnpairedPrompts:
 
     def __str__(self) -> str:
         """`60 of 120 prompts are missing`."""
-        message = [f"{self.missing} of {self.asked} prompts are missing"] if self.missing else []
-        message += [f"{self.extra} prompts were not asked of the baseline"] if self.extra else []
+        verb = "is" if self.asked == 1 else "are"
+        message = [f"{self.missing} of {count_of(self.asked, 'prompt')} {verb} missing"] if self.missing else []
+        verb = "was" if self.extra == 1 else "were"
+        message += [f"{count_of(self.extra, 'prompt')} {verb} not asked of the baseline"] if self.extra else []
         return f"{' and '.join(message)} ({', '.join(self.metrics)})"
 
 

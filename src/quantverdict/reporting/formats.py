@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
+
+from quantverdict.errors import os_reason
 
 # What leaves for a terminal or a log: text that commands nothing, on streams that may not take all of it.
 #
@@ -97,8 +99,10 @@ class OutputStream:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.failure: OSError | ValueError | None = None
+        self.written = 0
 
     def write(self, text: str) -> int:
+        self.written += len(text)
         if self.failure is None:
             try:
                 self.stream.write(self._shown(text))
@@ -405,12 +409,53 @@ EXIT_CODES = {
     "4": "gate: something that is gated was not measured",
     "5": "gate: inconclusive, these prompts are too few to tell",
     "130": "interrupted; the same command goes on where it stopped",
+    "143": "ended by SIGTERM, as by an interruption",
 }
 """What the process returns, as `--help` says it."""
 
 
+Existing = click.Path(path_type=Path)
+
+
+@dataclass(slots=True)
+class MessageOptions:
+    """How much is said on stderr besides results, and where it is kept too."""
+
+    quiet: bool = False
+    verbose: bool = False
+    log: Path | None = None
+
+
+def _note(ctx: click.Context, option: click.Parameter, value: object) -> None:
+    options = ctx.find_root().ensure_object(MessageOptions)
+    try:
+        if isinstance(value, Path):
+            value.open("a").close()
+        if value:
+            setattr(options, str(option.name), value)
+    except OSError as error:
+        raise click.BadParameter(f"{plain(value)}: cannot be written ({os_reason(error)})") from error
+
+
+@cache
+def message_options(*, hidden: bool) -> tuple[click.Option, ...]:
+    """The options of messages: before the command, where its help shows them, and behind it."""
+    shared: dict[str, Any] = {"expose_value": False, "callback": _note, "hidden": hidden}
+    return (
+        click.Option(["-q", "--quiet", "quiet"], is_flag=True, help="No progress: results and errors only.", **shared),
+        click.Option(["-v", "--verbose", "verbose"], is_flag=True,
+                     help="Progress as lines, with the time, and where an internal error came from.", **shared),
+        click.Option(["--log-file", "log"], type=Existing, help="Add every message to this file too, with the time.",
+                     **shared),
+    )  # fmt: skip
+
+
 class DocumentedCommand(click.Command):
     """Ends its help with examples."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own, and those of messages."""
+        return [*super().get_params(ctx), *message_options(hidden=ctx.parent is not None)]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples of a command, and of the whole the exit codes."""
@@ -461,7 +506,6 @@ def metric_listing() -> tuple[list[dict[str, object]], list[str]]:
 
 # Options that several commands have
 
-Existing = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout.")
 
 gate_reports = (

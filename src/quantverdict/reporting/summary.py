@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from quantverdict.errors import count_of
 from quantverdict.protocol.differences import (
     ACTION,
     BundleDiff,
@@ -305,7 +306,7 @@ def lines(found: BundleDiff) -> list[str]:
 
 
 def _lines(found: BundleDiff) -> Iterator[str]:
-    yield f"{found.study}: {found.one} -> {found.two}, {found.cells} builds in both"
+    yield f"{found.study}: {found.one} -> {found.two}, {count_of(found.cells, 'build')} in both"
     yield from _part("verdicts changed", [_changed_verdict(found, one) for one in found.verdicts])
     yield from _part("criteria changed", [_criterion(found, one) for one in found.criteria])
     moves = [_move(found, one) for one in found.moves[:SHOWN]]

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from quantverdict.errors import count_of
 from quantverdict.matrix.columns import METRICS
 from quantverdict.protocol.actions import ACTIONS, CONFIGURED, PAIRED_ACTIONS, PASSES
 from quantverdict.protocol.claims import Claim, Reader, resolve_claim
@@ -248,7 +249,8 @@ def _notes(cell: Cell, bundle: BundleTables) -> tuple[str, ...]:
         notes.append(f"dequantised from {formats.plain(cell['dequantized_from'])}")
     fallbacks = (bundle.artifacts.get((cell["base_model"], cell["quant"])) or {}).get("fallbacks")
     if fallbacks:
-        notes.append(f"{sum(fallbacks.values())} matrices fell back to {formats.plain(', '.join(fallbacks))}")
+        matrices = count_of(sum(fallbacks.values()), "matrix", "matrices")
+        notes.append(f"{matrices} fell back to {formats.plain(', '.join(fallbacks))}")
     return tuple(notes)
 
 

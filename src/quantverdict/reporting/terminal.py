@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantverdict.collect.generate import CellOutcome, ProgressView
+from quantverdict.errors import count_of
 from quantverdict.records import CellId
 from quantverdict.registry import by_instrument
 from quantverdict.reporting import formats, tables
@@ -177,18 +178,42 @@ def _text(content: str, options: ConsoleOptions, style: str = "") -> Text:
 # How collecting is shown: a bar a cell on a terminal, else one line a cell; always on stderr.
 
 
-def progress_view(stream: TextIO | None = None) -> LineProgress:
-    """The view that suits `stream` (stderr); use it in a `with` block."""
+def progress_view(
+    stream: TextIO | None = None,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+    log: Callable[[str], object] | None = None,
+) -> LineProgress:
+    """The view that suits `stream` (stderr); use it in a `with` block.
+
+    Args:
+        quiet: show nothing.
+        verbose: show the time since it was made, and how far a cell is also where there is no bar.
+        log: gets each line, shown or not.
+    """
     out = sys.stderr if stream is None else stream
-    return BarProgress(out) if out.isatty() else LineProgress(out)
+    if out.isatty() and not quiet and not verbose:
+        return BarProgress(out, log=log)
+    return LineProgress(out, quiet=quiet, verbose=verbose, log=log)
 
 
 class LineProgress(ProgressView):
     """One line when a cell ends."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        log: Callable[[str], object] | None = None,
+    ) -> None:
+        self.stream, self.quiet, self.verbose, self.log = stream, quiet, verbose, log
         self.start, self.new, self.tokens = time.perf_counter(), 0, 0
+        self.made = self.told = self.start
+        self.waiting: dict[CellId, int] = {}
+        self.cells, self.at, self.spent, self.asked, self.now = 0, 0, 0.0, 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -201,19 +226,43 @@ class LineProgress(ProgressView):
         if done == total:
             self.say(f"made {level}")
 
+    def step(self, what: str, done: int, total: int) -> None:
+        """So much of a work that is not asking is done: files read, builds compared."""
+        if self.verbose and done < total:
+            self.say(f"{what}: {done} of {total}")
+
     def say(self, line: str) -> None:
         """Something that takes long begins, or a cell has ended."""
-        print(one_line(line), file=self.stream, flush=True)
+        if self.log is not None:
+            self.log(one_line(line))
+        if not self.quiet:
+            self.show(one_line(line))
 
-    def start_cell(self, cell: CellId, total: int, done: int) -> None:  # noqa: ARG002 - the protocol's
+    def show(self, line: str) -> None:
+        since = f"{time.perf_counter() - self.made:8.1f} s  " if self.verbose else ""
+        print(f"{since}{line}", file=self.stream, flush=True)
+
+    def start_cells(self, cells: Mapping[CellId, int]) -> None:
+        self.waiting, self.cells, self.at = dict(cells), len(cells), 0
+
+    def start_cell(self, cell: CellId, total: int, done: int) -> None:
         self.start, self.new, self.tokens = time.perf_counter(), 0, 0
+        self.at += 1
+        self.waiting.pop(cell, None)
+        self.now = total - done
 
     def advance(self, prompts: int, tokens: int) -> None:
         self.new += prompts
         self.tokens += tokens
+        if self.verbose and time.perf_counter() - self.told > OFTEN:
+            self.told = time.perf_counter()
+            self.say(f"{self.new} of {self.now} prompts, {self.rates()}{self.whole()}")
 
     def finish_cell(self, outcome: CellOutcome) -> None:
         self.say(self.line(outcome))
+        self.spent += time.perf_counter() - self.start
+        self.asked += self.new
+        self.now = self.new = 0
 
     def beside(self) -> LineProgress:
         return LineProgress(self.stream)
@@ -223,15 +272,36 @@ class LineProgress(ProgressView):
         if outcome.failure is not None:
             return f"{outcome.cell}: failed: {outcome.failure}"
         if not self.new:
-            return f"{outcome.cell}: {outcome.prompts} answers, all from an earlier run"
+            return f"{outcome.cell}: {count_of(outcome.prompts, 'answer')}, all from an earlier run"
         enough = "" if outcome.stopped_after is None else " were enough"
         seconds = time.perf_counter() - self.start
-        return f"{outcome.cell}: {outcome.prompts} answers{enough}, {self.rates()}, {seconds:.0f} s"
+        self.now = self.new  # nothing more of it comes
+        told = f"{outcome.cell}: {count_of(outcome.prompts, 'answer')}{enough}, {self.rates()}, {seconds:.0f} s"
+        return told + (self.whole() if self.waiting else "")
 
     def rates(self) -> str:
         seconds = max(time.perf_counter() - self.start, 1e-3)
         tokens = f", {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
         return f"{self.new / seconds:.1f} prompts/s{tokens}"
+
+    def whole(self) -> str:
+        """`; cell 2 of 6, 3:20 left in all`, at the speed of the study so far; nothing where there is one cell."""
+        if self.cells < 2:
+            return ""
+        asked, left = self.asked + self.new, max(0, self.now - self.new) + sum(self.waiting.values())
+        seconds = self.spent + time.perf_counter() - self.start
+        told = f", {clock(seconds / asked * left)} left in all" if asked and left else ""
+        return f"; cell {self.at} of {self.cells}{told}"
+
+
+OFTEN = 5.0
+"""Seconds after which a verbose view says again how far a cell is."""
+
+
+def clock(seconds: float) -> str:
+    """`3:20`, or `1:02:03` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 class CalledProgress(LineProgress):
@@ -252,8 +322,8 @@ class CalledProgress(LineProgress):
 class BarProgress(LineProgress):
     """A bar with prompts/s, tokens/s and time left while a cell runs, and its line when it ends."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
+    def __init__(self, stream: TextIO, *, log: Callable[[str], object] | None = None) -> None:
+        super().__init__(stream, log=log)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -265,7 +335,6 @@ class BarProgress(LineProgress):
         )
         self.bars = Progress(*columns, console=Console(file=stream), transient=True, refresh_per_second=4)
         self.task = self.bars.add_task("", visible=False, speed="")
-        self.total, self.done = 0, 0
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -280,17 +349,19 @@ class BarProgress(LineProgress):
             self.bars.update(self.task, visible=False)
             self.say(f"made {level}")
 
-    def say(self, line: str) -> None:
-        self.bars.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+    def step(self, what: str, done: int, total: int) -> None:
+        self.bars.update(self.task, description=what, total=total, completed=done, visible=done < total, speed="")
+
+    def show(self, line: str) -> None:
+        self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def start_cell(self, cell: CellId, total: int, done: int) -> None:
         super().start_cell(cell, total, done)
-        self.total, self.done = total, done
         self.bars.reset(self.task, description=str(cell), total=total, completed=done, visible=True, speed="loading")
 
     def advance(self, prompts: int, tokens: int) -> None:
         super().advance(prompts, tokens)
-        self.bars.update(self.task, advance=prompts, speed=f"{self.rates()}, {self.left()} left")
+        self.bars.update(self.task, advance=prompts, speed=f"{self.rates()}, {self.left()} left{self.whole()}")
 
     def beside(self) -> LineProgress:
         other = copy(self)
@@ -301,10 +372,8 @@ class BarProgress(LineProgress):
         """Time left at the speed so far, `-:--` before the first prompt is finished."""
         if not self.new:
             return "-:--"
-        seconds = (self.total - self.done - self.new) * (time.perf_counter() - self.start) / self.new
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes}:{rest:02d}"
+        return clock((self.now - self.new) * (time.perf_counter() - self.start) / self.new)
 
     def finish_cell(self, outcome: CellOutcome) -> None:
         self.bars.update(self.task, visible=False)
-        self.say(self.line(outcome))
+        super().finish_cell(outcome)

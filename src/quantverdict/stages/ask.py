@@ -59,7 +59,7 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
     Raises:
         ArtifactError: a build is not of its baseline, or reads the prompts as other tokens; nothing was asked.
     """
-    made = build_list.prepare_builds(study, view.build, view.say, compute_imatrix)
+    made = build_list.prepare_builds(study, view.build, view.say, view.step, compute_imatrix)
     stored = stored_builds(bundle)
     check_same_files(bundle, made, stored)
     plans = {model.name: model_plan(study, tasks, made, model.name, bundle) for model in study.models}
@@ -69,7 +69,7 @@ def make_builds(study: Study, tasks: Sequence[Task], bundle: Bundle, view: LineP
         if (message := control_tokens(plan, [build for build in made if build.cell.base_model == name])) is not None:
             view.say(f"{name}: {message}")
     builds = check_builds(
-        study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study)
+        study, made, plans, {build.cell: build.proofs for build in stored}, partial(tokenizer_of, study), view.step
     )
     bundle.hold(
         chat_content={name: plan.content for name, plan in plans.items() if plan.content is not None},

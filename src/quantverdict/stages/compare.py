@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantverdict.errors import DataError, ExitCode
+from quantverdict.errors import DataError, ExitCode, count_of
 from quantverdict.ingestion.logs import (
     SHARE,
     LogFile,
@@ -192,11 +192,19 @@ def _verdict(found: BuildVerdict | None, gaps: Sequence[str]) -> tuple[str, str]
 
 def _gaps(one: LogPairing) -> list[str]:
     told = (
-        (one.missing, "of the baseline are missing"),
-        (one.extra, "are not in the baseline"),
-        (one.other, "were asked in other words and are not compared"),
+        (one.missing, "of the baseline", ("is missing", "are missing")),
+        (one.extra, "", ("is not in the baseline", "are not in the baseline")),
+        (
+            one.other,
+            "",
+            ("was asked in other words and is not compared", "were asked in other words and are not compared"),
+        ),
     )
-    return [f"{count} prompts {what}" for count, what in told if count]
+    return [
+        " ".join(part for part in (count_of(count, "prompt"), which, verbs[count != 1]) if part)
+        for count, which, verbs in told
+        if count
+    ]
 
 
 def _torn(arms: Sequence[Arm], ids: Mapping[Key, Key]) -> Iterator[str]:
@@ -207,7 +215,7 @@ def _torn(arms: Sequence[Arm], ids: Mapping[Key, Key]) -> Iterator[str]:
             continue
         alone = sum((own in arms[1].scores[name]) != (theirs in arms[0].scores[name]) for own, theirs in ids.items())
         if alone:
-            yield f"{alone} prompts have {name} in one log alone"
+            yield f"{count_of(alone, 'prompt')} {'has' if alone == 1 else 'have'} {name} in one log alone"
 
 
 # Reading: by Python alone, row by row
@@ -417,7 +425,9 @@ def _paired(arms: Sequence[Arm], places: tuple[Path, Path]) -> tuple[LogPairing,
 
 
 def _alike(one: PromptRecord, two: PromptRecord) -> bool:
-    return one[:2] == two[:2] or all(a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item)))
+    return one[:2] == two[:2] or all(
+        a is None or b is None or a == b for a, b in ((one.prompt, two.prompt), (one.item, two.item))
+    )
 
 
 def _nothing_pairs(arms: Sequence[Arm], places: tuple[Path, Path], first: Key | None) -> DataError:
@@ -503,10 +513,10 @@ def _lines(found: LogComparison) -> Iterator[str]:
         yield "  ".join([*cells, row[-1]]).rstrip()
     for one in found.shown:
         yield (f"{one['metric']}: {one['baseline']:.4g} to {one['candidate']:.4g} {one['unit']}, mean of "
-               f"{one['n_pairs']} pairs; in no criterion")  # fmt: skip
+               f"{count_of(one['n_pairs'], 'pair')}; in no criterion")  # fmt: skip
     pairing = found.pairing
     moved = [f"{pairing.moved} of them under another id"] if pairing.moved else []
-    told = [f"{pairing.pairs} prompts pair", *moved, *_gaps(pairing)]
+    told = [f"{count_of(pairing.pairs, 'prompt')} {'pairs' if pairing.pairs == 1 else 'pair'}", *moved, *_gaps(pairing)]
     yield ", ".join(told)
     yield from ([found.reason] if found.reason else [])
     yield from found.notes
@@ -516,8 +526,11 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     name = ("  " if row["role"] == "member" else "") + (row["metric"] or row["criterion"])
     if row["delta_pp"] is None:
         return name, "", "", "", "", "0", "", row["reason"]
-    needs = [f"{row[key]} pairs would {what}" for key, what in (("n_to_accept", "accept"), ("n_to_reject", "reject"))
-             if row["outcome"] == "not_resolvable" and row[key]]  # fmt: skip
+    needs = [
+        f"{count_of(row[key], 'pair')} would {what}"
+        for key, what in (("n_to_accept", "accept"), ("n_to_reject", "reject"))
+        if row["outcome"] == "not_resolvable" and row[key]
+    ]
     return (
         name, fixed(row["delta_pp"], 2, sign=True), interval(row["ci_lo_pp"], row["ci_hi_pp"], sign=True),
         str(row["lost"]), str(row["gained"]), str(row["n_pairs"]), f"{row['margin_pp']:g}",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantverdict.bundle.files import json_line, write_whole
-from quantverdict.errors import DataError, StudyError, did_you_mean, one_of
+from quantverdict.errors import DataError, StudyError, count_of, did_you_mean, one_of
 from quantverdict.grading.answer import answer_of
 from quantverdict.grading.grade import grade_sample
 from quantverdict.grading.instruments import (
@@ -161,7 +161,9 @@ class GradedFile:
     def lines(self) -> list[str]:
         """For a person: what was found, and where no labels of theirs are compared, a line a row."""
         counts = ", ".join(f"{label} {count}" for label, count in self.counts.items())
-        first = f"{self.file}: {len(self.rows)} answers graded as {self.kind} by {self.instrument}: {counts}"
+        first = (
+            f"{self.file}: {count_of(len(self.rows), 'answer')} graded as {self.kind} by {self.instrument}: {counts}"
+        )
         agreement = self.agreement
         if agreement is not None:
             return [first, *(f"  {line}" for line in _compared_lines(agreement, self.label_column or ""))]
@@ -172,7 +174,7 @@ class GradedFile:
 
 def _compared_lines(compared: Comparison, column: str) -> Iterator[str]:
     found = compared.found
-    yield f"against {found.n} labels in {column}"
+    yield f"against {count_of(found.n, 'label')} in {column}"
     raw, kappa = found.agreement_interval, found.kappa_interval
     if found.agreement is not None and raw is not None:
         yield f"agreement    {fixed(found.agreement, 3)} {interval(raw.lo, raw.hi, 3)}"

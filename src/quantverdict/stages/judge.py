@@ -31,7 +31,7 @@ from quantverdict.bundle.store import (
     time_taken,
 )
 from quantverdict.config import JudgeConfig
-from quantverdict.errors import ArtifactError, EngineError, TaskError
+from quantverdict.errors import ArtifactError, EngineError, TaskError, count_of
 from quantverdict.judges.calibration import calibration_of, calibrations
 from quantverdict.judges.guards import GUARDS, REPLY_TOKENS, Turns, guard_of, guard_prompt, read_guard
 from quantverdict.judges.label_model import ROOM, Identity, LabelModel, Target, open_label_model
@@ -102,7 +102,7 @@ def ask_judge(bundle: Bundle, judge: JudgeConfig, folder: Path, say: Say, open_j
     work = _register(bundle, judge, _hash_of(judge, folder))
     if not work.missing:
         _clear_away(bundle, work.file)
-        say(f"judge {judge.name}: {work.samples} answers, all labelled in an earlier run")
+        say(f"judge {judge.name}: {count_of(work.samples, 'answer')}, all labelled in an earlier run")
         return
     source = judge.source
     if not BACKENDS[judge.engine or ""].remote:
@@ -264,7 +264,7 @@ class Spending:
         """What was spent so far, in words."""
         cost = cost_of(self.judge, self.read, self.written)
         price = "" if cost is None else f", cost {cost:.4g}"
-        return f"{self.requests} requests, {self.read + self.written} tokens{price}"
+        return f"{count_of(self.requests, 'request')}, {self.read + self.written} tokens{price}"
 
     def stop(self, left: int) -> NoReturn:
         """Say that no more is asked."""
@@ -295,7 +295,8 @@ def _ask_all(root: Path, judge_model: LoadedJudge, work: JudgeWork, spending: Sp
                 spending.stop(len(work.calibration) + len(work.missing) - done)
         if part is work.calibration and part:
             _tell_calibration(root, judge, work, say)
-    say(f"judge {judge.name}: {done} questions, {time.perf_counter() - begun:.0f} s; in all {spending.summary}")
+    took = f"{time.perf_counter() - begun:.0f} s"
+    say(f"judge {judge.name}: {count_of(done, 'question')}, {took}; in all {spending.summary}")
 
 
 def ask_questions(model: LoadedJudge, judge: JudgeConfig, questions: Sequence[Question]) -> dict[str, JudgeReply]:

@@ -12,7 +12,7 @@ from quantverdict.bundle.files import write_whole
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import prompts_file
 from quantverdict.bundle.store import responses_path
-from quantverdict.errors import BundleError, DataError
+from quantverdict.errors import BundleError, DataError, count_of
 from quantverdict.grading.answer import answer_of
 from quantverdict.labels.correction import (
     LabelledSample,
@@ -262,7 +262,7 @@ class LoadedSheet:
     def lines(self) -> list[str]:
         rows = self.discordant + self.drawn
         parts = f"{self.discordant} of discordant pairs and then {self.drawn} drawn at random"
-        message = f"{self.file}: {rows} rows, {parts}; {self.labelled} labelled"
+        message = f"{self.file}: {count_of(rows, 'row')}, {parts}; {self.labelled} labelled"
         blank = (
             f"{self.skipped} rows before the last label are blank: they are taken to be like those labelled beside "
             "them; where they were left out for being hard, label them UNCLEAR"
@@ -329,7 +329,7 @@ def check_overwrite(out: Path, ids: Collection[str], taken: Mapping[str, str]) -
     lost = [line for line, name, said in given if said and said.upper().replace(" ", "_") != taken.get(name)]
     if lost:
         raise BundleError(
-            f"{out}: holds {len(lost)} labels that were not read yet, the first at line {lost[0]}; read them first "
+            f"{out}: holds {count_of(len(lost), 'label')} not read yet, the first at line {lost[0]}; read them first "
             f"(label BUNDLE --read {out.name}), or {other}"
         )
 

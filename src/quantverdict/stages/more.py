@@ -11,7 +11,7 @@ from quantverdict.bundle.manifest import Bundle
 from quantverdict.collect.looks import NO_MORE, Sampling
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.config import Study
-from quantverdict.errors import StudyError
+from quantverdict.errors import StudyError, count_of
 from quantverdict.matrix.signals import duration
 from quantverdict.records import CellId
 from quantverdict.stages.facts import seconds_a_prompt
@@ -86,7 +86,8 @@ def reason_to_stop(bundle: Bundle, sampling: Sampling, asked: GrowthRequest, spe
     open_ = undecided(bundle.read_json("decision.json"))
     if not open_:
         return "every build is decided"
-    left = f"{len(open_)} builds are not decided ({', '.join(map(str, open_[:6]))}{', ...' if open_[6:] else ''})"
+    verb, named = "is" if len(open_) == 1 else "are", ", ".join(map(str, open_[:6]))
+    left = f"{count_of(len(open_), 'build')} {verb} not decided ({named}{', ...' if open_[6:] else ''})"
     if sampling.exhausted:
         return f"{NO_MORE}; {left}"
     if asked.budget_s is None:

@@ -24,7 +24,7 @@ from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.executor import nodes_lines
 from quantverdict.collect.looks import Sampling, look_of
 from quantverdict.config import Study, quantize_config
-from quantverdict.errors import ArtifactError, BundleError, EngineError, did_you_mean
+from quantverdict.errors import ArtifactError, BundleError, EngineError, count_of, did_you_mean
 from quantverdict.grading.instruments import find_classifier
 from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
@@ -123,7 +123,9 @@ def check_data(tasks: Sequence[Task], bundle: Bundle) -> None:
 
 def _data(record: Mapping[str, object]) -> str:
     revision = f" at {str(record['revision'])[:12]}" if record["revision"] else ""
-    return f"{record['items']} items of {record['source']}{revision} ({str(record['sha256'])[:12]})"
+    return (
+        f"{count_of(int(str(record['items'])), 'item')} of {record['source']}{revision} ({str(record['sha256'])[:12]})"
+    )
 
 
 def run_looks(study: Study, whole: Sequence[Task], bundle: Bundle, tools: Tools, asked: GrowthRequest) -> None:
@@ -154,7 +156,7 @@ def run_once(study: Study, sampling: Sampling, more: int | None, bundle: Bundle,
     before = sampling.known
     tasks = sampling.settle(more)
     if before and (new := sum(len(task.items) for task in tasks) - before) > 0:
-        view.say(f"look {look_of(bundle)}: {new} prompts a build more, {before + new} in all")
+        view.say(f"look {look_of(bundle)}: {count_of(new, 'prompt')} a build more, {before + new} in all")
         if bundle.path("labels.csv").exists():
             view.say("people's labels are of answers of an earlier look, and so are the rates that they correct")
     builds = make_builds(study, tasks, bundle, view)

@@ -18,7 +18,7 @@ from quantverdict.bundle.frames import unreadable
 from quantverdict.bundle.integrity import artefact_names, odd_entries, read_manifest
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.config import Study
-from quantverdict.errors import QuantverdictError
+from quantverdict.errors import QuantverdictError, count_of
 from quantverdict.policy import Policy
 from quantverdict.protocol.claims import KEYS, broken, claims_of
 from quantverdict.records import Table, Value
@@ -151,7 +151,7 @@ def difference(table: Table, bundle: Bundle, source: str) -> Iterator[str]:
         return
     stored = bundle.read_table(table.name)
     if len(stored) != len(table.rows):
-        yield f"{name}: {len(stored)} rows; {source} gives {len(table.rows)}"
+        yield f"{name}: {count_of(len(stored), 'row')}; {source} gives {len(table.rows)}"
         return
     wrong = [
         (dict(zip(table.columns, row, strict=True)), column, old.get(column) or "", cell_text(value))

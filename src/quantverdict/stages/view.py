@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantverdict.bundle import frames
 from quantverdict.bundle.integrity import read_manifest
 from quantverdict.bundle.store import read_responses, responses_path
-from quantverdict.errors import BundleError, DataError
+from quantverdict.errors import BundleError, DataError, count_of
 from quantverdict.protocol.document import check_schema
 from quantverdict.records import CellId
 from quantverdict.registry import METRICS
@@ -97,7 +97,7 @@ class Decision(Mapping[str, BuildDecision]):
         return len(self._builds)
 
     def __repr__(self) -> str:
-        lines = [f"Decision of study {plain(self.study)}: {len(self)} builds"]
+        lines = [f"Decision of study {plain(self.study)}: {count_of(len(self), 'build')}"]
         lines += [f"  best {plain(model)}: {plain(quant or 'none')}" for model, quant in self.best.items()]
         lines += [f"  {plain(name)}: {self[name].action}" for name in self]
         return harmless("\n".join(lines))
