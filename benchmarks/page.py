@@ -31,8 +31,8 @@ def opened(browser: Browser, page: Path) -> tuple[float, float, float]:
 
 
 SHEET = """<!DOCTYPE html><meta charset="utf-8"><style>
-body { margin: 0; padding: 8px; background: #888; display: flex; flex-wrap: wrap; gap: 8px; width: 1640px; }
-img { display: block; height: 430px; } </style>"""
+body { margin: 0; padding: 8px; background: #888; display: flex; flex-wrap: wrap; gap: 8px; width: 2010px; }
+img { display: block; height: 560px; } </style>"""
 WIDTHS = (390, 800, 1440, 1920)
 
 
@@ -43,14 +43,14 @@ def sheet(target: Path, page: Path, folder: Path) -> None:
     for dark in (False, True):
         browser.media(dark=dark)
         for width in WIDTHS:
-            browser.size(width, 900)
+            browser.size(width, 1300)
             browser.open(page.resolve())
             shown.append(folder / f"{width}-{dark}.png")
             browser.picture(shown[-1])
     listed = folder / "sheet.html"
     listed.write_text(SHEET + "".join(f'<img src="{one.as_uri()}">' for one in shown), encoding="utf-8")
     browser.media()
-    browser.size(1656, 892)
+    browser.size(2026, 1152)
     browser.open(listed)
     data = browser.send("Page.captureScreenshot", format="webp", quality=70)["data"]
     target.write_bytes(base64.b64decode(data))

@@ -408,7 +408,9 @@ def trade_figures(bundle: BundleTables, rows: Sequence[BuildRow]) -> list[Figure
             marks, unit = _trade_marks(bundle, rows, model, key)
             if len(marks) > 1:
                 across = Axis(f"{title} ({unit})" if unit else title, *span([mark.x for mark in marks], 0.08))
-                up = Axis(f"quality delta: {quality} (pp)", *span([mark.y for mark in marks], 0.12))
+                titles = (f"quality delta: {quality} (pp)", "quality delta (pp)")
+                title_up = charts.fitting(titles, charts.SIZES["trade"][1])
+                up = Axis(title_up, *span([mark.y for mark in marks], 0.12))
                 name = f"trade-{len(result)}"
                 caption = f"{formats.plain(model)}: quality against {title}"
                 result.append(Figure(name, caption, "", charts.trade_panel(name, marks, (across, up))))
