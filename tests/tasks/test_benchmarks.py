@@ -1,16 +1,12 @@
 """Benchmarks by name: from rows in the schema of each data set, made by hand, by a local stand-in of the hub."""
 
-import importlib
 import io
 import json
-import threading
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
-from test_data import Hub
 
 from quantverdict.bundle.prompts import whole_tasks
 from quantverdict.cli import execute
@@ -133,30 +129,10 @@ def test_kinds_of_instructions_mean_what_ifeval_means(tmp_path):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The stand-in of the data tests, by any name and commit."""
-    pytest.importorskip("huggingface_hub")
-    constants = importlib.import_module("huggingface_hub.constants")
-
-    class Named(Hub):
-        def answer(self, *, body):
-            for name in ("cais/mmlu", "walledai/HarmBench"):
-                self.path = self.path.replace(name, "own/rows")
-            super().answer(body=body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Named)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    for place, value in (("ENDPOINT", address), ("HF_HUB_CACHE", str(tmp_path / "cache")), ("HF_HUB_DISABLE_XET", True),
-                         ("HF_HUB_OFFLINE", False)):  # fmt: skip
-        monkeypatch.setattr(constants, place, value, raising=False)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    yield Named
-    server.shutdown()
-    server.server_close()
+def hub(data_hub, monkeypatch):
+    """The stand-in, by the names of two benchmarks."""
+    monkeypatch.setattr(data_hub, "names", ("cais/mmlu", "walledai/HarmBench"))
+    return data_hub
 
 
 def parquet(rows):

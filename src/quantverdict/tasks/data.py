@@ -479,6 +479,8 @@ def _letter(row: DataRow, said: object, texts: Sequence[str]) -> str:
     letters, text = LETTERS[: len(texts)], str(said).strip()
     if isinstance(said, bool) or said is None:
         raise row.error(f"the answer is {said!r}", expected="a place from 0, a letter or a text")
+    if isinstance(said, int) and 0 <= said < len(texts):
+        return letters[said]  # a number is a place, whatever numbers the choices are
     if text in texts:
         return letters[list(texts).index(text)]
     if len(text) == 1 and text.upper() in letters:

@@ -24,14 +24,15 @@ def harness(name, rows, train, fewshot):
         text = path.read_text()
         if any(f"{quote}task{quote}: {mark}{name}{mark}\n" in f"{text}\n" for quote in ('"', "") for mark in ('"', "")):
             found = load_yaml(path)
-            break
+            if found.get("task") == name and "group" not in found:
+                break
 
     class OnRows(ConfigurableTask):
         def download(self, *_, **__):
             own, other = datasets.Dataset.from_list(rows), datasets.Dataset.from_list(train or rows)
             self.dataset = {"train": other, "dev": other, "validation": own, "test": own}
 
-    task = OnRows(config={key: value for key, value in found.items() if key not in ("group", "include")})
+    task = OnRows(config={key: value for key, value in found.items() if key != "include"})
     task.set_fewshot_seed(1234)
     made = []
     for doc in task.eval_docs:
