@@ -133,6 +133,7 @@ __all__ = [
     "register_task_type",
     "report",
     "run",
+    "upgrade",
     "verify",
 ]
 
@@ -140,6 +141,7 @@ _ELSEWHERE = {
     "BundleView": "stages.view",
     "Decision": "stages.view",
     "Study": "config",
+    "upgrade": "stages.run",
     **dict.fromkeys(
         (
             "BackendSpec",

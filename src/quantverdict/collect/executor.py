@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -40,8 +41,8 @@ AHEAD = 2
 """Batches a replica that may be answered or asked before the one whose turn it is."""
 WORTH_LOADING = 2
 """Batches that another replica must find open to be loaded for them."""
-MOST_LOSSES = 8
-"""How often a batch may be lost with what it was asked of, until that is taken to be its doing."""
+MOST_LOSSES = 3
+"""How often a batch may be lost with a process whose node goes on, until that is taken to be the build's doing."""
 MOST_REPLICAS = 1024
 FEWEST_THREADS = 4
 """Cores that `workers: auto` leaves each build where the study does not say how many threads it has."""
@@ -172,7 +173,13 @@ class Replica(Protocol):
 
 
 class Executor(Protocol):
-    """Where builds are loaded. What a registered one is made with is the text that a study gives it, or None."""
+    """Where builds are loaded. What a registered one is made with is the text that a study gives it, or None.
+
+    Attributes:
+        notices_s: seconds after which a node that is gone is no longer among `nodes`.
+    """
+
+    notices_s: float
 
     def nodes(self) -> Sequence[Node]:
         """Those that are there now."""
@@ -202,6 +209,8 @@ class LocalExecutor:
         workers: at once; None as many as fit.
         threads: of each, where the study says so.
     """
+
+    notices_s = 0.0
 
     def __init__(self, workers: int | None, threads: int | None, has: Resources | None = None) -> None:
         has = here() if has is None else has
@@ -357,6 +366,16 @@ class ActiveCell:
             self.run.commit(due, said)
 
 
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """A batch (-1: a replica that was being loaded) that was lost; from `due` on it is known whether the node went."""
+
+    due: float
+    cell: ActiveCell
+    number: int
+    node: str
+
+
 class CellCrew:
     """Asks cells until each is done.
 
@@ -379,6 +398,7 @@ class CellCrew:
         self._seen: dict[str, Node] = {}
         self._answered: dict[str, int] = {}
         self._alone = False
+        self._lost: list[_Loss] = []
 
     def work(self) -> None:
         """Returns when every cell has its outcome.
@@ -410,6 +430,7 @@ class CellCrew:
     def _place(self) -> None:
         """Load what there is room for: each cell once, in their order; then more replicas where batches are open."""
         nodes = self._look_at_nodes()
+        self._count_losses({node.name for node in nodes})
         left = [cell for cell in self._cells if cell.outcome is None]
         waiting = False
         for cell in left:
@@ -479,7 +500,7 @@ class CellCrew:
 
     def _not_loaded(self, cell: ActiveCell, node: Node, error: BaseException) -> None:
         if isinstance(error, ReplicaLostError):
-            self._count_loss(cell, -1, error)
+            self._note_loss(cell, -1, node, error)
         elif any(one.replica is not None for one in cell.placed):
             cell.most = len(cell.placed)
             self._say(f"{cell.cell}: no further replica on {node.name or 'this machine'}: {one_line(error)}")
@@ -542,7 +563,7 @@ class CellCrew:
         error = future.exception()
         if isinstance(error, ReplicaLostError):
             cell.placed.remove(placed)
-            self._count_loss(cell, request.number, error)
+            self._note_loss(cell, request.number, placed.node, error)
         elif error is not None:
             self._put(cell, request, error)
         else:
@@ -558,13 +579,20 @@ class CellCrew:
         if self._guard(cell, lambda: cell.put(request, reply)) and cell.run.finished:
             self._finish(cell, None)
 
-    def _count_loss(self, cell: ActiveCell, number: int, error: BaseException) -> None:
-        cell.losses[number] = cell.losses.get(number, 0) + 1
-        what = "a replica that was being loaded" if number < 0 else f"batch {number}"
-        if cell.losses[number] >= MOST_LOSSES:
-            self._finish(cell, f"{what} was lost {MOST_LOSSES} times with its process or node: {error}")
-        else:
-            self._say(f"{cell.cell}: {error}; {what} is asked again")
+    def _note_loss(self, cell: ActiveCell, number: int, node: Node, error: BaseException) -> None:
+        self._lost.append(_Loss(time.monotonic() + self._executor.notices_s, cell, number, node.name))
+        self._say(f"{cell.cell}: {error}; {_lost_what(number)} is asked again")
+
+    def _count_losses(self, there: Collection[str]) -> None:
+        """A node that went takes its replicas with it; where it did not, it may be the build that ends its process."""
+        now = time.monotonic()
+        due = [loss for loss in self._lost if loss.due <= now]
+        self._lost = [loss for loss in self._lost if loss.due > now]
+        for cell, number in ((loss.cell, loss.number) for loss in due if loss.node in there):
+            cell.losses[number] = cell.losses.get(number, 0) + 1
+            if cell.losses[number] >= MOST_LOSSES and cell.outcome is None:
+                what = _lost_what(number)
+                self._finish(cell, f"{what} was lost {MOST_LOSSES} times with its process, on nodes that go on")
 
     def _guard(self, cell: ActiveCell, step: Callable[[], object]) -> bool:
         """Take a step; where it fails, so does the cell."""
@@ -585,6 +613,10 @@ class CellCrew:
     def _say_where(self) -> None:
         if counts := {node: count for node, count in self._answered.items() if node}:
             self._say("batches answered: " + ", ".join(f"{count} by {node}" for node, count in sorted(counts.items())))
+
+
+def _lost_what(number: int) -> str:
+    return "a replica that was being loaded" if number < 0 else f"batch {number}"
 
 
 def _difference(one: Identity, two: Identity) -> str:

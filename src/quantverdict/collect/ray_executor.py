@@ -29,7 +29,7 @@ from quantverdict.records import Prompt
 
 CHUNK_BYTES = 1 << 25
 """Of a model that is sent to a node, at a time."""
-SUSPECT_SECONDS = 20.0
+SUSPECT_SECONDS = 25.0
 """A node that lost a replica is asked for no other until the cluster has had the time to notice that it is gone."""
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
@@ -46,6 +46,8 @@ class RayExecutor:
     Raises:
         StudyError: Ray is not installed, or nobody answers there.
     """
+
+    notices_s = SUSPECT_SECONDS
 
     def __init__(self, address: str | None) -> None:
         self._ray = _import_ray()

@@ -331,7 +331,7 @@ SECTIONS = {
     "From a study to a decision": ("init", "plan", "run", "analyze"),
     "From results of other tools": ("compare", "import", "ingest"),
     "Add to a bundle": ("judge", "label", "report"),
-    "Use a decision": ("gate", "diff", "verify", "export"),
+    "Use a decision": ("gate", "diff", "verify", "export", "upgrade"),
     "Check an instrument": ("grade",),
     "Look at models": ("list", "inspect", "lineage", "quantize"),
     "Set up": ("tasks", "metrics", "doctor"),

@@ -280,8 +280,13 @@ def open_executor(study: Study, given: Mapping[str, str | None] | None = None) -
     for name, address in (given or study.executor or {}).items():
         executor: Executor = load(EXECUTORS[name].target)(address)
         return executor
-    workers = study.collect.workers
-    return None if workers == 1 else LocalExecutor(None if workers == "auto" else workers, study.collect.threads)
+    workers = workers_of(study)
+    return None if workers == 1 else LocalExecutor(workers, study.collect.threads)
+
+
+def workers_of(study: Study) -> int | None:
+    """Builds at once here; None for as many as fit."""
+    return study.collect.workers if isinstance(study.collect.workers, int) else None
 
 
 def ray_executor(address: str | bool | None) -> dict[str, str | None] | None:
@@ -296,11 +301,9 @@ def with_threads(study: Study, executor: Executor | None) -> Study:
     """
     if executor is None or study.collect.threads is not None:
         return study
-    workers = study.collect.workers
-    cores = physical_cores()
-    threads = cores
+    threads = cores = physical_cores()
     if isinstance(executor, LocalExecutor):
-        threads = threads_of(None if workers == "auto" else workers, None, cores) or cores
+        threads = threads_of(workers_of(study), None, cores) or cores
     return study.model_copy(update={"collect": study.collect.model_copy(update={"threads": threads})})
 
 

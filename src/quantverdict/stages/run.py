@@ -5,6 +5,7 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.bundle.files import sha256_of
-from quantverdict.bundle.integrity import MANIFEST
+from quantverdict.bundle.integrity import MANIFEST, SCHEMA, read_manifest
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks, whole_tasks
 from quantverdict.collect.answer_store import AnswerStore
@@ -210,6 +211,28 @@ def analyze(path: Path, policy: str | None = None, constraints: Constraints | No
     return bundle.root
 
 
+def upgrade(bundle: str | os.PathLike[str]) -> bool:
+    """Bring a bundle of an older version to this one's, by its stored scores: every table, the decision, the report.
+
+    Answers, scores and labels stay as they are; `grade` scores the answers by the scorers of this version.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        BundleError: not a bundle, of a version that cannot be upgraded, left unfinished, or changed.
+    """
+    path = Path(bundle)
+    manifest = read_manifest(path, older=True)
+    if manifest["schema"] == SCHEMA and manifest["run"].get("finished") is not None:
+        return False
+    with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv", older=True) as opened:
+        check_policy_unchanged(opened)
+        opened.set_meta(schema=SCHEMA)
+        recompute(opened)
+    return True
+
+
 def regrade(path: Path, *, view: LineProgress) -> Path:
     """The stored answers of a bundle scored anew by the scorers of this version, and decided again; nothing is asked.
 
@@ -305,7 +328,9 @@ def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
     loaded = load(sources_file, out, quarantine=quarantine)
     with Bundle.open(out, loaded.found.sources) as bundle:
         save_result(loaded, bundle)
-        decide(bundle, None, loaded.samples, loaded.rows)
+        samples, rows = loaded.samples, loaded.rows
+        del loaded  # what was read is in the bundle, and as much as all that is made of it
+        decide(bundle, None, samples, rows)
         render(bundle)
     return bundle.root
 
