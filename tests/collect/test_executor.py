@@ -12,14 +12,15 @@ import pytest
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import PromptPlan, StoppingSchedule, plan_batches
+from quantverdict.collect.crew import MOST_LOSSES
 from quantverdict.collect.executor import (
-    MOST_LOSSES,
     BuildRequest,
     LocalExecutor,
     LocalReplica,
     Node,
     Resources,
     nodes_lines,
+    replicas_at_once,
     threads_of,
 )
 from quantverdict.collect.schedule import CellJob, read_outcomes, run_cells
@@ -314,7 +315,13 @@ def test_threads_of_a_build(workers, threads, cores, expected):
 
 
 def test_what_an_executor_has_is_said_a_line_a_node():
-    assert nodes_lines(None) == []
-    assert nodes_lines(LocalExecutor(2, 1, Resources(4, 8 * 10**9, 1))) == [
+    assert nodes_lines(LocalExecutor(2, 1, Resources(4, 8 * 10**9, 1)).nodes()) == [
         "this machine: 4 CPUs, 8.0 GB of memory, 1 GPU, at most 2 builds at once"
     ]
+
+
+@pytest.mark.parametrize(
+    ("need", "expected"), [(Resources(1, 10), 5), (Resources(2, 10), 2), (Resources(1, 30), 3), (Resources(9), 0)]
+)
+def test_how_many_replicas_nodes_hold(need, expected):
+    assert replicas_at_once([Node("a", Resources(3, 90)), Node("b", Resources(2, 29))], need) == expected

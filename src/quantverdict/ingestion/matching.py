@@ -327,7 +327,10 @@ class Matcher:
             return None
         tokens = pl.col("output_tokens") if "output_tokens" in self.wanted.numbers else pl.lit(None, pl.Float64)
         kept = frame.lazy().filter(pl.col("task").is_in(self.answers_of), pl.col("text").is_not_null())
-        return kept.select("line", *SAMPLE, "text", tokens.alias("output_tokens")).collect()
+        # Filtered texts still hold what they were filtered from, all other texts of the block; new ones do not.
+        names = [pl.col(name).cast(pl.Categorical).cast(pl.String) for name in SAMPLE]
+        text = pl.concat_str(pl.col("text"), pl.lit("")).alias("text")
+        return kept.select("line", *names, text, tokens.alias("output_tokens")).collect()
 
     def _emit(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Rows that belong to a cell, as scores or judgements."""

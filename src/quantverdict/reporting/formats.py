@@ -377,6 +377,7 @@ EXAMPLES = {
     "diff": ("diff before after --exit-code",),
     "export": ("export bundle --to parquet --out tables", "export bundle --to mlflow --out store"),
     "verify": ("verify bundle",),
+    "upgrade": ("upgrade bundle",),
     "list": ("list models/", "list owner/name-GGUF --json"),
     "inspect": ("inspect my-model-Q4_K_M.gguf",),
     "lineage": ("lineage my-model-F16.gguf unknown.gguf",),

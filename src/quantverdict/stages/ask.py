@@ -27,6 +27,8 @@ from quantverdict.collect.executor import (
     ModelFile,
     Node,
     Resources,
+    nodes_lines,
+    replicas_at_once,
     threads_of,
 )
 from quantverdict.collect.generate import OpenAnswers, OpenBackend, OpenWatch, Watch
@@ -282,6 +284,28 @@ def open_executor(study: Study, given: Mapping[str, str | None] | None = None) -
         return executor
     workers = workers_of(study)
     return None if workers == 1 else LocalExecutor(workers, study.collect.threads)
+
+
+def executor_lines(study: Study, seconds: float | None) -> list[str]:
+    """What a study's executor has, and how long its generation takes there; nothing where builds run one by one.
+
+    Args:
+        seconds: of one build after another, each with the threads that it will have there; None where not known.
+
+    Raises:
+        StudyError: as `open_executor`.
+    """
+    executor = open_executor(study)
+    if executor is None:
+        return []
+    try:
+        nodes = executor.nodes()
+        threads = with_threads(study, executor).collect.threads or 1
+        count = replicas_at_once(nodes, Resources(threads))
+    finally:
+        executor.close()
+    time = "" if seconds is None or not count else f": about {max(1, round(seconds / count / 60))} min of generation"
+    return [*nodes_lines(nodes), f"{count} replicas of {threads} threads at once by their cores{time}"]
 
 
 def workers_of(study: Study) -> int | None:

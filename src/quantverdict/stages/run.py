@@ -29,7 +29,16 @@ from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
-from quantverdict.stages.ask import Tools, ask, find_pinned_encoders, make_builds, open_executor, pinned, with_threads
+from quantverdict.stages.ask import (
+    Tools,
+    ask,
+    executor_lines,
+    find_pinned_encoders,
+    make_builds,
+    open_executor,
+    pinned,
+    with_threads,
+)
 from quantverdict.stages.decide import (
     build_matrix,
     check_policy_unchanged,
@@ -92,7 +101,7 @@ def run(
             stack.callback(crew.close)
         bundle = stack.enter_context(Bundle.open(root, study))
         stack.enter_context(view)
-        for note in (*notes, *nodes_lines(crew)):
+        for note in (*notes, *(nodes_lines(crew.nodes()) if crew is not None else ())):
             view.say(note)
         encoders = find_pinned_encoders(study, bundle)
         check_data(whole, bundle)
@@ -192,6 +201,8 @@ def plan(
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
     found, planned = forecast(study, tasks, known, measure=measure, whole=whole)
+    for line in executor_lines(study, found.seconds):
+        view.say(line)
     if build is not None and planned is not None:
         found = replace(found, target=target_study(study, found, planned, build))
     return replace(found, memory=needs_of(study, *memory))
