@@ -137,6 +137,7 @@ __all__ = [
     "register_task_type",
     "report",
     "run",
+    "upgrade",
     "verify",
 ]
 
@@ -145,6 +146,7 @@ _ELSEWHERE = {
     "Decision": "stages.view",
     "Study": "config",
     "kld": "stages.kld",
+    "upgrade": "stages.run",
     **dict.fromkeys(
         (
             "BackendSpec",

@@ -250,6 +250,12 @@ class LlamaServerConfig(FrozenModel):
     """Further arguments, as on its command line: ["--tensor-split", "3,1"]."""
 
 
+def _workers(value: int | str) -> int | str:
+    if value != "auto" and not (isinstance(value, int) and 0 < value <= 1024):
+        raise ValueError("a number from 1 to 1024, or auto")
+    return value
+
+
 class CollectConfig(FrozenModel):
     """How prompts are asked. Text depends on these, so they are equal for every cell and kept in the manifest."""
 
@@ -283,9 +289,7 @@ class CollectConfig(FrozenModel):
     """The environment variable that holds the server's key; the key itself is never stored."""
     request_fields: RequestFields = Field(default={}, exclude_if=lambda fields: not fields)
     """Fields of a request a server names otherwise or refuses: {max_tokens: max_completion_tokens, seed: null}."""
-    workers: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"] = Field(
-        default=1, exclude_if=lambda most: most == 1
-    )
+    workers: Annotated[int | str, AfterValidator(_workers)] = Field(default=1, exclude_if=lambda most: most == 1)
     """Builds that run at once: a number, or `auto` for as many as cores, memory and GPUs hold (docs/scale.md)."""
     replay_dir: str | None = None
     """Recorded responses, for the replay backend."""

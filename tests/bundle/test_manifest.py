@@ -168,11 +168,11 @@ def test_a_bundle_of_another_version_is_refused(tmp_path, kit):
         lambda: Bundle.reopen(tmp_path),
         lambda: verify(tmp_path),
     ):
-        with pytest.raises(BundleError, match="schema version 99; this program reads 1"):
+        with pytest.raises(BundleError, match="schema version 99; this program reads 2"):
             use()
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"schema": 1}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"schema": 2}'])
 def test_a_broken_manifest_is_one_line(tmp_path, content):
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError) as caught:

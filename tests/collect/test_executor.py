@@ -12,14 +12,15 @@ import pytest
 from quantverdict.backends.base import Decoding
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import PromptPlan, StoppingSchedule, plan_batches
+from quantverdict.collect.crew import MOST_LOSSES
 from quantverdict.collect.executor import (
-    MOST_LOSSES,
     BuildRequest,
     LocalExecutor,
     LocalReplica,
     Node,
     Resources,
     nodes_lines,
+    replicas_at_once,
     threads_of,
 )
 from quantverdict.collect.schedule import CellJob, read_outcomes, run_cells
@@ -49,7 +50,10 @@ def answers(folder):
     return {path.name: path.read_bytes() for path in sorted((folder / "responses").glob("*"))}
 
 
-def jobs(kit, plan, backends, need=Resources(1), **others):
+ONE = Resources(1)
+
+
+def jobs(kit, plan, backends, need=ONE, **others):
     return [
         CellJob(CellId("tiny", quant), plan, make, build=BuildRequest(CellId("tiny", quant), make, need), **others)
         for quant, make in zip(QUANTS, backends, strict=False)
@@ -106,11 +110,13 @@ def test_bytes_are_those_of_one_after_another_and_no_more_run_at_once_than_fit(
 
 
 class Flaky:
-    """An executor of nodes that go and come back: every load and every batch may be lost."""
+    """An executor of nodes that go and come back under other names: every load and every batch may be lost."""
 
-    def __init__(self, count=3, chance=0.2, seed=1):
+    notices_s = 0.0
+
+    def __init__(self, count=3, chance=0.2, seed=1, *, goes=True):
         self._all = [Node(f"n{number}", Resources(1, 10**9)) for number in range(count)]
-        self.random, self.chance, self.lost, self.kept = random.Random(seed), chance, 0, True
+        self.random, self.chance, self.lost, self.goes = random.Random(seed), chance, 0, goes
 
     def nodes(self):
         return self._all
@@ -118,6 +124,9 @@ class Flaky:
     def _may_be_lost(self, node):
         if self.random.random() < self.chance:
             self.lost += 1
+            if self.goes:
+                new = Node(f"n{self.lost + 10}", Resources(1, 10**9))
+                self._all = [new if one.name == node else one for one in self._all]
             raise ReplicaLostError(f"{node} is gone")
 
     def load(self, build, node):
@@ -152,12 +161,15 @@ def test_what_is_lost_with_its_node_is_asked_again_and_nothing_else(tmp_path, ki
     asked = sum(len(backend.asked) for backend in backends)
     again = sum("batch" in line and "asked again" in line for line in lines)
     assert asked == 3 * len(plan.batches) + again
-    assert any(line.startswith("batches answered: ") and "n0" in line for line in lines)
+    assert any(line.startswith("batches answered: ") and " by n" in line for line in lines)
 
 
 def test_what_is_lost_again_and_again_is_a_failed_cell(tmp_path, kit, view, plan):
-    outcomes, _ = run(tmp_path, kit, view, jobs(kit, plan, [kit.EchoBackend]), Flaky(chance=1))
-    assert outcomes[0].failure.startswith(f"a replica that was being loaded was lost {MOST_LOSSES} times")
+    executor = Flaky(chance=1, goes=False)
+    outcomes, _ = run(tmp_path, kit, view, jobs(kit, plan, [kit.EchoBackend]), executor)
+    failure = f"a replica that was being loaded was lost {MOST_LOSSES} times with its process, on nodes that go on"
+    assert outcomes[0].failure == failure
+    assert executor.lost >= MOST_LOSSES
 
 
 def test_a_failing_batch_leaves_what_comes_before_it_and_the_others_go_on(tmp_path, kit, view, plan, whole):
@@ -303,7 +315,13 @@ def test_threads_of_a_build(workers, threads, cores, expected):
 
 
 def test_what_an_executor_has_is_said_a_line_a_node():
-    assert nodes_lines(None) == []
-    assert nodes_lines(LocalExecutor(2, 1, Resources(4, 8 * 10**9, 1))) == [
+    assert nodes_lines(LocalExecutor(2, 1, Resources(4, 8 * 10**9, 1)).nodes()) == [
         "this machine: 4 CPUs, 8.0 GB of memory, 1 GPU, at most 2 builds at once"
     ]
+
+
+@pytest.mark.parametrize(
+    ("need", "expected"), [(Resources(1, 10), 5), (Resources(2, 10), 2), (Resources(1, 30), 3), (Resources(9), 0)]
+)
+def test_how_many_replicas_nodes_hold(need, expected):
+    assert replicas_at_once([Node("a", Resources(3, 90)), Node("b", Resources(2, 29))], need) == expected

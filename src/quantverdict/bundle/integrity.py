@@ -34,8 +34,10 @@ from quantverdict.registry.listing import LISTINGS, OF_STUDY, plugin_versions
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-SCHEMA = 1
-"""Version of the bundle's layout; another one is refused."""
+SCHEMA = 2
+"""Version of the bundle's layout; another one is refused, and an older one is told how it is brought to this."""
+OLDER = {1: "0.1.0"}
+"""Versions that `upgrade` takes, each with the release that wrote it."""
 
 MANIFEST = "manifest.json"
 JUDGING = ".judging"
@@ -105,8 +107,11 @@ class _Manifest(BaseModel, strict=True):
     git_commit: str | None = None
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, *, older: bool = False) -> dict[str, Any]:
     """The manifest of the bundle at `path`, whose folder holds nothing but files and folders.
+
+    Args:
+        older: it may be of a version that can be upgraded.
 
     Raises:
         BundleError: not a bundle, of another version, or changed; or it holds a link, a pipe or a device.
@@ -119,7 +124,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST}: cannot be read ({error})") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA or not isinstance(manifest.get("run"), dict):
+    if type(schema) is int and schema in OLDER and not older:
+        how = f"`quantverdict upgrade {path}` brings it to {SCHEMA}"
+        raise BundleError(f"{path}: is of schema version {schema}, as release {OLDER[schema]} wrote it; {how}")
+    if schema not in (SCHEMA, *(OLDER if older else ())) or not isinstance(manifest.get("run"), dict):
         raise BundleError(f"{path}: a bundle of schema version {schema!r}; this program reads {SCHEMA}")
     try:
         _Manifest.model_validate(manifest)

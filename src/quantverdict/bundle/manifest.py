@@ -109,7 +109,13 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, path: Path, config: Study | Sources | None, *, resume: bool = True, command: str | None = None
+        cls,
+        path: Path,
+        config: Study | Sources | None,
+        *,
+        resume: bool = True,
+        command: str | None = None,
+        older: bool = False,
     ) -> Self:
         """Create a bundle, or reopen the one at `path`.
 
@@ -118,6 +124,7 @@ class Bundle:
                 stage works on whatever the bundle is.
             resume: False refuses an existing bundle.
             command: one of `FINISHES`, said where it is broken off; None is one that makes everything anew.
+            older: it may be of a version that can be upgraded.
 
         Raises:
             BundleError: in use, of another version or another study (which key differs), or not a bundle; or it holds
@@ -134,7 +141,7 @@ class Bundle:
                 bundle = cls(path, lock, {"schema": SCHEMA, "run": {"started": now(), "finished": None}})
                 bundle._save()
             elif resume:
-                bundle = cls(path, lock, read_manifest(path), command)
+                bundle = cls(path, lock, read_manifest(path, older=older), command)
             else:
                 raise BundleError(f"{path}: is a bundle already; resume it, or name another")
             if config is not None:
@@ -149,7 +156,7 @@ class Bundle:
         return bundle
 
     @classmethod
-    def reopen(cls, path: Path, command: str | None = None, *needs: str) -> Self:
+    def reopen(cls, path: Path, command: str | None = None, *needs: str, older: bool = False) -> Self:
         """Open an existing bundle, whatever it was made from.
 
         Args:
@@ -160,9 +167,9 @@ class Bundle:
             BundleError: not a bundle, in use, of another version, left unfinished by another command, or changed; or
                 it holds none of what the command needs.
         """
-        read_manifest(path)
+        read_manifest(path, older=older)
         with ExitStack() as undo:
-            bundle = cls.open(path, None, command=command)
+            bundle = cls.open(path, None, command=command, older=older)
             undo.callback(bundle.close)
             if needs and not any(bundle.path(name).exists() for name in needs):
                 told = "the run is unfinished; run the same command again to finish it"

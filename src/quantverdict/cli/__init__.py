@@ -342,6 +342,21 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("bundle", type=Existing)
+@json_option
+def upgrade(bundle: Path, as_json: bool) -> None:
+    """Bring a bundle of an older version to this one's.
+
+    It is decided again from its stored scores; answers and scores stay as they are.
+    """
+    from quantverdict.stages.run import upgrade as upgrade_bundle
+
+    changed = upgrade_bundle(bundle)
+    told = "is of this version now, decided again" if changed else "is of this version already"
+    show({"upgraded": changed}, lambda: [f"{bundle}: {told}"], as_json)
+
+
+@commands.command()
 @click.argument("model", type=Existing)
 @click.option(
     "--to",

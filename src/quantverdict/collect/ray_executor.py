@@ -1,7 +1,7 @@
 """Builds on the nodes of a Ray cluster: each replica is an actor with declared resources, each batch one of its tasks.
 
 Nothing is left to Ray but to run what it is given where it is told to: what is asked where is decided by
-`executor.CellCrew`, and an answer is in the bundle as soon as this process has it.
+`crew.CellCrew`, and an answer is in the bundle as soon as this process has it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from quantverdict.records import Prompt
 
 CHUNK_BYTES = 1 << 25
 """Of a model that is sent to a node, at a time."""
-SUSPECT_SECONDS = 20.0
+SUSPECT_SECONDS = 25.0
 """A node that lost a replica is asked for no other until the cluster has had the time to notice that it is gone."""
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
@@ -46,6 +46,8 @@ class RayExecutor:
     Raises:
         StudyError: Ray is not installed, or nobody answers there.
     """
+
+    notices_s = SUSPECT_SECONDS
 
     def __init__(self, address: str | None) -> None:
         self._ray = _import_ray()
@@ -79,7 +81,7 @@ class RayExecutor:
         if build.stays:
             return LocalReplica(build.open_backend())
         need = build.need
-        with self._losing(node.name):
+        with ExitStack() as undo, self._losing(node.name):
             actor = self._actor.options(
                 num_cpus=need.cpus,
                 num_gpus=need.gpus,
@@ -88,13 +90,11 @@ class RayExecutor:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(self._ids[node.name], soft=False),
             ).remote()
             self._actors.add(actor)
-            try:
-                _check_version(self._ray.get(actor.version.remote()), node.name)
-                moved = None if build.file is None else self._found(actor, build.file, node.name)
-                identity = _value(self._ray.get(actor.open.remote(build.open_backend, moved)))
-            except BaseException:
-                self.kill(actor)
-                raise
+            undo.callback(self.kill, actor)
+            _check_version(self._ray.get(actor.version.remote()), node.name)
+            moved = None if build.file is None else self._found(actor, build.file, node.name)
+            identity = _value(self._ray.get(actor.open.remote(build.open_backend, moved)))
+            undo.pop_all()
         return _RayReplica(self, actor, node.name, identity)
 
     def close(self) -> None:

@@ -24,7 +24,8 @@ from quantverdict.bundle.prompts import (
     read_prompts,
 )
 from quantverdict.bundle.store import CellStore, responses_path
-from quantverdict.collect.executor import ActiveCell, BuildRequest, CellCrew, Executor
+from quantverdict.collect.crew import ActiveCell, CellCrew
+from quantverdict.collect.executor import BuildRequest, Executor
 from quantverdict.collect.generate import (
     AnswerSource,
     CellOutcome,

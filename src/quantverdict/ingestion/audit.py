@@ -15,7 +15,7 @@ from quantverdict.bundle.files import sha256_of
 from quantverdict.bundle.frames import unreadable
 from quantverdict.bundle.sources import ScoreSource, Sources, format_of
 from quantverdict.errors import DataError
-from quantverdict.ingestion.matching import OTHER_ROWS, SAMPLE, AllowedValues, Matcher, raise_broken
+from quantverdict.ingestion.matching import HASHES, OTHER_ROWS, SAMPLE, AllowedValues, Matcher, raise_broken
 from quantverdict.ingestion.pairing import Pairing, pair
 from quantverdict.ingestion.rows import InvalidRow, RowFields, read_blocks, texts_at
 from quantverdict.records import Table
@@ -123,6 +123,8 @@ def load_sources(
         check_readable(files, sources, [matcher.wanted for matcher in matchers])
         loaded = list(pool.map(_load, files, matchers, repeat(quarantine)))
     pairings = pair(sources, loaded)
+    for one in loaded:  # what they were paired by is no longer needed, and is much of what is held
+        one.frame = one.frame.drop(HASHES, strict=False)
     scores = _join([one for one in loaded if not one.source.is_judge], SCORE_COLUMNS, quarantine)
     by_label = {one.source.label: one for one in loaded}
     judgements, superseded = _first_label_wins([by_label[label] for label in sources.precedence()])

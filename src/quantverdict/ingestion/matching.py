@@ -59,7 +59,7 @@ class MatchedRows:
     """The rows of a block that belong to a cell, and why the others do not.
 
     Attributes:
-        frame: score or judgement columns, `line`, and `HASHES`, null where the source names no such column.
+        frame: score or judgement columns, `line`, and those of `HASHES` that the source names a column for.
         answers: `line`, sample, `text` and `output_tokens` of the tasks whose answers are kept; None where the source
             has no answers.
     """
@@ -327,7 +327,10 @@ class Matcher:
             return None
         tokens = pl.col("output_tokens") if "output_tokens" in self.wanted.numbers else pl.lit(None, pl.Float64)
         kept = frame.lazy().filter(pl.col("task").is_in(self.answers_of), pl.col("text").is_not_null())
-        return kept.select("line", *SAMPLE, "text", tokens.alias("output_tokens")).collect()
+        # Filtered texts still hold what they were filtered from, all other texts of the block; new ones do not.
+        names = [pl.col(name).cast(pl.Categorical).cast(pl.String) for name in SAMPLE]
+        text = pl.concat_str(pl.col("text"), pl.lit("")).alias("text")
+        return kept.select("line", *names, text, tokens.alias("output_tokens")).collect()
 
     def _emit(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Rows that belong to a cell, as scores or judgements."""
@@ -336,20 +339,20 @@ class Matcher:
         names = [pl.col(name).cast(pl.Categorical) for name in ("base_model", "quant", "task", "sample_id")]
         given = [
             (pl.col(name) if name in self.wanted.texts else pl.lit(None, pl.String)).alias(name)
-            for name in ("cluster", "reason", *HASHES)
+            for name in ("cluster", "reason")
         ]
-        frame = frame.with_columns(given)
+        frame, hashes = frame.with_columns(given), [name for name in HASHES if name in self.wanted.texts]
         if self.source.is_judge:
             judge = pl.lit(self.source.judge or self.source.label).cast(pl.Categorical).alias("judge")
             why = pl.when(pl.col("label").is_null()).then(pl.coalesce("reason", "ungraded")).otherwise(pl.lit(""))
             label = pl.col("label").cast(pl.Categorical)
-            return frame.select("line", *names, judge, label, why.cast(pl.Categorical).alias("reason"), *HASHES)
+            return frame.select("line", *names, judge, label, why.cast(pl.Categorical).alias("reason"), *hashes)
         if "metric" in self.wanted.texts:
-            return _scores(frame.lazy(), names, pl.col("metric"), "value_0").collect()
+            return _scores(frame.lazy(), names, pl.col("metric"), "value_0", hashes).collect()
         whole, parts = frame.lazy(), []
         for number, measure in enumerate(self.source.measures):
             part = whole.filter(_is_one_of(pl.col("task"), measure.tasks)) if measure.tasks else whole
-            parts.append(_scores(part, names, pl.lit(measure.metric), f"value_{number}"))
+            parts.append(_scores(part, names, pl.lit(measure.metric), f"value_{number}", hashes))
         return pl.concat(parts).collect()
 
 
@@ -367,7 +370,7 @@ def _is_one_of(column: pl.Expr, names: Iterable[str]) -> pl.Expr:
     return pl.any_horizontal(pl.lit(value=False), *(column == name for name in names))
 
 
-def _scores(frame: pl.LazyFrame, names: list[pl.Expr], metric: pl.Expr, value: str) -> pl.LazyFrame:
+def _scores(frame: pl.LazyFrame, names: list[pl.Expr], metric: pl.Expr, value: str, hashes: list[str]) -> pl.LazyFrame:
     import polars as pl
 
     why = pl.when(pl.col(value).is_null()).then(pl.col("reason").fill_null(UNGRADED)).otherwise(pl.lit(""))
@@ -378,7 +381,7 @@ def _scores(frame: pl.LazyFrame, names: list[pl.Expr], metric: pl.Expr, value: s
         pl.col(value).alias("value"),
         pl.col("cluster").cast(pl.Categorical),
         why.cast(pl.Categorical).alias("reason"),
-        *HASHES,
+        *hashes,
     )
 
 

@@ -29,7 +29,7 @@ NAMED = 3
 
 
 class LoadedSource(Protocol):
-    """A source that was read; `frame` has `SAMPLE`, `HASHES` and `line`."""
+    """A source that was read; `frame` has `SAMPLE`, `line`, and of `HASHES` what the source gives."""
 
     path: Path
     frame: pl.DataFrame
@@ -80,13 +80,13 @@ def pair(sources: Sources, loaded: Sequence[LoadedSource]) -> tuple[Pairing, ...
 
     if not loaded:
         return ()
-    asked = _asked(loaded)
-    groups = asked.partition_by("base_model", "quant", "task", as_dict=True, maintain_order=True)
-    tasks: dict[tuple[str, str], list[str]] = {}
-    for base_model, quant, task in groups:
-        tasks.setdefault((str(base_model), str(quant)), []).append(str(task))
     found, changes = [], []
-    for model in sources.models:
+    for model in sources.models:  # one after another: what is compared is a copy of its samples
+        asked = _asked(loaded, model.name)
+        groups = asked.partition_by("base_model", "quant", "task", as_dict=True, maintain_order=True)
+        tasks: dict[tuple[str, str], list[str]] = {}
+        for base_model, quant, task in groups:
+            tasks.setdefault((str(base_model), str(quant)), []).append(str(task))
         for quant in model.quants:
             own, theirs = (tasks.get((model.name, name), []) for name in (quant, model.baseline))
             if quant == model.baseline or not own or not theirs:
@@ -103,12 +103,17 @@ def pair(sources: Sources, loaded: Sequence[LoadedSource]) -> tuple[Pairing, ...
     return tuple(found)
 
 
-def _asked(loaded: Sequence[LoadedSource]) -> pl.DataFrame:
-    """Every sample of every cell once, with its hashes, in the order of the sources."""
+def _asked(loaded: Sequence[LoadedSource], base_model: str) -> pl.DataFrame:
+    """Every sample of every cell of a base model once, with its hashes, in the order of the sources."""
     import polars as pl
 
+    def of_source(frame: pl.DataFrame) -> pl.DataFrame:
+        given = [pl.col(name) if name in frame.columns else pl.lit(None, pl.String).alias(name) for name in HASHES]
+        mine = frame.lazy().filter(pl.col("base_model") == base_model).select("line", *SAMPLE, *given)
+        return mine.unique("line", maintain_order=True).collect()
+
     # The scores of a row are rows of one line here.
-    own = (one.frame.select("line", *SAMPLE, *HASHES).unique("line", maintain_order=True) for one in loaded)
+    own = (of_source(one.frame) for one in loaded)
     whole = pl.concat(own).drop("line")
     if all(whole[name].null_count() == whole.height for name in HASHES):
         return whole.unique(SAMPLE, maintain_order=True)

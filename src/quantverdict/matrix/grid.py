@@ -126,24 +126,29 @@ def grids(scores: pl.DataFrame | Grids) -> Grids:
     graded, ungraded = samples.filter(pl.col("value").is_not_null()), samples.filter(pl.col("value").is_null())
     prompts = _prompts(scores)
     cells = graded.select("base_model", "quant").unique().sort(pl.col("base_model", "quant").cast(pl.String)).collect()
-    coded, without = (
-        part.join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
-        .join(prompts.lazy().select("task", "sample_id").with_row_index("prompt"), on=["task", "sample_id"])
-        .select("metric", "cell", "prompt", "value")
-        .collect()
-        for part in (graded, ungraded)
-    )
+    known = {str(name) for name in graded.select("metric").unique().collect()["metric"]}
+    _refuse_unknown(known)
     names = tuple(CellId(*row) for row in cells.iter_rows())
     tasks, ids = (prompts[name].cast(pl.String).to_numpy() for name in ("task", "sample_id"))
     of_prompts = _codes(prompts), tasks, ids
-    found = coded.partition_by("metric", as_dict=True, include_key=False)
-    _refuse_unknown(str(key[0]) for key in found)
-    made = {name: _grid(name, found[name,], names, of_prompts) for name in METRICS if (name,) in found}
-    for (name, cell), rows in without.partition_by("metric", "cell", as_dict=True).items():
-        if str(name) in made:
-            grid = made[str(name)]
-            mine = {names[int(cell)]: rows["prompt"].unique().sort().to_numpy().astype(np.int64)}
-            made[str(name)] = replace(grid, ungraded={**grid.ungraded, **mine})
+
+    def coded(part: pl.LazyFrame, metric: str) -> pl.DataFrame:
+        return (
+            part.filter(pl.col("metric") == metric)
+            .join(cells.lazy().with_row_index("cell"), on=["base_model", "quant"])
+            .join(prompts.lazy().select("task", "sample_id").with_row_index("prompt"), on=["task", "sample_id"])
+            .select("cell", "prompt", "value")
+            .collect()
+        )
+
+    made = {}
+    for name in (name for name in METRICS if name in known):  # one after another: rows are held once beside the grids
+        grid = _grid(name, coded(graded, name), names, of_prompts)
+        left = {
+            names[int(cell)]: rows["prompt"].unique().sort().to_numpy().astype(np.int64)
+            for (cell,), rows in coded(ungraded, name).partition_by("cell", as_dict=True).items()
+        }
+        made[name] = replace(grid, ungraded=left)
     return made
 
 

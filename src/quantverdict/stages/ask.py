@@ -28,6 +28,8 @@ from quantverdict.collect.executor import (
     ModelFile,
     Node,
     Resources,
+    nodes_lines,
+    replicas_at_once,
     threads_of,
 )
 from quantverdict.collect.generate import OpenAnswers, OpenBackend, OpenWatch, Watch
@@ -293,8 +295,35 @@ def open_executor(study: Study, given: Mapping[str, str | None] | None = None) -
     for name, address in (given or study.executor or {}).items():
         executor: Executor = load(EXECUTORS[name].target)(address)
         return executor
-    workers = study.collect.workers
-    return None if workers == 1 else LocalExecutor(None if workers == "auto" else workers, study.collect.threads)
+    workers = workers_of(study)
+    return None if workers == 1 else LocalExecutor(workers, study.collect.threads)
+
+
+def executor_lines(study: Study, seconds: float | None) -> list[str]:
+    """What a study's executor has, and how long its generation takes there; nothing where builds run one by one.
+
+    Args:
+        seconds: of one build after another, each with the threads that it will have there; None where not known.
+
+    Raises:
+        StudyError: as `open_executor`.
+    """
+    executor = open_executor(study)
+    if executor is None:
+        return []
+    try:
+        nodes = executor.nodes()
+        threads = with_threads(study, executor).collect.threads or 1
+        count = replicas_at_once(nodes, Resources(threads))
+    finally:
+        executor.close()
+    time = "" if seconds is None or not count else f": about {max(1, round(seconds / count / 60))} min of generation"
+    return [*nodes_lines(nodes), f"{count} replicas of {threads} threads at once by their cores{time}"]
+
+
+def workers_of(study: Study) -> int | None:
+    """Builds at once here; None for as many as fit."""
+    return study.collect.workers if isinstance(study.collect.workers, int) else None
 
 
 def ray_executor(address: str | bool | None) -> dict[str, str | None] | None:
@@ -309,11 +338,9 @@ def with_threads(study: Study, executor: Executor | None) -> Study:
     """
     if executor is None or study.collect.threads is not None:
         return study
-    workers = study.collect.workers
-    cores = physical_cores()
-    threads = cores
+    threads = cores = physical_cores()
     if isinstance(executor, LocalExecutor):
-        threads = threads_of(None if workers == "auto" else workers, None, cores) or cores
+        threads = threads_of(workers_of(study), None, cores) or cores
     return study.model_copy(update={"collect": study.collect.model_copy(update={"threads": threads})})
 
 

@@ -5,6 +5,7 @@ Each stage reads artefacts from the bundle and leaves its own there, so that any
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import weakref
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from quantverdict.artifacts.sources import cache_dir
 from quantverdict.bundle.files import sha256_of
-from quantverdict.bundle.integrity import MANIFEST
+from quantverdict.bundle.integrity import MANIFEST, SCHEMA, read_manifest
 from quantverdict.bundle.manifest import Bundle
 from quantverdict.bundle.prompts import study_tasks, whole_tasks
 from quantverdict.collect.answer_store import AnswerStore
@@ -30,7 +31,16 @@ from quantverdict.policy import Constraints, Policy, load_policy
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.reporting.artefacts import BundleTables
 from quantverdict.reporting.terminal import LineProgress
-from quantverdict.stages.ask import Tools, ask, find_pinned_encoders, make_builds, open_executor, pinned, with_threads
+from quantverdict.stages.ask import (
+    Tools,
+    ask,
+    executor_lines,
+    find_pinned_encoders,
+    make_builds,
+    open_executor,
+    pinned,
+    with_threads,
+)
 from quantverdict.stages.decide import (
     build_matrix,
     check_policy_unchanged,
@@ -94,7 +104,7 @@ def run(
             stack.callback(crew.close)
         bundle = stack.enter_context(Bundle.open(root, study))
         stack.enter_context(view)
-        for note in (*notes, *nodes_lines(crew)):
+        for note in (*notes, *(nodes_lines(crew.nodes()) if crew is not None else ())):
             view.say(note)
         encoders = find_pinned_encoders(study, bundle)
         check_data(whole, bundle)
@@ -198,6 +208,8 @@ def plan(
     latest = default_bundle(study)
     known = earlier or (latest if latest.exists() else None)
     found, planned = forecast(study, tasks, known, measure=measure, whole=whole)
+    for line in executor_lines(study, found.seconds):
+        view.say(line)
     if build is not None and planned is not None:
         found = replace(found, target=target_study(study, found, planned, build))
     return replace(found, memory=needs_of(study, *memory))
@@ -215,6 +227,28 @@ def analyze(path: Path, policy: str | None = None, constraints: Constraints | No
         held = None if constraints is None else decided_constraints(bundle, last=False).changed(constraints)
         recompute(bundle, load_policy(policy) if policy else None, held)
     return bundle.root
+
+
+def upgrade(bundle: str | os.PathLike[str]) -> bool:
+    """Bring a bundle of an older version to this one's, by its stored scores: every table, the decision, the report.
+
+    Answers, scores and labels stay as they are; `grade` scores the answers by the scorers of this version.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        BundleError: not a bundle, of a version that cannot be upgraded, left unfinished, or changed.
+    """
+    path = Path(bundle)
+    manifest = read_manifest(path, older=True)
+    if manifest["schema"] == SCHEMA and manifest["run"].get("finished") is not None:
+        return False
+    with Bundle.reopen(path, "analyze", "scores.parquet", "matrix.csv", older=True) as opened:
+        check_policy_unchanged(opened)
+        opened.set_meta(schema=SCHEMA)
+        recompute(opened)
+    return True
 
 
 def regrade(path: Path, *, view: LineProgress) -> Path:
@@ -312,7 +346,9 @@ def ingest(sources_file: Path, out: Path, *, quarantine: bool = False) -> Path:
     loaded = load(sources_file, out, quarantine=quarantine)
     with Bundle.open(out, loaded.found.sources) as bundle:
         save_result(loaded, bundle)
-        decide(bundle, None, loaded.samples, loaded.rows)
+        samples, rows = loaded.samples, loaded.rows
+        del loaded  # what was read is in the bundle, and as much as all that is made of it
+        decide(bundle, None, samples, rows)
         render(bundle)
     return bundle.root
 
