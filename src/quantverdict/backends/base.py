@@ -78,6 +78,7 @@ class Service:
         timeout_s: seconds that one answer may take.
         retries: how often a request that was refused, timed out or broken off is made again.
         request_fields: fields of a request by the names that this server has for them, None for one that it refuses.
+        template_arguments: variables for the server's own chat template, where that is used.
     """
 
     url: str
@@ -86,6 +87,7 @@ class Service:
     timeout_s: float = 120.0
     retries: int = 5
     request_fields: Mapping[str, str | None] = field(default_factory=dict)
+    template_arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 class Tokenizer(Protocol):

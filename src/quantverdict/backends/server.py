@@ -414,6 +414,7 @@ class ServerBackend:
             if self.tokenizer is None:
                 self._chat_only, self._puts_start = self._probed()
         self._renamed = dict(sorted(service.request_fields.items()))
+        self._arguments = dict(service.template_arguments)
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -492,8 +493,10 @@ class ServerBackend:
         )
 
     def _in_chat(self, prompt: Prompt, decoding: Decoding) -> Completion:
-        messages = [{"role": "user", "content": prompt.text}]
-        return self._ask("/chat/completions", {"messages": messages}, decoding.max_new_tokens, decoding)
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": prompt.text}]}
+        if self._arguments:
+            asked["chat_template_kwargs"] = self._arguments
+        return self._ask("/chat/completions", asked, decoding.max_new_tokens, decoding)
 
     def _room(self, prompt: int, choices: Sequence[Ids], max_new_tokens: int) -> int:
         """Tokens that may be generated, so that every backend ends an answer at the same length."""

@@ -362,7 +362,10 @@ def prompt_mismatches(bundle: Bundle, builds: Sequence[Build]) -> dict[CellId, s
     found: dict[CellId, str] = {}
     ran = [build.cell for build in builds if build.runs and responses_path(bundle.root, build.cell).exists()]
     baselines = {build.cell.base_model: build.cell for build in builds if build.is_baseline and build.cell in ran}
+    asked_alike = {build.cell for build in builds if not build.asked_otherwise or build.is_baseline}
     for cell in ran:
+        if cell not in asked_alike:
+            continue  # an arm that is to be asked in another prompt
         baseline = baselines.get(cell.base_model, cell)
         parity = prompt_parity(stored_responses(bundle, baseline), stored_responses(bundle, cell))
         if parity.different:
