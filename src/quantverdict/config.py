@@ -217,6 +217,10 @@ class DecodingConfig(FrozenModel):
 
     max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
     """Of an answer, at most; a task may set its own."""
+    max_reasoning_tokens: int | None = Field(
+        default=None, gt=0, le=MOST_TOKENS, exclude_if=lambda tokens: tokens is None
+    )
+    """Of the thought before it; with `thinking: enabled` four times that if not given, else both together have that."""
     temperature: float = Field(default=0.0, ge=0, le=10)
     """0 is greedy; the embedded engines take nothing else, servers and Ollama do."""
     seeds: int = Field(default=1, ge=1, le=100, exclude_if=lambda seeds: seeds == 1)
@@ -470,6 +474,11 @@ class Study(FrozenModel):
         """What the chat template is given for a variant besides its question."""
         arguments = {**self.template_arguments, **variant.template_arguments}
         return template_variables(variant.thinking or self.thinking, arguments)
+
+    def most_reasoning(self, variant: Variant, max_new_tokens: int) -> int | None:
+        """Tokens of the thought before an answer of a variant; None where both are bounded together."""
+        own = self.decoding.max_reasoning_tokens
+        return 4 * max_new_tokens if own is None and (variant.thinking or self.thinking) == "enabled" else own
 
     def backend_of(self, variant: Variant) -> str:
         """What runs a variant: its own backend, or the study's."""

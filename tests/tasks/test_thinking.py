@@ -110,6 +110,18 @@ def test_a_study_without_a_mode_is_written_as_before_and_its_builds_share_their_
     assert ask.plan_name(builds[1]) == "tiny"
 
 
+def test_a_build_that_thinks_has_four_times_the_tokens_for_it_unless_the_study_says_how_many(tmp_path):
+    study = study_of(tmp_path, wide="decoding: {max_new_tokens: 50}")
+    (before,), (own,) = (plan.decoding.values() for plan in plans_of(study, built(study)))
+    assert (before.max_reasoning_tokens, before.most_tokens) == (None, 50)
+    assert (own.max_new_tokens, own.max_reasoning_tokens) == (50, 200)
+    said = study_of(tmp_path, wide="decoding: {max_new_tokens: 50, max_reasoning_tokens: 70}")
+    assert [one.max_reasoning_tokens for plan in plans_of(said, built(said)) for one in plan.decoding.values()] == [
+        70,
+        70,
+    ]
+
+
 def test_the_mode_is_no_setting_of_the_engine(tmp_path):
     study = study_of(tmp_path)
     assert ask.placement_of(study, runtime=built(study)[1].runtime) == ask.placement_of(study)

@@ -121,13 +121,17 @@ def make_plan(
     """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's, `name` its own."""
     baselines = (one for model in study.models if model.name == name for one in model.variants
                  if one.quant == model.baseline)  # fmt: skip
-    variables = {} if (baseline := next(baselines, None)) is None else study.template_variables(baseline)
+    baseline = next(baselines, None)
+    variables = {} if baseline is None else study.template_variables(baseline)
     chat = None if chat_template is None else open_chat(tasks, chat_template, special, name, variables)
     prompts = _frozen(tasks, chat, name)
+    lengths = {task.name: use.max_new_tokens or study.decoding.max_new_tokens
+               for task, use in zip(tasks, study.tasks, strict=True)}  # fmt: skip
     decoding = {
-        task.name: Decoding(use.max_new_tokens or study.decoding.max_new_tokens, study.decoding.temperature, study.seed)
-        for task, use in zip(tasks, study.tasks, strict=True)
-    }
+        name: Decoding(most, study.decoding.temperature, study.seed,
+                       None if baseline is None else study.most_reasoning(baseline, most))
+        for name, most in lengths.items()
+    }  # fmt: skip
     return PromptPlan(
         prompts,
         plan_batches(prompts, study.collect.batch_size),

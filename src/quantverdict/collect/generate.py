@@ -229,7 +229,7 @@ class _CellRun:
         cpu_before, start = usage_of(backend).cpu_seconds, time.perf_counter()
         completions = backend.complete(open_, decoding, steps) if open_ else []
         wall, cpu_after = time.perf_counter() - start, usage_of(backend).cpu_seconds
-        check_completions(open_, completions, decoding.max_new_tokens)
+        check_completions(open_, completions, decoding.most_tokens)
         asked = iter(completions)
         said = [next(asked) if one is None else one for one in known]
         self._refuse_silence(said)
@@ -254,7 +254,7 @@ class _CellRun:
         if self.kept is None:
             return [None] * len(prompts)
         return [
-            said if said is not None and _wrong_with(prompt, said, decoding.max_new_tokens) is None else None
+            said if said is not None and _wrong_with(prompt, said, decoding.most_tokens) is None else None
             for prompt, said in zip(prompts, self.kept.find(prompts, decoding), strict=True)
         ]
 

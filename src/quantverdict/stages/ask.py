@@ -196,8 +196,13 @@ def own_plan(asked: PromptPlan, study: Study, builds: Sequence[Build], build: Bu
     template, special = _template_of(builds, build.cell.base_model)
     if build.is_baseline or build.null or not build.asked_otherwise or template is None:
         return asked
-    variables = study.template_variables(variants_of(study)[build.cell])
-    return asked_otherwise(asked, template, special, variables, str(build.cell))
+    variant = variants_of(study)[build.cell]
+    plan = asked_otherwise(asked, template, special, study.template_variables(variant), str(build.cell))
+    limits = {
+        task: replace(limit, max_reasoning_tokens=study.most_reasoning(variant, limit.max_new_tokens))
+        for task, limit in asked.decoding.items()
+    }
+    return replace(plan, decoding=limits)
 
 
 def control_tokens(plan: PromptPlan, builds: Sequence[Build]) -> str | None:

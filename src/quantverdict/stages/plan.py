@@ -182,7 +182,7 @@ def _questions(study: Study, model: Model, judge: JudgeConfig, prompts: int) -> 
 
 def _tokens_read(prompt: Prompt, rubric: str, plan: PromptPlan, speed: PromptCost) -> float:
     question = question_text(Question(load_rubric(rubric), prompt.text, ""))
-    return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].max_new_tokens)
+    return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].most_tokens)
 
 
 def _whitebox(
@@ -355,7 +355,7 @@ def planned_study(
     plan, speed = costs
     rooms = []
     for task, whole in zip(*tasks, strict=True):
-        tokens = speed.tokens.get(task.name, plan.decoding[task.name].max_new_tokens)
+        tokens = speed.tokens.get(task.name, plan.decoding[task.name].most_tokens)
         seconds = tokens / speed.tokens_per_second if speed.tokens_per_second else None
         rooms.append(TaskRoom(task.name, task.metrics, len(task.items), len(units_of(task)), len(whole.items), seconds))
     return PlannedStudy(tested_rows(study, tasks[0]), rooms, rules, observed)
