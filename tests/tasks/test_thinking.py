@@ -12,8 +12,9 @@ from quantverdict.backends.server import ServerBackend
 from quantverdict.bundle.prompts import make_plan, study_tasks
 from quantverdict.config import load_study
 from quantverdict.errors import StudyError, TaskError
-from quantverdict.records import Artifact, CellId, Prompt
+from quantverdict.records import Artifact, CellId, Prompt, Response
 from quantverdict.stages import ask
+from quantverdict.stages.facts import thought_figures
 from quantverdict.tasks.chat import ChatTemplate, template_variables
 
 TEMPLATE = (
@@ -149,3 +150,22 @@ def test_a_server_that_uses_its_own_template_is_told(monkeypatch):
     asked = {"messages": [{"role": "user", "content": "why?"}], "chat_template_kwargs": {"enable_thinking": False}}
     assert sent == [("/chat/completions", asked)]
     assert Service("http://x", "m").template_arguments == {}
+
+
+def test_a_cell_says_how_much_it_thought_and_how_often_it_was_cut_there():
+    """Part of one answer of ten tokens, all of another of thirty that never ended, none of the last."""
+
+    def said(text, tokens, finish="stop", **more):
+        return Response("tiny", "FP16", "t", text[:5], "sha", text, finish, 9, tokens, **more)
+
+    answers = [
+        said("<think>" + "a" * 20 + "</think>" + "b" * 20, 10),
+        said("c" * 60, 30, "length", opened=True),
+        said("plain answer", 20),
+    ]
+    found = {name: float(one.value) for name, one in thought_figures(answers).items()}
+    assert found["reasoning_cut_share"] == pytest.approx(1 / 3)
+    assert found["reasoning_share"] == pytest.approx((10 * 20 / 55 + 30) / 60, abs=0.01)
+    split = said("the answer", 8, reasoning="t" * 10)
+    assert float(thought_figures([split])["reasoning_share"].value) == pytest.approx(0.5)
+    assert thought_figures([answers[2]]) == {}

@@ -338,6 +338,13 @@ def opens_reasoning(prompt: str | None) -> bool:
 
 _THOUGHT_BEGINS = re.compile(rf"\s*(?:{OPEN}|<{_BAR}channel{_BAR}>analysis)", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(rf"(?:{CLOSE}|<{_BAR}channel{_BAR}>final)", re.IGNORECASE)
+
+
+def begins_with_thought(text: str) -> bool:
+    """Whether what was generated begins with the mark of a thought."""
+    return _THOUGHT_BEGINS.match(text) is not None
+
+
 _TO_BEGIN, _TO_END = 16, 32
 """Tokens within which a thought begins, and that hold the mark by which it ends."""
 
@@ -369,7 +376,7 @@ class AnswerLength:
 
     def _begins(self, tokens: Sequence[int]) -> bool | None:
         """Whether it begins with a thought; None where that cannot be told yet."""
-        if _THOUGHT_BEGINS.match(self._text_of(tokens)):
+        if begins_with_thought(self._text_of(tokens)):
             return True
         return None if len(tokens) < _TO_BEGIN else False
 

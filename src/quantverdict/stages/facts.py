@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.builds import Build, engine_baseline, from_json
+from quantverdict.backends.base import begins_with_thought
 from quantverdict.bundle.files import Json, sha256_of
 from quantverdict.bundle.frames import FORMS, SCORES, read_frame, reading, scan_frame
 from quantverdict.bundle.frames import JUDGEMENTS as JUDGED
@@ -157,7 +158,9 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
             quant=build.cell.quant,
             bpw=build.artifact.bpw_quantized if build.artifact else None,
             is_baseline=build.is_baseline,
-            measured=measurements(build, outcomes[build.cell]) | _text_figures(bundle, build.cell),
+            measured=measurements(build, outcomes[build.cell])
+            | _text_figures(bundle, build.cell)
+            | _thoughts(bundle, build.cell),
         )
         for build in builds
     ]
@@ -171,6 +174,32 @@ def measurements(build: Build, outcome: CellOutcome) -> dict[str, Estimate]:
     if BACKENDS[build.backend].reads != "recordings":
         values |= {name: getattr(outcome, name) for name in ("tokens_per_second", "ttft_ms", "peak_memory_bytes")}
     return {name: measured(value) for name, value in values.items() if value is not None}
+
+
+def _thoughts(bundle: Bundle, cell: CellId) -> dict[str, Estimate]:
+    kept = responses_path(bundle.root, cell).exists()
+    return thought_figures(stored_responses(bundle, cell)) if kept else {}
+
+
+def thought_figures(answers: Sequence[Response]) -> dict[str, Estimate]:
+    """How much of what was generated is thought, and how often it was cut there; nothing where nothing was thought.
+
+    Tokens are shared out by characters: which token is thought, only the engine knew.
+    """
+    from quantverdict.grading.answer import answer_of
+    from quantverdict.matrix.cells import measured
+
+    thinks = [one for one in answers if one.opened or one.reasoning or begins_with_thought(one.text)]
+    generated = sum(one.output_tokens or 0 for one in answers)
+    if not thinks or not generated:
+        return {}
+    thought, cut = 0.0, 0
+    for one in thinks:
+        found = answer_of(one)
+        whole = len(one.text) + len(one.reasoning or "")
+        thought += (one.output_tokens or 0) * min(1.0, len(found.reasoning or "") / max(1, whole))
+        cut += found.cut
+    return {"reasoning_share": measured(thought / generated), "reasoning_cut_share": measured(cut / len(answers))}
 
 
 def text_kl_file(cell: CellId) -> str:
