@@ -29,6 +29,7 @@ from quantverdict.ingestion.pairing import other_prompts, pairing_notes, pairing
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.records import CellId, Estimate, Matrix, Prompt, Response, Table
 from quantverdict.registry import BACKENDS, METRICS, judged_by
+from quantverdict.registry.listing import BUILT_IN
 from quantverdict.reporting.artefacts import Artefacts, BundleTables
 from quantverdict.reporting.formats import DisplayNames
 
@@ -206,8 +207,11 @@ def text_kl_file(cell: CellId) -> str:
     return f"text_kl/{responses_path(Path(), cell).stem}.json"
 
 
-TEXT_FIGURES = {"text_kl_mean": "mean", "text_kl_p999": "p999", "text_same_top": "same_top",
-                "text_ppl_ratio": "ppl_ratio"}  # fmt: skip
+TEXT_FIGURES = {
+    name: name.removeprefix("text_").removeprefix("kl_")
+    for name in METRICS
+    if name.startswith("text_") and METRICS.owner(name) == BUILT_IN
+}
 """Metrics of the matrix, and what they are called in `text_kl.csv`."""
 
 
