@@ -404,7 +404,7 @@ class ServerBackend:
 
     def __init__(self, service: Service, placement: Placement) -> None:
         self._client = HttpClient(service, "/v1")
-        self._placement = placement
+        self._placement, self._arguments = placement, dict(service.template_arguments)
         with closed_unless_ready(self._client):
             self._engine = identify(self._client, service.model)
             self._refuse_small(self._engine)
@@ -414,7 +414,6 @@ class ServerBackend:
             if self.tokenizer is None:
                 self._chat_only, self._puts_start = self._probed()
         self._renamed = dict(sorted(service.request_fields.items()))
-        self._arguments = dict(service.template_arguments)
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
