@@ -95,6 +95,13 @@ def test_probes_are_of_harmful_prompts_and_of_every_build_along_the_baselines_an
     assert costs["whitebox"]["calls"] == 20
 
 
+def test_a_text_is_read_by_every_build_and_by_the_baseline_beside_them(plan):
+    costs, (line,) = plan("text_kl: {windows: 10, context: 512}\n")
+    assert (costs["text_kl"]["calls"], costs["text_kl"]["input_tokens"]) == (2, 3 * 5120)
+    assert costs["text_kl"]["seconds"] is None
+    assert "builds along a text" in line
+
+
 class Fake:
     identity = {"engine": "fake"}  # noqa: RUF012 - read only
 

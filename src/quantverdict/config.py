@@ -5,6 +5,7 @@ Unknown keys are refused. A mistake is answered with file, line, key and what wa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,6 +32,7 @@ from quantverdict.policy import Constraints, FrozenModel, Limit, Name, Policy, a
 from quantverdict.records import ALSO_CALLED, CHECKPOINT_LEVELS, GGUF_LEVELS
 from quantverdict.registry import BACKENDS, EXECUTORS, backends
 from quantverdict.registry.listing import NameCheck
+from quantverdict.tasks.chat import template_variables
 from quantverdict.tasks.data import DataSource
 from quantverdict.yaml_file import InvalidFieldError, InvalidValueError, load_yaml, wanted
 
@@ -85,6 +87,21 @@ class KvCache(FrozenModel):
     """Of the values."""
 
 
+RESERVED = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")
+"""Variables of a chat template that are no argument of a study's."""
+
+
+def _own_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in arguments:
+        if name in RESERVED or not name.isidentifier():
+            raise ValueError(f"names of variables other than {', '.join(RESERVED)}; not {name}")
+    return arguments
+
+
+Thinking = Literal["enabled", "disabled", "template"]
+TemplateArguments = Annotated[Mapping[str, str | bool | int | float | None], AfterValidator(_own_arguments)]
+
+
 class Variant(FrozenModel):
     """One build: a file of its own (`source`), or a level that is made from the model's source."""
 
@@ -102,10 +119,22 @@ class Variant(FrozenModel):
     """Precision of what it keeps of a sequence: an arm of its own with the same weights, named by `quant`."""
     flash_attention: bool = Field(default=True, exclude_if=lambda on: on)
     """Attention in one pass; false sums in another order."""
+    thinking: Thinking | None = Field(default=None, exclude_if=lambda mode: mode is None)
+    """Reasoning, if not as the study says: an arm of its own with the same weights, asked in another prompt."""
+    template_arguments: TemplateArguments = Field(default={}, exclude_if=lambda given: not given)
+    """Variables of the chat template, over those of the study: {reasoning_effort: low}."""
 
     @property
     def runtime(self) -> dict[str, str]:
-        """What of the engine's settings is this variant's own, and changes answers."""
+        """What of the engine's and the prompt's settings is this variant's own, and changes answers."""
+        mode = {} if self.thinking is None else {"thinking": str(self.thinking)}
+        if self.template_arguments:
+            mode["template_arguments"] = json.dumps(dict(self.template_arguments), sort_keys=True)
+        return self.engine_settings | mode
+
+    @property
+    def engine_settings(self) -> dict[str, str]:
+        """Those of the engine."""
         cache = self.kv_cache or KvCache()
         found = {} if cache == KvCache() else {"cache_k": cache.k, "cache_v": cache.v}
         return found if self.flash_attention else found | {"flash_attention": "off"}
@@ -225,6 +254,10 @@ class DecodingConfig(FrozenModel):
 
     max_new_tokens: int = Field(default=256, gt=0, le=MOST_TOKENS)
     """Of an answer, at most; a task may set its own."""
+    max_reasoning_tokens: int | None = Field(
+        default=None, gt=0, le=MOST_TOKENS, exclude_if=lambda tokens: tokens is None
+    )
+    """Of the thought before it; with `thinking: enabled` four times that if not given, else both together have that."""
     temperature: float = Field(default=0.0, ge=0, le=10)
     """0 is greedy; the embedded engines take nothing else, servers and Ollama do."""
     seeds: int = Field(default=1, ge=1, le=100, exclude_if=lambda seeds: seeds == 1)
@@ -360,6 +393,10 @@ class Study(FrozenModel):
     """Stands before every prompt, for every build alike; a task may have its own, or none by `system_prompt: ""`."""
     decoding: DecodingConfig = DecodingConfig()
     """How answers are decoded, equal for every build."""
+    thinking: Thinking = Field(default="template", exclude_if=lambda mode: mode == "template")
+    """Reasoning of every build that does not say it: on, off, or as the chat template does unasked."""
+    template_arguments: TemplateArguments = Field(default={}, exclude_if=lambda given: not given)
+    """Variables that the chat template is given: {reasoning_effort: low}; one that it does not read is refused."""
     collect: CollectConfig = CollectConfig()
     """How prompts are asked, equal for every build."""
     statistics: StatisticsConfig = StatisticsConfig()
@@ -454,7 +491,7 @@ class Study(FrozenModel):
     def _runtime_fits(self) -> Self:
         for m, model in enumerate(self.models):
             for v, variant in enumerate(model.variants):
-                if variant.runtime:
+                if variant.engine_settings:
                     _check_runtime(variant, self.backend_of(variant), ("models", m, "variants", v))
         return self
 
@@ -483,6 +520,16 @@ class Study(FrozenModel):
     @property
     def folder(self) -> Path:
         return Path(self.file).parent
+
+    def template_variables(self, variant: Variant) -> dict[str, object]:
+        """What the chat template is given for a variant besides its question."""
+        arguments = {**self.template_arguments, **variant.template_arguments}
+        return template_variables(variant.thinking or self.thinking, arguments)
+
+    def most_reasoning(self, variant: Variant, max_new_tokens: int) -> int | None:
+        """Tokens of the thought before an answer of a variant; None where both are bounded together."""
+        own = self.decoding.max_reasoning_tokens
+        return 4 * max_new_tokens if own is None and (variant.thinking or self.thinking) == "enabled" else own
 
     def backend_of(self, variant: Variant) -> str:
         """What runs a variant: its own backend, or the study's."""

@@ -167,7 +167,7 @@ def test_every_end_token_a_checkpoint_names_ends_an_answer(changed, engine, answ
     longest = max(answers, key=lambda answer: answer.output_tokens)
     prompt = PROMPTS[answers.index(longest)]
     job = engine._tokenizer.job(prompt, 12, 256)
-    fifth = engine._batches.answer([job], 12, 256, lambda *_: None)[0].tokens[4]
+    fifth = engine._batches.answer([job], SHORT, 256, lambda *_: None, engine._tokenizer.text)[0].tokens[4]
     folder = changed("generation_config.json", eos_token_id=[2, fifth])
     stopping = load(folder)
     assert stopping._tokenizer.stops == tuple(sorted({0, 2, fifth}))  # 0 is known by its text
@@ -510,3 +510,13 @@ def test_checkpoints_are_read_as_transformers_reads_whole_windows(tiny_checkpoin
     assert row["mean"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
     assert row["median"] == pytest.approx(median(kl), rel=1e-3)
     assert row["ppl_ratio"] == pytest.approx(math.exp(sum(ratio) / len(ratio)), rel=1e-4)
+
+
+def test_a_thought_that_the_prompt_opened_has_its_own_limit(engine):
+    """Beside it, in the same sub-batch, an answer without one has the answer's."""
+    opened = replace(ask("why?"), chat="why? <think>\n")
+    limits = Decoding(4, max_reasoning_tokens=9)
+    thought, plain = engine.complete([opened, PROMPTS[0]], limits)
+    assert thought.output_tokens == 9 or thought.finish == "stop"
+    assert plain.output_tokens == 4 or plain.finish == "stop"
+    assert max(thought.output_tokens, plain.output_tokens) > 4

@@ -60,7 +60,7 @@ class Build:
             counted.
         failure: why there is no build, None where there is one.
         proofs: that it may be compared with its baseline.
-        runtime: settings of the engine that are this build's own and change answers: of the cache, of attention.
+        runtime: settings that are this build's own and change answers: of the cache, of attention, of the prompt.
     """
 
     cell: CellId
@@ -79,9 +79,15 @@ class Build:
     @property
     def engine(self) -> str:
         """What runs it, with the settings that are its own."""
-        own = {"cache_k": "keys", "cache_v": "values", "flash_attention": "flash attention"}
+        own = {"cache_k": "keys", "cache_v": "values", "flash_attention": "flash attention",
+               "thinking": "thinking", "template_arguments": "template arguments"}  # fmt: skip
         said = (f"{own[name]} {value}" for name, value in self.runtime.items())
         return ", ".join((self.backend, *said))
+
+    @property
+    def asked_otherwise(self) -> bool:
+        """Whether the study has it asked in a prompt of its own."""
+        return not {"thinking", "template_arguments"}.isdisjoint(self.runtime)
 
     @property
     def runs(self) -> bool:

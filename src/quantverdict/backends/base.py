@@ -27,11 +27,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How text is generated. Greedy where `temperature` is 0 (the only value the llama.cpp backend takes)."""
+    """How text is generated. Greedy where `temperature` is 0 (the only value the llama.cpp backend takes).
+
+    Attributes:
+        max_new_tokens: of an answer.
+        max_reasoning_tokens: of the thought before it; None where both together have `max_new_tokens`.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 42
+    max_reasoning_tokens: int | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Of thought and answer together."""
+        return self.max_new_tokens + (self.max_reasoning_tokens or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,7 @@ class Service:
         timeout_s: seconds that one answer may take.
         retries: how often a request that was refused, timed out or broken off is made again.
         request_fields: fields of a request by the names that this server has for them, None for one that it refuses.
+        template_arguments: variables for the server's own chat template, where that is used.
     """
 
     url: str
@@ -86,6 +98,7 @@ class Service:
     timeout_s: float = 120.0
     retries: int = 5
     request_fields: Mapping[str, str | None] = field(default_factory=dict)
+    template_arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 class Tokenizer(Protocol):
@@ -321,6 +334,51 @@ def is_mark(token: str) -> bool:
 def opens_reasoning(prompt: str | None) -> bool:
     """Whether a prompt, as the engine gets it, ends inside a thought that its template opened."""
     return prompt is not None and _LEFT_OPEN.search(prompt[-_TAIL:]) is not None
+
+
+_THOUGHT_BEGINS = re.compile(rf"\s*(?:{OPEN}|<{_BAR}channel{_BAR}>analysis)", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(rf"(?:{CLOSE}|<{_BAR}channel{_BAR}>final)", re.IGNORECASE)
+
+
+def begins_with_thought(text: str) -> bool:
+    """Whether what was generated begins with the mark of a thought."""
+    return _THOUGHT_BEGINS.match(text) is not None
+
+
+_TO_BEGIN, _TO_END = 16, 32
+"""Tokens within which a thought begins, and that hold the mark by which it ends."""
+
+
+class AnswerLength:
+    """Says when an answer that grows token by token has all its tokens, thought and answer each by a limit of its own.
+
+    Args:
+        decoding: the limits.
+        opened: the prompt ends inside a thought.
+        text_of: the text of tokens, with the marks that structure an answer.
+    """
+
+    def __init__(self, decoding: Decoding, text_of: Callable[[Sequence[int]], str], *, opened: bool) -> None:
+        self._most, self._thought, self._text_of = decoding.max_new_tokens, decoding.max_reasoning_tokens, text_of
+        self._thinks: bool | None = None if self._thought is not None else False
+        self._thinks = True if opened and self._thought is not None else self._thinks
+        self._begun = 0
+
+    def full(self, tokens: Sequence[int]) -> bool:
+        """To be asked after every token; whether there are to be no more."""
+        if self._thinks is None:
+            self._thinks = self._begins(tokens)
+        if self._thinks and _THOUGHT_ENDS.search(self._text_of(tokens[-_TO_END:])):
+            self._thinks, self._begun = False, len(tokens)
+        if self._thinks:
+            return len(tokens) >= (self._thought or 0)
+        return len(tokens) - self._begun >= self._most
+
+    def _begins(self, tokens: Sequence[int]) -> bool | None:
+        """Whether it begins with a thought; None where that cannot be told yet."""
+        if begins_with_thought(self._text_of(tokens)):
+            return True
+        return None if len(tokens) < _TO_BEGIN else False
 
 
 # The hash by which two backends show that they were asked the same tokens.

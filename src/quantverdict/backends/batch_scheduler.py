@@ -28,6 +28,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from quantverdict.backends.base import AnswerLength, Decoding
 from quantverdict.errors import EngineError
 
 Logits = npt.NDArray[np.float32]
@@ -56,14 +57,19 @@ class Engine(Protocol):
     def copy(self, source: int, target: int) -> None: ...
     def cut(self, sequence: int, length: int) -> None: ...
     def is_end(self, token: int) -> bool: ...
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A prompt and the continuations to score, as token ids; no continuation is empty."""
+    """A prompt and the continuations to score, as token ids; no continuation is empty.
+
+    `opened`: the prompt ends inside a thought.
+    """
 
     prompt: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...] = ()
+    opened: bool = False
 
 
 @dataclass(slots=True)
@@ -90,6 +96,7 @@ class DecodeLimits:
     Attributes:
         slots: answers that grow at once.
         max_new_tokens: of an answer.
+        max_reasoning_tokens: of the thought before it; None where both together have `max_new_tokens`.
         chunk: rows evaluated at once, at least 3 and no fewer than there are slots.
         context: tokens of prompt and answer together.
     """
@@ -98,6 +105,11 @@ class DecodeLimits:
     max_new_tokens: int
     chunk: int
     context: int
+    max_reasoning_tokens: int | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.max_new_tokens, max_reasoning_tokens=self.max_reasoning_tokens)
 
 
 class BatchScheduler:
@@ -113,6 +125,7 @@ class BatchScheduler:
     def __init__(self, engine: Engine, jobs: Sequence[BatchJob], limits: DecodeLimits, report: Report) -> None:
         self.engine, self.jobs, self.limits, self.report = engine, jobs, limits, report
         self.answers = [GeneratedAnswer() for _ in jobs]
+        self.lengths = [AnswerLength(limits.decoding, self._text_of, opened=job.opened) for job in jobs]
         self.slots: list[int | None] = [None] * limits.slots
         self.held: list[tuple[int, ...]] = [()] * limits.slots  # what the memory of a slot begins with
         self.order = sorted(range(len(jobs)), key=lambda number: jobs[number].prompt)
@@ -135,7 +148,8 @@ class BatchScheduler:
     def _start(self) -> None:
         limits = self.limits
         branches = max((sum(len(choice) > 1 for choice in job.choices) for job in self.jobs), default=0)
-        longest = max(len(job.prompt) + max(limits.max_new_tokens, _longest(job.choices)) for job in self.jobs)
+        most = limits.decoding.most_tokens
+        longest = max(len(job.prompt) + max(most, _longest(job.choices)) for job in self.jobs)
         used = limits.slots + branches + (branches == 1)  # one for the row beside a lone one
         self.spare = range(used, used if self.engine.cuts or len(self.jobs) == 1 else used + _BOOKMARKS)
         self.engine.start(self.spare.stop, max(2, min(longest, limits.context)))
@@ -272,6 +286,9 @@ class BatchScheduler:
             self.held[sequence + 1] = ()
         return self.engine.evaluate([*rows, (sequence + 1, token, 0)], (0, 1))[:1]
 
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self.engine.detokenize(tokens)
+
     def _length(self, number: int) -> int:
         return len(self.jobs[number].prompt) + len(self.answers[number].tokens)
 
@@ -287,7 +304,7 @@ class BatchScheduler:
         elif limits.max_new_tokens:
             answer.tokens.append(token)
             self.generated += 1
-        if stop or len(answer.tokens) >= limits.max_new_tokens or self._length(number) >= limits.context:
+        if stop or self.lengths[number].full(answer.tokens) or self._length(number) >= limits.context:
             self.slots[slot] = None
             self.finished += 1
 

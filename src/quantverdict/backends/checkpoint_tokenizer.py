@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.gguf_read import open_gguf
-from quantverdict.backends.base import Placement, hash_ids, is_mark
+from quantverdict.backends.base import Placement, hash_ids, is_mark, opens_reasoning
 from quantverdict.backends.batch_scheduler import BatchJob, GeneratedAnswer
 from quantverdict.errors import EngineError, PromptTooLongError
 from quantverdict.records import Completion, Prompt
@@ -126,7 +126,7 @@ class CheckpointTokenizer:
                 f"the prompt's {len(tokens)} tokens do not fit a context of {context};"
                 " expected a larger context or a shorter prompt"
             )
-        return BatchJob(tuple(tokens), choices)
+        return BatchJob(tuple(tokens), choices, opens_reasoning(text))
 
     def _continuation(self, text: str, prompt: list[int], choice: str) -> tuple[int, ...]:
         """Tokens of a choice as they follow the prompt's; by itself where prompt and choice melt into one token."""

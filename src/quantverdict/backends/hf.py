@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantverdict.backends.base import (
+    AnswerLength,
     Decoding,
     Placement,
     Progress,
@@ -81,7 +82,12 @@ class BatchModel:
         self._read = 0
 
     def answer(
-        self, jobs: Sequence[BatchJob], max_new_tokens: int, context: int, report: Report
+        self,
+        jobs: Sequence[BatchJob],
+        decoding: Decoding,
+        context: int,
+        report: Report,
+        text_of: Callable[[Sequence[int]], str],
     ) -> list[GeneratedAnswer]:
         """Answers in the order of the jobs, and the log-probabilities of their choices.
 
@@ -89,9 +95,10 @@ class BatchModel:
 
         Args:
             jobs: prompts and choices as token ids.
-            max_new_tokens: of an answer; 0 asks for the choices alone.
+            decoding: its limits; 0 tokens of an answer ask for the choices alone.
             context: tokens of prompt and answer together.
             report: called every step.
+            text_of: the text of tokens.
 
         Raises:
             EngineError: one prompt alone does not fit the memory, or logits are not finite.
@@ -101,15 +108,17 @@ class BatchModel:
         totals = _Totals(report)
 
         def generate(rows: Sequence[int]) -> None:
-            limits = [min(max_new_tokens, context - len(jobs[row].prompt)) for row in rows]
-            found, watch = self._generate([jobs[row].prompt for row in rows], limits, totals.during)
+            limits = [min(decoding.most_tokens, context - len(jobs[row].prompt)) for row in rows]
+            lengths = [AnswerLength(decoding, text_of, opened=jobs[row].opened) for row in rows]
+            thinks = lengths if decoding.max_reasoning_tokens is not None else []
+            found, watch = self._generate([jobs[row].prompt for row in rows], limits, totals.during, thinks)
             for row, tokens in zip(rows, found, strict=True):
                 answers[row].tokens, answers[row].finish = until_stop(tokens, self._stops)
                 answers[row].ttft_ms = watch.ttft_ms
             scores.update(self._first_scores(jobs, rows, watch.first))
             totals.add(len(rows), sum(len(answers[row].tokens) for row in rows))
 
-        if max_new_tokens:
+        if decoding.max_new_tokens:
             order = sorted(range(len(jobs)), key=lambda row: len(jobs[row].prompt))
             self._in_parts(order, generate)
         self._score_rest(jobs, scores)
@@ -149,11 +158,12 @@ class BatchModel:
         return np.asarray(logits.cpu().numpy(), np.float32)
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], report: Report
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], report: Report, lengths: Sequence[AnswerLength]
     ) -> tuple[list[list[int]], _GenerationMonitor]:
         """At most `limits` tokens after each prompt; what follows an end token is padding."""
         ids, mask = self._padded(prompts)
         watch = _GenerationMonitor(self._torch, self._tensor(limits), self._tensor(self._stops), report)
+        watch.bound(lengths, ids.shape[1])
         with self._torch.inference_mode():
             found = self._model.generate(
                 input_ids=ids,
@@ -169,7 +179,8 @@ class BatchModel:
                 stopping_criteria=self._transformers.StoppingCriteriaList([watch.stop]),
             )
         rows = found[:, ids.shape[1] :].tolist()
-        return [row[:limit] for row, limit in zip(rows, limits, strict=True)], watch
+        ends = [watch.ends.get(at, limit) for at, limit in enumerate(limits)]
+        return [row[:end] for row, end in zip(rows, ends, strict=True)], watch
 
     def _first_scores(
         self, jobs: Sequence[BatchJob], rows: Sequence[int], logits: Tensor
@@ -261,6 +272,7 @@ class _GenerationMonitor:
     Attributes:
         first: logits after the prompts, (sequence, token).
         ttft_ms: time to the first tokens of the sub-batch.
+        ends: the tokens of a row that had all its own before the limit.
     """
 
     def __init__(self, torch: ModuleType, limits: Tensor, stops: Tensor, report: Report) -> None:
@@ -269,6 +281,13 @@ class _GenerationMonitor:
         self._start, self._steps, self._tokens = time.perf_counter(), 0, 0
         self.first: Tensor | None = None
         self.ttft_ms: float | None = None
+        self.ends: dict[int, int] = {}
+        self._lengths: Sequence[AnswerLength] = ()
+        self._begin = 0
+
+    def bound(self, lengths: Sequence[AnswerLength], begin: int) -> None:
+        """End each row by a length of its own, too; the answers begin at column `begin`."""
+        self._lengths, self._begin = lengths, begin
 
     def look(self, ids: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG002 - called so by generate
         """Sees the logits that a token is chosen from; an arg-max over what is no number would look like an answer."""
@@ -285,6 +304,10 @@ class _GenerationMonitor:
         self._growing = self._growing & ~self._torch.isin(ids[:, -1], self._stops)
         self._tokens += int(self._growing.sum())
         self._growing = self._growing & (self._limits > self._steps)
+        for row, length in enumerate(self._lengths):
+            if bool(self._growing[row]) and length.full(ids[row, self._begin :].tolist()):
+                self._growing[row] = False
+                self.ends[row] = self._steps
         self._report(len(self._growing) - int(self._growing.sum()), self._tokens)
         return ~self._growing
 
@@ -391,10 +414,10 @@ class TransformersEngine:
         """
         if decoding.temperature != 0:
             raise EngineError(f"the Transformers backend decodes greedily; temperature {decoding.temperature} is not 0")
-        limit, context = decoding.max_new_tokens, self._placement.context
-        jobs = read_jobs(self._tokenizer, prompts, limit, context)
+        context, report = self._placement.context, progress or (lambda *_: None)
+        jobs = read_jobs(self._tokenizer, prompts, decoding.max_new_tokens, context)
         try:
-            answers = self._batches.answer(jobs, limit, context, progress or (lambda *_: None))
+            answers = self._batches.answer(jobs, decoding, context, report, self._tokenizer.text)
         except LIBRARY_ERRORS as error:
             raise EngineError(f"the model fails: {one_line(error)}") from error
         return [completion(self._tokenizer, job, answer) for job, answer in zip(jobs, answers, strict=True)]
@@ -452,7 +475,7 @@ class TransformersEngine:
         """One token: a kernel that cannot do a build's shapes says so at its first use, not when it is loaded."""
         job = BatchJob(self._tokenizer.ids(Prompt("", "", "Hello", None, "")) or (0,))
         try:
-            self._batches.answer([job], 1, self._placement.context, lambda *_: None)
+            self._batches.answer([job], Decoding(1), self._placement.context, lambda *_: None, self._tokenizer.text)
         except (*LIBRARY_ERRORS, EngineError) as error:
             raise EngineError(f"{path} loads, and fails at its first token: {one_line(error)}") from error
 

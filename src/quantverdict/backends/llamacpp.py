@@ -81,6 +81,7 @@ class LlamaCppBackend(WorkerBackend):
             raise EngineError(f"the llama.cpp backend decodes greedily; temperature {decoding.temperature} is not 0")
         request = {
             "max_new_tokens": decoding.max_new_tokens,
+            "max_reasoning_tokens": decoding.max_reasoning_tokens,
             "prompts": [
                 {
                     "name": f"{prompt.task}/{prompt.sample_id}",

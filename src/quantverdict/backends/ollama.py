@@ -159,7 +159,7 @@ class OllamaBackend:
         def ask(prompt: Prompt) -> Completion:
             answer = self._ask(prompt, decoding)
             scored = self._choices(prompt) if prompt.choices else None
-            return self._completion(answer, decoding.max_new_tokens, scored)
+            return self._completion(answer, decoding.most_tokens, scored)
 
         return ask_all(self._client.http, ask, prompts, self._placement.parallel, progress)
 
@@ -196,7 +196,7 @@ class OllamaBackend:
         options = {
             "temperature": decoding.temperature,
             "seed": decoding.seed + prompt.draw,
-            "num_predict": max(1, decoding.max_new_tokens),  # 0 is no limit to some releases
+            "num_predict": max(1, decoding.most_tokens),  # 0 is no limit to some releases
             "num_ctx": self._placement.context,
             "repeat_penalty": 1.0,
             "presence_penalty": 0.0,

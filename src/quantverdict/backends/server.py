@@ -411,7 +411,7 @@ class ServerBackend:
 
     def __init__(self, service: Service, placement: Placement) -> None:
         self._client = HttpClient(service, "/v1")
-        self._placement = placement
+        self._placement, self._arguments = placement, dict(service.template_arguments)
         with closed_unless_ready(self._client):
             self._engine = identify(self._client, service.model)
             self._refuse_small(self._engine)
@@ -479,10 +479,10 @@ class ServerBackend:
         assert prompt.chat is not None
         if self.tokenizer is None:
             text = without_start(prompt.chat, STARTS) if self._puts_start else prompt.chat
-            return self._ask("/completions", {"prompt": text}, decoding.max_new_tokens, decoding)
+            return self._ask("/completions", {"prompt": text}, decoding.most_tokens, decoding)
         ids = self.tokenizer.ids(prompt)
         choices = [self.tokenizer.continuation(prompt, ids, choice) for choice in prompt.choices]
-        room = self._room(len(ids), choices, decoding.max_new_tokens)
+        room = self._room(len(ids), choices, decoding.most_tokens)
         found = self._ask("/completions", {"prompt": ids}, room, decoding)
         if found.prompt_tokens not in (None, len(ids)):
             raise EngineError(f"the server read {found.prompt_tokens} tokens of a prompt that has {len(ids)}")
@@ -499,7 +499,10 @@ class ServerBackend:
         )
 
     def _in_chat(self, prompt: Prompt, decoding: Decoding) -> Completion:
-        return self._ask("/chat/completions", {"messages": chat_messages(prompt)}, decoding.max_new_tokens, decoding)
+        asked: dict[str, Any] = {"messages": chat_messages(prompt)}
+        if self._arguments:
+            asked["chat_template_kwargs"] = self._arguments
+        return self._ask("/chat/completions", asked, decoding.most_tokens, decoding)
 
     def _room(self, prompt: int, choices: Sequence[Ids], max_new_tokens: int) -> int:
         """Tokens that may be generated, so that every backend ends an answer at the same length."""

@@ -114,7 +114,7 @@ class VllmEngine:
         for prompt, job in zip(prompts, jobs, strict=True):
             self._refuse_long_choices(f"{prompt.task}/{prompt.sample_id}", job)
         try:
-            answers = self._answer(jobs, decoding.max_new_tokens)
+            answers = self._answer(jobs, decoding.most_tokens)
         except LIBRARY_ERRORS as error:
             raise EngineError(f"vLLM fails: {one_line(error)}") from error
         if progress is not None:

@@ -16,7 +16,15 @@ from typing import Any, BinaryIO, Protocol, TextIO
 
 import numpy as np
 
-from quantverdict.backends.base import Decoding, Placement, Progress, TextReader, WhiteBox, hash_ids
+from quantverdict.backends.base import (
+    Decoding,
+    Placement,
+    Progress,
+    TextReader,
+    WhiteBox,
+    hash_ids,
+    opens_reasoning,
+)
 from quantverdict.backends.batch_scheduler import BatchJob, BatchScheduler, DecodeLimits, checked, even_parts
 from quantverdict.backends.llama_engine import CHUNK, CacheSettings, LlamaEngine, open_library
 from quantverdict.errors import EngineError, PromptTooLongError
@@ -234,7 +242,11 @@ class LlamaWorker:
         jobs = [self._named_job(prompt, max_new_tokens) for prompt in request["prompts"]]
         slots = min(self.parallel, max(2, len(jobs)))
         limits = DecodeLimits(
-            slots=slots, max_new_tokens=max_new_tokens, chunk=CHUNK if slots == 1 else FEW, context=self.context
+            slots=slots,
+            max_new_tokens=max_new_tokens,
+            chunk=CHUNK if slots == 1 else FEW,
+            context=self.context,
+            max_reasoning_tokens=request.get("max_reasoning_tokens"),
         )
         answers = BatchScheduler(self.engine, jobs, limits, progress).run()
         return [
@@ -267,7 +279,7 @@ class LlamaWorker:
                 f"the prompt's {len(tokens)} tokens do not fit a context of {self.context};"
                 " expected a larger context or a shorter prompt"
             )
-        return BatchJob(tuple(tokens), continuations)
+        return BatchJob(tuple(tokens), continuations, opens_reasoning(text))
 
     def _continuation(self, text: str, prompt: list[int], choice: str) -> tuple[int, ...]:
         """Tokens of a choice as they follow the prompt's; by itself where prompt and choice melt into one token."""

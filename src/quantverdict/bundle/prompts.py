@@ -140,16 +140,19 @@ def make_plan(
     study: Study, tasks: Sequence[Task], chat_template: str | None, special: Mapping[str, str], name: str = ""
 ) -> PromptPlan:
     """The plan of a base model; `chat_template` and `special` (`bos`, `eos`) are its baseline's, `name` its own."""
-    chat = None if chat_template is None else open_chat(tasks, chat_template, special, name)
+    baselines = (one for model in study.models if model.name == name for one in model.variants
+                 if one.quant == model.baseline)  # fmt: skip
+    baseline = next(baselines, None)
+    variables = {} if baseline is None else study.template_variables(baseline)
+    chat = None if chat_template is None else open_chat(tasks, chat_template, special, name, variables)
     prompts = _frozen(tasks, chat, name, study.system_prompt)
+    lengths = {task.name: use.max_new_tokens or task.max_new_tokens or study.decoding.max_new_tokens
+               for task, use in zip(tasks, study.tasks, strict=True)}  # fmt: skip
     decoding = {
-        task.name: Decoding(
-            use.max_new_tokens or task.max_new_tokens or study.decoding.max_new_tokens,
-            study.decoding.temperature,
-            study.seed,
-        )
-        for task, use in zip(tasks, study.tasks, strict=True)
-    }
+        name: Decoding(most, study.decoding.temperature, study.seed,
+                       None if baseline is None else study.most_reasoning(baseline, most))
+        for name, most in lengths.items()
+    }  # fmt: skip
     return PromptPlan(
         prompts,
         plan_batches(prompts, study.collect.batch_size),
@@ -170,8 +173,28 @@ def freeze_prompts(tasks: Sequence[Task], chat_template: str | None, special: Ma
     return _frozen(tasks, chat)
 
 
+def asked_otherwise(
+    plan: PromptPlan, chat_template: str, special: Mapping[str, str], variables: Mapping[str, object], name: str
+) -> PromptPlan:
+    """The same questions in the same batches, each in the chat template as `variables` make it.
+
+    Raises:
+        TaskError: the template does not render, does not show a question whole and once, or reads no such variable.
+    """
+    chat, prompts = ChatTemplate(chat_template, special, name, variables), []
+    for prompt in plan.prompts:
+        shown = chat.render(prompt.text, f"{name}/{prompt.task}/{prompt.sample_id}")
+        sha256 = hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()
+        prompts.append(replace(prompt, chat=shown, sha256=sha256))
+    return replace(plan, prompts=tuple(prompts), content=chat.content)
+
+
 def open_chat(
-    tasks: Sequence[Task], chat_template: str, special: Mapping[str, str], name: str = ""
+    tasks: Sequence[Task],
+    chat_template: str,
+    special: Mapping[str, str],
+    name: str = "",
+    variables: Mapping[str, object] | None = None,
 ) -> ChatTemplate | None:
     """The template that these tasks are asked in, tried for the first of their items; None where they have none.
 
@@ -179,7 +202,7 @@ def open_chat(
         TaskError: it does not render, or does not show a question whole and once.
     """
     first = next(((task, item) for task in tasks for item in task.items), None)
-    return None if first is None else ChatTemplate(chat_template, special, _sample(*first, name))
+    return None if first is None else ChatTemplate(chat_template, special, _sample(*first, name), variables)
 
 
 def _frozen(

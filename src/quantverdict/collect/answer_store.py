@@ -136,7 +136,8 @@ class BuildAnswers:
             for prompt in prompts
         ]
         beside = key_of(asked) if self._batched else None
-        return [key_of(self._name, *one, asdict(decoding), beside) for one in asked]
+        limits = {name: value for name, value in asdict(decoding).items() if value is not None}
+        return [key_of(self._name, *one, limits, beside) for one in asked]
 
 
 def _values(said: Completion) -> dict[str, object]:

@@ -356,7 +356,7 @@ class CellRun:
             BundleError: they cannot be stored.
         """
         open_, completions = request.open, reply.completions
-        check_completions(open_, completions, request.decoding.max_new_tokens)
+        check_completions(open_, completions, request.decoding.most_tokens)
         asked = iter(completions)
         said = [next(asked) if one is None else one for one in request.known]
         self._refuse_silence(said)
@@ -381,7 +381,7 @@ class CellRun:
         if self.kept is None:
             return [None] * len(prompts)
         return [
-            said if said is not None and _wrong_with(prompt, said, decoding.max_new_tokens) is None else None
+            said if said is not None and _wrong_with(prompt, said, decoding.most_tokens) is None else None
             for prompt, said in zip(prompts, self.kept.find(prompts, decoding), strict=True)
         ]
 
@@ -461,7 +461,7 @@ def converse(ask: Ask, request: BatchRequest, progress: Progress | None = None) 
 
     def ask_step(step: Sequence[Prompt], *more: Progress) -> Sequence[Completion]:
         found = ask(step, request.decoding, *more)
-        check_completions(step, found.completions, request.decoding.max_new_tokens)
+        check_completions(step, found.completions, request.decoding.most_tokens)
         taken.append(found)
         return found.completions
 

@@ -14,17 +14,18 @@ from quantverdict.ingestion.logs import LogFile, LoggedMetric, LogOptions, Unit
 from quantverdict.registry import IMPORTERS
 from quantverdict.yaml_file import decoded
 
-FIGURES = {
-    "text_kl_mean": (r"Mean +KLD:", Unit("nats", "lower"), 1.0),
-    "text_kl_median": (r"Median +KLD:", Unit("nats", "lower"), 1.0),
-    "text_kl_p90": (r"90\.0% +KLD:", Unit("nats", "lower"), 1.0),
-    "text_kl_p99": (r"99\.0% +KLD:", Unit("nats", "lower"), 1.0),
-    "text_kl_p999": (r"99\.9% +KLD:", Unit("nats", "lower"), 1.0),
-    "text_kl_max": (r"Maximum +KLD:", Unit("nats", "lower"), 1.0),
-    "text_same_top": (r"Same top p *:", Unit("share", "higher"), 100.0),
-    "text_ppl": (r"Mean PPL\(Q\) *:", Unit("perplexity", "lower"), 1.0),
-    "text_ppl_ratio": (r"Mean PPL\(Q\)/PPL\(base\) *:", Unit("ratio", "lower"), 1.0),
+_LINES = {
+    "kl_mean": (r"Mean +KLD:", Unit("nats", "lower"), 1.0),
+    "kl_median": (r"Median +KLD:", Unit("nats", "lower"), 1.0),
+    "kl_p90": (r"90\.0% +KLD:", Unit("nats", "lower"), 1.0),
+    "kl_p99": (r"99\.0% +KLD:", Unit("nats", "lower"), 1.0),
+    "kl_p999": (r"99\.9% +KLD:", Unit("nats", "lower"), 1.0),
+    "kl_max": (r"Maximum +KLD:", Unit("nats", "lower"), 1.0),
+    "same_top": (r"Same top p *:", Unit("share", "higher"), 100.0),
+    "ppl": (r"Mean PPL\(Q\) *:", Unit("perplexity", "lower"), 1.0),
+    "ppl_ratio": (r"Mean PPL\(Q\)/PPL\(base\) *:", Unit("ratio", "lower"), 1.0),
 }
+FIGURES = {f"text_{name}": line for name, line in _LINES.items()}
 """Each metric: how its line begins, its unit, and what the figure is divided by."""
 _MODEL = re.compile(r"loaded meta data .* from (?P<path>\S+\.gguf)", re.MULTILINE)
 

@@ -212,7 +212,7 @@ def speed_of_run(outcomes: Iterable[CellOutcome], baseline: Iterable[Response], 
     tokens: dict[str, list[int]] = defaultdict(list)
     for response in baseline:
         if response.task in plan.decoding:
-            limit = plan.decoding[response.task].max_new_tokens
+            limit = plan.decoding[response.task].most_tokens
             tokens[response.task].append(_length(response, limit))
     timed = [
         (o.tokens_per_second * o.wall_seconds, o.wall_seconds)
@@ -232,7 +232,7 @@ def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Pro
     """
     step = max(1, len(plan.prompts) // SAMPLE_PROMPTS)
     sample = [opening(prompt) for prompt in plan.prompts[::step]]
-    longest = min(SAMPLE_TOKENS, max(decoding.max_new_tokens for decoding in plan.decoding.values()))
+    longest = min(SAMPLE_TOKENS, max(decoding.most_tokens for decoding in plan.decoding.values()))
     backend = open_backend()
     try:
         start = perf_counter()
@@ -242,7 +242,7 @@ def measured_speed(plan: PromptPlan, open_backend: Callable[[], Backend]) -> Pro
         backend.close()
     tokens: dict[str, list[int]] = defaultdict(list)
     for prompt, completion in zip(sample, completions, strict=True):
-        limit = plan.decoding[prompt.task].max_new_tokens
+        limit = plan.decoding[prompt.task].most_tokens
         tokens[prompt.task].append(_length(completion, limit))
     means = {task: sum(counts) / len(counts) for task, counts in tokens.items()}
     counted = sum(completion.output_tokens or 0 for completion in completions)
@@ -348,8 +348,8 @@ def estimate(
         TaskEstimate(
             task=task.name,
             prompts=len(task.items),
-            output_tokens=speed.tokens.get(task.name, plan.decoding[task.name].max_new_tokens),
-            max_new_tokens=plan.decoding[task.name].max_new_tokens,
+            output_tokens=speed.tokens.get(task.name, plan.decoding[task.name].most_tokens),
+            max_new_tokens=plan.decoding[task.name].most_tokens,
         )
         for task in tasks
     )

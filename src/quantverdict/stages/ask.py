@@ -17,7 +17,7 @@ from quantverdict.backends.base import Backend, Placement, Service, Tokenizer, o
 from quantverdict.backends.imatrix import compute_imatrix
 from quantverdict.backends.ollama import ollama_url
 from quantverdict.bundle.manifest import Bundle
-from quantverdict.bundle.prompts import Batches, PromptPlan, grown, make_plan, prompts_file
+from quantverdict.bundle.prompts import Batches, PromptPlan, asked_otherwise, grown, make_plan, prompts_file
 from quantverdict.bundle.store import responses_path
 from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.compatibility import check_builds, configured_otherwise, require_compatible
@@ -142,7 +142,8 @@ def ask(study: Study, tasks: Sequence[Task], builds: Sequence[Build], bundle: Bu
         asked = model_plan(study, tasks, builds, model.name, bundle)
         for build in builds:
             if build.cell.base_model == model.name and build.runs:
-                plan = null_plan(asked, study, build, bundle) if build.null else asked
+                own = own_plan(asked, study, builds, build)
+                plan = null_plan(asked, study, build, bundle) if build.null else own
                 watch = watch_of(study, tasks, builds, build, bundle)
                 kept = None if store is None else kept_answers(study, build, store)
                 open_ = partial(open_build, study, build)
@@ -212,14 +213,36 @@ def model_plan(
     Raises:
         BundleError: a prompt is not what it was.
     """
-    mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
-    file = next((build.artifact for build in mine if build.artifact is not None), None)
-    template, special = (None, {}) if file is None else (file.chat_template, file.special_tokens)
-    plan = make_plan(study, tasks, template, special, base_model)
+    plan = make_plan(study, tasks, *_template_of(builds, base_model), base_model)
     if study.stopping == "none":
         return grown(plan, *begun(bundle, base_model), study.collect.batch_size)
     clusters = {(task.name, item.id): task.cluster(item) for task in tasks for item in task.items}
     return in_rounds(plan, clusters, study.collect.batch_size, study.seed)
+
+
+def _template_of(builds: Sequence[Build], base_model: str) -> tuple[str | None, Mapping[str, str]]:
+    """The chat template of a base model's baseline, or of the first file here, and its special tokens."""
+    mine = sorted((b for b in builds if b.cell.base_model == base_model), key=lambda build: not build.is_baseline)
+    file = next((build.artifact for build in mine if build.artifact is not None), None)
+    return (None, {}) if file is None else (file.chat_template, file.special_tokens)
+
+
+def own_plan(asked: PromptPlan, study: Study, builds: Sequence[Build], build: Build) -> PromptPlan:
+    """What a build is asked: the base model's plan, in prompts of its own where the study has it think otherwise.
+
+    Raises:
+        TaskError: its chat template reads no such variable.
+    """
+    template, special = _template_of(builds, build.cell.base_model)
+    if build.is_baseline or build.null or not build.asked_otherwise or template is None:
+        return asked
+    variant = variants_of(study)[build.cell]
+    plan = asked_otherwise(asked, template, special, study.template_variables(variant), str(build.cell))
+    limits = {
+        task: replace(limit, max_reasoning_tokens=study.most_reasoning(variant, limit.max_new_tokens))
+        for task, limit in asked.decoding.items()
+    }
+    return replace(plan, decoding=limits)
 
 
 def control_tokens(plan: PromptPlan, builds: Sequence[Build]) -> str | None:
@@ -235,8 +258,11 @@ def control_tokens(plan: PromptPlan, builds: Sequence[Build]) -> str | None:
 
 
 def plan_name(build: Build) -> str:
-    """Whose prompts they are: a base model's, or an A/A replicate's own order of them."""
-    return f"{build.cell.base_model}~null{build.null}" if build.null else build.cell.base_model
+    """Whose prompts they are: a base model's, an A/A replicate's own order, or a build's that thinks otherwise."""
+    if build.null:
+        return f"{build.cell.base_model}~null{build.null}"
+    own = build.asked_otherwise and not build.is_baseline
+    return f"{build.cell.base_model}~{build.cell.quant}" if own else build.cell.base_model
 
 
 def begun(bundle: Bundle, whose: str) -> tuple[str, tuple[Prompt, ...], Batches]:
@@ -414,7 +440,7 @@ def placement_of(study: Study, null: int = 0, runtime: Mapping[str, str] | None 
 
         given = threads or physical_cores()
         parallel, threads = max(2, parallel // 2**null), given - 1 if given > 1 and null % 2 else given + 1
-    own = dict(runtime or {})
+    own = {name: value for name, value in (runtime or {}).items() if name not in ("thinking", "template_arguments")}
     flash_attention = own.pop("flash_attention", "on") == "on"
     placed = Placement(parallel, threads, settings.context, settings.wheel, settings.dtype)
     server = settings.llama_server
@@ -433,8 +459,9 @@ def service_of(study: Study, build: Build) -> Service | None:
     settings = study.collect
     url, model = _address(source)
     return Service(
-        url, model, settings.api_key_env, settings.timeout_s, settings.retries, request_fields=settings.request_fields
-    )
+        url, model, settings.api_key_env, settings.timeout_s, settings.retries, settings.request_fields,
+        study.template_variables(variant) if variant else {},
+    )  # fmt: skip
 
 
 def at_commit(source: Source | None, folder: Path, bundle: Bundle) -> Source | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantverdict.artifacts.builds import Build, engine_baseline, from_json
+from quantverdict.backends.base import begins_with_thought
 from quantverdict.bundle.files import Json, sha256_of
 from quantverdict.bundle.frames import FORMS, SCORES, read_frame, reading, scan_frame
 from quantverdict.bundle.frames import JUDGEMENTS as JUDGED
@@ -28,6 +29,7 @@ from quantverdict.ingestion.pairing import other_prompts, pairing_notes, pairing
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.records import CellId, Estimate, Matrix, Prompt, Response, Table
 from quantverdict.registry import BACKENDS, METRICS, judged_by
+from quantverdict.registry.listing import BUILT_IN
 from quantverdict.reporting.artefacts import Artefacts, BundleTables
 from quantverdict.reporting.formats import DisplayNames
 
@@ -158,7 +160,9 @@ def cell_infos(bundle: Bundle) -> list[CellInfo]:
             quant=build.cell.quant,
             bpw=build.artifact.bpw_quantized if build.artifact else None,
             is_baseline=build.is_baseline,
-            measured=measurements(build, outcomes[build.cell]) | _text_figures(bundle, build.cell),
+            measured=measurements(build, outcomes[build.cell])
+            | _text_figures(bundle, build.cell)
+            | _thoughts(bundle, build.cell),
         )
         for build in builds
     ]
@@ -174,12 +178,41 @@ def measurements(build: Build, outcome: CellOutcome) -> dict[str, Estimate]:
     return {name: measured(value) for name, value in values.items() if value is not None}
 
 
+def _thoughts(bundle: Bundle, cell: CellId) -> dict[str, Estimate]:
+    kept = responses_path(bundle.root, cell).exists()
+    return thought_figures(stored_responses(bundle, cell)) if kept else {}
+
+
+def thought_figures(answers: Sequence[Response]) -> dict[str, Estimate]:
+    """How much of what was generated is thought, and how often it was cut there; nothing where nothing was thought.
+
+    Tokens are shared out by characters: which token is thought, only the engine knew.
+    """
+    from quantverdict.grading.answer import answer_of
+    from quantverdict.matrix.cells import measured
+
+    thinks = [one for one in answers if one.opened or one.reasoning or begins_with_thought(one.text)]
+    generated = sum(one.output_tokens or 0 for one in answers)
+    if not thinks or not generated:
+        return {}
+    thought, cut = 0.0, 0
+    for one in thinks:
+        found = answer_of(one)
+        whole = len(one.text) + len(one.reasoning or "")
+        thought += (one.output_tokens or 0) * min(1.0, len(found.reasoning or "") / max(1, whole))
+        cut += found.cut
+    return {"reasoning_share": measured(thought / generated), "reasoning_cut_share": measured(cut / len(answers))}
+
+
 def text_kl_file(cell: CellId) -> str:
     return f"text_kl/{responses_path(Path(), cell).stem}.json"
 
 
-TEXT_FIGURES = {"text_kl_mean": "mean", "text_kl_p999": "p999", "text_same_top": "same_top",
-                "text_ppl_ratio": "ppl_ratio"}  # fmt: skip
+TEXT_FIGURES = {
+    name: name.removeprefix("text_").removeprefix("kl_")
+    for name in METRICS
+    if name.startswith("text_") and METRICS.owner(name) == BUILT_IN
+}
 """Metrics of the matrix, and what they are called in `text_kl.csv`."""
 
 
@@ -363,7 +396,10 @@ def prompt_mismatches(bundle: Bundle, builds: Sequence[Build]) -> dict[CellId, s
     found: dict[CellId, str] = {}
     ran = [build.cell for build in builds if build.runs and responses_path(bundle.root, build.cell).exists()]
     baselines = {build.cell.base_model: build.cell for build in builds if build.is_baseline and build.cell in ran}
+    asked_alike = {build.cell for build in builds if not build.asked_otherwise or build.is_baseline}
     for cell in ran:
+        if cell not in asked_alike:
+            continue  # an arm that is to be asked in another prompt
         baseline = baselines.get(cell.base_model, cell)
         parity = prompt_parity(stored_responses(bundle, baseline), stored_responses(bundle, cell))
         if parity.different:

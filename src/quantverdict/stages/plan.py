@@ -21,6 +21,7 @@ from quantverdict.bundle.store import (
     DRIFTS,
     MARGINS,
     SEMANTIC,
+    TEXT_KL,
     Timing,
     judge_timer,
     read_labels,
@@ -86,6 +87,7 @@ class ScoringTime:
     semantic: Timing = field(default_factory=Timing)
     margins: Timing = field(default_factory=Timing)
     drifts: Timing = field(default_factory=Timing)
+    texts: Timing = field(default_factory=Timing)
     judges: Mapping[str, JudgeTiming] = field(default_factory=dict)
 
 
@@ -103,7 +105,7 @@ def time_spent_on(bundle: Bundle, study: Study) -> ScoringTime:
             timing = time_taken(bundle.root, judge_timer(labels_file(entry)))
             judges[judge.name] = JudgeTiming(len(said), read / len(said), written / len(said), timing)
     semantic, margins, drifts = (time_taken(bundle.root, name) for name in (SEMANTIC, MARGINS, DRIFTS))
-    return ScoringTime(semantic, margins, drifts, judges)
+    return ScoringTime(semantic, margins, drifts, time_taken(bundle.root, TEXT_KL), judges)
 
 
 def scoring_costs(
@@ -118,6 +120,7 @@ def scoring_costs(
     costs = [*_semantic(study, tasks, scoring_time)]
     costs += [_judge(study, tasks, plan, judge, (speed, scoring_time)) for judge in study.judges if judge.engine]
     costs += _whitebox(study, tasks, plan, speed, scoring_time)
+    costs += _text_kl(study, speed, scoring_time)
     return tuple(costs)
 
 
@@ -179,7 +182,7 @@ def _questions(study: Study, model: Model, judge: JudgeConfig, prompts: int) -> 
 
 def _tokens_read(prompt: Prompt, rubric: str, plan: PromptPlan, speed: PromptCost) -> float:
     question = question_text(Question(load_rubric(rubric), prompt.text, ""))
-    return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].max_new_tokens)
+    return len(question) / CHARACTERS + speed.tokens.get(prompt.task, plan.decoding[prompt.task].most_tokens)
 
 
 def _whitebox(
@@ -204,6 +207,25 @@ def _whitebox(
     if None not in each:
         seconds, basis = margins * (scoring_time.margins.each or 0) + drifts * (scoring_time.drifts.each or 0), EARLIER
     yield Cost("whitebox", margins + drifts, "probes", round(tokens), 0, seconds, None, basis)
+
+
+def _text_kl(study: Study, speed: PromptCost, scoring_time: ScoringTime) -> Iterator[Cost]:
+    """Every build along a text, and its baseline beside it."""
+    settings = study.text_kl
+    if settings is None:
+        return
+    from quantverdict.stages.kld import text_of as chosen_text
+
+    long = len(chosen_text(settings, study.folder)[0]) / CHARACTERS
+    long = long if settings.windows is None else min(long, settings.windows * settings.context)
+    builds = sum(len(model.variants) - 1 for model in study.models)
+    tokens = round(long * (builds + len(study.models)))
+    each, basis = scoring_time.texts.each, EARLIER
+    seconds = None if each is None else each * builds * long / 2  # the second half of a window is what is predicted
+    if each is None and speed.tokens_per_second is not None:
+        seconds, basis = tokens / speed.tokens_per_second, "at most, were reading as slow as writing"
+    basis = "no measurement" if seconds is None else basis
+    yield Cost("text_kl", builds, "builds along a text", tokens, 0, seconds, None, basis)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -333,7 +355,7 @@ def planned_study(
     plan, speed = costs
     rooms = []
     for task, whole in zip(*tasks, strict=True):
-        tokens = speed.tokens.get(task.name, plan.decoding[task.name].max_new_tokens)
+        tokens = speed.tokens.get(task.name, plan.decoding[task.name].most_tokens)
         seconds = tokens / speed.tokens_per_second if speed.tokens_per_second else None
         rooms.append(TaskRoom(task.name, task.metrics, len(task.items), len(units_of(task)), len(whole.items), seconds))
     return PlannedStudy(tested_rows(study, tasks[0]), rooms, rules, observed)

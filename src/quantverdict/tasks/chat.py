@@ -55,16 +55,22 @@ class ChatTemplate:
         source: in Jinja.
         special: texts of special tokens, by GGUF's names (`bos`, `eos`, ...).
         where: for whom it is tried; for the message.
+        arguments: variables that are given to it besides; one at least of those of `SWITCHES` is to be read by it, and
+            each of the others.
 
     Attributes:
         content: `text`, or `parts` where a text is not shown.
 
     Raises:
-        TaskError: it does not render, or does not show a question, or shows it more than once.
+        TaskError: it does not render, or does not show a question, or shows it more than once, or reads no argument.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str], where: str) -> None:
-        self._source = source
+    def __init__(
+        self, source: str, special: Mapping[str, str], where: str, arguments: Mapping[str, object] | None = None
+    ) -> None:
+        self._source, self._arguments = source, dict(arguments or {})
+        if self._arguments:
+            _require_read(source, self._arguments, where)
         self._tokens: dict[str, object] = {"bos_token": "", "eos_token": ""}
         self._tokens |= {f"{_SPECIAL[name]}_token": text for name, text in special.items() if name in _SPECIAL}
         self.content, self._given, self._frame = self._try(where)
@@ -145,8 +151,31 @@ class ChatTemplate:
             "add_generation_prompt": True,
             **given,
             **self._tokens,
+            **self._arguments,
         }
         return render_template(self._source, variables, where=_place(where))
+
+
+SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the variable that turns reasoning on and off."""
+
+
+def template_variables(thinking: str, arguments: Mapping[str, object]) -> dict[str, object]:
+    """What a template is given for a mode of thinking (`enabled`, `disabled`, `template`) and arguments of its own."""
+    switched = {} if thinking == "template" else dict.fromkeys(SWITCHES, thinking == "enabled")
+    return {**switched, **arguments}
+
+
+def _require_read(source: str, arguments: Mapping[str, object], where: str) -> None:
+    fields = template_fields(source, where=_place(where))
+    unread = [name for name in arguments if name not in fields]
+    if set(SWITCHES) <= set(arguments) and not set(SWITCHES) <= set(unread):
+        unread = [name for name in unread if name not in SWITCHES]
+    if unread:
+        what = "no switch for thinking" if set(SWITCHES) <= set(unread) else f"no variable {unread[0]}"
+        named = ", ".join(sorted(fields - {"messages", "add_generation_prompt"})) or "none"
+        raise TaskError(f"the template reads {what}", file=_place(where),
+                        expected=f"thinking: template, and template_arguments that it reads: {named}")  # fmt: skip
 
 
 def render_messages(source: str, special: Mapping[str, str], messages: list[dict[str, str]], where: str) -> str:
