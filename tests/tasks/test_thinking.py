@@ -92,6 +92,16 @@ def test_a_variant_of_its_own_mode_is_asked_the_same_questions_in_prompts_of_its
     assert from_json(as_json(builds))[1].runtime == {"thinking": "disabled"}
 
 
+def test_a_system_prompt_stands_in_the_prompts_of_every_mode(tmp_path):
+    study = study_of(tmp_path, "{quant: quiet, level: FP16, thinking: disabled}", "system_prompt: Be brief.")
+    base, own = plans_of(study, built(study))
+    for plan, end in ((base, "<|im_start|>assistant\n"), (own, "<think>\n\n</think>\n\n")):
+        assert all(prompt.chat.startswith("<|im_start|>system\nBe brief.<|im_end|>") for prompt in plan.prompts)
+        assert all(prompt.chat.endswith(end) for prompt in plan.prompts)
+    assert [prompt.messages for prompt in base.prompts] == [prompt.messages for prompt in own.prompts]
+    assert own.dialogue != base.dialogue
+
+
 def test_what_the_study_says_holds_for_all_that_do_not_say_otherwise(tmp_path):
     wide = "thinking: disabled\ntemplate_arguments: {effort: high}"
     study = study_of(tmp_path, "{quant: low, level: FP16, template_arguments: {effort: low}}", wide)

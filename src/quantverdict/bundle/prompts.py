@@ -183,10 +183,13 @@ def asked_otherwise(
     """
     chat, prompts = ChatTemplate(chat_template, special, name, variables), []
     for prompt in plan.prompts:
-        shown = chat.render(prompt.text, f"{name}/{prompt.task}/{prompt.sample_id}")
-        sha256 = hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()
-        prompts.append(replace(prompt, chat=shown, sha256=sha256))
-    return replace(plan, prompts=tuple(prompts), content=chat.content)
+        where = f"{name}/{prompt.task}/{prompt.sample_id}"
+        if prompt.messages:
+            prompts.append(_frozen_turns(prompt.messages, chat, where, prompt))
+            continue
+        shown = chat.render(prompt.text, where)
+        prompts.append(replace(prompt, chat=shown, sha256=_hash(shown)))
+    return replace(plan, prompts=tuple(prompts), content=chat.content, dialogue=Dialogue(chat))
 
 
 def open_chat(
