@@ -165,7 +165,7 @@ def test_features_are_places_in_their_blocks():
     found = rc.features(pairs)
     assert rc.stored_weights().values.shape == (2, rc.ENDS[-1])
     for (answers, places), bits in zip(found.blocks, rc.BLOCKS.values(), strict=True):
-        assert set(answers.tolist()) == set(range(50))
+        assert set(answers.tolist()) <= set(range(50))
         assert places.min() >= 0
         assert places.max() < 1 << bits
 
