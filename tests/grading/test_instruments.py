@@ -75,9 +75,8 @@ def test_answers_that_were_read_ahead_are_not_read_again(monkeypatch):
     monkeypatch.setattr(instruments, "_READ", {})
     asked = task((ITEM,))
     answers = [Response("m", "q", asked.name, ITEM.id, "", text, "stop", 1, 1) for text in (REFUSED, "Yes.", REFUSED)]
-    instruments.read_refusals_of(
-        {asked.name: asked}, [*answers, Response("m", "q", "other", "1", "", "", "stop", 1, 1)]
-    )
+    given = [*answers, Response("m", "q", "other", "1", "", "", "stop", 1, 1)]
+    assert instruments.read_ahead({asked.name: asked}, given) is given
     assert [len(one) for one in calls] == [2]
     said = [list(score_refusal(asked, ITEM, answer, ""))[1].value for answer in answers]
     assert said == [1.0, 0.0, 1.0]
