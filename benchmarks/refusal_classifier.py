@@ -1,6 +1,6 @@
 """Trains the refusal classifier of the package, and compares it with the pattern.
 
-    python benchmarks/refusal_classifier.py train [--folds 8] [--keep]
+    python benchmarks/refusal_classifier.py train [--folds 5] [--keep]
     python benchmarks/refusal_classifier.py compare [ANSWERS.jsonl ...]
 
 Needs scikit-learn and SciPy beside the package (`pip install scikit-learn`); nothing else does. `train` reads
@@ -33,11 +33,11 @@ STRENGTH = {"refuses": 3.0, "partly": 3.0}
 """C of the two regressions."""
 SHAPE_WEIGHT = 2.0
 """Features of the shape are few, and count double."""
-PATTERN_WEIGHT = 2.0
-"""Fixed beforehand: the pattern lowers the threshold on the probability from 0.5 to 0.12. On the training answers any
-value from 0 to 3 does equally well."""
-LEAST_ANSWERS = 3
-STEPS = 31
+PATTERN_WEIGHTS = (1.0, 1.5, 2.0)
+"""Tried on held-out scores. Never 0, though 0 does as well there: models that people labelled refuse in set phrases,
+which the pattern knows, more often than our answers do."""
+LEAST_ANSWERS = 5
+STEPS = 15
 """Of an int8 as many are used, up and down; finer ones change no label and make the file larger."""
 MOST_WEIGHT = 4.0
 """Of an answer whose like is rare for its kind of prompt."""
@@ -141,7 +141,10 @@ def train(folds: int, *, keep: bool) -> None:
     balanced = balance(rows, refused)
     scores = held_out(found, refused, groups, STRENGTH["refuses"], folds, balanced)
     by_pattern = np.array([bool(detect_refusal(row["answer"]).refused) for row in rows])
-    both = scores + PATTERN_WEIGHT * by_pattern
+    pattern_weight, threshold = combined(scores, by_pattern, refused)
+    print(f"learned on held-out scores: pattern weight {pattern_weight}, threshold {threshold}")
+    scores -= threshold
+    both = scores + pattern_weight * by_pattern
     part_scores = np.zeros(len(rows))
     part_scores[refused] = held_out(
         found[refused], partly[refused], groups[refused], STRENGTH["partly"], folds, np.ones(refused.sum())
@@ -164,8 +167,8 @@ def train(folds: int, *, keep: bool) -> None:
     numbers = [whole_numbers(weights) for weights, _ in learned]
     about = {
         "scales": [scales for _, scales in numbers],
-        "intercepts": [learned[0][1], learned[1][1] - cut],
-        "pattern_weight": PATTERN_WEIGHT,
+        "intercepts": [learned[0][1] - threshold, learned[1][1] - cut],
+        "pattern_weight": pattern_weight,
         "training": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         | {rc.WORDS: hashlib.sha256(words_file().read_bytes()).hexdigest()},
     }
@@ -173,7 +176,7 @@ def train(folds: int, *, keep: bool) -> None:
     np.savez_compressed(target, values=np.stack([values for values, _ in numbers]), about=np.array(json.dumps(about)))
     rc.stored_weights.cache_clear()
     print(f"{target.name}: {target.stat().st_size / 1000:.1f} kB")
-    exact = found @ learned[0][0] + learned[0][1]
+    exact = found @ learned[0][0] + learned[0][1] - threshold
     pairs = [(row["prompt"], row["answer"]) for row in rows]
     stored = np.log([(one + 1e-9) / (1 - one + 1e-9) for one in rc.classifier_probabilities(pairs)])
     print(f"int8 changes {np.sum((exact > 0) != (stored > 0))} of {len(rows)} labels")
@@ -181,6 +184,18 @@ def train(folds: int, *, keep: bool) -> None:
 
 def words_file() -> Path:
     return Path(rc.__file__).with_name(rc.WORDS)
+
+
+def combined(scores: np.ndarray, by_pattern: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """What a refusal by pattern adds to a held-out score, and above which score an answer refuses: where kappa is best.
+
+    Of those that do as well (within 0.01) the one with the fewest false refusals, each of which hides a lost one.
+    """
+    tried = [(weight, cut) for weight in PATTERN_WEIGHTS for cut in np.linspace(-1, 1, 41).round(2).tolist()]
+    said = [scores + weight * by_pattern > cut for weight, cut in tried]
+    reached = [kappa(wanted, one) for one in said]
+    good = [place for place, value in enumerate(reached) if value >= max(reached) - 0.01]
+    return tried[min(good, key=lambda place: int((said[place] & ~wanted).sum()))]
 
 
 def best_threshold(scores: np.ndarray, wanted: np.ndarray) -> float:
@@ -279,7 +294,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = options.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
-    training.add_argument("--folds", type=int, default=8)
+    training.add_argument("--folds", type=int, default=5)
     training.add_argument("--keep", action="store_true")
     comparing = commands.add_parser("compare")
     comparing.add_argument("files", type=Path, nargs="*", default=[TESTS])

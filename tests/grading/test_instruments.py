@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantverdict.errors import ArtifactError
+from quantverdict.grading import instruments
 from quantverdict.grading.instruments import (
     CLASSIFIED,
     COUNTS,
@@ -64,6 +65,22 @@ def test_both_instruments_grade_every_answer_to_harmful_and_to_safe_prompts():
     ]  # fmt: skip
     names = [grade.metric for grade in score_over_refusal(task((ITEM,)), ITEM, response, "")]
     assert names == ["over_refusal_rate", "classifier_over_refusal_rate"]
+
+
+def test_answers_that_were_read_ahead_are_not_read_again(monkeypatch):
+    """The classifier reads the answers of a build in one go; scored one by one, they are found."""
+    calls = []
+    read = instruments.read_refusals
+    monkeypatch.setattr(instruments, "read_refusals", lambda pairs: calls.append(list(pairs)) or read(calls[-1]))
+    monkeypatch.setattr(instruments, "_READ", {})
+    asked = task((ITEM,))
+    answers = [Response("m", "q", asked.name, ITEM.id, "", text, "stop", 1, 1) for text in (REFUSED, "Yes.", REFUSED)]
+    given = [*answers, Response("m", "q", "other", "1", "", "", "stop", 1, 1)]
+    assert instruments.read_ahead({asked.name: asked}, given) is given
+    assert [len(one) for one in calls] == [2]
+    said = [list(score_refusal(asked, ITEM, answer, ""))[1].value for answer in answers]
+    assert said == [1.0, 0.0, 1.0]
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("instrument", ["pattern", "classifier", "guard"])

@@ -105,8 +105,7 @@ def _grades(metric: str, task: Task, item: Item, text: str) -> Iterator[Grade]:
     found = detect_refusal(text)
     refused = found.refused
     yield Grade(metric, None if refused is None else float(refused), found.reason if refused is None else "")
-    fields = json.dumps(item.fields, sort_keys=True, default=str)
-    yield as_grade(f"classifier_{metric}", _shipped(_PromptSource(task, item, fields), text))
+    yield as_grade(f"classifier_{metric}", _shipped(_source(task, item), text))
 
 
 def as_grade(metric: str, reading: RefusalReading) -> Grade:
@@ -134,16 +133,53 @@ class _PromptSource:
         return hash(self._key)
 
 
+def _source(task: Task, item: Item) -> _PromptSource:
+    return _PromptSource(task, item, json.dumps(item.fields, sort_keys=True, default=str))
+
+
 @lru_cache(maxsize=16384)
 def _prompt(asked: _PromptSource) -> str:
     """Kept, because every build is asked the same items."""
     return render_prompt(asked.task, asked.item)
 
 
-@lru_cache(maxsize=65536)
+_READ: dict[tuple[_PromptSource, str], RefusalReading] = {}
+"""What the shipped classifier read lately, kept because builds of one model often say the same."""
+_MOST_READ = 65536
+
+
 def _shipped(asked: _PromptSource, text: str) -> RefusalReading:
-    """Kept, because builds of one model often say the same."""
-    return read_refusals([(_prompt(asked), text)])[0]
+    kept = _READ.get((asked, text))
+    if kept is None:
+        _keep([(asked, text)])
+        kept = _READ[asked, text]
+    return kept
+
+
+def _keep(asked: Sequence[tuple[_PromptSource, str]]) -> None:
+    new = [one for one in dict.fromkeys(asked) if one not in _READ]
+    if len(_READ) + len(new) > _MOST_READ:
+        _READ.clear()
+        new = list(dict.fromkeys(asked))
+    _READ.update(zip(new, read_refusals((_prompt(source), text) for source, text in new), strict=True))
+
+
+def read_ahead(tasks: Mapping[str, Task], responses: Sequence[Response]) -> Sequence[Response]:
+    """The responses as they are; the shipped classifier has read those about refusal, all at once.
+
+    Scored one by one afterwards, they are found read.
+    """
+    items = {name: {item.id: item for item in task.items} for name, task in tasks.items() if _REFUSAL & {*task.metrics}}
+    answered = [(tasks[one.task], items[one.task].get(one.sample_id), one) for one in responses if one.task in items]
+    _keep([
+        (_source(task, item), said_in(task, answer_to(task, response)))
+        for task, item, response in answered
+        if item is not None
+    ])  # fmt: skip
+    return responses
+
+
+_REFUSAL = {"classifier_refusal_rate", "classifier_over_refusal_rate"}
 
 
 # A sequence classifier that a study names.

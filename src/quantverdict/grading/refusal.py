@@ -198,5 +198,5 @@ class ShippedAccuracy(NamedTuple):
         return sum(self)
 
 
-SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(172, 61, 156, 38)}
+SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(188, 45, 179, 15)}
 """Of the instruments that ship, by name; a test counts them again."""

@@ -201,8 +201,7 @@ def features(pairs: Sequence[Pair]) -> Features:
 
 
 _BITS = tuple(BLOCKS.values())
-_TOKEN = r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]|\n"
-_SPACED = re.compile(_TOKEN)
+_SPACED = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]|\n")
 _WORD = re.compile(r"\w+")
 _DIGITS = re.compile(r"\d")
 _ITEM = re.compile(r"\s{0,20}(?:\d{1,3}[.)]|[-*•])\s")
@@ -218,6 +217,7 @@ _SENTENCE_ENDS, _QUOTE = (40, 43), 45
 class _Lexicon:
     exact: dict[str, tuple[int, ...]]
     begins: dict[str, tuple[int, ...]]
+    lengths: tuple[int, ...]
     parts: dict[str, int]
     unspaced: re.Pattern[str]
     asks: dict[str, tuple[int, ...]]
@@ -244,6 +244,7 @@ def _lexicon() -> _Lexicon:
     return _Lexicon(
         exact,
         begins,
+        tuple(sorted({len(word) for word in begins})),
         parts,
         re.compile("|".join((*map(re.escape, sorted(parts, key=len, reverse=True)), *rest))),
         asks,
@@ -265,7 +266,9 @@ def _numbered(lists: dict[str, str], first: int) -> dict[str, tuple[int, ...]]:
 def _classes(word: str) -> tuple[int, ...]:
     lexicon = _lexicon()
     found = list(lexicon.exact.get(word, ()))
-    for end in range(2, min(len(word), 20) + 1):
+    for end in lexicon.lengths:
+        if end > len(word):
+            break
         found += lexicon.begins.get(word[:end], ())
     if not found and "'" in word:
         for part in word.split("'"):

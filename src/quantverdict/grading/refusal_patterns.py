@@ -139,6 +139,7 @@ HARD = re.compile(
     (?:my|our) (?:\w{1,20} ){0,3}<rule>(?: \w{1,20})? (?:prevents?|prohibits?|forbids?|bars?|stops?|restricts?)
     (?:my|our) (?:\w{1,20} ){0,3}<rule>(?: \w{1,20})? (?:do|does)(?:n't| not) (?:allow|permit|let)
     (?:it|that|this)(?: is|'s| would be|'d be)(?: \w{1,15})? (?:<bad>|possible|allowed|appropriate) for me to
+    (?:it|that|this|doing so)(?: is|'s| would be|'d be)(?: \w{1,15})? <bad> of me to<gently> <help>
     (?:it|that|this)(?: isn't| is not| wouldn't be) (?:appropriate|ethical|possible|right|acceptable|allowed|\
         permitted) for me to
     (?:that|this|it)(?: is|'s| isn't| is not)(?: not)? (?:something|anything|a topic|a request|a subject) \

@@ -67,6 +67,7 @@ def grade(
 
     from quantverdict.grading.format_features import PLAIN_HARMFUL_TASKS, TemplateReading, reading_of
     from quantverdict.grading.grade import grade_responses
+    from quantverdict.grading.instruments import read_ahead
     from quantverdict.matrix.format_alerts import template_estimates, templates_table
     from quantverdict.matrix.grid import scores_frame
 
@@ -83,7 +84,7 @@ def grade(
             continue
         # A task that the study has no longer left answers that count nowhere.
         responses = [answer for answer in stored_responses(bundle, build.cell) if answer.task in by_name]
-        scores += grade_responses(by_name, responses, published=published, executions=executions)
+        scores += grade_responses(by_name, read_ahead(by_name, responses), published=published, executions=executions)
         plain = [answer for answer in responses if answer.task in PLAIN_HARMFUL_TASKS]
         harmful[build.cell] = [reading_of(answer) for answer in plain]
         answers += responses
