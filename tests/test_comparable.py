@@ -45,7 +45,7 @@ def said(monkeypatch):
     """Lineage as a test states it; how often it was asked."""
     state = {"verdict": "same", "calls": 0}
 
-    def compare(baseline, variant):
+    def compare(baseline, variant, imatrix=None):
         state["calls"] += 1
         return lineage.Lineage(str(baseline), str(variant), state["verdict"], "as stated", (), 0.01)
 

@@ -247,6 +247,33 @@ def test_experts_of_gpt_oss_are_decoded_as_transformers_decodes_them(
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 
+def rounded_to_fp4(weights: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two numbers a byte at the nearest level, and powers of two as exponents plus 127: MXFP4 by the book."""
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    parts = weights.reshape(len(weights), -1, group)
+    exponents = np.ceil(np.log2(np.abs(parts).max(axis=-1) / 6)).astype(int)
+    apart = np.abs(parts[..., None] / 2.0 ** exponents[..., None, None] - table)
+    codes = np.argmin(apart, axis=-1).reshape(weights.shape).astype(np.uint8)
+    return codes[:, ::2] | codes[:, 1::2] << 4, (exponents + 127).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(0.0, "same"), (0.02, "different")])
+def test_a_build_in_fp4_comes_from_its_source_and_from_no_changed_one(
+    change: float, verdict: str, tmp_path: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    """Every value at the nearest of levels that are no equal steps apart; a change of 2 % puts some off."""
+    rng = np.random.default_rng(8)
+    weights = rng.normal(0, 0.05, (64, 256))
+    packed, scales = rounded_to_fp4(weights + change * 0.05 * rng.normal(size=weights.shape), 32)
+    made = {f"{NAME}.weight_packed": packed, f"{NAME}.weight_scale": scales}
+    norm = {"model.norm.weight": np.ones(256, np.float16)}
+    base = write_checkpoint(tmp_path / "base", {f"{NAME}.weight": weights.astype(np.float32)} | norm)
+    found = compare(base, write_checkpoint(tmp_path / "made", made | norm))
+    check = next(one for one in found.checks if one.name == "quantised weights")
+    assert check.verdict == verdict, check.reason
+    assert change or (found.resolution is not None and found.resolution < 0.01)
+
+
 DATA = Path(__file__).parents[1] / "data" / "compressed_tensors.json"
 DTYPES = {
     "torch.float8_e4m3fn": (E4M3, np.uint8), "torch.int8": ("I8", np.int8), "torch.uint8": ("U8", np.uint8),

@@ -226,16 +226,17 @@ def test_a_learned_rounding_cannot_be_told_from_a_small_change(tmp_path, save_ll
 
 
 def test_types_without_regular_levels_cannot_tell(tmp_path, build, weights, baseline):
-    """What has no levels to compare with is never passed as the same."""
+    """What has no levels to compare with, and other bytes when it is made again, is never passed as the same."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
     from quantverdict.artifacts.gguf_read import TYPE_BY_NAME, kernels
 
-    kind, values = TYPE_BY_NAME["IQ4_NL"], weights["model.layers.0.mlp.up_proj.weight"].astype(np.float32)
+    kind, values = TYPE_BY_NAME["IQ3_S"], weights["model.layers.0.mlp.up_proj.weight"].astype(np.float32)
     data = np.empty((len(values), 256 // kind.block * kind.size), np.uint8)
-    kernels().narrow(kind, values.ctypes.data, data.ctypes.data, len(values), 256)
+    other = values * np.float32(1.001)
+    kernels().narrow(kind, other.ctypes.data, data.ctypes.data, len(values), 256)
     paths = []
-    for name, tensor, raw in (("a", values, None), ("b", data, gguf.GGMLQuantizationType.IQ4_NL)):
+    for name, tensor, raw in (("a", values, None), ("b", data, gguf.GGMLQuantizationType.IQ3_S)):
         writer = gguf.GGUFWriter(str(tmp_path / name), "llama")
         writer.add_tokenizer_model("gpt2")
         writer.add_token_list(["a", "b"])

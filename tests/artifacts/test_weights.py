@@ -149,11 +149,18 @@ def test_gguf_levels_hold_every_value_and_decode_as_gguf_py_decodes(tmp_path, ki
     writer.close()
     rows = open_weights(tmp_path / "m.gguf").handles["a.weight"].read(np.arange(16))
     np.testing.assert_allclose(rows.values, gguf.dequantize(data, quantization), rtol=1e-6, atol=1e-7)
-    if kind == "IQ4_NL":
-        assert rows.step is None
-        return
     tolerance = 1e-5 * np.abs(rows.values).max()
     assert np.all((rows.values >= rows.low - tolerance) & (rows.values <= rows.high + tolerance))
+    if kind == "IQ4_NL":  # unequal steps: the wider one beside each value, of the table in ggml-common.h
+        table = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+        scale = (rows.high - rows.low) / 240
+        gaps = np.diff(table)
+        place = np.abs(
+            rows.values[..., None] / scale[..., None] * np.sign(rows.high + rows.low)[..., None] * -1 - table
+        )
+        wider = np.maximum(np.append(0, gaps), np.append(gaps, 0))[np.argmin(place, axis=-1)]
+        np.testing.assert_allclose(rows.step, wider * scale, rtol=1e-4)
+        return
     steps = (rows.values - rows.low) / np.where(rows.step > 0, rows.step, 1)
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
     levels = np.max((rows.high - rows.low) / np.where(rows.step > 0, rows.step, 1))
