@@ -152,7 +152,8 @@ def build_power(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[
             f"assuming{where} that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, that means spread as much, and "
             "that a cluster answers as one"
         )
-    family = f"the first step of Holm over {len(measured)} metrics x {count_of(gating.builds, 'build')}; later steps are easier"
+    tests = f"{len(measured)} metrics x {count_of(gating.builds, 'build')}"
+    family = f"the first step of Holm over {tests}; later steps are easier"
     missing = tuple(metric for metric in gating.required if metric not in asked)
     return BuildPower(level, gating.power, (family, *basis), tuple(found), missing)
 
