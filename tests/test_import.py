@@ -443,9 +443,9 @@ def test_what_does_not_pair_is_counted_named_and_no_pass(tmp_path, capsys):
     assert found.verdict == "not_measured"
     assert execute(["import", *map(str, paths), "--out", "b"]) == 0
     told = capsys.readouterr().err
-    assert "1 of 400 prompts were asked in other words" in told
+    assert "1 of 400 prompts was asked in other words" in told
     assert "lacks 1 of the 400 prompts" in told
-    assert "1 prompts that its baseline lacks" in told
+    assert "1 prompt that its baseline lacks" in told
 
 
 def test_a_metric_that_one_log_lacks_is_no_pass(tmp_path):

@@ -122,7 +122,7 @@ def test_an_unlabelled_bundle_says_that_nobody_labelled(bundle):
 def test_part_of_a_sheet_will_do_and_skipped_rows_are_said(bundle, sheet, capsys):
     fill(sheet, keep=lambda at: at < 40 and at != 5)
     assert execute(["label", str(bundle), "--read", str(sheet)]) == 0
-    assert "1 rows before the last label are blank" in capsys.readouterr().out
+    assert "1 row before the last label left blank" in capsys.readouterr().out
     assert pipeline.verify(bundle) == []
 
 

@@ -462,7 +462,7 @@ def test_until_decided_stops_when_the_tasks_hold_no_more(asked, capsys):
     looks = [line.partition(":")[0] for line in lines if line.startswith("look ")]
     assert looks == ["look 2", "look 3", "look 4"]
     (said,) = (line for line in lines if line.startswith("stopped"))
-    assert said == "stopped after look 4: the tasks hold no more prompts; 1 builds are not decided (tiny/Q8_0)"
+    assert said == "stopped after look 4: the tasks hold no more prompts; 1 build is not decided (tiny/Q8_0)"
     assert all(found.count(b"\n") == 132 for found in responses().values())
     assert execute(["verify", "b"]) == 0
 
@@ -470,7 +470,7 @@ def test_until_decided_stops_when_the_tasks_hold_no_more(asked, capsys):
 @pytest.mark.parametrize(
     ("now", "words"),
     [
-        (60.0, "the budget of 60 s is spent; 1 builds are not decided (tiny/Q8_0)"),
+        (60.0, "the budget of 60 s is spent; 1 build is not decided (tiny/Q8_0)"),
         (59.0, "59 s of 60 s are spent, and the next look (20 prompts a build) takes about 20 s;"),
         (40.5, "40 s of 60 s are spent, and the next look (20 prompts a build) takes about 20 s;"),
     ],

@@ -313,7 +313,7 @@ def test_cells_that_were_asked_other_tokens_are_named(study, tmp_path):
     execute(["run", str(study), "--out", "b"])
     (row,) = [row for row in rows(tmp_path / "b" / "taxonomy.csv") if row["id"] == "TAX_009"]
     assert "tiny/Q8_0" in row["cells"]
-    assert "1 prompts were other tokens, the first starter_choice/" in row["cells"]
+    assert "1 prompt was other tokens, the first starter_choice/" in row["cells"]
 
 
 def test_plan_says_what_the_study_asks_and_can_show(study, capsys):

@@ -499,9 +499,9 @@ def card(  # noqa: PLR0913 - one argument an option
     *,
     model: str | None = None,
     base_model: str | None = None,
-    quantized_by: str = "",
-    repo: str = "",
-    dataset: str = "",
+    quantized_by: str | None = None,
+    repo: str | None = None,
+    dataset: str | None = None,
     files: Mapping[str, str] | Sequence[str] = (),
     context: int | None = None,
     png: bool = False,
@@ -525,8 +525,8 @@ def card(  # noqa: PLR0913 - one argument an option
     from quantverdict.ingestion.logs import name_value_pairs
     from quantverdict.stages.card import CardOptions, write_card
 
-    named = name_value_pairs(files, "--file")
-    options = CardOptions(model, base_model, quantized_by, repo, dataset, context, named, png)
+    said = (quantized_by or "", repo or "", dataset or "")
+    options = CardOptions(model, base_model, *said, context, name_value_pairs(files, "--file"), png)
     return write_card(Path(bundle), Path(out), options)
 
 

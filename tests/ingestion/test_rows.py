@@ -6,15 +6,19 @@ import gzip
 import hashlib
 import io
 import json
+import re
 
+import hypothesis
 import polars as pl
 import pytest
 import yaml
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quantverdict.bundle.sources import ScoreColumn, read_sources
 from quantverdict.errors import DataError, StudyError
 from quantverdict.ingestion.audit import load_sources
+from quantverdict.ingestion.rows import RowFields, parse_line
 from quantverdict.stages.ingest import allowed_values
 
 LETTERS = ("C", "I", "C", "P", None)
@@ -232,3 +236,44 @@ def test_a_hash_is_the_same_in_capitals_or_behind_its_kind(load, write):
 def test_what_is_no_json_lines_is_named_for_what_it_is(load, data, told):
     with pytest.raises(DataError, match=told):
         load(data)
+
+
+FIELDS = RowFields({"id": "id"}, {"score": "score"}, (), {"deep": "item.id"})
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@hypothesis.given(st.text(), NUMBERS, st.text(), st.booleans())
+def test_a_line_has_the_values_that_pythons_own_parser_gives(one, score, deep, ascii_only):
+    """Numbers to the last bit, every character, and lone surrogates as the escape that they are."""
+    row = {"id": one, "score": score, "item": {"id": deep}, "said": f'"id": "{one}"'}
+    line = json.dumps(row, ensure_ascii=ascii_only)
+    known = json.loads(line)
+    number = known["score"] if isinstance(known["score"], float) else float(known["score"])
+    if abs(number) < 1 << 1000:
+        assert parse_line(line.encode(), FIELDS) == [known["id"], known["item"]["id"], number]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"id": "a", "id" : "b", "score": 1}', "id: given twice"),
+        (b'{"id": "a", "\\u0069d": "b", "score": 1}', "id: given twice"),
+        (b'{"id": "a", "score": 1', "not valid JSON (Expecting ',' delimiter at column 23)"),
+        (b'{"id": "\xff"}', "not UTF-8 (invalid start byte at byte 8)"),
+        (b"[1]", "not a JSON object"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said_as_ever(line, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        parse_line(line, FIELDS)
+
+
+def test_a_key_may_stand_in_several_objects_and_in_texts():
+    """Twice in one object is a mistake, the same word as a value or in another object is none."""
+    row = {"id": "id", "score": 1, "item": {"id": "x"}, "names": ["id", "score"]}
+    assert parse_line(json.dumps(row).encode(), FIELDS) == ["id", "x", 1.0]
+
+
+def test_a_lone_surrogate_is_kept_as_its_escape():
+    line = b'{"id": "\\ud800", "score": 1, "item": {"id": ""}}'
+    assert parse_line(line, FIELDS)[0] == "\\ud800"

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from quantverdict.matrix.grid import grids, scores_frame
-from quantverdict.matrix.headroom import apart, headrooms
+from quantverdict.matrix.headroom import _plenty, apart, headrooms
 from quantverdict.policy import Policy
 from quantverdict.records import CellId, Score
 from quantverdict.stats.intervals import clopper_pearson
@@ -243,3 +243,30 @@ def test_an_item_of_unknown_choices_leaves_the_chance_of_the_metric(known):
     values = rate(150, 200)
     assert "25.0 % by chance" in settled("arc_accuracy", values, choices={"m": known}).reason
     assert "chance" not in settled("choice_accuracy", values, choices={"m": known}).reason
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_plenty_is_only_what_the_exact_limit_says_too(share):
+    """Chernoff's bound never says more than Clopper and Pearson's lower limit, clustered or not; and it says some."""
+    seen = set()
+    draw = np.random.default_rng(3)
+    for n in (1, 7, 40, 300):
+        for k in range(0, n + 1, max(1, n // 20)):
+            values = np.array(rate(k, n))
+            for units in (np.arange(n), draw.integers(0, max(2, n // 5), n)):
+                effect = design_effect(*cluster_sums(values, units.tolist()), k, 0.025)
+                exact = clopper_pearson(k / effect, n / effect).lo
+                found = _plenty(values, units, share)
+                assert not found or exact > share, (k, n)
+                seen.add(found)
+    assert seen == {True, False}
+
+
+def test_without_figures_every_verdict_is_the_same():
+    """Of 200 refusals, at every count; only the words of what has plenty to lose differ."""
+    for k in range(0, 201, 4):
+        samples = grids(scores_frame(scores(BASE, "refusal_rate", rate(k, 200))))
+        one, two = (headrooms(samples, [BASE], {"refusal_rate": Fraction(5)}, {}, figures=figures)["m", "refusal_rate"]
+                    for figures in (True, False))  # fmt: skip
+        assert one.verdict == two.verdict
+        assert one.verdict == "informative" or one == two

@@ -248,6 +248,16 @@ def test_png_is_drawn_by_resvg_and_shown(made, tmp_path):
     assert 'src="quantverdict/intervals-light.png"' in (tmp_path / "README.md").read_text()
 
 
+def test_png_without_its_text_is_not_drawn(made, tmp_path, monkeypatch):
+    """resvg leaves out text that it finds no font for."""
+    resvg = pytest.importorskip("resvg_py")
+    own = resvg.svg_to_bytes
+    monkeypatch.setattr(resvg, "svg_to_bytes", lambda **how: own(**how, skip_system_fonts=True))
+    with pytest.raises(QuantverdictError, match="no font is found"):
+        qv.card(made, tmp_path / "out", png=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_png_without_its_extra_writes_nothing(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(QuantverdictError, match=r"pip install 'quantverdict\[png\]'"):

@@ -374,6 +374,8 @@ def test_ranges_hold_their_ends():
     assert rate_loss(0, 5, 5, 0.99, alpha=0.499).estimate == -1
     sums, sizes = cluster_sums(np.array([1.0, 2.0, 4.0, 8.0]), ["a", None, "a", None])
     assert (sums.tolist(), sizes.tolist()) == ([5, 2, 8], [2, 1, 1])
+    sums, sizes = cluster_sums(np.array([1.0, -0.0, 4.0]), ["a", "b", "c"])  # each a cluster of its own
+    assert (sums.tolist(), sizes.tolist(), np.signbit(sums).any()) == ([1, 0, 4], [1, 1, 1], False)
 
 
 def test_nothing_that_varies_is_decided_by_the_gap_alone():

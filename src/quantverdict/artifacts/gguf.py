@@ -197,7 +197,7 @@ def _importance(model: Gguf) -> str:
     said = {key: model.get(f"quantize.imatrix.{key}") for key in ("dataset", "file", "chunks_count", "entries_count")}
     if any(value is not None for value in said.values()):
         chunks = "" if said["chunks_count"] is None else f", {said['chunks_count']} chunks"
-        entries = "" if said["entries_count"] is None else f", {count_of(int(said['entries_count']), 'tensor')}"
+        entries = "" if said["entries_count"] is None else f", {count_of(int(str(said['entries_count'])), 'tensor')}"
         return f"importance matrix of {said['dataset'] or said['file'] or 'a text that is not named'}{chunks}{entries}"
     few = [tensor for tensor in model.tensors if tensor.type.name.startswith(("IQ1_", "IQ2_", "IQ3_"))]
     return "no importance matrix is recorded: so few bits lose more without one" if few else ""

@@ -278,9 +278,11 @@ def unpaired(pairings: Iterable[Pairing]) -> Iterator[str]:
             first = _some(one.missing_first, one.missing)
             yield f"{one.cell} lacks {one.missing} of the {one.prompts} prompts of its baseline ({first})."
         if one.extra:
-            yield f"{one.cell} has {count_of(one.extra, 'prompt')} that its baseline lacks: not compared."
+            they = "it is" if one.extra == 1 else "they are"
+            yield f"{one.cell} has {count_of(one.extra, 'prompt')} that its baseline lacks: {they} not compared."
         if one.moved:
-            yield f"{one.cell} has {count_of(one.moved, 'prompt')} of its baseline under another id: paired by hash."
+            they = "it is paired by its" if one.moved == 1 else "they are paired by their"
+            yield f"{one.cell} has {count_of(one.moved, 'prompt')} of its baseline under another id: {they} hash."
 
 
 def pairing_notes(pairings: Sequence[Pairing]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from quantverdict.errors import count_of
 from quantverdict.matrix.columns import METRICS
 from quantverdict.matrix.grid import Grids, ScoreGrid
 from quantverdict.records import CellId
@@ -151,7 +152,8 @@ def build_power(tasks: Sequence[Task], gating: DecisionRules, observed: Mapping[
             f"assuming{where} that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, that means spread as much, and "
             "that a cluster answers as one"
         )
-    family = f"the first step of Holm over {len(measured)} metrics x {gating.builds} builds; later steps are easier"
+    tests = f"{len(measured)} metrics x {count_of(gating.builds, 'build')}"
+    family = f"the first step of Holm over {tests}; later steps are easier"
     missing = tuple(metric for metric in gating.required if metric not in asked)
     return BuildPower(level, gating.power, (family, *basis), tuple(found), missing)
 
@@ -199,7 +201,10 @@ def criteria_prospects(
             loss = min(1.0, times * margin)
             rules = DecisionRules({row.name: margin}, (row.name,) if mean else (), 1, (), at, gating.power)
             found.append(_metric_power(_Pairs(row.name, seen.n, seen.counted, loss), rules, seen.observed, at))
-    basis = [f"the first step of Holm over {gating.builds} builds; later steps are easier", "first look at the prompts"]
+    basis = [
+        f"the first step of Holm over {count_of(gating.builds, 'build')}; later steps are easier",
+        "first look at the prompts",
+    ]
     if not observed:
         basis.append(f"assuming that {ASSUMED_DISCORDANCE:.0%} of pairs differ anyway, and a cluster answers as one")
     return BuildPower(level, gating.power, tuple(basis), tuple(found), ())

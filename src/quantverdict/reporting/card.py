@@ -447,6 +447,8 @@ THEMES = {
 }  # fmt: skip
 _SHAPES = {"reject": "M-5,-5 L5,5 M-5,5 L5,-5", "unknown": "M0,-6 L6,5 H-6 Z", "reference": "M-5,-5 H5 V5 H-5 Z"}
 _SIZE, _ROW, _WIDTH = 13.0, 24.0, 760.0
+_FONTS = "Arial, Helvetica, Liberation Sans, DejaVu Sans, Noto Sans, sans-serif"
+"""By name: what draws PNG takes sans-serif to be Arial, and leaves out text whose font it has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,7 +543,7 @@ def _mark(group: str, x: float, y: float) -> str:
 def _drawing(body: Sequence[str], shows: str, theme: str, size: tuple[float, float]) -> str:
     """A file of its own: it brings its colours, and says in words what it shows."""
     colours = THEMES[theme]
-    style = f"text{{font:{_SIZE:g}px sans-serif}}.ink{{fill:{colours['ink']}}}.soft{{fill:{colours['soft']}}}"
+    style = f".ink{{fill:{colours['ink']}}}.soft{{fill:{colours['soft']}}}"
     style += f".grid{{stroke:{colours['line']}}}.zero{{stroke:{colours['soft']}}}"
     style += f".margin{{stroke:{colours['ink']};stroke-width:2}}.bar{{stroke-width:3}}.mark{{stroke-width:2}}"
     for group in ("ship", "reject", "unknown", "reference", "failed"):
@@ -550,5 +552,5 @@ def _drawing(body: Sequence[str], shows: str, theme: str, size: tuple[float, flo
     inside = (element("title", escape(plain(shows))), element("style", style), ground, *body)
     return element(
         "svg", *inside, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {size[0]:.0f} {size[1]:.0f}",
-        width=size[0], height=size[1], role="img",
+        width=size[0], height=size[1], role="img", font_family=_FONTS, font_size=_SIZE,
     ) + "\n"  # fmt: skip

@@ -588,9 +588,9 @@ def card_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--model", help="Of which base model. Not needed where the bundle has one."),
         click.option("--base-model", help="The original's name on the hub: owner/name."),
-        click.option("--quantized-by", default="", help="Who made the builds."),
-        click.option("--repo", default="", help="The repository of the files: owner/name. Default: relative links."),
-        click.option("--dataset", default="", help="The data set of the hub, owner/name, with tasks of your own."),
+        click.option("--quantized-by", help="Who made the builds."),
+        click.option("--repo", help="The repository of the files: owner/name. Default: relative links."),
+        click.option("--dataset", help="The data set of the hub, owner/name, with tasks of your own."),
         click.option("--file", "files", multiple=True, help="BUILD=NAME: what a build's file is called there."),
         click.option("--context", type=click.IntRange(1, 10_000_000),
                      help="Tokens that memory is estimated for. Default: the study's."),

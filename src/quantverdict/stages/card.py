@@ -279,13 +279,16 @@ def _png(svg: str) -> bytes:
     """The drawing in twice its size, by resvg: MIT, a wheel of its own without dependencies.
 
     Raises:
-        QuantverdictError: it is not installed.
+        QuantverdictError: it is not installed, or finds no font: it leaves text out then, and says nothing.
     """
     try:
         resvg = importlib.import_module("resvg_py")
     except ImportError as error:
         raise QuantverdictError("what draws PNG is not installed; pip install 'quantverdict[png]'") from error
-    return bytes(resvg.svg_to_bytes(svg_string=svg, zoom=2))
+    drawn = bytes(resvg.svg_to_bytes(svg_string=svg, zoom=2))
+    if drawn == bytes(resvg.svg_to_bytes(svg_string=re.sub(r"<text[^>]*>[^<]*</text>", "", svg), zoom=2)):
+        raise QuantverdictError("PNG cannot be drawn: no font is found; install one, such as fonts-dejavu-core")
+    return drawn
 
 
 def _notes(card: Card) -> Iterator[str]:

@@ -24,7 +24,7 @@ from quantverdict.collect.generate import CellOutcome
 from quantverdict.collect.looks import look_of
 from quantverdict.collect.schedule import read_outcomes
 from quantverdict.config import StatisticsConfig, Study
-from quantverdict.errors import BundleError, EngineError
+from quantverdict.errors import BundleError, EngineError, count_of
 from quantverdict.ingestion.pairing import other_prompts, pairing_notes, pairings_of
 from quantverdict.matrix.columns import read_matrix
 from quantverdict.records import CellId, Estimate, Matrix, Prompt, Response, Table
@@ -403,7 +403,9 @@ def prompt_mismatches(bundle: Bundle, builds: Sequence[Build]) -> dict[CellId, s
         baseline = baselines.get(cell.base_model, cell)
         parity = prompt_parity(stored_responses(bundle, baseline), stored_responses(bundle, cell))
         if parity.different:
-            found[cell] = f"{parity.different} prompts were other tokens, the first {parity.first_difference}"
+            were = "was" if parity.different == 1 else "were"
+            told = f"{count_of(parity.different, 'prompt')} {were} other tokens"
+            found[cell] = f"{told}, the first {parity.first_difference}"
     return found
 
 

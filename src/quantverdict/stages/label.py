@@ -264,7 +264,7 @@ class LoadedSheet:
         parts = f"{self.discordant} of discordant pairs and then {self.drawn} drawn at random"
         message = f"{self.file}: {count_of(rows, 'row')}, {parts}; {self.labelled} labelled"
         blank = (
-            f"{self.skipped} rows before the last label are blank: they are taken to be like those labelled beside "
+            f"{count_of(self.skipped, 'row')} before the last label left blank: taken to be like those labelled beside "
             "them; where they were left out for being hard, label them UNCLEAR"
         )
         return [message, blank] if self.skipped and self.labelled else [message]
