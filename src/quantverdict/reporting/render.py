@@ -92,7 +92,7 @@ def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str
 def report_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, Any]:
     """All that the templates show, formatted."""
     rows = tables.builds(bundle)
-    shown = {
+    shown: dict[str, Any] = {
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
         "instruments": instruments(bundle),
