@@ -115,7 +115,7 @@ def test_labels_correct_what_the_pattern_misses(bundle, sheet, capsys):
 
 
 def test_an_unlabelled_bundle_says_that_nobody_labelled(bundle):
-    assert "No person labelled any answer" in (bundle / "report.md").read_text()
+    assert "nobody labelled an answer" in (bundle / "report.md").read_text()
     assert not (bundle / "corrected_rates.csv").exists()
 
 

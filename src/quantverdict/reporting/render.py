@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from quantverdict.reporting import cards, figures, formats, tables
 from quantverdict.reporting.artefacts import BundleTables, profile_of
-from quantverdict.reporting.outcomes import firing, instruments, outcomes
+from quantverdict.reporting.outcomes import Instruments, firing, instruments, outcomes
 from quantverdict.reporting.statements import ReportClaims
 from quantverdict.reporting.summary import TEMPLATES, markdown
 from quantverdict.reporting.tables import BuildRow, ClaimLedger, TextTable, marked, spoken_marked
@@ -74,7 +74,7 @@ def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str
         **frame_context(bundle, rows),
         "ledger": report_claims.ledger,
         "anchor": {},
-        "unmeasured": list(cards.notes_of(bundle).unmeasured),
+        "unmeasured": _unmeasured(bundle, instruments(bundle)),
         "study_sections": report_claims.sections,
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
@@ -92,7 +92,7 @@ def study_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str
 def report_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[str, Any]:
     """All that the templates show, formatted."""
     rows = tables.builds(bundle)
-    shown = {
+    shown: dict[str, Any] = {
         "alarms": firing(bundle.tables.get("alarms", ())),
         "outcomes": outcomes(bundle),
         "instruments": instruments(bundle),
@@ -111,13 +111,22 @@ def report_context(bundle: BundleTables, report_claims: ReportClaims) -> dict[st
         "anchor": cards.anchors(bundle),
         "sections": tuple(name for name in SECTIONS if name not in empty),
         "titles": SECTIONS,
-        "unmeasured": [*cards.notes_of(bundle).unmeasured, *(what for name, what in MISSING.items() if name in empty)],
+        "unmeasured": [
+            *_unmeasured(bundle, shown["instruments"]),
+            *(what for name, what in MISSING.items() if name in empty),
+        ],
         "regime_legend": figures.regime_legend(bundle, rows),
         "bits_legend": figures.model_legend(bundle),
         "trade_legend": figures.trade_legend(rows, bundle.decision),
         "examples": bundle.examples,
         "flips": bundle.flips,
     }
+
+
+def _unmeasured(bundle: BundleTables, shown: Instruments) -> list[str]:
+    """Metrics that were not measured, and how often instruments err where nobody can tell."""
+    errors = ["how often the instruments err (nobody labelled an answer)"] if not shown.corrected.rows else []
+    return [*cards.notes_of(bundle).unmeasured, *(errors if shown.measured.rows else [])]
 
 
 def _empty(bundle: BundleTables, shown: Mapping[str, Any]) -> set[str]:
