@@ -13,7 +13,7 @@ from quantverdict.backends.base import Decoding, Placement, Service, hash_ids
 from quantverdict.backends.llamacpp import LlamaCppBackend
 from quantverdict.backends.server import ServerBackend
 from quantverdict.errors import EngineError
-from quantverdict.records import Prompt
+from quantverdict.records import Prompt, Turn
 
 real = [
     pytest.mark.engine,
@@ -420,6 +420,13 @@ class TestWhatServersLeaveOut:
     def test_a_rendered_prompt_goes_as_the_users_turn_where_only_chats_are_taken(self, plain, open_it):
         open_it().complete([Prompt("t", "0", "hello", TURN.format("hello"), "")], SHORT)
         assert plain.asked("/v1/chat/completions")[-1]["messages"] == [{"role": "user", "content": "hello"}]
+
+    def test_a_conversation_is_sent_as_its_turns(self, plain, open_it):
+        said = (("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"))
+        turns = tuple(Turn(role, content) for role, content in said)
+        open_it().complete([Prompt("t", "1", "as text", None, "", messages=turns)], SHORT)
+        sent = plain.asked("/v1/chat/completions")[-1]["messages"]
+        assert [(one["role"], one["content"]) for one in sent] == list(said)
 
     def test_no_list_of_models_is_needed_where_the_name_is_given(self, plain, open_it):
         del plain.routes["/v1/models"]

@@ -222,5 +222,5 @@ def test_choices_that_cannot_be_told_apart_are_refused(tmp_path):
 
 
 def test_an_answer_that_a_rubric_judges_is_counted_where_there_is_one():
-    assert graded("rubric_judged", "Dear all,") == {"answered": 1}
-    assert graded("rubric_judged", "") == {"answered": None}
+    assert graded("rubric_judged", "Dear all,") == {"answered_rate": 1}
+    assert graded("rubric_judged", "") == {"answered_rate": None}

@@ -18,6 +18,7 @@ from quantverdict.collect.answer_store import AnswerStore
 from quantverdict.collect.generate import BatchRequest, answer_batch, converse, whole_text
 from quantverdict.errors import TaskError
 from quantverdict.grading.grade import answer_to
+from quantverdict.planning.estimate import PromptCost, estimate
 from quantverdict.records import CellId, Completion, Prompt, Turn
 from quantverdict.stages.ask import shown_answer
 from quantverdict.tasks.catalog import conversation, load_task, render_prompt
@@ -369,3 +370,15 @@ def test_a_study_of_conversations_runs_is_gone_on_with_and_verified(tmp_path, ca
     capsys.readouterr()
     assert main(["run", study, "--out", out, "--no-cache"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) <= 2
+
+
+def test_a_plan_counts_every_turn_of_the_model(kit, tmp_path):
+    """Twelve tokens an answer, one cell: two items of two turns come to 48, of one turn to 24."""
+    found = two_turns(tmp_path)
+    single = replace(found, messages=found.messages[:1])
+    totals = []
+    for task in (found, single):
+        plan = make_plan(kit.make_study(), [task], CHATML, {}, "tiny")
+        cost = PromptCost({"talks": 12.0}, 10.0, "measured")
+        totals.append(estimate([task], plan, cost, cells=1, disk_bytes=0, shows=({}, None)).output_tokens)
+    assert totals == [48, 24]

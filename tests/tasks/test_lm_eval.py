@@ -80,13 +80,13 @@ def graded(task, item, text, logprobs=None):
 )
 def test_sums_are_read_by_either_filter_up_to_the_stops(text, strict, flexible, tmp_path):
     tasks = [carried(tmp_path, "gsm8k", filter=name) for name in ("", "flexible-extract")]
-    assert [graded(task, task.items[0], text)["exact_match"] for task in tasks] == [strict, flexible]
+    assert [graded(task, task.items[0], text)["exact_match_rate"] for task in tasks] == [strict, flexible]
 
 
 def test_thousands_and_dollars_are_nothing_to_the_metric(tmp_path):
     task = carried(tmp_path, "gsm8k")
-    assert graded(task, task.items[1], "#### 2000")["exact_match"] == 1
-    assert graded(task, task.items[1], "#### 2,000.")["exact_match"] == 1
+    assert graded(task, task.items[1], "#### 2000")["exact_match_rate"] == 1
+    assert graded(task, task.items[1], "#### 2,000.")["exact_match_rate"] == 1
 
 
 def test_choices_are_asked_behind_the_delimiter_of_the_harness_or_in_a_chat_as_they_are(tmp_path):
@@ -140,7 +140,7 @@ def test_a_yaml_file_becomes_a_task(tmp_path):
     task = own(tmp_path)
     assert (task.name, task.task_type, task.max_new_tokens) == ("own", "exact_match", 12)
     assert render_prompt(task, task.items[0]) == "Q: x?\nA:"
-    assert [graded(task, task.items[0], text)["exact_match"] for text in ("yes\nmore", "no")] == [1, 0]
+    assert [graded(task, task.items[0], text)["exact_match_rate"] for text in ("yes\nmore", "no")] == [1, 0]
 
 
 def test_a_file_that_includes_another_overrides_it(tmp_path):

@@ -35,14 +35,14 @@ def expected_texts(item: Item) -> tuple[str, ...]:
 
 
 def score_exact_match(_task: Task, item: Item, _response: Response, text: str) -> Iterator[Grade]:
-    """`exact_match`: 1 where the answer, read as the item's `reading` says, is one of what is expected."""
+    """`exact_match_rate`: 1 where the answer, read as the item's `reading` says, is one of what is expected."""
     if not cleaned(text):
-        yield Grade("exact_match", None, EMPTY_ANSWER)
+        yield Grade("exact_match_rate", None, EMPTY_ANSWER)
         return
     how = _reading(str(item.fields.get("reading", "")))
     found = extracted(text, how)
     right = {_plain(one, how) for one in expected_texts(item)}
-    yield Grade("exact_match", float(found is not None and _plain(found, how) in right))
+    yield Grade("exact_match_rate", float(found is not None and _plain(found, how) in right))
 
 
 def extracted(text: str, how: Mapping[str, Any]) -> str | None:
@@ -212,8 +212,8 @@ def check_numeric(_task: Task, item: Item) -> ItemProblem | None:
 
 
 def score_answered(_task: Task, _item: Item, response: Response, text: str) -> Iterator[Grade]:
-    """`answered`: there is an answer; what it is worth a rubric says that is `of: answered`."""
-    yield Grade("answered", float(bool(cleaned(text))) if response.finish else None)
+    """`answered_rate`: there is an answer; what it is worth a rubric says that is `of: answered_rate`."""
+    yield Grade("answered_rate", float(bool(cleaned(text))) if response.finish else None)
 
 
 # The likeliest continuation

@@ -20,7 +20,7 @@ from quantverdict.records import Completion, Response
 from quantverdict.registry import BACKENDS
 from quantverdict.stats.power import mde_paired_over, mde_unpaired
 from quantverdict.tasks.catalog import Task
-from quantverdict.tasks.conversation import opening
+from quantverdict.tasks.conversation import answered_turns, opening
 
 SAMPLE_PROMPTS = 16
 SAMPLE_TOKENS = 32
@@ -353,7 +353,11 @@ def estimate(
         )
         for task in tasks
     )
-    tokens = round(cells * sum(row.prompts * row.output_tokens for row in rows))
+    # A conversation has several answers.
+    turns = Counter(prompt.task for prompt in plan.prompts for _ in answered_turns(prompt.messages) or (0,))
+    asked = Counter(prompt.task for prompt in plan.prompts)
+    each = {task: turns[task] / asked[task] for task in asked}
+    tokens = round(cells * sum(row.prompts * row.output_tokens * each.get(row.task, 1) for row in rows))
     return StudyEstimate(
         cells=cells,
         prompts_per_cell=len(plan.prompts),

@@ -390,7 +390,7 @@ class _Harness:
         names = [str(one.get("name")) for one in filters]
         if self.use.filter and self.use.filter not in names:
             self._refuse(f"no filter {self.use.filter}", "filter", one_of(self.use.filter, names) if names else "none")
-        chosen = next((one for one in filters if self.use.filter in ("", one.get("name"))), {"filter": []})
+        chosen: Doc = next((one for one in filters if self.use.filter in ("", one.get("name"))), {"filter": []})
         for step in chosen["filter"]:
             if step.get("function") not in _FILTERS:
                 self._refuse(
@@ -398,7 +398,8 @@ class _Harness:
                 )
             if step["function"] == "regex":
                 how |= {"pattern": str(step["regex_pattern"]), "select": int(step.get("group_select", 0))}
-        metric = next((one for one in self.config.get("metric_list") or [] if one.get("metric") == "exact_match"), {})
+        metrics: list[Doc] = self.config.get("metric_list") or []
+        metric: Doc = next((one for one in metrics if one.get("metric") == "exact_match"), {})
         how |= {key: True for key in ("ignore_case", "ignore_punctuation") if metric.get(key)}
         if metric.get("regexes_to_ignore"):
             how["ignore"] = [str(one) for one in metric["regexes_to_ignore"]]
@@ -409,7 +410,10 @@ class _Harness:
     def _examples(self, docs: Sequence[Doc], wanted: int) -> Iterator[str]:
         """What stands before each row's prompt: the description and the examples, drawn as the harness draws them."""
         told = self.config.get("description") or ""
-        described = (lambda doc: self._rendered(str(told), "description", doc)) if told else (lambda _: "")
+
+        def described(doc: Doc) -> str:
+            return self._rendered(str(told), "description", doc) if told else ""
+
         if not wanted:
             yield from (described(doc) for doc in docs)
             return
