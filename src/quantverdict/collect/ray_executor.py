@@ -281,6 +281,7 @@ def _has(resources: Mapping[str, float]) -> Resources:
 
 def _import_ray() -> Any:  # noqa: ANN401 - an optional package without types of ours
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: whatever else runs there comes first
     try:
         import ray
     except ImportError as error:
