@@ -27,18 +27,18 @@ OURS = {"text_kl_mean": "mean", "text_kl_p999": "p999", "text_kl_max": "max", "t
         "text_ppl": "ppl", "text_ppl_ratio": "ppl_ratio"}  # fmt: skip
 
 
-def timed(command: Sequence[str]) -> tuple[str, float]:
-    """What a command says, and the CPU seconds of it and of what it started."""
+def timed(command: Sequence[str]) -> tuple[str, str, float]:
+    """What a command prints and says besides, and the CPU seconds of it and of what it started."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done.stdout + done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def ours(base: Path, build: Path, windows: int) -> tuple[dict[str, float], float]:
     command = [sys.executable, "-m", "quantverdict", "kld", str(base), str(build), "--windows", str(windows), "--json"]
-    said, cpu = timed(command)
-    (row,) = json.loads(said[said.index("[\n") :])
+    printed, _, cpu = timed(command)
+    (row,) = json.loads(printed)
     return {name: row[key] for name, key in OURS.items()}, cpu
 
 
@@ -46,9 +46,9 @@ def theirs(program: str, base: Path, build: Path, windows: int) -> tuple[dict[st
     with tempfile.TemporaryDirectory() as folder:
         logits = str(Path(folder) / "logits")
         plain = [program, "-f", str(SHIPPED), "--chunks", str(windows), "-c", "512", "--kl-divergence-base", logits]
-        _, first = timed([*plain, "-m", str(base)])
-        said, second = timed([program, "--kl-divergence-base", logits, "--kl-divergence", "-m", str(build)])
-    found = {name: float(re.findall(rf"^{start} +(-?[\d.]+)", said, re.MULTILINE)[-1]) / scale
+        _, _, first = timed([*plain, "-m", str(base)])
+        printed, said, second = timed([program, "--kl-divergence-base", logits, "--kl-divergence", "-m", str(build)])
+    found = {name: float(re.findall(rf"^{start} +(-?[\d.]+)", printed + said, re.MULTILINE)[-1]) / scale
              for name, (start, _, scale) in FIGURES.items() if name in OURS}  # fmt: skip
     return found, first + second
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.int64]
     Keys = NDArray[np.uint64]
+    Listed = tuple[Indices, Indices]
     Found = tuple[Indices, Keys]
 
 WEIGHTS, WORDS = "refusal_weights.npz", "refusal_words.yaml"
@@ -389,16 +390,17 @@ class _Tokens:
         import numpy as np
 
         so_far = np.cumsum(marks)
-        seen = so_far - np.concatenate(([0], so_far))[starts][self.answer]
+        seen: Indices = so_far - np.concatenate(([0], so_far))[starts][self.answer]
         inside = (seen % 2 == 1) & ~marks & (seen < np.bincount(self.answer, marks, self.n)[self.answer])
         share = np.bincount(self.answer, inside, self.n) / np.maximum(1, self.sizes)
-        return (inside & (share < _ALL_QUOTED)[self.answer]).astype(np.int64)
+        told_apart: Indices = (inside & (share < _ALL_QUOTED)[self.answer]).astype(np.int64)
+        return told_apart
 
 
 _ALL_QUOTED = 0.85
 
 
-def _singles(tokens: _Tokens) -> Found:
+def _singles(tokens: _Tokens) -> Listed:
     """Classes by how often they come, how dense they stand, and where."""
     import numpy as np
 
@@ -416,11 +418,11 @@ def _singles(tokens: _Tokens) -> Found:
     return _joined(found)
 
 
-def _sequences(tokens: _Tokens) -> Found:
+def _sequences(tokens: _Tokens) -> Listed:
     """Pairs of classes one after another or with one between, and triples; those in quotation marks apart."""
     import numpy as np
 
-    found: list[Found] = []
+    found: list[Listed] = []
     for quoted in (0, 1):
         mine = np.nonzero((tokens.classes[0] > 0) & (tokens.quoted == quoted))[0]
         answer, classes = tokens.answer[mine], tokens.classes[:, mine]
@@ -439,7 +441,7 @@ def _sequences(tokens: _Tokens) -> Found:
     return _joined(found)
 
 
-def _together(tokens: _Tokens) -> Found:
+def _together(tokens: _Tokens) -> Listed:
     """Pairs of classes that one sentence has, in any order; those in quotation marks and in a first sentence apart."""
     import numpy as np
 
@@ -449,7 +451,7 @@ def _together(tokens: _Tokens) -> Found:
     answers = np.zeros(int(tokens.sentence[-1]) + 1 if len(tokens.sentence) else 1, dtype=np.int64)
     first = np.zeros(len(answers), dtype=np.bool_)
     answers[tokens.sentence], first[tokens.sentence] = tokens.answer, tokens.nth == 0
-    found: list[Found] = [(kind[:0], kind[:0])]
+    found: list[Listed] = [(kind[:0], kind[:0])]
     for apart in range(1, _LAST):
         same = group[:-apart] == group[apart:]
         if not same.any():
@@ -461,7 +463,7 @@ def _together(tokens: _Tokens) -> Found:
     return _joined(found)
 
 
-def _asked(tokens: _Tokens, wants: Sequence[list[int]]) -> Found:
+def _asked(tokens: _Tokens, wants: Sequence[list[int]]) -> Listed:
     """What the prompt asks for, beside the classes of the answer and of its opening, and beside its first words."""
     import numpy as np
 
@@ -529,7 +531,7 @@ def _grams(units: Keys, answer: Indices, least: int, most: int) -> Found:
     return answers, _mixed(keys)
 
 
-def _joined(found: Sequence[tuple[Indices, Indices]]) -> tuple[Indices, Indices]:
+def _joined(found: Sequence[Listed]) -> Listed:
     import numpy as np
 
     answers, keys = (np.concatenate(part) for part in zip(*found, strict=True))
