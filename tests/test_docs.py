@@ -28,9 +28,9 @@ import yaml
 
 from quantverdict import cli
 from quantverdict.bundle.sources import read_sources
+from quantverdict.cli import options
 from quantverdict.config import load_study
 from quantverdict.protocol.gate import GatePolicy
-from quantverdict.reporting import formats
 from quantverdict.yaml_file import load_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -193,7 +193,7 @@ def quantverdict_commands() -> list[tuple[str, str]]:
     ]
     told = [(name(page), " ".join(found.split())) for page in PAGES for found in INLINE.findall(text_of(page))]
     helped = [
-        (f"help of {key}", f"quantverdict {one}") for key, examples in formats.EXAMPLES.items() for one in examples
+        (f"help of {key}", f"quantverdict {one}") for key, examples in options.EXAMPLES.items() for one in examples
     ]
     return [*shown, *(one for one in told if "COMMAND" not in one[1]), *helped]
 
@@ -227,7 +227,7 @@ def leaves(group: click.Group, before: str = "") -> list[tuple[str, click.Comman
 
 def test_the_help_of_every_command_has_an_example_and_every_option_says_what_it_does():
     for key, command in leaves(cli.commands):
-        assert formats.EXAMPLES.get(key), f"{key}: no example"
+        assert options.EXAMPLES.get(key), f"{key}: no example"
         assert all(param.help for param in command.params if isinstance(param, click.Option)), key
 
 
@@ -235,7 +235,7 @@ def test_the_first_help_lists_every_command_and_exit_code(capsys):
     cli.execute(["--help"])
     shown = capsys.readouterr().out
     assert all(f"  {key} " in shown for key in cli.commands.commands)
-    assert all(f"  {code} " in shown for code in formats.EXIT_CODES)
+    assert all(f"  {code} " in shown for code in options.EXIT_CODES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantverdict.cli.options import MessageOptions, gate_reports
 from quantverdict.errors import ExitCode, InputError
-from quantverdict.reporting.formats import (
-    MessageOptions,
-    escaped_json,
-    gate_reports,
-    harmless,
-    is_utf8,
-    json_text,
-    one_line,
-)
+from quantverdict.reporting.formats import escaped_json, harmless, is_utf8, json_text, one_line
 
 if TYPE_CHECKING:
     from quantverdict.config import Study

@@ -13,6 +13,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from quantverdict.api.models import PathLike, Progress, view_of
+from quantverdict.api.models import init as init
+from quantverdict.api.models import inspect as inspect
+from quantverdict.api.models import lineage as lineage
+from quantverdict.api.models import quantize as quantize
 from quantverdict.errors import BundleError, DataError
 
 if TYPE_CHECKING:
@@ -29,10 +34,6 @@ if TYPE_CHECKING:
     from quantverdict.stages.init import Draft
     from quantverdict.stages.label import LoadedSheet
     from quantverdict.stages.view import BundleView
-
-PathLike = str | os.PathLike[str]
-Progress = Callable[[str], object]
-"""Gets a line whenever something that takes long begins or ends."""
 
 
 class Frame(Protocol):
@@ -56,38 +57,6 @@ def load_study(study: PathLike, *, task_dir: PathLike | None = None) -> Study:
 
     read = load(Path(study))
     return read if task_dir is None else read.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
-
-
-def init(
-    models: PathLike | Sequence[PathLike],
-    out: PathLike = "study.yaml",
-    *,
-    force: bool = False,
-    schema: bool = False,
-    measure: bool = True,
-    progress: Progress | LineProgress | None = None,
-) -> Draft:
-    """Write a commented study of models: their builds, the baseline and why it is one, and what it will take.
-
-    Args:
-        models: GGUF files, folders of them, checkpoints, `owner/name` of the hub, `ollama:TAG`; one or several.
-        out: the study to write.
-        force: write over a file that is there.
-        schema: write `study.schema.json` beside it too, for editors.
-        measure: time a short batch of the baseline, where it is on this machine.
-
-    Returns:
-        The builds by base model, what was left out and why, prompts and time; `.lines()` as the command prints it.
-
-    Raises:
-        ArtifactError: a model cannot be read, or there is nothing to compare it with.
-        BundleError: `out` is there already.
-    """
-    from quantverdict.stages.init import write_study
-
-    places = [models] if isinstance(models, str | os.PathLike) else list(models)
-    options = {"force": force, "schema": schema, "measure": measure}
-    return write_study([os.fspath(one) for one in places], Path(out), **options, view=_view(progress))
 
 
 def run(  # noqa: PLR0913 - one argument an option
@@ -130,7 +99,7 @@ def run(  # noqa: PLR0913 - one argument an option
     folder = chosen_folder(None if store is None else Path(store), cache=cache)
     root = None if out is None else Path(out)
     given, where = _study(study, task_dir), ray_executor(ray)
-    return open_bundle(run_study(given, root, view=_view(progress), store=folder, asked=asked, executor=where))
+    return open_bundle(run_study(given, root, view=view_of(progress), store=folder, asked=asked, executor=where))
 
 
 def plan(  # noqa: PLR0913 - one argument an option
@@ -160,7 +129,7 @@ def plan(  # noqa: PLR0913 - one argument an option
 
     earlier = None if bundle is None else Path(bundle)
     how: dict[str, Any] = {"measure": measure, "memory": (context, cache_type), "target": target}
-    return plan_study(_study(study, task_dir), earlier, **how, view=_view(progress))
+    return plan_study(_study(study, task_dir), earlier, **how, view=view_of(progress))
 
 
 def analyze(
@@ -311,7 +280,7 @@ def judge(bundle: PathLike, judge: str, *, progress: Progress | LineProgress | N
     """
     from quantverdict.stages.run import judge as judge_bundle
 
-    return judge_bundle(Path(bundle), judge, view=_view(progress))
+    return judge_bundle(Path(bundle), judge, view=view_of(progress))
 
 
 def grade(bundle: PathLike, *, progress: Progress | LineProgress | None = None) -> BundleView:
@@ -323,7 +292,7 @@ def grade(bundle: PathLike, *, progress: Progress | LineProgress | None = None) 
     """
     from quantverdict.stages.run import regrade
 
-    return open_bundle(regrade(Path(bundle), view=_view(progress)))
+    return open_bundle(regrade(Path(bundle), view=view_of(progress)))
 
 
 def grade_file(
@@ -530,57 +499,6 @@ def card(  # noqa: PLR0913 - one argument an option
     return write_card(Path(bundle), Path(out), options)
 
 
-def inspect(artifact: PathLike) -> Artifact:
-    """What a model is, GGUF file or checkpoint: hashes, true bits per weight, tensor types, chat template.
-
-    Raises:
-        ArtifactError: missing, cut or not a model.
-    """
-    from quantverdict.artifacts.inspect import inspect_artifact
-
-    return inspect_artifact(Path(artifact))
-
-
-def lineage(baseline: PathLike, *variants: PathLike, imatrix: str | None = None, remake: bool = False) -> list[Lineage]:
-    """Whether each variant comes from the baseline, and what says so; see `artifacts.lineage.compare`.
-
-    Raises:
-        ArtifactError: missing, cut or not a model.
-    """
-    from quantverdict.artifacts.lineage import compare
-
-    matrix = None if imatrix is None else Path(imatrix)
-    return [compare(Path(baseline), Path(variant), matrix, remake=remake) for variant in variants]
-
-
-def quantize(
-    model: PathLike,
-    levels: str | Sequence[str],
-    out: PathLike,
-    *,
-    progress: Progress | LineProgress | None = None,
-    **how: object,
-) -> Mapping[str, Path]:
-    """Make GGUF levels, AWQ and GPTQ builds of a model.
-
-    Args:
-        levels: one, or several: `Q8_0`, `Q4_K_M`, `AWQ`, `GPTQ`, ...
-        out: the folder to write to.
-        how: for AWQ and GPTQ: `group_size`, `calibration`, `samples`.
-
-    Returns:
-        Level to file or folder.
-
-    Raises:
-        ArtifactError: no such level (nothing is made then), or not a model.
-        EngineError: a tool cannot make a build of this model; its reason.
-    """
-    from quantverdict.stages.run import quantize as make_levels
-
-    wanted = [levels] if isinstance(levels, str) else list(levels)
-    return make_levels(Path(model), wanted, Path(out), how, view=_view(progress))
-
-
 def open_bundle(bundle: PathLike) -> BundleView:
     """A bundle to look at: frames and small values, each read when asked for; nothing is locked or changed.
 
@@ -596,9 +514,3 @@ def _study(study: PathLike | Study, task_dir: PathLike | None = None) -> Study:
     if isinstance(study, str | os.PathLike):
         return load_study(study, task_dir=task_dir)
     return study if task_dir is None else study.model_copy(update={"task_dir": str(Path(task_dir).resolve())})
-
-
-def _view(progress: Progress | LineProgress | None) -> LineProgress:
-    from quantverdict.reporting.terminal import CalledProgress, LineProgress
-
-    return progress if isinstance(progress, LineProgress) else CalledProgress(progress)
