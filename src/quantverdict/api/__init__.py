@@ -8,7 +8,7 @@ takes long tells each line of its progress to `progress`, where that is given. W
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,17 +21,14 @@ from quantverdict.api.models import quantize as quantize
 from quantverdict.errors import BundleError, DataError
 
 if TYPE_CHECKING:
-    from quantverdict.artifacts.lineage import Lineage
     from quantverdict.config import Study
     from quantverdict.planning.estimate import StudyEstimate
     from quantverdict.protocol.differences import BundleDiff
     from quantverdict.protocol.gate import Gate, GatePolicy
-    from quantverdict.records import Artifact
     from quantverdict.reporting.terminal import LineProgress
     from quantverdict.stages.card import WrittenCard
     from quantverdict.stages.compare import LogComparison
     from quantverdict.stages.grade import GradedFile
-    from quantverdict.stages.init import Draft
     from quantverdict.stages.label import LoadedSheet
     from quantverdict.stages.view import BundleView
 
