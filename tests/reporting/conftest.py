@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from quantverdict.bundle.files import csv_bytes
+from quantverdict.bundle.integrity import SCHEMA
 from quantverdict.config import Constraints
 from quantverdict.matrix.columns import METRICS, matrix_table
 from quantverdict.policy import TR125, Policy
@@ -57,7 +58,7 @@ def write_bundle(root, study, matrix, policy, evidence, constraints=None):
     ]  # fmt: skip
     (root / "artifacts.json").write_text(json.dumps(artifacts), encoding="utf-8")
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "packages": {"quantverdict": "0.1.0", "numpy": "2.3.1"},
         "seeds": {"seed": 42},
         "hardware": {"cpu": "a processor", "cores": 2, "memory_bytes": 8_000_000_000},

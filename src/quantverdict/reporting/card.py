@@ -28,10 +28,9 @@ from quantverdict.reporting.tables import BuildRow
 BEGIN, END = "<!-- quantverdict -->", "<!-- end of quantverdict -->"
 """What stands between them is written anew each time; the rest of a card is its author's."""
 HUB = "https://huggingface.co"
-TEXT = {
-    "text_kl_mean": "KL divergence, mean", "text_kl_p999": "KL divergence, 99.9 %", "text_same_top": "same top token",
-    "text_ppl_ratio": "perplexity ratio",
-}  # fmt: skip
+_TEXT_TITLES = {"kl_mean": "KL divergence, mean", "kl_p999": "KL divergence, 99.9 %", "same_top": "same top token",
+                "ppl_ratio": "perplexity ratio"}  # fmt: skip
+TEXT = {f"text_{name}": title for name, title in _TEXT_TITLES.items()}
 """What is measured on a text: columns of the matrix to their headings."""
 
 

@@ -352,7 +352,7 @@ def leading(metric: str) -> bool:
     return schema is not None and (schema.tier is not None or schema.group in {"safety", "judge"})
 
 
-OF_TEXT = ("text_kl_mean", "text_kl_p999", "text_same_top", "text_ppl_ratio")
+OF_TEXT = tuple(name for name in METRICS if name.startswith("text_"))
 """Metrics of a text that no prompt asks for, where the matrix has them."""
 
 
