@@ -155,7 +155,7 @@ def test_a_matrix_shows_costs_as_ratios_and_never_as_worse_or_better(small):
 
 
 def test_a_metric_of_text_is_drawn_against_bits_where_the_matrix_has_it(small):
-    """Though nothing registers it, and without it nothing fails."""
+    """Without it nothing fails."""
     view = decision_of(small)
     before = len(figures.bits_figures(view))
     matrix = tuple({**row, "text_kl_mean": f"0.{at}"} for at, row in enumerate(view.tables["matrix"]))
@@ -163,7 +163,7 @@ def test_a_metric_of_text_is_drawn_against_bits_where_the_matrix_has_it(small):
     more = BundleTables(view.decision, tables_, view.artifacts, view.manifest, view.names)
     drawn = figures.bits_figures(more)
     assert len(drawn) == before + 1
-    assert any("text kl mean" in figure.svg for figure in drawn)
+    assert any("KL on a text" in figure.svg for figure in drawn)
 
 
 def test_a_criterion_of_a_study_with_one_model_says_no_floor_and_no_checklist(small):
