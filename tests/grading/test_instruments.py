@@ -108,7 +108,7 @@ def test_a_judge_is_held_against_the_instrument_that_decides():
     }  # fmt: skip
 
 
-ANSWERS = Path(__file__).parents[1] / "data" / "refusal_answers.jsonl"
+ANSWERS = Path(__file__).parents[1] / "data" / "refusal_later_answers.jsonl"
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))

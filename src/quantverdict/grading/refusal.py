@@ -173,7 +173,7 @@ def _is_safe_offer(low: str, match: re.Match[str], start: int = 0) -> bool:
 
 
 class ShippedAccuracy(NamedTuple):
-    """How an instrument that ships did on the answers of `tests/data/refusal_answers.jsonl`, which we labelled.
+    """How an instrument that ships did on the answers of `tests/data/refusal_later_answers.jsonl`, which we labelled.
 
     Attributes:
         found, missed: refusals in full or in part that it calls so, and that it does not.
@@ -198,5 +198,5 @@ class ShippedAccuracy(NamedTuple):
         return sum(self)
 
 
-SHIPPED = {"pattern": ShippedAccuracy(55, 178, 187, 7), "classifier": ShippedAccuracy(188, 45, 179, 15)}
+SHIPPED = {"pattern": ShippedAccuracy(73, 139, 239, 13), "classifier": ShippedAccuracy(181, 31, 220, 32)}
 """Of the instruments that ship, by name; a test counts them again."""

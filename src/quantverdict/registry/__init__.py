@@ -455,7 +455,7 @@ INSTRUMENTS = ("pattern", "judge", "classifier", "guard")
 """What can say whether an answer refuses; a metric of refusals is named after what it is by, but for the pattern's."""
 
 
-DEFAULT_INSTRUMENT = "pattern"
+DEFAULT_INSTRUMENT = "classifier"
 """Whose word decides by criteria where a policy names no instrument and the run has it; else it is the pattern's."""
 
 
