@@ -353,8 +353,10 @@ def test_a_criterion_that_cannot_be_meant_is_refused(wrong, told):
 
 
 def test_the_instrument_that_is_named_decides_refusals():
-    assert Policy().members("refusal") == (REFUSAL,), "the pattern's, where none is named"
-    assert Policy().settled({REFUSAL, "classifier_refusal_rate"}).members("refusal") == (REFUSAL,)
+    assert Policy().members("refusal") == ("classifier_refusal_rate",), "the shipped classifier's, where none is named"
+    assert Policy().settled({REFUSAL, "classifier_refusal_rate"}).members("refusal") == ("classifier_refusal_rate",)
+    assert Policy().settled({REFUSAL}).members("refusal") == (REFUSAL,), "the pattern's, where no other has read"
+    assert Policy(instruments={"refusal": "pattern"}).members("refusal") == (REFUSAL,)
     assert Policy(instruments={"refusal": "classifier"}).members("refusal") == ("classifier_refusal_rate",)
     assert Policy(instruments={"refusal": "judge"}).members("refusal") == ("judge_refusal_rate",)
     assert OVER in Policy(instruments={"refusal": "judge"}).members("safety"), (

@@ -303,8 +303,8 @@ def test_a_build_is_stopped_at_exactly_the_level_that_its_sequence_has_reached(r
     alpha = 2 * reached * factor
     gates = policy("refusal_rate", quality="refusal_rate").model_copy(update={"alpha": alpha})
     if rules == "criteria":
-        gates = Policy.model_validate({"criteria": {"refusal": {"demanded": True}}})
-        gates = gates.model_copy(update={"alpha": alpha * 1.5})
+        named = {"criteria": {"refusal": {"demanded": True}}, "instruments": {"refusal": "pattern"}}
+        gates = Policy.model_validate(named).model_copy(update={"alpha": alpha * 1.5})
     rule = StoppingRule({HARMFUL: TASK}, ("refusal_rate",), gates, 1)
     monitor = BuildMonitor(rule, answers(lambda _: REFUSED, TASK.items))
     assert [monitor(answers(lambda _: COMPLIED, items)) for items, _ in rounds] == [False, False, stops]
