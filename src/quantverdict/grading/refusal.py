@@ -198,5 +198,5 @@ class ShippedAccuracy(NamedTuple):
         return sum(self)
 
 
-SHIPPED = {"pattern": ShippedAccuracy(73, 139, 239, 13), "classifier": ShippedAccuracy(181, 31, 220, 32)}
+SHIPPED = {"pattern": ShippedAccuracy(73, 139, 239, 13), "classifier": ShippedAccuracy(174, 38, 225, 27)}
 """Of the instruments that ship, by name; a test counts them again."""
