@@ -11,7 +11,7 @@ from quantverdict.records import CellId
 
 
 def test_an_unknown_kind_is_refused_with_those_known(tmp_path):
-    with pytest.raises(EngineError, match="'tgi'; expected one of llamacpp, replay, transformers, vllm, "):
+    with pytest.raises(EngineError, match="'tgi'; expected one of llamacpp, llama-server, replay, transformers, "):
         open_backend("tgi", tmp_path, Placement())
 
 

@@ -12,6 +12,7 @@ from quantverdict.tasks.catalog import Item, Task, builtin_tasks, load_task
 OTHERS = {
     "tool_calls": {"tools": '[{"name": "f"}]', "reference": '[{"name": "f", "arguments": {}}]'},
     "instruction_following": {"checks": '[{"kind": "case", "is": "upper"}]'},
+    "regex": {"pattern": "[BY]"},
 }
 """Fields of which another task type has the name for something else."""
 
@@ -30,7 +31,7 @@ def test_every_task_type_has_scorers_that_emit_its_metrics(make_task, answer):
     }
     for task_type in TASK_TYPES:
         task = make_task(task_type, fields | OTHERS.get(task_type, {}))
-        logprobs = (-1.0, -2.0) if task_type == "classification" else None
+        logprobs = (-1.0, -2.0) if task_type in ("classification", "completion") else None
         found = grade_sample(task, task.items[0], answer("B", choice_logprobs=logprobs))
         assert tuple(score.metric for score in found) == task.metrics
 
@@ -161,10 +162,12 @@ def test_every_grader_reads_what_follows_the_reasoning_and_nothing_else(make_tas
     ],
 )
 def test_what_is_no_answer_is_ungraded_by_every_grader_that_reads_it(make_task, answer, task_type, text, more, reason):
-    logprobs = (-1.0, -2.0) if task_type == "classification" else None
+    logprobs = (-1.0, -2.0) if task_type in ("classification", "completion") else None
     for metric, (value, why) in graded(make_task, task_type, answer(text, choice_logprobs=logprobs, **more)).items():
         if metric.endswith("_p_right"):
             assert (value is None) == ("reasoning" in reason), metric
+        elif task_type == "completion":
+            assert value is None or "reasoning" not in reason, metric  # read right behind the prompt, as `*_p_right`
         elif metric == "output_tokens" or metric.endswith(("_logprob", "_margin")):
             assert value is not None, metric
         else:

@@ -25,6 +25,7 @@ def page(tmp_path_factory):
     text = golden.STUDY
     study = re.sub(r"judges:.*", "", text, flags=re.DOTALL).replace("stopping: sequential\n", "")
     study = re.sub(r"whitebox:.*\n", "statistics: {bootstrap_samples: 40}\n", study)
+    study = study.replace("quality_metric: rouge_l}", "quality_metric: rouge_l, instruments: {refusal: pattern}}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(golden, "STUDY", study)
         patch.chdir(folder)

@@ -26,7 +26,8 @@ study: door
 models: [{name: tiny, family: Tiny, baseline: FP16, variants: [FP16, Q6_K, Q4_K_M, Q2_K]}]
 collect: {backend: replay, replay_dir: recorded}
 tasks: [{task: starter_harmful, limit: 200}]
-policy: {criteria: {refusal: {demanded: true}}, quality_metric: refusal_rate}
+policy: {criteria: {refusal: {demanded: true}}, quality_metric: refusal_rate,
+         instruments: {refusal: pattern}}
 statistics: {bootstrap_samples: 100}
 """
 

@@ -347,7 +347,8 @@ def test_a_repository_that_is_not_there_is_one_line(scripted, tmp_path, monkeypa
     pytest.importorskip("huggingface_hub")
     monkeypatch.chdir(tmp_path)
     done = ask_hub(scripted.url, "owner/none")
-    assert (done.returncode, done.stdout) == (2, "")
+    said = json.loads(done.stdout)["error"]
+    assert (done.returncode, said["exit_code"], said["kind"]) == (2, 2, "ArtifactError")
     assert re.fullmatch(
         r"error: hub:owner/none: cannot be had from the hub \(.*\); expected a repository, .*\n", done.stderr
     )

@@ -364,7 +364,7 @@ def test_what_the_hub_refuses_is_said_in_a_line(hub, tmp_path, monkeypatch):
 def test_a_task_file_is_written_from_the_columns_of_a_table(name, rows, kind, tmp_path, capsys):
     write(tmp_path, rows, name)
     assert execute(["tasks", "new", str(tmp_path / name)]) == 0
-    assert f"{kind}, {len(rows)} items" in capsys.readouterr().out
+    assert f"{kind}, {len(rows)} item{'' if len(rows) == 1 else 's'}" in capsys.readouterr().out
     found = load_task(tmp_path / name.replace(name.rpartition(".")[2], "yaml"))
     assert (found.task_type, len(found.items)) == (kind, len(rows))
     assert str(next(iter(rows[0].values() if kind != "qa" else [rows[0]["question"]]))) in render_prompt(

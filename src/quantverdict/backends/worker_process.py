@@ -343,8 +343,9 @@ class WorkerBackend:
 
 
 def _completion(values: Mapping[str, Any]) -> Completion:
-    logprobs = values["choice_logprobs"]
-    return Completion(**{**values, "choice_logprobs": None if logprobs is None else tuple(logprobs)})
+    logprobs, replies = values["choice_logprobs"], tuple(values.get("replies", ()))
+    scored = None if logprobs is None else tuple(logprobs)
+    return Completion(**{**values, "choice_logprobs": scored, "replies": replies})
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:

@@ -336,7 +336,9 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return found
 
 
-def _as_prompt(row: dict[str, Any]) -> Prompt:
+def _as_prompt(row: Any) -> Prompt:  # noqa: ANN401 - what a line of JSON may be
+    if not isinstance(row, dict):
+        raise TypeError(f"a line is a {type(row).__name__}, not a prompt")
     turns = tuple(Turn(**turn) for turn in row.get("messages", ()))
     return Prompt(**{**row, "choices": tuple(row["choices"]), "messages": turns})
 

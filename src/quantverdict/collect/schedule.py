@@ -190,7 +190,8 @@ def freeze_plan(bundle: Bundle, job: CellJob) -> None:
     known = (bundle.get_meta("decoding") or {}).get(whose, {})
     decoding = {task: asdict(how) for task, how in job.plan.decoding.items()}
     _refuse_other(bundle, "batches", whose, same=begun == batches[: len(begun)])
-    alike = all(known[task] == decoding[task] for task in known.keys() & decoding.keys())
+    # What a bundle of an earlier version does not say is as it was there: nothing apart for thought.
+    alike = all({**dict.fromkeys(decoding[task]), **known[task]} == decoding[task] for task in known.keys() & decoding)
     _refuse_other(bundle, "decoding", whose, same=alike)
     parts: dict[str, object] = {"batches": batches, "decoding": {**known, **decoding}}
     if job.plan.rounds is not None:

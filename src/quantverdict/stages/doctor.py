@@ -40,9 +40,12 @@ EXTRAS: Mapping[str, tuple[Group, str]] = {
     "hub": ("hub", "models and data sets from the Hugging Face hub"),
     "semantic": ("extra", "BERTScore and coherence by encoders"),
     "hosted": ("extra", "judges behind the APIs of Anthropic and OpenAI"),
+    "json": ("extra", "answers held to a JSON Schema"),
     "mlflow": ("extra", "`export --to mlflow`: a run for each build in a local store"),
     "pandas": ("extra", "frames of `open_bundle` for pandas"),
+    "png": ("extra", "`card --png`: charts as pictures"),
     "quantize": ("extra", "AWQ and GPTQ builds; where it is missing, they get an environment of their own"),
+    "ray": ("extra", "`run --ray`: builds on the machines of a cluster"),
 }
 """What each extra is for: its group and its description."""
 SECONDS = 3.0

@@ -331,6 +331,8 @@ def _loosened(found: dict[str, typing.Any], defs: dict[str, typing.Any]) -> None
     levels = [*GGUF_LEVELS, *CHECKPOINT_LEVELS]
     defs[Model.__name__]["properties"]["variants"]["items"] = _either(levels, defs, "Variant")
     found["properties"]["tasks"]["items"] = _either(list(builtin_tasks()), defs, TaskUse.__name__)
+    uses = defs[TaskUse.__name__]["properties"]
+    uses["sample"] = uses["limit"]
     policy = defs[Policy.__name__]["properties"]
     policy["base"] = {"enum": [*POLICIES], "description": "The policy that the other keys change."}
     policy["margins"]["additionalProperties"]["anyOf"] += [{"const": "default"}, {"type": "null"}]
