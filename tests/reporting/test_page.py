@@ -77,8 +77,12 @@ def test_a_heading_sorts_and_sorts_back(browser):
     browser.click(f"{DELTAS} thead th:nth-child(3) button")
     assert column(browser, DELTAS, 2) == sorted(names, key=str.lower, reverse=True)
     browser.click(f"{DELTAS} thead th:nth-child(7) button")
-    numbers = [float(text.replace("\u2212", "-")) for text in column(browser, DELTAS, 6)]
+    shown = column(browser, DELTAS, 6)
+    measured = [text for text in shown if text != "not measured"]
+    assert shown[: len(measured)] == measured, "what was not measured stands last"
+    numbers = [float(text.replace("\u2212", "-")) for text in measured]
     assert numbers == sorted(numbers)
+    assert numbers
 
 
 def test_a_filter_leaves_the_rows_that_match_and_the_csv_has_those(browser):
