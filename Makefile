@@ -68,7 +68,8 @@ reference: $(VENV)/.docs
 	$(VENV)/bin/python tools/reference.py
 
 campaign: $(VENV)/.test
-	QUANTVERDICT_CAMPAIGN=1 $(VENV)/bin/pytest tests/campaigns -n 2 --dist loadgroup -q --tb=short
+	QUANTVERDICT_CAMPAIGN=1 $(VENV)/bin/pytest tests/campaigns tests/artifacts/test_quantize_reference.py \
+	  tests/backends/test_llama_engine.py -n 2 --dist loadgroup -q --tb=short
 
 N ?= 100
 SEED ?= 1
