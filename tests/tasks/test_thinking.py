@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -179,3 +180,6 @@ def test_a_cell_says_how_much_it_thought_and_how_often_it_was_cut_there():
     split = said("the answer", 8, reasoning="t" * 10)
     assert float(thought_figures([split])["reasoning_share"].value) == pytest.approx(0.5)
     assert thought_figures([answers[2]]) == {}
+    uncounted = replace(split, output_tokens=None)
+    assert set(thought_figures([uncounted])) == {"reasoning_cut_share"}, "what nobody counted has no share"
+    assert thought_figures([split, uncounted])["reasoning_share"] == thought_figures([split])["reasoning_share"]

@@ -38,7 +38,7 @@ _TICK_SECONDS = 1.0
 
 
 @dataclass(slots=True)
-class _Placed:
+class _ReplicaSlot:
     """A replica, or one that is being loaded: where it is, and what it is asked."""
 
     node: Node
@@ -59,7 +59,7 @@ class ActiveCell:
     build: BuildRequest
     note: Callable[[Identity], None]
     begin_after: frozenset[CellId] = frozenset()
-    placed: list[_Placed] = field(default_factory=list)
+    placed: list[_ReplicaSlot] = field(default_factory=list)
     early: dict[int, tuple[BatchRequest, BatchReply | BaseException]] = field(default_factory=dict)
     losses: dict[int, int] = field(default_factory=dict)
     most: int = MOST_REPLICAS
@@ -206,12 +206,12 @@ class CellCrew:
         return f"needs {cell.build.need}, and no node has that ({largest})"
 
     def _load(self, cell: ActiveCell, node: Node) -> None:
-        placed = _Placed(node)
+        placed = _ReplicaSlot(node)
         cell.placed.append(placed)
         future = self._threads.submit(self._executor.load, cell.build, node)
         future.add_done_callback(lambda done: self._events.put(lambda: self._loaded(cell, placed, done)))
 
-    def _loaded(self, cell: ActiveCell, placed: _Placed, future: Future[Replica]) -> None:
+    def _loaded(self, cell: ActiveCell, placed: _ReplicaSlot, future: Future[Replica]) -> None:
         error = None if future.cancelled() else future.exception()
         if cell.outcome is not None or future.cancelled():
             cell.placed.remove(placed)
@@ -234,7 +234,7 @@ class CellCrew:
         else:
             self._finish(cell, one_line(error))
 
-    def _joins(self, cell: ActiveCell, replica: Replica, placed: _Placed) -> bool:
+    def _joins(self, cell: ActiveCell, replica: Replica, placed: _ReplicaSlot) -> bool:
         """Whether a replica is of the engine that the cell is asked by, which the first one says."""
         placed.replica = replica
         if cell.identity is None:
@@ -263,7 +263,7 @@ class CellCrew:
                 placed.replica.close()  # type: ignore[union-attr]
                 cell.placed.remove(placed)
 
-    def _has_work(self, cell: ActiveCell, placed: _Placed) -> bool:
+    def _has_work(self, cell: ActiveCell, placed: _ReplicaSlot) -> bool:
         """Whether batches are left that a replica will be asked, once others are stored or a round was looked at."""
         taken = {one.request.number for one in cell.placed if one.request is not None and one is not placed}
         return any(number not in taken and number not in cell.early for number in cell.run.store.missing)
@@ -278,13 +278,13 @@ class CellCrew:
             self._store(cell)
         return None
 
-    def _submit(self, cell: ActiveCell, placed: _Placed, request: BatchRequest) -> None:
+    def _submit(self, cell: ActiveCell, placed: _ReplicaSlot, request: BatchRequest) -> None:
         assert placed.replica is not None
         placed.request = request
         future = self._threads.submit(converse, placed.replica.answer, request)
         future.add_done_callback(lambda done: self._events.put(lambda: self._answered_by(cell, placed, done)))
 
-    def _answered_by(self, cell: ActiveCell, placed: _Placed, future: Future[BatchReply]) -> None:
+    def _answered_by(self, cell: ActiveCell, placed: _ReplicaSlot, future: Future[BatchReply]) -> None:
         request, placed.request = placed.request, None
         if cell.outcome is not None or request is None or future.cancelled():
             return
@@ -296,7 +296,7 @@ class CellCrew:
             cell.early[request.number] = (request, error)
         else:
             reply = future.result()
-            cell.run.used[id(placed)] = reply.usage
+            cell.run.used[placed.replica] = reply.usage
             where = placed.replica.node if placed.replica else ""
             self._answered[where] = self._answered.get(where, 0) + 1
             cell.early[request.number] = (request, reply)

@@ -279,7 +279,7 @@ def _classes(word: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-class _Asked(NamedTuple):
+class _PromptFeatures(NamedTuple):
     """What is read of a prompt: places in `asks`, its longer words, and its tokens as `_coded`."""
 
     wants: list[int]
@@ -288,11 +288,11 @@ class _Asked(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 12)
-def _asked_in(prompt: str) -> _Asked:
+def _asked_in(prompt: str) -> _PromptFeatures:
     """Kept, because every build is asked the same."""
     low = cleaned(prompt[: 2 * READ_CHARS]).lower()
     longer = frozenset(word for word in _WORD.findall(low) if len(word) > 3)
-    return _Asked(_wants(low), longer, _tokens(low)[:HEAD_WORDS])
+    return _PromptFeatures(_wants(low), longer, _tokens(low)[:HEAD_WORDS])
 
 
 def _wants(asked: str) -> list[int]:
@@ -315,7 +315,7 @@ class _Text(NamedTuple):
     low: str
     tokens: list[int]
     shape: list[int]
-    asked: _Asked
+    asked: _PromptFeatures
 
 
 def _text(prompt: str, answer: str) -> _Text:

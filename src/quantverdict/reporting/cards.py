@@ -234,10 +234,9 @@ def _forest_row(names: DisplayNames, row: CsvRow, scale: ForestScale, anchor: st
     tested = formats.number(row.get("delta_pp")) is not None
     value = formats.delta(row["delta_pp"]) if tested else ""
     within = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp")) if tested else ""
-    margins = f"margin {formats.number(row.get('margin_pp')) or 0:g}"
-    guard = formats.number(row.get("guard_margin_pp"))
-    if member and guard is not None:
-        margins += f", guard {guard:g}"
+    limits = [("margin", row.get("margin_pp")), ("guard", row.get("guard_margin_pp") if member else None)]
+    known = [(word, limit) for word, text in limits if (limit := formats.number(text)) is not None]
+    margins = ", ".join(f"{word} {limit:g}" for word, limit in known)
     n = row.get("n_pairs", "") if tested else ""
     said = SAID.get(outcome, formats.words(outcome))
     build = formats.plain(row["quant"])

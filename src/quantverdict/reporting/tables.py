@@ -227,7 +227,9 @@ def _figures(cell: Cell, decision: Cell) -> Iterator[Figure]:
             if row.get("delta_pp") is not None:
                 value = formats.delta(row["delta_pp"])
                 within, bar = formats.bounded(row.get("ci_lo_pp"), row.get("ci_hi_pp")), interval_bar(row)
-        yield Figure(formats.words(name), f"{formats.number(margin) or 0:g} pp", value, within, bar or "")
+        limit = formats.number(margin)
+        shown = NOT_MEASURED if limit is None else f"{limit:g} pp"
+        yield Figure(formats.words(name), shown, value, within, bar or "")
 
 
 def duplicates_of(bundle: BundleTables, model: str, quant: str) -> tuple[str, ...]:

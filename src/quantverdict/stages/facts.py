@@ -186,22 +186,25 @@ def _thoughts(bundle: Bundle, cell: CellId) -> dict[str, Estimate]:
 def thought_figures(answers: Sequence[Response]) -> dict[str, Estimate]:
     """How much of what was generated is thought, and how often it was cut there; nothing where nothing was thought.
 
-    Tokens are shared out by characters: which token is thought, only the engine knew.
+    Tokens are shared out by characters: which token is thought, only the engine knew. Answers whose tokens nobody
+    counted take no part in the share.
     """
     from quantverdict.grading.answer import answer_of
     from quantverdict.matrix.cells import measured
 
     thinks = [one for one in answers if one.opened or one.reasoning or begins_with_thought(one.text)]
-    generated = sum(one.output_tokens or 0 for one in answers)
-    if not thinks or not generated:
+    if not thinks:
         return {}
     thought, cut = 0.0, 0
     for one in thinks:
         found = answer_of(one)
-        whole = len(one.text) + len(one.reasoning or "")
-        thought += (one.output_tokens or 0) * min(1.0, len(found.reasoning or "") / max(1, whole))
         cut += found.cut
-    return {"reasoning_share": measured(thought / generated), "reasoning_cut_share": measured(cut / len(answers))}
+        if one.output_tokens is not None:
+            whole = len(one.text) + len(one.reasoning or "")
+            thought += one.output_tokens * min(1.0, len(found.reasoning or "") / max(1, whole))
+    generated = sum(one.output_tokens for one in answers if one.output_tokens is not None)
+    share = {"reasoning_share": measured(thought / generated)} if generated else {}
+    return share | {"reasoning_cut_share": measured(cut / len(answers))}
 
 
 def text_kl_file(cell: CellId) -> str:
